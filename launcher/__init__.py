@@ -1,0 +1,1 @@
+"""What runs where, and starting it; importing this package never imports torch."""

@@ -1,0 +1,275 @@
+"""The training configuration: every option of `workers.train`, checked once."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from launcher.errors import ConfigError
+from launcher.options import (
+    Resolved,
+    add_options,
+    argv_of,
+    check_keys,
+    kebab,
+    number_list,
+    option,
+    read_toml,
+    resolve,
+    text_list,
+    yes_or_no,
+)
+from launcher.topology import check_shape
+
+_WHAT = "what to train"
+_BATCH = "batch and bundles"
+_OPTIM = "optimizer"
+_DATA = "data"
+_RUN = "run"
+_TUNE = "execution"
+
+DEFAULT_MICROBATCH = 32
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """What a training run does, the same on every rank.
+
+    Raises:
+        ConfigError: a value is out of range or two values contradict each other.
+    """
+
+    data: str = ""
+
+    recipe: str = option(
+        "image-classification",
+        "image-classification, characters, or path/to/file.py of your own",
+        group=_WHAT,
+    )
+    model: str = option(
+        "resnet18", "torchvision model, or path/to/file.py:build of your own", group=_WHAT
+    )
+    cut: tuple[str, ...] = option(
+        (),
+        "where each stage after the first begins: module or node names (layer3.10), "
+        "a named cut of the family, or a number of equal parts",
+        group=_WHAT,
+        parse=text_list,
+        metavar="NAME[,NAME...]",
+    )
+    num_classes: int = option(
+        0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int
+    )
+
+    shape: tuple[int, ...] = option(
+        (1, 1),
+        "devices per stage of a bundle; 1 is data parallel only",
+        group=_BATCH,
+        parse=number_list,
+        metavar="W[,W...]",
+    )
+    batch_size: int = option(256, "samples of one step, over all bundles", group=_BATCH, parse=int)
+    microbatch_size: int = option(
+        0,
+        "samples of one micro-batch (0: the largest divisor of the batch size up to "
+        f"{DEFAULT_MICROBATCH})",
+        group=_BATCH,
+        parse=int,
+    )
+    share: str = option(
+        "measured",
+        "how bundles share out the micro-batches: equal, or by measured speed at each epoch",
+        group=_BATCH,
+        choices=("equal", "measured"),
+    )
+
+    epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int)
+    max_steps: int = option(0, "stop after this many steps (0: never)", group=_OPTIM, parse=int)
+    optimizer: str = option("sgd", "optimizer", group=_OPTIM, choices=("sgd", "adamw"))
+    lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
+    momentum: float = option(0.9, "momentum of SGD", group=_OPTIM, parse=float)
+    weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
+    schedule: str = option(
+        "cosine",
+        "course of the learning rate",
+        group=_OPTIM,
+        choices=("constant", "cosine", "step", "one-cycle"),
+    )
+    warmup_epochs: float = option(
+        0.0, "epochs of linear warm-up (one-cycle: of its rise; 0: 30 %)", group=_OPTIM, parse=float
+    )
+    lr_step_epochs: int = option(30, "step schedule: epochs per step", group=_OPTIM, parse=int)
+    lr_gamma: float = option(0.1, "step schedule: factor per step", group=_OPTIM, parse=float)
+    label_smoothing: float = option(0.0, "label smoothing", group=_OPTIM, parse=float)
+    clip_norm: float = option(
+        0.0, "clip the gradient to this global norm (0: no clipping)", group=_OPTIM, parse=float
+    )
+
+    image_size: int = option(224, "side of the image, pixels", group=_DATA, parse=int)
+    augment: str = option(
+        "imagenet",
+        "imagenet: random resized crop and flip; none: resize only",
+        group=_DATA,
+        choices=("imagenet", "none"),
+    )
+    loader_workers: int = option(
+        -1, "loading processes per reading rank (-1: by free cores)", group=_DATA, parse=int
+    )
+    prefetch: int = option(2, "micro-batches each of them reads ahead", group=_DATA, parse=int)
+    skip_unreadable: bool = option(
+        False, "leave unreadable images out and count them", group=_DATA, parse=yes_or_no
+    )
+    synthetic_samples: int = option(
+        1024, "training samples of the data set `synthetic`", group=_DATA, parse=int
+    )
+
+    run_dir: str = option("runs/latest", "run folder; resumes what is there", group=_RUN)
+    seed: int = option(0, "seed of everything random", group=_RUN, parse=int)
+    log_steps: int = option(10, "steps between two lines of progress", group=_RUN, parse=int)
+    checkpoint_steps: int = option(
+        0, "steps between checkpoints (0: only at each epoch's end)", group=_RUN, parse=int
+    )
+    keep: int = option(3, "newest checkpoints to keep; the best is kept too", group=_RUN, parse=int)
+    validate: bool = option(True, "validate after each epoch", group=_RUN, parse=yes_or_no)
+    tensorboard: bool = option(False, "write TensorBoard events too", group=_RUN, parse=yes_or_no)
+
+    precision: str = option(
+        "float32",
+        "float32, bfloat16 (autocast) or float64",
+        group=_TUNE,
+        choices=("float32", "bfloat16", "float64"),
+    )
+    compile: bool = option(False, "torch.compile each stage", group=_TUNE, parse=yes_or_no)
+    transport: str = option(
+        "auto",
+        "how ranks talk: nccl, through cpu memory, or the better one that works",
+        group=_TUNE,
+        choices=("auto", "nccl", "cpu"),
+    )
+    bucket_mb: float = option(4.0, "size of a sync bucket, MB", group=_TUNE, parse=float)
+    timeout_s: float = option(
+        300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float
+    )
+    threads: int = option(
+        0, "compute threads per rank (0: share the cores out)", group=_TUNE, parse=int
+    )
+    verify_replicas: bool = option(
+        False, "check after each step that all replicas are bit-equal", group=_TUNE, parse=yes_or_no
+    )
+
+    def __post_init__(self) -> None:
+        check_shape(self.shape)
+        _at_least(1, self, "batch_size", "keep", "log_steps", "image_size", "prefetch")
+        _at_least(1, self, "lr_step_epochs", "synthetic_samples")
+        _at_least(0, self, "microbatch_size", "epochs", "max_steps", "checkpoint_steps", "threads")
+        _at_least(0, self, "num_classes", "lr", "momentum", "weight_decay", "clip_norm", "seed")
+        _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma")
+        _at_least(-1, self, "loader_workers")
+        if self.bucket_mb <= 0 or self.timeout_s <= 0:
+            raise ConfigError("--bucket-mb and --timeout-s must be above 0")
+        if self.microbatch_size and self.batch_size % self.microbatch_size:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
+                f"{self.microbatch_size}; use one of {_divisors(self.batch_size)}"
+            )
+        if len(self.cut) > 1 and len(self.cut) != len(self.shape) - 1:
+            raise ConfigError(
+                f"--cut {','.join(self.cut)} makes {len(self.cut) + 1} stages, --shape "
+                f"{','.join(map(str, self.shape))} has {len(self.shape)}; give one cut less than "
+                "stages"
+            )
+
+    @property
+    def samples_per_microbatch(self) -> int:
+        """Samples of a full micro-batch; never depends on the number of bundles (I1)."""
+        if self.microbatch_size:
+            return self.microbatch_size
+        return max(d for d in _divisors(self.batch_size) if d <= DEFAULT_MICROBATCH)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro-batches of a full step, over all bundles."""
+        return self.batch_size // self.samples_per_microbatch
+
+    def to_argv(self) -> list[str]:
+        """The command line of `workers.train` that stands for this configuration."""
+        return [*argv_of(self), *([self.data] if self.data else [])]
+
+    def to_json(self) -> str:
+        """The configuration as a JSON document."""
+        return json.dumps(asdict(self), indent=2)
+
+
+def _at_least(least: int, config: TrainConfig, *names: str) -> None:
+    for name in names:
+        if not getattr(config, name) >= least:
+            flag = "--" + name.replace("_", "-")
+            raise ConfigError(f"{flag} {getattr(config, name)} must be {least} or more")
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `TrainConfig`, DATA and --config."""
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default=None,
+        metavar="DATA",
+        help="ImageFolder root with train/ and val/, a text file (characters), or synthetic",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of options")
+    add_options(parser, TrainConfig)
+
+
+def toml_of(args: argparse.Namespace, *classes: type) -> tuple[dict[str, object], str]:
+    """The checked keys of `--config`, and its name; nothing without it."""
+    if not args.config:
+        return {}, "TOML file"
+    toml = read_toml(Path(args.config))
+    check_keys([key for key in toml if key != "data"], classes, args.config)
+    return toml, args.config
+
+
+def train_config(
+    args: argparse.Namespace,
+    *,
+    environ: Mapping[str, str],
+    toml: Mapping[str, object],
+    toml_name: str,
+) -> Resolved[TrainConfig]:
+    """The training configuration that `args`, the environment and the TOML file say.
+
+    Raises:
+        ConfigError: DATA is missing or a value is wrong.
+    """
+    data = args.data if args.data is not None else toml.get("data")
+    if not data:
+        raise ConfigError("DATA is missing; give an ImageFolder root, or `synthetic`")
+    resolved = resolve(TrainConfig, vars(args), environ=environ, toml=toml, toml_name=toml_name)
+    value = replace(resolved.value, data=str(data))
+    source = "option" if args.data is not None else toml_name
+    return Resolved(value, {"data": source, **resolved.sources})
+
+
+def parse_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> TrainConfig:
+    """Reads the command line of `workers.train`.
+
+    Raises:
+        ConfigError: a value is wrong.
+        SystemExit: an option is unknown (argparse prints usage, code 2).
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m workers.train",
+        description="Train one rank of a bundle; torchrun starts one per device.",
+        allow_abbrev=False,
+    )
+    add_train_arguments(parser)
+    args = parser.parse_args(kebab(argv))
+    toml, name = toml_of(args, TrainConfig)
+    return train_config(args, environ=environ, toml=toml, toml_name=name).value

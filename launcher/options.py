@@ -1,0 +1,234 @@
+"""Options declared once: a frozen dataclass becomes arguments, environment variables and TOML keys.
+
+    class Config:                        --batch-size 64              option
+        batch_size: int = option(...)    BUNDLERUN_BATCH_SIZE=64      environment
+                                         batch-size = 64              TOML file
+
+The first of option, environment, TOML file and default that has a value gives it, and `Resolved`
+remembers which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from launcher.errors import ConfigError, nearest
+
+ENV_PREFIX = "BUNDLERUN_"
+T = TypeVar("T")
+
+
+def text_list(text: str) -> tuple[str, ...]:
+    """Reads `a,b` as ("a", "b")."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def number_list(text: str) -> tuple[int, ...]:
+    """Reads `4,2` as (4, 2)."""
+    return tuple(int(part) for part in text.split(","))
+
+
+def yes_or_no(text: str) -> bool:
+    """Reads a truth value of an environment variable."""
+    values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+    return values[text.strip().lower()]
+
+
+_KINDS: dict[Callable[[str], object], str] = {
+    int: "a whole number",
+    float: "a number",
+    number_list: "whole numbers separated by commas",
+    yes_or_no: "true or false",
+}
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    group: str,
+    parse: Callable[[str], object] = str,
+    choices: Sequence[str] = (),
+    metavar: str | None = None,
+) -> T:
+    """Declares one option of a configuration dataclass.
+
+    Args:
+        default: the value when nobody gives one.
+        help: one line for `--help`.
+        group: heading in `--help` and in the plan.
+        parse: text to value; `yes_or_no` makes a `--name/--no-name` switch.
+        choices: the valid texts, when few.
+        metavar: name of the value in `--help`.
+    """
+    metadata = {
+        "help": help,
+        "group": group,
+        "parse": parse,
+        "choices": tuple(choices),
+        "metavar": metavar,
+    }
+    value: T = dataclasses.field(default=default, metadata=metadata)
+    return value
+
+
+def flag_of(name: str) -> str:
+    """The option that sets the field `name`."""
+    return "--" + name.replace("_", "-")
+
+
+def _options(cls: type) -> list[dataclasses.Field[Any]]:
+    return [f for f in dataclasses.fields(cls) if "parse" in f.metadata]
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
+    """Adds an argument for each option of `cls`; absent ones stay out of the namespace."""
+    groups = {group.title: group for group in parser._action_groups}
+    for field in _options(cls):
+        meta = field.metadata
+        title = meta["group"]
+        group = groups.get(title) or parser.add_argument_group(title)
+        groups[title] = group
+        unset = field.default is None or field.default == () or field.default == ""
+        shown = "" if unset else f" (default: {_text(field.default)})"
+        text = (meta["help"] + shown).replace("%", "%%")
+        if meta["parse"] is yes_or_no:
+            group.add_argument(
+                flag_of(field.name),
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=text,
+            )
+            continue
+        group.add_argument(
+            flag_of(field.name), default=argparse.SUPPRESS, metavar=meta["metavar"], help=text
+        )
+
+
+def kebab(argv: Iterable[str]) -> list[str]:
+    """Rewrites `--batch_size=3` to `--batch-size=3`, as torchrun takes both forms."""
+    result: list[str] = []
+    for word in argv:
+        if word.startswith("--") and "_" in word.split("=", 1)[0]:
+            name, sign, value = word.partition("=")
+            word = name.replace("_", "-") + sign + value
+        result.append(word)
+    return result
+
+
+def _converted(field: dataclasses.Field[Any], raw: object, where: str) -> object:
+    """The checked value of one option; `where` names the place it came from as a user typed it."""
+    meta = field.metadata
+    parse = meta["parse"]
+    if isinstance(raw, bool):
+        if parse is yes_or_no:
+            return raw
+        raise ConfigError(f"{where} {raw} is not {_KINDS.get(parse, 'a text')}")
+    text = ",".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
+    if meta["choices"] and text not in meta["choices"]:
+        raise ConfigError(f"{where} {text!r} is not one of: {', '.join(meta['choices'])}")
+    try:
+        return parse(text)
+    except (ValueError, KeyError) as exc:
+        kind = _KINDS.get(parse, "valid")
+        raise ConfigError(f"{where} {text!r} is not {kind}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved(Generic[T]):
+    """A configuration and where each of its values came from."""
+
+    value: T
+    sources: Mapping[str, str]
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """The keys of a TOML file of options.
+
+    Raises:
+        ConfigError: the file is missing or no TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as exc:
+        raise ConfigError(f"cannot read --config {str(path)!r}: {exc.strerror}") from exc
+    except tomllib.TOMLDecodeError as exc:
+        raise ConfigError(f"--config {str(path)!r} is not TOML: {exc}") from exc
+
+
+def check_keys(keys: Iterable[str], classes: Sequence[type], path: str) -> None:
+    """Raises ConfigError for a TOML key that no option of `classes` has."""
+    valid = [f.name.replace("_", "-") for cls in classes for f in _options(cls)]
+    for key in keys:
+        if key.replace("_", "-") not in valid:
+            raise ConfigError(f"unknown key {key!r} in {path}; {nearest(key, valid)}")
+
+
+def resolve(
+    cls: type[T],
+    given: Mapping[str, object],
+    *,
+    environ: Mapping[str, str],
+    toml: Mapping[str, object],
+    toml_name: str = "TOML file",
+) -> Resolved[T]:
+    """Layers option, environment, TOML file and default into one `cls`.
+
+    Args:
+        given: what argparse found, by field name.
+        environ: the environment; `BUNDLERUN_<FIELD>` is read.
+        toml: keys of the TOML file, in either spelling; keys of other classes are passed over.
+
+    Raises:
+        ConfigError: a value does not fit its option; `cls` may raise it too.
+    """
+    file_values = {key.replace("-", "_"): value for key, value in toml.items()}
+    values: dict[str, object] = {}
+    sources: dict[str, str] = {}
+    for field in _options(cls):
+        variable = ENV_PREFIX + field.name.upper()
+        if field.name in given:
+            source, where, raw = "option", flag_of(field.name), given[field.name]
+        elif variable in environ:
+            source, where, raw = f"environment {variable}", variable, environ[variable]
+        elif field.name in file_values:
+            source, where, raw = toml_name, f"{toml_name}: {field.name}", file_values[field.name]
+        else:
+            sources[field.name] = "default"
+            continue
+        values[field.name] = _converted(field, raw, where)
+        sources[field.name] = source
+    return Resolved(cls(**values), sources)
+
+
+def argv_of(config: object) -> list[str]:
+    """The options that say what `config` says, defaults left out."""
+    words: list[str] = []
+    for field in _options(type(config)):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        if field.metadata["parse"] is yes_or_no:
+            words.append(flag_of(field.name) if value else "--no-" + flag_of(field.name)[2:])
+        else:
+            words.append(f"{flag_of(field.name)}={_text(value)}")
+    return words
+
+
+def groups_of(cls: type) -> dict[str, list[str]]:
+    """Field names by heading, in order."""
+    groups: dict[str, list[str]] = {}
+    for field in _options(cls):
+        groups.setdefault(field.metadata["group"], []).append(field.name)
+    return groups

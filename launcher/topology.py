@@ -1,0 +1,255 @@
+"""Which rank is what: the place of every rank, every group of a sync, every link.
+
+    shape 1,1 on two nodes of four devices             (collect goes to *, exchange joins the *)
+
+      node 0                      node 1
+      bundle 0     bundle 1       bundle 2     bundle 3
+      r0*  r1*     r2   r3        r4*  r5*     r6   r7
+      s0   s1      s0   s1        s0   s1      s0   s1
+
+Pure arithmetic: plain values in, plain values out, no torch and no process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property
+from itertools import accumulate, product
+from math import gcd
+from typing import NamedTuple
+
+from launcher.errors import ConfigError
+
+
+class Place(NamedTuple):
+    """What one rank is; `bundle`, `stage` and `replica` are -1 for a spare rank."""
+
+    rank: int
+    node: int
+    local_rank: int
+    bundle: int
+    stage: int
+    replica: int
+    is_local_master: bool
+
+    @property
+    def is_spare(self) -> bool:
+        """True for a rank that no bundle uses."""
+        return self.bundle < 0
+
+
+class LinkKind(Enum):
+    """What travels on a link."""
+
+    ACTIVATION = "activation"
+    GRADIENT = "gradient"
+    TARGET = "target"
+
+
+class Link(NamedTuple):
+    """One directed edge between two ranks of a bundle, with a communicator of its own."""
+
+    bundle: int
+    kind: LinkKind
+    src: int
+    dst: int
+
+
+@dataclass(frozen=True, slots=True)
+class SyncGroup:
+    """The ranks of one node that hold one stage; the first is the local master."""
+
+    stage: int
+    node: int
+    ranks: tuple[int, ...]
+
+
+def bundle_size(shape: Sequence[int]) -> int:
+    """Devices that one bundle takes."""
+    return sum(shape)
+
+
+def check_shape(shape: Sequence[int]) -> None:
+    """Raises ConfigError unless `shape` names at least one stage of at least one device each."""
+    text = ",".join(map(str, shape))
+    if not shape:
+        raise ConfigError("--shape is empty; give the devices per stage, for example 1,1")
+    if any(width < 1 for width in shape):
+        raise ConfigError(
+            f"--shape {text} has a stage without a device; every number must be 1 or more"
+        )
+
+
+def usable_devices(shape: Sequence[int], num_devices: int) -> int:
+    """Devices of one node that the launcher starts ranks on; the rest stay idle.
+
+    A node that holds whole bundles runs only those. A smaller one gives all it has to bundles
+    that span nodes.
+    """
+    size = bundle_size(shape)
+    return num_devices - num_devices % size if num_devices >= size else num_devices
+
+
+def linked_replicas(width: int, other_width: int) -> Iterator[tuple[int, int]]:
+    """Yields the replica pairs of two stages that have a micro-batch in common.
+
+    Replica r of a stage of width w does the micro-batches j with j mod w = r (I3), so r and q
+    share one exactly where r = q modulo gcd(w, v).
+    """
+    step = gcd(width, other_width)
+    return (
+        (replica, other)
+        for replica, other in product(range(width), range(other_width))
+        if replica % step == other % step
+    )
+
+
+@dataclass(frozen=True)
+class Topology:
+    """The whole layout of one rendezvous round.
+
+    Args:
+        shape: devices per stage of a bundle.
+        devices_per_node: ranks that each node runs, in node order.
+
+    Raises:
+        ConfigError: the shape is no shape, or the devices do not hold one bundle.
+    """
+
+    shape: tuple[int, ...]
+    devices_per_node: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_shape(self.shape)
+        if not self.devices_per_node or min(self.devices_per_node) < 0:
+            raise ConfigError(f"no nodes to place ranks on: {list(self.devices_per_node)!r}")
+        if self.num_bundles < 1:
+            raise ConfigError(
+                f"{self.world_size} devices do not hold one bundle of shape "
+                f"{','.join(map(str, self.shape))} ({bundle_size(self.shape)} devices); "
+                "add devices or give a smaller --shape"
+            )
+
+    @property
+    def world_size(self) -> int:
+        """All ranks, spare ones included."""
+        return sum(self.devices_per_node)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes that take part."""
+        return len(self.devices_per_node)
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of one bundle."""
+        return len(self.shape)
+
+    @cached_property
+    def first_ranks(self) -> tuple[int, ...]:
+        """The first global rank of each node."""
+        return tuple(accumulate(self.devices_per_node, initial=0))[:-1]
+
+    @cached_property
+    def bundles(self) -> tuple[tuple[int, ...], ...]:
+        """The ranks of every bundle, in order of stage, then replica.
+
+        Nodes that hold whole bundles come with their own; the ranks of smaller nodes are strung
+        together in node order and cut into bundles that span neighbours.
+        """
+        size = bundle_size(self.shape)
+        found: list[tuple[int, ...]] = []
+        small: list[int] = []
+        for first, count in zip(self.first_ranks, self.devices_per_node, strict=True):
+            if count < size:
+                small.extend(range(first, first + count))
+                continue
+            for start in range(first, first + count - size + 1, size):
+                found.append(tuple(range(start, start + size)))
+        for start in range(0, len(small) - size + 1, size):
+            found.append(tuple(small[start : start + size]))
+        return tuple(sorted(found))
+
+    @property
+    def num_bundles(self) -> int:
+        """Bundles in the whole job."""
+        return len(self.bundles)
+
+    @cached_property
+    def positions(self) -> tuple[tuple[int, int], ...]:
+        """(stage, replica) of each rank of a bundle, in the order of `bundles`."""
+        return tuple((s, r) for s, width in enumerate(self.shape) for r in range(width))
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The place of every rank, by rank."""
+        roles: list[tuple[int, int, int]] = [(-1, -1, -1)] * self.world_size
+        for bundle, ranks in enumerate(self.bundles):
+            for rank, (stage, replica) in zip(ranks, self.positions, strict=True):
+                roles[rank] = (bundle, stage, replica)
+        places: list[Place] = []
+        for node, (first, count) in enumerate(
+            zip(self.first_ranks, self.devices_per_node, strict=True)
+        ):
+            seen: set[int] = set()
+            for rank in range(first, first + count):
+                bundle, stage, replica = roles[rank]
+                is_master = bundle >= 0 and stage not in seen
+                seen.add(stage)
+                places.append(Place(rank, node, rank - first, bundle, stage, replica, is_master))
+        return tuple(places)
+
+    @cached_property
+    def active_ranks(self) -> tuple[int, ...]:
+        """Ranks that some bundle uses."""
+        return tuple(rank for bundle in self.bundles for rank in bundle)
+
+    @cached_property
+    def spare_ranks(self) -> tuple[int, ...]:
+        """Ranks that no bundle uses."""
+        return tuple(place.rank for place in self.places if place.is_spare)
+
+    @cached_property
+    def sync_groups(self) -> tuple[SyncGroup, ...]:
+        """The collect (and distribute) groups: per stage, then node, the ranks that hold it."""
+        members: dict[tuple[int, int], list[int]] = {}
+        for place in self.places:
+            if not place.is_spare:
+                members.setdefault((place.stage, place.node), []).append(place.rank)
+        return tuple(
+            SyncGroup(stage, node, tuple(ranks)) for (stage, node), ranks in sorted(members.items())
+        )
+
+    @cached_property
+    def exchange_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Per stage, the local masters of all nodes."""
+        masters: list[list[int]] = [[] for _ in self.shape]
+        for group in self.sync_groups:
+            masters[group.stage].append(group.ranks[0])
+        return tuple(tuple(ranks) for ranks in masters)
+
+    def stage_ranks(self, stage: int) -> tuple[int, ...]:
+        """All replicas of one stage, the one of bundle 0 first."""
+        wanted = [i for i, (s, _) in enumerate(self.positions) if s == stage]
+        return tuple(bundle[i] for bundle in self.bundles for i in wanted)
+
+    def bundle_links(self, bundle: int) -> Iterator[Link]:
+        """Yields the links of one bundle, in an order that every rank agrees on."""
+        ranks = self.bundles[bundle]
+        starts = tuple(accumulate(self.shape, initial=0))
+        last = self.num_stages - 1
+        for stage in range(last):
+            for r, q in linked_replicas(self.shape[stage], self.shape[stage + 1]):
+                front, rear = ranks[starts[stage] + r], ranks[starts[stage + 1] + q]
+                yield Link(bundle, LinkKind.ACTIVATION, front, rear)
+                yield Link(bundle, LinkKind.GRADIENT, rear, front)
+        if last > 0:
+            for r, q in linked_replicas(self.shape[0], self.shape[last]):
+                yield Link(bundle, LinkKind.TARGET, ranks[r], ranks[starts[last] + q])
+
+    @cached_property
+    def links(self) -> tuple[Link, ...]:
+        """Every link of the job."""
+        return tuple(link for b in range(self.num_bundles) for link in self.bundle_links(b))

@@ -1,0 +1,120 @@
+"""The one extension point: what is trained, with which data, loss, metrics and optimizer."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Iterable, Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Protocol, cast
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError, nearest
+
+BUILT_IN = {
+    "image-classification": "workers.recipes.image_classification",
+    "characters": "workers.recipes.characters",
+}
+Sample = tuple[object, object]
+
+
+class SampleSet(Sized, Protocol):
+    """A map-style data set: `len()` and samples by index."""
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """One (input, target); the input is a tensor, or a tuple of them for several inputs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSets:
+    """What a recipe reads; only ranks of stage 0 open it (I4)."""
+
+    train: SampleSet
+    val: SampleSet | None
+    num_outputs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataInfo:
+    """What every rank has to know about data that only stage 0 reads."""
+
+    num_train: int
+    num_val: int
+    num_outputs: int
+
+
+class Recipe(Protocol):
+    """What a recipe file's `recipe(config)` returns. No method may depend on the topology."""
+
+    unit: str
+    """What one sample is called in the throughput, plural: "images"."""
+
+    def check(self) -> None:
+        """Raises ConfigError where the data is missing; must be quick, and open no sample."""
+
+    def open_data(self) -> DataSets:
+        """The training and validation samples. Their order must be the same on every node."""
+
+    def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
+        """The unsplit model, or its stages in order where it is already cut.
+
+        The caller has seeded torch; building on the meta device must be possible for the
+        launcher's check of the cuts.
+        """
+
+    def loss(self, output: object, target: Tensor) -> Tensor:
+        """Scalar mean over the samples of one micro-batch."""
+
+    def metrics(self, output: object, target: Tensor) -> dict[str, Tensor]:
+        """Scalar sums over the samples of one micro-batch, such as {"top1": number right}.
+
+        The names must be the same in every call; the first decides which checkpoint is best
+        (higher is better).
+        """
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        """The optimizer over the named parameters of one stage, learning rate at its highest."""
+
+
+def load_recipe(config: TrainConfig) -> Recipe:
+    """The recipe that `--recipe` names.
+
+    Raises:
+        ConfigError: there is no such recipe, or the file has no function `recipe`.
+    """
+    name = config.recipe
+    if name in BUILT_IN:
+        module = importlib.import_module(BUILT_IN[name])
+    elif name.endswith(".py"):
+        module = module_from_file(name, "--recipe")
+    else:
+        raise ConfigError(
+            f"unknown --recipe {name!r}; {nearest(name, BUILT_IN)}, or a path ending in .py"
+        )
+    make = getattr(module, "recipe", None)
+    if not callable(make):
+        raise ConfigError(f"--recipe {name!r} has no function recipe(config)")
+    return cast(Recipe, make(config))
+
+
+def module_from_file(path: str, option: str) -> ModuleType:
+    """Imports a user's own file.
+
+    Raises:
+        ConfigError: the file does not exist.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"{option} {path!r}: no such file")
+    spec = importlib.util.spec_from_file_location(f"bundlerun_user_{file.stem}", file.resolve())
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{option} {path!r} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
