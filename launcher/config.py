@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from launcher.options import (
     add_options,
     argv_of,
     check_keys,
+    flag_of,
     kebab,
     number_list,
     option,
@@ -156,6 +158,9 @@ class TrainConfig:
     threads: int = option(
         0, "compute threads per rank (0: share the cores out)", group=_TUNE, parse=int
     )
+    affinity: bool = option(
+        True, "pin each rank to its share of the cores", group=_TUNE, parse=yes_or_no
+    )
     verify_replicas: bool = option(
         False, "check after each step that all replicas are bit-equal", group=_TUNE, parse=yes_or_no
     )
@@ -168,8 +173,9 @@ class TrainConfig:
         _at_least(0, self, "num_classes", "lr", "momentum", "weight_decay", "clip_norm", "seed")
         _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma")
         _at_least(-1, self, "loader_workers")
-        if self.bucket_mb <= 0 or self.timeout_s <= 0:
-            raise ConfigError("--bucket-mb and --timeout-s must be above 0")
+        _finite_above_0(self, "bucket_mb", "timeout_s")
+        if self.label_smoothing > 1:
+            raise ConfigError(f"--label-smoothing {self.label_smoothing} must be 1 or less")
         if self.microbatch_size and self.batch_size % self.microbatch_size:
             raise ConfigError(
                 f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
@@ -180,6 +186,12 @@ class TrainConfig:
                 f"--cut {','.join(self.cut)} makes {len(self.cut) + 1} stages, --shape "
                 f"{','.join(map(str, self.shape))} has {len(self.shape)}; give one cut less than "
                 "stages"
+            )
+        if len(self.cut) == 1 and self.cut[0].isdecimal() and int(self.cut[0]) != len(self.shape):
+            raise ConfigError(
+                f"--cut {self.cut[0]} makes {self.cut[0]} equal parts, --shape "
+                f"{','.join(map(str, self.shape))} has {len(self.shape)} stages; "
+                "give the same number"
             )
 
     @property
@@ -205,9 +217,16 @@ class TrainConfig:
 
 def _at_least(least: int, config: TrainConfig, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) >= least:
-            flag = "--" + name.replace("_", "-")
-            raise ConfigError(f"{flag} {getattr(config, name)} must be {least} or more")
+        value = getattr(config, name)
+        if not least <= value < math.inf:  # false for NaN, too
+            raise ConfigError(f"{flag_of(name)} {value} must be {least} or more, and finite")
+
+
+def _finite_above_0(config: TrainConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{flag_of(name)} {value} must be above 0, and finite")
 
 
 def _divisors(number: int) -> list[int]:
@@ -242,18 +261,22 @@ def train_config(
     environ: Mapping[str, str],
     toml: Mapping[str, object],
     toml_name: str,
+    default_data: str = "",
 ) -> Resolved[TrainConfig]:
     """The training configuration that `args`, the environment and the TOML file say.
+
+    Args:
+        default_data: DATA where nobody gives one.
 
     Raises:
         ConfigError: DATA is missing or a value is wrong.
     """
-    data = args.data if args.data is not None else toml.get("data")
+    data = args.data if args.data is not None else toml.get("data", default_data)
     if not data:
         raise ConfigError("DATA is missing; give an ImageFolder root, or `synthetic`")
     resolved = resolve(TrainConfig, vars(args), environ=environ, toml=toml, toml_name=toml_name)
     value = replace(resolved.value, data=str(data))
-    source = "option" if args.data is not None else toml_name
+    source = "option" if args.data is not None else toml_name if "data" in toml else "default"
     return Resolved(value, {"data": source, **resolved.sources})
 
 

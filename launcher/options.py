@@ -163,7 +163,7 @@ def read_toml(path: Path) -> dict[str, object]:
             return tomllib.load(file)
     except OSError as exc:
         raise ConfigError(f"cannot read --config {str(path)!r}: {exc.strerror}") from exc
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # TOMLDecodeError, or bytes that are no UTF-8
         raise ConfigError(f"--config {str(path)!r} is not TOML: {exc}") from exc
 
 

@@ -223,6 +223,14 @@ class Topology:
         )
 
     @cached_property
+    def _collect_ranks(self) -> dict[tuple[int, int], tuple[int, ...]]:
+        return {(group.stage, group.node): group.ranks for group in self.sync_groups}
+
+    def collect_ranks(self, stage: int, node: int) -> tuple[int, ...]:
+        """The ranks of one node that hold one stage; the first is the local master."""
+        return self._collect_ranks[stage, node]
+
+    @cached_property
     def exchange_groups(self) -> tuple[tuple[int, ...], ...]:
         """Per stage, the local masters of all nodes."""
         masters: list[list[int]] = [[] for _ in self.shape]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from collections.abc import Iterable, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Protocol, cast
 
 from torch import Tensor, nn
@@ -15,6 +12,7 @@ from torch.optim import Optimizer
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, nearest
+from launcher.user_file import module_from_file
 
 BUILT_IN = {
     "image-classification": "workers.recipes.image_classification",
@@ -23,11 +21,22 @@ BUILT_IN = {
 Sample = tuple[object, object]
 
 
+class UnreadableSample(ConfigError):
+    """One sample cannot be read; the message names its file. --skip-unreadable goes on without."""
+
+
 class SampleSet(Sized, Protocol):
     """A map-style data set: `len()` and samples by index."""
 
     def __getitem__(self, index: int, /) -> Sample:
-        """One (input, target); the input is a tensor, or a tuple of them for several inputs."""
+        """One (input, target); the input is a tensor, or a tuple of them for several inputs.
+
+        What is random about it may use the generators of torch, random and numpy: they are
+        seeded by (seed, epoch, index) before each call.
+
+        Raises:
+            UnreadableSample: its file is damaged.
+        """
         ...
 
 
@@ -101,20 +110,3 @@ def load_recipe(config: TrainConfig) -> Recipe:
     if not callable(make):
         raise ConfigError(f"--recipe {name!r} has no function recipe(config)")
     return cast(Recipe, make(config))
-
-
-def module_from_file(path: str, option: str) -> ModuleType:
-    """Imports a user's own file.
-
-    Raises:
-        ConfigError: the file does not exist.
-    """
-    file = Path(path)
-    if not file.is_file():
-        raise ConfigError(f"{option} {path!r}: no such file")
-    spec = importlib.util.spec_from_file_location(f"bundlerun_user_{file.stem}", file.resolve())
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{option} {path!r} is no Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,0 +1,64 @@
+# Everything a person types; `make help` lists it. The first target that needs it sets up .venv.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+READY := $(VENV)/.ready
+EXTRAS := demo,tensorboard,bench,dev
+SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
+
+# Ranks bring their own threads; tests and benchmarks run many ranks on few cores.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-unit test-all lint type format bench venv clean
+
+help: ## show this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+demo: $(READY) ## train a ResNet-18 on handwritten digits: two nodes of two bundles on this machine
+	$(RUN) examples/write_digits.py
+	$(RUN) examples/demo.py
+
+test: $(READY) ## all tests that this machine can run; skipped ones say why
+	$(RUN) -m pytest $(ARGS)
+
+test-unit: $(READY) ## the quick tests, without processes
+	$(RUN) -m pytest tests/unit $(ARGS)
+
+test-all: test lint type ## what CI runs
+
+lint: $(READY) ## ruff, and the shell scripts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	@set -e; for script in $(SCRIPTS); do bash -n "$$script"; done
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	else echo "shellcheck is not installed: the scripts were only parsed"; fi
+
+type: $(READY) ## mypy --strict
+	$(VENV)/bin/mypy
+
+format: $(READY) ## rewrite the code as ruff wants it
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(READY) ## each claim of the README as a measurement
+	$(RUN) -m benchmarks $(ARGS)
+
+venv: $(READY) ## only set up .venv
+
+clean: ## remove .venv and what tools leave; keeps data/ and runs/
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: an installation that was cut short is done again.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "error: $(PYTHON) is not on the PATH; use make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: $$($(PYTHON) --version) is too old, 3.11 or newer is needed;" \
+	       "use make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  echo "error: $(PYTHON) cannot make $(VENV); on Debian install python3-venv" >&2; exit 2; }
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@

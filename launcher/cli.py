@@ -1,0 +1,66 @@
+"""The command line `bundlerun`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+
+from launcher.errors import BundleError
+from launcher.options import kebab
+
+COMMANDS = {
+    "run": "start this node's part of a training run",
+    "plan": "show what would run where, for this machine or for others; starts nothing",
+    "classic": "run with the options of the original Bundle_HybridParallelism",
+    "export": "write a trained model as one file that plain torchvision loads",
+}
+"""Each is a module of `launcher.commands` with `add_arguments(parser)` and `run(args) -> int`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line and returns the exit code."""
+    words = kebab(sys.argv[1:] if argv is None else argv)
+    parser = _parser(words[0] if words else "")
+    args = parser.parse_args(words)
+    if not hasattr(args, "run"):
+        parser.print_help()
+        return 0
+    try:
+        return int(args.run(args))
+    except BundleError as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return exc.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `bundlerun plan | head`
+        sys.stderr.close()
+        return 0
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+    """The parser; only the module of `command` is imported."""
+    parser = argparse.ArgumentParser(
+        prog="bundlerun",
+        description="Train a model that is cut into stages, on bundles of devices.",
+        epilog="bundlerun COMMAND --help shows the options of a command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        if name == command:
+            module = importlib.import_module(f"launcher.commands.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run=module.run)
+    return parser
+
+
+def _version() -> str:
+    try:
+        return f"bundlerun {metadata.version('bundlerun')}"
+    except metadata.PackageNotFoundError:
+        return "bundlerun (not installed)"

@@ -1,0 +1,171 @@
+"""`bundlerun export`: a checkpoint becomes a file that the unsplit model loads."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from launcher.checkpoints import (
+    Checkpoint,
+    best_of,
+    choose,
+    find_damage,
+    read_manifest,
+    read_tensors,
+    survey,
+)
+from launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
+from launcher.paths import RunPaths
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SUFFIXES = (".safetensors", ".pt")
+_MODEL = "model."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun export`."""
+    parser.description = (
+        "Write the model of a run as one plain state_dict, which the unsplit model loads with "
+        "strict=True."
+    )
+    parser.add_argument("run", metavar="RUN", help="run folder, as given to --run-dir")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="file to write; its suffix says how: .safetensors or .pt",
+    )
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
+        "--step", type=int, metavar="N", help="the checkpoint of this step (default: the newest)"
+    )
+    which.add_argument(
+        "--best",
+        action="store_true",
+        help="the checkpoint with the best first metric in validation",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the file; returns the exit code.
+
+    Raises:
+        ConfigError: the output or the run folder cannot be.
+        CheckpointError: there is no checkpoint, or the one asked for is damaged.
+        NodeError: the output cannot be written.
+    """
+    output = Path(args.output)
+    _check_output(output)
+    paths = RunPaths(Path(args.run))
+    if not paths.root.is_dir():
+        raise ConfigError(f"run folder {args.run!r} does not exist; give the --run-dir of a run")
+    checkpoint = pick(paths, step=args.step, best=args.best)
+    state = model_state(checkpoint)
+    _write_beside(output, _writer(output, state))
+    print(f"{output}: {len(state)} tensors of step {checkpoint.step}")
+    return EXIT_DONE
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in SUFFIXES:
+        raise ConfigError(f"--output {str(output)!r} must end in one of: {', '.join(SUFFIXES)}")
+    if not output.parent.is_dir():
+        raise ConfigError(
+            f"folder {str(output.parent)!r} of --output does not exist; make it first"
+        )
+
+
+def pick(paths: RunPaths, *, step: int | None = None, best: bool = False) -> Checkpoint:
+    """The checkpoint of `step`, the best, or the newest undamaged one.
+
+    Raises:
+        CheckpointError: there is none, or the one asked for is damaged.
+    """
+    surveyed = survey(paths)
+    found = surveyed.found
+    if not found and not surveyed.broken:
+        raise CheckpointError(
+            f"there is no checkpoint in {str(paths.checkpoints)!r}; the first one is written at "
+            "the end of an epoch, or after --checkpoint-steps"
+        )
+    if step is not None:
+        return _undamaged(_by_step(paths, found, step))
+    if best:
+        return _undamaged(_best(found))
+    chosen = choose(surveyed)
+    if chosen is None:
+        raise CheckpointError(
+            f"every checkpoint in {str(paths.checkpoints)!r} is damaged; train again into a new "
+            "--run-dir"
+        )
+    return chosen
+
+
+def _by_step(paths: RunPaths, found: list[Checkpoint], step: int) -> Checkpoint:
+    folder = paths.checkpoint(step)
+    if folder.is_dir():
+        try:
+            return read_manifest(folder)
+        except CheckpointError as exc:
+            raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {exc}") from exc
+    steps = ", ".join(str(c.step) for c in reversed(found))
+    raise CheckpointError(f"there is no checkpoint of --step {step}; there are: {steps}")
+
+
+def _best(found: list[Checkpoint]) -> Checkpoint:
+    chosen = best_of(found)
+    if chosen is None:
+        raise CheckpointError(
+            "--best needs a checkpoint with validation metrics, and none has; leave it out for "
+            "the newest, or train with --validate"
+        )
+    return chosen
+
+
+def _undamaged(checkpoint: Checkpoint) -> Checkpoint:
+    damage = find_damage(checkpoint)
+    if damage is not None:
+        raise CheckpointError(
+            f"checkpoint {str(checkpoint.folder)!r} is damaged: {damage}; choose another --step, "
+            "or none for the newest that is not"
+        )
+    return checkpoint
+
+
+def model_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """The state_dict of the unsplit model, in CPU memory."""
+    names = [name for name in checkpoint.weight_map if name.startswith(_MODEL)]
+    tensors = read_tensors(checkpoint, names)
+    return {name[len(_MODEL) :]: tensors[name] for name in names}
+
+
+def _writer(output: Path, state: dict[str, Tensor]) -> Callable[[Path], None]:
+    if output.suffix == ".pt":
+        import torch
+
+        return lambda path: torch.save(state, path)
+    from safetensors.torch import save_file
+
+    return lambda path: save_file(state, path, metadata={"format": "pt"})
+
+
+def _write_beside(output: Path, write: Callable[[Path], None]) -> None:
+    """Writes under another name in the same folder, fsyncs and renames; cleans up on failure."""
+    from safetensors import SafetensorError
+
+    temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(output)
+    except (OSError, RuntimeError, SafetensorError) as exc:
+        raise NodeError(f"cannot write --output {str(output)!r}: {exc}") from exc
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,223 @@
+"""Starts the workers of a plan under torch's elastic agent, forked from a loaded process."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import os
+from collections.abc import Callable, MutableMapping
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from launcher import entry
+from launcher.config import TrainConfig
+from launcher.entry import run_worker
+from launcher.errors import EXIT_DONE, EXIT_FAILED, NodeError
+from launcher.fork_server import start_fork_server
+from launcher.network import check_port, wait_for_meeting
+from launcher.options import ENV_PREFIX
+from launcher.plan import LaunchPlan, NodePlan
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig
+
+PRELOAD = ("torch", "torchvision")
+PASSED_ON = (2, 3, 75)
+"""Exit codes of a worker that say what went wrong, and so are the launcher's too."""
+AGENT_LOG = "agent.log"
+
+
+def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
+    """Runs this node's part of `plan` and returns the exit code.
+
+    Args:
+        say: is told what the user should know.
+
+    Raises:
+        BundleError: this node or its configuration is not fit; no worker has started.
+    """
+    node = plan.here
+    set_environment(os.environ, node)
+    importlib.import_module("torch")
+    check_gpus(node)
+    check_port(node.meeting, is_store=is_store)
+    for module in (*PRELOAD, plan.module, "torch.distributed.launcher.api"):
+        importlib.import_module(module)
+    server_pid = start_fork_server((*PRELOAD, plan.module))
+    check = getattr(importlib.import_module(plan.module), "preflight", None)
+    if check:
+        check(plan.train.value)
+    keep_agent_log(Path(node.log_dir))
+    wait_for_meeting(node.meeting, say=say)
+    return _run(plan, node, server_pid, say)
+
+
+def _run(plan: LaunchPlan, node: NodePlan, server_pid: int, say: Callable[[str], None]) -> int:
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+    from torch.distributed.launcher.api import elastic_launch
+
+    launch = plan.launch.value
+    keep_log = not (launch.redirects or launch.tee)
+    try:
+        elastic_launch(launch_config(plan, node), run_worker)(
+            plan.module, plan.argv, server_pid, keep_log
+        )
+    except ChildFailedError as exc:
+        text, code = explain(exc, node)
+        say(text)
+        return code
+    except SignalException as exc:
+        say(f"stopped by {exc.sigval.name}")
+        return 128 + exc.sigval
+    except RendezvousError as exc:
+        raise NodeError(
+            f"the nodes did not meet at {node.meeting}: {exc}; see {node.log_dir}/{AGENT_LOG}"
+        ) from exc
+    return EXIT_DONE
+
+
+def set_environment(environ: MutableMapping[str, str], node: NodePlan) -> None:
+    """Sets what the agent and the workers need.
+
+    The workers get the whole configuration as options; a variable that lost against an option
+    here must not win there.
+    """
+    for option in fields(TrainConfig):
+        environ.pop(ENV_PREFIX + option.name.upper(), None)
+    environ.update(node.environment)
+
+
+def launch_config(plan: LaunchPlan, node: NodePlan) -> LaunchConfig:
+    """The plan in torch's words."""
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+    from torch.distributed.launcher.api import LaunchConfig
+
+    launch = plan.launch.value
+    settings: dict[str, Any] = dict(launch.rdzv_settings)
+    if launch.rdzv_backend == "static":
+        settings["rank"] = launch.node_rank
+    logs = DefaultLogsSpecs(
+        log_dir=node.log_dir,
+        redirects=Std.from_str(launch.redirects or "0"),
+        tee=Std.from_str(launch.tee or "0"),
+    )
+    return LaunchConfig(
+        min_nodes=launch.min_nodes,
+        max_nodes=launch.max_nodes,
+        nproc_per_node=node.num_procs,
+        run_id=launch.rdzv_id,
+        role="worker",
+        rdzv_backend=launch.rdzv_backend,
+        rdzv_endpoint=str(node.meeting),
+        rdzv_configs=settings,
+        max_restarts=launch.max_restarts,
+        monitor_interval=launch.monitor_interval,
+        start_method="forkserver",
+        local_addr=node.meeting.local_addr,
+        logs_specs=logs,
+    )
+
+
+def check_gpus(node: NodePlan) -> None:
+    """Raises NodeError where torch finds fewer GPUs than the plan uses; never starts CUDA."""
+    import torch
+
+    if node.devices.kind != "gpu":
+        return
+    found = torch.cuda.device_count()
+    if found < node.devices.count:
+        raise NodeError(
+            f"this node shows {node.devices.count} GPUs, torch can use {found}; check the driver "
+            f"and the build of torch {torch.__version__}, or use --devices cpu"
+        )
+
+
+def is_store(address: str, port: int) -> bool:
+    """True where a rendezvous store answers."""
+    from datetime import timedelta
+
+    from torch._C._distributed_c10d import TCPStore
+
+    try:
+        TCPStore(
+            address, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=2)
+        ).set("bundlerun/ping", "1")
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+def keep_agent_log(log_dir: Path) -> None:
+    """Sends what torch's agent says to a file; the console gets the story in plain words.
+
+    Raises:
+        NodeError: the folder cannot be made.
+    """
+    try:
+        log_dir.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(log_dir / AGENT_LOG, encoding="utf-8")
+    except OSError as exc:
+        raise NodeError(
+            f"cannot write to {str(log_dir)!r}: {exc.strerror}; give another --run-dir"
+        ) from exc
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name in ("torch.distributed.elastic", "torch.multiprocessing"):
+        logger = logging.getLogger(name)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
+def explain(error: ChildFailedError, node: NodePlan) -> tuple[str, int]:
+    """What went wrong first, in plain words, and the exit code for it."""
+    rank, failure = error.get_first_failure()
+    first_rank = rank - failure.local_rank
+    local_rank, code, story = failure.local_rank, failure.exitcode, ""
+    if code >= 0:
+        local_rank, code, story = first_story(Path(failure.error_file), local_rank, code)
+    who = f"rank {first_rank + local_rank} (node {node.name}, local rank {local_rank})"
+    if failure.exitcode < 0:
+        story = f"{who} was killed by {failure.signal_name()}"
+    elif story:
+        story = f"{story.rstrip()}\n{who} failed as above"
+    else:
+        story = f"{who} ended with exit code {code}"
+    others = f"; the other {node.num_procs - 1} of this node were stopped"
+    text = f"{story}{others if node.num_procs > 1 else ''}; logs: {node.log_dir}"
+    return text, code if code in PASSED_ON else EXIT_FAILED
+
+
+def first_story(error_file: Path, local_rank: int, code: int) -> tuple[int, int, str]:
+    """The earliest of the node's error files; the agent may have noticed a follower first.
+
+    torch's time stamps are whole seconds, too coarse for that.
+    """
+    files = sorted(
+        error_file.parent.parent.glob("*/error.json"), key=lambda f: f.stat().st_mtime_ns
+    )
+    for file in files:
+        try:
+            message = json.loads(file.read_text(encoding="utf-8"))["message"]
+            story = str(message["extraInfo"]["py_callstack"])
+            code = int(message.get("errorCode", EXIT_FAILED))
+            return int(file.parent.name), code, without_entry(story)
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return local_rank, code, ""
+
+
+def _written_at(file: Path) -> int:
+    return file.stat().st_mtime_ns
+
+
+def without_entry(story: str) -> str:
+    """A traceback without the frames that lead from the agent into the worker's module."""
+    lines = story.splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
+    ours = [number for number in frames if entry.__file__ in lines[number]]
+    rest = [number for number in frames if ours and number > ours[-1]]
+    return "\n".join([lines[0], *lines[rest[0] :]]) if rest else story

@@ -1,0 +1,87 @@
+"""A fork server that has everything loaded, because it is forked from a process that has.
+
+    launcher  imports torch, torchvision, the worker's module     once, 3-5 s
+      |-- fork server        fork(): has them too                 a few ms
+      |     |-- worker 0     fork() for each start of the workers
+      |     `-- worker 1
+      `-- torch's elastic agent (this process), start method "forkserver"
+
+Python's own fork server is a fresh interpreter that imports its preloads again, after the launcher
+has done so. Only the start differs here; the server loop and the protocol are Python's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from multiprocessing import connection, forkserver, util
+from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+# The standard library's type stubs leave these out.
+_connection: Any = connection
+_util: Any = util
+_forkserver: Any = forkserver
+_STATE = ("_forkserver_address", "_forkserver_alive_fd", "_forkserver_pid")
+
+
+def start_fork_server(preload: Sequence[str]) -> int:
+    """Starts the fork server of this process; call it before any thread exists.
+
+    Args:
+        preload: modules that the workers need; this process has imported them.
+
+    Returns:
+        The server's process id.
+    """
+    if not _can_fork():
+        forkserver.set_forkserver_preload(list(preload))
+        forkserver.ensure_running()
+        return int(_forkserver._forkserver._forkserver_pid)
+    address = _connection.arbitrary_address("AF_UNIX")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        if not _util.is_abstract_socket_namespace(address):
+            os.chmod(address, 0o600)  # noqa: PTH101 (an abstract address is no path)
+        listener.listen()
+        alive_r, alive_w = os.pipe()
+        launcher = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            os.close(alive_w)
+            _serve(listener.detach(), alive_r, launcher)
+        os.close(alive_r)
+    for name, value in zip(_STATE, (address, alive_w, pid), strict=True):
+        setattr(_forkserver._forkserver, name, value)
+    return pid
+
+
+def _can_fork() -> bool:
+    """True where Python's fork server keeps its state as this module knows it (not in 3.14)."""
+    server = getattr(forkserver, "_forkserver", None)
+    return all(hasattr(server, name) for name in _STATE) and not hasattr(
+        server, "_forkserver_authkey"
+    )
+
+
+def _serve(listener_fd: int, alive_r: int, launcher: int) -> None:
+    """Never returns; whatever ends the loop must not run the launcher's own exit code."""
+    try:
+        die_with_parent(launcher)
+        forkserver.main(listener_fd, alive_r, [])
+    finally:
+        os._exit(0)
+
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process as soon as the process `parent`, which forked it, is gone.
+
+    Python's server and torch's workers notice only an orderly end: the former waits until the
+    workers are gone too, the latter get a SIGINT, which a rank that waits in gloo never sees.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    if os.getppid() != parent:  # it was gone before the kernel knew
+        os._exit(128 + signal.SIGKILL)

@@ -1,0 +1,238 @@
+"""What one node has, and how its ranks share it: devices, cores, NUMA nodes, memory.
+
+rank_layout, four ranks on two NUMA nodes of four cores
+
+  NUMA node 0      NUMA node 1
+  c0 c1 | c2 c3    c4 c5 | c6 c7
+  rank 0  rank 1   rank 2  rank 3      2 threads each, pinned to their cores
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeVar
+
+import psutil
+
+from launcher.errors import ConfigError, NodeError
+from launcher.topology import bundle_size
+
+DEVICE_KINDS = ("auto", "gpu", "cpu")
+T = TypeVar("T")
+
+Core = tuple[int, ...]
+"""The logical CPUs of one physical core."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cpus:
+    """What this process may compute on."""
+
+    numa_nodes: tuple[tuple[Core, ...], ...]
+    """Allowed cores by NUMA node; a node without an allowed core is left out."""
+    quota: float | None = None
+    """CPU time that a control group allows, in CPUs; None without a limit."""
+
+    @property
+    def num_cores(self) -> int:
+        """Cores that can be busy at once."""
+        cores = sum(len(node) for node in self.numa_nodes)
+        return cores if self.quota is None else max(1, min(cores, math.floor(self.quota)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankLayout:
+    """What one rank computes with; no `cpus`: not pinned."""
+
+    threads: int
+    cpus: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Devices:
+    """The devices of one node, and what they are."""
+
+    kind: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """One node as the launcher sees it."""
+
+    num_gpus: int
+    cpus: Cpus
+    memory_bytes: int
+
+
+def rank_layout(
+    local_rank: int, local_world_size: int, cpus: Cpus, *, threads: int = 0, affinity: bool = True
+) -> RankLayout:
+    """The share of one local rank.
+
+    Ranks get whole NUMA nodes while there are enough of them, else equal parts of one. With fewer
+    cores than ranks, or under a CPU quota (which says how much, not where), nobody is pinned.
+
+    Args:
+        threads: compute threads per rank; 0 shares the cores out.
+        affinity: pin the rank to its share.
+    """
+    if cpus.quota is not None or cpus.num_cores < local_world_size:
+        return RankLayout(threads=threads or max(1, cpus.num_cores // local_world_size))
+    cores = _core_shares(cpus.numa_nodes, local_world_size)[local_rank]
+    logical = tuple(sorted(cpu for core in cores for cpu in core))
+    return RankLayout(threads=threads or len(cores), cpus=logical if affinity else ())
+
+
+def _core_shares(numa_nodes: Sequence[Sequence[Core]], num_shares: int) -> Sequence[Sequence[Core]]:
+    num_nodes = len(numa_nodes)
+    if num_shares <= num_nodes:
+        parts = _parts(numa_nodes, num_shares)
+        return [[core for node in part for core in node] for part in parts]
+    shares: list[Sequence[Core]] = []
+    for node, ranks in zip(numa_nodes, _parts(range(num_shares), num_nodes), strict=True):
+        if len(node) < len(ranks):
+            return _parts([core for each in numa_nodes for core in each], num_shares)
+        shares += _parts(node, len(ranks))
+    return shares
+
+
+def _parts(items: Sequence[T], num_parts: int) -> list[Sequence[T]]:
+    """Cuts `items` into consecutive parts whose lengths differ by one at most."""
+    ends = [len(items) * part // num_parts for part in range(num_parts + 1)]
+    return [items[start:end] for start, end in pairwise(ends)]
+
+
+def apply_layout(layout: RankLayout) -> None:
+    """Makes this process compute with its share, and with no more."""
+    import torch
+
+    torch.set_num_threads(layout.threads)
+    if layout.cpus:
+        psutil.Process().cpu_affinity(list(layout.cpus))
+
+
+def read_cpus(
+    *, allowed: Sequence[int] | None = None, sys: Path = Path("/sys"), quota: float | None = None
+) -> Cpus:
+    """The cores this process may use, by NUMA node.
+
+    Args:
+        allowed: logical CPUs; None asks the system for this process's own.
+        sys: the root of sysfs.
+        quota: CPUs of time that a control group allows; None reads it too where `allowed` is None.
+    """
+    if allowed is None:
+        allowed = psutil.Process().cpu_affinity() or range(psutil.cpu_count() or 1)
+        quota = cgroup_quota(sys / "fs/cgroup") if quota is None else quota
+    left = set(allowed)
+    nodes: list[tuple[Core, ...]] = []
+    for text in _numa_lists(sys / "devices/system/node"):
+        cores = _cores(left.intersection(parse_cpu_list(text)), sys)
+        left.difference_update(cpu for core in cores for cpu in core)
+        if cores:
+            nodes.append(cores)
+    if left:
+        nodes.append(_cores(left, sys))
+    return Cpus(numa_nodes=tuple(nodes), quota=quota)
+
+
+def _numa_lists(folder: Path) -> list[str]:
+    """The CPU list of each NUMA node, in the order of their numbers."""
+    found = {
+        int(match[1]): path
+        for path in folder.glob("node*/cpulist")
+        if (match := re.fullmatch(r"node(\d+)", path.parent.name))
+    }
+    return [found[number].read_text() for number in sorted(found)]
+
+
+def _cores(cpus: set[int], sys: Path) -> tuple[Core, ...]:
+    """Groups logical CPUs that share a core."""
+    siblings: dict[int, list[int]] = {}
+    for cpu in sorted(cpus):
+        path = sys / f"devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+        try:
+            first = min(parse_cpu_list(path.read_text()), default=cpu)
+        except (OSError, ValueError):
+            first = cpu
+        siblings.setdefault(first, []).append(cpu)
+    return tuple(tuple(core) for core in siblings.values())
+
+
+def parse_cpu_list(text: str) -> list[int]:
+    """Reads the kernel's `0-2,5` as [0, 1, 2, 5]."""
+    cpus: list[int] = []
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cpus += range(int(first), int(last or first) + 1)
+    return cpus
+
+
+def cgroup_quota(folder: Path) -> float | None:
+    """CPUs of time that the control group at `folder` allows (version 2); None without a limit."""
+    try:
+        limit, period = (folder / "cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def count_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> int:
+    """GPUs that a rank started from here would see, found without torch.
+
+    A device file that torch cannot use is found out at the start (`launcher.preflight`).
+    """
+    present = sum(1 for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or not present:
+        return present
+    count = 0
+    for name in filter(None, (part.strip() for part in visible.split(","))):
+        if name.lstrip("-").isdigit() and not 0 <= int(name) < present:
+            break  # CUDA, too, stops at the first that is not there
+        count += 1
+    return count
+
+
+def read_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:
+    """What this node has."""
+    return Hardware(
+        num_gpus=count_gpus(environ),
+        cpus=read_cpus(),
+        memory_bytes=psutil.virtual_memory().total,
+    )
+
+
+def default_slots(shape: Sequence[int], num_cores: int) -> int:
+    """CPU slots of a node that nobody gave a number for: a core each, at least one bundle."""
+    size = bundle_size(shape)
+    return max(size, num_cores - num_cores % size)
+
+
+def choose_devices(
+    hardware: Hardware, shape: Sequence[int], *, kind: str = "auto", slots: int = 0
+) -> Devices:
+    """The devices that a node's ranks run on.
+
+    Args:
+        kind: gpu, cpu, or auto: GPUs where there are any and no slots are asked for.
+        slots: CPU slots; 0 takes `default_slots`.
+
+    Raises:
+        ConfigError: slots are asked for together with GPUs.
+        NodeError: GPUs are asked for and there are none.
+    """
+    if kind == "gpu" and slots:
+        raise ConfigError(f"--slots {slots} counts CPU slots; it goes with --devices cpu, not gpu")
+    if kind == "gpu" and not hardware.num_gpus:
+        raise NodeError("--devices gpu, but this node shows no GPU; use --devices cpu --slots N")
+    if kind == "gpu" or (kind == "auto" and hardware.num_gpus and not slots):
+        return Devices(kind="gpu", count=hardware.num_gpus)
+    return Devices(kind="cpu", count=slots or default_slots(shape, hardware.cpus.num_cores))

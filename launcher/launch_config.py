@@ -1,0 +1,186 @@
+"""The launch options, named as torchrun names them: how a node starts its ranks, finds others."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from launcher.errors import ConfigError
+from launcher.hardware import DEVICE_KINDS
+from launcher.options import flag_of, option, yes_or_no
+
+_NODES = "nodes and devices"
+_RDZV = "rendezvous"
+_AGENT = "agent"
+
+DEFAULT_PORT = 29400
+"""Port of an endpoint that names none, torch's own choice."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchConfig:
+    """How one node takes part; every node of a job gives its own.
+
+    Raises:
+        ConfigError: a value is out of range or two values contradict each other.
+    """
+
+    nnodes: str = option("1", "number of nodes, or MIN:MAX", group=_NODES, metavar="MIN:MAX")
+    nproc_per_node: str = option(
+        "auto", "ranks of this node (auto: as many as whole bundles use)", group=_NODES, metavar="N"
+    )
+    bundles: int = option(
+        0, "bundles of this node (0: as many as fit)", group=_NODES, parse=int, metavar="N"
+    )
+    devices: str = option(
+        "auto",
+        "what a rank runs on; auto: GPUs where there are any",
+        group=_NODES,
+        choices=DEVICE_KINDS,
+    )
+    slots: int = option(
+        0,
+        "CPU slots of this node (0: one per core, at least one bundle's worth)",
+        group=_NODES,
+        parse=int,
+        metavar="N",
+    )
+    node_name: str = option(
+        "", "name of this node in logs; unlike any other's (default: the machine's name)",
+        group=_NODES,
+    )  # fmt: skip
+
+    standalone: bool = option(
+        False, "one node that needs no other: a free port of its own", group=_RDZV, parse=yes_or_no
+    )
+    rdzv_backend: str = option("c10d", "rendezvous backend", group=_RDZV)
+    rdzv_endpoint: str = option(
+        "", "where the nodes meet, the same for all", group=_RDZV, metavar="HOST[:PORT]"
+    )
+    rdzv_id: str = option("bundlerun", "name of the job, the same for all nodes", group=_RDZV)
+    rdzv_conf: str = option(
+        "", "settings of the rendezvous backend", group=_RDZV, metavar="KEY=VALUE[,...]"
+    )
+    local_addr: str = option(
+        "",
+        "address at which the other nodes reach this one (default: that of the route to the "
+        "endpoint)",
+        group=_RDZV,
+    )
+    node_rank: int = option(
+        0, "index of this node, for --rdzv-backend static", group=_RDZV, parse=int
+    )
+
+    max_restarts: int = option(
+        0, "times the workers are started again before the run fails", group=_AGENT, parse=int
+    )
+    monitor_interval: float = option(
+        0.1, "seconds between two looks at the workers", group=_AGENT, parse=float
+    )
+    log_dir: str = option(
+        "", "folder of this node's logs (default: RUN_DIR/logs/NODE_NAME)", group=_AGENT
+    )
+    redirects: str = option(
+        "",
+        "write the workers' output to files only: 1 stdout, 2 stderr, 3 both, or per rank 0:3,1:1",
+        group=_AGENT,
+    )
+    tee: str = option("", "as --redirects, and show it on the console, with a prefix", group=_AGENT)
+
+    def __post_init__(self) -> None:
+        _ = self.num_nodes, self.num_procs, self.rdzv_settings
+        for name in ("bundles", "slots", "node_rank", "max_restarts"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{flag_of(name)} {getattr(self, name)} must be 0 or more")
+        if not 0 < self.monitor_interval < math.inf:
+            raise ConfigError(f"--monitor-interval {self.monitor_interval} must be above 0")
+        for name in ("redirects", "tee"):
+            _check_streams(flag_of(name), getattr(self, name))
+        if "/" in self.node_name or self.node_name in (".", ".."):
+            raise ConfigError(f"--node-name {self.node_name!r} names a folder; leave / out")
+        if self.bundles and self.num_procs:
+            raise ConfigError(
+                f"--bundles {self.bundles} and --nproc-per-node {self.num_procs} both say how many "
+                "ranks to start; give one of them"
+            )
+        self._check_meeting()
+
+    def _check_meeting(self) -> None:
+        if self.max_nodes > 1 and self.standalone:
+            raise ConfigError(
+                f"--standalone is for one node, --nnodes is {self.nnodes}; give --rdzv-endpoint"
+            )
+        if self.max_nodes > 1 and not self.rdzv_endpoint:
+            raise ConfigError(
+                f"--nnodes {self.nnodes} needs --rdzv-endpoint HOST:PORT, the same on every node"
+            )
+        if self.rdzv_backend == "static" and self.min_nodes != self.max_nodes:
+            raise ConfigError(
+                f"--rdzv-backend static takes a fixed number of nodes, not {self.nnodes}"
+            )
+        if self.rdzv_backend == "static" and self.node_rank >= self.max_nodes:
+            raise ConfigError(
+                f"--node-rank {self.node_rank} of {self.max_nodes} nodes; give 0 to "
+                f"{self.max_nodes - 1}"
+            )
+        if self.rdzv_endpoint:
+            _ = self.endpoint
+
+    @property
+    def num_nodes(self) -> tuple[int, int]:
+        """Fewest and most nodes."""
+        match = re.fullmatch(r"(\d+)(?::(\d+))?", self.nnodes)
+        least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        if not 1 <= least <= most:
+            raise ConfigError(f"--nnodes {self.nnodes!r} is neither a number of nodes nor MIN:MAX")
+        return least, most
+
+    @property
+    def min_nodes(self) -> int:
+        """Fewest nodes that the job runs with."""
+        return self.num_nodes[0]
+
+    @property
+    def max_nodes(self) -> int:
+        """Most nodes that the job takes."""
+        return self.num_nodes[1]
+
+    @property
+    def num_procs(self) -> int:
+        """Ranks of this node; 0: as many as whole bundles use."""
+        if self.nproc_per_node == "auto":
+            return 0
+        if self.nproc_per_node.isdecimal() and int(self.nproc_per_node) > 0:
+            return int(self.nproc_per_node)
+        raise ConfigError(
+            f"--nproc-per-node {self.nproc_per_node!r} is neither a number of ranks nor auto; "
+            "--devices says what they run on"
+        )
+
+    @property
+    def is_alone(self) -> bool:
+        """True where the node needs no other and makes up its own endpoint."""
+        return self.standalone or (self.max_nodes == 1 and not self.rdzv_endpoint)
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Where the nodes meet: name or address, and port."""
+        match = re.fullmatch(r"\[?([^\[\]\s]+?)\]?(?::(\d+))?", self.rdzv_endpoint)
+        port = int(match[2] or DEFAULT_PORT) if match else 0
+        if not match or not 0 < port < 65536:
+            raise ConfigError(f"--rdzv-endpoint {self.rdzv_endpoint!r} is not HOST:PORT")
+        return match[1], port
+
+    @property
+    def rdzv_settings(self) -> dict[str, str]:
+        """`--rdzv-conf` as a mapping."""
+        pairs = [part.partition("=") for part in self.rdzv_conf.split(",") if part.strip()]
+        if not all(key.strip() and sign for key, sign, _ in pairs):
+            raise ConfigError(f"--rdzv-conf {self.rdzv_conf!r} is not KEY=VALUE[,KEY=VALUE...]")
+        return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _check_streams(flag: str, text: str) -> None:
+    if text and not re.fullmatch(r"[0123]|\d+:[0123](,\d+:[0123])*", text):
+        raise ConfigError(f"{flag} {text!r} is none of 0, 1, 2, 3, nor per rank such as 0:3,1:1")

@@ -1,0 +1,61 @@
+"""Is this machine fit for a run? Asked before torch is imported; what it refuses costs no time."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from launcher.errors import ConfigError, NodeError
+
+OLDEST_TORCH = (2, 11)
+SYNTHETIC = "synthetic"
+
+
+def check_torch(version_of: Callable[[str], str] = metadata.version) -> None:
+    """Raises NodeError where torch is missing or too old; does not import it."""
+    wanted = ".".join(map(str, OLDEST_TORCH))
+    try:
+        version = version_of("torch")
+    except metadata.PackageNotFoundError as exc:
+        raise NodeError(
+            f"torch is not installed; pip install 'torch>={wanted}' torchvision"
+        ) from exc
+    match = re.match(r"(\d+)\.(\d+)", version)
+    if not match or (int(match[1]), int(match[2])) < OLDEST_TORCH:
+        raise NodeError(
+            f"torch {version} is too old; pip install 'torch>={wanted}' and the torchvision "
+            "that goes with it"
+        )
+
+
+def check_writable(folder: Path, option: str) -> None:
+    """Raises NodeError where `folder` cannot be made or written; makes nothing.
+
+    Args:
+        option: the option that names the folder.
+    """
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise NodeError(f"{option} {str(folder)!r}: {str(there)!r} is a file; give a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise NodeError(
+            f"{option} {str(folder)!r}: no permission to write to {str(there)!r}; give another "
+            f"{option}"
+        )
+
+
+def check_data(data: str, recipe: str) -> None:
+    """Raises ConfigError where a recipe that comes with bundlerun is given data that is not there.
+
+    The recipe looks closer, once it is imported; a recipe of one's own may read DATA as it likes.
+    """
+    if data != SYNTHETIC and not recipe.endswith(".py") and not Path(data).exists():
+        raise ConfigError(
+            f"no data at {data!r}: no such file or folder; give an ImageFolder root with train/ "
+            f"and val/, a text file (--recipe characters), or {SYNTHETIC}"
+        )

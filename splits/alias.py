@@ -1,0 +1,76 @@
+"""Which operations of a graph change a tensor in place, and which only look at one anew."""
+
+from __future__ import annotations
+
+import operator
+
+from torch import fx, nn
+
+_VIEWS = {
+    "chunk",
+    "contiguous",
+    "detach",
+    "expand",
+    "flatten",
+    "movedim",
+    "narrow",
+    "permute",
+    "reshape",
+    "select",
+    "split",
+    "squeeze",
+    "swapaxes",
+    "tensor_split",
+    "to",
+    "transpose",
+    "type_as",
+    "unbind",
+    "unflatten",
+    "unsqueeze",
+    "view",
+    "view_as",
+}
+# Dropout hands its input through in evaluation.
+_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
+
+
+def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
+    """True where `node` overwrites its first input."""
+    if node.op == "call_module":
+        return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
+    if node.op not in ("call_function", "call_method"):
+        return False
+    if node.kwargs.get("inplace"):
+        return True
+    name = _name(node)
+    return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
+
+
+def is_view(node: fx.Node, model: nn.Module) -> bool:
+    """True where the result of `node` may share memory with its first input."""
+    if node.op == "call_module":
+        return isinstance(model.get_submodule(str(node.target)), _VIEW_MODULES)
+    return node.target is operator.getitem or _name(node) in _VIEWS
+
+
+def _name(node: fx.Node) -> str:
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def shared_memory(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, list[fx.Node]]:
+    """The results that may share memory with one that a node overwrites.
+
+    Returns:
+        Per overwriting node, those results in graph order, itself among them.
+    """
+    origin: dict[fx.Node, fx.Node] = {}
+    members: dict[fx.Node, list[fx.Node]] = {}
+    writers: list[fx.Node] = []
+    for node in graph.nodes:
+        is_writer = writes_in_place(node, model)
+        inputs = node.all_input_nodes
+        shares = bool(inputs) and (is_writer or is_view(node, model))
+        origin[node] = origin[inputs[0]] if shares else node
+        members.setdefault(origin[node], []).append(node)
+        writers += [node] if is_writer else []
+    return {node: members[origin[node]] for node in writers}

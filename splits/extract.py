@@ -1,0 +1,88 @@
+"""One stage's part of a graph: its steps, what it receives, what it hands on."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+
+from torch import fx, nn
+
+from splits.alias import is_view, writes_in_place
+from splits.flow import Flow, is_state
+from splits.stage import StagePart
+
+
+def extract(flow: Flow, cuts: Sequence[int], stage: int, model: nn.Module) -> StagePart:
+    """What one stage does.
+
+    Args:
+        flow: the whole graph.
+        cuts: boundaries, increasing, none of them blocked.
+        stage: index of the stage.
+        model: the model of the graph.
+    """
+    return _Extraction(flow, cuts, stage, model).part()
+
+
+class _Extraction:
+    def __init__(self, flow: Flow, cuts: Sequence[int], stage: int, model: nn.Module) -> None:
+        self._flow = flow
+        self._cuts = cuts
+        self._stage = stage
+        self._model = model
+        self._graph = fx.Graph()
+        self._made: dict[fx.Node, fx.Node] = {}
+
+    def part(self) -> StagePart:
+        self._receive()
+        for node in self._flow.graph.nodes:
+            # A size with users is worked out by those who need it, an assertion has none.
+            is_size = node in self._flow.values and bool(node.users)
+            if self._is_mine(node) and not is_size:
+                self._take(node)
+        if self._stage == len(self._cuts):
+            (output,) = self._flow.graph.find_nodes(op="output")
+            self._graph.output(fx.node.map_arg(output.args[0], self._take))
+            return StagePart(graph=self._graph, outputs=())
+        sent = self._flow.crossing(self._cuts[self._stage])
+        self._graph.output(tuple(self._take(node) for node in sent))
+        names = self._flow.qualified_names
+        return StagePart(graph=self._graph, outputs=tuple(names[node] for node in sent))
+
+    def _receive(self) -> None:
+        if self._stage == 0:
+            for node in self._flow.graph.find_nodes(op="placeholder"):
+                self._made[node] = self._graph.node_copy(node)
+            return
+        received = self._flow.crossing(self._cuts[self._stage - 1])
+        for node in received:
+            self._made[node] = self._graph.placeholder(node.name)
+        for node in received:
+            if self._is_overwritten(node):
+                # The tensor received is a leaf for autograd, which in-place operations may not
+                # change.
+                self._made[node] = self._graph.call_method("clone", (self._made[node],))
+
+    def _is_mine(self, node: fx.Node) -> bool:
+        if node.op in ("placeholder", "get_attr", "output"):
+            return False
+        return bisect_right(self._cuts, self._flow.place[node]) == self._stage
+
+    def _take(self, node: fx.Node) -> fx.Node:
+        """The node in the stage's graph; state and sizes are taken where they are first needed."""
+        if node not in self._made:
+            self._made[node] = self._graph.node_copy(node, self._take)
+        return self._made[node]
+
+    def _is_overwritten(self, node: fx.Node) -> bool:
+        mine = [user for user in node.users if self._is_mine(user)]
+        return any(
+            writes_in_place(user, self._model)
+            or (is_view(user, self._model) and self._is_overwritten(user))
+            for user in mine
+        )
+
+
+def state_paths(graph: fx.Graph) -> list[str]:
+    """Paths of the modules, parameters and buffers that `graph` uses."""
+    return [str(n.target) for n in graph.nodes if n.op == "call_module" or is_state(n)]

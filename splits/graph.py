@@ -1,0 +1,234 @@
+"""Cutting a model at named boundaries, its parameter names kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+from torch import nn
+
+from launcher.errors import ConfigError, nearest
+from splits.balance import balanced_cuts
+from splits.extract import extract, state_paths
+from splits.flow import Flow
+from splits.stage import Stage, attach, outermost
+from splits.state import find_attribute, named_state, names_by_id, tensors_of
+from splits.trace import ModuleTracer, trace_modes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundary:
+    """A place where the model can be cut."""
+
+    names: tuple[str, ...]
+    """All names of it; the first is that of the outermost module that begins there."""
+    train: int
+    eval: int
+    num_tensors: int
+    """Tensors that cross in evaluation."""
+
+
+def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[nn.Module]:
+    """The stages of `model`, one more than cuts.
+
+    A stage takes the tensors of the stage before it as positional arguments and returns a tuple of
+    tensors; the last returns what the model returns. Modules and parameters are the model's own
+    objects, under the model's own names.
+
+    Args:
+        model: on any device, `meta` included.
+        cuts: module or node names, each meaning "a stage begins here"; any order.
+
+    Raises:
+        ConfigError: the model cannot be traced, or a cut is unknown, given twice, or divides what
+            belongs together.
+    """
+    return TracedModel(model).cut(cuts)
+
+
+def boundary_names(model: nn.Module) -> list[str]:
+    """The valid cut names of `model`, in the order of its operations."""
+    return TracedModel(model).names
+
+
+class TracedModel:
+    """A model and every place where it can be cut.
+
+    Raises:
+        ConfigError: the model cannot be traced.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._graphs = trace_modes(model)
+        self._train = Flow(self._graphs.train, model)
+        self._eval = Flow(self._graphs.eval, model)
+
+    @cached_property
+    def boundaries(self) -> list[Boundary]:
+        """Where the model can be cut, in order."""
+        evals = self._eval.boundaries()
+        names: dict[tuple[int, int], list[str]] = {}
+        for name, train in self._train.boundaries().items():
+            if name in evals:
+                names.setdefault((train, evals[name]), []).append(name)
+        found: list[Boundary] = []
+        for (train, eval_), same in sorted(names.items()):
+            if self._is_open(train, eval_) and (not found or eval_ > found[-1].eval):
+                count = len(self._eval.crossing(eval_))
+                found.append(
+                    Boundary(names=tuple(same), train=train, eval=eval_, num_tensors=count)
+                )
+        return found
+
+    def _is_open(self, train: int, eval_: int) -> bool:
+        return (
+            0 < train < len(self._train.steps)
+            and 0 < eval_ < len(self._eval.steps)
+            and train not in self._train.blocked
+            and eval_ not in self._eval.blocked
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """The valid cut names."""
+        return [name for boundary in self.boundaries for name in boundary.names]
+
+    @property
+    def refused(self) -> list[str]:
+        """Names of operations where the model cannot be cut."""
+        valid = set(self.names)
+        return [name for name in self._train.boundaries() if name not in valid]
+
+    def equal_cuts(self, num_stages: int) -> tuple[str, ...]:
+        """Cuts into parts of about equal parameter bytes.
+
+        Prefers boundaries that a single tensor crosses, where there are enough.
+
+        Raises:
+            ConfigError: the model has too few boundaries.
+        """
+        self._check_count(num_stages - 1)
+        narrow = [b for b in self.boundaries if b.num_tensors == 1]
+        chosen = narrow if len(narrow) >= num_stages - 1 else self.boundaries
+        starts = [0, *(b.train for b in chosen), len(self._train.steps)]
+        steps = self._train.step_costs()
+        costs = [sum(steps[a:b]) for a, b in pairwise(starts)]
+        return tuple(chosen[i - 1].names[0] for i in balanced_cuts(costs, num_stages))
+
+    def _check_count(self, num_cuts: int) -> None:
+        if num_cuts > len(self.boundaries):
+            raise ConfigError(
+                f"{num_cuts} cuts are more than the {len(self.boundaries)} boundaries of "
+                f"{type(self.model).__name__}; use {len(self.boundaries) + 1} stages or fewer"
+            )
+
+    def cut(self, cuts: Sequence[str]) -> list[nn.Module]:
+        """The stages, see `cut_model`."""
+        self._check_count(len(cuts))
+        places = self._sorted(cuts)
+        train = [b.train for b in places]
+        eval_ = [b.eval for b in places]
+        stages = [self._stage(train, eval_, index) for index in range(len(cuts) + 1)]
+        self._add_unused(stages)
+        check_apart(stages, names_by_id(self.model))
+        return list[nn.Module](stages)
+
+    def _sorted(self, cuts: Sequence[str]) -> list[Boundary]:
+        given: dict[int, str] = {}
+        places: list[Boundary] = []
+        for name in cuts:
+            boundary = self._find(name)
+            if boundary.train in given:
+                raise ConfigError(
+                    f"cuts {given[boundary.train]!r} and {name!r} are the same boundary; give "
+                    "each once"
+                )
+            given[boundary.train] = name
+            places.append(boundary)
+        return sorted(places, key=lambda b: b.train)
+
+    def check_names(self, cuts: Sequence[str], also: Sequence[str] = ()) -> None:
+        """Raises ConfigError where one of `cuts` is no boundary.
+
+        Args:
+            cuts: names.
+            also: other names that the message may propose.
+        """
+        for name in cuts:
+            self._find(name, also)
+
+    def _find(self, name: str, also: Sequence[str] = ()) -> Boundary:
+        by_name = {name: b for b in self.boundaries for name in b.names}
+        if name in by_name:
+            return by_name[name]
+        step = self._train.node_names().get(name)
+        for boundary in self.boundaries:
+            if boundary.train == step:
+                return boundary
+        raise ConfigError(self._refusal(name, nearest(name, [*also, *self.names])))
+
+    def _refusal(self, name: str, valid: str) -> str:
+        places = self._train.boundaries()
+        if name not in places and name not in self._eval.boundaries():
+            return f"unknown cut {name!r} of {type(self.model).__name__}; {valid}"
+        place = places.get(name, -1)
+        eval_place = self._eval.boundaries().get(name, -1)
+        reason = self._train.blocked.get(place) or self._eval.blocked.get(eval_place)
+        if reason:
+            return f"cut {name!r} {reason}; {valid}"
+        if place < 0 or eval_place < 0:
+            return f"cut {name!r} exists in one of training and evaluation only; {valid}"
+        return f"cut {name!r} leaves a stage without an operation; {valid}"
+
+    def _stage(self, train_cuts: list[int], eval_cuts: list[int], index: int) -> Stage:
+        train = extract(self._train, train_cuts, index, self.model)
+        eval_ = extract(self._eval, eval_cuts, index, self.model)
+        stage = Stage()
+        paths = [self._owner(p) for g in (train.graph, eval_.graph) for p in state_paths(g)]
+        for path in outermost(paths):
+            self._attach(stage, path)
+        stage.set_part(train, training=True)
+        stage.set_part(eval_, training=False)
+        stage.training = self.model.training
+        return stage
+
+    def _owner(self, path: str) -> str:
+        """The operation module that holds `path`, so that it comes along whole."""
+        parts = path.split(".")
+        tracer = ModuleTracer(frozenset())
+        for i in range(1, len(parts)):
+            owner = ".".join(parts[:i])
+            if tracer.is_leaf_module(self.model.get_submodule(owner), owner):
+                return owner
+        return path
+
+    def _attach(self, stage: Stage, path: str) -> None:
+        if path in self._graphs.constants:
+            attach(stage, path, self._graphs.constants[path], persistent=False)
+            return
+        owner, _, name = path.rpartition(".")
+        hidden = self.model.get_submodule(owner)._non_persistent_buffers_set
+        attach(stage, path, find_attribute(self.model, path), persistent=name not in hidden)
+
+    def _add_unused(self, stages: Sequence[Stage]) -> None:
+        """Gives the state that no operation uses, or a second name of it, a stage too."""
+        known = {name for stage in stages for name, _ in named_state(stage)}
+        holder = {id(tensor): stage for stage in stages for tensor in tensors_of(stage)}
+        for name, tensor in named_state(self.model):
+            if name not in known:
+                self._attach(holder.get(id(tensor), stages[-1]), name)
+
+
+def check_apart(stages: Sequence[nn.Module], names: dict[int, list[str]]) -> None:
+    """Refuses state that two stages hold, which would have to be kept equal."""
+    holder: dict[int, int] = {}
+    for index, stage in enumerate(stages):
+        for key in {id(tensor) for tensor in tensors_of(stage)} & set(names):
+            if holder.setdefault(key, index) != index:
+                raise ConfigError(
+                    f"{' = '.join(names[key])} is used by stages {holder[key]} and {index}; cut "
+                    "where all its uses lie on one side"
+                )

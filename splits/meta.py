@@ -1,0 +1,48 @@
+"""Building a model without memory for its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+Built = nn.Module | Sequence[nn.Module]
+
+
+def build_on_default_device(build: Callable[[], Built]) -> Built:
+    """What `build` returns; on the meta device also where it computes while building.
+
+    Under `torch.device("meta")` a constructor cannot read numbers back from a tensor, as RegNet's
+    does. Then only the parameters go to the meta device.
+    """
+    try:
+        return build()
+    except (NotImplementedError, RuntimeError):
+        if torch.get_default_device().type != "meta":
+            raise
+    with torch.device("cpu"), _parameters_on_meta():
+        built = build()
+    for module in [built] if isinstance(built, nn.Module) else built:
+        module.to("meta")  # the buffers
+    return built
+
+
+@contextlib.contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    # torch annotates the hook as returning nothing; what it returns takes the parameter's place.
+    handle = register_module_parameter_registration_hook(_meta_parameter)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _meta_parameter(
+    module: nn.Module, name: str, parameter: nn.Parameter | None
+) -> nn.Parameter | None:
+    if parameter is None or parameter.is_meta:
+        return None  # as it is: a tied parameter stays one object
+    return nn.Parameter(parameter.to("meta"), parameter.requires_grad)

@@ -1,0 +1,157 @@
+"""From `--model` and `--cut` to the stages of a bundle."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+import torchvision
+from torch import nn
+
+from launcher.errors import ConfigError, nearest
+from launcher.user_file import module_from_file
+from splits import resnet, vgg
+from splits.graph import TracedModel
+from splits.listed import joined_stages
+from splits.meta import build_on_default_device
+
+# Their constructors warn unless the initialisation is chosen; this is the one of torchvision's
+# reference training.
+_CHOOSE_INIT = {"googlenet", "inception_v3"}
+Model = nn.Module | Sequence[nn.Module]
+
+
+class Family(Protocol):
+    """What a module such as `splits.resnet` knows of a family of models."""
+
+    def named_cuts(self, model: nn.Module) -> dict[str, str]:
+        """Names that stand for module names."""
+        ...
+
+    def default_cuts(self, model: nn.Module, num_stages: int) -> tuple[str, ...]:
+        """Cuts into that many stages; nothing where it has none to offer."""
+        ...
+
+
+def build_model(name: str, num_outputs: int) -> nn.Module | list[nn.Module]:
+    """The model that `--model` names, freshly initialised.
+
+    Args:
+        name: a torchvision classification model, or `path/to/file.py:build`, where `build` is
+            called with `num_outputs` if it takes a parameter.
+        num_outputs: classes.
+
+    Returns:
+        The model, or its stages in order where the user's file has cut it.
+
+    Raises:
+        ConfigError: there is no such model, file or function.
+    """
+    file, _, function = name.rpartition(":")
+    if file.endswith(".py") or name.endswith(".py"):
+        return _build_from_file(file or name, function if file else "build", num_outputs)
+    return _build_torchvision(name, num_outputs)
+
+
+def _build_torchvision(name: str, num_outputs: int) -> nn.Module:
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ConfigError(
+            f"unknown --model {name!r}; {nearest(name, known)}; or path/to/file.py:build"
+        )
+    options = {"init_weights": True} if name in _CHOOSE_INIT else {}
+    build = torchvision.models.get_model_builder(name)
+    built = build_on_default_device(
+        lambda: cast(nn.Module, build(weights=None, num_classes=num_outputs, **options))
+    )
+    return cast(nn.Module, built)
+
+
+def _build_from_file(file: str, function: str, num_outputs: int) -> nn.Module | list[nn.Module]:
+    module = module_from_file(file, "--model")
+    build = getattr(module, function, None)
+    if not callable(build):
+        functions = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+        raise ConfigError(
+            f"--model {file!r} has no function {function!r}; {nearest(function, functions)}"
+        )
+    args = (num_outputs,) if inspect.signature(build).parameters else ()
+    built = build_on_default_device(lambda: _checked(build(*args), f"{file}:{function}"))
+    return built if isinstance(built, nn.Module) else list(built)
+
+
+def _checked(built: object, name: str) -> nn.Module | list[nn.Module]:
+    if isinstance(built, nn.Module) and not isinstance(built, nn.ModuleList):
+        return built
+    stages = list(built) if isinstance(built, (list, tuple, nn.ModuleList)) else []
+    if stages and all(isinstance(stage, nn.Module) for stage in stages):
+        return stages
+    raise ConfigError(
+        f"--model {name!r} returned {type(built).__name__}; return a torch.nn.Module, or a list "
+        "of them, one per stage"
+    )
+
+
+def make_stages(
+    model: Model, *, cut: Sequence[str], num_stages: int, model_name: str = ""
+) -> list[nn.Module]:
+    """The stages of a bundle, in order.
+
+    One stage is the model itself. Stages of a list of modules hold them under the names that
+    `nn.Sequential` of the list would give.
+
+    Args:
+        model: the model, or its stages where it is already cut.
+        cut: names; a single number for that many parts of about equal parameter bytes; or nothing
+            for the default of the model's family.
+        num_stages: stages of the shape.
+        model_name: name for messages.
+
+    Raises:
+        ConfigError: the cuts do not fit the model or the number of stages.
+    """
+    if not isinstance(model, nn.Module):
+        return joined_stages(model, cut=cut, num_stages=num_stages, model_name=model_name)
+    if num_stages == 1:
+        return [model]
+    traced = TracedModel(model)
+    return traced.cut(_chosen(traced, cut, num_stages))
+
+
+def choose_cuts(model: nn.Module, *, cut: Sequence[str], num_stages: int) -> tuple[str, ...]:
+    """The module or node names at which `make_stages` would cut.
+
+    Raises:
+        ConfigError: the number of cuts does not fit the model or the number of stages.
+    """
+    return _chosen(TracedModel(model), cut, num_stages) if num_stages > 1 else ()
+
+
+def _chosen(traced: TracedModel, cut: Sequence[str], num_stages: int) -> tuple[str, ...]:
+    family = _family(traced.model)
+    if not cut:
+        default = family.default_cuts(traced.model, num_stages) if family else ()
+        return default or traced.equal_cuts(num_stages)
+    if len(cut) == 1 and cut[0].isdecimal():
+        if int(cut[0]) != num_stages:
+            raise ConfigError(
+                f"--cut {cut[0]} asks for {cut[0]} equal parts and the shape has {num_stages} "
+                f"stages; use --cut {num_stages}, or names"
+            )
+        return traced.equal_cuts(num_stages)
+    named = family.named_cuts(traced.model) if family else {}
+    names = tuple(named.get(name, name) for name in cut)
+    traced.check_names(names, also=list(named))
+    if len(names) != num_stages - 1:
+        raise ConfigError(
+            f"--cut {','.join(cut)} makes {len(cut) + 1} stages and the shape has {num_stages}; "
+            f"give {num_stages - 1} names"
+        )
+    return names
+
+
+def _family(model: nn.Module) -> Family | None:
+    if resnet.is_resnet(model):
+        return resnet
+    return vgg if vgg.is_vgg(model) else None

@@ -1,0 +1,102 @@
+"""Ranks for tests: forked from this process, so that none imports torch again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch.distributed import FileStore, Store
+
+from workers.env import RankEnv
+
+RankMain = Callable[[RankEnv, Store], None]
+
+
+def rank_envs(devices_per_node: Sequence[int]) -> list[RankEnv]:
+    """What torchrun would tell the ranks of nodes with these devices."""
+    world_size = sum(devices_per_node)
+    envs = []
+    for node, count in enumerate(devices_per_node):
+        for local_rank in range(count):
+            envs.append(
+                RankEnv(
+                    rank=len(envs),
+                    world_size=world_size,
+                    local_rank=local_rank,
+                    local_world_size=count,
+                    node=node,
+                    num_nodes=len(devices_per_node),
+                    attempt=0,
+                    node_name=f"node{node}",
+                    local_addr="127.0.0.1",
+                    master_addr="127.0.0.1",
+                    master_port=0,
+                    is_launched=True,
+                )
+            )
+    return envs
+
+
+def run_ranks(
+    devices_per_node: Sequence[int], main: RankMain, folder: Path, *, timeout_s: float = 60.0
+) -> None:
+    """Runs `main` on every rank; raises AssertionError with the tracebacks of those that fail."""
+    failures = {r: text for r, text in outcomes(devices_per_node, main, folder, timeout_s).items()}
+    assert not failures, "\n".join(f"rank {r}: {text}" for r, text in sorted(failures.items()))
+
+
+def outcomes(
+    devices_per_node: Sequence[int], main: RankMain, folder: Path, timeout_s: float
+) -> dict[int, str]:
+    """How the ranks that did not end well ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    envs = rank_envs(devices_per_node)
+    pids = {_fork(env, len(envs), main, folder): env.rank for env in envs}
+    statuses = _wait(pids, timeout_s)
+    found = {}
+    for rank, status in statuses.items():
+        if status != 0:
+            trace = folder / f"rank{rank}.txt"
+            found[rank] = trace.read_text() if trace.exists() else f"wait status {status}"
+    return found
+
+
+def _fork(env: RankEnv, world_size: int, main: RankMain, folder: Path) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        main(env, FileStore(str(folder / "store"), world_size))
+        code = 0
+    except BaseException:
+        (folder / f"rank{env.rank}.txt").write_text(traceback.format_exc())
+    finally:
+        os._exit(code)
+
+
+def _wait(pids: dict[int, int], timeout_s: float) -> dict[int, int]:
+    statuses: dict[int, int] = {}
+    deadline = time.monotonic() + timeout_s
+    waiting = dict(pids)
+    while waiting:
+        for pid in list(waiting):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                statuses[waiting.pop(pid)] = status
+        if waiting and time.monotonic() > deadline:
+            for pid in waiting:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+            raise AssertionError(f"ranks {sorted(waiting.values())} hang after {timeout_s} s")
+        time.sleep(0.01)
+    return statuses

@@ -1,0 +1,96 @@
+"""The reference: the unsplit model in one process, over the same micro-batches, plain torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from launcher.config import TrainConfig
+from workers.lr import lr_factor
+from workers.order import mix_seed, num_steps, sample_order, step_microbatches
+from workers.recipe import DataInfo, load_recipe
+from workers.samples import Reader, Request
+
+
+@dataclass
+class Reference:
+    """What an unsplit run came to."""
+
+    state: dict[str, Tensor]
+    losses: list[float] = field(default_factory=list)
+
+
+def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
+    """Trains as `config` says, without any of the code that is under test."""
+    recipe = load_recipe(config)
+    data = recipe.open_data()
+    torch.manual_seed(mix_seed(config.seed))
+    info = DataInfo(num_train=len(data.train), num_val=0, num_outputs=data.num_outputs)
+    model = recipe.model(info)
+    assert isinstance(model, nn.Module)
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    model.to(dtype)
+    seen = _watch_batchnorms(model)
+    optimizer = recipe.optimizer(model.named_parameters())
+    highest = optimizer.param_groups[0]["lr"]
+    per_epoch = num_steps(len(data.train), config.batch_size)
+    reader = Reader(data.train, seed=config.seed, skip_unreadable=False)
+    result = Reference({})
+    for step in range(num_steps_wanted):
+        epoch, in_epoch = divmod(step, per_epoch)
+        order = sample_order(config.seed, epoch, len(data.train))
+        microbatches = step_microbatches(
+            order,
+            in_epoch,
+            batch_size=config.batch_size,
+            microbatch_size=config.samples_per_microbatch,
+        )
+        total = sum(map(len, microbatches))
+        optimizer.zero_grad()
+        loss_sum = 0.0
+        for indices in microbatches:
+            batch = reader[Request(epoch, indices)].batch
+            assert batch is not None
+            loss = recipe.loss(model(batch.inputs[0].to(dtype)), batch.target)
+            (loss * (len(indices) / total)).backward()
+            loss_sum += loss.item() * len(indices) / total
+        _move_running_statistics(seen)
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
+        optimizer.step()
+        result.losses.append(loss_sum)
+    result.state = model.state_dict()
+    return result
+
+
+def _watch_batchnorms(model: nn.Module) -> dict[nn.BatchNorm2d, list[Tensor]]:
+    """Collects what goes through each batch norm, and keeps torch from moving its statistics."""
+    seen: dict[nn.BatchNorm2d, list[Tensor]] = {}
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            seen[module] = []
+            module.register_forward_hook(
+                lambda m, inputs, _: seen[m].append(inputs[0].detach().double())
+            )
+    return seen
+
+
+def _move_running_statistics(seen: dict[nn.BatchNorm2d, list[Tensor]]) -> None:
+    """Undoes torch's per-micro-batch moves and does one over all samples of the step."""
+    for module, inputs in seen.items():
+        values = torch.cat([x.transpose(0, 1).flatten(1) for x in inputs], dim=1)
+        inputs.clear()
+        kept = module.__dict__.setdefault("_kept", [torch.zeros(1).double(), torch.ones(1).double(), 0])
+        kept[2] += 1
+        factor = 1 / kept[2] if module.momentum is None else module.momentum
+        kept[0] = (1 - factor) * kept[0] + factor * values.mean(1)
+        kept[1] = (1 - factor) * kept[1] + factor * values.var(1)
+        assert module.running_mean is not None
+        assert module.running_var is not None
+        assert module.num_batches_tracked is not None
+        module.running_mean.copy_(kept[0])
+        module.running_var.copy_(kept[1])
+        module.num_batches_tracked.fill_(kept[2])

@@ -1,0 +1,23 @@
+import pytest
+
+from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError, nearest
+
+
+def test_each_kind_of_error_has_its_exit_code() -> None:
+    kinds: list[type[BundleError]] = [BundleError, ConfigError, NodeError, CheckpointError]
+    assert [kind.exit_code for kind in kinds] == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "valid", "text"),
+    [
+        ("resnet81", ["vgg16", "resnet18"], "nearest: resnet18"),
+        ("zzz", ["a", "b"], "valid: a, b"),
+        ("zzz", list("abcdefg"), "valid: a, b, c, d, e, ... (7 in all)"),
+        ("zzz", [], "there is none"),
+    ],
+)
+def test_nearest_names_what_is_close_else_the_first_few(
+    name: str, valid: list[str], text: str
+) -> None:
+    assert nearest(name, valid) == text

@@ -1,0 +1,145 @@
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torchvision.models import resnet18
+
+from launcher.checkpoints import Progress
+from launcher.commands import export
+from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
+from launcher.paths import RunPaths
+from workers.checkpoint import Checkpoints
+from workers.state import state_tensors
+
+
+def parse(*argv: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    export.add_arguments(parser)
+    return parser.parse_args(argv)
+
+
+def write(paths: RunPaths, step: int, *parts: dict[str, torch.Tensor], top1: float) -> None:
+    checkpoints = Checkpoints(paths, keep=9)
+    written = [checkpoints.write_part(step, f"stage-{i}", p) for i, p in enumerate(parts)]
+    progress = Progress(step=step, epoch=1, step_in_epoch=0, samples_seen=0, metrics={"top1": top1})
+    checkpoints.commit(step, written, progress)
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """Three checkpoints of a small model; the middle one is the best."""
+    folder = tmp_path / "run"
+    for step, top1 in ((1, 0.1), (2, 0.9), (3, 0.5)):
+        part = {
+            "model.a": torch.tensor([float(step)]),
+            "optimizer.a.momentum_buffer": torch.ones(1),
+        }
+        write(RunPaths(folder), step, part, top1=top1)
+    return folder
+
+
+def test_torchvision_loads_the_export_strictly_and_computes_the_same(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = resnet18(num_classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    images = torch.randn(4, 3, 64, 64)
+    model(images).sum().backward()
+    optimizer.step()
+    state = state_tensors(model, optimizer)
+    parts = [
+        {n: t for n, t in state.items() if (".layer3" in n or ".layer4" in n or ".fc" in n) is rear}
+        for rear in (False, True)
+    ]
+    write(RunPaths(tmp_path / "run"), 1, *parts, top1=0.5)
+
+    for name in ("model.safetensors", "model.pt"):
+        output = tmp_path / name
+        assert export.run(parse(str(tmp_path / "run"), "-o", str(output))) == 0
+        found = load_file(output) if name.endswith("rs") else torch.load(output, weights_only=True)
+        plain = resnet18(num_classes=10)
+        plain.load_state_dict(found, strict=True)
+        assert torch.equal(plain.eval()(images), model.eval()(images))
+        assert int(found["bn1.num_batches_tracked"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "step"), [((), 3), (("--best",), 2), (("--step", "1"), 1)], ids=str
+)
+def test_the_checkpoint_can_be_chosen(
+    run_folder: Path, options: tuple[str, ...], step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = run_folder / "out.safetensors"
+
+    export.run(parse(str(run_folder), "-o", str(output), *options))
+
+    assert load_file(output)["a"].item() == step
+    assert capsys.readouterr().out == f"{output}: 1 tensors of step {step}\n"
+
+
+def test_a_damaged_newest_one_is_passed_over_but_not_one_asked_for(run_folder: Path) -> None:
+    path = RunPaths(run_folder).checkpoint(3) / "stage-0.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    output = run_folder / "out.pt"
+
+    export.run(parse(str(run_folder), "-o", str(output)))
+
+    assert torch.load(output)["a"].item() == 2
+    with pytest.raises(CheckpointError, match=r"is damaged: stage-0\.safetensors does not match"):
+        export.run(parse(str(run_folder), "-o", str(output), "--step", "3"))
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind", "says"),
+    [
+        (("{run}", "-o", "{run}/m.onnx"), ConfigError, "must end in one of: .safetensors, .pt"),
+        (("{run}", "-o", "{run}/no/m.pt"), ConfigError, "/no' of --output does not exist"),
+        (("{run}/no", "-o", "{run}/m.pt"), ConfigError, "run folder .* does not exist"),
+        (("{run}/..", "-o", "{run}/m.pt"), CheckpointError, "there is no checkpoint in"),
+        (("{run}", "-o", "{run}/m.pt", "--step", "7"), CheckpointError, "there are: 1, 2, 3"),
+    ],
+    ids=["suffix", "output folder", "run folder", "no checkpoint", "step"],
+)
+def test_what_cannot_be_exported_is_said(
+    run_folder: Path, argv: tuple[str, ...], kind: type[BundleError], says: str
+) -> None:
+    before = sorted(run_folder.rglob("*"))
+
+    with pytest.raises(kind, match=says):
+        export.run(parse(*(word.format(run=run_folder) for word in argv)))
+
+    assert sorted(run_folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("suffix", export.SUFFIXES)
+def test_a_failed_write_leaves_the_old_file_and_no_other(
+    run_folder: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = run_folder / f"model{suffix}"
+    output.write_text("the old one")
+    before = sorted(run_folder.rglob("*"))
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(NodeError, match=r"cannot write --output .*No space left"):
+        export.run(parse(str(run_folder), "-o", str(output)))
+
+    assert output.read_text() == "the old one"
+    assert sorted(run_folder.rglob("*")) == before
+
+
+def test_best_needs_metrics(tmp_path: Path) -> None:
+    write(RunPaths(tmp_path), 1, {"model.a": torch.zeros(1)}, top1=float("nan"))
+
+    with pytest.raises(CheckpointError, match="--best needs a checkpoint with validation metrics"):
+        export.run(parse(str(tmp_path), "-o", str(tmp_path / "m.pt"), "--best"))
+
+
+def test_a_step_that_is_broken_is_not_said_to_be_missing(run_folder: Path) -> None:
+    (RunPaths(run_folder).checkpoint(3) / "stage-0.safetensors").unlink()
+
+    with pytest.raises(CheckpointError, match=r"step-000000003.*stage-0\.safetensors is missing"):
+        export.run(parse(str(run_folder), "-o", str(run_folder / "m.pt"), "--step", "3"))

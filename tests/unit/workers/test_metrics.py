@@ -1,0 +1,143 @@
+import errno
+import json
+import logging
+import math
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.errors import ConfigError
+from launcher.paths import RunPaths
+from workers.metrics import MetricsWriter, plain
+
+
+def lines_of(paths: RunPaths) -> list[dict[str, object]]:
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is not JSON")
+
+    text = paths.metrics.read_text()
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path / "a run")
+
+
+@contextmanager
+def no_file_beyond(size_bytes: int) -> Iterator[None]:
+    """No file of this process can grow further; no fixture, as pytest writes files too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_line_can_be_read_as_soon_as_it_is_written(paths: RunPaths) -> None:
+    with MetricsWriter(paths, clock=lambda: 12.5) as writer:
+        writer.write("step", step=3, loss=torch.tensor(0.5), seconds={"forward": 0.1})
+
+        assert lines_of(paths) == [
+            {"time": 12.5, "kind": "step", "step": 3, "loss": 0.5, "seconds": {"forward": 0.1}}
+        ]
+
+
+def test_what_is_no_finite_number_stays_valid_json(paths: RunPaths) -> None:
+    with MetricsWriter(paths) as writer:
+        writer.write("step", step=1, loss=math.nan, norms=[math.inf, -math.inf], path=Path("x"))
+
+    line = lines_of(paths)[0]
+    assert (line["loss"], line["norms"], line["path"]) == ("nan", ["inf", "-inf"], "x")
+
+
+def test_a_restart_appends_and_starts_a_line_of_its_own_after_a_torn_one(paths: RunPaths) -> None:
+    with MetricsWriter(paths) as writer:
+        writer.write("step", step=1)
+    with paths.metrics.open("a") as file:
+        file.write('{"kind": "st')
+
+    with MetricsWriter(paths) as writer:
+        writer.write("step", step=2)
+
+    lines = paths.metrics.read_text().splitlines()
+    assert lines[1] == '{"kind": "st'
+    assert [json.loads(line)["step"] for line in (lines[0], lines[2])] == [1, 2]
+
+
+def test_a_full_disk_is_said_once_and_whole_lines_follow(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    with MetricsWriter(paths) as writer:
+        with no_file_beyond(200):
+            for step in range(20):
+                writer.write("step", step=step)
+        full = paths.metrics.read_bytes()
+        writer.write("end", step=20)
+
+    assert len(full) == 200
+    assert json.loads(paths.metrics.read_text().splitlines()[-1])["kind"] == "end"
+    warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "training goes on" in warnings[0].getMessage()
+
+
+def test_a_run_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    with pytest.raises(ConfigError, match=r"--run-dir .*file.*; give a folder"):
+        MetricsWriter(RunPaths(tmp_path / "file" / "run"))
+
+
+def test_tensorboard_gets_the_numbers_of_a_step(paths: RunPaths) -> None:
+    pytest.importorskip("tensorboard", reason="the extra bundlerun[tensorboard] is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsWriter(paths, tensorboard=True) as writer:
+        writer.write("step", step=7, loss=0.25, seconds={"forward": 0.5}, text="no number")
+
+    events = EventAccumulator(str(paths.tensorboard)).Reload()
+    assert set(events.Tags()["scalars"]) == {"step/loss", "step/seconds/forward"}
+    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [(7, 0.25)]
+
+
+def test_without_tensorboard_the_extra_is_named(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+
+    with pytest.raises(ConfigError, match=r"bundlerun\[tensorboard\]"):
+        MetricsWriter(paths, tensorboard=True)
+
+
+def test_a_full_disk_under_tensorboard_does_not_end_the_run(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class FullEvents:
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        def close(self) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("workers.metrics._summary_writer", lambda paths: FullEvents())
+
+    with MetricsWriter(paths, tensorboard=True) as writer:
+        writer.write("step", step=1, loss=1.0)
+        writer.write("step", step=2, loss=1.0)
+
+    assert [line["step"] for line in lines_of(paths)] == [1, 2]
+    assert caplog.text.count("No space left") == 1
+
+
+def test_nested_values_become_plain_ones() -> None:
+    assert plain({1: (torch.tensor(2), None, True)}) == {"1": [2, None, True]}

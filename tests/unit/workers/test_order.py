@@ -1,0 +1,116 @@
+"""Which sample is in which micro-batch, and which bundle does it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.order import (
+    NEAR_EQUAL,
+    mix_seed,
+    num_steps,
+    sample_order,
+    share_out,
+    step_microbatches,
+)
+
+SECONDS = st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=8)
+
+
+@given(st.integers(0, 2**40), st.integers(0, 10**6), st.integers(0, 300))
+def test_an_order_has_every_sample_once(seed: int, epoch: int, num_samples: int) -> None:
+    order = sample_order(seed, epoch, num_samples)
+
+    assert sorted(order) == list(range(num_samples))
+
+
+def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
+    orders = {(s, e): tuple(sample_order(s, e, 50)) for s in range(10) for e in range(10)}
+
+    assert len(set(orders.values())) == 100
+    assert orders[3, 4] == tuple(sample_order(3, 4, 50))
+    # A resumed run goes on with the order that it began with, so this never changes.
+    assert sample_order(1, 2, 8) == [2, 1, 0, 4, 5, 6, 3, 7]
+
+
+@given(st.lists(st.integers(0, 2**63), min_size=1, max_size=4), st.data())
+def test_seeds_differ_in_about_half_of_their_bits(parts: list[int], data: st.DataObject) -> None:
+    changed = list(parts)
+    changed[data.draw(st.integers(0, len(parts) - 1))] += 1
+
+    assert 8 <= (mix_seed(*parts) ^ mix_seed(*changed)).bit_count() <= 56
+
+
+@given(st.integers(1, 200), st.integers(1, 12), st.integers(1, 6))
+def test_an_epoch_drops_nothing(num_samples: int, microbatch_size: int, per_step: int) -> None:
+    batch_size = microbatch_size * per_step
+    order = sample_order(0, 0, num_samples)
+    steps = [
+        step_microbatches(order, step, batch_size=batch_size, microbatch_size=microbatch_size)
+        for step in range(num_steps(num_samples, batch_size))
+    ]
+
+    assert [i for step in steps for microbatch in step for i in microbatch] == order
+    for step in steps[:-1]:
+        assert [len(microbatch) for microbatch in step] == [microbatch_size] * per_step
+    assert {len(microbatch) for microbatch in steps[-1][:-1]} <= {microbatch_size}
+    assert 1 <= len(steps[-1][-1]) <= microbatch_size
+
+
+def test_the_last_step_and_its_last_microbatch_are_short() -> None:
+    steps = [
+        step_microbatches(range(11), step, batch_size=4, microbatch_size=2) for step in range(3)
+    ]
+
+    assert steps == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10]]]
+
+
+def test_equal_bundles_share_alike_and_the_first_get_what_is_left() -> None:
+    assert share_out(8, [1.0, 1.0]) == [4, 4]
+    assert share_out(7, [0.2, 0.2, 0.2]) == [3, 2, 2]
+    assert share_out(1, [1.0, 1.0]) == [1, 0]
+
+
+def test_noise_changes_nothing() -> None:
+    assert share_out(100, [1.0, 1.09, 1.02]) == share_out(100, [1.05, 1.0, 1.08]) == [34, 33, 33]
+
+
+def test_a_bundle_of_half_the_speed_gets_half_as_many() -> None:
+    assert share_out(9, [1.0, 2.0]) == [6, 3]
+
+
+@pytest.mark.parametrize("unknown", [0.0, -1.0, math.nan, math.inf])
+def test_an_unknown_speed_counts_as_the_mean(unknown: float) -> None:
+    assert share_out(8, [unknown, 1.0, 1.0, 1.0]) == [2, 2, 2, 2]
+    assert share_out(4, [unknown, unknown]) == [2, 2]
+
+
+def _makespan(counts: list[int], seconds: list[float]) -> float:
+    return max(count * time for count, time in zip(counts, seconds, strict=True))
+
+
+@given(st.integers(0, 60), SECONDS)
+def test_no_other_sharing_is_done_much_earlier(num_microbatches: int, seconds: list[float]) -> None:
+    counts = share_out(num_microbatches, seconds)
+
+    assert sum(counts) == num_microbatches
+    # No sharing beats this bound: by a given time, each bundle has done only so many whole ones.
+    candidates = sorted(k * time for time in seconds for k in range(num_microbatches + 1))
+    best = next(
+        end
+        for end in candidates
+        if sum(math.floor(end / time + 1e-9) for time in seconds) >= num_microbatches
+    )
+    assert _makespan(counts, seconds) <= best * NEAR_EQUAL * (1 + 1e-6)
+
+
+@given(st.integers(1, 60), st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0]), min_size=1, max_size=6))
+def test_a_faster_bundle_never_gets_less(num_microbatches: int, seconds: list[float]) -> None:
+    counts = share_out(num_microbatches, seconds)
+
+    for time, count in zip(seconds, counts, strict=True):
+        for other, others_count in zip(seconds, counts, strict=True):
+            assert time >= other or count >= others_count

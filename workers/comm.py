@@ -1,0 +1,183 @@
+"""A communicator of a few named ranks, made straight from torch's backends.
+
+`torch.distributed.new_group` wants every rank of the job to call it in the same order, sorts the
+ranks, and up to torch 2.14 names groups made with `use_local_synchronization` by a local count
+that differs between ranks. Here the topology gives each group its name, and only its members
+take part, so the cost of a group does not grow with the job.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import (
+    AllgatherOptions,
+    AllreduceOptions,
+    BroadcastOptions,
+    PrefixStore,
+    ProcessGroupGloo,
+    ProcessGroupNCCL,
+    ReduceOptions,
+    Store,
+    Work,
+)
+
+from launcher.errors import NodeError
+
+_SAFE_CHUNK_BYTES = 4 << 20
+"""A peer that is killed in a longer gloo message can leave the other side waiting (measured)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Network:
+    """What this rank needs to reach others.
+
+    Args:
+        store: where the members of a group find each other.
+        rank: this rank.
+        backend: "gloo" or "nccl", for what carries tensors of the model.
+        timeout_s: longest wait inside one collective or transfer, seconds.
+        address: this node's own address; empty: torch chooses (GLOO_SOCKET_IFNAME counts).
+    """
+
+    store: Store
+    rank: int
+    backend: str
+    timeout_s: float
+    address: str = ""
+
+
+class _Backend(Protocol):
+    """What torch's stubs leave out of its backends."""
+
+    def send(self, tensors: list[Tensor], to: int, tag: int) -> Work: ...
+    def recv(self, tensors: list[Tensor], source: int, tag: int) -> Work: ...
+    def reduce(self, tensors: list[Tensor], options: ReduceOptions) -> Work: ...
+    def allreduce(self, tensors: list[Tensor], options: AllreduceOptions) -> Work: ...
+    def broadcast(self, tensors: list[Tensor], options: BroadcastOptions) -> Work: ...
+    def allgather(
+        self, out: list[list[Tensor]], tensors: list[Tensor], options: AllgatherOptions
+    ) -> Work: ...
+
+
+class Group:
+    """Some ranks that talk to each other; positions in `ranks` are the addresses.
+
+    Every operation returns at once with a handle; `wait()` on it ends, or makes the current CUDA
+    stream wait for, the operation, and raises RuntimeError after the network's timeout.
+    """
+
+    def __init__(self, network: Network, name: str, ranks: Sequence[int], backend: str) -> None:
+        """Collective: every rank of `ranks`, each making its groups in one global order."""
+        self.ranks = tuple(ranks)
+        self.index = self.ranks.index(network.rank)
+        self.backend = backend
+        store = PrefixStore(f"group/{name}", network.store)
+        timeout = timedelta(seconds=network.timeout_s)
+        make = _make_nccl if backend == "nccl" else _make_gloo
+        self._pg = make(store, self.index, len(self.ranks), timeout, network.address)
+
+    @property
+    def size(self) -> int:
+        """Number of members."""
+        return len(self.ranks)
+
+    def send(self, tensor: Tensor, to: int) -> list[Work]:
+        """Sends a contiguous tensor; it must not change before the handles were waited for."""
+        return [self._pg.send([chunk], to, 0) for chunk in _chunks(tensor)]
+
+    def receive(self, tensor: Tensor, source: int) -> list[Work]:
+        """Fills a contiguous tensor of the sender's size and dtype."""
+        return [self._pg.recv([chunk], source, 0) for chunk in _chunks(tensor)]
+
+    def reduce(self, tensor: Tensor, root: int = 0) -> Work:
+        """Sums into `tensor` of the root; other ranks' tensors are clobbered."""
+        options = ReduceOptions()
+        options.rootRank = root
+        return self._pg.reduce([tensor], options)
+
+    def all_reduce(self, tensor: Tensor) -> Work:
+        """Sums in place; the result is bit-equal on all members."""
+        return self._pg.allreduce([tensor], AllreduceOptions())
+
+    def broadcast(self, tensor: Tensor, root: int = 0) -> Work:
+        """Copies the root's tensor into everyone's."""
+        options = BroadcastOptions()
+        options.rootRank = root
+        return self._pg.broadcast([tensor], options)
+
+    def all_gather(self, tensor: Tensor) -> list[Tensor]:
+        """The tensors of all members, in order of `ranks`; same shape and dtype everywhere."""
+        found = [torch.empty_like(tensor) for _ in self.ranks]
+        self._pg.allgather([found], [tensor], AllgatherOptions()).wait()
+        return found
+
+    def all_gather_json(self, value: object) -> list[Any]:
+        """The JSON values of all members, in order of `ranks`."""
+        data = json.dumps(value).encode()
+        sizes = self.all_gather(torch.tensor([len(data)]))
+        padded = torch.zeros(max(int(s) for s in sizes), dtype=torch.uint8)
+        padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        found = self.all_gather(padded)
+        return [
+            json.loads(bytes(part[: int(size)].tolist()))
+            for part, size in zip(found, sizes, strict=True)
+        ]
+
+
+def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
+    flat = tensor.view(-1).view(torch.uint8)
+    return flat.split(_SAFE_CHUNK_BYTES) if flat.device.type == "cpu" else (flat,)
+
+
+def _make_gloo(store: Store, index: int, size: int, timeout: timedelta, address: str) -> _Backend:
+    gloo: Any = ProcessGroupGloo
+    # torch gives the options this underscore at run time only.
+    options = getattr(gloo, "_Options", gloo.Options)()
+    options._devices = [
+        gloo.create_device(hostname=address) if address else gloo.create_default_device()
+    ]
+    options._timeout = timeout
+    options._threads = 1
+    made: _Backend = gloo(store, index, size, options)
+    return made
+
+
+def _make_nccl(store: Store, index: int, size: int, timeout: timedelta, address: str) -> _Backend:
+    options = ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    made: Any = ProcessGroupNCCL(store, index, size, options)
+    backend: _Backend = made
+    return backend
+
+
+def own_address(master_addr: str, master_port: int) -> str:
+    """The address of this node on the way to the master; empty where only torch can tell.
+
+    A node may resolve its own name to a loopback address that others cannot reach, so the kernel
+    is asked which address it would send from (no packet leaves).
+
+    Raises:
+        NodeError: `master_addr` cannot be resolved.
+    """
+    try:
+        family, kind, _, _, target = socket.getaddrinfo(
+            master_addr, master_port, type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(target)
+            return str(probe.getsockname()[0])
+    except socket.gaierror as exc:
+        raise NodeError(
+            f"MASTER_ADDR {master_addr!r} cannot be resolved ({exc.strerror}); "
+            "give a routable address with --local-addr on the first node"
+        ) from exc
+    except OSError:
+        return ""

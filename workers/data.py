@@ -1,0 +1,168 @@
+"""The loader: micro-batches of samples, read ahead by processes of their own."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError, NodeError
+from launcher.fork_server import die_with_parent
+from workers.recipe import SampleSet
+from workers.samples import Answer, Batch, Reader, Request
+
+MAX_AUTO_WORKERS = 16
+log = logging.getLogger(__name__)
+
+
+def num_loaders(wanted: int, *, num_threads: int, has_gpu: bool) -> int:
+    """Loading processes of one rank.
+
+    Args:
+        wanted: the option; -1 leaves it to the cores.
+        num_threads: this rank's share of the cores of its node.
+        has_gpu: the model computes elsewhere; without, it needs the whole share itself.
+    """
+    if wanted >= 0:
+        return wanted
+    return min(num_threads - 1, MAX_AUTO_WORKERS) if has_gpu else 0
+
+
+class MicrobatchLoader:
+    """Reads micro-batches in the order asked for; its processes live until `close`.
+
+    Args:
+        samples: the single samples.
+        config: seed, prefetch, timeout, --skip-unreadable.
+        num_workers: loading processes; 0 reads in this one when a batch is asked for, None does
+            what `num_loaders` says.
+        pin_memory: batches in pinned memory, for a faster way to the GPU.
+    """
+
+    def __init__(
+        self,
+        samples: SampleSet,
+        *,
+        config: TrainConfig,
+        num_workers: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        self._requests = _Requests()
+        self._warned: set[str] = set()
+        self._timeout_s = config.timeout_s
+        if num_workers is None:
+            num_workers = num_loaders(
+                config.loader_workers,
+                num_threads=torch.get_num_threads(),
+                has_gpu=torch.cuda.is_available(),
+            )
+        reader = Reader(samples, seed=config.seed, skip_unreadable=config.skip_unreadable)
+        self._loader: DataLoader[Answer] | None = DataLoader(
+            reader,  # type: ignore[arg-type] # torch asks for its own base class
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=num_workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type] # typed for lists only
+            pin_memory=pin_memory,
+            # The processes' own seeds; without it, torch draws them from the training's generator.
+            generator=torch.Generator(),
+            **(_process_options(config) if num_workers else {}),
+        )
+        self._answers: Iterator[Answer] = iter(())
+
+    def batches(self, microbatches: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Batch]:
+        """One batch per list of sample indices, in order; reading ahead starts with this call.
+
+        What is left of an earlier call is dropped.
+
+        Raises:
+            ConfigError: while iterating: a sample is unreadable.
+            NodeError: while iterating: a loading process is dead or does not answer.
+        """
+        assert self._loader is not None, "the loader is closed"
+        self._requests.wanted = [Request(epoch, indices) for indices in microbatches]
+        self._answers = iter(self._loader)
+        return (self._next() for _ in microbatches)
+
+    def close(self) -> None:
+        """Ends the loading processes."""
+        shut_down = getattr(self._answers, "_shutdown_workers", None)  # torch has no public way
+        if shut_down:
+            try:
+                shut_down()
+            except RuntimeError as exc:
+                if not _is_death(exc):  # raised from SIGCHLD; it was to end anyway
+                    raise
+        self._answers = iter(())
+        self._loader = None
+
+    def _next(self) -> Batch:
+        try:
+            batch, messages = next(self._answers)
+        except RuntimeError as exc:
+            if not _is_death(exc):
+                raise
+            raise NodeError(_death_message(str(exc), self._timeout_s)) from exc
+        if batch is None:
+            raise ConfigError(messages[0])
+        for message in messages:
+            if message not in self._warned:
+                self._warned.add(message)
+                log.warning("%s; the next readable sample stands in for it", message)
+        return batch
+
+
+class _Requests(Sampler[Request]):
+    """What the loader asks for next; set anew for each call of `batches`."""
+
+    def __init__(self) -> None:
+        self.wanted: list[Request] = []
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self.wanted)
+
+
+def _process_options(config: TrainConfig) -> dict[str, Any]:
+    return {
+        # The samples are shared, not sent: a user's data set need not be picklable, and starting
+        # takes milliseconds. The child computes on one thread of its own, so what threads of the
+        # parent (gloo, CUDA) held when it was forked does not matter to it.
+        "multiprocessing_context": "fork",
+        "persistent_workers": True,
+        "prefetch_factor": config.prefetch,
+        "timeout": config.timeout_s,
+        "worker_init_fn": functools.partial(_start_process, os.getpid()),
+    }
+
+
+def _start_process(parent: int, worker: int) -> None:
+    # It holds copies of the rank's sockets: peers would see a dead rank as alive while it lives.
+    die_with_parent(parent)
+
+
+def _as_it_is(answer: Answer) -> Answer:
+    return answer
+
+
+def _is_death(exc: RuntimeError) -> bool:
+    """Whether torch says that a process is gone; it does so from the queue or from SIGCHLD."""
+    return str(exc).startswith(("DataLoader ", "Pin memory thread"))
+
+
+def _death_message(reason: str, timeout_s: float) -> str:
+    if "timed out" in reason:
+        return (
+            f"no loading process answered for {timeout_s:g} s; is the folder of the data "
+            "reachable? --timeout-s allows more"
+        )
+    first_line = reason.splitlines()[0].rstrip(". ")
+    return (
+        f"a loading process died ({first_line}); is memory or /dev/shm full? "
+        "use fewer --loader-workers, or 0"
+    )

@@ -1,0 +1,78 @@
+"""What the agent told this rank, read once from the environment."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from launcher.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankEnv:
+    """The place of this rank in the round, as torchrun's variables say it."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    node: int
+    num_nodes: int
+    attempt: int
+    node_name: str
+    local_addr: str
+    master_addr: str
+    master_port: int
+    is_launched: bool
+
+    @classmethod
+    def from_mapping(cls, environ: Mapping[str, str]) -> RankEnv:
+        """Reads torchrun's variables; without RANK this is the only process.
+
+        Raises:
+            ConfigError: a variable is missing or no number.
+        """
+        name = environ.get("BUNDLERUN_NODE_NAME") or socket.gethostname()
+        address = environ.get("BUNDLERUN_LOCAL_ADDR", "")
+        if "RANK" not in environ:
+            return cls(
+                rank=0,
+                world_size=1,
+                local_rank=0,
+                local_world_size=1,
+                node=0,
+                num_nodes=1,
+                attempt=0,
+                node_name=name,
+                local_addr=address,
+                master_addr="",
+                master_port=0,
+                is_launched=False,
+            )
+        return cls(
+            rank=_number(environ, "RANK"),
+            world_size=_number(environ, "WORLD_SIZE"),
+            local_rank=_number(environ, "LOCAL_RANK"),
+            local_world_size=_number(environ, "LOCAL_WORLD_SIZE"),
+            node=_number(environ, "GROUP_RANK"),
+            num_nodes=_number(environ, "GROUP_WORLD_SIZE"),
+            attempt=_number(environ, "TORCHELASTIC_RESTART_COUNT", "0"),
+            node_name=name,
+            local_addr=address,
+            master_addr=environ.get("MASTER_ADDR", "localhost"),
+            master_port=_number(environ, "MASTER_PORT"),
+            is_launched=True,
+        )
+
+
+def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:
+    text = environ.get(name, default)
+    if text is None:
+        raise ConfigError(
+            f"RANK is set but {name} is not; start the ranks with bundlerun run or torchrun"
+        )
+    try:
+        return int(text)
+    except ValueError as exc:
+        raise ConfigError(f"{name}={text!r} in the environment is not a whole number") from exc

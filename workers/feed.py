@@ -1,0 +1,126 @@
+"""What this rank works on, step by step, and the batches for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from launcher.config import TrainConfig
+from workers.bundle import StepWork
+from workers.data import MicrobatchLoader
+from workers.order import num_steps, sample_order, share_out, step_microbatches
+from workers.recipe import DataInfo, DataSets, SampleSet
+from workers.samples import Batch
+from workers.session import Session
+
+
+class Feed:
+    """Shares the micro-batches out to the bundles and reads those of this rank.
+
+    Args:
+        config: the run's configuration.
+        session: this rank's place.
+        info: sizes of the data.
+        data: the samples, on stage 0; None elsewhere (I4).
+    """
+
+    def __init__(
+        self, config: TrainConfig, session: Session, info: DataInfo, data: DataSets | None
+    ) -> None:
+        self._config = config
+        self._bundle = session.place.bundle
+        self._replica = session.place.replica
+        self._width = session.topology.shape[0]
+        self._info = info
+        self._speeds = [1.0] * session.topology.num_bundles
+        pin = session.device.type == "cuda"
+        self._train = _loader(config, data.train if data else None, pin)
+        self._val = _loader(config, data.val if data else None, pin)
+
+    @property
+    def num_train(self) -> int:
+        """Training samples of an epoch."""
+        return self._info.num_train
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is anything to validate on."""
+        return self._info.num_val > 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps that use every training sample once."""
+        return num_steps(self._info.num_train, self._config.batch_size)
+
+    def set_speeds(self, seconds_per_microbatch: Sequence[float]) -> None:
+        """Shares out by these from the next epoch on; the same on every rank."""
+        self._speeds = list(seconds_per_microbatch)
+
+    def epoch(self, epoch: int, first_step: int) -> tuple[Iterator[StepWork], Iterator[Batch]]:
+        """The work of the steps left in an epoch, and this rank's batches for all of them."""
+        order = sample_order(self._config.seed, epoch, self._info.num_train)
+        steps = [self._cut(order, step) for step in range(first_step, self.steps_per_epoch)]
+        works = (
+            self._work(epoch * self.steps_per_epoch + first_step + i, step)
+            for i, step in enumerate(steps)
+        )
+        return works, self._batches(self._train, steps, epoch)
+
+    def validation(self) -> tuple[StepWork, Iterator[Batch]]:
+        """The work of one pass over the validation samples, and this rank's batches."""
+        microbatches = step_microbatches(
+            range(self._info.num_val),
+            0,
+            batch_size=self._info.num_val,
+            microbatch_size=self._config.samples_per_microbatch,
+        )
+        return self._work(0, microbatches), self._batches(self._val, [microbatches], 0)
+
+    def close(self) -> None:
+        """Ends the loading processes."""
+        for loader in (self._train, self._val):
+            if loader is not None:
+                loader.close()
+
+    def _cut(self, order: Sequence[int], step: int) -> list[list[int]]:
+        return step_microbatches(
+            order,
+            step,
+            batch_size=self._config.batch_size,
+            microbatch_size=self._config.samples_per_microbatch,
+        )
+
+    def _mine(self, num_microbatches: int) -> range:
+        """The micro-batches of a step that this bundle does."""
+        counts = share_out(num_microbatches, self._speeds)
+        first = sum(counts[: self._bundle])
+        return range(first, first + counts[self._bundle])
+
+    def _work(self, step: int, microbatches: Sequence[Sequence[int]]) -> StepWork:
+        mine = self._mine(len(microbatches))
+        return StepWork(
+            seed=self._config.seed,
+            step=step,
+            first=mine.start,
+            sizes=[len(microbatches[j]) for j in mine],
+            num_samples=sum(map(len, microbatches)),
+        )
+
+    def _batches(
+        self, loader: MicrobatchLoader | None, steps: Sequence[list[list[int]]], epoch: int
+    ) -> Iterator[Batch]:
+        if loader is None:
+            return iter(())
+        wanted = [
+            microbatches[j]
+            for microbatches in steps
+            for j in self._mine(len(microbatches))[self._replica :: self._width]
+        ]
+        return loader.batches(wanted, epoch=epoch)
+
+
+def _loader(
+    config: TrainConfig, samples: SampleSet | None, pin_memory: bool
+) -> MicrobatchLoader | None:
+    if samples is None:
+        return None
+    return MicrobatchLoader(samples, config=config, pin_memory=pin_memory)

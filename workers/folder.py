@@ -1,0 +1,135 @@
+"""Images in class folders: ROOT/train/CLASS/IMAGE and ROOT/val/CLASS/IMAGE."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from launcher.errors import ConfigError
+from workers.recipe import UnreadableSample
+
+_LAYOUT = "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE"
+_OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
+_NUM_SHOWN = 3
+
+
+class ImageSamples:
+    """The images below one of a root's two folders: (image, class index), in order of their path.
+
+    Args:
+        folder: has a folder of images for each class.
+        transform: from a PIL image to a tensor.
+
+    Raises:
+        ConfigError: a class folder holds no image, or cannot be listed.
+    """
+
+    def __init__(self, folder: Path, transform: Callable[[object], Tensor]) -> None:
+        try:
+            self._images = ImageFolder(folder)
+        except OSError as exc:
+            raise ConfigError(f"cannot use {str(folder)!r}: {exc}") from exc
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._images.samples)
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        """The transformed image and its class.
+
+        Raises:
+            UnreadableSample: the file is no image, is damaged or cannot be opened.
+        """
+        path, target = self._images.samples[index]
+        return self._transform(self._load(path)), target
+
+    def _load(self, path: str) -> object:
+        try:
+            return self._images.loader(path)
+        # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
+        # and its own DecompressionBombError, which is none of them, for a size that is no size.
+        except Exception as exc:
+            if isinstance(exc, MemoryError) or getattr(exc, "errno", None) in _OUT_OF_FILES:
+                raise
+            reason = getattr(exc, "strerror", None) or _without_path(str(exc), path)
+            raise UnreadableSample(f"cannot read the image {path!r}: {reason}") from exc
+
+
+def _without_path(text: str, path: str) -> str:
+    """Pillow names an open file by its repr; only the words before it help."""
+    first_line = (text.splitlines() or ["no reason given"])[0]
+    return first_line.split(" <_io")[0].replace(f" {path!r}", "").rstrip(".")
+
+
+def check_folder(root: Path, *, needs_val: bool) -> list[str]:
+    """The classes of the training images, sorted; looks for one image, opens none.
+
+    Args:
+        root: the folder that DATA names.
+        needs_val: whether it must have validation images of the same classes.
+
+    Raises:
+        ConfigError: something is not there.
+    """
+    try:
+        return _checked_root(root, needs_val)
+    except OSError as exc:
+        raise ConfigError(f"cannot list {exc.filename!r}: {exc.strerror}") from exc
+
+
+def _checked_root(root: Path, needs_val: bool) -> list[str]:
+    if not root.is_dir():
+        what = "is no folder" if root.exists() else "does not exist"
+        raise ConfigError(f"DATA {str(root)!r} {what}; {_LAYOUT}, or use synthetic")
+    classes = _checked_classes(root / "train")
+    if needs_val:
+        if not (root / "val").is_dir():
+            raise ConfigError(
+                f"DATA {str(root)!r} has no folder 'val'; {_LAYOUT}, or use --no-validate"
+            )
+        _check_same(classes, _checked_classes(root / "val"), root)
+    return classes
+
+
+def _checked_classes(folder: Path) -> list[str]:
+    if not folder.is_dir():
+        raise ConfigError(f"DATA {str(folder.parent)!r} has no folder {folder.name!r}; {_LAYOUT}")
+    with os.scandir(folder) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir())
+    if not classes:
+        raise ConfigError(f"{str(folder)!r} has no class folders; {_LAYOUT}")
+    if not any(_has_image(folder / name) for name in classes):
+        raise ConfigError(
+            f"no image in the {len(classes)} class folders of {str(folder)!r}; "
+            f"an image ends in one of: {' '.join(IMG_EXTENSIONS)}"
+        )
+    return classes
+
+
+def _has_image(folder: Path) -> bool:
+    return any(
+        name.lower().endswith(IMG_EXTENSIONS)
+        for _, _, names in os.walk(folder, followlinks=True)
+        for name in names
+    )
+
+
+def _check_same(train: list[str], val: list[str], root: Path) -> None:
+    """Another set of classes would silently number the validation targets differently."""
+    for names, where, other in (
+        (set(train) - set(val), "train", "val"),
+        (set(val) - set(train), "val", "train"),
+    ):
+        if names:
+            shown = ", ".join(repr(name) for name in sorted(names)[:_NUM_SHOWN])
+            more = ", ..." if len(names) > _NUM_SHOWN else ""
+            raise ConfigError(
+                f"{len(names)} classes of {str(root / where)!r} are missing in {other}: "
+                f"{shown}{more}; both need the same class folders"
+            )

@@ -1,0 +1,55 @@
+"""Where the time goes: seconds per phase, on one rank."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+Phase = Literal[
+    "data",
+    "forward",
+    "backward",
+    "send",
+    "receive",
+    "collect",
+    "exchange",
+    "distribute",
+    "sync_wait",
+    "optimizer",
+    "checkpoint",
+    "validate",
+]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+BACKGROUND_PHASES: tuple[Phase, ...] = ("collect", "exchange", "distribute")
+"""Phases that run beside the others: the step waits for them only in `sync_wait`."""
+
+
+class Meters:
+    """Adds up seconds per phase; each phase may be timed by one thread.
+
+    On CUDA the clock measures what the processor waits for, not what the device does.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+
+    @contextmanager
+    def phase(self, phase: Phase) -> Iterator[None]:
+        """Adds the time spent inside to `phase`."""
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += self._clock() - start
+
+    def seconds(self) -> dict[Phase, float]:
+        """Seconds of each phase since the last `restart`."""
+        return dict(self._seconds)
+
+    def restart(self) -> None:
+        """Sets all phases to zero."""
+        for phase in PHASES:
+            self._seconds[phase] = 0.0

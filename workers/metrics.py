@@ -1,0 +1,164 @@
+"""The history of a run: JSON Lines always, TensorBoard events when asked.
+
+{"time": 1760000000.0, "kind": "step", "step": 10, "loss": 1.93, "seconds": {"forward": 0.2}}
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from launcher.errors import ConfigError
+from launcher.paths import RunPaths
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+Kind = Literal["start", "step", "epoch", "eval", "checkpoint", "restart", "end"]
+
+log = logging.getLogger(__name__)
+
+
+class MetricsWriter:
+    """Appends to the history of a run; one rank has it. A full disk costs lines, not the run.
+
+    Args:
+        paths: of the run.
+        tensorboard: write event files too.
+        clock: seconds since the epoch.
+
+    Raises:
+        ConfigError: the run folder cannot be written, or tensorboard is not installed.
+    """
+
+    def __init__(
+        self,
+        paths: RunPaths,
+        tensorboard: bool = False,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = paths.metrics
+        self._clock = clock
+        self._warned = False
+        self._events = _summary_writer(paths) if tensorboard else None
+        try:
+            paths.root.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("ab", buffering=0)
+            self._torn = _ends_torn(paths)
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write --run-dir {str(paths.root)!r}: {exc.strerror}; give a folder that "
+                "you may write"
+            ) from exc
+
+    def write(self, kind: Kind, **values: object) -> None:
+        """Appends one line that another process can read at once.
+
+        Args:
+            kind: what the line is about.
+            values: numbers, texts, scalar tensors, and mappings or lists of them. Where there is a
+                `step`, the numbers become TensorBoard scalars named `kind/name`.
+        """
+        line = {"time": self._clock(), "kind": kind} | {n: plain(v) for n, v in values.items()}
+        try:
+            self._append((json.dumps(line, allow_nan=False) + "\n").encode())
+            self._write_events(kind, values)
+        except OSError as exc:
+            self._warn_once(exc)
+
+    def _append(self, line: bytes) -> None:
+        """A line that a full disk cut short must not swallow the next one as well."""
+        whole = b"\n" + line if self._torn else line
+        self._torn = True
+        while whole:
+            whole = whole[self._file.write(whole) :]
+        self._torn = False
+
+    def _write_events(self, kind: str, values: Mapping[str, object]) -> None:
+        step = values.get("step")
+        if self._events is None or not isinstance(step, int):
+            return
+        for name, number in _numbers(kind, values):
+            self._events.add_scalar(name, number, step)
+        self._events.flush()
+
+    def _warn_once(self, exc: OSError) -> None:
+        if not self._warned:
+            log.warning(
+                "cannot write %r: %s; training goes on without it", str(self._path), exc.strerror
+            )
+        self._warned = True
+
+    def close(self) -> None:
+        """Ends the files."""
+        self._file.close()
+        try:
+            if self._events is not None:
+                self._events.close()
+        except OSError as exc:
+            self._warn_once(exc)
+
+    def __enter__(self) -> MetricsWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def plain(value: object) -> object:
+    """`value` as JSON can say it; NaN and infinities become the texts "nan", "inf", "-inf"."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+
+
+def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        number = value.item() if hasattr(value, "item") else value
+        if isinstance(number, Mapping):
+            yield from _numbers(f"{prefix}/{name}", number)
+        elif isinstance(number, (int, float)) and name != "step":
+            yield f"{prefix}/{name}", float(number)
+
+
+def _ends_torn(paths: RunPaths) -> bool:
+    """Whether a crash cut the last line short."""
+    with paths.metrics.open("rb") as file:
+        if file.seek(0, 2) == 0:
+            return False
+        file.seek(-1, 2)
+        return file.read(1) != b"\n"
+
+
+def _summary_writer(paths: RunPaths) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as exc:
+        raise ConfigError(
+            "--tensorboard needs the package tensorboard, which is not installed; "
+            "pip install 'bundlerun[tensorboard]'"
+        ) from exc
+    try:
+        return SummaryWriter(log_dir=str(paths.tensorboard))
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot write {str(paths.tensorboard)!r}: {exc.strerror}; give a --run-dir that you "
+            "may write"
+        ) from exc

@@ -1,0 +1,89 @@
+"""Which sample is in which micro-batch of which step, and which bundle does it (I1).
+
+order of epoch 3   7 2 9 0 5 | 1 8 3 6 4 | 11 10       12 samples, batch size 5
+step               0           1           2
+micro-batches of 2 7 2, 9 0, 5 ...         11 10       nothing is dropped
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+import torch
+
+NEAR_EQUAL = 1.1
+"""Bundles whose times differ by a smaller factor share alike: such differences are noise."""
+
+
+def mix_seed(*parts: int) -> int:
+    """A 64-bit seed in which every bit depends on every part."""
+    text = "/".join(map(str, parts))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def sample_order(seed: int, epoch: int, num_samples: int) -> list[int]:
+    """The order in which an epoch uses the samples, the same on every rank and node."""
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
+    return order
+
+
+def num_steps(num_samples: int, batch_size: int) -> int:
+    """Steps that use every sample once; the last one may be smaller."""
+    return -(-num_samples // batch_size)
+
+
+def step_microbatches(
+    order: Sequence[int], step: int, *, batch_size: int, microbatch_size: int
+) -> list[list[int]]:
+    """The samples of each micro-batch of a step, over all bundles.
+
+    Args:
+        order: every sample once.
+        step: counts from 0 inside the epoch.
+        batch_size: samples of a step; the last step has what is left.
+        microbatch_size: samples of a micro-batch; the last one of a step has what is left.
+    """
+    end = min((step + 1) * batch_size, len(order))
+    starts = range(step * batch_size, end, microbatch_size)
+    return [list(order[start : min(start + microbatch_size, end)]) for start in starts]
+
+
+def share_out(num_microbatches: int, seconds_per_microbatch: Sequence[float]) -> list[int]:
+    """How many micro-batches each bundle gets, so that the slowest is done as early as can be.
+
+    Args:
+        num_microbatches: to be shared out.
+        seconds_per_microbatch: one per bundle; one that is not above 0 and finite is unknown, and
+            taken for the mean of the others.
+
+    Returns:
+        One count per bundle, their sum is `num_microbatches`. Bundle i does the consecutive ones
+        from the sum of the counts before it.
+    """
+    times = _levelled(seconds_per_microbatch)
+    counts = [0] * len(times)
+    # Next in line is who would be done first with one more; equal ones in order of the bundles.
+    line = [(time, bundle) for bundle, time in enumerate(times)]
+    heapq.heapify(line)
+    for _ in range(num_microbatches):
+        _, bundle = line[0]
+        counts[bundle] += 1
+        heapq.heapreplace(line, ((counts[bundle] + 1) * times[bundle], bundle))
+    return counts
+
+
+def _levelled(seconds: Sequence[float]) -> list[float]:
+    """The times with near-equal ones made equal: each gets the least of its neighbourhood."""
+    known = [time for time in seconds if 0 < time < math.inf]
+    mean = fmean(known) if known else 1.0
+    times = [time if 0 < time < math.inf else mean for time in seconds]
+    levels: list[float] = []
+    for time in sorted(times):
+        if not levels or time > levels[-1] * NEAR_EQUAL:
+            levels.append(time)
+    return [max(level for level in levels if level <= time) for time in times]

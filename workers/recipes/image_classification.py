@@ -1,0 +1,173 @@
+"""The default recipe: a torchvision model on images in class folders, or on synthetic ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, interpolate
+from torch.optim import Optimizer
+from torchvision.transforms import v2
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from splits.models import build_model
+from workers.folder import ImageSamples, check_folder
+from workers.optimizer import make_optimizer
+from workers.order import mix_seed
+from workers.recipe import DataInfo, DataSets
+
+SYNTHETIC = "synthetic"
+SYNTHETIC_CLASSES = 10
+_PATTERN_SIZE = 4
+_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's colours, red, green and blue
+_STD = (0.229, 0.224, 0.225)
+# Of one auxiliary head (Inception v3) and of two (GoogLeNet), as in the papers' training.
+_AUX_WEIGHTS = {1: 0.4, 2: 0.3}
+Transform = Callable[[object], Tensor]
+
+
+def recipe(config: TrainConfig) -> ImageClassification:
+    """The recipe for this configuration."""
+    return ImageClassification(config)
+
+
+class ImageClassification:
+    """Images (3, height, width), a class for each; cross entropy, top-1 and top-5."""
+
+    unit = "images"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._root = Path(config.data).expanduser()
+
+    def check(self) -> None:
+        """Raises ConfigError where the images are not laid out as they should be."""
+        if not self._is_synthetic:
+            classes = check_folder(self._root, needs_val=self._config.validate)
+            self._check_num_classes(len(classes))
+
+    def open_data(self) -> DataSets:
+        """Lists all images; opens none."""
+        train, val = transforms(self._config)
+        if self._is_synthetic:
+            return self._synthetic()
+        classes = check_folder(self._root, needs_val=self._config.validate)
+        self._check_num_classes(len(classes))
+        return DataSets(
+            train=ImageSamples(self._root / "train", train),
+            val=ImageSamples(self._root / "val", val) if self._config.validate else None,
+            num_outputs=self._config.num_classes or len(classes),
+        )
+
+    def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
+        """The model that --model names, or its stages where a user's file has cut it."""
+        return build_model(self._config.model, info.num_outputs)
+
+    def loss(self, output: object, target: Tensor) -> Tensor:
+        """Mean cross entropy; auxiliary heads are added with their usual weight."""
+        logits, auxiliary = heads(output)
+        total = self._cross_entropy(logits, target)
+        for head in auxiliary:
+            total = total + _AUX_WEIGHTS[len(auxiliary)] * self._cross_entropy(head, target)
+        return total
+
+    def metrics(self, output: object, target: Tensor) -> dict[str, Tensor]:
+        """How many are right at the first guess, and within five."""
+        logits, _ = heads(output)
+        guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
+        right = guesses == target[:, None]
+        return {"top1": right[:, 0].sum(), "top5": right.any(dim=1).sum()}
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        """The optimizer that --optimizer names."""
+        return make_optimizer(self._config, parameters)
+
+    @property
+    def _is_synthetic(self) -> bool:
+        return self._config.data == SYNTHETIC
+
+    def _synthetic(self) -> DataSets:
+        config = self._config
+        num_classes = config.num_classes or SYNTHETIC_CLASSES
+        num_val = max(1, config.synthetic_samples // 4)
+        train = SyntheticImages(config.synthetic_samples, num_classes, config.image_size)
+        val = SyntheticImages(num_val, num_classes, config.image_size, first=len(train))
+        return DataSets(train=train, val=val if config.validate else None, num_outputs=num_classes)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        return cross_entropy(logits, target, label_smoothing=self._config.label_smoothing)
+
+    def _check_num_classes(self, found: int) -> None:
+        if 0 < self._config.num_classes < found:
+            raise ConfigError(
+                f"--num-classes {self._config.num_classes} is less than the {found} class folders "
+                f"of {str(self._root / 'train')!r}; leave it out, or give {found} or more"
+            )
+
+
+def heads(output: object) -> tuple[Tensor, list[Tensor]]:
+    """The logits of a torchvision model's output, and those of its auxiliary heads."""
+    if isinstance(output, Tensor):
+        return output, []
+    if isinstance(output, tuple) and output and isinstance(output[0], Tensor):
+        auxiliary = [head for head in output[1:] if isinstance(head, Tensor)]
+        if len(auxiliary) in (0, *_AUX_WEIGHTS):
+            return output[0], auxiliary
+    raise ConfigError(
+        f"the model returns {type(output).__name__}, not logits (batch, classes) with at most "
+        f"{max(_AUX_WEIGHTS)} auxiliary heads; write a --recipe with a loss for it"
+    )
+
+
+def transforms(config: TrainConfig) -> tuple[Transform, Transform]:
+    """From a PIL image to a normalised float32 tensor, for training and for validation."""
+    size = config.image_size
+    as_tensor = [
+        v2.PILToTensor(),
+        v2.ToDtype(torch.float32, scale=True),
+        v2.Normalize(_MEAN, _STD),
+        v2.ToPureTensor(),
+    ]
+    if config.augment == "none":
+        plain = v2.Compose([v2.Resize((size, size)), *as_tensor])
+        return plain, plain
+    train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *as_tensor])
+    larger = round(size * 256 / 224)
+    val = v2.Compose([v2.Resize(larger), v2.CenterCrop(size), *as_tensor])
+    return train, val
+
+
+class SyntheticImages:
+    """Images that need no files and can be learnt: a coarse pattern per class, under noise.
+
+    Args:
+        num_samples: length.
+        num_classes: sample i has class i mod num_classes.
+        image_size: side, pixels.
+        first: number of the first image; images of different numbers have different noise.
+    """
+
+    def __init__(
+        self, num_samples: int, num_classes: int, image_size: int, *, first: int = 0
+    ) -> None:
+        self._num_samples = num_samples
+        self._image_size = image_size
+        self._first = first
+        generator = torch.Generator().manual_seed(mix_seed(num_classes))
+        shape = (num_classes, 3, _PATTERN_SIZE, _PATTERN_SIZE)
+        self._patterns = torch.randn(shape, generator=generator)
+
+    def __len__(self) -> int:
+        return self._num_samples
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+        """The image and its class; the same for an index, always."""
+        number = self._first + index
+        target = number % len(self._patterns)
+        size = (self._image_size, self._image_size)
+        generator = torch.Generator().manual_seed(mix_seed(number))
+        noise = torch.randn((3, *size), generator=generator)
+        return interpolate(self._patterns[target][None], size)[0] + noise, target

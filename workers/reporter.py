@@ -1,0 +1,197 @@
+"""Tells the world how the run goes: console, history, summary. One rank has it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from tqdm import tqdm
+
+from launcher.checkpoints import Progress
+from launcher.config import TrainConfig
+from launcher.files import write_text
+from launcher.paths import RunPaths
+from launcher.topology import Topology
+from workers.metrics import MetricsWriter
+from workers.trainer import StepSums
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run came to."""
+
+    epochs: int = 0
+    steps: int = 0
+    samples_per_s: float = 0.0
+    train_s: float = 0.0
+    validation: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds per phase, mean over the ranks."""
+    num_unreadable: int = 0
+
+
+class Reporter:
+    """Reports one attempt of a run.
+
+    Args:
+        config: of the run.
+        topology: of this round.
+        unit: what one sample is called, plural.
+        steps_per_epoch: for the progress bar.
+    """
+
+    def __init__(
+        self, config: TrainConfig, topology: Topology, unit: str, steps_per_epoch: int
+    ) -> None:
+        self._config = config
+        self._unit = unit
+        self._steps_per_epoch = steps_per_epoch
+        self._paths = RunPaths(Path(config.run_dir))
+        self._summary = Summary()
+        self._samples = 0
+        self._bar: tqdm[NoReturn] | None = None
+        self._writer = MetricsWriter(self._paths, config.tensorboard)
+        write_text(self._paths.config, config.to_json())
+        shape = ",".join(map(str, topology.shape))
+        log.info(
+            "%d bundles of shape %s on %d nodes; global batch %d = %d micro-batches of %d",
+            topology.num_bundles,
+            shape,
+            topology.num_nodes,
+            config.batch_size,
+            config.num_microbatches,
+            config.samples_per_microbatch,
+        )
+        self._writer.write(
+            "start", bundles=topology.num_bundles, nodes=topology.num_nodes, shape=shape
+        )
+
+    def resumed(self, progress: Progress) -> None:
+        """Says where training goes on."""
+        log.info("resumed after step %d (epoch %d)", progress.step, progress.epoch)
+        self._writer.write("restart", step=progress.step, epoch=progress.epoch)
+
+    def start_epoch(self, epoch: int, first_step: int) -> None:
+        """Opens the progress bar where somebody watches."""
+        self._epoch_start = time.perf_counter()
+        self._samples = 0
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._steps_per_epoch,
+                initial=first_step,
+                desc=f"epoch {epoch + 1}/{self._config.epochs}",
+                unit="step",
+                file=sys.stderr,
+            )
+
+    def step(self, step: int, epoch: int, sums: StepSums, num_samples: int, lr: float) -> None:
+        """Reports one finished step."""
+        self._summary.steps = step + 1
+        self._samples += num_samples
+        self._writer.write(
+            "step",
+            step=step,
+            epoch=epoch,
+            loss=sums.loss,
+            lr=lr,
+            samples=num_samples,
+            metrics=sums.metrics,
+        )
+        if self._bar is not None:
+            self._bar.update()
+            self._bar.set_postfix(loss=f"{sums.loss:.4f}", refresh=False)
+        elif (step + 1) % self._config.log_steps == 0:
+            log.info(
+                "step %d  epoch %d/%d  loss %.4f  %s  %.1f %s/s",
+                step + 1, epoch + 1, self._config.epochs, sums.loss, _text(sums.metrics),
+                self._samples / (time.perf_counter() - self._epoch_start), self._unit,
+            )  # fmt: skip
+
+    def end_epoch(
+        self, epoch: int, step: int, phases: Mapping[str, float], num_unreadable: int
+    ) -> None:
+        """Closes the epoch's training part.
+
+        Args:
+            phases: seconds per phase in this epoch, mean over the ranks.
+        """
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        seconds = time.perf_counter() - self._epoch_start
+        summary = self._summary
+        summary.epochs = epoch + 1
+        summary.num_unreadable = num_unreadable
+        trained = summary.samples_per_s * summary.train_s + self._samples
+        summary.train_s += seconds
+        summary.samples_per_s = trained / summary.train_s
+        for phase, value in phases.items():
+            summary.phases[phase] = summary.phases.get(phase, 0.0) + value
+        self._writer.write(
+            "epoch", step=step, epoch=epoch, seconds=seconds,
+            samples_per_s=self._samples / seconds, phases=dict(phases),
+        )  # fmt: skip
+
+    def validated(self, epoch: int, step: int, sums: StepSums) -> None:
+        """Reports one validation."""
+        values = {**sums.metrics, "loss": sums.loss}
+        self._summary.validation = values
+        first = next(iter(sums.metrics), "loss")
+        best = self._summary.best
+        if not best or values[first] > best[first]:
+            self._summary.best = {**values, "epoch": epoch + 1}
+        self._writer.write("eval", step=step, epoch=epoch, loss=sums.loss, metrics=sums.metrics)
+        log.info(
+            "epoch %d/%d  validation  loss %.4f  %s",
+            epoch + 1, self._config.epochs, sums.loss, _text(sums.metrics),
+        )  # fmt: skip
+
+    def finish(self) -> None:
+        """Writes the summary and says it."""
+        summary = self._summary
+        write_text(self._paths.summary, json.dumps(asdict(summary), indent=2))
+        self._writer.write("end", **asdict(summary))
+        for line in summary_lines(summary, self._unit):
+            log.info("%s", line)
+        log.info("run folder   %s", self._paths.root)
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._writer.close()
+
+
+def _text(metrics: Mapping[str, float]) -> str:
+    return "  ".join(f"{name} {value:.2%}" for name, value in metrics.items())
+
+
+def summary_lines(summary: Summary, unit: str) -> list[str]:
+    """The summary for people, a line each."""
+    lines = [f"done         {summary.epochs} epochs, {summary.steps} steps"]
+    if summary.validation:
+        values = {k: v for k, v in summary.validation.items() if k != "loss"}
+        lines.append(f"accuracy     {_text(values)} (loss {summary.validation['loss']:.4f})")
+    lines.append(f"throughput   {summary.samples_per_s:.1f} {unit}/s over {summary.train_s:.1f} s")
+    parts = [f"{p} {s:.1f}" for p, s in summary.phases.items() if s >= 0.05]
+    lines.append("seconds      " + ", ".join(parts) + " (mean over ranks)")
+    if summary.num_unreadable:
+        lines.append(f"unreadable   {summary.num_unreadable} reads, replaced by the next {unit}")
+    return lines

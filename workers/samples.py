@@ -1,0 +1,127 @@
+"""Reads the samples of one micro-batch, the same whichever process does it."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from launcher.errors import ConfigError
+from workers.order import mix_seed
+from workers.recipe import Sample, SampleSet, UnreadableSample
+
+MAX_UNREADABLE_IN_A_ROW = 1000
+
+
+class Batch(NamedTuple):
+    """The samples of one micro-batch, stacked along a new first dimension."""
+
+    inputs: tuple[Tensor, ...]
+    target: Tensor
+    num_unreadable: int
+    """Samples of it that another one stands in for."""
+
+
+class Request(NamedTuple):
+    """The samples of one micro-batch, by index."""
+
+    epoch: int
+    indices: Sequence[int]
+
+
+class Answer(NamedTuple):
+    """A batch, or why there is none; passes from one process to another as it is."""
+
+    batch: Batch | None
+    messages: tuple[str, ...]
+    """One per unreadable sample; the reason, where there is no batch."""
+
+
+class Reader:
+    """A map-style data set of whole micro-batches: a request gives an answer.
+
+    What is random about sample i in epoch e is a function of (seed, e, i) only (I1).
+
+    Args:
+        samples: the single samples.
+        seed: of the run.
+        skip_unreadable: put the next readable sample in an unreadable one's place.
+    """
+
+    def __init__(self, samples: SampleSet, *, seed: int, skip_unreadable: bool) -> None:
+        self._samples = samples
+        self._seed = seed
+        self._skip_unreadable = skip_unreadable
+
+    def __getitem__(self, request: Request) -> Answer:
+        """Reads; an error that the user can act on is the answer's message."""
+        unreadable: list[str] = []
+        samples = []
+        try:
+            with kept_random_state():
+                for index in request.indices:
+                    sample, message = self._read(index, request.epoch)
+                    samples.append(sample)
+                    unreadable += message
+        except ConfigError as exc:
+            return Answer(None, (str(exc),))
+        return Answer(_stacked(samples, len(unreadable)), tuple(unreadable))
+
+    def _read(self, index: int, epoch: int) -> tuple[Sample, list[str]]:
+        """The sample, or the next readable one in data-set order and why it stands there."""
+        messages: list[str] = []
+        for offset in range(min(len(self._samples), MAX_UNREADABLE_IN_A_ROW)):
+            actual = (index + offset) % len(self._samples)
+            _seed_random(mix_seed(self._seed, epoch, actual))
+            try:
+                return self._samples[actual], messages[:1]
+            except UnreadableSample as exc:
+                if not self._skip_unreadable:
+                    raise ConfigError(
+                        f"{exc}; replace it, or go on without it with --skip-unreadable"
+                    ) from exc
+                messages.append(str(exc))
+        raise ConfigError(
+            f"{len(messages)} samples in a row are unreadable, the first: {messages[0]}; "
+            "is the data of another kind?"
+        )
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Leaves the random numbers of this process as they were: training draws from them, too."""
+    torch_state, python_state = torch.get_rng_state(), random.getstate()
+    numpy = sys.modules.get("numpy")
+    numpy_state = numpy.random.get_state() if numpy else None
+    try:
+        yield
+    finally:
+        torch.set_rng_state(torch_state)
+        random.setstate(python_state)
+        if numpy:
+            numpy.random.set_state(numpy_state)
+
+
+def _seed_random(seed: int) -> None:
+    # Not torch.manual_seed: it would seed the GPUs as well, which no transform draws from.
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy:
+        numpy.random.seed(seed % 2**32)
+
+
+def _stacked(samples: Sequence[Sample], num_unreadable: int) -> Batch:
+    inputs = [value if isinstance(value, tuple) else (value,) for value, _ in samples]
+    columns = zip(*inputs, strict=True)
+    target = _column([target for _, target in samples])
+    return Batch(tuple(_column(column) for column in columns), target, num_unreadable)
+
+
+def _column(values: Sequence[object]) -> Tensor:
+    return torch.stack([torch.as_tensor(value) for value in values])

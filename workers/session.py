@@ -1,0 +1,151 @@
+"""Joins a rendezvous round: who is here, what this rank is, and how it reaches the others."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed import is_nccl_available
+from torch.distributed.rendezvous import rendezvous
+
+from launcher.config import TrainConfig
+from launcher.errors import NodeError
+from launcher.topology import Place, Topology
+from workers.comm import Network, own_address
+from workers.env import RankEnv
+from workers.groups import Groups, make_groups
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One rank's view of one round."""
+
+    topology: Topology
+    place: Place
+    groups: Groups
+    device: torch.device
+    store: Store
+    token: str
+    """Text that all ranks of this round share, and no other round has."""
+
+    @property
+    def is_reporter(self) -> bool:
+        """Whether this rank tells the world: it has the loss, and exists in every topology."""
+        last = self.topology.num_stages - 1
+        return (self.place.bundle, self.place.stage, self.place.replica) == (0, last, 0)
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this rank writes its stage into checkpoints."""
+        return self.place.bundle == 0 and self.place.replica == 0
+
+    def gather_bundle(self, value: object) -> list[Any]:
+        """JSON values of all ranks of this bundle, in order of stage, then replica.
+
+        Collective: the bundle.
+        """
+        group = self.groups.bundle
+        return [value] if group is None else group.all_gather_json(value)
+
+
+def open_store(env: RankEnv, timeout_s: float) -> Store:
+    """The store of this round; a private one when this is the only process.
+
+    Raises:
+        NodeError: the first node's store did not answer in time.
+    """
+    if not env.is_launched:
+        return HashStore()
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        # torch lists the iterator's element untyped.
+        store: Store = next(rendezvous("env://", timeout=timeout))[0]
+    except (RuntimeError, ValueError) as exc:
+        raise NodeError(
+            f"the first node's store at {env.master_addr}:{env.master_port} cannot be reached "
+            f"({exc}); is the address right and open between the nodes?"
+        ) from exc
+    store.set_timeout(timeout)
+    return PrefixStore("bundlerun", store)
+
+
+def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
+    """Takes this rank's place in the round; None for a spare rank, which has nothing to do.
+
+    Collective: every rank. The store sees a few keys per node.
+
+    Raises:
+        ConfigError: the devices of all nodes together do not hold one bundle.
+        NodeError: the transport asked for does not work here.
+    """
+    device = _device(env)
+    nodes, token = _meet(env, store, _can_use_nccl(env, device))
+    topology = Topology(config.shape, tuple(count for count, _ in nodes))
+    place = topology.places[env.rank]
+    if place.is_spare:
+        return None
+    network = Network(
+        store=PrefixStore("groups", store),
+        rank=env.rank,
+        backend=_backend(config.transport, all(nccl for _, nccl in nodes)),
+        timeout_s=config.timeout_s,
+        address=_address(env),
+    )
+    return Session(
+        topology=topology,
+        place=place,
+        groups=make_groups(topology, place, network),
+        device=device,
+        store=store,
+        token=token,
+    )
+
+
+def _meet(env: RankEnv, store: Store, can_use_nccl: bool) -> tuple[list[tuple[int, bool]], str]:
+    """Every node's rank count and NCCL ability, and the round's token; one key per node."""
+    if env.local_rank == 0:
+        store.set(f"node/{env.node}", json.dumps([env.local_world_size, can_use_nccl]))
+    if env.rank == 0:
+        nodes = [json.loads(store.get(f"node/{n}")) for n in range(env.num_nodes)]
+        store.set("nodes", json.dumps([nodes, os.urandom(4).hex()]))
+    found, token = json.loads(store.get("nodes"))
+    return [(int(count), bool(nccl)) for count, nccl in found], str(token)
+
+
+def _device(env: RankEnv) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    device = torch.device("cuda", env.local_rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _can_use_nccl(env: RankEnv, device: torch.device) -> bool:
+    """NCCL needs a GPU for each rank; ranks that share one talk through CPU memory."""
+    return (
+        device.type == "cuda"
+        and is_nccl_available()
+        and env.local_world_size <= torch.cuda.device_count()
+    )
+
+
+def _backend(transport: str, can_use_nccl: bool) -> str:
+    if transport == "nccl" and not can_use_nccl:
+        raise NodeError(
+            "--transport nccl needs a GPU of its own for every rank on every node; "
+            "use --transport auto or cpu"
+        )
+    return "nccl" if can_use_nccl and transport != "cpu" else "gloo"
+
+
+def _address(env: RankEnv) -> str:
+    if env.local_addr or not env.is_launched:
+        return env.local_addr
+    if env.num_nodes == 1:
+        return "127.0.0.1"
+    return own_address(env.master_addr, env.master_port)

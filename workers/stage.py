@@ -1,0 +1,65 @@
+"""From the recipe to this rank's data and its part of the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from splits.models import make_stages
+from workers.order import mix_seed
+from workers.recipe import DataInfo, DataSets, Recipe
+from workers.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | None]:
+    """The sizes of the data on every rank, and the samples on stage 0 (I4).
+
+    Collective: the bundle.
+
+    Raises:
+        ConfigError: the data set is empty.
+    """
+    data = recipe.open_data() if session.place.stage == 0 else None
+    own = None
+    if data is not None:
+        info = DataInfo(
+            num_train=len(data.train),
+            num_val=0 if data.val is None else len(data.val),
+            num_outputs=data.num_outputs,
+        )
+        own = asdict(info)
+    info = DataInfo(**session.gather_bundle(own)[0])
+    if not info.num_train:
+        raise ConfigError("the training data is empty; give DATA with at least one sample")
+    return info, data
+
+
+def make_stage(config: TrainConfig, recipe: Recipe, info: DataInfo, stage: int) -> nn.Module:
+    """One stage of the freshly initialised model; the same numbers on every rank (seeded).
+
+    Raises:
+        ConfigError: the model or a cut is unknown, or they do not fit --shape.
+    """
+    torch.manual_seed(mix_seed(config.seed))
+    model = recipe.model(info)
+    stages: Sequence[nn.Module] = make_stages(
+        model, cut=config.cut, num_stages=len(config.shape), model_name=config.model
+    )
+    return stages[stage]
+
+
+def check_stages(config: TrainConfig, recipe: Recipe) -> None:
+    """Raises ConfigError where the model cannot be cut as asked; makes no parameter."""
+    if len(config.shape) == 1 and not config.cut:
+        return
+    info = DataInfo(num_train=1, num_val=0, num_outputs=config.num_classes or 10)
+    with torch.device("meta"):
+        make_stage(config, recipe, info, 0)

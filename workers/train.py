@@ -1,0 +1,216 @@
+"""Trains one rank of a bundle; torchrun, `bundlerun run` or nobody starts it.
+
+torchrun --nproc-per-node=4 -m workers.train --model resnet50 --shape 1,1 /data/imagenet
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from torch._C._distributed_c10d import Store
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from launcher.checkpoints import Progress
+from launcher.config import TrainConfig, parse_train_argv
+from launcher.errors import EXIT_DONE, BundleError
+from launcher.hardware import apply_layout, rank_layout, read_cpus
+from workers.bundle import StepWork
+from workers.env import RankEnv
+from workers.feed import Feed
+from workers.keeper import Keeper
+from workers.meters import PHASES, Meters
+from workers.recipe import load_recipe
+from workers.reporter import Reporter
+from workers.session import Session, join, open_store
+from workers.stage import check_stages, make_stage, open_data
+from workers.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def preflight(config: TrainConfig) -> None:
+    """Raises ConfigError for what can be known to fail before any rank meets another."""
+    recipe = load_recipe(config)
+    recipe.check()
+    check_stages(config, recipe)
+
+
+def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
+    """Joins the round and trains to the end.
+
+    Args:
+        config: the same on every rank.
+        env: what the agent told this rank.
+        store: where the ranks of this round meet; fresh.
+
+    Raises:
+        BundleError: what the user can act on.
+    """
+    session = join(config, env, store)
+    if session is None:
+        log.info("rank %d is spare: no bundle needs it", env.rank)
+        return
+    recipe = load_recipe(config)
+    meters = Meters()
+    with ExitStack() as stack:
+        info, data = open_data(recipe, session)
+        feed = Feed(config, session, info, data)
+        stack.callback(feed.close)
+        stage = make_stage(config, recipe, info, session.place.stage)
+        trainer = Trainer(config, session, stage, recipe, meters)
+        stack.callback(trainer.close)
+        trainer.copy_from_first()
+        keeper = Keeper(config, session, trainer)
+        resumed = keeper.resume()
+        reporter = None
+        if session.is_reporter:
+            reporter = stack.enter_context(
+                Reporter(config, session.topology, recipe.unit, feed.steps_per_epoch)
+            )
+            if resumed is not None:
+                reporter.resumed(resumed)
+        run = Run(config, session, feed, trainer, keeper, meters, reporter)
+        run.train_from(resumed or Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0))
+
+
+class Run:
+    """The loop over epochs and steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        session: Session,
+        feed: Feed,
+        trainer: Trainer,
+        keeper: Keeper,
+        meters: Meters,
+        reporter: Reporter | None,
+    ) -> None:
+        self._config = config
+        self._session = session
+        self._feed = feed
+        self._trainer = trainer
+        self._keeper = keeper
+        self._meters = meters
+        self._reporter = reporter
+
+    def train_from(self, progress: Progress) -> None:
+        """Trains from `progress` to the end of the run."""
+        for epoch in range(progress.epoch, self._config.epochs):
+            first = progress.step_in_epoch if epoch == progress.epoch else 0
+            self._train_epoch(epoch, first)
+            if self._is_over(self._step):
+                break
+        if self._reporter is not None:
+            self._reporter.finish()
+
+    def _is_over(self, step: int) -> bool:
+        return 0 < self._config.max_steps <= step
+
+    def _train_epoch(self, epoch: int, first: int) -> None:
+        feed, reporter = self._feed, self._reporter
+        self._step = epoch * feed.steps_per_epoch + first
+        self._num_unreadable = 0
+        self._num_microbatches = 0
+        self._meters.restart()
+        if reporter is not None:
+            reporter.start_epoch(epoch, first)
+        works, batches = feed.epoch(epoch, first)
+        for work in works:
+            if self._is_over(self._step):
+                break
+            outcome = self._trainer.step(work, batches, feed.steps_per_epoch)
+            self._step += 1
+            self._num_unreadable += outcome.num_unreadable
+            self._num_microbatches += len(work.sizes)
+            if reporter is not None:
+                lr = self._trainer.optimizer.param_groups[0]["lr"]
+                reporter.step(work.step, epoch, self._trainer.last_sums, work.num_samples, lr)
+            self._maybe_save(epoch, work)
+        self._end_epoch(epoch)
+
+    def _maybe_save(self, epoch: int, work: StepWork) -> None:
+        every = self._config.checkpoint_steps
+        in_epoch = self._step - epoch * self._feed.steps_per_epoch
+        if every and self._step % every == 0 and in_epoch < self._feed.steps_per_epoch:
+            self._save(epoch, in_epoch, {})
+
+    def _save(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> None:
+        seen = epoch * self._feed.num_train + min(
+            in_epoch * self._config.batch_size, self._feed.num_train
+        )
+        with self._meters.phase("checkpoint"):
+            self._keeper.save(
+                Progress(
+                    step=self._step,
+                    epoch=epoch,
+                    step_in_epoch=in_epoch,
+                    samples_seen=seen,
+                    metrics=metrics,
+                )
+            )
+
+    def _end_epoch(self, epoch: int) -> None:
+        """Measures, validates and saves; where the run was stopped inside the epoch, just so."""
+        self._share_measurements(epoch)
+        metrics: dict[str, float] = {}
+        if self._feed.has_validation:
+            with self._meters.phase("validate"):
+                sums = self._trainer.evaluate(*self._feed.validation())
+            metrics = sums.metrics
+            if self._reporter is not None:
+                self._reporter.validated(epoch, self._step, sums)
+        in_epoch = self._step - epoch * self._feed.steps_per_epoch
+        if in_epoch == self._feed.steps_per_epoch:
+            self._save(epoch + 1, 0, metrics)
+        else:
+            self._save(epoch, in_epoch, metrics)
+
+    def _share_measurements(self, epoch: int) -> None:
+        """Every bundle learns how fast all are; the reporter learns where the time went."""
+        seconds = self._meters.seconds()
+        num_bundles = self._session.topology.num_bundles
+        busy = (seconds["forward"] + seconds["backward"]) / max(1, self._num_microbatches)
+        per_bundle = [0.0] * num_bundles
+        per_bundle[self._session.place.bundle] = busy
+        totals = self._trainer.total(
+            [float(self._num_unreadable), *per_bundle, *(seconds[p] for p in PHASES)]
+        )
+        if self._config.share == "measured":
+            self._feed.set_speeds(totals[1 : 1 + num_bundles])
+        if self._reporter is not None:
+            num_ranks = len(self._session.topology.active_ranks)
+            phases = zip(PHASES, totals[1 + num_bundles :], strict=True)
+            self._reporter.end_epoch(
+                epoch, self._step, {p: s / num_ranks for p, s in phases}, int(totals[0])
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs this rank to its end and returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    try:
+        env = RankEnv.from_mapping(os.environ)
+        config = parse_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
+        layout = rank_layout(
+            env.local_rank,
+            env.local_world_size,
+            read_cpus(),
+            threads=config.threads,
+            affinity=config.affinity and env.is_launched,
+        )
+        apply_layout(layout)
+        preflight(config)
+        train(config, env, open_store(env, config.timeout_s))
+    except BundleError as exc:
+        print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
+        return exc.exit_code
+    return EXIT_DONE
+
+
+if __name__ == "__main__":
+    sys.exit(record(main)())
