@@ -237,6 +237,8 @@ def worker_environment(devices: Devices, node_name: str, local_addr: str) -> dic
         "OMP_NUM_THREADS": "1",
         # Else no restart of a job of several nodes recovers: stale addresses in a reused store.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        # Else an agent that ends after the store's node shows a C++ stack trace as a warning.
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
     }
     if local_addr:
         environment["BUNDLERUN_LOCAL_ADDR"] = local_addr

@@ -83,7 +83,9 @@ def _move_running_statistics(seen: dict[nn.BatchNorm2d, list[Tensor]]) -> None:
     for module, inputs in seen.items():
         values = torch.cat([x.transpose(0, 1).flatten(1) for x in inputs], dim=1)
         inputs.clear()
-        kept = module.__dict__.setdefault("_kept", [torch.zeros(1).double(), torch.ones(1).double(), 0])
+        kept = module.__dict__.setdefault(
+            "_kept", [torch.zeros(1).double(), torch.ones(1).double(), 0]
+        )
         kept[2] += 1
         factor = 1 / kept[2] if module.momentum is None else module.momentum
         kept[0] = (1 - factor) * kept[0] + factor * values.mean(1)

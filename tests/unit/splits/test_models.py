@@ -45,8 +45,8 @@ def operations(stages: list[nn.Module], image: Tensor) -> list[int]:
     return counts
 
 
-@pytest.mark.parametrize("num_stages", [2, 3, 4])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d", "vgg11_bn", "vgg19"])
+@pytest.mark.parametrize("num_stages", [2, 4])
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "vgg11_bn"])
 def test_families_have_default_cuts_of_about_equal_work(name: str, num_stages: int) -> None:
     counts = operations(
         make_stages(on_meta(name), cut=(), num_stages=num_stages),
@@ -83,8 +83,8 @@ def test_families_name_cuts(name: str, cut: str, meant: str) -> None:
     assert choose_cuts(on_meta(name), cut=(cut,), num_stages=2) == (meant,)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "densenet121", "mobilenet_v2", "vit_b_16"])
-@pytest.mark.parametrize("num_stages", [2, 3])
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "vit_b_16"])
+@pytest.mark.parametrize("num_stages", [3])
 def test_equal_parts_hold_about_equal_parameter_bytes(name: str, num_stages: int) -> None:
     model = on_meta(name)
     stages = make_stages(model, cut=[str(num_stages)], num_stages=num_stages)

@@ -1,0 +1,33 @@
+"""Seconds per phase."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.meters import Meters
+
+
+def test_phases_add_up_by_the_clock() -> None:
+    times = iter([0.0, 1.0, 5.0, 7.5, 8.0, 8.25])
+    meters = Meters(clock=lambda: next(times))
+    for phase in ("forward", "backward", "forward"):
+        with meters.phase(phase):
+            pass
+    assert meters.seconds()["forward"] == 1.25
+    assert meters.seconds()["backward"] == 2.5
+
+
+def test_a_phase_that_fails_is_timed_too() -> None:
+    times = iter([0.0, 2.0])
+    meters = Meters(clock=lambda: next(times))
+    with pytest.raises(ValueError, match="broken"), meters.phase("data"):
+        raise ValueError("broken")
+    assert meters.seconds()["data"] == 2.0
+
+
+def test_restart_sets_all_to_zero() -> None:
+    meters = Meters()
+    with meters.phase("send"):
+        pass
+    meters.restart()
+    assert not any(meters.seconds().values())
