@@ -25,11 +25,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = kebab(sys.argv[1:] if argv is None else argv)
     parser = _parser(words[0] if words else "")
     args = parser.parse_args(words)
-    if not hasattr(args, "run"):
+    if not hasattr(args, "perform"):
         parser.print_help()
         return 0
     try:
-        return int(args.run(args))
+        return int(args.perform(args))
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
@@ -55,7 +55,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
         if name == command:
             module = importlib.import_module(f"launcher.commands.{name}")
             module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
+            sub.set_defaults(perform=module.run)
     return parser
 
 

@@ -64,12 +64,12 @@ class Reporter:
         write_text(self._paths.config, config.to_json())
         shape = ",".join(map(str, topology.shape))
         log.info(
-            "%d bundles of shape %s on %d nodes; global batch %d = %d micro-batches of %d",
-            topology.num_bundles,
+            "%s of shape %s on %s; global batch %d = %s of %d",
+            _count(topology.num_bundles, "bundle"),
             shape,
-            topology.num_nodes,
+            _count(topology.num_nodes, "node"),
             config.batch_size,
-            config.num_microbatches,
+            _count(config.num_microbatches, "micro-batch"),
             config.samples_per_microbatch,
         )
         self._writer.write(
@@ -179,19 +179,26 @@ class Reporter:
         self._writer.close()
 
 
+def _count(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{number} {noun}{plural if number != 1 else ''}"
+
+
 def _text(metrics: Mapping[str, float]) -> str:
     return "  ".join(f"{name} {value:.2%}" for name, value in metrics.items())
 
 
 def summary_lines(summary: Summary, unit: str) -> list[str]:
     """The summary for people, a line each."""
-    lines = [f"done         {summary.epochs} epochs, {summary.steps} steps"]
+    epochs, steps = _count(summary.epochs, "epoch"), _count(summary.steps, "step")
+    lines = [f"done         {epochs}, {steps}"]
     if summary.validation:
         values = {k: v for k, v in summary.validation.items() if k != "loss"}
         lines.append(f"accuracy     {_text(values)} (loss {summary.validation['loss']:.4f})")
     lines.append(f"throughput   {summary.samples_per_s:.1f} {unit}/s over {summary.train_s:.1f} s")
     parts = [f"{p} {s:.1f}" for p, s in summary.phases.items() if s >= 0.05]
-    lines.append("seconds      " + ", ".join(parts) + " (mean over ranks)")
+    if parts:
+        lines.append("seconds      " + ", ".join(parts) + " (mean over ranks)")
     if summary.num_unreadable:
         lines.append(f"unreadable   {summary.num_unreadable} reads, replaced by the next {unit}")
     return lines

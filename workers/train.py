@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -205,6 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         apply_layout(layout)
         preflight(config)
+        if not env.is_launched and sum(config.shape) > 1:
+            log.info("one process without a launcher: the model is trained unsplit")
+            config = replace(config, shape=(1,), cut=())
         train(config, env, open_store(env, config.timeout_s))
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
