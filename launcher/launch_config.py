@@ -14,6 +14,8 @@ _NODES = "nodes and devices"
 _RDZV = "rendezvous"
 _AGENT = "agent"
 
+_ENDPOINT = r"(?:\[(?P<bracketed>[^\[\]\s]+)\]|(?P<host>[^\[\]:\s]+))(?::(?P<port>\d+))?"
+"""A name, an IPv4 address, or an IPv6 address in brackets; perhaps a port."""
 DEFAULT_PORT = 29400
 """Port of an endpoint that names none, torch's own choice."""
 
@@ -166,11 +168,11 @@ class LaunchConfig:
     @property
     def endpoint(self) -> tuple[str, int]:
         """Where the nodes meet: name or address, and port."""
-        match = re.fullmatch(r"\[?([^\[\]\s]+?)\]?(?::(\d+))?", self.rdzv_endpoint)
-        port = int(match[2] or DEFAULT_PORT) if match else 0
+        match = re.fullmatch(_ENDPOINT, self.rdzv_endpoint)
+        port = int(match["port"] or DEFAULT_PORT) if match else 0
         if not match or not 0 < port < 65536:
             raise ConfigError(f"--rdzv-endpoint {self.rdzv_endpoint!r} is not HOST:PORT")
-        return match[1], port
+        return match["bracketed"] or match["host"], port
 
     @property
     def rdzv_settings(self) -> dict[str, str]:

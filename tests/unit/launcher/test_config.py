@@ -80,7 +80,7 @@ def test_data_must_be_given() -> None:
 def test_an_unknown_toml_key_is_named_with_the_nearest(tmp_path: Path) -> None:
     toml = tmp_path / "c.toml"
     toml.write_text("bach-size = 3\n")
-    with pytest.raises(ConfigError, match="unknown key 'bach-size' in .*nearest: batch-size"):
+    with pytest.raises(ConfigError, match=r"unknown key 'bach-size' in .*nearest: batch-size"):
         parse_train_argv(["--config", str(toml), "synthetic"], {})
 
 

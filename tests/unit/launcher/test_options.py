@@ -64,7 +64,7 @@ def test_argv_leaves_defaults_out_and_turns_switches_off() -> None:
 
 @pytest.mark.parametrize("value", [True, "four", 4.5])
 def test_a_toml_value_of_another_kind_is_refused(value: object) -> None:
-    with pytest.raises(ConfigError, match="size .* is not a whole number"):
+    with pytest.raises(ConfigError, match=r"size .* is not a whole number"):
         resolve(Sample, {}, environ={}, toml={"size": value})
 
 

@@ -1,0 +1,123 @@
+"""The command line: quick, without torch, with exit codes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+
+import pytest
+
+from launcher.cli import COMMANDS, main
+from launcher.commands.classic import microbatch_size, plain_model
+from launcher.commands.plan import parse_nodes
+from launcher.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "run --help",
+        "plan --help",
+        "classic --help",
+        "export --help",
+        "plan --nodes 4x8,2x4 --shape 1,1",
+        "run --dry-run --devices cpu --slots 4 synthetic",
+    ],
+)
+def test_help_and_plans_do_not_import_torch(words: str) -> None:
+    script = (
+        "import sys; from launcher.cli import main\n"
+        f"try: code = main({shlex.split(words)!r})\n"
+        "except SystemExit as exc: code = exc.code\n"
+        "print('torch' in sys.modules, code, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stderr.strip().endswith("False 0")
+    assert done.stdout
+
+
+def test_every_command_has_a_module_with_the_two_functions() -> None:
+    for name in COMMANDS:
+        module = __import__(f"launcher.commands.{name}", fromlist=["run"])
+        assert callable(module.add_arguments)
+        assert callable(module.run)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("plan --nodes 4y8", "--nodes '4y8' is not NODESxDEVICES"),
+        ("plan --nodes 1x1 --shape 1,1", "1 devices do not hold one bundle of shape 1,1"),
+        ("run --devices cpu --shape 0 synthetic", "--shape 0 has a stage without a device"),
+        ("run --devices cpu --shape -1,1 synthetic", "every number must be 1 or more"),
+        ("run --devices tpu synthetic", "--devices 'tpu' is not one of"),
+        ("run --batch-size 20 --microbatch-size 7 synthetic", "use one of"),
+        ("run --devices cpu --slots 2 /nowhere", "no data at '/nowhere'"),
+        ("run --devices cpu --slots 2 --bundles 2 synthetic", "use --bundles 1 at most"),
+        ("run", "DATA is missing"),
+        ("classic --num-hp 0 /data", "--num-hp 0 must be 1 or more"),
+    ],
+)
+def test_a_wrong_option_is_one_line_and_exit_code_2(
+    words: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(shlex.split(words.replace("--shape -1,1", "--shape=-1,1"))) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ")
+    assert message in captured.err
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_an_unknown_option_is_not_guessed() -> None:
+    with pytest.raises(SystemExit) as exited:
+        main(["run", "--batch", "64", "synthetic"])
+    assert exited.value.code == 2
+
+
+def test_underscores_are_taken_as_torchrun_takes_them(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--nodes=1x4", "--batch_size=64", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["config"]["batch_size"] == {"value": 64, "source": "option"}
+
+
+def test_classic_prints_the_command_it_stands_for(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "classic --batch-size 32 --rank 1 --num-hp 2 --IP 10.0.0.1 --world-size 2 --dry-run /d"
+    assert main(shlex.split(words)) == 0
+    printed = shlex.split(capsys.readouterr().out)
+    assert printed[:2] == ["bundlerun", "run"]
+    wanted = {
+        "--batch-size=128",
+        "--bundles=2",
+        "--nnodes=2",
+        "--node-rank=1",
+        "--rdzv-backend=static",
+        "--rdzv-endpoint=10.0.0.1:8888",
+        "--shape=1,1",
+    }
+    assert wanted <= set(printed)
+
+
+def test_classic_data_parallel_only_is_shape_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classic", "--DP-ONLY", "--num-hp", "4", "--dry-run", "/d"]) == 0
+    assert "--shape=1 " in capsys.readouterr().out
+
+
+def test_classic_microbatches_divide_the_bundles_batch() -> None:
+    assert [microbatch_size(b, 2) for b in (32, 30, 7, 1)] == [8, 6, 1, 1]
+    assert microbatch_size(32, 1) == 32
+
+
+def test_the_trials_of_the_original_are_cuts_of_one_model() -> None:
+    assert plain_model("resnet101_trial4") == "resnet101"
+    assert plain_model("vgg16") == "vgg16"
+
+
+def test_nodes_are_counted_or_listed() -> None:
+    assert parse_nodes("2x4, 8,1x2") == (4, 4, 8, 2)
+    with pytest.raises(ConfigError, match="--nodes"):
+        parse_nodes("0x4")

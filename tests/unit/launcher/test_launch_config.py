@@ -1,0 +1,62 @@
+"""The launch options check themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from launcher.errors import ConfigError
+from launcher.launch_config import LaunchConfig
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"nnodes": "0"}, "--nnodes"),
+        ({"nnodes": "3:2", "rdzv_endpoint": "a"}, "--nnodes"),
+        ({"nnodes": "two"}, "--nnodes"),
+        ({"nnodes": "2"}, "needs --rdzv-endpoint HOST:PORT"),
+        ({"nnodes": "2", "standalone": True}, "--standalone is for one node"),
+        ({"nproc_per_node": "0"}, "--nproc-per-node"),
+        ({"nproc_per_node": "gpu-ish"}, "--nproc-per-node"),
+        ({"bundles": 1, "nproc_per_node": "2"}, "give one of them"),
+        ({"bundles": -1}, "--bundles -1 must be 0 or more"),
+        ({"max_restarts": -1}, "--max-restarts -1 must be 0 or more"),
+        ({"monitor_interval": 0.0}, "--monitor-interval"),
+        ({"monitor_interval": float("nan")}, "--monitor-interval"),
+        ({"rdzv_endpoint": "a:port"}, "--rdzv-endpoint"),
+        ({"rdzv_conf": "timeout"}, "--rdzv-conf"),
+        ({"node_name": "a/b"}, "--node-name"),
+        ({"redirects": "7"}, "--redirects"),
+        (
+            {"nnodes": "2", "rdzv_endpoint": "a", "rdzv_backend": "static", "node_rank": 2},
+            "--node-rank 2 of 2 nodes",
+        ),
+        (
+            {"nnodes": "1:2", "rdzv_endpoint": "a", "rdzv_backend": "static"},
+            "takes a fixed number of nodes",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_is_named(values: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        LaunchConfig(**values)
+
+
+def test_min_and_max_nodes_are_read_from_one_text() -> None:
+    launch = LaunchConfig(nnodes="1:4", rdzv_endpoint="node-a")
+    assert (launch.min_nodes, launch.max_nodes) == (1, 4)
+    assert launch.endpoint == ("node-a", 29400)
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [("[fd00::1]:7", "fd00::1", 7), ("10.0.0.1", "10.0.0.1", 29400), ("a-b.c:80", "a-b.c", 80)],
+)
+def test_an_endpoint_is_a_name_or_an_address(text: str, host: str, port: int) -> None:
+    assert LaunchConfig(rdzv_endpoint=text).endpoint == (host, port)
+
+
+def test_one_node_needs_no_endpoint() -> None:
+    assert LaunchConfig().is_alone
