@@ -77,7 +77,9 @@ class Reporter:
         )
 
     def resumed(self, progress: Progress) -> None:
-        """Says where training goes on."""
+        """Says where training goes on; the summary continues that of the attempts that ended."""
+        self._summary = _read_summary(self._paths)
+        self._summary.epochs, self._summary.steps = progress.epoch, progress.step
         log.info("resumed after step %d (epoch %d)", progress.step, progress.epoch)
         self._writer.write("restart", step=progress.step, epoch=progress.epoch)
 
@@ -177,6 +179,14 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._writer.close()
+
+
+def _read_summary(paths: RunPaths) -> Summary:
+    """What earlier attempts came to; an empty one where none has ended."""
+    try:
+        return Summary(**json.loads(paths.summary.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return Summary()
 
 
 def _count(number: int, noun: str) -> str:

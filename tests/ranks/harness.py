@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ def outcomes(
 ) -> dict[int, str]:
     """How the ranks that did not end well ended."""
     folder.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="round-", dir=folder))  # a store of its own
     envs = rank_envs(devices_per_node)
     pids = {_fork(env, len(envs), main, folder): env.rank for env in envs}
     statuses = _wait(pids, timeout_s)

@@ -13,9 +13,9 @@ class Tiny(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(6)
-        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.second = nn.Conv2d(6, 6, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(6, momentum=0.3)
-        self.third = nn.Conv2d(6, 8, 3, padding=1)
+        self.third = nn.Conv2d(6, 8, 3, padding=1, bias=False)
         self.norm3 = nn.BatchNorm2d(8, momentum=None)
         self.head = nn.Linear(8, num_outputs)
 

@@ -10,7 +10,6 @@ import sys
 import pytest
 
 from launcher.cli import COMMANDS, main
-from launcher.commands.classic import microbatch_size, plain_model
 from launcher.commands.plan import parse_nodes
 from launcher.errors import ConfigError
 
@@ -24,6 +23,8 @@ from launcher.errors import ConfigError
         "classic --help",
         "export --help",
         "plan --nodes 4x8,2x4 --shape 1,1",
+        "plan --json --devices cpu",
+        "classic --dry-run synthetic",
         "run --dry-run --devices cpu --slots 4 synthetic",
     ],
 )
@@ -102,22 +103,17 @@ def test_classic_prints_the_command_it_stands_for(capsys: pytest.CaptureFixture[
     assert wanted <= set(printed)
 
 
-def test_classic_data_parallel_only_is_shape_1(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["classic", "--DP-ONLY", "--num-hp", "4", "--dry-run", "/d"]) == 0
-    assert "--shape=1 " in capsys.readouterr().out
-
-
-def test_classic_microbatches_divide_the_bundles_batch() -> None:
-    assert [microbatch_size(b, 2) for b in (32, 30, 7, 1)] == [8, 6, 1, 1]
-    assert microbatch_size(32, 1) == 32
-
-
-def test_the_trials_of_the_original_are_cuts_of_one_model() -> None:
-    assert plain_model("resnet101_trial4") == "resnet101"
-    assert plain_model("vgg16") == "vgg16"
-
-
 def test_nodes_are_counted_or_listed() -> None:
     assert parse_nodes("2x4, 8,1x2") == (4, 4, 8, 2)
+
+
+@pytest.mark.parametrize("text", ["", "0x4", "4x0", "axb", "4x8x2", "4x-1"])
+def test_other_nodes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--nodes"):
-        parse_nodes("0x4")
+        parse_nodes(text)
+
+
+def test_without_a_command_the_help_names_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n    {command} " in text for command in COMMANDS)

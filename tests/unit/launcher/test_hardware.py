@@ -131,7 +131,15 @@ def test_the_quota_of_a_control_group_is_read(
 
 @pytest.mark.parametrize(
     ("visible", "count"),
-    [(None, 3), ("", 0), ("0,2", 2), ("1,7,0", 1), ("-1", 0), ("GPU-a,GPU-b", 2), ("NoDev", 1)],
+    [
+        (None, 3),
+        ("", 0),
+        ("0,2", 2),
+        ("1,7,0", 1),
+        ("-1", 0),
+        ("GPU-a,GPU-b", 2),
+        ("NoDevFiles", 0),
+    ],
 )
 def test_visible_gpus_are_counted_as_cuda_counts_them(
     tmp_path: Path, visible: str | None, count: int

@@ -26,7 +26,9 @@ from launcher.launch_config import LaunchConfig
         ({"monitor_interval": 0.0}, "--monitor-interval"),
         ({"monitor_interval": float("nan")}, "--monitor-interval"),
         ({"rdzv_endpoint": "a:port"}, "--rdzv-endpoint"),
+        ({"rdzv_endpoint": "a:70000"}, "--rdzv-endpoint"),
         ({"rdzv_conf": "timeout"}, "--rdzv-conf"),
+        ({"tee": "0:3,1"}, "--tee"),
         ({"node_name": "a/b"}, "--node-name"),
         ({"redirects": "7"}, "--redirects"),
         (
@@ -60,3 +62,10 @@ def test_an_endpoint_is_a_name_or_an_address(text: str, host: str, port: int) ->
 
 def test_one_node_needs_no_endpoint() -> None:
     assert LaunchConfig().is_alone
+    assert LaunchConfig(standalone=True).is_alone
+    assert not LaunchConfig(rdzv_endpoint="10.0.0.1").is_alone
+
+
+def test_rendezvous_settings_are_pairs() -> None:
+    launch = LaunchConfig(rdzv_conf="join_timeout=600, last_call_timeout=1")
+    assert launch.rdzv_settings == {"join_timeout": "600", "last_call_timeout": "1"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -124,3 +124,47 @@ def test_odd_devices_stay_idle() -> None:
     assert (
         choose_num_procs(TrainConfig(data="d"), LaunchConfig(), Devices(kind="gpu", count=5)) == 4
     )
+
+
+def test_the_workers_get_the_environment_that_restarts_need() -> None:
+    environment = here(resolved_train(), resolved_launch()).here.environment
+    assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+    assert environment["BUNDLERUN_LOCAL_ADDR"] == "10.0.0.1"
+
+
+def test_gpus_stay_visible_to_their_workers() -> None:
+    plan = plan_here(
+        resolved_train(),
+        resolved_launch(),
+        hardware=replace(HARDWARE, num_gpus=2),
+        meeting=MEETING,
+        node_name="a",
+    )
+    assert plan.here.devices == Devices(kind="gpu", count=2)
+    assert "CUDA_VISIBLE_DEVICES" not in plan.here.environment
+
+
+def test_logs_of_each_node_lie_in_a_folder_of_their_own() -> None:
+    assert here(resolved_train(run_dir="r"), resolved_launch()).here.log_dir == "r/logs/a"
+    assert here(resolved_train(), resolved_launch(log_dir="there")).here.log_dir == "there"
+
+
+def test_several_ranks_share_a_gpu_through_cpu_memory() -> None:
+    config = TrainConfig(data="d", transport="cpu")
+    launch = LaunchConfig(nproc_per_node="2")
+    assert choose_num_procs(config, launch, Devices(kind="gpu", count=1)) == 2
+
+
+def test_a_torchrun_command_names_nodes_endpoint_and_restarts() -> None:
+    launch = resolved_launch(nnodes="2", rdzv_endpoint="a:1", slots=4, max_restarts=3)
+    words = shlex.split(here(resolved_train(), launch).torchrun_commands()[0])
+    wanted = {"--nnodes=2", "--nproc-per-node=4", "--rdzv-endpoint=a:1", "--max-restarts=3"}
+    assert wanted <= set(words)
+
+
+def test_nodes_of_two_sizes_get_a_command_each() -> None:
+    plan = plan_elsewhere((9, 9, 4), resolved_train(), resolved_launch())
+    assert plan.topology.devices_per_node == (8, 8, 4)
+    large, small = map(shlex.split, plan.commands())
+    assert "--nproc-per-node=8" in large
+    assert "--nproc-per-node=4" in small

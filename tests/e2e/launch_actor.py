@@ -1,0 +1,44 @@
+"""Starts four ranks of `actor.py` here, as `bundlerun run` starts `workers.train`.
+
+python launch_actor.py RUN_DIR ACT [OPTION...]
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+from launcher import elastic
+from launcher.config import TrainConfig
+from launcher.hardware import read_hardware
+from launcher.launch_config import LaunchConfig
+from launcher.network import resolve_meeting
+from launcher.options import Resolved
+from launcher.plan import plan_here
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main(run_dir: str, act: str, *options: str) -> int:
+    os.environ["ACT"] = act
+    values = dict(option.split("=") for option in options)
+    launch = LaunchConfig(
+        slots=4, max_restarts=int(values.get("max-restarts", 0)), tee=values.get("tee", "")
+    )
+    plan = plan_here(
+        Resolved(TrainConfig(data="synthetic", run_dir=run_dir), {}),
+        Resolved(launch, {}),
+        hardware=read_hardware(os.environ),
+        meeting=resolve_meeting(launch),
+        node_name="n1",
+    )
+    return elastic.launch(dataclasses.replace(plan, module="actor"), say=say)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parent))
+    sys.exit(main(*sys.argv[1:]))

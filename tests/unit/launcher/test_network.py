@@ -1,0 +1,129 @@
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from launcher.errors import ConfigError, NodeError
+from launcher.launch_config import LaunchConfig
+from launcher.network import (
+    LOOPBACK,
+    Meeting,
+    as_typed,
+    check_port,
+    is_loopback,
+    resolve_meeting,
+    wait_for_meeting,
+)
+
+
+@pytest.fixture
+def busy_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind((LOOPBACK, 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def meeting(port: int, *, is_here: bool = True) -> Meeting:
+    return Meeting(address=LOOPBACK, port=port, is_here=is_here, local_addr=LOOPBACK)
+
+
+def test_a_node_alone_meets_itself_on_a_free_port() -> None:
+    found = resolve_meeting(LaunchConfig())
+    assert (found.address, found.port, found.is_here) == (LOOPBACK, 0, True)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1"])
+def test_loopback_with_several_nodes_is_refused(host: str) -> None:
+    with pytest.raises(ConfigError, match="which other nodes cannot reach"):
+        resolve_meeting(LaunchConfig(nnodes="2", rdzv_endpoint=f"{host}:2000"))
+
+
+def test_loopback_is_taken_from_who_says_that_all_nodes_are_here() -> None:
+    launch = LaunchConfig(nnodes="2", rdzv_endpoint="localhost:2000", local_addr=LOOPBACK)
+    assert resolve_meeting(launch) == meeting(2000)
+
+
+def test_a_name_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"'no\.such\.invalid' cannot be resolved"):
+        resolve_meeting(LaunchConfig(nnodes="2", rdzv_endpoint="no.such.invalid:2000"))
+
+
+def test_under_the_static_backend_node_rank_0_keeps_the_endpoint() -> None:
+    first, second = (
+        resolve_meeting(
+            LaunchConfig(
+                nnodes="2",
+                rdzv_backend="static",
+                rdzv_endpoint="127.0.0.1:2000",
+                local_addr=LOOPBACK,
+                node_rank=rank,
+            )
+        )
+        for rank in (0, 1)
+    )
+    assert (first.is_here, second.is_here) == (True, False)
+
+
+def test_a_plan_asks_no_network() -> None:
+    launch = LaunchConfig(nnodes="2", rdzv_endpoint="no.such.invalid:2000")
+    assert str(as_typed(launch)) == "no.such.invalid:2000"
+
+
+def test_an_ipv6_endpoint_is_written_in_brackets() -> None:
+    assert str(Meeting(address="::1", port=1, is_here=True, local_addr="")) == "[::1]:1"
+
+
+@pytest.mark.parametrize(
+    ("address", "loopback"),
+    [("127.0.1.1", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("", False)],
+)
+def test_loopback_is_known(address: str, loopback: bool) -> None:
+    assert is_loopback(address) is loopback
+
+
+def test_a_port_in_use_is_refused_with_its_number(busy_port: int) -> None:
+    with pytest.raises(NodeError, match=f":{busy_port}: address already in use; give another"):
+        check_port(meeting(busy_port), is_store=lambda *_: False)
+
+
+def test_a_port_that_another_agent_of_the_job_keeps_is_fine(busy_port: int) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def is_store(address: str, port: int) -> bool:
+        asked.append((address, port))
+        return True
+
+    check_port(meeting(busy_port), is_store=is_store)
+    assert asked == [(LOOPBACK, busy_port)]
+
+
+def test_a_port_of_another_node_is_not_tried_here(busy_port: int) -> None:
+    check_port(meeting(busy_port, is_here=False), is_store=lambda *_: False)
+
+
+def test_an_endpoint_that_answers_is_not_waited_for(busy_port: int) -> None:
+    said: list[str] = []
+    wait_for_meeting(meeting(busy_port, is_here=False), say=said.append)
+    assert said == []
+
+
+def test_an_endpoint_that_never_answers_is_given_up(free_port: int) -> None:
+    said: list[str] = []
+    times = iter(range(100))
+    with pytest.raises(NodeError, match=r"cannot reach .* connection refused"):
+        wait_for_meeting(
+            meeting(free_port, is_here=False),
+            say=said.append,
+            wait_s=3,
+            clock=lambda: next(times),
+            sleep=lambda _: None,
+        )
+    assert said == [f"waiting up to 3 s for the node at 127.0.0.1:{free_port}"]
