@@ -61,14 +61,16 @@ def reference() -> Reference:
     return train_unsplit(CONFIG, NUM_STEPS)
 
 
-def bundle_run(config: TrainConfig, nodes: tuple[int, ...], folder: Path) -> dict[str, Tensor]:
+def bundle_run(
+    config: TrainConfig, nodes: tuple[int, ...], folder: Path, *, limit_s: float = 60.0
+) -> dict[str, Tensor]:
     """The state that a run of the real worker leaves."""
     config = replace(config, cut=CUTS[len(config.shape)], run_dir=str(folder / "run"))
 
     def main(env: RankEnv, store: Store) -> None:
         train(config, env, store)
 
-    run_ranks(nodes, main, folder)
+    run_ranks(nodes, main, folder, timeout_s=limit_s)
     newest = survey(RunPaths(folder / "run")).found[0]
     tensors = read_tensors(newest, newest.weight_map)
     return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
