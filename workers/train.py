@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -19,6 +20,7 @@ from launcher.checkpoints import Progress
 from launcher.config import TrainConfig, parse_train_argv
 from launcher.errors import EXIT_DONE, BundleError
 from launcher.hardware import apply_layout, rank_layout, read_cpus
+from launcher.preflight import check_torch, check_writable
 from workers.bundle import StepWork
 from workers.env import RankEnv
 from workers.feed import Feed
@@ -34,7 +36,9 @@ log = logging.getLogger(__name__)
 
 
 def preflight(config: TrainConfig) -> None:
-    """Raises ConfigError for what can be known to fail before any rank meets another."""
+    """Raises BundleError for what can be known to fail before any rank meets another."""
+    check_torch()
+    check_writable(Path(config.run_dir), "--run-dir")
     recipe = load_recipe(config)
     recipe.check()
     check_stages(config, recipe)

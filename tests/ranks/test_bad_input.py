@@ -1,0 +1,141 @@
+"""What a user gets wrong is one line, the right exit code, and no trace on disk."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from torch.distributed import Store
+
+from tests.ranks.harness import outcomes
+from workers.env import RankEnv
+from workers.train import main as train_main
+
+MODEL = f"{Path(__file__).with_name('tiny_model.py')}:build"
+
+
+def end_of(argv: list[str], folder: Path) -> tuple[int, str]:
+    """Exit code and stderr of `python -m workers.train ARGV`, in a process of its own."""
+    said, code = folder / "said.txt", folder / "code.txt"
+
+    def main(env: RankEnv, store: Store) -> None:
+        with said.open("w") as file:
+            os.dup2(file.fileno(), 2)
+            sys.stderr = file
+            try:
+                found = train_main(argv)
+            except SystemExit as exc:
+                found = int(exc.code or 0)
+            file.flush()
+        code.write_text(str(found))
+
+    failures = outcomes((1,), main, folder, 60)
+    assert not failures, failures
+    return int(code.read_text()), said.read_text()
+
+
+def images(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (9, 9), (len(name), 100, 50)).save(path)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--model=resnet19", "synthetic"], "unknown --model 'resnet19'; nearest: resnet18"),
+        (["--cut=layr3", "synthetic"], "unknown cut 'layr3' of ResNet"),
+        ([f"--model={MODEL}", "--cut=a,b,c", "synthetic"], "--cut a,b,c makes 4 stages"),
+        (["--shape=0", "synthetic"], "--shape 0 has a stage without a device"),
+        (["--shape=1,b", "synthetic"], "--shape '1,b' is not whole numbers"),
+        (["--batch-size=20", "--microbatch-size=7", "synthetic"], "is not a multiple of"),
+        (["--lr=fast", "synthetic"], "--lr 'fast' is not a number"),
+        (["--optimizer=sgdd", "synthetic"], "is not one of: sgd, adamw"),
+        (["--recipe=charcters", "synthetic"], "nearest: characters"),
+        (["/nowhere"], "'/nowhere'"),
+        (["--config=/nowhere.toml", "synthetic"], "cannot read --config '/nowhere.toml'"),
+        ([], "DATA is missing"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_option_is_one_line_and_leaves_nothing(
+    argv: list[str], message: str, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    code, said = end_of([f"--run-dir={run_dir}", *argv], tmp_path)
+    assert code == 2
+    assert said.startswith("error: ")
+    assert message in said
+    assert len(said.splitlines()) == 1
+    assert not run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "DATA"),
+        (["train/a/1.png"], "has no folder 'val'"),
+        (["train/a/1.png", "val/b/1.png"], "are missing in"),
+    ],
+)
+def test_a_data_folder_that_is_laid_out_otherwise_is_refused(
+    names: list[str], message: str, tmp_path: Path
+) -> None:
+    root = tmp_path / "data"
+    root.mkdir()
+    run_dir = tmp_path / "run"
+    code, said = end_of([f"--run-dir={run_dir}", str(images(root, *names))], tmp_path)
+    assert (code, len(said.splitlines())) == (2, 1)
+    assert message in said
+    assert not run_dir.exists()
+
+
+def small_folder(tmp_path: Path) -> Path:
+    names = [f"{part}/{c}/{i}.png" for part in ("train", "val") for c in "ab" for i in range(4)]
+    root = images(tmp_path / "data", *names)
+    (root / "train" / "b" / "2.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
+    return root
+
+
+SMALL = [f"--model={MODEL}", "--image-size=8", "--augment=none", "--batch-size=4", "--epochs=1"]
+
+
+def test_an_unreadable_image_is_named(tmp_path: Path) -> None:
+    root = small_folder(tmp_path)
+    code, said = end_of([f"--run-dir={tmp_path / 'run'}", *SMALL, str(root)], tmp_path)
+    assert code == 2
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert "b/2.png" in errors[0]
+    assert "--skip-unreadable" in errors[0]
+    assert "Traceback" not in said
+
+
+def test_an_unreadable_image_is_passed_over_and_counted_when_asked(tmp_path: Path) -> None:
+    root = small_folder(tmp_path)
+    argv = [f"--run-dir={tmp_path / 'run'}", "--skip-unreadable", *SMALL, str(root)]
+    code, said = end_of(argv, tmp_path)
+    assert code == 0, said
+    assert "unreadable   1 " in said
+
+
+def test_an_unknown_toml_key_comes_with_the_nearest(tmp_path: Path) -> None:
+    toml = tmp_path / "run.toml"
+    toml.write_text("batchsize = 3\n")
+    code, said = end_of([f"--config={toml}", "synthetic"], tmp_path)
+    assert code == 2
+    assert "unknown key 'batchsize'" in said
+    assert "nearest: batch-size" in said
+
+
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, said = end_of([f"--run-dir={tmp_path / 'file' / 'run'}", *SMALL, "synthetic"], tmp_path)
+    assert code == 3
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 1
