@@ -81,6 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except OSError as exc:
+        print(f"error: cannot write {str(root)!r}: {exc.strerror}", file=sys.stderr)
+        return 3
     print(f"{root}: {'written' if written else 'already there'}")
     return 0
 

@@ -82,6 +82,19 @@ def die_with_parent(parent: int) -> None:
     Python's server and torch's workers notice only an orderly end: the former waits until the
     workers are gone too, the latter get a SIGINT, which a rank that waits in gloo never sees.
     """
+    _let_go_of_server()
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:  # it was gone before the kernel knew
         os._exit(128 + signal.SIGKILL)
+
+
+def _let_go_of_server() -> None:
+    """Closes the pipe by which this process, forked by Python's own server, keeps that running.
+
+    Then the server ends with the launcher alone, and not only once all workers have ended.
+    """
+    server = _forkserver._forkserver
+    alive_fd = getattr(server, "_forkserver_alive_fd", None)
+    if alive_fd is not None:
+        os.close(alive_fd)
+        server._forkserver_alive_fd = None

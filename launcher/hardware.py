@@ -195,7 +195,8 @@ def count_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> int:
         return present
     count = 0
     for name in filter(None, (part.strip() for part in visible.split(","))):
-        if name.lstrip("-").isdigit() and not 0 <= int(name) < present:
+        known = int(name) < present if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
+        if not known:
             break  # CUDA, too, stops at the first that is not there
         count += 1
     return count

@@ -61,6 +61,8 @@ def resolve_meeting(launch: LaunchConfig) -> Meeting:
     is_here = is_loopback(address) or address in own_addresses()
     if launch.rdzv_backend == "static":
         is_here = launch.node_rank == 0
+    elif "is_host" in launch.rdzv_settings:
+        is_here = launch.rdzv_settings["is_host"].lower() in ("1", "true", "t", "yes", "y")
     local_addr = launch.local_addr or route_to(address, port)
     return Meeting(address=address, port=port, is_here=is_here, local_addr=local_addr)
 
@@ -113,26 +115,29 @@ def route_to(address: str, port: int) -> str:
         return str(probe.getsockname()[0])
 
 
-def check_port(meeting: Meeting, *, is_store: Callable[[str, int], bool]) -> None:
-    """Makes sure that this node can keep the endpoint, where that is here.
+def check_port(meeting: Meeting, *, is_store: Callable[[str, int], bool]) -> bool:
+    """Finds out whether this node is to keep the endpoint, and makes sure that it can.
 
     Args:
         is_store: whether a rendezvous store answers there: another agent of this machine was first.
+
+    Returns:
+        False where the endpoint is another node's, or another agent of this one keeps it already.
 
     Raises:
         NodeError: the port is taken by something else, or not for us.
     """
     if not meeting.port or not meeting.is_here:
-        return
+        return meeting.is_here
     family = socket.AF_INET6 if ":" in meeting.address else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((meeting.address, meeting.port))
-            return
+            return True
         except OSError as exc:
             if exc.errno == errno.EADDRINUSE and is_store(meeting.address, meeting.port):
-                return
+                return False
             reason = (exc.strerror or str(exc)).lower()
     raise NodeError(
         f"cannot listen at --rdzv-endpoint {meeting}: {reason}; give another port, the same on "
@@ -143,6 +148,7 @@ def check_port(meeting: Meeting, *, is_store: Callable[[str, int], bool]) -> Non
 def wait_for_meeting(
     meeting: Meeting,
     *,
+    is_store: Callable[[str, int], bool],
     say: Callable[[str], None],
     wait_s: float = 60.0,
     poll_s: float = 0.2,
@@ -152,6 +158,7 @@ def wait_for_meeting(
     """Waits until the node that keeps the endpoint answers, where that is another.
 
     Args:
+        is_store: whether it is a rendezvous store that answers.
         say: is told once that this node waits.
         wait_s: how long that node may take to come up, seconds.
         poll_s: time between two attempts, seconds.
@@ -174,6 +181,11 @@ def wait_for_meeting(
             say(f"waiting up to {wait_s:.0f} s for the node at {meeting}")
             has_said = True
         sleep(poll_s)
+    if not is_store(meeting.address, meeting.port):
+        raise NodeError(
+            f"what answers at --rdzv-endpoint {meeting} is no rendezvous store; give the port that "
+            "the node there listens at"
+        )
 
 
 def _refusal(meeting: Meeting) -> OSError | None:

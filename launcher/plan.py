@@ -49,7 +49,7 @@ class LaunchPlan:
 
     @property
     def here(self) -> NodePlan:
-        """This node's part of a plan that has one."""
+        """What is to start here, for a plan that says so."""
         assert self.node is not None
         return self.node
 

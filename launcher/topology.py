@@ -243,19 +243,27 @@ class Topology:
         wanted = [i for i, (s, _) in enumerate(self.positions) if s == stage]
         return tuple(bundle[i] for bundle in self.bundles for i in wanted)
 
+    @cached_property
+    def _link_pattern(self) -> tuple[tuple[LinkKind, int, int], ...]:
+        """The links of any bundle, their ends as indices into its ranks."""
+        starts = tuple(accumulate(self.shape, initial=0))
+        last = self.num_stages - 1
+        pattern: list[tuple[LinkKind, int, int]] = []
+        for stage in range(last):
+            for r, q in linked_replicas(self.shape[stage], self.shape[stage + 1]):
+                front, rear = starts[stage] + r, starts[stage + 1] + q
+                pattern.append((LinkKind.ACTIVATION, front, rear))
+                pattern.append((LinkKind.GRADIENT, rear, front))
+        if last > 0:
+            for r, q in linked_replicas(self.shape[0], self.shape[last]):
+                pattern.append((LinkKind.TARGET, r, starts[last] + q))
+        return tuple(pattern)
+
     def bundle_links(self, bundle: int) -> Iterator[Link]:
         """Yields the links of one bundle, in an order that every rank agrees on."""
         ranks = self.bundles[bundle]
-        starts = tuple(accumulate(self.shape, initial=0))
-        last = self.num_stages - 1
-        for stage in range(last):
-            for r, q in linked_replicas(self.shape[stage], self.shape[stage + 1]):
-                front, rear = ranks[starts[stage] + r], ranks[starts[stage + 1] + q]
-                yield Link(bundle, LinkKind.ACTIVATION, front, rear)
-                yield Link(bundle, LinkKind.GRADIENT, rear, front)
-        if last > 0:
-            for r, q in linked_replicas(self.shape[0], self.shape[last]):
-                yield Link(bundle, LinkKind.TARGET, ranks[r], ranks[starts[last] + q])
+        for kind, src, dst in self._link_pattern:
+            yield Link(bundle, kind, ranks[src], ranks[dst])
 
     @cached_property
     def links(self) -> tuple[Link, ...]:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
+from launcher.errors import ConfigError
+
 
 class DeferredBatchNorm(_BatchNorm):
     """A batch norm that gathers its statistics until `StatisticsPool.apply` uses them.
@@ -43,6 +45,13 @@ class DeferredBatchNorm(_BatchNorm):
         """Normalises (batch, channels, ...) by its own statistics while training."""
         if not self.training:
             return super().forward(input)
+        count = input.numel() // self.num_features
+        if count == 1:
+            raise ConfigError(
+                f"a batch norm of {self.num_features} channels gets one value of each, from a "
+                "micro-batch of 1 sample (an epoch's last may be that small); use another "
+                "--microbatch-size or --batch-size, or a larger --image-size"
+            )
         # With momentum 1 torch leaves the statistics of this micro-batch in the two buffers,
         # whatever kernel does the work.
         mean = torch.zeros(self.num_features, dtype=self._dtype(), device=input.device)
@@ -51,7 +60,7 @@ class DeferredBatchNorm(_BatchNorm):
             input, mean, variance, self.weight, self.bias, True, 1.0, self.eps
         )
         with torch.no_grad():
-            self._gather(input.numel() // self.num_features, mean, variance)
+            self._gather(count, mean, variance)
         return output
 
     def _dtype(self) -> torch.dtype:

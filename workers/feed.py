@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
+from launcher.errors import ConfigError
 from workers.bundle import StepWork
 from workers.data import MicrobatchLoader
 from workers.order import num_steps, sample_order, share_out, step_microbatches
@@ -50,6 +52,26 @@ class Feed:
     def steps_per_epoch(self) -> int:
         """Steps that use every training sample once."""
         return num_steps(self._info.num_train, self._config.batch_size)
+
+    def samples_after(self, epoch: int, step_in_epoch: int) -> int:
+        """Training samples used before a step, over all epochs."""
+        in_epoch = min(step_in_epoch * self._config.batch_size, self._info.num_train)
+        return epoch * self._info.num_train + in_epoch
+
+    def check_resumable(self, progress: Progress) -> None:
+        """Raises ConfigError where `progress` counts in other steps than this run does.
+
+        With another batch size, or other data, some samples would be used twice and some never.
+        """
+        step = progress.epoch * self.steps_per_epoch + progress.step_in_epoch
+        samples = self.samples_after(progress.epoch, progress.step_in_epoch)
+        if (step, samples) != (progress.step, progress.samples_seen):
+            raise ConfigError(
+                f"the checkpoint of step {progress.step} was taken after {progress.samples_seen} "
+                f"samples; with --batch-size {self._config.batch_size} and {self.num_train} "
+                f"training samples it would be step {step} after {samples}; resume with the batch "
+                "size and the data of before, or start anew in another --run-dir"
+            )
 
     def set_speeds(self, seconds_per_microbatch: Sequence[float]) -> None:
         """Shares out by these from the next epoch on; the same on every rank."""

@@ -101,8 +101,20 @@ class Keeper:
         return Survey([own[step] for step in steps], broken)
 
     def _damage_anywhere(self, checkpoint: Checkpoint) -> str | None:
-        """What is wrong with the files that some rank needs; None on all ranks or on none."""
-        names = stage_names(self._trainer.stage, checkpoint.weight_map)
-        damage = find_damage(checkpoint, checkpoint.files_of(names))
-        num_bad = self._trainer.total([float(damage is not None)])[0]
+        """What is wrong with the files that some rank needs; None on all ranks or on none.
+
+        Raises:
+            CheckpointError: it is of another model; on all ranks, whichever found it.
+        """
+        damage, mismatch = None, ""
+        try:
+            names = stage_names(self._trainer.stage, checkpoint.weight_map)
+            damage = find_damage(checkpoint, checkpoint.files_of(names))
+        except CheckpointError as exc:
+            mismatch = str(exc)
+        num_bad, num_other = self._trainer.total([float(bool(damage)), float(bool(mismatch))])
+        if num_other:
+            raise CheckpointError(
+                mismatch or f"{num_other:.0f} other ranks miss their tensors in it"
+            )
         return damage or (f"{num_bad:.0f} other ranks cannot read it" if num_bad else None)

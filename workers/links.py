@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from launcher.errors import ConfigError
 from workers.comm import Group
 
 _SPEC_BYTES = 64 << 10
@@ -68,17 +69,33 @@ class OutLink:
 
     def __init__(self, group: Group, *, tells_specs: bool) -> None:
         self._group = group
-        self._told: set[Kind] | None = set() if tells_specs else None
+        self._tells_specs = tells_specs
+        self._told: dict[Kind, tuple[TensorSpec, ...]] = {}
         self._unwaited: deque[_Message] = deque()
 
     def send(self, kind: Kind, tensors: Sequence[Tensor]) -> None:
-        """Starts sending; returns before the data has left."""
-        if self._told is not None and kind not in self._told:
-            self._told.add(kind)
-            self._push([_packed(specs_of(tensors))])
+        """Starts sending; returns before the data has left.
+
+        Raises:
+            ConfigError: the tensors differ from those of an earlier message of this kind.
+        """
+        if self._tells_specs:
+            self._tell(kind, specs_of(tensors))
         self._push([t.detach() for t in tensors])
         while len(self._unwaited) > _MAX_UNWAITED:
             self._unwaited.popleft().wait()
+
+    def _tell(self, kind: Kind, specs: tuple[TensorSpec, ...]) -> None:
+        if kind not in self._told:
+            self._told[kind] = specs
+            self._push([_packed(specs)])
+        elif specs != self._told[kind]:
+            # Gloo would fill a longer buffer in part without a word, and abort on a shorter one.
+            raise ConfigError(
+                f"a micro-batch of {kind.num_samples} samples sends {_described(specs)} across a "
+                f"cut, where {_described(self._told[kind])} crossed a cut before; make all samples "
+                "of one shape, or use --shape 1"
+            )
 
     def _push(self, tensors: list[Tensor]) -> None:
         ready = [_sendable(t, self._group.backend) for t in tensors]
@@ -165,6 +182,11 @@ def _sendable(tensor: Tensor, backend: str) -> Tensor:
     staged = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     staged.copy_(tensor)
     return staged
+
+
+def _described(specs: tuple[TensorSpec, ...]) -> str:
+    tensors = (f"{str(s.dtype).removeprefix('torch.')} {list(s.shape)}" for s in specs)
+    return " and ".join(tensors) or "nothing"
 
 
 def _packed(specs: tuple[TensorSpec, ...]) -> Tensor:

@@ -61,7 +61,7 @@ class Reporter:
         self._samples = 0
         self._bar: tqdm[NoReturn] | None = None
         self._writer = MetricsWriter(self._paths, config.tensorboard)
-        write_text(self._paths.config, config.to_json())
+        _write(self._paths.config, config.to_json())
         shape = ",".join(map(str, topology.shape))
         log.info(
             "%s of shape %s on %s; global batch %d = %s of %d",
@@ -161,7 +161,7 @@ class Reporter:
     def finish(self) -> None:
         """Writes the summary and says it."""
         summary = self._summary
-        write_text(self._paths.summary, json.dumps(asdict(summary), indent=2))
+        _write(self._paths.summary, json.dumps(asdict(summary), indent=2))
         self._writer.write("end", **asdict(summary))
         for line in summary_lines(summary, self._unit):
             log.info("%s", line)
@@ -179,6 +179,14 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._writer.close()
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file that the run can do without: a full disk must not end it."""
+    try:
+        write_text(path, text)
+    except OSError as exc:
+        log.warning("cannot write %r: %s; going on without it", str(path), exc.strerror)
 
 
 def _read_summary(paths: RunPaths) -> Summary:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -19,6 +22,12 @@ from launcher.topology import Place, Topology
 from workers.comm import Network, own_address
 from workers.env import RankEnv
 from workers.groups import Groups, make_groups
+
+_END = "end"
+_LONGEST_WAIT = timedelta(days=20)
+"""About the most milliseconds that the store can count."""
+
+_STORE_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +71,8 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
     if not env.is_launched:
         return HashStore()
     timeout = timedelta(seconds=timeout_s)
+    if env.rank != 0:
+        _wait_for_store(env, timeout_s)
     try:
         # torch lists the iterator's element untyped.
         store: Store = next(rendezvous("env://", timeout=timeout))[0]
@@ -72,6 +83,22 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
         ) from exc
     store.set_timeout(timeout)
     return PrefixStore("bundlerun", store)
+
+
+def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
+    """Returns once the first rank's store answers, or the time is up.
+
+    torch waits half a second and more before it tries a second time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection((env.master_addr, env.master_port), timeout=timeout_s):
+                return
+        except ConnectionRefusedError:
+            time.sleep(_STORE_POLL_S)
+        except OSError:
+            return  # torch says what is wrong
 
 
 def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
@@ -104,6 +131,23 @@ def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
         store=store,
         token=token,
     )
+
+
+def wait_for_end(store: Store) -> None:
+    """Returns when the run is over; for spare ranks.
+
+    A spare rank stays, because it may host the store, and because an agent whose ranks have all
+    ended leaves after a while, with the rendezvous that it may host.
+    """
+    # A closed connection is the end, too: the rank that hosts the store was not a spare.
+    with suppress(RuntimeError):
+        store.wait([_END], _LONGEST_WAIT)
+
+
+def tell_end(store: Store) -> None:
+    """Lets the spare ranks end; by one rank."""
+    with suppress(RuntimeError):
+        store.set(_END, "")
 
 
 def _meet(env: RankEnv, store: Store, can_use_nccl: bool) -> tuple[list[tuple[int, bool]], str]:

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import Work
 from torch.nn import Parameter
 
+from launcher.errors import ConfigError
 from workers.comm import Group
 from workers.groups import Groups
 from workers.meters import Meters, Phase
@@ -172,6 +173,7 @@ class GradientSync:
             else []
         )
         self._used: set[int] = set()
+        self._final: set[int] = set()
         self._is_armed = False
         self._next = 0
         bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
@@ -189,6 +191,7 @@ class GradientSync:
         """Clears gradients and extra; every gradient is a view of its bucket from here on."""
         self._extra_bucket.flat.zero_()
         self._used.clear()
+        self._final.clear()
         self._is_armed = False
         self._next = 0
         for bucket in self._buckets:
@@ -261,6 +264,12 @@ class GradientSync:
         def is_final(_: Tensor) -> None:
             self._used.add(index)
             if self._is_armed and bucket is not None:
+                if index in self._final:
+                    raise ConfigError(
+                        "a parameter got its gradient twice in one backward, after its sum had "
+                        "begun; activation checkpointing needs use_reentrant=False here"
+                    )
+                self._final.add(index)
                 bucket.pending -= 1
                 self._launch_ready()
 

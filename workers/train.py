@@ -5,6 +5,7 @@ torchrun --nproc-per-node=4 -m workers.train --model resnet50 --shape 1,1 /data/
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
@@ -26,13 +27,17 @@ from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper
 from workers.meters import PHASES, Meters
-from workers.recipe import load_recipe
+from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
-from workers.session import Session, join, open_store
+from workers.session import Session, join, open_store, tell_end, wait_for_end
 from workers.stage import check_stages, make_stage, open_data
 from workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+# Loaded with this module, not by each rank: bundlerun forks the ranks from a process that has it.
+for _name in BUILT_IN.values():
+    importlib.import_module(_name)
 
 
 def preflight(config: TrainConfig) -> None:
@@ -58,6 +63,7 @@ def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
     session = join(config, env, store)
     if session is None:
         log.info("rank %d is spare: no bundle needs it", env.rank)
+        wait_for_end(store)
         return
     recipe = load_recipe(config)
     meters = Meters()
@@ -71,6 +77,8 @@ def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
         trainer.copy_from_first()
         keeper = Keeper(config, session, trainer)
         resumed = keeper.resume()
+        if resumed is not None:
+            feed.check_resumable(resumed)
         reporter = None
         if session.is_reporter:
             reporter = stack.enter_context(
@@ -80,6 +88,8 @@ def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
                 reporter.resumed(resumed)
         run = Run(config, session, feed, trainer, keeper, meters, reporter)
         run.train_from(resumed or Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0))
+    if session.is_reporter and session.topology.spare_ranks:
+        tell_end(store)
 
 
 class Run:
@@ -145,16 +155,13 @@ class Run:
             self._save(epoch, in_epoch, {})
 
     def _save(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> None:
-        seen = epoch * self._feed.num_train + min(
-            in_epoch * self._config.batch_size, self._feed.num_train
-        )
         with self._meters.phase("checkpoint"):
             self._keeper.save(
                 Progress(
                     step=self._step,
                     epoch=epoch,
                     step_in_epoch=in_epoch,
-                    samples_seen=seen,
+                    samples_seen=self._feed.samples_after(epoch, in_epoch),
                     metrics=metrics,
                 )
             )

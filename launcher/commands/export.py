@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Write the model of a run as one plain state_dict, which the unsplit model loads with "
         "strict=True."
     )
-    parser.add_argument("run", metavar="RUN", help="run folder, as given to --run-dir")
+    parser.add_argument("run_folder", metavar="RUN", help="run folder, as given to --run-dir")
     parser.add_argument(
         "-o",
         "--output",
@@ -62,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
     """
     output = Path(args.output)
     _check_output(output)
-    paths = RunPaths(Path(args.run))
+    paths = RunPaths(Path(args.run_folder))
     if not paths.root.is_dir():
-        raise ConfigError(f"run folder {args.run!r} does not exist; give the --run-dir of a run")
+        raise ConfigError(
+            f"run folder {args.run_folder!r} does not exist; give the --run-dir of a run"
+        )
     checkpoint = pick(paths, step=args.step, best=args.best)
     state = model_state(checkpoint)
     _write_beside(output, _writer(output, state))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -19,15 +21,18 @@ from torch.distributed import Store
 from launcher.checkpoints import survey
 from launcher.config import TrainConfig
 from launcher.paths import RunPaths
-from tests.ranks.harness import outcomes, run_ranks
-from tests.ranks.test_parity import CONFIG, losses_of
+from launcher.topology import Topology
+from tests.ranks.harness import free_port, outcomes, run_ranks
+from tests.ranks.test_parity import CONFIG, NUM_STEPS, losses_of
 from tests.ranks.test_resume import trains
-from workers import checkpoint
-from workers.bundle import Bundle
+from workers import checkpoint, session
+from workers.bundle import Bundle, StepWork
 from workers.env import RankEnv
-from workers.session import join
+from workers.keeper import Keeper
+from workers.session import join, open_store
 from workers.tensor_file import Written
 from workers.train import train
+from workers.trainer import Trainer
 
 LIMIT_S = 4.0
 
@@ -62,6 +67,24 @@ def at_step_2(place: str, rank: int, what: Callable[[], None]) -> Iterator[None]
         setattr(Bundle, place, honest)
 
 
+@contextmanager
+def at_call(owner: object, name: str, rank: int, what: Callable[[], None]) -> Iterator[None]:
+    """Injects `what` into one rank, where it first calls `name` of a class or module."""
+    honest = getattr(owner, name)
+
+    def tampered(*args: Any, **options: Any) -> object:
+        place = args[1] if name == "make_groups" else args[0]._session.place
+        if place.rank == rank:
+            what()
+        return honest(*args, **options)
+
+    setattr(owner, name, tampered)
+    try:
+        yield
+    finally:
+        setattr(owner, name, honest)
+
+
 @pytest.mark.parametrize("what", [die, fail], ids=["killed", "exception"])
 @pytest.mark.parametrize("place", ["_forward", "_backward"])
 @pytest.mark.parametrize("rank", [0, 3])
@@ -76,6 +99,90 @@ def test_a_rank_that_ends_ends_all_others(
     assert ("a mistake in the recipe" in found[rank]) == (what is fail)
     # Not a speed test: a rank that hangs is killed by the harness only after a minute.
     assert time.monotonic() - start < 50
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "rank"),
+    [
+        (session, "make_groups", 0),
+        (Trainer, "copy_from_first", 4),
+        (Keeper, "resume", 2),
+        (Trainer, "total", 5),
+        (Trainer, "evaluate", 1),
+        (Keeper, "save", 0),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_rank_that_dies_outside_a_step_ends_all_others(
+    owner: object, name: str, rank: int, tmp_path: Path
+) -> None:
+    config = replace(
+        CONFIG,
+        shape=(1, 1, 1),
+        cut=("second", "third"),
+        run_dir=str(tmp_path / "run"),
+        timeout_s=LIMIT_S,
+        max_steps=0,
+        validate=True,
+    )
+    with at_call(owner, name, rank, die):
+        found = outcomes((3, 3), trains(config), tmp_path, 50)
+    assert sorted(found) == list(range(6))
+
+
+def test_a_frozen_rank_ends_all_others_in_time(tmp_path: Path) -> None:
+    thawed = tmp_path / "thawed"
+
+    def ended() -> int:
+        return len(list(tmp_path.glob("round-*/rank*.txt")))
+
+    def freeze() -> None:
+        frozen = os.getpid()
+        if os.fork() == 0:
+            deadline = time.monotonic() + 40
+            while ended() < 3 and time.monotonic() < deadline:
+                time.sleep(0.05)
+            thawed.write_text(f"{ended()} others had ended")
+            os.kill(frozen, signal.SIGKILL)
+            os._exit(0)
+        os.kill(frozen, signal.SIGSTOP)
+
+    config = two_stages(tmp_path, timeout_s=1.5, max_steps=0, epochs=50)
+    with at_step_2("_forward", 3, freeze):
+        found = outcomes((2, 2), trains(config), tmp_path, 50)
+    assert sorted(found) == [0, 1, 2, 3]
+    assert thawed.read_text() == "3 others had ended"
+
+
+def test_a_disk_on_which_nothing_can_be_written_any_more_does_not_end_the_run(
+    tmp_path: Path,
+) -> None:
+    config = two_stages(tmp_path, checkpoint_steps=2, max_steps=NUM_STEPS)
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    def main(env: RankEnv, store: Store) -> None:
+        logging.basicConfig(handlers=[Listener()], force=True, level=logging.INFO)
+        honest = Trainer.step
+
+        def step(self: Trainer, work: StepWork, *rest: Any) -> object:
+            if work.step == 3:
+                _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
+            return honest(self, work, *rest)
+
+        Trainer.step = step  # type: ignore[method-assign, assignment]
+        train(config, env, store)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+        for what in ("no checkpoint of step 4", "metrics.jsonl", "summary.json", "run folder"):
+            assert (env.rank == 1) == any(what in line for line in said), what
+
+    run_ranks((2,), main, tmp_path)
+    assert len(losses_of(tmp_path)) == 3
+    assert [c.step for c in survey(RunPaths(tmp_path / "run")).found] == [2]
 
 
 def test_a_full_disk_costs_a_checkpoint_and_nothing_else(
@@ -113,6 +220,24 @@ def test_a_spare_rank_has_nothing_to_do(tmp_path: Path) -> None:
         assert (tmp_path / "run").exists() or env.rank == 2
 
     run_ranks((3,), main, tmp_path)
+    assert len(losses_of(tmp_path)) == 2
+
+
+def test_a_spare_rank_that_hosts_the_store_stays_to_the_end(tmp_path: Path) -> None:
+    config = two_stages(tmp_path, max_steps=2)
+    port = free_port()
+
+    def main(env: RankEnv, store: Store) -> None:
+        os.environ |= {
+            "RANK": str(env.rank),
+            "WORLD_SIZE": "3",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        train(config, env, open_store(env, 30.0))
+
+    assert Topology((1, 1), (1, 2)).spare_ranks == (0,)
+    run_ranks((1, 2), main, tmp_path)
     assert len(losses_of(tmp_path)) == 2
 
 

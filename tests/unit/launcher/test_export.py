@@ -143,3 +143,7 @@ def test_a_step_that_is_broken_is_not_said_to_be_missing(run_folder: Path) -> No
 
     with pytest.raises(CheckpointError, match=r"step-000000003.*stage-0\.safetensors is missing"):
         export.run(parse(str(run_folder), "-o", str(run_folder / "m.pt"), "--step", "3"))
+
+
+def test_the_arguments_leave_room_for_the_command_lines_own(run_folder: Path) -> None:
+    assert not hasattr(parse(str(run_folder), "-o", "m.pt"), "run")

@@ -72,6 +72,14 @@ def test_under_the_static_backend_node_rank_0_keeps_the_endpoint() -> None:
     assert (first.is_here, second.is_here) == (True, False)
 
 
+@pytest.mark.parametrize(("text", "is_here"), [("is_host=0", False), ("is_host=true", True)])
+def test_who_keeps_the_endpoint_can_be_said(text: str, is_here: bool) -> None:
+    launch = LaunchConfig(
+        nnodes="2", rdzv_endpoint="127.0.0.1:2000", local_addr=LOOPBACK, rdzv_conf=text
+    )
+    assert resolve_meeting(launch).is_here is is_here
+
+
 def test_a_plan_asks_no_network() -> None:
     launch = LaunchConfig(nnodes="2", rdzv_endpoint="no.such.invalid:2000")
     assert str(as_typed(launch)) == "no.such.invalid:2000"
@@ -101,18 +109,30 @@ def test_a_port_that_another_agent_of_the_job_keeps_is_fine(busy_port: int) -> N
         asked.append((address, port))
         return True
 
-    check_port(meeting(busy_port), is_store=is_store)
+    assert not check_port(meeting(busy_port), is_store=is_store)
     assert asked == [(LOOPBACK, busy_port)]
 
 
 def test_a_port_of_another_node_is_not_tried_here(busy_port: int) -> None:
-    check_port(meeting(busy_port, is_here=False), is_store=lambda *_: False)
+    assert not check_port(meeting(busy_port, is_here=False), is_store=lambda *_: False)
+
+
+def test_a_free_port_is_for_this_node_to_keep(free_port: int) -> None:
+    assert check_port(meeting(free_port), is_store=lambda *_: False)
+    assert check_port(meeting(0), is_store=lambda *_: False)
 
 
 def test_an_endpoint_that_answers_is_not_waited_for(busy_port: int) -> None:
     said: list[str] = []
-    wait_for_meeting(meeting(busy_port, is_here=False), say=said.append)
+    there = meeting(busy_port, is_here=False)
+    wait_for_meeting(there, is_store=lambda *_: True, say=said.append)
     assert said == []
+
+
+def test_an_endpoint_that_is_something_else_is_refused(busy_port: int) -> None:
+    there = meeting(busy_port, is_here=False)
+    with pytest.raises(NodeError, match=f":{busy_port} is no rendezvous store"):
+        wait_for_meeting(there, is_store=lambda *_: False, say=print)
 
 
 def test_an_endpoint_that_never_answers_is_given_up(free_port: int) -> None:
@@ -121,6 +141,7 @@ def test_an_endpoint_that_never_answers_is_given_up(free_port: int) -> None:
     with pytest.raises(NodeError, match=r"cannot reach .* connection refused"):
         wait_for_meeting(
             meeting(free_port, is_here=False),
+            is_store=lambda *_: False,
             say=said.append,
             wait_s=3,
             clock=lambda: next(times),

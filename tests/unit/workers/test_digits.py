@@ -79,6 +79,16 @@ def test_a_failed_attempt_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_cannot_be_made_is_a_clear_error(
+    example: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+
+    assert example.main([str(tmp_path / "file/digits")]) == 3
+
+    assert "cannot write" in capsys.readouterr().err
+
+
 def test_a_faster_process_wins(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

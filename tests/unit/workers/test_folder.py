@@ -54,7 +54,7 @@ def test_the_check_opens_no_image(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda root: shutil.rmtree(root), "does not exist; an ImageFolder root is laid out as"),
+        (shutil.rmtree, "does not exist; an ImageFolder root is laid out as"),
         (lambda root: shutil.rmtree(root / "train"), "has no folder 'train'; an ImageFolder root"),
         (lambda root: shutil.rmtree(root / "val"), "has no folder 'val'; .* or use --no-validate$"),
         (lambda root: shutil.rmtree(root / "train/cat"), "missing in train: 'cat'; both need the"),

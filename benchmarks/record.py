@@ -1,0 +1,58 @@
+"""Keeps what a benchmark measured, with the machine and the versions it was measured on."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import psutil
+
+from launcher.files import write_text
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "docs" / "benchmarks"
+PACKAGES = ("torch", "torchvision", "psutil")
+
+
+def record(name: str, result: Mapping[str, object]) -> None:
+    """Appends one measurement to the JSON list in docs/benchmarks/NAME.json."""
+    path = FOLDER / f"{name}.json"
+    history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    history.append({"date": time.strftime("%Y-%m-%d %H:%M"), **machine(), **result})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(history, indent=2) + "\n")
+    print(f"\nappended to {path.relative_to(ROOT)}", flush=True)
+
+
+def machine() -> dict[str, object]:
+    """The machine in words, its load average over the last minute, and the versions."""
+    memory_gib = psutil.virtual_memory().total / 2**30
+    return {
+        "machine": f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.machine()}",
+        "load_1min": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in PACKAGES},
+    }
+
+
+def print_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Prints a table, first column to the left, numbers with three significant digits or more."""
+    cells = [list(head), *([_text(value) for value in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for row in cells:
+        first, *rest = (
+            text.rjust(width) if i else text.ljust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        )
+        print("  ".join([first, *rest]), flush=True)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
