@@ -17,6 +17,8 @@ from launcher.files import write_text
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "benchmarks"
 PACKAGES = ("torch", "torchvision", "psutil")
+LOAD_BEFORE = os.getloadavg()[0]
+"""Load average of the last minute before the first benchmark: what others do on the machine."""
 
 
 def record(name: str, result: Mapping[str, object]) -> None:
@@ -30,11 +32,12 @@ def record(name: str, result: Mapping[str, object]) -> None:
 
 
 def machine() -> dict[str, object]:
-    """The machine in words, its load average over the last minute, and the versions."""
+    """The machine in words, its load averages (own work included after), and versions."""
     memory_gib = psutil.virtual_memory().total / 2**30
     return {
         "machine": f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.machine()}",
-        "load_1min": round(os.getloadavg()[0], 2),
+        "load_before": round(LOAD_BEFORE, 2),
+        "load_after": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "versions": {package: version(package) for package in PACKAGES},
     }

@@ -181,13 +181,14 @@ class TrainConfig:
                 f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
                 f"{self.microbatch_size}; use one of {_divisors(self.batch_size)}"
             )
-        if len(self.cut) > 1 and len(self.cut) != len(self.shape) - 1:
+        is_number = len(self.cut) == 1 and self.cut[0].isdecimal()
+        if self.cut and not is_number and len(self.cut) != len(self.shape) - 1:
             raise ConfigError(
                 f"--cut {','.join(self.cut)} makes {len(self.cut) + 1} stages, --shape "
                 f"{','.join(map(str, self.shape))} has {len(self.shape)}; give one cut less than "
                 "stages"
             )
-        if len(self.cut) == 1 and self.cut[0].isdecimal() and int(self.cut[0]) != len(self.shape):
+        if is_number and int(self.cut[0]) != len(self.shape):
             raise ConfigError(
                 f"--cut {self.cut[0]} makes {self.cut[0]} equal parts, --shape "
                 f"{','.join(map(str, self.shape))} has {len(self.shape)} stages; "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import importlib
-import json
 import logging
 import os
 import threading
@@ -15,22 +14,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher import entry
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
-from launcher.errors import EXIT_DONE, EXIT_FAILED, NodeError
+from launcher.errors import EXIT_DONE, NodeError
+from launcher.failure import explain
 from launcher.fork_server import start_fork_server
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
 from launcher.plan import LaunchPlan, NodePlan
 
 if TYPE_CHECKING:
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig
 
 PRELOAD = ("torch", "torchvision")
-PASSED_ON = (2, 3, 75)
-"""Exit codes of a worker that say what went wrong, and so are the launcher's too."""
 AGENT_LOG = "agent.log"
 STORE_BACKENDS = ("c10d", "static")
 """Rendezvous backends whose endpoint is a torch store that one of the agents keeps."""
@@ -94,8 +90,8 @@ def _run(plan: LaunchPlan, server_pid: int, keeps_store: bool, say: Callable[[st
                 raise
             _start_agent(plan, server_pid, keeps_store=False)
     except ChildFailedError as exc:
-        text, code = explain(exc, node)
-        say(text)
+        text, code = explain(exc, node_name=node.name, num_procs=node.num_procs)
+        say(f"{text}; logs: {node.log_dir}")
         return code
     except SignalException as exc:
         say(f"stopped by {exc.sigval.name}")
@@ -222,54 +218,3 @@ def keep_agent_log(log_dir: Path) -> None:
         logger = logging.getLogger(name)
         logger.addHandler(handler)
         logger.propagate = False
-
-
-def explain(error: ChildFailedError, node: NodePlan) -> tuple[str, int]:
-    """What went wrong first, in plain words, and the exit code for it."""
-    rank, failure = error.get_first_failure()
-    first_rank = rank - failure.local_rank
-    local_rank, code, story = failure.local_rank, failure.exitcode, ""
-    if code >= 0:
-        local_rank, code, story = first_story(Path(failure.error_file), local_rank, code)
-    who = f"rank {first_rank + local_rank} (node {node.name}, local rank {local_rank})"
-    if failure.exitcode < 0:
-        story = f"{who} was killed by {failure.signal_name()}"
-    elif story:
-        story = f"{story.rstrip()}\n{who} failed as above"
-    else:
-        story = f"{who} ended with exit code {code}"
-    others = f"; the other {node.num_procs - 1} of this node were stopped"
-    text = f"{story}{others if node.num_procs > 1 else ''}; logs: {node.log_dir}"
-    return text, code if code in PASSED_ON else EXIT_FAILED
-
-
-def first_story(error_file: Path, local_rank: int, code: int) -> tuple[int, int, str]:
-    """The earliest of the node's error files; the agent may have noticed a follower first.
-
-    torch's time stamps are whole seconds, too coarse for that.
-    """
-    files = sorted(
-        error_file.parent.parent.glob("*/error.json"), key=lambda f: f.stat().st_mtime_ns
-    )
-    for file in files:
-        try:
-            message = json.loads(file.read_text(encoding="utf-8"))["message"]
-            story = str(message["extraInfo"]["py_callstack"])
-            code = int(message.get("errorCode", EXIT_FAILED))
-            return int(file.parent.name), code, without_entry(story)
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return local_rank, code, ""
-
-
-def _written_at(file: Path) -> int:
-    return file.stat().st_mtime_ns
-
-
-def without_entry(story: str) -> str:
-    """A traceback without the frames that lead from the agent into the worker's module."""
-    lines = story.splitlines()
-    frames = [number for number, line in enumerate(lines) if line.startswith('  File "')]
-    ours = [number for number in frames if entry.__file__ in lines[number]]
-    rest = [number for number in frames if ours and number > ours[-1]]
-    return "\n".join([lines[0], *lines[rest[0] :]]) if rest else story

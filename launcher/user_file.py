@@ -18,7 +18,8 @@ def module_from_file(path: str, option: str) -> ModuleType:
         option: the option that names it, for the message.
 
     Raises:
-        ConfigError: the file does not exist or is no Python file.
+        ConfigError: the file does not exist, is no Python file or imports what is not there; what
+            else goes wrong in it keeps its traceback.
     """
     file = Path(path)
     if not file.is_file():
@@ -30,5 +31,10 @@ def module_from_file(path: str, option: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses and pickle look a class's module up by its name.
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except (ImportError, SyntaxError) as exc:
+        raise ConfigError(
+            f"{option} {path!r} cannot be imported: {type(exc).__name__}: {exc}"
+        ) from exc
     return module

@@ -198,7 +198,7 @@ def _read_summary(paths: RunPaths) -> Summary:
 
 
 def _count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("ch") else "s"
+    plural = "es" if noun.endswith("batch") else "s"
     return f"{number} {noun}{plural if number != 1 else ''}"
 
 

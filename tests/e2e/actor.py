@@ -17,7 +17,9 @@ def main(argv: list[str]) -> int:
     total = torch.ones(1)
     dist.all_reduce(total)
     terminal = sys.stderr.isatty()
-    print(f"rank {rank} attempt {attempt} met {int(total)} terminal {terminal}", flush=True)
+    # In one piece: with PYTHONUNBUFFERED set, print writes the end of the line by itself.
+    sys.stdout.write(f"rank {rank} attempt {attempt} met {int(total)} terminal {terminal}\n")
+    sys.stdout.flush()
     if rank == 1:
         code = act(os.environ["ACT"], attempt)
         if code:

@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from torch.distributed import FileStore, Store
 from workers.env import RankEnv
 
 RankMain = Callable[[RankEnv, Store], None]
+STORE_TIMEOUT_S = 20.0
 
 
 def rank_envs(devices_per_node: Sequence[int]) -> list[RankEnv]:
@@ -86,7 +88,9 @@ def _fork(env: RankEnv, world_size: int, main: RankMain, folder: Path) -> int:
     code = 1
     try:
         torch.set_num_threads(1)
-        main(env, FileStore(str(folder / "store"), world_size))
+        store = FileStore(str(folder / "store"), world_size)
+        store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
+        main(env, store)
         code = 0
     except BaseException:
         (folder / f"rank{env.rank}.txt").write_text(traceback.format_exc())

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ def at_call(owner: object, name: str, rank: int, what: Callable[[], None]) -> It
     """Injects `what` into one rank, where it first calls `name` of a class or module."""
     honest = getattr(owner, name)
 
-    def tampered(*args: Any, **options: Any) -> object:
-        place = args[1] if name == "make_groups" else args[0]._session.place
+    def tampered(first: Any, *rest: Any) -> object:  # noqa: ANN401
+        place = rest[0] if name == "make_groups" else first._session.place
         if place.rank == rank:
             what()
-        return honest(*args, **options)
+        return honest(first, *rest)
 
     setattr(owner, name, tampered)
     try:
@@ -125,8 +126,13 @@ def test_a_rank_that_dies_outside_a_step_ends_all_others(
         max_steps=0,
         validate=True,
     )
+
+    def main(env: RankEnv, store: Store) -> None:
+        store.set_timeout(timedelta(seconds=LIMIT_S))  # as `open_store` does
+        train(config, env, store)
+
     with at_call(owner, name, rank, die):
-        found = outcomes((3, 3), trains(config), tmp_path, 50)
+        found = outcomes((3, 3), main, tmp_path, 50)
     assert sorted(found) == list(range(6))
 
 
@@ -168,11 +174,11 @@ def test_a_disk_on_which_nothing_can_be_written_any_more_does_not_end_the_run(
         logging.basicConfig(handlers=[Listener()], force=True, level=logging.INFO)
         honest = Trainer.step
 
-        def step(self: Trainer, work: StepWork, *rest: Any) -> object:
+        def step(self: Trainer, work: StepWork, *rest: object) -> object:
             if work.step == 3:
                 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
                 resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))
-            return honest(self, work, *rest)
+            return honest(self, work, *rest)  # type: ignore[arg-type]
 
         Trainer.step = step  # type: ignore[method-assign, assignment]
         train(config, env, store)
@@ -234,7 +240,7 @@ def test_a_spare_rank_that_hosts_the_store_stays_to_the_end(tmp_path: Path) -> N
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        train(config, env, open_store(env, 30.0))
+        train(config, env, open_store(replace(env, master_port=port), 30.0))
 
     assert Topology((1, 1), (1, 2)).spare_ranks == (0,)
     run_ranks((1, 2), main, tmp_path)

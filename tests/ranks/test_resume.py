@@ -13,7 +13,7 @@ from torch.distributed import Store
 from launcher.checkpoints import survey
 from launcher.config import TrainConfig
 from launcher.paths import RunPaths
-from tests.ranks.harness import RankMain, outcomes
+from tests.ranks.harness import RankMain, outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.test_parity import (
     CONFIG,
@@ -98,6 +98,29 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
     other = replace(config, model="squeezenet1_1", image_size=64, max_steps=9)
     found = outcomes((1,), trains(other), tmp_path / "other", 60)
     assert "is it of another --model?" in found[0]
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "change"),
+    [
+        (STOP_AT, {"batch_size": 12}),
+        (NUM_STEPS, {"batch_size": 12}),
+        (NUM_STEPS, {"synthetic_samples": 90}),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
+    stop_at: int, change: dict[str, Any], tmp_path: Path
+) -> None:
+    config = replace(
+        CONFIG, shape=(1, 1), cut=("second",), run_dir=str(tmp_path / "run"), max_steps=stop_at
+    )
+    run_ranks((2,), trains(config), tmp_path)
+    found = outcomes((2,), trains(replace(config, max_steps=99, **change)), tmp_path, 60)
+    assert sorted(found) == [0, 1]
+    for text in found.values():
+        assert f"ConfigError: the checkpoint of step {stop_at} was taken after" in text
+    assert [c.step for c in survey(RunPaths(tmp_path / "run")).found] == [stop_at]
 
 
 @pytest.mark.parametrize("rank", [1, 3])

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed import Store
+from torch.distributed import PrefixStore, Store
+from torch.utils.checkpoint import checkpoint
 
 from launcher.topology import Topology
-from tests.ranks.harness import run_ranks
+from tests.ranks.harness import outcomes, run_ranks
 from workers.comm import Network
 from workers.env import RankEnv
 from workers.groups import make_groups
@@ -115,6 +116,50 @@ def assert_sums(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None
         else:
             tolerance = 1e-2 if value.dtype == torch.bfloat16 else 1e-12
             torch.testing.assert_close(found[name], value, rtol=tolerance, atol=0)
+
+
+def test_a_gradient_that_comes_twice_in_the_last_backward_is_refused(tmp_path: Path) -> None:
+    """Its sum may be under way at the second: without a word the replicas would miss a part."""
+
+    def main(env: RankEnv, store: Store) -> None:
+        model = nn.Linear(3, 3)
+        sync = make_sync(model, env, store, Topology((1,), (2,)), 1)
+
+        def twice(x: Tensor) -> Tensor:
+            for _ in range(2):
+                x = checkpoint(model, x, use_reentrant=True)
+            return x
+
+        sync.start_step()
+        sync.arm()
+        twice(torch.ones(2, 3, requires_grad=True)).sum().backward()
+
+    found = outcomes((2,), main, tmp_path, 60)
+    assert sorted(found) == [0, 1]
+    assert all("use_reentrant=False" in text for text in found.values())
+
+
+def test_checkpointing_that_is_not_reentrant_sums_as_without(tmp_path: Path) -> None:
+    def main(env: RankEnv, store: Store) -> None:
+        found = []
+        for is_checkpointed in (True, False):
+            torch.manual_seed(env.rank)
+            model = nn.Linear(3, 3)
+            part = PrefixStore(str(is_checkpointed), store)
+            sync = make_sync(model, env, part, Topology((1,), (2,)), 1)
+            x = torch.ones(2, 3, requires_grad=True)
+            sync.start_step()
+            sync.arm()
+            for _ in range(2):
+                x = checkpoint(model, x, use_reentrant=False) if is_checkpointed else model(x)
+            x.square().sum().backward()
+            sync.finish()
+            sync.close()
+            found.append([p.grad for p in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        assert all(g is not None and g.any() for g in found[0])
+
+    run_ranks((2,), main, tmp_path)
 
 
 def test_the_first_replica_is_copied_to_all(tmp_path: Path) -> None:

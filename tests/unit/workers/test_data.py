@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -148,6 +149,37 @@ def test_a_closed_loader_leaves_no_process_behind() -> None:
     loader.close()
 
     assert not process.is_alive()
+
+
+def test_loading_processes_do_not_outlive_a_killed_rank() -> None:
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+
+    def be_a_rank() -> None:
+        loader = MicrobatchLoader(Noisy(), config=CONFIG, num_workers=1)
+        next(loader.batches(MICROBATCHES, epoch=0))
+        theirs.send(loader._answers._workers[0].pid)  # type: ignore[attr-defined]
+        time.sleep(60)
+
+    rank = fork.Process(target=be_a_rank)
+    rank.start()
+    assert ours.poll(timeout=20)
+    loading = psutil.Process(ours.recv())
+    rank.kill()
+    rank.join()
+
+    # torch's own watch in the process would take up to 5 s.
+    deadline = time.monotonic() + 2
+    while is_running(loading) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not is_running(loading)
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
