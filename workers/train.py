@@ -42,11 +42,15 @@ for _name in BUILT_IN.values():
 
 def preflight(config: TrainConfig) -> None:
     """Raises BundleError for what can be known to fail before any rank meets another."""
+    check_inputs(config)
+    check_stages(config, load_recipe(config))
+
+
+def check_inputs(config: TrainConfig) -> None:
+    """The quick part of `preflight`: torch, the run folder, the data."""
     check_torch()
     check_writable(Path(config.run_dir), "--run-dir")
-    recipe = load_recipe(config)
-    recipe.check()
-    check_stages(config, recipe)
+    load_recipe(config).check()
 
 
 def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
@@ -216,7 +220,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             affinity=config.affinity and env.is_launched,
         )
         apply_layout(layout)
-        preflight(config)
+        if env.is_launched:
+            # A wrong cut ends all ranks alike when they make their stages, which costs no more.
+            check_inputs(config)
+        else:
+            preflight(config)
         if not env.is_launched and sum(config.shape) > 1:
             log.info("one process without a launcher: the model is trained unsplit")
             config = replace(config, shape=(1,), cut=())

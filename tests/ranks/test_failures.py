@@ -73,7 +73,7 @@ def at_call(owner: object, name: str, rank: int, what: Callable[[], None]) -> It
     """Injects `what` into one rank, where it first calls `name` of a class or module."""
     honest = getattr(owner, name)
 
-    def tampered(first: Any, *rest: Any) -> object:  # noqa: ANN401
+    def tampered(first: Any, *rest: Any) -> object:
         place = rest[0] if name == "make_groups" else first._session.place
         if place.rank == rank:
             what()
