@@ -225,9 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_inputs(config)
         else:
             preflight(config)
-        if not env.is_launched and sum(config.shape) > 1:
-            log.info("one process without a launcher: the model is trained unsplit")
-            config = replace(config, shape=(1,), cut=())
+            if sum(config.shape) > 1:
+                log.info("one process without a launcher: the model is trained unsplit")
+                config = replace(config, shape=(1,), cut=())
         train(config, env, open_store(env, config.timeout_s))
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
