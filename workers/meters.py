@@ -22,8 +22,8 @@ Phase = Literal[
     "validate",
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-BACKGROUND_PHASES: tuple[Phase, ...] = ("collect", "exchange", "distribute")
-"""Phases that run beside the others: the step waits for them only in `sync_wait`."""
+"""`collect`, `exchange`, `distribute` run beside the others: `sync_wait` is what is not hidden."""
+EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 
 
 class Meters:

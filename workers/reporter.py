@@ -137,12 +137,17 @@ class Reporter:
         trained = summary.samples_per_s * summary.train_s + self._samples
         summary.train_s += seconds
         summary.samples_per_s = trained / summary.train_s
-        for phase, value in phases.items():
-            summary.phases[phase] = summary.phases.get(phase, 0.0) + value
+        self.add_phases(phases)
         self._writer.write(
             "epoch", step=step, epoch=epoch, seconds=seconds,
             samples_per_s=self._samples / seconds, phases=dict(phases),
         )  # fmt: skip
+
+    def add_phases(self, phases: Mapping[str, float]) -> None:
+        """Adds seconds per phase, mean over the ranks, to the summary."""
+        for phase, seconds in phases.items():
+            total = self._summary.phases.get(phase, 0.0)
+            self._summary.phases[phase] = total + seconds
 
     def validated(self, epoch: int, step: int, sums: StepSums) -> None:
         """Reports one validation."""

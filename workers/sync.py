@@ -182,11 +182,6 @@ class GradientSync:
                 self._hook(index, bucket_of.get(parameter))
             )
 
-    @property
-    def has_peers(self) -> bool:
-        """Whether another replica of this stage exists."""
-        return bool(self._legs)
-
     def start_step(self) -> None:
         """Clears gradients and extra; every gradient is a view of its bucket from here on."""
         self._extra_bucket.flat.zero_()

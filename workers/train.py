@@ -22,11 +22,10 @@ from launcher.config import TrainConfig, parse_train_argv
 from launcher.errors import EXIT_DONE, BundleError
 from launcher.hardware import apply_layout, rank_layout, read_cpus
 from launcher.preflight import check_torch, check_writable
-from workers.bundle import StepWork
 from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper
-from workers.meters import PHASES, Meters
+from workers.meters import EPOCH_END_PHASES, PHASES, Meters
 from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
 from workers.session import Session, join, open_store, tell_end, wait_for_end
@@ -149,10 +148,10 @@ class Run:
             if reporter is not None:
                 lr = self._trainer.optimizer.param_groups[0]["lr"]
                 reporter.step(work.step, epoch, self._trainer.last_sums, work.num_samples, lr)
-            self._maybe_save(epoch, work)
+            self._maybe_save(epoch)
         self._end_epoch(epoch)
 
-    def _maybe_save(self, epoch: int, work: StepWork) -> None:
+    def _maybe_save(self, epoch: int) -> None:
         every = self._config.checkpoint_steps
         in_epoch = self._step - epoch * self._feed.steps_per_epoch
         if every and self._step % every == 0 and in_epoch < self._feed.steps_per_epoch:
@@ -185,10 +184,12 @@ class Run:
             self._save(epoch + 1, 0, metrics)
         else:
             self._save(epoch, in_epoch, metrics)
+        self._report_epoch_end()
 
     def _share_measurements(self, epoch: int) -> None:
         """Every bundle learns how fast all are; the reporter learns where the time went."""
         seconds = self._meters.seconds()
+        self._meters.restart()
         num_bundles = self._session.topology.num_bundles
         busy = (seconds["forward"] + seconds["backward"]) / max(1, self._num_microbatches)
         per_bundle = [0.0] * num_bundles
@@ -204,6 +205,15 @@ class Run:
             self._reporter.end_epoch(
                 epoch, self._step, {p: s / num_ranks for p, s in phases}, int(totals[0])
             )
+
+    def _report_epoch_end(self) -> None:
+        """The reporter learns what validating and saving took, which come after the epoch's row."""
+        seconds = self._meters.seconds()
+        totals = self._trainer.total([seconds[phase] for phase in EPOCH_END_PHASES])
+        if self._reporter is not None:
+            num_ranks = len(self._session.topology.active_ranks)
+            phases = zip(EPOCH_END_PHASES, totals, strict=True)
+            self._reporter.add_phases({p: s / num_ranks for p, s in phases})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -144,3 +144,5 @@ def test_the_history_has_the_time_of_every_phase(tmp_path: Path) -> None:
         assert epoch["phases"][phase] > 0, phase
     summary = json.loads(RunPaths(tmp_path / "run").summary.read_text())
     assert summary["samples_per_s"] > 0
+    assert summary["phases"]["validate"] > 0
+    assert summary["phases"]["checkpoint"] > 0
