@@ -8,15 +8,31 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-NAMES = ("loop", "start", "memory")
+from benchmarks.record import Options
+
+ONE_MACHINE = ("loop", "start", "memory", "links")
+NETWORK = (
+    "wire",
+    "egress",
+    "sync",
+    "overlap",
+    "choice",
+    "growth",
+    "pipeline",
+    "shapes",
+    "resnet",
+    "convergence",
+)
+"""These make hosts of network namespaces, as root."""
+NAMES = (*ONE_MACHINE, *NETWORK, "summary")
 
 
 class Benchmark(Protocol):
-    """A module of this package that measures one claim."""
+    """A module of this package that measures one claim; it may have a `skip_reason()`."""
 
     CLAIM: str
 
-    def run(self) -> None:
+    def run(self, options: Options) -> None:
         """Measures, prints a table and records the result."""
 
 
@@ -25,14 +41,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     # argparse checks an empty list against choices, too; so the names are checked by hand.
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
-    names = parser.parse_args(argv).names or NAMES
+    parser.add_argument(
+        "--rounds", type=int, default=0, metavar="N", help="repetitions (0: each its own number)"
+    )
+    parser.add_argument(
+        "--no-record", action="store_true", help="print only, write nothing to docs/benchmarks"
+    )
+    args = parser.parse_args(argv)
+    names = args.names or NAMES
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; choose from {', '.join(NAMES)}")
+    options = Options(rounds=args.rounds, keep=not args.no_record)
     for name in names:
-        benchmark = cast(Benchmark, importlib.import_module(f"benchmarks.{name}"))
+        module = importlib.import_module(f"benchmarks.{name}")
+        benchmark = cast(Benchmark, module)
         print(f"\n{name}: {benchmark.CLAIM}\n", flush=True)
-        benchmark.run()
+        reason = module.skip_reason() if hasattr(module, "skip_reason") else ""
+        if reason:
+            print(f"skipped: {reason}", flush=True)
+        else:
+            benchmark.run(options)
     return 0
 
 

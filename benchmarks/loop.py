@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torchvision.models import resnet18
 
-from benchmarks.record import print_table, record
+from benchmarks.record import Options, print_table
 from launcher.config import TrainConfig
 from workers.bundle import StepWork
 from workers.env import RankEnv
@@ -77,18 +77,18 @@ CASES = (
 )
 
 
-def run() -> None:
+def run(options: Options) -> None:
     """Measures all cases."""
     torch.set_num_threads(1)
     rows, results = [], []
     for case in CASES:
-        plain, ours, ratio = measure(case)
+        plain, ours, ratio = measure(case, options.rounds_or(case.num_pairs))
         extra_ms = (ours - plain) / (BATCH // MICROBATCH)
         rows.append((case.name, plain, ours, f"{100 * (ratio - 1):+.1f} %", extra_ms))
         results.append(
             {
                 "case": case.name,
-                "num_pairs": case.num_pairs,
+                "num_pairs": options.rounds_or(case.num_pairs),
                 "plain_ms": plain,
                 "trainer_ms": ours,
                 "ratio": ratio,
@@ -96,10 +96,12 @@ def run() -> None:
             }
         )
     print_table(("model", "plain ms", "trainer ms", "slower", "ms more per micro-batch"), rows)
-    record("loop", {"batch": BATCH, "microbatch": MICROBATCH, "threads": 1, "cases": results})
+    options.record(
+        "loop", {"batch": BATCH, "microbatch": MICROBATCH, "threads": 1, "cases": results}
+    )
 
 
-def measure(case: Case) -> tuple[float, float, float]:
+def measure(case: Case, num_pairs: int) -> tuple[float, float, float]:
     """Median milliseconds of a plain and of a trainer's step, and the median ratio of a pair.
 
     Which of the two comes first alternates.
@@ -110,7 +112,7 @@ def measure(case: Case) -> tuple[float, float, float]:
         for step in pair * NUM_WARM_UP:
             step()
         times: tuple[list[float], list[float]] = ([], [])
-        for number in range(case.num_pairs):
+        for number in range(num_pairs):
             for which in (0, 1) if number % 2 else (1, 0):
                 times[which].append(timed_ms(pair[which]))
     ratio = median(b / a for a, b in zip(*times, strict=True))
@@ -160,7 +162,7 @@ class TrainerLoop:
             shape=(1,),
             batch_size=BATCH,
             microbatch_size=MICROBATCH,
-            schedule="constant",
+            lr_schedule="constant",
             lr=LR,
             momentum=MOMENTUM,
             weight_decay=0.0,

@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torchvision.models import resnet18
 
 from benchmarks.jobs import STARTERS, Job, Starter, started
-from benchmarks.record import print_table, record
+from benchmarks.record import Options, print_table
 
 CLAIM = "one more rank on a node costs under 150 MiB beyond the model's own memory"
 NUM_RANKS = (2, 4, 6)
@@ -54,14 +54,14 @@ def job(num_ranks: int) -> Job:
     )
 
 
-def run() -> None:
+def run(options: Options) -> None:
     """Measures all sizes of both in turn."""
     own = own_mib()
     pss: dict[tuple[Starter, int], list[float]] = {
         (starter, n): [] for n in NUM_RANKS for starter in STARTERS
     }
     with tempfile.TemporaryDirectory(prefix="bundlerun-") as folder:
-        for number in range(NUM_ROUNDS):
+        for number in range(options.rounds_or(NUM_ROUNDS)):
             for (starter, n), found in pss.items():
                 found.append(job_mib(job(n), starter, Path(folder) / f"{starter}-{n}-{number}"))
     medians = {key: median(found) for key, found in pss.items()}
@@ -75,7 +75,7 @@ def run() -> None:
     parts = ", ".join(f"{name} {mib:.0f}" for name, mib in own.items())
     print(f"MiB; the model's own: {parts}")
     results = [dict(zip(("starter", *head[1:]), row, strict=True)) for row in rows]
-    record("memory", {"unit": "MiB PSS", "model_own": own, "jobs": results})
+    options.record("memory", {"unit": "MiB PSS", "model_own": own, "jobs": results})
 
 
 def job_mib(job: Job, starter: Starter, run_dir: Path) -> float:

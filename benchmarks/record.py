@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,13 +22,68 @@ LOAD_BEFORE = os.getloadavg()[0]
 """Load average of the last minute before the first benchmark: what others do on the machine."""
 
 
-def record(name: str, result: Mapping[str, object]) -> None:
-    """Appends one measurement to the JSON list in docs/benchmarks/NAME.json."""
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A measured number and its target; the name says what it is and on which side it should be.
+
+    Args:
+        name: ends in "at least" or "at most".
+        measured: the number.
+        target: what it should be.
+    """
+
+    name: str
+    measured: float
+    target: float
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the number is on the right side of its target."""
+        if self.name.endswith("at least"):
+            return self.measured >= self.target
+        return self.measured <= self.target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What the command line says to every benchmark.
+
+    Args:
+        rounds: repetitions; 0: as many as the benchmark thinks right.
+        keep: whether to write to docs/benchmarks.
+    """
+
+    rounds: int = 0
+    keep: bool = True
+
+    def rounds_or(self, default: int) -> int:
+        """How often to measure."""
+        return self.rounds or default
+
+    def record(self, name: str, result: Mapping[str, object], checks: Sequence[Check] = ()) -> None:
+        """Prints the checks and appends a measurement to the list in docs/benchmarks/NAME.json."""
+        for check in checks:
+            word = "met" if check.is_met else "NOT MET"
+            print(f"{check.name} {check.target:g}: {check.measured:.3f}, {word}", flush=True)
+        if self.keep:
+            found = [{**asdict(check), "is_met": check.is_met} for check in checks]
+            _append(name, {**result, "checks": found} if found else result)
+
+
+def history(name: str) -> list[dict[str, object]]:
+    """All measurements of one benchmark so far, oldest first."""
     path = FOLDER / f"{name}.json"
-    history = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    history.append({"date": time.strftime("%Y-%m-%d %H:%M"), **machine(), **result})
+    found: list[dict[str, object]] = (
+        json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    )
+    return found
+
+
+def _append(name: str, result: Mapping[str, object]) -> None:
+    path = FOLDER / f"{name}.json"
+    entry = {"date": time.strftime("%Y-%m-%d %H:%M"), **machine(), **result}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(history, indent=2) + "\n")
+    write_text(path, json.dumps([*history(name), entry], indent=2) + "\n")
     print(f"\nappended to {path.relative_to(ROOT)}", flush=True)
 
 

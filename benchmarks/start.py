@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.jobs import STARTERS, Job, Starter, started
-from benchmarks.record import print_table, record
+from benchmarks.record import Options, print_table
 
 CLAIM = "two nodes of four ranks reach their first step in half the time of torchrun or less"
 NUM_ROUNDS = 5
@@ -31,11 +31,11 @@ JOB = Job(
 )
 
 
-def run() -> None:
+def run(options: Options) -> None:
     """Measures both in turn; which comes first alternates."""
     times: dict[Starter, list[float]] = {starter: [] for starter in STARTERS}
     with tempfile.TemporaryDirectory(prefix="bundlerun-") as folder:
-        for number in range(NUM_ROUNDS):
+        for number in range(options.rounds_or(NUM_ROUNDS)):
             for starter in STARTERS if number % 2 else reversed(STARTERS):
                 run_dir = Path(folder) / f"{starter}-{number}"
                 times[starter].append(first_step_s(starter, run_dir))
@@ -46,7 +46,7 @@ def run() -> None:
         [(s, median(t), min(t), max(t)) for s, t in times.items()],
     )
     print(f"ratio of a pair, median: {ratio:.2f}")
-    record("start", {"job": list(JOB.options), "seconds": times, "ratio": ratio})
+    options.record("start", {"job": list(JOB.options), "seconds": times, "ratio": ratio})
 
 
 def first_step_s(starter: Starter, run_dir: Path) -> float:

@@ -43,7 +43,7 @@ def command(node: int, port: int, run_dir: Path) -> list[str]:
         "--epochs=6",
         "--lr=0.05",
         "--weight-decay=1e-4",
-        "--schedule=one-cycle",
+        "--lr-schedule=one-cycle",
         f"--run-dir={run_dir}",
         str(DATA),
     ]

@@ -24,6 +24,7 @@ from launcher.options import (
     text_list,
     yes_or_no,
 )
+from launcher.schedule import SCHEDULES
 from launcher.topology import check_shape
 
 _WHAT = "what to train"
@@ -81,6 +82,19 @@ class TrainConfig:
         group=_BATCH,
         parse=int,
     )
+    chunks: int = option(
+        1,
+        "parts of the model per stage, far apart in it; above 1 the passes are interleaved",
+        group=_BATCH,
+        parse=int,
+    )
+    schedule: str = option(
+        "auto",
+        "order of the passes of a bundle (auto: 1f1b; eager-1f1b where a bundle spans nodes; "
+        "interleaved with --chunks)",
+        group=_BATCH,
+        choices=("auto", *SCHEDULES),
+    )
     share: str = option(
         "measured",
         "how bundles share out the micro-batches: equal, or by measured speed at each epoch",
@@ -94,7 +108,7 @@ class TrainConfig:
     lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
     momentum: float = option(0.9, "momentum of SGD", group=_OPTIM, parse=float)
     weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
-    schedule: str = option(
+    lr_schedule: str = option(
         "cosine",
         "course of the learning rate",
         group=_OPTIM,
@@ -151,6 +165,20 @@ class TrainConfig:
         group=_TUNE,
         choices=("auto", "nccl", "cpu"),
     )
+    sync: str = option(
+        "auto",
+        "how gradients meet: local-master, sharded (several leaders per node), flat (one "
+        "all-reduce), or the fastest by measurement",
+        group=_TUNE,
+        choices=("auto", "local-master", "sharded", "flat"),
+    )
+    exchange_dtype: str = option(
+        "float32",
+        "how float32 gradients travel between nodes; bfloat16 is half the bytes, with error "
+        "feedback",
+        group=_TUNE,
+        choices=("float32", "bfloat16"),
+    )
     bucket_mb: float = option(4.0, "size of a sync bucket, MB", group=_TUNE, parse=float)
     timeout_s: float = option(
         300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float
@@ -167,8 +195,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_shape(self.shape)
-        _at_least(1, self, "batch_size", "keep", "log_steps", "image_size", "prefetch")
-        _at_least(1, self, "lr_step_epochs", "synthetic_samples")
+        _at_least(1, self, "batch_size", "chunks", "keep", "log_steps", "image_size")
+        _at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
         _at_least(0, self, "microbatch_size", "epochs", "max_steps", "checkpoint_steps", "threads")
         _at_least(0, self, "num_classes", "lr", "momentum", "weight_decay", "clip_norm", "seed")
         _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma")
@@ -176,24 +204,62 @@ class TrainConfig:
         _finite_above_0(self, "bucket_mb", "timeout_s")
         if self.label_smoothing > 1:
             raise ConfigError(f"--label-smoothing {self.label_smoothing} must be 1 or less")
+        if self.sync == "flat" and self.exchange_dtype != "float32":
+            raise ConfigError(
+                f"--exchange-dtype {self.exchange_dtype} rounds what travels between nodes, and "
+                "--sync flat has no step of its own for that; use --sync local-master or auto"
+            )
         if self.microbatch_size and self.batch_size % self.microbatch_size:
             raise ConfigError(
                 f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
                 f"{self.microbatch_size}; use one of {_divisors(self.batch_size)}"
             )
-        is_number = len(self.cut) == 1 and self.cut[0].isdecimal()
-        if self.cut and not is_number and len(self.cut) != len(self.shape) - 1:
+        self._check_schedule()
+        self._check_cut()
+
+    def _check_schedule(self) -> None:
+        if self.schedule == "interleaved" and self.chunks == 1:
             raise ConfigError(
-                f"--cut {','.join(self.cut)} makes {len(self.cut) + 1} stages, --shape "
-                f"{','.join(map(str, self.shape))} has {len(self.shape)}; give one cut less than "
-                "stages"
+                "--schedule interleaved needs --chunks 2 or more, chunks to change between; "
+                "use --chunks 2, or --schedule 1f1b"
             )
-        if is_number and int(self.cut[0]) != len(self.shape):
+        if self.chunks > 1 and self.schedule not in ("auto", "interleaved"):
             raise ConfigError(
-                f"--cut {self.cut[0]} makes {self.cut[0]} equal parts, --shape "
-                f"{','.join(map(str, self.shape))} has {len(self.shape)} stages; "
+                f"--schedule {self.schedule} has no order for --chunks {self.chunks}; use "
+                "--schedule interleaved, or --chunks 1"
+            )
+        if self.chunks > 1 and len(self.shape) == 1:
+            raise ConfigError(
+                f"--chunks {self.chunks} of one stage follow each other on the same device; use "
+                "--chunks 1, or a --shape of two stages or more"
+            )
+        if self.schedule == "zero-bubble" and self.compile:
+            raise ConfigError(
+                "--schedule zero-bubble takes each backward apart, which --compile makes one "
+                "piece; use --schedule 1f1b, or --no-compile"
+            )
+
+    def _check_cut(self) -> None:
+        shape, count = f"--shape {','.join(map(str, self.shape))}", self.num_chunks
+        has, parts = f"{shape} has {count}", "stages"
+        if self.chunks > 1:
+            has, parts = f"{shape} with --chunks {self.chunks} has {count}", "chunks"
+        is_number = len(self.cut) == 1 and self.cut[0].isdecimal()
+        if self.cut and not is_number and len(self.cut) != count - 1:
+            raise ConfigError(
+                f"--cut {','.join(self.cut)} makes {len(self.cut) + 1} {parts}, {has}; "
+                f"give one cut less than {parts}"
+            )
+        if is_number and int(self.cut[0]) != count:
+            raise ConfigError(
+                f"--cut {self.cut[0]} makes {self.cut[0]} equal parts, {has} {parts}; "
                 "give the same number"
             )
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks that the model is cut into; stages, where each has one."""
+        return len(self.shape) * self.chunks
 
     @property
     def samples_per_microbatch(self) -> int:

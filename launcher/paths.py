@@ -32,6 +32,10 @@ class RunPaths:
         """One folder per checkpoint."""
         return self.root / "checkpoints"
 
+    def sync_choice(self, stage: int) -> Path:
+        """How the gradients of a stage meet, as `--sync auto` has measured, JSON."""
+        return self.root / "sync" / f"stage-{stage}.json"
+
     @property
     def tensorboard(self) -> Path:
         """Event files for TensorBoard."""

@@ -14,14 +14,23 @@ from launcher.config import TrainConfig
 from launcher.launch_config import LaunchConfig
 from launcher.options import Resolved, groups_of
 from launcher.plan import LaunchPlan, NodePlan
-from launcher.topology import Place, Topology
+from launcher.timeline import drawn
+from launcher.topology import Link, LinkKind, Place, Topology
 
 MAX_ROWS = 16
 """Rows of a table before it is cut short; `--json` has them all."""
+MAX_WIDTH = 160
+"""Columns of a time line before it is cut short."""
 
 
-def plan_text(plan: LaunchPlan, *, max_rows: int = MAX_ROWS) -> str:
-    """The plan as a person reads it."""
+def plan_text(plan: LaunchPlan, *, max_rows: int = MAX_ROWS, shows_schedule: bool = False) -> str:
+    """The plan as a person reads it.
+
+    Args:
+        plan: the plan.
+        max_rows: rows of a table before it is cut short.
+        shows_schedule: whether the order of passes is drawn.
+    """
     topology = plan.topology
     parts = [
         _summary(topology),
@@ -30,6 +39,8 @@ def plan_text(plan: LaunchPlan, *, max_rows: int = MAX_ROWS) -> str:
         *_section("groups", group_lines(topology, max_rows)),
         *_section("links", link_lines(topology, max_rows)),
     ]
+    if shows_schedule:
+        parts += _section("schedule", schedule_lines(plan, max_rows))
     if plan.node:
         parts += _section("this node", node_lines(plan.node, plan.launch.value))
     parts += _section("command", plan.commands())
@@ -49,8 +60,8 @@ def _summary(topology: Topology) -> str:
     )
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str, nouns: str = "") -> str:
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
@@ -158,13 +169,43 @@ def _ranks(ranks: Sequence[int], limit: int = 12) -> str:
 def link_lines(topology: Topology, max_rows: int = MAX_ROWS) -> Iterator[str]:
     """Yields the links of one bundle, all others have the same."""
     rows = [
-        f"{link.kind.value:<10} r{link.src} -> r{link.dst}" for link in topology.bundle_links(0)
+        f"{link.kind.value:<10} r{link.src} -> r{link.dst}" + _chunk_text(link, topology)
+        for link in topology.bundle_links(0)
     ]
     if not rows:
         yield "none: a bundle is one rank" if topology.num_stages == 1 else "none"
         return
     yield f"{_count(len(rows), 'link')} per bundle; those of bundle 0:"
     yield from (f"  {row}" for row in _shortened(rows, max_rows))
+
+
+def _chunk_text(link: Link, topology: Topology) -> str:
+    is_target = link.kind is LinkKind.TARGET
+    return "" if topology.chunks == 1 or is_target else f", chunk {link.chunk}"
+
+
+def schedule_lines(plan: LaunchPlan, max_rows: int = MAX_ROWS) -> Iterator[str]:
+    """Yields a step of one bundle in time, and what it comes to."""
+    pipeline, timeline = plan.pipeline, plan.timeline
+    chunks = f", {pipeline.chunks} chunks per stage" if pipeline.chunks > 1 else ""
+    per_bundle = _count(plan.bundle_microbatches, "micro-batch", "micro-batches")
+    yield f"{pipeline.schedule}{chunks}, {per_bundle} per bundle, rows are stage.replica"
+    yield (
+        "F forward, takes 1; B backward, takes 2"
+        + (", or 1 with the weights' part W after it" if pipeline.schedule == "zero-bubble" else "")
+        + ("; F0.1 is that of the rank's chunk 1" if pipeline.chunks > 1 else "")
+    )
+    yield ""
+    rows = [r if len(r) <= MAX_WIDTH else r[: MAX_WIDTH - 4] + " ..." for r in drawn(timeline)]
+    yield from _shortened(rows, max_rows)
+    yield ""
+    yield f"bubble {timeline.bubble:.1%} of the work, transfers left out"
+    what = "micro-batches" + (" times chunks" if pipeline.chunks > 1 else "")
+    held = [
+        max(timeline.in_flight[stage, replica] for replica in range(width))
+        for stage, width in enumerate(pipeline.shape)
+    ]
+    yield f"most {what} in flight on a rank, by stage: {', '.join(map(str, held))}"
 
 
 def node_lines(node: NodePlan, launch: LaunchConfig) -> Iterator[str]:

@@ -15,6 +15,8 @@ from launcher.launch_config import LaunchConfig
 from launcher.network import Meeting
 from launcher.options import Resolved, argv_of
 from launcher.paths import RunPaths
+from launcher.schedule import Pipeline
+from launcher.timeline import Costs, Timeline, simulate
 from launcher.topology import Place, Topology, bundle_size, usable_devices
 
 WORKER_MODULE = "workers.train"
@@ -52,6 +54,24 @@ class LaunchPlan:
         """What is to start here, for a plan that says so."""
         assert self.node is not None
         return self.node
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The order of passes in every bundle."""
+        return Pipeline.of(self.topology, self.train.value.schedule)
+
+    @property
+    def bundle_microbatches(self) -> int:
+        """Micro-batches of a full step that a bundle does, where all are equally fast."""
+        return -(-self.train.value.num_microbatches // self.topology.num_bundles)
+
+    @property
+    def timeline(self) -> Timeline:
+        """A step of one bundle where a forward takes 1, a backward 2, a transfer nothing."""
+        costs = Costs.equal(self.pipeline.num_chunks)
+        timeline = simulate(self.pipeline.bundle(self.bundle_microbatches), costs)
+        assert timeline is not None
+        return timeline
 
     @property
     def argv(self) -> list[str]:
@@ -116,10 +136,8 @@ def plan_document(plan: LaunchPlan) -> dict[str, object]:
             {"stage": stage, "ranks": list(ranks)}
             for stage, ranks in enumerate(topology.exchange_groups)
         ],
-        "links": [
-            {"bundle": link.bundle, "kind": link.kind.value, "src": link.src, "dst": link.dst}
-            for link in topology.links
-        ],
+        "links": [{**link._asdict(), "kind": link.kind.value} for link in topology.links],
+        "schedule": _schedule(plan),
         "node": asdict(plan.node) if plan.node else None,
         "module": plan.module,
         "argv": plan.argv,
@@ -127,6 +145,25 @@ def plan_document(plan: LaunchPlan) -> dict[str, object]:
         "torchrun": plan.torchrun_commands(),
         "config": _values(plan.train),
         "launch": _values(plan.launch),
+    }
+
+
+def _schedule(plan: LaunchPlan) -> dict[str, object]:
+    pipeline, timeline = plan.pipeline, plan.timeline
+    return {
+        "name": pipeline.schedule,
+        "chunks": pipeline.chunks,
+        "microbatches_per_bundle": plan.bundle_microbatches,
+        "bubble": timeline.bubble,
+        "ranks": [
+            {
+                "stage": stage,
+                "replica": replica,
+                "in_flight": timeline.in_flight[stage, replica],
+                "order": [str(span.action) for span in spans],
+            }
+            for (stage, replica), spans in timeline.spans.items()
+        ],
     }
 
 
@@ -155,7 +192,9 @@ def plan_elsewhere(
     """
     shape = train.value.shape
     used = tuple(usable_devices(shape, count) for count in nodes)
-    return LaunchPlan(topology=Topology(shape, used), train=train, launch=launch, node=None)
+    return LaunchPlan(
+        topology=Topology(shape, used, train.value.chunks), train=train, launch=launch, node=None
+    )
 
 
 def plan_here(
@@ -174,7 +213,7 @@ def plan_here(
     shape = train.value.shape
     devices = choose_devices(hardware, shape, kind=launch.value.devices, slots=launch.value.slots)
     num_procs = choose_num_procs(train.value, launch.value, devices)
-    topology = Topology(shape, (num_procs,) * launch.value.max_nodes)
+    topology = Topology(shape, (num_procs,) * launch.value.max_nodes, train.value.chunks)
     layouts = tuple(
         rank_layout(
             local_rank,

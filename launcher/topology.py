@@ -55,6 +55,8 @@ class Link(NamedTuple):
     kind: LinkKind
     src: int
     dst: int
+    chunk: int = 0
+    """Chunk of the model whose output, or whose input's gradient, it carries; 0 for targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class Topology:
     Args:
         shape: devices per stage of a bundle.
         devices_per_node: ranks that each node runs, in node order.
+        chunks: chunks of the model per stage; chunk c of the model lies on stage c modulo the
+            number of stages.
 
     Raises:
         ConfigError: the shape is no shape, or the devices do not hold one bundle.
@@ -120,6 +124,7 @@ class Topology:
 
     shape: tuple[int, ...]
     devices_per_node: tuple[int, ...]
+    chunks: int = 1
 
     def __post_init__(self) -> None:
         check_shape(self.shape)
@@ -146,6 +151,11 @@ class Topology:
     def num_stages(self) -> int:
         """Stages of one bundle."""
         return len(self.shape)
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the model."""
+        return self.num_stages * self.chunks
 
     @cached_property
     def first_ranks(self) -> tuple[int, ...]:
@@ -238,32 +248,53 @@ class Topology:
             masters[group.stage].append(group.ranks[0])
         return tuple(tuple(ranks) for ranks in masters)
 
+    def num_shards(self, stage: int) -> int:
+        """Ranks that every node with this stage has of it: so many can share a node's exchange."""
+        return min(len(group.ranks) for group in self.sync_groups if group.stage == stage)
+
+    def shard_leaders(self, stage: int, shard: int) -> tuple[int, ...]:
+        """Per node with this stage, the rank that exchanges one shard; shard 0: local masters."""
+        return tuple(group.ranks[shard] for group in self.sync_groups if group.stage == stage)
+
     def stage_ranks(self, stage: int) -> tuple[int, ...]:
         """All replicas of one stage, the one of bundle 0 first."""
         wanted = [i for i, (s, _) in enumerate(self.positions) if s == stage]
         return tuple(bundle[i] for bundle in self.bundles for i in wanted)
 
     @cached_property
-    def _link_pattern(self) -> tuple[tuple[LinkKind, int, int], ...]:
-        """The links of any bundle, their ends as indices into its ranks."""
+    def _link_pattern(self) -> tuple[tuple[LinkKind, int, int, int], ...]:
+        """The links of any bundle, their ends as indices into its ranks; the chunk."""
         starts = tuple(accumulate(self.shape, initial=0))
         last = self.num_stages - 1
-        pattern: list[tuple[LinkKind, int, int]] = []
-        for stage in range(last):
-            for r, q in linked_replicas(self.shape[stage], self.shape[stage + 1]):
-                front, rear = starts[stage] + r, starts[stage + 1] + q
-                pattern.append((LinkKind.ACTIVATION, front, rear))
-                pattern.append((LinkKind.GRADIENT, rear, front))
+        pattern: list[tuple[LinkKind, int, int, int]] = []
+        for chunk in range(self.num_chunks - 1):
+            here, there = chunk % self.num_stages, (chunk + 1) % self.num_stages
+            for r, q in linked_replicas(self.shape[here], self.shape[there]):
+                front, rear = starts[here] + r, starts[there] + q
+                pattern.append((LinkKind.ACTIVATION, front, rear, chunk))
+                pattern.append((LinkKind.GRADIENT, rear, front, chunk + 1))
         if last > 0:
             for r, q in linked_replicas(self.shape[0], self.shape[last]):
-                pattern.append((LinkKind.TARGET, r, starts[last] + q))
+                pattern.append((LinkKind.TARGET, r, starts[last] + q, 0))
         return tuple(pattern)
+
+    @cached_property
+    def node_crossings(self) -> frozenset[int]:
+        """Stages from which some bundle's activations go to the next stage on another node."""
+        found: set[int] = set()
+        for ranks in self.bundles:
+            nodes: list[set[int]] = [set() for _ in self.shape]
+            if self.places[ranks[0]].node != self.places[ranks[-1]].node:
+                for rank in ranks:
+                    nodes[self.places[rank].stage].add(self.places[rank].node)
+                found |= {s for s in range(self.num_stages - 1) if len(nodes[s] | nodes[s + 1]) > 1}
+        return frozenset(found)
 
     def bundle_links(self, bundle: int) -> Iterator[Link]:
         """Yields the links of one bundle, in an order that every rank agrees on."""
         ranks = self.bundles[bundle]
-        for kind, src, dst in self._link_pattern:
-            yield Link(bundle, kind, ranks[src], ranks[dst])
+        for kind, src, dst, chunk in self._link_pattern:
+            yield Link(bundle, kind, ranks[src], ranks[dst], chunk)
 
     @cached_property
     def links(self) -> tuple[Link, ...]:

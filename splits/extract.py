@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import fx, nn
 
 from splits.alias import is_view, writes_in_place
-from splits.flow import Flow, is_state
+from splits.flow import Flow
 from splits.stage import StagePart
 
 
@@ -81,8 +81,3 @@ class _Extraction:
             or (is_view(user, self._model) and self._is_overwritten(user))
             for user in mine
         )
-
-
-def state_paths(graph: fx.Graph) -> list[str]:
-    """Paths of the modules, parameters and buffers that `graph` uses."""
-    return [str(n.target) for n in graph.nodes if n.op == "call_module" or is_state(n)]

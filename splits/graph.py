@@ -11,9 +11,9 @@ from torch import nn
 
 from launcher.errors import ConfigError, nearest
 from splits.balance import balanced_cuts
-from splits.extract import extract, state_paths
+from splits.extract import extract
 from splits.flow import Flow
-from splits.stage import Stage, attach, outermost
+from splits.stage import Stage, attach, outermost, state_paths
 from splits.state import find_attribute, named_state, names_by_id, tensors_of
 from splits.trace import ModuleTracer, trace_modes
 
@@ -125,13 +125,20 @@ class TracedModel:
                 f"{type(self.model).__name__}; use {len(self.boundaries) + 1} stages or fewer"
             )
 
-    def cut(self, cuts: Sequence[str]) -> list[nn.Module]:
-        """The stages, see `cut_model`."""
+    def cut(self, cuts: Sequence[str], chunks: int = 1) -> list[nn.Module]:
+        """The stages, see `cut_model`.
+
+        Args:
+            cuts: names.
+            chunks: parts that a stage has; with n stages, part c of the model is in stage c mod n.
+        """
         self._check_count(len(cuts))
         places = self._sorted(cuts)
-        train = [b.train for b in places]
-        eval_ = [b.eval for b in places]
-        stages = [self._stage(train, eval_, index) for index in range(len(cuts) + 1)]
+        num_parts = len(cuts) + 1
+        num_stages = num_parts // chunks
+        stages = [
+            self._stage(places, range(index, num_parts, num_stages)) for index in range(num_stages)
+        ]
         self._add_unused(stages)
         check_apart(stages, names_by_id(self.model))
         return list[nn.Module](stages)
@@ -183,15 +190,17 @@ class TracedModel:
             return f"cut {name!r} exists in one of training and evaluation only; {valid}"
         return f"cut {name!r} leaves a stage without an operation; {valid}"
 
-    def _stage(self, train_cuts: list[int], eval_cuts: list[int], index: int) -> Stage:
-        train = extract(self._train, train_cuts, index, self.model)
-        eval_ = extract(self._eval, eval_cuts, index, self.model)
+    def _stage(self, places: Sequence[Boundary], chunks: Sequence[int]) -> Stage:
+        train_cuts, eval_cuts = [b.train for b in places], [b.eval for b in places]
+        train = [extract(self._train, train_cuts, c, self.model) for c in chunks]
+        eval_ = [extract(self._eval, eval_cuts, c, self.model) for c in chunks]
         stage = Stage()
-        paths = [self._owner(p) for g in (train.graph, eval_.graph) for p in state_paths(g)]
+        paths = [self._owner(p) for part in (*train, *eval_) for p in state_paths(part.graph)]
         for path in outermost(paths):
             self._attach(stage, path)
-        stage.set_part(train, training=True)
-        stage.set_part(eval_, training=False)
+        for chunk, (in_train, in_eval) in enumerate(zip(train, eval_, strict=True)):
+            stage.set_part(in_train, training=True, chunk=chunk)
+            stage.set_part(in_eval, training=False, chunk=chunk)
         stage.training = self.model.training
         return stage
 

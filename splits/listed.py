@@ -12,27 +12,34 @@ from splits.state import names_by_id
 
 
 class ListedStage(nn.Module):
-    """Some neighbours of a list of modules, under the names of `nn.Sequential` of the whole list.
+    """Some of a list of modules, under the names of `nn.Sequential` of the whole list.
 
     Each takes what the one before it returns, a tuple as several arguments.
 
     Args:
-        modules: the neighbours, by their place in the list.
-        is_last: whether the list ends with them; the others' output is always a tuple.
+        chunks: per chunk of the stage neighbours in the list, by their place in it.
+        is_last: whether the list ends with the last of them; else the output is always a tuple.
     """
 
-    def __init__(self, modules: dict[int, nn.Module], *, is_last: bool) -> None:
+    def __init__(self, chunks: Sequence[dict[int, nn.Module]], *, is_last: bool) -> None:
         super().__init__()
-        for index, module in modules.items():
-            self.add_module(str(index), module)
+        for chunk in chunks:
+            for index, module in chunk.items():
+                self.add_module(str(index), module)
+        self._names = [[str(index) for index in chunk] for chunk in chunks]
         self._is_last = is_last
 
-    def forward(self, *inputs: Tensor) -> object:
-        """What the last of the modules returns."""
+    def chunk_modules(self, chunk: int) -> list[nn.Module]:
+        """The modules of one chunk."""
+        return [self.get_submodule(name) for name in self._names[chunk]]
+
+    def forward(self, *inputs: Tensor, chunk: int = 0) -> object:
+        """What the last module of a chunk returns."""
         result: object = inputs
-        for module in self.children():
+        for module in self.chunk_modules(chunk):
             result = module(*_as_tuple(result))
-        return result if self._is_last else _as_tuple(result)
+        is_last = self._is_last and chunk == len(self._names) - 1
+        return result if is_last else _as_tuple(result)
 
 
 def _as_tuple(value: object) -> tuple[object, ...]:
@@ -40,9 +47,14 @@ def _as_tuple(value: object) -> tuple[object, ...]:
 
 
 def joined_stages(
-    modules: Sequence[nn.Module], *, cut: Sequence[str], num_stages: int, model_name: str
+    modules: Sequence[nn.Module],
+    *,
+    cut: Sequence[str],
+    num_stages: int,
+    model_name: str,
+    chunks: int = 1,
 ) -> list[nn.Module]:
-    """One stage per module of the list, or one that runs them all.
+    """One chunk of a stage per module of the list, or one stage that runs them all.
 
     Raises:
         ConfigError: the list has another length, cuts are given, or two stages share parameters.
@@ -54,13 +66,21 @@ def joined_stages(
             "stages; leave --cut out"
         )
     if num_stages == 1:
-        return [ListedStage(dict(enumerate(modules)), is_last=True)]
-    if num_stages != len(modules):
+        return [ListedStage([dict(enumerate(modules))], is_last=True)]
+    if num_stages * chunks != len(modules):
+        if chunks > 1:
+            raise ConfigError(
+                f"{name} is cut into {len(modules)} parts and {num_stages} stages of {chunks} "
+                f"chunks need {num_stages * chunks}; use another --shape or --chunks"
+            )
         raise ConfigError(
             f"{name} is cut into {len(modules)} stages and the shape has {num_stages}; use a "
             f"shape of {len(modules)} numbers, or 1"
         )
-    last = num_stages - 1
-    stages = [ListedStage({i: m}, is_last=i == last) for i, m in enumerate(modules)]
+    listed = list(enumerate(modules))
+    stages = [
+        ListedStage([{i: m} for i, m in listed[s::num_stages]], is_last=s == num_stages - 1)
+        for s in range(num_stages)
+    ]
     check_apart(stages, names_by_id(*stages))
     return list[nn.Module](stages)

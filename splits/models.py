@@ -94,29 +94,33 @@ def _checked(built: object, name: str) -> nn.Module | list[nn.Module]:
 
 
 def make_stages(
-    model: Model, *, cut: Sequence[str], num_stages: int, model_name: str = ""
+    model: Model, *, cut: Sequence[str], num_stages: int, chunks: int = 1, model_name: str = ""
 ) -> list[nn.Module]:
     """The stages of a bundle, in order.
 
     One stage is the model itself. Stages of a list of modules hold them under the names that
-    `nn.Sequential` of the list would give.
+    `nn.Sequential` of the list would give. With several chunks a stage is a
+    `splits.stage.ChunkedStage`.
 
     Args:
         model: the model, or its stages where it is already cut.
         cut: names; a single number for that many parts of about equal parameter bytes; or nothing
             for the default of the model's family.
         num_stages: stages of the shape.
+        chunks: parts of the model that each stage has.
         model_name: name for messages.
 
     Raises:
         ConfigError: the cuts do not fit the model or the number of stages.
     """
     if not isinstance(model, nn.Module):
-        return joined_stages(model, cut=cut, num_stages=num_stages, model_name=model_name)
+        return joined_stages(
+            model, cut=cut, num_stages=num_stages, chunks=chunks, model_name=model_name
+        )
     if num_stages == 1:
         return [model]
     traced = TracedModel(model)
-    return traced.cut(_chosen(traced, cut, num_stages))
+    return traced.cut(_chosen(traced, cut, num_stages * chunks), chunks)
 
 
 def choose_cuts(model: nn.Module, *, cut: Sequence[str], num_stages: int) -> tuple[str, ...]:

@@ -1,25 +1,62 @@
-"""One stage of a model that was cut: its own graph per mode over the model's own submodules."""
+"""One stage of a model that was cut: its own graphs over the model's own submodules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, cast
 
 from torch import Tensor, fx, nn
+from torch.nn import Parameter
 
 from launcher.errors import ConfigError
+from splits.state import find_attribute
 
 Forward = Callable[..., Any]
+"""From the tensors that reach a chunk to what it hands on."""
+
+
+class ChunkedStage(Protocol):
+    """A stage of several chunks, which lie apart in the model."""
+
+    def __call__(self, *inputs: Tensor, chunk: int) -> object:
+        """What one of its chunks makes of the tensors that reach it."""
+
+    def chunk_modules(self, chunk: int) -> Iterable[nn.Module | Parameter]:
+        """What one of its chunks uses."""
+
+
+def chunk_forwards(stage: nn.Module, num_chunks: int) -> list[Forward]:
+    """What each chunk of a stage computes."""
+    return [partial(stage, chunk=c) for c in range(num_chunks)] if num_chunks > 1 else [stage]
+
+
+def chunk_parameters(stage: nn.Module, num_chunks: int) -> list[list[Parameter]]:
+    """All parameters of a stage, each once: in the first chunk that uses it.
+
+    In training the last backward of a chunk comes after those of the chunks behind it: then the
+    gradients of its parameters are final.
+    """
+    if num_chunks == 1:
+        return [list(stage.parameters())]
+    left = dict.fromkeys(stage.parameters())
+    chunks: list[list[Parameter]] = []
+    for chunk in range(num_chunks):
+        used = cast(ChunkedStage, stage).chunk_modules(chunk)
+        own = [p for m in used for p in ([m] if isinstance(m, Parameter) else m.parameters())]
+        chunks.append([p for p in dict.fromkeys(own) if p in left])
+        left = {p: None for p in left if p not in set(chunks[-1])}
+    return [[*left, *chunks[0]], *chunks[1:]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagePart:
-    """What a stage does in one mode."""
+    """What a chunk of a stage does in one mode."""
 
     graph: fx.Graph
     outputs: tuple[str, ...]
-    """Names of the tensors it hands on; empty in the last stage."""
+    """Names of the tensors it hands on; empty at the model's end."""
 
 
 class Stage(nn.Module):
@@ -28,24 +65,33 @@ class Stage(nn.Module):
     Called with the tensors that cross the boundary before it, it returns a tuple of those that
     cross the one behind it; the last stage returns what the model returns. How many cross may
     depend on the mode, as with auxiliary outputs that exist in training only.
+
+    A stage of several chunks is several such parts, which lie apart in the model.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._forwards: dict[bool, Forward] = {}
-        self._outputs: dict[bool, tuple[str, ...]] = {}
+        self._forwards: dict[tuple[int, bool], Forward] = {}
+        self._outputs: dict[tuple[int, bool], tuple[str, ...]] = {}
+        self._paths: dict[int, list[str]] = {}
 
-    def set_part(self, part: StagePart, *, training: bool) -> None:
-        """Sets what the stage does in one mode; its submodules must be there."""
+    def set_part(self, part: StagePart, *, training: bool, chunk: int = 0) -> None:
+        """Sets what a chunk does in one mode; its submodules must be there."""
         # fx makes a class per graph, whose forward looks submodules up by name on each call: here
         # it acts on this module, so that a replaced submodule is the one that runs.
-        self._forwards[training] = type(fx.GraphModule(self, part.graph)).forward
-        self._outputs[training] = part.outputs
+        self._forwards[chunk, training] = type(fx.GraphModule(self, part.graph)).forward
+        self._outputs[chunk, training] = part.outputs
+        self._paths.setdefault(chunk, []).extend(state_paths(part.graph))
 
-    def forward(self, *inputs: Tensor) -> Any:  # noqa: ANN401 - what the model returns
-        """The outputs of this stage, see the class."""
-        results = self._forwards[self.training](self, *inputs)
-        names = self._outputs[self.training]
+    def chunk_modules(self, chunk: int) -> Iterable[nn.Module | Parameter]:
+        """The modules and parameters that one chunk uses."""
+        found = [find_attribute(self, path) for path in self._paths[chunk]]
+        return [item for item in found if isinstance(item, (nn.Module, Parameter))]
+
+    def forward(self, *inputs: Tensor, chunk: int = 0) -> Any:  # noqa: ANN401 - the model's output
+        """The outputs of one chunk, see the class."""
+        results = self._forwards[chunk, self.training](self, *inputs)
+        names = self._outputs[chunk, self.training]
         for name, result in zip(names, results, strict=False):
             if not isinstance(result, Tensor):
                 raise ConfigError(
@@ -70,6 +116,11 @@ def attach(root: nn.Module, path: str, item: object, *, persistent: bool = True)
         root.register_buffer(name, item, persistent=persistent)
     else:
         setattr(root, name, item)
+
+
+def state_paths(graph: fx.Graph) -> list[str]:
+    """Paths of the modules, parameters and buffers that `graph` uses."""
+    return [str(n.target) for n in graph.nodes if n.op in ("call_module", "get_attr")]
 
 
 def outermost(paths: Iterable[str]) -> list[str]:

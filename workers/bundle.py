@@ -1,4 +1,4 @@
-"""Performs the schedule of one rank: its stage, its links, its receives posted ahead."""
+"""Performs the schedule of one rank: its chunks of the model, its links, its receives ahead."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from launcher.schedule import Action, Order, Pass, Pipeline, last_backwards
 from launcher.topology import Link, LinkKind, Place, Topology
+from splits.stage import Forward, chunk_forwards
 from workers.comm import Group
-from workers.links import InLink, Kind, OutLink, TensorSpec, specs_of
+from workers.links import InLink, Kind, OutLink, specs_of
 from workers.meters import Meters
 from workers.order import mix_seed
 from workers.recipe import Recipe
 from workers.samples import Batch
-from workers.schedule import Action, Pass, forward_only, one_forward_one_backward
+from workers.split_backward import WeightPass, input_pass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,12 +59,33 @@ class Outcome:
         self.num_samples += num_samples
 
 
+Edge = tuple[LinkKind, int, int]
+"""Kind and chunk of a link, and the replica at its other end."""
+
+
 @dataclass(slots=True)
 class _InFlight:
-    """A micro-batch between its forward and its backward."""
+    """A micro-batch between the forward and the backward of a chunk."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]
+
+
+def _nothing(_: object) -> None:
+    pass
+
+
+@dataclass(slots=True, kw_only=True)
+class _Step:
+    """One step under way; keys are (micro-batch, chunk of the rank)."""
+
+    work: StepWork
+    batches: Iterator[Batch]
+    split: frozenset[tuple[int, int]] = frozenset()
+    """Whose backward is in two passes."""
+    outcome: Outcome = field(default_factory=Outcome)
+    in_flight: dict[tuple[int, int], _InFlight] = field(default_factory=dict)
+    half_done: dict[tuple[int, int], WeightPass] = field(default_factory=dict)
 
 
 class Bundle:
@@ -77,6 +100,8 @@ class Bundle:
         device: where the stage lives.
         precision: "float32", "bfloat16" (autocast) or "float64".
         meters: gets the time of each phase.
+        schedule: name of the schedule, or "auto".
+        forwards: what each chunk of `stage` computes; nothing: what `stage` itself says.
     """
 
     def __init__(
@@ -90,37 +115,38 @@ class Bundle:
         device: torch.device,
         precision: str,
         meters: Meters,
+        schedule: str = "auto",
+        forwards: Sequence[Forward] = (),
     ) -> None:
         self.stage = stage
+        self.pipeline = Pipeline.of(topology, schedule)
+        self._forwards = forwards or chunk_forwards(stage, topology.chunks)
         self._shape = topology.shape
+        self._last_chunk = topology.num_chunks - 1
         self._place = place
         self._recipe = recipe
         self._device = device
         self._precision = precision
         self._meters = meters
-        self._in: dict[tuple[LinkKind, int], InLink] = {}
-        self._out: dict[tuple[LinkKind, int], OutLink] = {}
+        self._in: dict[Edge, InLink] = {}
+        self._out: dict[Edge, OutLink] = {}
         for link, group in links.items():
             told = link.kind is not LinkKind.GRADIENT
             if link.src == place.rank:
                 peer = topology.places[link.dst].replica
-                self._out[link.kind, peer] = OutLink(group, tells_specs=told)
+                self._out[link.kind, link.chunk, peer] = OutLink(
+                    group, tells_specs=told, max_ahead=self.pipeline.largest_group
+                )
             else:
                 peer = topology.places[link.src].replica
-                self._in[link.kind, peer] = InLink(group, device, is_told_specs=told)
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this rank reads the data (I4)."""
-        return self._place.stage == 0
-
-    @property
-    def is_last(self) -> bool:
-        """Whether this rank computes the loss."""
-        return self._place.stage == len(self._shape) - 1
+                self._in[link.kind, link.chunk, peer] = InLink(group, device, is_told_specs=told)
 
     def train(
-        self, work: StepWork, batches: Iterator[Batch], before_last_backward: Callable[[], None]
+        self,
+        work: StepWork,
+        batches: Iterator[Batch],
+        before_last_backward: Callable[[int], object] = _nothing,
+        on_forwards_done: Callable[[Outcome], object] = _nothing,
     ) -> Outcome:
         """Runs forward and backward of one step; gradients are added to those there.
 
@@ -129,157 +155,184 @@ class Bundle:
         Args:
             work: this bundle's share of the step.
             batches: the batches of this rank's micro-batches in order; read on stage 0 only.
-            before_last_backward: called once, unless this rank has nothing to do.
+            before_last_backward: called with the number of each of the rank's chunks that has
+                something to do, before its gradients become final.
+            on_forwards_done: called once, before the former is, when the outcome is complete.
         """
         self.stage.train()
-        actions = one_forward_one_backward(
-            self._shape, self._place.stage, self._place.replica, len(work.sizes)
-        )
-        return self._perform(work, actions, batches, before_last_backward)
+        order = self.pipeline.order(self._place.stage, self._place.replica, len(work.sizes))
+        split = frozenset(a.key for a in order if a.kind is Pass.WEIGHT)
+        step = _Step(work=work, batches=batches, split=split)
+        self._perform(step, order, before_last_backward, on_forwards_done)
+        return step.outcome
 
     @torch.no_grad()
     def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> Outcome:
         """Runs the forwards of one step in evaluation mode; arguments as for `train`."""
         self.stage.eval()
-        actions = forward_only(self._shape, self._place.stage, self._place.replica, len(work.sizes))
-        return self._perform(work, actions, batches, lambda: None)
-
-    def _perform(
-        self,
-        work: StepWork,
-        actions: Sequence[Action],
-        batches: Iterator[Batch],
-        before_last_backward: Callable[[], None],
-    ) -> Outcome:
-        outcome = Outcome()
-        in_flight: dict[int, _InFlight] = {}
-        self._expect(work, actions)
-        for position, action in enumerate(actions):
-            j = action.microbatch
-            if action.kind is Pass.FORWARD:
-                in_flight[j] = self._forward(work, j, batches, outcome)
-                if not self.stage.training:
-                    del in_flight[j]
-                continue
-            if position == len(actions) - 1:
-                before_last_backward()
-            self._backward(work, j, in_flight.pop(j))
+        order = self.pipeline.forward_order(self._place.stage, self._place.replica, len(work.sizes))
+        step = _Step(work=work, batches=batches)
+        self._perform(step, order, _nothing, _nothing)
         with self._meters.phase("send"):
             for link in self._out.values():
                 link.finish()
-        return outcome
+        return step.outcome
+
+    def _perform(
+        self,
+        step: _Step,
+        order: Order,
+        before_last_backward: Callable[[int], object],
+        on_forwards_done: Callable[[Outcome], object],
+    ) -> None:
+        self._expect(step.work, order)
+        last = last_backwards(order)
+        num_left = sum(action.kind is Pass.FORWARD for action in order)
+        if not num_left:
+            on_forwards_done(step.outcome)
+        for index, action in enumerate(order):
+            if index in last:
+                before_last_backward(last[index])
+            match action.kind:
+                case Pass.FORWARD:
+                    self._forward(step, action)
+                    num_left -= 1
+                    if not num_left:
+                        on_forwards_done(step.outcome)
+                case Pass.BACKWARD:
+                    self._backward(step, action)
+                case Pass.WEIGHT:
+                    self._weight_pass(step, action)
 
     # --- links
 
-    def _peer(self, stage: int, j: int) -> int:
-        return j % self._shape[stage]
+    def _chunk(self, action: Action) -> int:
+        """The chunk of the model that an action is about."""
+        return action.chunk * len(self._shape) + self._place.stage
 
-    def _source(self, kind: LinkKind, j: int) -> InLink:
-        stage = self._place.stage
-        sender = {
-            LinkKind.ACTIVATION: stage - 1,
-            LinkKind.GRADIENT: stage + 1,
-            LinkKind.TARGET: 0,
-        }[kind]
-        return self._in[kind, self._peer(sender, j)]
+    def _peer(self, chunk: int, j: int) -> int:
+        return j % self._shape[chunk % len(self._shape)]
+
+    def _source(self, kind: LinkKind, chunk: int, j: int) -> InLink:
+        """The link that brings what `chunk` needs for micro-batch `j`."""
+        if kind is LinkKind.TARGET:
+            return self._in[kind, 0, self._peer(0, j)]
+        sender = chunk - 1 if kind is LinkKind.ACTIVATION else chunk + 1
+        return self._in[kind, sender, self._peer(sender, j)]
 
     def _kind(self, work: StepWork, j: int) -> Kind:
         return Kind(self.stage.training, work.sizes[j])
 
-    def _expect(self, work: StepWork, actions: Sequence[Action]) -> None:
+    def _expect(self, work: StepWork, order: Order) -> None:
         """Announces to each incoming link what will come in this step, in order."""
-        for action in actions:
-            j = action.microbatch
-            if action.kind is Pass.BACKWARD:
-                wanted = [] if self.is_last else [LinkKind.GRADIENT]
-            elif self.is_first:
-                wanted = []
-            else:
-                wanted = [LinkKind.ACTIVATION] + [LinkKind.TARGET] * self.is_last
+        for action in order:
+            chunk, j = self._chunk(action), action.microbatch
+            is_last = chunk == self._last_chunk
+            wanted: list[LinkKind] = []
+            if action.kind is Pass.BACKWARD and not is_last:
+                wanted = [LinkKind.GRADIENT]
+            elif action.kind is Pass.FORWARD and chunk > 0:
+                wanted = [LinkKind.ACTIVATION] + [LinkKind.TARGET] * is_last
             for kind in wanted:
-                self._source(kind, j).expect([self._kind(work, j)])
+                self._source(kind, chunk, j).expect([self._kind(work, j)])
 
-    def _receive(self, kind: LinkKind, j: int) -> list[Tensor]:
+    def _receive(self, kind: LinkKind, chunk: int, j: int) -> list[Tensor]:
         with self._meters.phase("receive"):
-            return self._source(kind, j).receive()
+            return self._source(kind, chunk, j).receive()
 
-    def _send(self, kind: LinkKind, stage: int, work: StepWork, j: int, what: list[Tensor]) -> None:
+    def _send(
+        self, kind: LinkKind, chunk: int, to: int, work: StepWork, j: int, what: list[Tensor]
+    ) -> None:
         with self._meters.phase("send"):
-            self._out[kind, self._peer(stage, j)].send(self._kind(work, j), what)
+            self._out[kind, chunk, self._peer(to, j)].send(self._kind(work, j), what)
 
-    # --- the two passes
+    # --- the passes
 
-    def _forward(
-        self, work: StepWork, j: int, batches: Iterator[Batch], outcome: Outcome
-    ) -> _InFlight:
-        inputs, target = self._input(work, j, batches, outcome)
+    def _forward(self, step: _Step, action: Action) -> None:
+        work, chunk, j = step.work, self._chunk(action), action.microbatch
+        inputs, target = self._input(step, chunk, j)
         with self._meters.phase("forward"), self._autocast():
             if self.stage.training:
                 # Dropout depends on these alone, not on the topology (I1).
-                number = work.first + j
-                torch.manual_seed(mix_seed(work.seed, work.step, number, self._place.stage))
-            result = self.stage(*inputs)
-            if self.is_last:
-                assert target is not None
-                return _InFlight(inputs, [self._judge(work, j, result, target, outcome)])
-        outputs = [result] if isinstance(result, Tensor) else list(result)
+                torch.manual_seed(mix_seed(work.seed, work.step, work.first + j, chunk))
+            result = self._forwards[action.chunk](*inputs)
+            if target is not None:
+                outputs = [self._judge(step, j, result, target)]
+        if chunk < self._last_chunk:
+            outputs = _tensors(result)
+            if self.stage.training:
+                self._learn_gradients(work, chunk, j, outputs)
+            self._send(LinkKind.ACTIVATION, chunk, chunk + 1, work, j, outputs)
         if self.stage.training:
-            self._learn_gradients(work, j, specs_of(outputs))
-        self._send(LinkKind.ACTIVATION, self._place.stage + 1, work, j, outputs)
-        return _InFlight(inputs, outputs)
+            step.in_flight[action.key] = _InFlight(inputs, outputs)
 
-    def _input(
-        self, work: StepWork, j: int, batches: Iterator[Batch], outcome: Outcome
-    ) -> tuple[list[Tensor], Tensor | None]:
-        if self.is_first:
-            with self._meters.phase("data"):
-                batch = next(batches)
-                inputs = [self._placed(t) for t in batch.inputs]
-            outcome.num_unreadable += batch.num_unreadable
-            if self.is_last:
-                return inputs, self._placed(batch.target)
-            last = len(self._shape) - 1
-            self._send(LinkKind.TARGET, last, work, j, [batch.target])
-            return inputs, None
-        inputs = self._receive(LinkKind.ACTIVATION, j)
-        target = self._receive(LinkKind.TARGET, j)[0] if self.is_last else None
-        return inputs, None if target is None else self._placed(target)
+    def _learn_gradients(self, work: StepWork, chunk: int, j: int, outputs: list[Tensor]) -> None:
+        specs = [s._replace(requires_grad=False) for s in specs_of(outputs) if s.requires_grad]
+        self._source(LinkKind.GRADIENT, chunk, j).learn(self._kind(work, j), tuple(specs))
+
+    def _input(self, step: _Step, chunk: int, j: int) -> tuple[list[Tensor], Tensor | None]:
+        """What a chunk works on, and for the last one the target."""
+        if chunk > 0:
+            inputs = self._receive(LinkKind.ACTIVATION, chunk, j)
+            if chunk < self._last_chunk:
+                return inputs, None
+            return inputs, self._placed(self._receive(LinkKind.TARGET, chunk, j)[0])
+        with self._meters.phase("data"):
+            batch = next(step.batches)
+            inputs = [self._placed(t) for t in batch.inputs]
+        step.outcome.num_unreadable += batch.num_unreadable
+        if self._last_chunk == 0:
+            return inputs, self._placed(batch.target)
+        self._send(LinkKind.TARGET, 0, self._last_chunk, step.work, j, [batch.target])
+        return inputs, None
 
     def _placed(self, tensor: Tensor) -> Tensor:
         is_wide = self._precision == "float64" and tensor.is_floating_point()
         dtype = torch.float64 if is_wide else tensor.dtype
         return tensor.to(self._device, dtype, non_blocking=True)
 
-    def _judge(
-        self, work: StepWork, j: int, result: object, target: Tensor, outcome: Outcome
-    ) -> Tensor:
+    def _judge(self, step: _Step, j: int, result: object, target: Tensor) -> Tensor:
         """The loss of one micro-batch, weighted by its samples over the step's (I1)."""
-        size = work.sizes[j]
-        loss = self._recipe.loss(result, target) * (size / work.num_samples)
+        size = step.work.sizes[j]
+        loss = self._recipe.loss(result, target) * (size / step.work.num_samples)
         with torch.no_grad():
-            outcome.add(loss.detach().double(), self._recipe.metrics(result, target), size)
+            step.outcome.add(loss.detach().double(), self._recipe.metrics(result, target), size)
         return loss
 
-    def _backward(self, work: StepWork, j: int, flight: _InFlight) -> None:
+    def _backward(self, step: _Step, action: Action) -> None:
+        chunk, j = self._chunk(action), action.microbatch
+        flight = step.in_flight.pop(action.key)
+        is_last = chunk == self._last_chunk
+        gradients = None if is_last else self._receive(LinkKind.GRADIENT, chunk, j)
         outputs = [t for t in flight.outputs if t.requires_grad]
-        gradients = None if self.is_last else self._receive(LinkKind.GRADIENT, j)
+        inputs = [t for t in flight.inputs if t.requires_grad]
         with self._meters.phase("backward"):
-            if outputs:
-                torch.autograd.backward(outputs, gradients)
-        if self.is_first:
-            return
-        back = [
-            torch.zeros_like(t) if t.grad is None else t.grad
-            for t in flight.inputs
-            if t.requires_grad
-        ]
-        self._send(LinkKind.GRADIENT, self._place.stage - 1, work, j, back)
+            if action.key in step.split and outputs and inputs:
+                found, step.half_done[action.key] = input_pass(outputs, gradients, inputs)
+            else:
+                if outputs:
+                    torch.autograd.backward(outputs, gradients)
+                found = [t.grad for t in inputs]
+        if chunk > 0:
+            back = [
+                torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True)
+            ]
+            self._send(LinkKind.GRADIENT, chunk, chunk - 1, step.work, j, back)
 
-    def _learn_gradients(self, work: StepWork, j: int, specs: tuple[TensorSpec, ...]) -> None:
-        wanted = tuple(s._replace(requires_grad=False) for s in specs if s.requires_grad)
-        self._source(LinkKind.GRADIENT, j).learn(self._kind(work, j), wanted)
+    def _weight_pass(self, step: _Step, action: Action) -> None:
+        rest = step.half_done.pop(action.key, None)
+        if rest is not None:
+            with self._meters.phase("backward"):
+                rest.run()
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._precision == "bfloat16":
             return torch.autocast(self._device.type, dtype=torch.bfloat16)
         return nullcontext()
+
+
+def _tensors(result: object) -> list[Tensor]:
+    """What a chunk hands on, in order."""
+    tensors = (result,) if isinstance(result, Tensor) else result
+    assert isinstance(tensors, (tuple, list))
+    return list(tensors)

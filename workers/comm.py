@@ -74,11 +74,22 @@ class Group:
     stream wait for, the operation, and raises RuntimeError after the network's timeout.
     """
 
-    def __init__(self, network: Network, name: str, ranks: Sequence[int], backend: str) -> None:
+    def __init__(
+        self,
+        network: Network,
+        name: str,
+        ranks: Sequence[int],
+        backend: str,
+        *,
+        is_one_node: bool = False,
+    ) -> None:
         """Collective: every rank of `ranks`, each making its groups in one global order."""
         self.ranks = tuple(ranks)
         self.index = self.ranks.index(network.rank)
         self.backend = backend
+        self.is_one_node = is_one_node
+        """Whether all members are on one node, so that they may share memory."""
+        self.timeout_s = network.timeout_s
         store = PrefixStore(f"group/{name}", network.store)
         timeout = timedelta(seconds=network.timeout_s)
         make = _make_nccl if backend == "nccl" else _make_gloo

@@ -18,12 +18,15 @@ class Groups:
 
     bundle: Group | None
     collect: Group | None
-    exchange: Group | None
     distribute: Group | None
+    exchange: tuple[Group, ...]
+    """The leaders of this rank's shard, one per node; twice where an exchange has two halves."""
+    flat: Group | None
+    """All replicas of the stage, where the sync may need it."""
     links: dict[Link, Group]
 
 
-def make_groups(topology: Topology, place: Place, network: Network) -> Groups:
+def make_groups(topology: Topology, place: Place, network: Network, sync: str) -> Groups:
     """Makes the groups of `place`, and only those.
 
     Collective: every active rank. All ranks make theirs in one global order (legs by stage and
@@ -33,6 +36,7 @@ def make_groups(topology: Topology, place: Place, network: Network) -> Groups:
         topology: the layout of this round.
         place: this rank; not a spare.
         network: how to reach the others.
+        sync: "local-master", "sharded", "flat" or "auto", which needs the groups of all three.
     """
 
     def leg(name: str, ranks: Sequence[int]) -> Group | None:
@@ -40,20 +44,28 @@ def make_groups(topology: Topology, place: Place, network: Network) -> Groups:
 
     stage, node = f"stage{place.stage}", f"node{place.node}"
     node_ranks = topology.collect_ranks(place.stage, place.node)
-    masters = topology.exchange_groups[place.stage] if place.is_local_master else ()
+    is_flat, is_hybrid = sync in ("flat", "auto"), sync != "flat"
+    shard = node_ranks.index(place.rank)
+    num_shards = topology.num_shards(place.stage) if sync in ("sharded", "auto") else 1
+    leads = is_hybrid and shard < num_shards
+    leaders = topology.shard_leaders(place.stage, shard) if leads else ()
+    num_halves = 1 if len(leaders) == 2 else 2
+    halves = [leg(f"exchange{half}/{stage}/shard{shard}", leaders) for half in range(num_halves)]
     bundle_ranks = topology.bundles[place.bundle]
     name = f"bundle{place.bundle}"
     return Groups(
-        collect=leg(f"collect/{stage}/{node}", node_ranks),
-        exchange=leg(f"exchange/{stage}", masters),
-        distribute=leg(f"distribute/{stage}/{node}", node_ranks),
+        collect=leg(f"collect/{stage}/{node}", node_ranks) if is_hybrid else None,
+        exchange=tuple(group for group in halves if group is not None),
+        distribute=leg(f"distribute/{stage}/{node}", node_ranks) if is_hybrid else None,
+        flat=leg(f"flat/{stage}", topology.stage_ranks(place.stage)) if is_flat else None,
         bundle=Group(network, name, bundle_ranks, "gloo") if len(bundle_ranks) > 1 else None,
         links={
             link: Group(
                 network,
-                f"{name}/{link.kind.value}/{link.src}-{link.dst}",
+                f"{name}/{link.kind.value}{link.chunk}/{link.src}-{link.dst}",
                 (link.src, link.dst),
                 network.backend,
+                is_one_node=topology.places[link.src].node == topology.places[link.dst].node,
             )
             for link in topology.bundle_links(place.bundle)
             if place.rank in (link.src, link.dst)

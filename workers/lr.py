@@ -19,13 +19,13 @@ def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     """
     total = max(1, config.epochs * steps_per_epoch)
     warmup = config.warmup_epochs * steps_per_epoch
-    if config.schedule == "one-cycle":
+    if config.lr_schedule == "one-cycle":
         return _one_cycle(step, total, warmup or _ONE_CYCLE_RISE * total)
     if step < warmup:
         return (step + 1) / (warmup + 1)
-    if config.schedule == "cosine":
+    if config.lr_schedule == "cosine":
         return _cosine(1.0, 0.0, (step - warmup) / max(1.0, total - warmup))
-    if config.schedule == "step":
+    if config.lr_schedule == "step":
         return config.lr_gamma ** (step // (config.lr_step_epochs * steps_per_epoch))
     return 1.0
 

@@ -15,6 +15,7 @@ Phase = Literal[
     "receive",
     "collect",
     "exchange",
+    "gather",
     "distribute",
     "sync_wait",
     "optimizer",
@@ -22,7 +23,8 @@ Phase = Literal[
     "validate",
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""`collect`, `exchange`, `distribute` run beside the others: `sync_wait` is what is not hidden."""
+"""The legs of the sync, `collect` to `distribute`, run beside the others: `sync_wait` is what is
+not hidden."""
 EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 
 

@@ -112,7 +112,7 @@ def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
     """
     device = _device(env)
     nodes, token = _meet(env, store, _can_use_nccl(env, device))
-    topology = Topology(config.shape, tuple(count for count, _ in nodes))
+    topology = Topology(config.shape, tuple(count for count, _ in nodes), config.chunks)
     place = topology.places[env.rank]
     if place.is_spare:
         return None
@@ -126,7 +126,7 @@ def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
     return Session(
         topology=topology,
         place=place,
-        groups=make_groups(topology, place, network),
+        groups=make_groups(topology, place, network, config.sync),
         device=device,
         store=store,
         token=token,

@@ -46,12 +46,16 @@ def make_stage(config: TrainConfig, recipe: Recipe, info: DataInfo, stage: int) 
     """One stage of the freshly initialised model; the same numbers on every rank (seeded).
 
     Raises:
-        ConfigError: the model or a cut is unknown, or they do not fit --shape.
+        ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks.
     """
     torch.manual_seed(mix_seed(config.seed))
     model = recipe.model(info)
     stages: Sequence[nn.Module] = make_stages(
-        model, cut=config.cut, num_stages=len(config.shape), model_name=config.model
+        model,
+        cut=config.cut,
+        num_stages=len(config.shape),
+        chunks=config.chunks,
+        model_name=config.model,
     )
     return stages[stage]
 

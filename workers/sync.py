@@ -1,206 +1,152 @@
-"""Sums the gradients of a stage over all its replicas: collect, exchange, distribute (I6).
+"""The gradients of a stage, summed over all its replicas once a step.
 
     last backward  |== b0 ==|== b1 ==|== b2 ==|      a bucket leaves when its gradients are final
-    collect           |b0|b1|b2|                     inside the node, to the local master
-    exchange             |--b0--|--b1--|--b2--|      among the local masters of all nodes
+    collect           |b0|b1|b2|                     inside the node
+    exchange             |--b0--|--b1--|--b2--|      between the nodes
     distribute                  |b0|    |b1|  |b2|   back inside the node
 
-Buckets are the same on every replica and go in one order; each leg is one thread with one group,
-so nothing can overtake. The last bucket, `extra`, carries the small sums of the step.
+Buckets are the same on every replica and go in one order. The first carries the small sums of the
+step, `extra`, too.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from itertools import pairwise
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import Work
 from torch.nn import Parameter
 
 from launcher.errors import ConfigError
-from workers.comm import Group
+from workers.bucket import Allocate, Bucket, cut_into_buckets
+from workers.calibrate import Calibration, Choice
 from workers.groups import Groups
-from workers.meters import Meters, Phase
+from workers.legs import Chain
+from workers.meters import Meters
+from workers.node_legs import NUM_CHANNELS, NodeArena, aligned
+from workers.node_memory import NodeMemory
+from workers.schemes import SCHEMES, Scheme, scheme_actions
 
-
-class Bucket:
-    """Gradients that travel together, one flat tensor.
-
-    Args:
-        parameters: whose gradients; of one dtype and device.
-        is_staged: whether the sum is taken in pinned CPU memory although the gradients are not.
-    """
-
-    def __init__(self, parameters: Sequence[Parameter], is_staged: bool) -> None:
-        first = parameters[0]
-        sizes = [p.numel() for p in parameters]
-        self.parameters = list(parameters)
-        self.flat = torch.zeros(sum(sizes), dtype=first.dtype, device=first.device)
-        self.views = [
-            part.view_as(p) for part, p in zip(self.flat.split(sizes), parameters, strict=True)
-        ]
-        self.pending = 0
-        self._carry(is_staged)
-
-    @classmethod
-    def of_tensor(cls, flat: Tensor, is_staged: bool) -> Bucket:
-        """A bucket that is just one flat tensor."""
-        bucket = cls.__new__(cls)
-        bucket.parameters, bucket.views, bucket.flat, bucket.pending = [], [], flat, 0
-        bucket._carry(is_staged)
-        return bucket
-
-    def _carry(self, is_staged: bool) -> None:
-        on_cuda = self.flat.device.type == "cuda"
-        self.wire = (
-            torch.empty_like(self.flat, device="cpu", pin_memory=True) if is_staged else self.flat
-        )
-        self._ready = torch.cuda.Event() if on_cuda else None
-
-    def mark_ready(self) -> None:
-        """What the current stream has done so far belongs to this bucket."""
-        if self._ready is not None:
-            self._ready.record()
-
-    def wait_ready(self) -> None:
-        """Lets the current stream wait for `mark_ready`."""
-        if self._ready is not None:
-            self._ready.wait()
-
-    def load_wire(self) -> None:
-        """Brings the gradients to where they are summed."""
-        if self.wire is not self.flat:
-            self.wire.copy_(self.flat, non_blocking=True)
-            torch.cuda.current_stream(self.flat.device).synchronize()
-
-    def unload_wire(self) -> None:
-        """Brings the sums back."""
-        if self.wire is not self.flat:
-            self.flat.copy_(self.wire, non_blocking=True)
-
-
-Boxes = queue.SimpleQueue["Bucket | Exception | None"]
-
-
-class _Leg(threading.Thread):
-    """One leg of the sync: takes buckets in order, passes each on when its sum has arrived."""
-
-    def __init__(
-        self, name: Phase, act: Callable[[Tensor], object], device: torch.device, meters: Meters
-    ) -> None:
-        super().__init__(name=f"sync-{name}", daemon=True)
-        self.inbox: Boxes = queue.SimpleQueue()
-        self.outbox: Boxes
-        self.failures: Boxes
-        self.is_first = self.is_last = False
-        self._phase: Phase = name
-        self._act = act
-        self._meters = meters
-        self._device = device
-
-    def run(self) -> None:
-        stream: AbstractContextManager[object] = nullcontext()
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-            stream = torch.cuda.stream(torch.cuda.Stream(self._device))
-        with stream:
-            while isinstance(bucket := self.inbox.get(), Bucket):
-                try:
-                    with self._meters.phase(self._phase):
-                        self._carry_out(bucket)
-                except Exception as exc:  # handed to the thread that waits in finish()
-                    self.failures.put(exc)
-                    return
-                self.outbox.put(bucket)
-
-    def _carry_out(self, bucket: Bucket) -> None:
-        bucket.wait_ready()
-        if self.is_first:
-            bucket.load_wire()
-        self._act(bucket.wire)
-        if self.is_last:
-            bucket.unload_wire()
-        bucket.mark_ready()
+_SCRATCH_NUMBERS = 4096
+"""Numbers that `all_sum` sums at a time."""
+_COPY_BYTES = 4 << 20
+"""A peer that is killed in a longer gloo broadcast can leave the other side waiting (measured)."""
 
 
 class GradientSync:
-    """The gradients of one stage, summed over all its replicas once a step.
+    """Sums gradients, and what else all replicas of a stage have to agree on.
 
     Args:
-        parameters: all parameters of the stage, in an order that every replica has.
+        parts: the parameters of each chunk of the model on this rank, in an order that every
+            replica has.
         num_extra: numbers of `extra`, float64, summed along with the gradients.
-        groups: the legs of this rank.
+        groups: made for `scheme`.
+        scheme: how to sum; "auto": the fastest, by measurement.
+        num_shards: leaders per node where the scheme is sharded.
         device: where the stage lives.
         bucket_bytes: size at which a bucket is closed.
+        exchange_dtype: dtype of float32 gradients between nodes.
         timeout_s: longest wait for the sums, seconds.
         meters: gets the time of each leg.
+        situation: what a measured choice holds for, in words; the same on all replicas.
+        known: the choice of an earlier start, for "auto"; only the first replica's counts.
     """
 
     def __init__(
         self,
-        parameters: Sequence[Parameter],
+        parts: Sequence[Sequence[Parameter]],
         *,
         num_extra: int,
         groups: Groups,
+        scheme: str,
+        num_shards: int,
         device: torch.device,
         bucket_bytes: int,
+        exchange_dtype: torch.dtype = torch.float32,
         timeout_s: float,
         meters: Meters,
+        situation: str = "",
+        known: Choice | None = None,
     ) -> None:
         self._groups = groups
         self._meters = meters
-        self._timeout_s = timeout_s
-        self._parameters = [p for p in parameters if p.requires_grad]
-        self._legs = self._start_legs(device)
-        self._is_staged = device.type == "cuda" and any(
-            g is not None and g.backend == "gloo" for g in (groups.collect, groups.exchange)
-        )
-        num_flags = len(self._parameters)
-        sums = torch.zeros(num_extra + num_flags, dtype=torch.float64, device=device)
-        self.extra, self._used_flags = sums.split([num_extra, num_flags])
-        self._extra_bucket = Bucket.of_tensor(sums, self._is_staged)
-        self._buckets = (
-            [
-                Bucket(part, self._is_staged)
-                for part in cut_into_buckets(self._parameters, bucket_bytes)
-            ]
-            if self._legs
-            else []
-        )
-        self._used: set[int] = set()
-        self._final: set[int] = set()
-        self._is_armed = False
+        trained = [[p for p in part if p.requires_grad] for part in parts]
+        self._parameters = [p for part in trained for p in part]
+        self.choice: Choice | None = None
+        is_alone = not any((groups.collect, groups.exchange, groups.flat))
+        cut = [[]] if is_alone else cut_into_buckets(trained, bucket_bytes)
+        self._arena = _shared_arena(groups, device, cut, num_extra)
+        allocate = _allocate(self._arena, groups, device)
+        self._scratch = Bucket([], _SCRATCH_NUMBERS, device, allocate)
+        self._first = Bucket(cut[0], num_extra, device, allocate)
+        self._buckets = [self._first, *(Bucket(part, 0, device, allocate) for part in cut[1:])]
+        self.extra = self._first.extra
+        self._used: set[Parameter] = set()
+        self._final: set[Parameter] = set()
+        self._armed: set[int] = set()
         self._next = 0
-        bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
-        for index, parameter in enumerate(self._parameters):
-            parameter.register_post_accumulate_grad_hook(
-                self._hook(index, bucket_of.get(parameter))
-            )
+        self._part_of = {p: number for number, part in enumerate(trained) for p in part}
+        self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
+        compress_to = None if exchange_dtype == torch.float32 else exchange_dtype
+
+        def start(scheme: Scheme) -> Chain | None:
+            actions = scheme_actions(scheme, groups, self._arena, num_shards, compress_to)
+            return Chain(actions, device, timeout_s, meters) if actions else None
+
+        self._chain: Chain | None = None
+        if scheme != "auto":
+            self._chain = start(_named(scheme))
+        elif groups.flat is not None:
+            for bucket in self._buckets:
+                bucket.clear()
+            calibration = Calibration(groups.flat, self._buckets, situation)
+            candidates = [s for s in SCHEMES if s != "sharded" or num_shards > 1]
+            self.choice = calibration.choose(candidates, start, known)
+            self._chain = start(self.choice.scheme)
+        for parameter in self._parameters:
+            parameter.register_post_accumulate_grad_hook(self.accumulated)
 
     def start_step(self) -> None:
         """Clears gradients and extra; every gradient is a view of its bucket from here on."""
-        self._extra_bucket.flat.zero_()
         self._used.clear()
         self._final.clear()
-        self._is_armed = False
+        self._armed.clear()
         self._next = 0
-        for bucket in self._buckets:
-            bucket.flat.zero_()
-            bucket.pending = len(bucket.parameters)
-            for parameter, view in zip(bucket.parameters, bucket.views, strict=True):
-                parameter.grad = view
-        if not self._buckets:
+        if self._chain is None:
+            self._first.extra.zero_()
             for parameter in self._parameters:
                 parameter.grad = None
+            return
+        for bucket in self._buckets:
+            bucket.clear()
 
-    def arm(self) -> None:
-        """Says that the next backward is the last: its gradients are final."""
-        self._is_armed = True
+    def arm(self, part: int) -> None:
+        """Says that the next backward of a part is its last: its gradients are final.
+
+        By then `extra` is complete.
+        """
+        self._armed.add(part)
+        if self._chain is not None:
+            self._launch_ready()
+
+    def accumulated(self, parameter: Tensor) -> None:
+        """Notes that a parameter got a gradient; autograd's own accumulation says so by itself.
+
+        Raises:
+            ConfigError: it had its last one already.
+        """
+        assert isinstance(parameter, Parameter)
+        self._used.add(parameter)
+        if self._chain is None or self._part_of[parameter] not in self._armed:
+            return
+        if parameter in self._final:
+            raise ConfigError(
+                "a parameter got its gradient twice in one backward, after its sum had begun; "
+                "activation checkpointing needs use_reentrant=False here"
+            )
+        self._final.add(parameter)
+        self._bucket_of[parameter].pending -= 1
+        self._launch_ready()
 
     def finish(self) -> None:
         """Waits for all sums; a parameter that nobody used has no gradient, as without bundles.
@@ -210,129 +156,118 @@ class GradientSync:
         Raises:
             RuntimeError: another rank did not answer in time, or died.
         """
-        if not self._legs:
+        if self._chain is None:
             return
-        self._is_armed = False
-        self._used_flags[list(self._used)] = 1
+        self._armed.clear()
         for bucket in self._buckets[self._next :]:
             self._launch(bucket)
-        self._launch(self._extra_bucket)
         with self._meters.phase("sync_wait"):
-            for _ in range(len(self._buckets) + 1):
-                self._take().wait_ready()
-        is_used = dict(zip(self._parameters, self._used_flags.tolist(), strict=True))
-        for parameter in self._parameters:
-            if not is_used[parameter]:
+            num_users = torch.cat([self._chain.take().open() for _ in self._buckets]).tolist()
+        parameters = (p for bucket in self._buckets for p in bucket.parameters)
+        for parameter, users in zip(parameters, num_users, strict=True):
+            if not users:
                 parameter.grad = None
 
     def all_sum(self, values: Tensor) -> Tensor:
-        """The sum of `values` over the replicas of the stage.
+        """The sum of float64 `values` over the replicas of the stage.
 
         Collective: all replicas of the stage, outside a step.
         """
-        if not self._legs:
+        if self._chain is None:
             return values
-        bucket = Bucket.of_tensor(values.clone(), self._is_staged and values.is_cuda)
-        self._launch(bucket)
-        self._take().wait_ready()
-        return bucket.flat
+        sums = [self._summed(self._chain, part) for part in values.split(_SCRATCH_NUMBERS)]
+        return torch.cat(sums)
+
+    def _summed(self, chain: Chain, values: Tensor) -> Tensor:
+        self._scratch.extra[: values.numel()] = values
+        self._scratch.close(())
+        chain.launch(self._scratch)
+        chain.take().open()
+        sums: Tensor = self._scratch.extra[: values.numel()].clone()
+        return sums
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
         """Makes `tensors` those of the first replica, in place.
 
         Collective: all replicas of the stage, outside a step.
         """
-        for tensor in tensors:
-            for group in (self._groups.exchange, self._groups.distribute):
-                if group is not None:
-                    wire = tensor.to(tensor.device if group.backend == "nccl" else "cpu")
-                    wire = wire.contiguous()
-                    group.broadcast(wire).wait()
-                    tensor.copy_(wire)
+        hybrid = (*self._groups.exchange[:1], self._groups.distribute)
+        groups = [g for g in (hybrid if self._groups.flat is None else (self._groups.flat,)) if g]
+        if not groups:
+            return
+        for dtype in dict.fromkeys(t.dtype for t in tensors):
+            alike = [t for t in tensors if t.dtype == dtype]
+            flat = torch.cat([t.reshape(-1) for t in alike])
+            wire = flat if groups[0].backend == "nccl" else flat.cpu()
+            for piece in wire.view(torch.uint8).split(_COPY_BYTES):
+                for group in groups:
+                    group.broadcast(piece).wait()
+            for tensor, part in zip(alike, wire.split([t.numel() for t in alike]), strict=True):
+                tensor.copy_(part.view_as(tensor))
 
     def close(self) -> None:
         """Ends the threads."""
-        for leg in self._legs:
-            leg.inbox.put(None)
-
-    def _hook(self, index: int, bucket: Bucket | None) -> Callable[[Tensor], None]:
-        def is_final(_: Tensor) -> None:
-            self._used.add(index)
-            if self._is_armed and bucket is not None:
-                if index in self._final:
-                    raise ConfigError(
-                        "a parameter got its gradient twice in one backward, after its sum had "
-                        "begun; activation checkpointing needs use_reentrant=False here"
-                    )
-                self._final.add(index)
-                bucket.pending -= 1
-                self._launch_ready()
-
-        return is_final
+        if self._chain is not None:
+            self._chain.close()
 
     def _launch_ready(self) -> None:
-        while self._next < len(self._buckets) and self._buckets[self._next].pending == 0:
+        while self._next < len(self._buckets) and self._is_final(self._buckets[self._next]):
             self._launch(self._buckets[self._next])
             self._next += 1
 
+    def _is_final(self, bucket: Bucket) -> bool:
+        # The first may be without parameters: its numbers are complete once anything is armed.
+        return bool(self._armed) and bucket.pending == 0
+
     def _launch(self, bucket: Bucket) -> None:
-        bucket.mark_ready()
-        self._legs[0].inbox.put(bucket)
-
-    def _take(self) -> Bucket:
-        try:
-            done = self._done.get(timeout=self._timeout_s * len(self._legs))
-        except queue.Empty:
-            raise RuntimeError(f"no sum within {self._timeout_s} s; a rank is gone") from None
-        if isinstance(done, Exception):
-            raise RuntimeError("the sync was cut off; another rank is gone") from done
-        assert done is not None
-        return done
-
-    def _start_legs(self, device: torch.device) -> list[_Leg]:
-        self._done: Boxes = queue.SimpleQueue()
-        legs = [_Leg(name, act, device, self._meters) for name, act in _acts(self._groups)]
-        for leg in legs:
-            leg.outbox = leg.failures = self._done
-        for leg, after in pairwise(legs):
-            leg.outbox = after.inbox
-        if legs:
-            legs[0].is_first = legs[-1].is_last = True
-        for leg in legs:
-            leg.start()
-        return legs
+        assert self._chain is not None
+        bucket.close(self._used)
+        self._chain.launch(bucket)
 
 
-def _acts(groups: Groups) -> Iterator[tuple[Phase, Callable[[Tensor], object]]]:
-    """The legs of one rank, in order."""
-
-    def waited(
-        operation: Callable[[Group, Tensor], Work], group: Group
-    ) -> Callable[[Tensor], object]:
-        return lambda tensor: operation(group, tensor).wait()
-
-    if groups.collect is not None:
-        yield "collect", waited(Group.reduce, groups.collect)
-    if groups.exchange is not None:
-        yield "exchange", waited(Group.all_reduce, groups.exchange)
-    if groups.distribute is not None:
-        yield "distribute", waited(Group.broadcast, groups.distribute)
+def _named(scheme: str) -> Scheme:
+    for known in SCHEMES:
+        if scheme == known:
+            return known
+    raise ValueError(f"no scheme {scheme!r}")
 
 
-def cut_into_buckets(parameters: Sequence[Parameter], bucket_bytes: int) -> list[list[Parameter]]:
-    """Parameters in buckets of one dtype and about `bucket_bytes`, last parameters first.
+def _shared_arena(
+    groups: Groups, device: torch.device, cut: Sequence[Sequence[Parameter]], num_extra: int
+) -> NodeArena | None:
+    """Memory that the ranks of the node share; None where there is none, or no use for it."""
+    group = groups.collect
+    if group is None or group.backend == "nccl":
+        return None
+    sizes = [aligned(8 * _SCRATCH_NUMBERS), aligned(8 * (num_extra + _length(cut[0])))]
+    sizes += [aligned(_length(part) * part[0].element_size()) for part in cut[1:]]
+    memory = NodeMemory.connect(group, 2 * sum(sizes), num_channels=NUM_CHANNELS)
+    if memory is None:
+        return None
+    if device.type == "cuda":
+        _pin(memory.own)
+    return NodeArena(memory, sum(sizes))
 
-    The last layers are the first to have their gradients.
-    """
-    buckets: list[list[Parameter]] = []
-    filled = 0
-    for parameter in reversed(parameters):
-        size = parameter.numel() * parameter.element_size()
-        fits = buckets and filled + size <= bucket_bytes
-        if fits and buckets[-1][0].dtype == parameter.dtype:
-            buckets[-1].append(parameter)
-            filled += size
-        else:
-            buckets.append([parameter])
-            filled = size
-    return buckets
+
+def _length(parameters: Sequence[Parameter]) -> int:
+    return sum(p.numel() for p in parameters) + len(parameters)
+
+
+def _pin(memory: Tensor) -> None:
+    """Lets the GPU copy from and to this memory by itself; where it cannot, copies take longer."""
+    torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
+
+
+def _allocate(arena: NodeArena | None, groups: Groups, device: torch.device) -> Allocate | None:
+    """Where the buckets' wires lie; None: where the gradients are."""
+    if arena is not None:
+        return arena.allocate
+    all_groups = (groups.collect, groups.flat, *groups.exchange)
+    uses_gloo = any(g is not None and g.backend == "gloo" for g in all_groups)
+    if device.type == "cuda" and uses_gloo:
+        return _pinned
+    return None
+
+
+def _pinned(length: int, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(length, dtype=dtype, pin_memory=True)

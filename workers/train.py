@@ -237,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             preflight(config)
             if sum(config.shape) > 1:
                 log.info("one process without a launcher: the model is trained unsplit")
-                config = replace(config, shape=(1,), cut=())
+                config = replace(config, shape=(1,), cut=(), chunks=1, schedule="auto")
         train(config, env, open_store(env, config.timeout_s))
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201

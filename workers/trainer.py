@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from launcher.config import TrainConfig
+from launcher.paths import RunPaths
+from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers.batchnorm import StatisticsPool, defer_batchnorm
 from workers.bundle import Bundle, Outcome, StepWork
+from workers.calibrate import read_choice, write_choice
 from workers.lr import lr_factor
 from workers.meters import Meters
 from workers.recipe import Recipe
 from workers.samples import Batch
 from workers.session import Session
 from workers.sync import GradientSync
+
+log = logging.getLogger(__name__)
 
 _NUM_METRICS = 16
 _NUM_SUMS = 1 + _NUM_METRICS
@@ -62,27 +69,44 @@ class Trainer:
         self.stage = defer_batchnorm(stage.to(session.device))
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
         self._highest_lr = [group["lr"] for group in self.optimizer.param_groups]
-        self.sync = GradientSync(
-            list(self.stage.parameters()),
-            num_extra=_NUM_SUMS + StatisticsPool.size(self.stage),
-            groups=session.groups,
-            device=session.device,
-            bucket_bytes=int(config.bucket_mb * 1e6),
-            timeout_s=config.timeout_s,
-            meters=meters,
-        )
+        self.sync = self._make_sync()
         self._sums = self.sync.extra[:_NUM_SUMS]
         self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
+        forwards = chunk_forwards(self.stage, config.chunks)
         self.bundle = Bundle(
             topology=session.topology,
             place=session.place,
-            stage=_compiled(self.stage) if config.compile else self.stage,
+            stage=self.stage,
             links=session.groups.links,
             recipe=recipe,
             device=session.device,
             precision=config.precision,
             meters=meters,
+            schedule=config.schedule,
+            forwards=[_compiled(f) if config.compile else f for f in forwards],
         )
+
+    def _make_sync(self) -> GradientSync:
+        config, topology, place = self._config, self._session.topology, self._session.place
+        kept = RunPaths(Path(config.run_dir)).sync_choice(place.stage)
+        sync = GradientSync(
+            chunk_parameters(self.stage, config.chunks),
+            num_extra=_NUM_SUMS + StatisticsPool.size(self.stage),
+            groups=self._session.groups,
+            scheme=config.sync,
+            num_shards=topology.num_shards(place.stage),
+            device=self._session.device,
+            bucket_bytes=int(config.bucket_mb * 1e6),
+            exchange_dtype=getattr(torch, config.exchange_dtype),
+            timeout_s=config.timeout_s,
+            meters=self._meters,
+            situation=f"{topology.shape} on {topology.devices_per_node}, {config.exchange_dtype}",
+            known=read_choice(kept) if self._session.is_writer else None,
+        )
+        if sync.choice is not None and self._session.is_writer:
+            log.info("stage %d: sync %s", place.stage, sync.choice)
+            write_choice(kept, sync.choice)
+        return sync
 
     def step(self, work: StepWork, batches: Iterator[Batch], steps_per_epoch: int) -> Outcome:
         """Does one optimizer step; `last_sums` then has what it came to.
@@ -90,8 +114,12 @@ class Trainer:
         Collective: every active rank.
         """
         self.sync.start_step()
-        outcome = self.bundle.train(work, batches, self.sync.arm)
-        _write_sums(self._sums, outcome)
+        outcome = self.bundle.train(
+            work,
+            batches,
+            before_last_backward=self.sync.arm,
+            on_forwards_done=partial(_write_sums, self._sums),
+        )
         self.sync.finish()
         with self._meters.phase("optimizer"), torch.no_grad():
             self._statistics.apply()
@@ -171,10 +199,9 @@ class Trainer:
             gradient.mul_(scale)
 
 
-def _compiled(stage: nn.Module) -> nn.Module:
-    compiled: Any = torch.compile(stage)
-    module: nn.Module = compiled
-    return module
+def _compiled(forward: Forward) -> Forward:
+    compiled: Forward = torch.compile(forward)
+    return compiled
 
 
 def _write_sums(sums: Tensor, outcome: Outcome) -> None:

@@ -73,7 +73,7 @@ def run_argv(args: argparse.Namespace) -> list[str]:
         f"--microbatch-size={microbatch_size(args.batch_size, len(shape))}",
         "--share=equal",
         f"--lr={args.lr}",
-        "--schedule=constant",
+        "--lr-schedule=constant",
         f"--momentum={args.momentum}",
         f"--weight-decay={args.weight_decay}",
         f"--run-dir={args.run_dir}",

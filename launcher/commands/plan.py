@@ -13,6 +13,9 @@ from launcher.network import as_typed
 from launcher.picture import plan_text
 from launcher.plan import plan_elsewhere
 
+CONFIGURED = "the configured schedule"
+"""What a bare --schedule stands for."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun plan`."""
@@ -25,6 +28,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON document, not shortened")
     add_config_arguments(parser)
+    _let_schedule_draw(parser)
+
+
+def _let_schedule_draw(parser: argparse.ArgumentParser) -> None:
+    """Makes the name after --schedule optional; with or without it the order is drawn."""
+    for action in parser._actions:
+        if action.dest == "schedule":
+            action.nargs, action.const, action.metavar = "?", CONFIGURED, "NAME"
+            action.help = f"draw the order of passes; with NAME, plan for this one: {action.help}"
 
 
 def parse_nodes(text: str) -> tuple[int, ...]:
@@ -44,11 +56,14 @@ def parse_nodes(text: str) -> tuple[int, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
+    shows_schedule = hasattr(args, "schedule")
+    if shows_schedule and args.schedule is CONFIGURED:
+        del args.schedule
     train, launch = read_configs(args, os.environ, default_data="DATA")
     if args.nodes is not None:
         plan = plan_elsewhere(parse_nodes(args.nodes), train, launch)
     else:
         name = launch.value.node_name or socket.gethostname()
         plan = make_plan(train, launch, os.environ, as_typed(launch.value), name)
-    print(plan.to_json() if args.json else plan_text(plan))
+    print(plan.to_json() if args.json else plan_text(plan, shows_schedule=shows_schedule))
     return EXIT_DONE

@@ -56,10 +56,10 @@ def at_step_2(place: str, rank: int, what: Callable[[], None]) -> Iterator[None]
     """Injects `what` into one rank: `_forward`, `_backward` of a bundle in its third step."""
     honest = getattr(Bundle, place)
 
-    def tampered(self: Bundle, work: object, *rest: object) -> object:
-        if getattr(work, "step", None) == 2 and self._place.rank == rank:
+    def tampered(self: Bundle, step: Any, *rest: object) -> object:
+        if step.work.step == 2 and self._place.rank == rank:
             what()
-        return honest(self, work, *rest)
+        return honest(self, step, *rest)
 
     setattr(Bundle, place, tampered)
     try:

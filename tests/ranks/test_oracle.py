@@ -1,18 +1,28 @@
-"""torch's own Schedule1F1B, on the same two stages, gives the same loss and gradients."""
+"""torch's own pipeline schedules, on the same parts of a model, give the same gradients."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
+import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import Store
-from torch.distributed.pipelining import PipelineStage, Schedule1F1B
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+)
 
 from launcher.topology import Topology
-from splits.graph import cut_model
+from splits.models import make_stages
+from splits.stage import Forward
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_parity import CONFIG
 from tests.ranks.tiny_model import Tiny
@@ -27,16 +37,36 @@ from workers.samples import Batch
 # A power of two: we weigh each loss, torch divides the sum of gradients, and both are exact.
 NUM_MICROBATCHES, SIZE = 8, 4
 SHAPE = (NUM_MICROBATCHES * SIZE, 3, 8, 8)
+CUTS = {1: ("second",), 2: ("norm1", "second", "third")}
 
 
-def stages() -> list[torch.nn.Module]:
-    """The two stages, batch norms with fixed statistics: torch's pipeline would move them."""
+class Case(NamedTuple):
+    """A schedule of ours and one of torch's over as many chunks."""
+
+    ours: str
+    theirs: type
+    chunks: int
+
+
+CASES = [
+    Case("1f1b", Schedule1F1B, 1),
+    Case("eager-1f1b", Schedule1F1B, 1),
+    Case("gpipe", ScheduleGPipe, 1),
+    Case("zero-bubble", ScheduleInterleavedZeroBubble, 1),
+    Case("interleaved", ScheduleInterleaved1F1B, 2),
+    Case("interleaved", ScheduleInterleavedZeroBubble, 2),
+]
+
+
+def parts(num_stages: int, chunks: int) -> list[nn.Module]:
+    """The model in stages, batch norms with fixed statistics: torch's pipeline would move them."""
     torch.manual_seed(1)
     model = Tiny(10)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
-    return cut_model(model, ["second"])
+    cut = CUTS[num_stages * chunks // 2]
+    return make_stages(model, cut=cut, num_stages=num_stages, chunks=chunks)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -45,8 +75,20 @@ def batch() -> tuple[Tensor, Tensor]:
     return x, torch.randint(10, SHAPE[:1], generator=generator)
 
 
-def ours(env: RankEnv, store: Store) -> tuple[dict[str, Tensor], Tensor | None]:
-    topology = Topology((1, 1), (2,))
+def gradients_of(*modules: nn.Module) -> dict[str, Tensor]:
+    named = [item for module in modules for item in module.named_parameters()]
+    return {name: p.grad for name, p in named if p.grad is not None}
+
+
+def make_bundle(
+    env: RankEnv,
+    store: Store,
+    topology: Topology,
+    stage: nn.Module,
+    schedule: str,
+    forwards: Sequence[Forward] = (),
+) -> Bundle:
+    """This rank's part of a bundle around a stage of one's own."""
     network = Network(
         store=dist.PrefixStore("ours", store),
         rank=env.rank,
@@ -55,69 +97,91 @@ def ours(env: RankEnv, store: Store) -> tuple[dict[str, Tensor], Tensor | None]:
         address="127.0.0.1",
     )
     place = topology.places[env.rank]
-    stage = stages()[place.stage]
-    bundle = Bundle(
+    return Bundle(
         topology=topology,
         place=place,
         stage=stage,
-        links=make_groups(topology, place, network).links,
+        links=make_groups(topology, place, network, "local-master").links,
         recipe=load_recipe(replace(CONFIG, precision="float32")),
         device=torch.device("cpu"),
         precision="float32",
         meters=Meters(),
+        schedule=schedule,
+        forwards=forwards,
     )
+
+
+def ours(case: Case, env: RankEnv, store: Store) -> tuple[dict[str, Tensor], Tensor | None]:
+    stage = parts(2, case.chunks)[env.rank]
+    bundle = make_bundle(env, store, Topology((1, 1), (2,), case.chunks), stage, case.ours)
     x, y = batch()
     batches = iter([Batch((a,), b, 0) for a, b in zip(x.split(SIZE), y.split(SIZE), strict=True)])
     work = StepWork(seed=0, step=0, first=0, sizes=[SIZE] * NUM_MICROBATCHES, num_samples=SHAPE[0])
-    outcome = bundle.train(work, batches, lambda: None)
-    return {n: p.grad for n, p in stage.named_parameters() if p.grad is not None}, outcome.loss
+    outcome = bundle.train(work, batches)
+    return gradients_of(stage), outcome.loss
 
 
-def of_torch(env: RankEnv, store: Store) -> tuple[dict[str, Tensor], list[Tensor]]:
+def of_torch(case: Case, env: RankEnv, store: Store) -> tuple[dict[str, Tensor], list[Tensor]]:
     dist.init_process_group(
         "gloo", store=dist.PrefixStore("torch", store), rank=env.rank, world_size=2
     )
-    built = stages()
-    x, y = batch()
-    meta = torch.empty(SIZE, *SHAPE[1:], device="meta")
-    middle = torch.empty(SIZE, 6, 4, 4, device="meta", requires_grad=True)
-    last = torch.empty(SIZE, 10, device="meta")
-    module = _Single(built[env.rank])
-    stage = PipelineStage(
-        module,
-        env.rank,
-        2,
-        torch.device("cpu"),
-        input_args=(meta if env.rank == 0 else middle,),
-        output_args=(middle if env.rank == 0 else last,),
+    num_parts = 2 * case.chunks
+    mine = range(env.rank, num_parts, 2)
+    built = parts(num_parts, 1)
+    stages = [
+        PipelineStage(
+            _Tuple(built[number]),
+            number,
+            num_parts,
+            torch.device("cpu"),
+            input_args=crossing[0],
+            output_args=crossing[1],
+        )
+        for number, crossing in enumerate(meta_tensors(num_parts))
+        if number in mine
+    ]
+    is_multi = case.theirs not in (Schedule1F1B, ScheduleGPipe)
+    schedule = case.theirs(
+        stages if is_multi else stages[0],
+        NUM_MICROBATCHES,
+        loss_fn=lambda output, y: torch.nn.functional.cross_entropy(output[0], y),
     )
-    schedule = Schedule1F1B(stage, NUM_MICROBATCHES, loss_fn=torch.nn.functional.cross_entropy)
+    x, y = batch()
     losses: list[Tensor] = []
-    if env.rank == 0:
-        schedule.step(x)
-    else:
-        schedule.step(target=y, losses=losses)
+    given = (x,) if env.rank == 0 else ()
+    schedule.step(*given, target=y if env.rank == 1 else None, losses=losses)
     dist.destroy_process_group()
-    found = {n: p.grad for n, p in built[env.rank].named_parameters() if p.grad is not None}
-    return found, losses
+    return gradients_of(*(built[number] for number in mine)), losses
 
 
-class _Single(torch.nn.Module):
-    """Torch's pipeline wants one tensor where a cut of one tensor gives a tuple of one."""
+def meta_tensors(num_parts: int) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """What goes into each part and what comes out, without data."""
+    tensors: tuple[Tensor, ...] = (torch.empty(SIZE, *SHAPE[1:], device="meta"),)
+    found = []
+    for part in parts(num_parts, 1):
+        outputs = _Tuple(part.to("meta"))(*tensors)
+        found.append((tensors, outputs))
+        tensors = tuple(t.detach().requires_grad_() for t in outputs)
+    return found
 
-    def __init__(self, stage: torch.nn.Module) -> None:
+
+class _Tuple(nn.Module):
+    """Makes a tuple of the last part's output, too."""
+
+    def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        self.stage = stage
+        self.part = part
 
-    def forward(self, x: Tensor) -> Tensor:
-        result = self.stage(x)
-        return result if isinstance(result, Tensor) else result[0]
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        result = self.part(*inputs)
+        return (result,) if isinstance(result, Tensor) else result
 
 
-def test_one_step_agrees_with_torchs_pipeline(tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.ours} and {c.theirs.__name__}")
+def test_one_step_agrees_with_torchs_pipeline(case: Case, tmp_path: Path) -> None:
     def main(env: RankEnv, store: Store) -> None:
-        mine, loss = ours(env, store)
-        theirs, losses = of_torch(env, store)
+        mine, loss = ours(case, env, store)
+        theirs, losses = of_torch(case, env, store)
         assert mine.keys() == theirs.keys()
         for name, gradient in theirs.items():
             assert torch.equal(mine[name], gradient), name

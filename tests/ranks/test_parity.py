@@ -40,6 +40,7 @@ CONFIG = TrainConfig(
     bucket_mb=0.001,
     verify_replicas=True,
     clip_norm=0.5,
+    sync="local-master",
 )
 CUTS = {1: (), 2: ("second",), 3: ("second", "third")}
 LAYOUTS = [
@@ -65,7 +66,15 @@ def bundle_run(
     config: TrainConfig, nodes: tuple[int, ...], folder: Path, *, limit_s: float = 60.0
 ) -> dict[str, Tensor]:
     """The state that a run of the real worker leaves."""
-    config = replace(config, cut=CUTS[len(config.shape)], run_dir=str(folder / "run"))
+    config = replace(config, cut=CUTS[len(config.shape)])
+    return run_state(config, nodes, folder, limit_s=limit_s)
+
+
+def run_state(
+    config: TrainConfig, nodes: tuple[int, ...], folder: Path, *, limit_s: float = 60.0
+) -> dict[str, Tensor]:
+    """The same with the cuts of `config`."""
+    config = replace(config, run_dir=str(folder / "run"))
 
     def main(env: RankEnv, store: Store) -> None:
         train(config, env, store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from launcher.topology import Topology
 from tests.ranks.harness import outcomes, run_ranks
-from workers.comm import Network
+from workers.calibrate import Choice
+from workers.comm import Group, Network
 from workers.env import RankEnv
 from workers.groups import make_groups
 from workers.meters import Meters
-from workers.sync import GradientSync, cut_into_buckets
+from workers.node_memory import NodeMemory
+from workers.schemes import SCHEMES
+from workers.sync import GradientSync
 
 NUM_EXTRA = 3
 
@@ -55,58 +59,98 @@ def flat_sum(num_microbatches: int) -> dict[str, Tensor | None]:
 
 
 def make_sync(
-    model: nn.Module, env: RankEnv, store: Store, topology: Topology, size: int
+    model: nn.Module,
+    env: RankEnv,
+    store: Store,
+    topology: Topology,
+    *,
+    bucket_bytes: int = 100,
+    scheme: str = "local-master",
+    dtype: torch.dtype = torch.float32,
+    timeout_s: float = 30.0,
+    known: Choice | None = None,
 ) -> GradientSync:
-    network = Network(store=store, rank=env.rank, backend="gloo", timeout_s=30, address="127.0.0.1")
-    groups = make_groups(topology, topology.places[env.rank], network)
+    network = Network(
+        store=store, rank=env.rank, backend="gloo", timeout_s=timeout_s, address="127.0.0.1"
+    )
+    place = topology.places[env.rank]
     return GradientSync(
-        list(model.parameters()),
+        [list(model.parameters())],
         num_extra=NUM_EXTRA,
-        groups=groups,
+        groups=make_groups(topology, place, network, scheme),
+        scheme=scheme,
+        num_shards=topology.num_shards(place.stage),
         device=torch.device("cpu"),
-        bucket_bytes=size,
-        timeout_s=30,
+        bucket_bytes=bucket_bytes,
+        exchange_dtype=dtype,
+        timeout_s=timeout_s,
         meters=Meters(),
+        known=known,
     )
 
 
-@pytest.mark.parametrize("bucket_bytes", [1, 200, 1 << 30])
-@pytest.mark.parametrize("nodes", [(3,), (1, 1), (3, 2, 1)], ids=str)
-def test_the_sum_over_ragged_nodes_is_the_flat_sum(
-    nodes: tuple[int, ...], bucket_bytes: int, tmp_path: Path
+def step(sync: GradientSync, model: Awkward, first: int, count: int, extra: float) -> None:
+    """One step of a rank that does the micro-batches from `first` on."""
+    sync.start_step()
+    sync.extra[0] += extra
+    sync.extra[1:] += 1
+    for j in range(first, first + count):
+        if j == first + count - 1:
+            sync.arm(0)
+        model.loss(j).backward()
+    sync.finish()
+
+
+def no_memory(group: Group, num_bytes: int, *, num_channels: int) -> None:
+    """Stands for a node whose ranks cannot share memory."""
+
+
+WAYS = [*SCHEMES, "auto", "collectives"]
+"""The schemes, and local-master and sharded without shared memory."""
+
+
+@pytest.mark.parametrize("nodes", [(3,), (1, 1), (2, 2, 3), (3, 2, 1)], ids=str)
+def test_every_scheme_over_ragged_nodes_is_the_flat_sum(
+    nodes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     topology = Topology((1,), nodes)
-    counts = [rank % 3 for rank in range(sum(nodes))]  # rank 0 has no micro-batch
+    world = sum(nodes)
+    counts = [rank % 3 for rank in range(world)]  # rank 0 has no micro-batch
+
+    def sums(sync: GradientSync, model: Awkward, rank: int) -> dict[str, Tensor | None]:
+        step(sync, model, sum(counts[:rank]), counts[rank], rank)
+        assert sync.extra.tolist() == [world * (world - 1) / 2, world, world]
+        return gradients(model)
 
     def main(env: RankEnv, store: Store) -> None:
-        model = Awkward()
-        sync = make_sync(model, env, store, topology, bucket_bytes)
-        found = []
-        for _ in range(2):
-            sync.start_step()
-            first = sum(counts[: env.rank])
-            for j in range(counts[env.rank]):
-                if j == counts[env.rank] - 1:
-                    sync.arm()
-                model.loss(first + j).backward()
-            sync.extra[0] += env.rank
-            sync.extra[1:] += 1
-            sync.finish()
-            found.append(gradients(model))
-            world = sum(nodes)
-            assert sync.extra.tolist() == [world * (world - 1) / 2, world, world]
-        sync.close()
+        found = {}
+        for way, size in product(WAYS, [1, 200, 1 << 30]):
+            scheme = way
+            if way == "collectives":
+                monkeypatch.setattr(NodeMemory, "connect", no_memory)
+                scheme = "local-master" if size == 200 else "sharded"
+            model = Awkward()
+            part = PrefixStore(f"{way}{size}", store)
+            sync = make_sync(model, env, part, topology, bucket_bytes=size, scheme=scheme)
+            assert (sync.choice is not None) == (scheme == "auto")
+            found[way, size] = [sums(sync, model, env.rank) for _ in range(3)]
+            assert sync.all_sum(torch.arange(5000.0).double())[4999] == 4999 * world
+            sync.close()
         torch.save(found, tmp_path / f"{env.rank}.pt")
 
     run_ranks(nodes, main, tmp_path)
     wanted = flat_sum(sum(counts))
-    per_rank = [torch.load(tmp_path / f"{rank}.pt") for rank in range(sum(nodes))]
-    for steps in per_rank:
-        for step in steps:
-            assert_sums(step, wanted)
-    for name, value in per_rank[0][0].items():
-        others = [step[name] for steps in per_rank for step in steps]
-        assert all(value is o is None or torch.equal(value, o) for o in others), name
+    per_rank = [torch.load(tmp_path / f"{rank}.pt") for rank in range(world)]
+    for way, steps in per_rank[0].items():
+        for found in [found for rank in per_rank for found in rank[way]]:
+            assert_sums(found, wanted)
+            assert_bit_equal(found, steps[0])
+
+
+def assert_bit_equal(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> None:
+    for name, value in wanted.items():
+        other = found[name]
+        assert other is value is None or torch.equal(value, other), name
 
 
 def assert_sums(found: dict[str, Tensor | None], wanted: dict[str, Tensor | None]) -> None:
@@ -123,7 +167,7 @@ def test_a_gradient_that_comes_twice_in_the_last_backward_is_refused(tmp_path: P
 
     def main(env: RankEnv, store: Store) -> None:
         model = nn.Linear(3, 3)
-        sync = make_sync(model, env, store, Topology((1,), (2,)), 1)
+        sync = make_sync(model, env, store, Topology((1,), (2,)), bucket_bytes=1)
 
         def twice(x: Tensor) -> Tensor:
             for _ in range(2):
@@ -131,7 +175,7 @@ def test_a_gradient_that_comes_twice_in_the_last_backward_is_refused(tmp_path: P
             return x
 
         sync.start_step()
-        sync.arm()
+        sync.arm(0)
         twice(torch.ones(2, 3, requires_grad=True)).sum().backward()
 
     found = outcomes((2,), main, tmp_path, 60)
@@ -146,10 +190,10 @@ def test_checkpointing_that_is_not_reentrant_sums_as_without(tmp_path: Path) -> 
             torch.manual_seed(env.rank)
             model = nn.Linear(3, 3)
             part = PrefixStore(str(is_checkpointed), store)
-            sync = make_sync(model, env, part, Topology((1,), (2,)), 1)
+            sync = make_sync(model, env, part, Topology((1,), (2,)), bucket_bytes=1)
             x = torch.ones(2, 3, requires_grad=True)
             sync.start_step()
-            sync.arm()
+            sync.arm(0)
             for _ in range(2):
                 x = checkpoint(model, x, use_reentrant=False) if is_checkpointed else model(x)
             x.square().sum().backward()
@@ -162,12 +206,13 @@ def test_checkpointing_that_is_not_reentrant_sums_as_without(tmp_path: Path) -> 
     run_ranks((2,), main, tmp_path)
 
 
-def test_the_first_replica_is_copied_to_all(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scheme", ["local-master", "flat"])
+def test_the_first_replica_is_copied_to_all(scheme: str, tmp_path: Path) -> None:
     topology = Topology((1,), (2, 2))
 
     def main(env: RankEnv, store: Store) -> None:
         model = nn.BatchNorm1d(3)
-        sync = make_sync(model, env, store, topology, 100)
+        sync = make_sync(model, env, store, topology, scheme=scheme)
         values = [
             torch.full((2, 2), float(env.rank)),
             torch.tensor(env.rank),
@@ -180,17 +225,63 @@ def test_the_first_replica_is_copied_to_all(tmp_path: Path) -> None:
     run_ranks((2, 2), main, tmp_path)
 
 
-def test_buckets_hold_one_dtype_and_go_last_parameter_first() -> None:
-    parameters = [
-        nn.Parameter(torch.zeros(n, dtype=d))
-        for n, d in [
-            (4, torch.float32),
-            (100, torch.float32),
-            (4, torch.float64),
-            (4, torch.float64),
-        ]
-    ]
-    buckets = cut_into_buckets(parameters, 128)
-    assert [[p.numel() for p in bucket] for bucket in buckets] == [[4, 4], [100], [4]]
-    flat = [p for bucket in buckets for p in bucket]
-    assert all(a is b for a, b in zip(flat, reversed(parameters), strict=True))
+def test_tied_parameters_are_summed_once(tmp_path: Path) -> None:
+    def main(env: RankEnv, store: Store) -> None:
+        model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        model[1].weight = model[0].weight
+        with torch.no_grad():
+            model[0].weight.copy_(torch.eye(3))
+        sync = make_sync(model, env, store, Topology((1,), (1, 1)))
+        sync.start_step()
+        sync.arm(0)
+        model(torch.ones(1, 3)).sum().backward()
+        sync.finish()
+        alone = model[0].weight.grad
+        model.zero_grad()
+        model(torch.ones(1, 3)).sum().backward()
+        assert model[0].weight.grad is not None
+        assert torch.equal(alone, 2 * model[0].weight.grad)
+        sync.close()
+
+    run_ranks((1, 1), main, tmp_path)
+
+
+@pytest.mark.parametrize("nodes", [(2, 1), (1, 1, 2)], ids=str)
+def test_a_rounded_exchange_loses_nothing_over_many_steps(
+    nodes: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Error feedback: what one step rounds away the next ones make up for."""
+    topology = Topology((1,), nodes)
+    num_steps = 64
+
+    def main(env: RankEnv, store: Store) -> None:
+        torch.manual_seed(env.rank)
+        own = torch.randn(40_000)
+        total = own.clone()
+        part = make_sync(nn.Linear(1, 1), env, PrefixStore("exact", store), topology)
+        exact = part.all_sum(total.double())
+        part.close()
+        for scheme in ("local-master", "sharded"):
+            model = nn.Linear(200, 200, bias=False)
+            prefix = PrefixStore(scheme, store)
+            sync = make_sync(
+                model, env, prefix, topology, bucket_bytes=1, scheme=scheme, dtype=torch.bfloat16
+            )
+            summed, errors = torch.zeros(40_000, dtype=torch.float64), []
+            for _ in range(num_steps):
+                sync.start_step()
+                sync.extra[0] = 1 / 3
+                sync.arm(0)
+                (model.weight.view(-1) * own).sum().backward()
+                sync.finish()
+                assert sync.extra[0] == sum([1 / 3] * sum(nodes))
+                assert model.weight.grad is not None
+                summed += model.weight.grad.view(-1).double()
+                errors.append(float((model.weight.grad.view(-1) - exact).norm() / exact.norm()))
+            assert 1e-4 < errors[0] < 1e-2
+            assert float((summed / num_steps - exact).norm() / exact.norm()) < errors[0] / 20
+            digest = (summed.view(torch.int64).sum() % 2**40).double().view(1)
+            assert torch.equal(sync.all_sum(digest), digest * sum(nodes))
+            sync.close()
+
+    run_ranks(nodes, main, tmp_path)

@@ -24,6 +24,7 @@ from launcher.errors import ConfigError
         "export --help",
         "plan --nodes 4x8,2x4 --shape 1,1",
         "plan --json --devices cpu",
+        "plan --nodes 1x6 --shape 2,1 --schedule zero-bubble",
         "classic --dry-run synthetic",
         "run --dry-run --devices cpu --slots 4 synthetic",
     ],
@@ -78,6 +79,18 @@ def test_an_unknown_option_is_not_guessed() -> None:
     with pytest.raises(SystemExit) as exited:
         main(["run", "--batch", "64", "synthetic"])
     assert exited.value.code == 2
+
+
+def test_a_bare_schedule_draws_the_configured_one(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BUNDLERUN_SCHEDULE", "gpipe")
+    assert main(["plan", "--nodes=1x2", "--schedule"]) == 0
+    assert "gpipe, 8 micro-batches per bundle" in capsys.readouterr().out
+    assert main(["plan", "--nodes=1x2", "--schedule", "zero-bubble"]) == 0
+    shown = capsys.readouterr().out
+    assert "zero-bubble, 8 micro-batches per bundle" in shown
+    assert "--schedule=zero-bubble" in shown
 
 
 def test_underscores_are_taken_as_torchrun_takes_them(capsys: pytest.CaptureFixture[str]) -> None:

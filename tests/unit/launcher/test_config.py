@@ -59,12 +59,26 @@ def test_underscores_are_read_as_torchrun_reads_them() -> None:
         ("--optimizer=lion", "--optimizer 'lion' is not one of: sgd, adamw"),
         ("--cut=a,b", "--cut a,b makes 3 stages, --shape 1,1 has 2"),
         ("--cut=3", "--cut 3 makes 3 equal parts, --shape 1,1 has 2 stages"),
+        ("--chunks=0", "--chunks 0 must be 1 or more"),
+        ("--schedule=2f2b", "--schedule '2f2b' is not one of: auto, gpipe, 1f1b"),
+        ("--schedule=cosine", "--schedule 'cosine' is not one of: auto, gpipe, 1f1b"),
+        ("--schedule=interleaved", "--schedule interleaved needs --chunks 2 or more"),
+        ("--chunks=2 --schedule=gpipe", "--schedule gpipe has no order for --chunks 2"),
+        ("--chunks=2 --shape=3", "--chunks 2 of one stage follow each other on the same device"),
+        ("--schedule=zero-bubble --compile", "--schedule zero-bubble takes each backward apart"),
+        ("--chunks=2 --cut=a", "--cut a makes 2 chunks, --shape 1,1 with --chunks 2 has 4"),
+        ("--chunks=2 --cut=2", "--shape 1,1 with --chunks 2 has 4 chunks; give the same number"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_option(word: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse_train_argv([word, "synthetic"], {})
+        parse_train_argv([*word.split(" "), "synthetic"], {})
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("words", ["--chunks=2", "--chunks=2 --schedule=interleaved --cut=4"])
+def test_chunks_are_interleaved(words: str) -> None:
+    assert parse_train_argv([*words.split(), "synthetic"], {}).num_chunks == 4
 
 
 def test_a_batch_that_is_no_multiple_of_the_microbatch_names_the_sizes_that_do() -> None:

@@ -64,6 +64,29 @@ def test_the_document_is_json_with_all_ranks_groups_links_and_sources() -> None:
     assert document == json.loads(json.dumps(plan_document(plan)))
 
 
+def test_the_document_has_the_schedule_of_a_bundle() -> None:
+    train = resolved_train(batch_size=64, microbatch_size=4, chunks=2)
+    schedule = plan_document(plan_elsewhere((4, 4), train, resolved_launch()))["schedule"]
+    assert isinstance(schedule, dict)
+    assert (schedule["name"], schedule["chunks"]) == ("interleaved", 2)
+    assert schedule["microbatches_per_bundle"] == 4
+    assert schedule["bubble"] == pytest.approx(1 / 8)
+    front, rear = schedule["ranks"]
+    assert front["order"][:4] == ["F0", "F1", "F0.1", "F1.1"]
+    assert (rear["stage"], rear["replica"], rear["in_flight"]) == (1, 0, 3)
+
+
+def test_the_text_draws_the_schedule_where_asked() -> None:
+    train = resolved_train(batch_size=8, microbatch_size=2, schedule="zero-bubble")
+    plan = plan_elsewhere((2,), train, resolved_launch())
+    assert "0.0  F0" not in plan_text(plan)
+    lines = [line.strip() for line in plan_text(plan, shows_schedule=True).splitlines()]
+    assert "0.0  F0 F1    B0 -- F2 B1 -- F3 B2 -- B3 --" in lines
+    assert "1.0     F0 B0 F1 B1 W0 F2 B2 W1 F3 B3 W2 W3" in lines
+    assert "bubble 8.3% of the work, transfers left out" in lines
+    assert "most micro-batches in flight on a rank, by stage: 2, 2" in lines
+
+
 def test_each_rank_gets_its_share_of_the_cores() -> None:
     plan = here(resolved_train(), resolved_launch(slots=2))
     assert [layout.cpus for layout in plan.here.layouts] == [(0, 1), (2, 3)]

@@ -17,6 +17,7 @@ from launcher.topology import (
     usable_devices,
 )
 
+BOTH_WAYS = (LinkKind.ACTIVATION, LinkKind.GRADIENT)
 shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
 
 
@@ -25,7 +26,8 @@ def topologies(draw: st.DrawFn) -> Topology:
     shape = draw(shapes)
     nodes = draw(st.lists(st.integers(0, 20), min_size=1, max_size=8))
     nodes[0] += bundle_size(shape)
-    return Topology(shape, tuple(draw(st.permutations(nodes))))
+    chunks = draw(st.integers(1, 3)) if len(shape) > 1 else 1
+    return Topology(shape, tuple(draw(st.permutations(nodes))), chunks)
 
 
 @given(topologies())
@@ -121,10 +123,26 @@ def test_activations_go_one_stage_on_and_gradients_come_the_same_way_back(
     topology: Topology,
 ) -> None:
     stage = {p.rank: p.stage for p in topology.places}
-    forward = {(k.src, k.dst) for k in topology.links if k.kind is LinkKind.ACTIVATION}
-    back = {(k.dst, k.src) for k in topology.links if k.kind is LinkKind.GRADIENT}
+    forward = {(k.src, k.dst, k.chunk) for k in topology.links if k.kind is LinkKind.ACTIVATION}
+    back = {(k.dst, k.src, k.chunk - 1) for k in topology.links if k.kind is LinkKind.GRADIENT}
     assert forward == back
-    assert all(stage[dst] == stage[src] + 1 for src, dst in forward)
+    for src, dst, chunk in forward:
+        assert stage[src] == chunk % topology.num_stages
+        assert stage[dst] == (chunk + 1) % topology.num_stages
+    per_bundle = {link.chunk for link in topology.bundle_links(0) if link.kind in BOTH_WAYS}
+    assert per_bundle == set(range(topology.num_chunks if topology.num_chunks > 1 else 0))
+
+
+@given(topologies())
+def test_node_crossings_are_the_stages_whose_activations_leave_a_node(topology: Topology) -> None:
+    place = topology.places
+    assert topology.node_crossings == {
+        place[link.src].stage
+        for link in topology.links
+        if link.kind is LinkKind.ACTIVATION
+        and link.chunk < topology.num_stages - 1
+        and place[link.src].node != place[link.dst].node
+    }
 
 
 @given(topologies())
@@ -155,9 +173,22 @@ def test_the_picture_of_two_nodes_is_what_comes_out() -> None:
     assert [p.rank for p in topology.places if p.is_local_master] == [0, 1, 4, 5]
     assert topology.exchange_groups == ((0, 4), (1, 5))
     assert list(topology.bundle_links(1)) == [
-        Link(1, LinkKind.ACTIVATION, 2, 3),
-        Link(1, LinkKind.GRADIENT, 3, 2),
+        Link(1, LinkKind.ACTIVATION, 2, 3, chunk=0),
+        Link(1, LinkKind.GRADIENT, 3, 2, chunk=1),
         Link(1, LinkKind.TARGET, 2, 3),
+    ]
+
+
+def test_chunks_wrap_from_the_last_stage_to_the_first() -> None:
+    topology = Topology((1, 1), (2,), chunks=2)
+    assert [link[1:] for link in topology.bundle_links(0)] == [
+        (LinkKind.ACTIVATION, 0, 1, 0),
+        (LinkKind.GRADIENT, 1, 0, 1),
+        (LinkKind.ACTIVATION, 1, 0, 1),
+        (LinkKind.GRADIENT, 0, 1, 2),
+        (LinkKind.ACTIVATION, 0, 1, 2),
+        (LinkKind.GRADIENT, 1, 0, 3),
+        (LinkKind.TARGET, 0, 1, 0),
     ]
 
 

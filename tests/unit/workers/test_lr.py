@@ -16,7 +16,7 @@ TOTAL = EPOCHS * PER_EPOCH
 
 def config(schedule: str, warmup: float = 0.0) -> TrainConfig:
     return TrainConfig(
-        schedule=schedule, epochs=EPOCHS, warmup_epochs=warmup, lr_step_epochs=1, lr_gamma=0.5
+        lr_schedule=schedule, epochs=EPOCHS, warmup_epochs=warmup, lr_step_epochs=1, lr_gamma=0.5
     )
 
 

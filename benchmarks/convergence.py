@@ -1,0 +1,93 @@
+"""Loss curves with gradients rounded to bfloat16 between nodes, against float32, over seeds."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import fmean, variance
+
+from benchmarks.draw import draw_lines
+from benchmarks.forked import Seat, run_ranks
+from benchmarks.hosts import Wire, open_hosts, why_not
+from benchmarks.record import Check, Options, print_table
+from benchmarks.training import losses_by_epoch
+from examples.write_digits import write_digits
+from launcher.config import TrainConfig
+
+CLAIM = "a bfloat16 exchange changes the loss by less than another seed does"
+PER_HOST = (4, 4)
+DTYPES = ("float32", "bfloat16")
+NUM_SEEDS = 5
+TARGET = 1.0
+CONFIG = TrainConfig(
+    model=f"{Path(__file__).with_name('small_cnn.py')}:build",
+    cut=("third",),
+    shape=(1, 1),
+    batch_size=64,
+    microbatch_size=8,
+    image_size=16,
+    augment="none",
+    epochs=6,
+    lr=0.02,
+    lr_schedule="constant",
+    sync="local-master",
+    share="equal",
+    validate=False,
+    loader_workers=0,
+)
+
+skip_reason = why_not
+Curves = dict[str, list[list[float]]]
+
+
+def run(options: Options) -> None:
+    """Trains with every seed in both ways."""
+    num_seeds = max(2, options.rounds_or(NUM_SEEDS))
+    with tempfile.TemporaryDirectory(prefix="bundlerun-") as folder:
+        write_digits(Path(folder) / "digits")
+        config = replace(CONFIG, data=f"{folder}/digits", run_dir=f"{folder}/run")
+        with open_hosts(len(PER_HOST), Wire(mbit_per_s=1000)) as hosts:
+            answers = run_ranks(hosts, PER_HOST, partial(_rank, config, num_seeds))
+    curves: Curves = answers[1]  # a last stage, which has the loss
+    if curves[DTYPES[0]] == curves[DTYPES[1]]:
+        raise RuntimeError("both curves are the same: nothing was rounded")
+    rows, worst = [], 0.0
+    for epoch in range(config.epochs):
+        exact, rounded = ([curve[epoch] for curve in curves[dtype]] for dtype in DTYPES)
+        difference = fmean(b - a for a, b in zip(exact, rounded, strict=True))
+        noise = math.sqrt((variance(exact) + variance(rounded)) / 2)
+        worst = max(worst, abs(difference) / noise)
+        rows.append((f"epoch {epoch}", fmean(exact), fmean(rounded), difference, noise))
+    print_table(("mean loss", *DTYPES, "mean difference", "deviation over seeds"), rows)
+    checks = [Check("mean difference over the deviation of seeds, at most", worst, TARGET)]
+    options.record("convergence", {"losses": curves}, checks)
+    _draw(curves, options)
+
+
+def _rank(config: TrainConfig, num_seeds: int, seat: Seat) -> Curves:
+    return {
+        dtype: [
+            losses_by_epoch(
+                seat, replace(config, exchange_dtype=dtype, seed=seed), f"{dtype}/{seed}"
+            )
+            for seed in range(num_seeds)
+        ]
+        for dtype in DTYPES
+    }
+
+
+def _draw(curves: Curves, options: Options) -> None:
+    by_epoch = {dtype: list(zip(*found, strict=True)) for dtype, found in curves.items()}
+    draw_lines(
+        "convergence",
+        options,
+        title=f"Digits, small CNN, 2 nodes of 2 bundles, {len(curves[DTYPES[0]])} seeds (range)",
+        labels=("epoch", "mean loss"),
+        lines={d: [(e, fmean(v)) for e, v in enumerate(found)] for d, found in by_epoch.items()},
+        spread={
+            d: [(e, min(v), max(v)) for e, v in enumerate(found)] for d, found in by_epoch.items()
+        },
+    )

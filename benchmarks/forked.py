@@ -1,0 +1,230 @@
+"""Ranks on hosts: forked from this process, which has torch, so that none imports it again."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
+
+from benchmarks.hosts import DEVICE, Counters, Hosts, read_counters
+from workers.comm import Network
+from workers.env import RankEnv
+
+TIMEOUT_S = 120.0
+"""Longest wait of one rank for another."""
+_PR_SET_PDEATHSIG = 1
+_PR_SET_TIMERSLACK = 29
+_POLL_S = 0.01
+
+
+class Barrier(Protocol):
+    """Where all ranks meet, through memory: it sends nothing."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Returns once all are here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seat:
+    """What a forked rank knows; it is on its host already.
+
+    Args:
+        env: what torchrun would tell it.
+        store: shared by all ranks, a file.
+        barrier: of all ranks.
+    """
+
+    env: RankEnv
+    store: Store
+    barrier: Barrier
+
+    @property
+    def is_first_of_host(self) -> bool:
+        """Whether this rank reads its host's counters."""
+        return self.env.local_rank == 0
+
+    def network(self, name: str) -> Network:
+        """How this rank reaches others in `workers`; a name per user."""
+        return Network(
+            store=PrefixStore(name, self.store),
+            rank=self.env.rank,
+            backend="gloo",
+            timeout_s=TIMEOUT_S,
+            address=self.env.local_addr,
+        )
+
+    def join_torch(self) -> None:
+        """Makes torch's default process group; collective."""
+        dist.init_process_group(
+            "gloo",
+            store=PrefixStore("torch", self.store),
+            rank=self.env.rank,
+            world_size=self.env.world_size,
+            timeout=timedelta(seconds=TIMEOUT_S),
+        )
+
+    def timed(self, act: Callable[[], object]) -> dict[str, Any]:
+        """Times `act`, which all ranks do at once; `merged` reads the answer.
+
+        Clocks are those of the one machine, so the ranks' times can be compared.
+        """
+        before = read_counters() if self.is_first_of_host else None
+        self.barrier.wait(TIMEOUT_S)
+        start = time.perf_counter()
+        act()
+        end = time.perf_counter()
+        self.barrier.wait(TIMEOUT_S)
+        passed = read_counters().since(before) if before is not None else None
+        return {"start": start, "end": end, "counters": passed}
+
+
+class Timing:
+    """What all ranks together say of one timed act.
+
+    Args:
+        answers: of `Seat.timed`, one per rank.
+    """
+
+    def __init__(self, answers: Sequence[dict[str, Any]]) -> None:
+        self.seconds: float = max(a["end"] for a in answers) - min(a["start"] for a in answers)
+        self.note = str(answers[0].get("note", ""))
+        self.counters = [Counters(*a["counters"]) for a in answers if a["counters"] is not None]
+
+    @property
+    def sent_bytes(self) -> int:
+        """Of the host that sent most, as its device counts."""
+        return max(c.sent_bytes for c in self.counters)
+
+    @property
+    def wire_bytes(self) -> int:
+        """Of the host that sent most, with every frame's header."""
+        return max(c.wire_bytes for c in self.counters)
+
+    @property
+    def num_dropped(self) -> int:
+        """Packets that a full queue has lost."""
+        return sum(c.num_dropped for c in self.counters)
+
+
+def run_ranks(
+    hosts: Hosts,
+    per_host: Sequence[int],
+    main: Callable[[Seat], object],
+    *,
+    timeout_s: float = 600.0,
+) -> list[Any]:
+    """What `main` returned on every rank, through JSON.
+
+    Args:
+        hosts: where they run.
+        per_host: ranks of each host.
+        main: what a rank does.
+        timeout_s: longest wait for all of it, seconds.
+
+    Raises:
+        RuntimeError: a rank failed, or is not done in time; none is left.
+    """
+    with tempfile.TemporaryDirectory(prefix="bundlerun-") as folder:
+        barrier = multiprocessing.get_context("fork").Barrier(sum(per_host))
+        pids: dict[int, int] = {}
+        try:
+            for env in rank_envs(hosts, per_host):
+                pids[_fork(hosts, env, barrier, main, Path(folder))] = env.rank
+            _wait(pids, Path(folder), time.monotonic() + timeout_s)
+        finally:
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
+        answers = [Path(folder) / f"rank{rank}.json" for rank in range(sum(per_host))]
+        return [json.loads(path.read_text()) for path in answers]
+
+
+def rank_envs(hosts: Hosts, per_host: Sequence[int]) -> list[RankEnv]:
+    """What torchrun would tell the ranks of these hosts."""
+    firsts = accumulate(per_host, initial=0)
+    return [
+        RankEnv(
+            rank=first + local_rank,
+            world_size=sum(per_host),
+            local_rank=local_rank,
+            local_world_size=count,
+            node=node,
+            num_nodes=len(per_host),
+            attempt=0,
+            node_name=f"node{node}",
+            local_addr=hosts.address(node),
+            master_addr=hosts.address(0),
+            master_port=0,
+            is_launched=True,
+        )
+        for node, (first, count) in enumerate(zip(firsts, per_host, strict=False))
+        for local_rank in range(count)
+    ]
+
+
+def _fork(
+    hosts: Hosts, env: RankEnv, barrier: Barrier, main: Callable[[Seat], object], folder: Path
+) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    parent = os.getpid()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        _settle(parent)
+        hosts.enter(env.node)
+        store = FileStore(str(folder / "store"), env.world_size)
+        store.set_timeout(timedelta(seconds=TIMEOUT_S))
+        answer = main(Seat(env=env, store=store, barrier=barrier))
+        (folder / f"rank{env.rank}.json").write_text(json.dumps(answer))
+        code = 0
+    except BaseException:
+        (folder / f"rank{env.rank}.txt").write_text(traceback.format_exc())
+    finally:
+        os._exit(code)
+
+
+def _settle(parent: int) -> None:
+    """A rank dies with its parent, sleeps exactly, has one thread, and talks on its host's link."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    prctl(_PR_SET_TIMERSLACK, 1)
+    if os.getppid() != parent:
+        os._exit(1)
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = DEVICE
+
+
+def _wait(pids: dict[int, int], folder: Path, deadline: float) -> None:
+    """Returns when all have ended well; takes those that have ended out of `pids`."""
+    while pids:
+        for pid in list(pids):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if not done:
+                continue
+            rank = pids.pop(pid)
+            if status != 0:
+                trace = folder / f"rank{rank}.txt"
+                what = trace.read_text() if trace.exists() else f"wait status {status}"
+                raise RuntimeError(f"rank {rank}: {what}")
+        if pids and time.monotonic() > deadline:
+            raise RuntimeError(f"ranks {sorted(pids.values())} are not done in time")
+        time.sleep(_POLL_S)

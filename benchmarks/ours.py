@@ -1,0 +1,173 @@
+"""The one place where the benchmarks touch our sync and our schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import SGD, Optimizer
+
+from benchmarks.forked import TIMEOUT_S, Seat
+from launcher.topology import Topology
+from workers.bundle import Bundle, StepWork
+from workers.groups import make_groups
+from workers.meters import Meters
+from workers.recipe import DataInfo, DataSets
+from workers.samples import Batch
+from workers.sync import GradientSync
+
+MODES = ("local-master", "sharded", "flat")
+DTYPES = ("float32", "bfloat16")
+BUCKET_MB = 4.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncChoice:
+    """How gradients are summed: the options of `workers.train`."""
+
+    mode: str = "auto"
+    exchange_dtype: str = "float32"
+    bucket_mb: float = BUCKET_MB
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        short = {"float32": "", "bfloat16": ", bf16"}[self.exchange_dtype]
+        return f"bundlerun {self.mode}{short}"
+
+
+def choices(modes: Sequence[str], dtypes: Sequence[str] = ("float32",)) -> list[SyncChoice]:
+    """Every mode with every dtype that it can have."""
+    return [
+        SyncChoice(mode=mode, exchange_dtype=dtype)
+        for mode in modes
+        for dtype in dtypes
+        if (mode, dtype) != ("flat", "bfloat16")
+    ]
+
+
+class Sync:
+    """Our sync of one stage with all its replicas, one rank each.
+
+    Args:
+        seat: this rank; collective.
+        parameters: whose gradients.
+        choice: how.
+    """
+
+    def __init__(self, seat: Seat, parameters: Sequence[Parameter], choice: SyncChoice) -> None:
+        topology = Topology((1,), devices_per_node(seat))
+        network = seat.network(f"ours/{choice.name}/{choice.bucket_mb}")
+        self._parameters = list(parameters)
+        self._sync = GradientSync(
+            [self._parameters],
+            num_extra=1,
+            groups=make_groups(topology, topology.places[seat.env.rank], network, choice.mode),
+            scheme=choice.mode,
+            num_shards=topology.num_shards(0),
+            device=torch.device("cpu"),
+            bucket_bytes=int(choice.bucket_mb * 1e6),
+            exchange_dtype=getattr(torch, choice.exchange_dtype),
+            timeout_s=TIMEOUT_S,
+            meters=Meters(),
+        )
+
+    @property
+    def chosen(self) -> str:
+        """The mode that `auto` has measured to be the fastest."""
+        return "" if self._sync.choice is None else self._sync.choice.scheme
+
+    def start_step(self) -> None:
+        """Clears gradients."""
+        self._sync.start_step()
+
+    def arm(self) -> None:
+        """The next backward is the last."""
+        self._sync.arm(0)
+
+    def finish(self) -> None:
+        """Waits for the sums."""
+        self._sync.finish()
+
+    def fill(self, gradients: Sequence[Tensor]) -> None:
+        """Puts gradients there, as backwards before the last one do."""
+        self.start_step()
+        torch.autograd.backward(self._parameters, gradients)
+
+
+class Pipe:
+    """One rank of one bundle, performing one of our schedules.
+
+    Args:
+        seat: this rank; collective.
+        topology: one bundle, and chunks.
+        parts: of the model on this rank, in order.
+        schedule: its name.
+    """
+
+    def __init__(
+        self, seat: Seat, topology: Topology, parts: Sequence[nn.Module], schedule: str
+    ) -> None:
+        place = topology.places[seat.env.rank]
+        network = seat.network(f"pipe/{schedule}/{topology.chunks}")
+        self._num_mine = topology.shape[place.stage]
+        self._place = place
+        self._bundle = Bundle(
+            topology=topology,
+            place=place,
+            stage=nn.ModuleList(parts),
+            links=make_groups(topology, place, network, "local-master").links,
+            recipe=_MeanLoss(),
+            device=torch.device("cpu"),
+            precision="float32",
+            meters=Meters(),
+            schedule=schedule,
+            forwards=parts,
+        )
+
+    def step(self, num_microbatches: int) -> None:
+        """Forward and backward of micro-batches of one sample."""
+        work = StepWork(
+            seed=0, step=0, first=0, sizes=[1] * num_microbatches, num_samples=num_microbatches
+        )
+        one = Batch((torch.zeros(1, 1),), torch.zeros(1, dtype=torch.long), 0)
+        mine = range(self._place.replica, num_microbatches, self._num_mine)
+        self._bundle.train(work, iter([one] * len(mine)))
+
+
+class _MeanLoss:
+    """A recipe of which only the loss is used."""
+
+    unit = "samples"
+
+    def check(self) -> None:
+        """Nothing to check."""
+
+    def open_data(self) -> DataSets:
+        """There is none."""
+        raise NotImplementedError
+
+    def model(self, info: DataInfo) -> nn.Module:
+        """There is none."""
+        raise NotImplementedError
+
+    def loss(self, output: object, target: Tensor) -> Tensor:
+        """The mean of the output."""
+        assert isinstance(output, Tensor)
+        return output.mean()
+
+    def metrics(self, output: object, target: Tensor) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        """Not used."""
+        return SGD(p for _, p in parameters)
+
+
+def devices_per_node(seat: Seat) -> tuple[int, ...]:
+    """Ranks of every host, which all have as many."""
+    return (seat.env.local_world_size,) * seat.env.num_nodes

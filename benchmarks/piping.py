@@ -1,0 +1,230 @@
+"""One bundle whose stages sleep: a step of each schedule in turn, ours and torch's.
+
+host 0   F0 F1 B0 F2 B1 ...
+host 1      F0 B0 F1 B1 ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleGPipe,
+    ScheduleZBVZeroBubble,
+)
+
+from benchmarks.forked import Seat, Timing, run_ranks
+from benchmarks.hosts import Wire, open_hosts
+from benchmarks.ours import Pipe
+from benchmarks.sleeping import SleepingPart
+from benchmarks.wire import check
+from launcher.topology import Topology
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTimes:
+    """What the passes of one micro-batch take on a stage, seconds."""
+
+    forward_s: float = 0.020
+    input_s: float = 0.020
+    weight_s: float = 0.020
+
+    @classmethod
+    def of(cls, total_s: float) -> StageTimes:
+        """Three passes that take as long each."""
+        return cls(forward_s=total_s / 3, input_s=total_s / 3, weight_s=total_s / 3)
+
+    @property
+    def total_s(self) -> float:
+        """All passes."""
+        return self.forward_s + self.input_s + self.weight_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A bundle, each stage on a host of its own."""
+
+    shape: tuple[int, ...] = (1, 1)
+    times: tuple[StageTimes, ...] = (StageTimes(), StageTimes())
+    activation_bytes: int
+    num_microbatches: int
+    mbit_per_s: float = 1000
+
+    @property
+    def no_communication_s(self) -> float:
+        """A step of 1F1B where stages are alike and links take no time."""
+        return (self.num_microbatches + len(self.shape) - 1) * self.times[0].total_s
+
+    @property
+    def narrowest_s(self) -> float:
+        """Seconds per micro-batch of the stage that limits the throughput."""
+        return max(t.total_s / width for t, width in zip(self.times, self.shape, strict=True))
+
+    def part(self, number: int, per_stage: int, stage: int) -> SleepingPart:
+        """One of the parts that the model is cut into.
+
+        Args:
+            number: which, from the front.
+            per_stage: parts on each stage, which share its time.
+            stage: where it lies.
+        """
+        is_last = number == len(self.shape) * per_stage - 1
+        times = self.times[stage]
+        return SleepingPart(
+            (1,) if is_last else (self.activation_bytes // 4,),
+            forward_s=times.forward_s / per_stage,
+            input_s=times.input_s / per_stage,
+            weight_s=times.weight_s / per_stage,
+        )
+
+
+class Runner(Protocol):
+    """A way to do a step; collective: every rank."""
+
+    def step(self) -> None:
+        """Forward and backward of all micro-batches; this is timed."""
+
+
+class Ours:
+    """`workers.bundle`."""
+
+    def __init__(self, setting: Setting, seat: Seat, schedule: str, chunks: int = 1) -> None:
+        topology = Topology(setting.shape, setting.shape, chunks)
+        stage = topology.places[seat.env.rank].stage
+        numbers = [c * len(setting.shape) + stage for c in range(chunks)]
+        parts = [setting.part(number, chunks, stage) for number in numbers]
+        self._pipe = Pipe(seat, topology, parts, schedule)
+        self._num_microbatches = setting.num_microbatches
+
+    def step(self) -> None:
+        """Forward and backward of all micro-batches."""
+        self._pipe.step(self._num_microbatches)
+
+
+class OfTorch:
+    """`torch.distributed.pipelining`, one rank per stage."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        seat: Seat,
+        make: Callable[..., Any],
+        numbers: Callable[[int, int], Sequence[int]] = lambda rank, _: [rank],
+    ) -> None:
+        """Collective.
+
+        Args:
+            make: the class of the schedule.
+            numbers: rank and number of ranks -> the parts of the model that lie there.
+        """
+        rank, num_ranks = seat.env.rank, seat.env.world_size
+        mine = list(numbers(rank, num_ranks))
+        total = num_ranks * len(mine)
+        stages = [_torch_stage(setting, number, total, len(mine), rank) for number in mine]
+        self._schedule = make(
+            stages if len(mine) > 1 else stages[0], setting.num_microbatches, loss_fn=_mean
+        )
+        count = setting.num_microbatches
+        self._inputs = (torch.zeros(count, 1),) if 0 in mine else ()
+        self._target = torch.zeros(count) if total - 1 in mine else None
+
+    def step(self) -> None:
+        """Forward and backward of all micro-batches."""
+        self._schedule.step(*self._inputs, target=self._target)
+
+
+def _torch_stage(
+    setting: Setting, number: int, total: int, per_stage: int, rank: int
+) -> PipelineStage:
+    # Without meta tensors torch runs a forward to infer shapes.
+    between = torch.empty(1, setting.activation_bytes // 4, device="meta", requires_grad=True)
+    small = torch.empty(1, 1, device="meta")
+    return PipelineStage(
+        setting.part(number, per_stage, rank),
+        number,
+        total,
+        torch.device("cpu"),
+        input_args=(small if number == 0 else between,),
+        output_args=(small if number == total - 1 else between,),
+    )
+
+
+def _mean(output: Tensor, _: Tensor) -> Tensor:
+    return output.mean()
+
+
+def _v_shape(rank: int, num_ranks: int) -> Sequence[int]:
+    return [rank, 2 * num_ranks - 1 - rank]
+
+
+class Alone:
+    """The passes of a step of 1F1B one after the other, plain torch, nothing sent.
+
+    What the nominal times do not have: the costs of Python, and of a processor that wakes up.
+    """
+
+    def __init__(self, setting: Setting, seat: Seat) -> None:
+        self._part = setting.part(0, 1, 0)
+        self._count = setting.num_microbatches + len(setting.shape) - 1
+        self._width = setting.activation_bytes // 4
+
+    def step(self) -> None:
+        """As many forwards and backwards as the longest chain of 1F1B has."""
+        for _ in range(self._count):
+            x = torch.zeros(1, self._width, requires_grad=True)
+            torch.autograd.backward(self._part(x), torch.zeros(1, self._width))
+
+
+Builder = Callable[[Setting, Seat], Runner]
+ALONE: Mapping[str, Builder] = {"no communication": Alone}
+BASELINES: Mapping[str, Builder] = {
+    "torch GPipe": partial(OfTorch, make=ScheduleGPipe),
+    "torch 1F1B": partial(OfTorch, make=Schedule1F1B),
+    "torch ZBV": partial(OfTorch, make=ScheduleZBVZeroBubble, numbers=_v_shape),
+}
+
+
+def ours(*schedules: str) -> dict[str, Builder]:
+    """Our schedules by name; "interleaved" with two chunks per rank."""
+    return {
+        f"bundlerun {name}": partial(Ours, schedule=name, chunks=2 if name == "interleaved" else 1)
+        for name in schedules
+    }
+
+
+def measure(
+    setting: Setting, runners: Mapping[str, Builder], num_rounds: int
+) -> dict[str, list[Timing]]:
+    """Times a step of every runner once a round, in turn, after one to warm up."""
+    wire = Wire(mbit_per_s=setting.mbit_per_s)
+    with open_hosts(len(setting.shape), wire) as hosts:
+        if len(setting.shape) > 1:
+            check(hosts)
+        answers = run_ranks(hosts, setting.shape, partial(_rank, setting, runners, num_rounds))
+    timings: dict[str, list[Timing]] = {name: [] for name in runners}
+    for same in zip(*answers, strict=True):
+        timings[same[0]["scheme"]].append(Timing(same))
+    return timings
+
+
+def _rank(
+    setting: Setting, runners: Mapping[str, Builder], num_rounds: int, seat: Seat
+) -> list[dict[str, object]]:
+    seat.join_torch()
+    made = {name: build(setting, seat) for name, build in runners.items()}
+    for runner in made.values():
+        runner.step()
+        dist.barrier()
+    return [
+        {"scheme": name, **seat.timed(runner.step)}
+        for _ in range(num_rounds)
+        for name, runner in made.items()
+    ]

@@ -1,0 +1,205 @@
+"""ResNet-50 on two nodes of two bundles, a slow link: images per second against DDP."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import SGD
+from torchvision.models import resnet50
+
+from benchmarks.draw import Bars, draw_bars
+from benchmarks.forked import Seat, Timing, run_ranks
+from benchmarks.hosts import Wire, open_hosts, why_not
+from benchmarks.record import Check, Options, print_table
+from benchmarks.syncing import median_ms, ratio
+from benchmarks.torch_hybrid import TorchHybrid
+from benchmarks.training import FixedSteps
+from benchmarks.wire import check
+from launcher.config import TrainConfig
+from workers.samples import Batch
+
+CLAIM = "ResNet-50 trains 1.5 times faster than with DDP, 3 times faster than per parameter"
+PER_HOST = (4, 4)
+MBIT_PER_S = 200
+BATCH = 32
+MICROBATCH = 4
+IMAGE_SIZE = 64
+NUM_CLASSES = 1000
+LR = 0.01
+NUM_ROUNDS = 3
+TARGETS = {"DDP, a rank per device": 1.5, "per parameter": 3.0}
+OURS = "bundlerun 1,1"
+
+skip_reason = why_not
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The samples of every step, the same for all schemes."""
+
+    images: Tensor
+    targets: Tensor
+    run_dir: str
+
+    def part(self, index: int, count: int) -> tuple[Tensor, Tensor]:
+        """One of `count` equal parts."""
+        return self.images.chunk(count)[index], self.targets.chunk(count)[index]
+
+    def microbatches(self) -> list[Batch]:
+        """All of them."""
+        pairs = zip(self.images.split(MICROBATCH), self.targets.split(MICROBATCH), strict=True)
+        return [Batch((images,), targets, 0) for images, targets in pairs]
+
+
+class Scheme(Protocol):
+    """A way to train; collective: every rank."""
+
+    def step(self) -> None:
+        """One step, optimizer included; this is timed."""
+
+
+class Ours(FixedSteps):
+    """The trainer, shape 1,1."""
+
+    def __init__(self, inputs: Inputs, seat: Seat, exchange_dtype: str = "float32") -> None:
+        config = TrainConfig(
+            data="synthetic",
+            model="resnet50",
+            shape=(1, 1),
+            num_classes=NUM_CLASSES,
+            batch_size=BATCH,
+            microbatch_size=MICROBATCH,
+            lr_schedule="constant",
+            lr=LR,
+            momentum=0.0,
+            weight_decay=0.0,
+            exchange_dtype=exchange_dtype,
+            run_dir=f"{inputs.run_dir}/{exchange_dtype}",
+        )
+        super().__init__(seat, config, exchange_dtype, inputs.microbatches())
+
+
+class Plain:
+    """Data parallel in plain torch; a subclass sums.
+
+    Args:
+        per_host: ranks of each host that take part; the others are idle.
+    """
+
+    def __init__(self, inputs: Inputs, seat: Seat, per_host: int = 4) -> None:
+        num_ranks = per_host * seat.env.num_nodes
+        self._is_idle = seat.env.local_rank >= per_host
+        firsts = range(0, seat.env.world_size, seat.env.local_world_size)
+        # On ranks outside torch gives a number.
+        self.group: Any = dist.new_group([first + i for first in firsts for i in range(per_host)])
+        if self._is_idle:
+            return
+        torch.manual_seed(0)
+        self.model: nn.Module = resnet50(num_classes=NUM_CLASSES)
+        self._optimizer = SGD(self.model.parameters(), lr=LR)
+        index = seat.env.node * per_host + seat.env.local_rank
+        self._images, self._targets = inputs.part(index, num_ranks)
+
+    def step(self) -> None:
+        """One step."""
+        if self._is_idle:
+            return
+        self._optimizer.zero_grad()
+        cross_entropy(self.model(self._images), self._targets).backward()
+        self.sync()
+        self._optimizer.step()
+
+    def sync(self) -> None:
+        """Sums the gradients where the backward has not."""
+
+
+class Ddp(Plain):
+    """torch's DistributedDataParallel."""
+
+    def __init__(self, inputs: Inputs, seat: Seat, per_host: int = 4) -> None:
+        super().__init__(inputs, seat, per_host)
+        if not self._is_idle:
+            self.model = DistributedDataParallel(self.model, process_group=self.group)
+
+
+class PerParameter(Plain):
+    """One `all_reduce` per parameter, after the backward."""
+
+    def sync(self) -> None:
+        """Sums the gradients."""
+        for parameter in self.model.parameters():
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad, group=self.group)
+
+
+Builder = Callable[[Inputs, Seat], Scheme]
+SCHEMES: Mapping[str, Builder] = {
+    "DDP, a rank per device": Ddp,
+    "DDP, a rank per bundle": partial(Ddp, per_host=2),
+    "per parameter": PerParameter,
+    "torch 1F1B and DDP": lambda inputs, seat: TorchHybrid(
+        inputs.images, inputs.targets, seat, microbatch=MICROBATCH, lr=LR
+    ),
+    OURS: Ours,
+    f"{OURS}, bf16": partial(Ours, exchange_dtype="bfloat16"),
+}
+
+
+def run(options: Options) -> None:
+    """Measures all schemes in turn."""
+    timings = measure(options.rounds_or(NUM_ROUNDS))
+    bars = Bars("images per second", "ResNet-50, 64x64, 2 nodes of 2 bundles, 200 Mbit/s")
+    rows, results = [], []
+    for name, found in timings.items():
+        ms = median_ms(found)
+        faster = {baseline: ratio(timings[baseline], found) for baseline in TARGETS}
+        rows.append((name, 1000 * BATCH / ms, ms, *faster.values()))
+        results.append({"scheme": name, "ms": ms, "images_per_s": 1000 * BATCH / ms} | faster)
+        bars.add(name, "median", 1000 * BATCH / ms)
+    print_table(("scheme", "images/s", "ms a step", *(f"x {name}" for name in TARGETS)), rows)
+    checks = [
+        Check(f"times faster than {name}, at least", ratio(timings[name], timings[OURS]), target)
+        for name, target in TARGETS.items()
+    ]
+    options.record("resnet", {"batch": BATCH, "mbit_per_s": MBIT_PER_S, "rows": results}, checks)
+    draw_bars("resnet", bars, options)
+
+
+def measure(num_rounds: int) -> dict[str, list[Timing]]:
+    """A step of every scheme once a round, in turn, after one to warm up."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn((BATCH, 3, IMAGE_SIZE, IMAGE_SIZE), generator=generator)
+    targets = torch.randint(NUM_CLASSES, (BATCH,), generator=generator)
+    with (
+        tempfile.TemporaryDirectory(prefix="bundlerun-") as folder,
+        open_hosts(len(PER_HOST), Wire(mbit_per_s=MBIT_PER_S)) as hosts,
+    ):
+        check(hosts)
+        rank = partial(_rank, Inputs(images, targets, folder), num_rounds)
+        answers = run_ranks(hosts, PER_HOST, rank)
+    timings: dict[str, list[Timing]] = {name: [] for name in SCHEMES}
+    for same in zip(*answers, strict=True):
+        timings[same[0]["scheme"]].append(Timing(same))
+    return timings
+
+
+def _rank(inputs: Inputs, num_rounds: int, seat: Seat) -> Sequence[dict[str, object]]:
+    seat.join_torch()
+    made = {name: build(inputs, seat) for name, build in SCHEMES.items()}
+    for scheme in made.values():
+        scheme.step()
+        dist.barrier()
+    return [
+        {"scheme": name, **seat.timed(scheme.step)}
+        for _ in range(num_rounds)
+        for name, scheme in made.items()
+    ]

@@ -1,0 +1,241 @@
+"""A whole step of a model that sleeps, data parallel: each way to sum gradients in turn.
+
+All ranks do the same:
+
+forward |== one third ==|
+backward                |== last layer ==|== ... ==|== first layer ==|
+gradients                                |1 MiB    |1 MiB            |1 MiB
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
+    bf16_compress_hook,
+    fp16_compress_hook,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from benchmarks.forked import Seat, Timing, run_ranks
+from benchmarks.hosts import Wire, open_hosts
+from benchmarks.ours import BUCKET_MB, Sync, SyncChoice
+from benchmarks.sleeping import SleepingLayer
+from benchmarks.wire import check
+
+_TOLERANCE = 2e-2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """The hosts and the model."""
+
+    num_hosts: int = 2
+    ranks_per_host: int = 4
+    mbit_per_s: float
+    num_layers: int = 16
+    tensors_per_layer: int = 10
+    layer_bytes: int = 2**20
+    forward_s: float = 0.4 / 3
+    backward_s: float = 0.8 / 3
+
+    @property
+    def wire(self) -> Wire:
+        """The link of every host."""
+        return Wire(mbit_per_s=self.mbit_per_s)
+
+    def wire_s(self, bytes_per_number: int) -> float:
+        """The least time that the gradients need on a link: 2 S (N-1)/N bytes."""
+        num_bytes = self.num_layers * self.layer_bytes * bytes_per_number / 4
+        return self.wire.seconds(2 * num_bytes * (self.num_hosts - 1) / self.num_hosts)
+
+    def least_s(self, bytes_per_number: int) -> float:
+        """Forward, the backward of the first bucket, and the wire, which is busy from then on."""
+        first = BUCKET_MB * 1e6 / (self.num_layers * self.layer_bytes)
+        overlapped = self.forward_s + first * self.backward_s + self.wire_s(bytes_per_number)
+        return max(self.forward_s + self.backward_s, overlapped)
+
+    def model(self, fill: float) -> nn.Sequential:
+        """The model of one rank."""
+        count = self.layer_bytes // 4
+        edges = [count * i // self.tensors_per_layer for i in range(self.tensors_per_layer + 1)]
+        sizes = [b - a for a, b in pairwise(edges)]
+        return nn.Sequential(
+            *(
+                SleepingLayer(
+                    sizes,
+                    forward_s=self.forward_s / self.num_layers,
+                    backward_s=self.backward_s / self.num_layers,
+                    fill=fill,
+                )
+                for _ in range(self.num_layers)
+            )
+        )
+
+
+class Scheme(Protocol):
+    """A way to do a step; collective: every rank."""
+
+    def step(self) -> None:
+        """Forward, backward, and the sums; this is timed."""
+
+    def check(self, mean: float) -> None:
+        """Raises RuntimeError where a gradient is neither the mean nor the sum."""
+
+
+class _Model:
+    """What all schemes have."""
+
+    def __init__(self, setting: Setting, seat: Seat) -> None:
+        self.seat = seat
+        self.model = setting.model(fill=seat.env.rank + 1)
+        self.x = torch.zeros(1, requires_grad=True)
+        self.divisor = 1
+
+    def check(self, mean: float) -> None:
+        """Raises RuntimeError where a gradient is neither the mean nor the sum."""
+        wanted = mean * self.seat.env.world_size / self.divisor
+        for gradient in self.gradients():
+            if not torch.allclose(gradient, torch.tensor(wanted), rtol=_TOLERANCE):
+                found = float(gradient.mean())
+                raise RuntimeError(f"{type(self).__name__}: a gradient is {found}, not {wanted}")
+
+    def gradients(self) -> list[Tensor]:
+        """As they are after the sync."""
+        return [p.grad for p in self.model.parameters() if p.grad is not None]
+
+
+class Ours(_Model):
+    """`workers.sync`."""
+
+    def __init__(self, setting: Setting, seat: Seat, choice: SyncChoice) -> None:
+        super().__init__(setting, seat)
+        self._sync = Sync(seat, list(self.model.parameters()), choice)
+
+    def step(self) -> None:
+        """Forward, backward, and the sums."""
+        self._sync.start_step()
+        loss = self.model(self.x).sum()
+        self._sync.arm()
+        loss.backward()
+        self._sync.finish()
+
+
+class Ddp(_Model):
+    """torch's DistributedDataParallel.
+
+    Args:
+        hook: compresses what is sent.
+        bucket_mb: None: torch's default.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        seat: Seat,
+        hook: Callable[..., Any] | None = None,
+        bucket_mb: float | None = None,
+    ) -> None:
+        super().__init__(setting, seat)
+        self._wrapped = DistributedDataParallel(self.model, bucket_cap_mb=bucket_mb)
+        if hook is not None:
+            self._wrapped.register_comm_hook(None, hook)
+        self.divisor = seat.env.world_size
+
+    def step(self) -> None:
+        """Forward, backward, and the sums."""
+        self._wrapped.zero_grad()
+        self._wrapped(self.x).sum().backward()
+
+
+class PerParameter(_Model):
+    """One `all_reduce` per parameter, after the backward."""
+
+    def step(self) -> None:
+        """Forward, backward, and the sums."""
+        self.model.zero_grad()
+        self.model(self.x).sum().backward()
+        for gradient in self.gradients():
+            dist.all_reduce(gradient)
+
+
+class Hsdp(_Model):
+    """torch's fully_shard: sharded inside a host, replicated over hosts."""
+
+    def __init__(self, setting: Setting, seat: Seat) -> None:
+        super().__init__(setting, seat)
+        shape = (setting.num_hosts, setting.ranks_per_host)
+        mesh = init_device_mesh("cpu", shape, mesh_dim_names=("host", "rank"))
+        for layer in self.model:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.model, mesh=mesh)
+        self.divisor = seat.env.world_size
+
+    def step(self) -> None:
+        """Forward, backward, and the sums."""
+        self.model.zero_grad()
+        self.model(self.x).sum().backward()
+
+    def gradients(self) -> list[Tensor]:
+        """The shards of this rank."""
+        return [p.grad.to_local() for p in self.model.parameters()]  # type: ignore[union-attr]
+
+
+Builder = Callable[[Setting, Seat], Scheme]
+BASELINES: Mapping[str, Builder] = {
+    "DDP": Ddp,
+    "DDP, fp16 hook": partial(Ddp, hook=fp16_compress_hook),
+    "DDP, bf16 hook": partial(Ddp, hook=bf16_compress_hook),
+    f"DDP, {BUCKET_MB:g} MB buckets": partial(Ddp, bucket_mb=BUCKET_MB),
+    "HSDP (fully_shard)": Hsdp,
+    "per parameter": PerParameter,
+}
+
+
+def ours(choices: Sequence[SyncChoice]) -> dict[str, Builder]:
+    """Our schemes by the name of their choice."""
+    return {choice.name: partial(Ours, choice=choice) for choice in choices}
+
+
+def measure(
+    setting: Setting, schemes: Mapping[str, Builder], num_rounds: int
+) -> dict[str, list[Timing]]:
+    """Times a step of every scheme once a round, in turn; two to warm up, of which one is checked.
+
+    Raises:
+        RuntimeError: a scheme gave wrong gradients.
+    """
+    with open_hosts(setting.num_hosts, setting.wire) as hosts:
+        check(hosts)
+        per_host = (setting.ranks_per_host,) * setting.num_hosts
+        answers = run_ranks(hosts, per_host, partial(_rank, setting, schemes, num_rounds))
+    timings: dict[str, list[Timing]] = {name: [] for name in schemes}
+    for same in zip(*answers, strict=True):
+        timings[same[0]["scheme"]].append(Timing(same))
+    return timings
+
+
+def _rank(
+    setting: Setting, schemes: Mapping[str, Builder], num_rounds: int, seat: Seat
+) -> list[dict[str, object]]:
+    seat.join_torch()
+    made = {name: build(setting, seat) for name, build in schemes.items()}
+    # DDP learns the order of the gradients in its first step and makes its buckets anew.
+    for scheme in made.values():
+        scheme.step()
+        scheme.step()
+        scheme.check(mean=(seat.env.world_size + 1) / 2)
+    return [
+        {"scheme": name, **seat.timed(scheme.step)}
+        for _ in range(num_rounds)
+        for name, scheme in made.items()
+    ]

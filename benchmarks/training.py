@@ -1,0 +1,102 @@
+"""The real trainer on forked ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from torch._C._distributed_c10d import PrefixStore
+
+from benchmarks.forked import Seat
+from launcher.config import TrainConfig
+from workers.bundle import StepWork
+from workers.feed import Feed
+from workers.meters import Meters
+from workers.recipe import DataInfo, load_recipe
+from workers.samples import Batch
+from workers.session import Session, join
+from workers.stage import make_stage, open_data
+from workers.trainer import Trainer
+
+
+def joined(seat: Seat, config: TrainConfig, name: str) -> Session:
+    """The session of one run; collective, a name per run."""
+    session = join(config, seat.env, PrefixStore(f"training/{name}", seat.store))
+    assert session is not None, "no rank is spare here"
+    return session
+
+
+def made(config: TrainConfig, session: Session, info: DataInfo) -> Trainer:
+    """The trainer of one rank; collective."""
+    recipe = load_recipe(config)
+    stage = make_stage(config, recipe, info, session.place.stage)
+    trainer = Trainer(config, session, stage, recipe, Meters())
+    trainer.copy_from_first()
+    return trainer
+
+
+class FixedSteps:
+    """Steps of the trainer over the same few samples, which lie in memory.
+
+    Args:
+        seat: this rank; collective.
+        config: the run's.
+        name: of the run, new for these ranks.
+        samples: all micro-batches of a step.
+    """
+
+    def __init__(
+        self, seat: Seat, config: TrainConfig, name: str, samples: Sequence[Batch]
+    ) -> None:
+        self._session = joined(seat, config, name)
+        info = DataInfo(num_train=1, num_val=0, num_outputs=config.num_classes)
+        self._trainer = made(config, self._session, info)
+        self._config = config
+        self._samples = samples
+        self._step = 0
+
+    def step(self) -> None:
+        """One step, optimizer included."""
+        place, topology = self._session.place, self._session.topology
+        each = len(self._samples) // topology.num_bundles
+        first = place.bundle * each
+        mine = range(first, first + each)
+        work = StepWork(
+            seed=self._config.seed,
+            step=self._step,
+            first=first,
+            sizes=[len(self._samples[j].target) for j in mine],
+            num_samples=sum(len(batch.target) for batch in self._samples),
+        )
+        batches = [self._samples[j] for j in mine[place.replica :: topology.shape[0]]]
+        self._trainer.step(work, iter(batches), steps_per_epoch=1000)
+        self._step += 1
+
+
+def losses_by_epoch(seat: Seat, config: TrainConfig, name: str) -> list[float]:
+    """Trains from the data set; mean loss of each epoch, right on the last stage only.
+
+    Collective: every rank.
+    """
+    session = joined(seat, config, name)
+    info, data = open_data(load_recipe(config), session)
+    feed = Feed(config, session, info, data)
+    trainer = made(config, session, info)
+    try:
+        return [_epoch_loss(trainer, feed, epoch) for epoch in range(config.epochs)]
+    finally:
+        trainer.close()
+        feed.close()
+
+
+def _epoch_loss(trainer: Trainer, feed: Feed, epoch: int) -> float:
+    works, batches = feed.epoch(epoch, 0)
+    losses = list(_losses(trainer, works, batches, feed.steps_per_epoch))
+    return sum(losses) / len(losses)
+
+
+def _losses(
+    trainer: Trainer, works: Iterator[StepWork], batches: Iterator[Batch], steps_per_epoch: int
+) -> Iterator[float]:
+    for work in works:
+        trainer.step(work, batches, steps_per_epoch)
+        yield trainer.last_sums.loss

@@ -1,0 +1,300 @@
+"""Which pass of which micro-batch a rank does, in which order.
+
+F forward, B backward; the rows of a picture are stage.replica. A stage of width w takes the
+micro-batches in turn (I3), so every order of a replica is that of the stage, thinned out:
+
+    1f1b, shape 1,1, four micro-batches            shape 2,1
+    0.0  F0 F1 B0 F2 B1 F3 B2 B3                   0.0  F0 F2 B0 B2
+    1.0  F0 B0 F1 B1 F2 B2 F3 B3                   0.1  F1 F3 B1 B3
+                                                   1.0  F0 B0 F1 B1 F2 B2 F3 B3
+
+All ranks of a bundle follow one `Pipeline`. Chunk c of the model lies on stage c modulo the
+number of stages; an action names the rank's own chunk, c divided by the number of stages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from itertools import zip_longest
+from math import lcm
+from typing import Literal, NamedTuple, get_args
+
+from launcher.topology import Topology
+
+ScheduleName = Literal["gpipe", "1f1b", "eager-1f1b", "interleaved", "zero-bubble"]
+SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
+
+
+class Pass(Enum):
+    """What an action does with its micro-batch.
+
+    A backward that a weight pass follows only makes the gradients of the stage's inputs.
+    """
+
+    FORWARD = "F"
+    BACKWARD = "B"
+    WEIGHT = "W"
+
+
+class Action(NamedTuple):
+    """One pass of one micro-batch through one of the rank's chunks of the model."""
+
+    kind: Pass
+    microbatch: int
+    """Counts inside the bundle."""
+    chunk: int = 0
+    """Counts the chunks of the rank."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """What the passes of one micro-batch through one chunk have in common."""
+        return self.microbatch, self.chunk
+
+    def __str__(self) -> str:
+        chunk = f".{self.chunk}" if self.chunk else ""
+        return f"{self.kind.value}{self.microbatch}{chunk}"
+
+
+Order = list[Action]
+Schedule = dict[tuple[int, int], Order]
+"""The orders of all ranks of a bundle, by (stage, replica)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """How the micro-batches of a step go through a bundle.
+
+    Args:
+        shape: devices per stage.
+        schedule: name of the order of passes.
+        chunks: chunks of the model per rank; above 1 only where the schedule is interleaved.
+        slow_links: stages behind which the link is slow; for eager-1f1b and zero-bubble.
+    """
+
+    shape: tuple[int, ...]
+    schedule: ScheduleName = "1f1b"
+    chunks: int = 1
+    slow_links: frozenset[int] = frozenset()
+
+    @classmethod
+    def of(cls, topology: Topology, schedule: str) -> Pipeline:
+        """What all bundles of a job do; "auto" is the schedule that suits the topology."""
+        crossings = topology.node_crossings
+        if schedule == "auto":
+            schedule = "eager-1f1b" if crossings else "1f1b"
+            schedule = "interleaved" if topology.chunks > 1 else schedule
+        (name,) = (known for known in SCHEDULES if known == schedule)
+        return cls(
+            shape=topology.shape,
+            schedule=name,
+            chunks=topology.chunks,
+            # Asked for on one node, eager takes every link for slow.
+            slow_links=frozenset(range(topology.num_stages - 1))
+            if name == "eager-1f1b" and not crossings
+            else crossings,
+        )
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks that the model is cut into."""
+        return self.chunks * len(self.shape)
+
+    @property
+    def largest_group(self) -> int:
+        """No more micro-batches than that go through a chunk before the next chunk's turn."""
+        return 2 * group_sizes(self.shape, 0)[0]
+
+    def order(self, stage: int, replica: int, num_microbatches: int) -> Order:
+        """What one rank does in a training step.
+
+        Args:
+            num_microbatches: of the bundle, any number.
+        """
+        mine = range(replica, num_microbatches, self.shape[stage])
+        match self.schedule:
+            case "gpipe":
+                return gpipe(mine)
+            case "1f1b":
+                return one_forward_one_backward(mine, num_warmups(self.shape)[stage])
+            case "eager-1f1b":
+                warmups = num_warmups(self.shape, self.slow_links)
+                return one_forward_one_backward(mine, warmups[stage])
+            case "zero-bubble":
+                return zero_bubble(mine, num_warmups(self.shape, self.slow_links), stage)
+            case "interleaved":
+                return interleaved(self.shape, self.chunks, stage, replica, num_microbatches)
+
+    def forward_order(self, stage: int, replica: int, num_microbatches: int) -> Order:
+        """What one rank does in an evaluation."""
+        mine = range(replica, num_microbatches, self.shape[stage])
+        groups = group_sizes(self.shape, num_microbatches)
+        return list(_in_groups(Pass.FORWARD, mine, groups, range(self.chunks)))
+
+    def bundle(self, num_microbatches: int) -> Schedule:
+        """What all ranks of a bundle do in a training step."""
+        return {
+            (stage, replica): self.order(stage, replica, num_microbatches)
+            for stage, width in enumerate(self.shape)
+            for replica in range(width)
+        }
+
+
+def num_warmups(shape: Sequence[int], slow_links: Container[int] = ()) -> list[int]:
+    """Per stage, the forwards that a replica does before its first backward.
+
+    While each replica of the stage behind works on its n' warm-up micro-batches and one more, this
+    stage needs as many to go on with:
+
+        n w  >=  (n' + 1) w'        w wide, the stage behind w'
+
+    Then the narrowest stage never waits, whatever the passes take. Proof: let T be the longest
+    (forward + backward) / width of all stages. Forwards of micro-batch j may start at x + jT and
+    backwards at y + jT on each stage, with y - x = n w T + forward: no two passes of a replica
+    meet, as forward + backward <= wT, and x' = x + forward, y = y' + backward' can be had.
+
+    Args:
+        shape: devices per stage.
+        slow_links: stages behind which the link is slow; one micro-batch more per replica travels.
+    """
+    numbers = [0]
+    for stage in reversed(range(len(shape) - 1)):
+        needed = -(-(numbers[0] + 1) * shape[stage + 1] // shape[stage])
+        numbers.insert(0, needed + (stage in slow_links))
+    return numbers
+
+
+def _merged(forwards: Sequence[Action], backwards: Sequence[Action], num_warmup: int) -> Order:
+    """First `num_warmup` forwards, then one forward and one backward in turn."""
+    order = list(forwards[:num_warmup])
+    for pair in zip_longest(forwards[num_warmup:], backwards):
+        order += [action for action in pair if action is not None]
+    return order
+
+
+def _passes(kind: Pass, microbatches: Iterable[int]) -> Order:
+    return [Action(kind, j) for j in microbatches]
+
+
+def last_backwards(order: Order) -> dict[int, int]:
+    """Where the gradients of each chunk become final: chunk by index of its last pass.
+
+    That is never before the rank's last forward.
+    """
+    last = {a.chunk: i for i, a in enumerate(order) if a.kind is not Pass.FORWARD}
+    return {index: chunk for chunk, index in last.items()}
+
+
+def gpipe(mine: Sequence[int]) -> Order:
+    """All forwards, then all backwards: every micro-batch is in flight at once.
+
+        0.0  F0 F1 F2 F3 B0 B1 B2 B3
+        1.0  F0 F1 F2 F3 B0 B1 B2 B3
+
+    Source: Huang et al., GPipe.
+    """
+    return _passes(Pass.FORWARD, mine) + _passes(Pass.BACKWARD, mine)
+
+
+def one_forward_one_backward(mine: Sequence[int], num_warmup: int) -> Order:
+    """Each backward as early as can be, so that few micro-batches are in flight.
+
+        1f1b                                       eager-1f1b, slow link
+        0.0  F0 F1 F2 B0 F3 B1 B2 B3               0.0  F0 F1 F2 F3 B0 B1 B2 B3
+        1.0  F0 F1 B0 F2 B1 F3 B2 B3               1.0  F0 F1 F2 B0 F3 B1 B2 B3
+        2.0  F0 B0 F1 B1 F2 B2 F3 B3               2.0  F0 B0 F1 B1 F2 B2 F3 B3
+
+    Eager has one micro-batch more on the way for each slow link behind the stage: it travels
+    while the others are worked on.
+
+    Source: Narayanan et al., Memory-Efficient Pipeline-Parallel DNN Training; Zhuang et al., On
+    Optimizing the Communication of Model Parallelism.
+    """
+    return _merged(_passes(Pass.FORWARD, mine), _passes(Pass.BACKWARD, mine), num_warmup)
+
+
+def zero_bubble(mine: Sequence[int], warmups: Sequence[int], stage: int) -> Order:
+    """1F1B whose backwards send their input's gradient first; the weights' comes when it suits.
+
+        0.0  F0 F1 F2 B0 F3 B1 B2 B3                      B and W in one: nobody waits for its B
+        1.0  F0 F1 B0 F2 B1 W0 F3 B2 W1 B3 W2 W3
+        2.0  F0 B0 F1 B1 F2 B2 W0 F3 B3 W1 W2 W3
+
+    A weight pass is put off by as many micro-batches as the longest of the `warmups` is longer
+    than this stage's: no rank has more in flight than one of that stage.
+
+    Source: Qi et al., Zero Bubble Pipeline Parallelism, ZB-H1.
+    """
+    order = one_forward_one_backward(mine, warmups[stage])
+    if stage == 0:
+        return order
+    return list(_with_weight_passes(order, mine, max(warmups) - warmups[stage]))
+
+
+def _with_weight_passes(order: Order, mine: Sequence[int], num_behind: int) -> Iterator[Action]:
+    num_backwards = 0
+    for action in order:
+        yield action
+        if action.kind is Pass.BACKWARD:
+            num_backwards += 1
+            if num_backwards > num_behind:
+                yield Action(Pass.WEIGHT, mine[num_backwards - num_behind - 1])
+    for j in mine[max(0, len(mine) - num_behind) :]:
+        yield Action(Pass.WEIGHT, j)
+
+
+def group_sizes(shape: Sequence[int], num_microbatches: int) -> list[int]:
+    """Cuts a step's micro-batches into groups; a group goes through one chunk, then the next.
+
+    A group has so many that the first has come through all stages when the last has entered, and
+    a whole number for every replica. What is left over makes the groups larger, fewer would leave
+    ranks idle; the last may thus count micro-batches that do not exist.
+    """
+    unit = lcm(*shape)
+    least = -(-sum(shape) // unit)
+    num_units = max(least, -(-num_microbatches // unit))
+    num_groups = num_units // least
+    each, more = divmod(num_units, num_groups)
+    return [(each + (i < more)) * unit for i in range(num_groups)]
+
+
+def interleaved(
+    shape: Sequence[int], chunks: int, stage: int, replica: int, num_microbatches: int
+) -> Order:
+    """1F1B over several chunks per rank: a chunk is shorter, so the pipeline fills faster.
+
+        two chunks, F0.1 is the forward of the second
+        0.0  F0 F1 F0.1 F1.1 F2 B0.1 F3 B1.1 F2.1 B0 F3.1 B1 B2.1 B3.1 B2 B3
+        1.0  F0 F1 F0.1 B0.1 F1.1 B1.1 F2 B0 F3 B1 F2.1 B2.1 F3.1 B3.1 B2 B3
+
+    Before the first backward the last stage takes a group through all chunks but one, and each
+    stage in front two micro-batches more per device behind it. One would do for a steady state
+    (see `num_warmups`; the other covers rounding), two leave nobody idle before it. The first
+    stage has less than chunks + 1 groups under way then, so that the last stage gets its gradients
+    for the chunk before in time.
+
+    Micro-batches that do not exist are left out at the end. Leaving all passes of a micro-batch
+    out, on all ranks, adds no dependency: the order cannot get stuck where the full one cannot.
+
+    Source: Narayanan et al., Efficient Large-Scale Language Model Training on GPU Clusters.
+    """
+    groups = group_sizes(shape, num_microbatches)
+    num_ahead = (chunks - 1) * groups[0] + 2 * sum(shape[stage + 1 :])
+    mine = range(replica, sum(groups), shape[stage])
+    forwards = _in_groups(Pass.FORWARD, mine, groups, range(chunks))
+    backwards = _in_groups(Pass.BACKWARD, mine, groups, range(chunks)[::-1])
+    order = _merged(list(forwards), list(backwards), -(-num_ahead // shape[stage]))
+    return [action for action in order if action.microbatch < num_microbatches]
+
+
+def _in_groups(
+    kind: Pass, mine: range, groups: Sequence[int], chunks: Sequence[int]
+) -> Iterator[Action]:
+    """Yields one group's micro-batches through each chunk, then the next group's."""
+    first = 0
+    for size in groups:
+        of_group = mine[first // mine.step : (first + size) // mine.step]
+        for chunk in chunks:
+            yield from (Action(kind, j, chunk) for j in of_group)
+        first += size

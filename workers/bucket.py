@@ -1,0 +1,162 @@
+"""Gradients that travel together in a sync.
+
+    first bucket, float64    | extra: loss, counts, batch-norm sums | gradients | used |
+    any other, one dtype                                            | gradients | used |
+
+Every parameter's gradient is a view of its bucket, so nothing is gathered before it travels. `used`
+has one number per parameter: on how many ranks it got a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_MOST_WIDENED = 16 << 10
+"""Elements of the first bucket: it is short, because it doubles float32, and leaves early."""
+
+Allocate = Callable[[int, torch.dtype], Tensor]
+"""Gives a flat tensor of zeros that many elements long, on the CPU, where sums are taken."""
+
+
+class Bucket:
+    """One flat tensor that is summed over the replicas.
+
+    Args:
+        parameters: whose gradients; of one dtype and device.
+        num_extra: numbers in front of the gradients; float64, as then is the whole bucket.
+        device: where the gradients are.
+        allocate: gives the memory that is summed; None: the gradients are summed where they are.
+    """
+
+    def __init__(
+        self,
+        parameters: Sequence[Parameter],
+        num_extra: int,
+        device: torch.device,
+        allocate: Allocate | None,
+    ) -> None:
+        self.parameters = list(parameters)
+        self.pending = 0
+        sizes = [p.numel() for p in parameters]
+        dtype = torch.float64 if num_extra or not parameters else parameters[0].dtype
+        length = num_extra + sum(sizes) + len(parameters)
+        on_cpu = allocate(length, dtype) if allocate is not None else None
+        is_own = on_cpu is not None and device.type == "cpu"
+        self.flat = (
+            on_cpu
+            if is_own and on_cpu is not None
+            else torch.zeros(length, dtype=dtype, device=device)
+        )
+        self.wire = self.flat if on_cpu is None else on_cpu
+        self.extra, self._widened, self._used = self.flat.split(
+            [num_extra, sum(sizes), len(parameters)]
+        )
+        self._gradients = self._widened
+        if parameters and parameters[0].dtype != dtype:
+            self._gradients = torch.zeros_like(self._widened, dtype=parameters[0].dtype)
+        self.views = [
+            part.view_as(p)
+            for part, p in zip(self._gradients.split(sizes), parameters, strict=True)
+        ]
+        self._event = torch.cuda.Event() if device.type == "cuda" else None
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that are summed."""
+        return self.wire.numel() * self.wire.element_size()
+
+    def clear(self) -> None:
+        """Starts a step: everything is zero, and each parameter's gradient is in here."""
+        self.flat.zero_()
+        if self._gradients is not self._widened:
+            self._gradients.zero_()
+        self.pending = len(self.parameters)
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            parameter.grad = view
+
+    def close(self, used: Collection[Parameter]) -> None:
+        """Ends this rank's part: what is in here now may travel."""
+        if self.parameters:
+            flags = [float(p in used) for p in self.parameters]
+            self._used.copy_(torch.tensor(flags, dtype=self._used.dtype))
+            if self._gradients is not self._widened:
+                self._widened.copy_(self._gradients)
+        self.mark_ready()
+
+    def open(self) -> Tensor:
+        """Takes the sums in; returns the number of ranks that used each parameter."""
+        self.wait_ready()
+        if self._gradients is not self._widened:
+            self._gradients.copy_(self._widened)
+        used: Tensor = self._used
+        return used
+
+    def mark_ready(self) -> None:
+        """What the current stream has done so far belongs to this bucket."""
+        if self._event is not None:
+            self._event.record()
+
+    def wait_ready(self) -> None:
+        """Lets the current stream wait for `mark_ready`."""
+        if self._event is not None:
+            self._event.wait()
+
+    def load_wire(self) -> None:
+        """Brings the gradients to where they are summed."""
+        if self.wire is not self.flat:
+            self.wire.copy_(self.flat, non_blocking=True)
+            torch.cuda.current_stream(self.flat.device).synchronize()
+
+    def unload_wire(self) -> None:
+        """Brings the sums back."""
+        if self.wire is not self.flat:
+            self.flat.copy_(self.wire, non_blocking=True)
+
+
+def cut_into_buckets(
+    parts: Sequence[Sequence[Parameter]], bucket_bytes: int
+) -> list[list[Parameter]]:
+    """Parameters in buckets of one dtype and about `bucket_bytes`, in order of readiness.
+
+    The last layers of the last part are the first to have their gradients. The first bucket is
+    short; it is empty where no parameter is.
+    """
+    ordered = [list(reversed(part)) for part in reversed(parts)]
+    first = _first_bucket(ordered[0] if ordered else [])
+    buckets = [first]
+    is_taken = set(first)
+    for part in ordered:
+        left = [p for p in part if p not in is_taken]
+        buckets += _filled(left, bucket_bytes)
+    return buckets
+
+
+def _first_bucket(parameters: Sequence[Parameter]) -> list[Parameter]:
+    """The first parameters that are short together; else the first one that is short."""
+    found: list[Parameter] = []
+    for parameter in parameters:
+        size = sum(p.numel() for p in found) + parameter.numel()
+        if size <= _MOST_WIDENED and all(p.dtype == parameter.dtype for p in found):
+            found.append(parameter)
+        elif found:
+            break
+    return found
+
+
+def _filled(parameters: Sequence[Parameter], bucket_bytes: int) -> list[list[Parameter]]:
+    buckets: list[list[Parameter]] = []
+    filled = 0
+    for parameter in parameters:
+        size = parameter.numel() * parameter.element_size()
+        fits = buckets and filled + size <= bucket_bytes
+        if fits and buckets[-1][0].dtype == parameter.dtype:
+            buckets[-1].append(parameter)
+            filled += size
+        else:
+            buckets.append([parameter])
+            filled = size
+    return buckets

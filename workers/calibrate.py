@@ -1,0 +1,183 @@
+"""Chooses how to sum, by summing: all schemes on the real groups and buckets, in turn.
+
+    local-master  sharded  flat | local-master  sharded  flat | ...     one round after another
+
+Every replica measures; what counts is the slowest one's time, so all choose alike.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from launcher.files import write_text
+from workers.bucket import Bucket
+from workers.comm import Group
+from workers.legs import Chain
+from workers.schemes import SCHEMES, Scheme
+
+log = logging.getLogger(__name__)
+
+BUDGET_S = 1.5
+"""Time that a calibration may take; it stops before the round that would go beyond."""
+_MOST_ROUNDS = 5
+_FEWEST_ROUNDS = 3
+_MOST_BUCKETS = 12
+"""Enough for all legs to be busy at one time; more would only take longer."""
+_AS_GOOD = 1.01
+"""The first candidate within this factor of the best is chosen."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The scheme that a stage uses, and why.
+
+    Args:
+        scheme: how to sum.
+        milliseconds: for what was measured, median over rounds of the slowest replica's.
+        num_bytes: what was summed in each measurement.
+        situation: what the measurement holds for: ranks per node, sizes of buckets.
+    """
+
+    scheme: Scheme
+    milliseconds: dict[str, float]
+    num_bytes: int
+    situation: str
+
+    def __post_init__(self) -> None:
+        if self.scheme not in SCHEMES:
+            raise ValueError(f"no scheme {self.scheme!r}")
+
+    def __str__(self) -> str:
+        times = ", ".join(f"{name} {ms:.1f} ms" for name, ms in self.milliseconds.items())
+        return f"{self.scheme} ({times} for {self.num_bytes / 1e6:.1f} MB)"
+
+
+def read_choice(path: Path) -> Choice | None:
+    """What `write_choice` has written; None where that cannot be read."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Choice(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def write_choice(path: Path, choice: Choice) -> None:
+    """Keeps a choice for the next start; a disk that is full costs no more than measuring again."""
+    try:
+        write_text(path, json.dumps(asdict(choice), indent=2) + "\n")
+    except OSError as exc:
+        log.warning("%s could not be written: %s", path, exc)
+
+
+class Calibration:
+    """Measures with the buckets of one stage, which are zero meanwhile.
+
+    Args:
+        group: all replicas of the stage.
+        buckets: of this rank; the same sizes on every replica.
+        situation: what the choice holds for besides the sizes of the buckets.
+    """
+
+    def __init__(self, group: Group, buckets: Sequence[Bucket], situation: str) -> None:
+        self._group = group
+        self._buckets = buckets
+        sizes = [bucket.num_bytes for bucket in buckets]
+        self._situation = f"{situation}, {group.backend}, buckets of {sizes} bytes"
+
+    def choose(
+        self,
+        candidates: Sequence[Scheme],
+        start: Callable[[Scheme], Chain | None],
+        known: Choice | None,
+    ) -> Choice:
+        """The fastest candidate; what is known already is measured no more.
+
+        Collective: the group.
+
+        Args:
+            candidates: schemes; the earlier is preferred among equals.
+            start: makes the legs of one.
+            known: an earlier choice; of the first replica's, if it fits the situation.
+        """
+        first = self._group.all_gather_json(None if known is None else asdict(known))[0]
+        if first is not None and first["situation"] == self._situation:
+            return Choice(**first)
+        chains = {scheme: chain for scheme in candidates if (chain := start(scheme)) is not None}
+        rounds, num_buckets = self._measure(chains)
+        for chain in chains.values():
+            chain.close()
+        times = {scheme: median(r[scheme] for r in rounds) for scheme in chains}
+        best = min(times.values())
+        return Choice(
+            scheme=next(s for s, seconds in times.items() if seconds <= best * _AS_GOOD),
+            milliseconds={scheme: round(seconds * 1e3, 2) for scheme, seconds in times.items()},
+            num_bytes=sum(b.num_bytes for b in self._buckets[:num_buckets]),
+            situation=self._situation,
+        )
+
+    def _measure(self, chains: dict[Scheme, Chain]) -> tuple[list[dict[Scheme, float]], int]:
+        """Rounds of measurements, and the number of buckets in each of them."""
+        started = time.monotonic()
+        self._round(chains, 1)  # opens connections
+        probe = sum(self._round(chains, self._num_for_probe()).values())
+        probe_bytes = sum(b.num_bytes for b in self._buckets[: self._num_for_probe()])
+        left = self._agreed(BUDGET_S - (time.monotonic() - started))
+        num_buckets = self._num_within(probe_bytes * left / (_FEWEST_ROUNDS * probe))
+        rounds: list[dict[Scheme, float]] = []
+        while len(rounds) < _MOST_ROUNDS:
+            rounds.append(self._round(chains, num_buckets))
+            spent = self._agreed(time.monotonic() - started)
+            if spent + spent / (len(rounds) + 1) > BUDGET_S:
+                break
+        return rounds, num_buckets
+
+    def _num_for_probe(self) -> int:
+        return min(2, len(self._buckets))
+
+    def _num_within(self, num_bytes: float) -> int:
+        """The buckets, from the first on, that are at most so many bytes; two at least."""
+        total = 0
+        for number, bucket in enumerate(self._buckets[:_MOST_BUCKETS]):
+            total += bucket.num_bytes
+            if total > num_bytes:
+                return max(number, self._num_for_probe())
+        return min(len(self._buckets), _MOST_BUCKETS)
+
+    def _round(self, chains: dict[Scheme, Chain], num_buckets: int) -> dict[Scheme, float]:
+        """Seconds that each scheme takes for the first buckets, the slowest replica's."""
+        own = []
+        for chain in chains.values():
+            self._group.all_reduce(torch.zeros(1, device=self._device)).wait()
+            start = time.perf_counter()
+            for bucket in self._buckets[:num_buckets]:
+                bucket.close(())
+                chain.launch(bucket)
+            for _ in range(num_buckets):
+                chain.take().wait_ready()
+            if self._device.type == "cuda":
+                torch.cuda.current_stream().synchronize()
+            own.append(time.perf_counter() - start)
+        of_all = torch.stack(self._group.all_gather(self._tensor(own)))
+        return dict(zip(chains, of_all.max(0).values.tolist(), strict=True))
+
+    def _agreed(self, seconds: float) -> float:
+        """The first replica's number."""
+        value = self._tensor([seconds])
+        self._group.broadcast(value).wait()
+        return float(value)
+
+    @property
+    def _device(self) -> torch.device:
+        wire = self._buckets[0].wire
+        return self._buckets[0].flat.device if self._group.backend == "nccl" else wire.device
+
+    def _tensor(self, values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=self._device)

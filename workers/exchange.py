@@ -1,0 +1,219 @@
+"""The exchange leg: sums of the nodes meet; over the network, so bytes are what counts.
+
+    two nodes          swap: each sends its sum and adds the other's, one step
+    a few              scatter: each piece to its owner, who adds;  gather: each owner to all
+    many, or NCCL      one all-reduce
+
+The first two move 2 S (N-1)/N bytes per node, the least there is (two nodes: S). Compressed, what
+travels is bfloat16, and what the rounding lost is added to the next step's sum (error feedback:
+Seide et al., 1-bit stochastic gradient descent, 2014). Sums are added in float32 or better, in
+order of the nodes, so that all nodes have the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from workers.bucket import Bucket
+from workers.comm import Group
+from workers.legs import Action, Finish
+from workers.meters import Phase
+
+Target = Callable[[Bucket], Tensor]
+"""The flat tensor of a bucket that this rank exchanges."""
+
+_MOST_DIRECT_NODES = 16
+"""Above, a message for each other node gets too short to be worth its overhead."""
+
+
+def exchange_actions(
+    target: Target, groups: tuple[Group, ...], compress_to: torch.dtype | None
+) -> list[Action]:
+    """The legs of an exchange.
+
+    Args:
+        target: what of a bucket is exchanged.
+        groups: two communicators of the same ranks; the second may be missing for two ranks.
+        compress_to: dtype on the wire for float32; None: as it is.
+    """
+    first = groups[0]
+    if first.backend == "nccl" or first.size > _MOST_DIRECT_NODES:
+        return [AllReduce(target, first, compress_to)]
+    if first.size == 2:
+        return [Swap(target, first, compress_to)]
+    return [Scatter(target, first, compress_to), Gather(target, groups[1], compress_to)]
+
+
+class _Rounding:
+    """What goes on the wire instead of a tensor, and what that leaves behind."""
+
+    def __init__(self, dtype: torch.dtype | None) -> None:
+        self._dtype = dtype
+        self._left: dict[Bucket, Tensor] = {}
+
+    def is_for(self, tensor: Tensor) -> bool:
+        """Whether this tensor is compressed."""
+        return self._dtype is not None and tensor.dtype == torch.float32
+
+    def wire_dtype(self, tensor: Tensor) -> torch.dtype:
+        """The dtype in which this tensor travels."""
+        return self._dtype if self._dtype is not None and self.is_for(tensor) else tensor.dtype
+
+    def sent(self, bucket: Bucket, tensor: Tensor) -> Tensor:
+        """The tensor as it travels; the next call for this bucket makes up for the rounding."""
+        if not self.is_for(tensor):
+            return tensor
+        left = self._left.get(bucket)
+        if left is None:
+            left = self._left[bucket] = torch.zeros_like(tensor)
+        left += tensor
+        rounded = left.to(self._dtype)
+        left -= rounded
+        return rounded
+
+
+class _Buffers:
+    """Memory to receive into, used again: for as many buckets as a leg has under way."""
+
+    def __init__(self) -> None:
+        self._kept: list[Tensor] = [torch.empty(0, dtype=torch.uint8)] * 3
+        self._turn = 0
+
+    def like(self, length: int, dtype: torch.dtype) -> Tensor:
+        """A flat tensor, valid until the third call after this."""
+        num_bytes = length * dtype.itemsize
+        self._turn = (self._turn + 1) % len(self._kept)
+        if self._kept[self._turn].numel() < num_bytes:
+            self._kept[self._turn] = torch.empty(num_bytes, dtype=torch.uint8)
+        return self._kept[self._turn][:num_bytes].view(dtype)
+
+
+class Swap:
+    """Two nodes: both send, both add."""
+
+    phase: Phase = "exchange"
+
+    def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
+        self._target = target
+        self._group = group
+        self._rounding = _Rounding(compress_to)
+        self._buffers = _Buffers()
+
+    def begin(self, bucket: Bucket) -> Finish:
+        """See `Action`."""
+        own = self._target(bucket)
+        sent = self._rounding.sent(bucket, own)
+        received = self._buffers.like(sent.numel(), sent.dtype)
+        other = 1 - self._group.index
+        works = self._group.receive(received, other) + self._group.send(sent, other)
+
+        def finish() -> None:
+            for work in works:
+                work.wait()
+            if sent is not own:
+                own.copy_(sent)
+            own.add_(received)  # a + b = b + a, to the bit
+
+        return finish
+
+
+class Scatter:
+    """Each node sends every other its piece, and adds up the pieces of its own."""
+
+    phase: Phase = "exchange"
+
+    def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
+        self._target = target
+        self._group = group
+        self._rounding = _Rounding(compress_to)
+        self._buffers = _Buffers()
+
+    def begin(self, bucket: Bucket) -> Finish:
+        """See `Action`."""
+        target, index = self._target(bucket), self._group.index
+        sent = self._rounding.sent(bucket, target).tensor_split(self._group.size)
+        own = target.tensor_split(self._group.size)[index]
+        others = self._group.size - 1
+        received = self._buffers.like(own.numel() * others, sent[index].dtype)
+        peers = [peer for peer in range(self._group.size) if peer != index]
+        works = [
+            work
+            for peer, piece in zip(peers, received.view(others, -1), strict=True)
+            for work in self._group.receive(piece, peer)
+        ]
+        works += [work for peer in peers for work in self._group.send(sent[peer], peer)]
+
+        def finish() -> None:
+            for work in works:
+                work.wait()
+            if sent[index].dtype != own.dtype:
+                own.copy_(sent[index])
+            pieces = list(received.view(others, -1))
+            pieces.insert(index, own.clone())
+            own.copy_(pieces[0])
+            for piece in pieces[1:]:
+                own.add_(piece)
+
+        return finish
+
+
+class Gather:
+    """Each node sends every other the piece that it has added up."""
+
+    phase: Phase = "gather"
+
+    def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
+        self._target = target
+        self._group = group
+        self._rounding = _Rounding(compress_to)
+        self._buffers = _Buffers()
+
+    def begin(self, bucket: Bucket) -> Finish:
+        """See `Action`."""
+        target, index = self._target(bucket), self._group.index
+        pieces = target.tensor_split(self._group.size)
+        sent = self._rounding.sent(bucket, pieces[index])
+        peers = [peer for peer in range(self._group.size) if peer != index]
+        landing = list(pieces)
+        if self._rounding.is_for(target):
+            pieces[index].copy_(sent)
+            flat = self._buffers.like(target.numel(), sent.dtype)
+            landing = list(flat.tensor_split(self._group.size))
+        works = [w for peer in peers for w in self._group.receive(landing[peer], peer)]
+        works += [w for peer in peers for w in self._group.send(sent, peer)]
+
+        def finish() -> None:
+            for work in works:
+                work.wait()
+            for peer in peers:
+                if landing[peer] is not pieces[peer]:
+                    pieces[peer].copy_(landing[peer])
+
+        return finish
+
+
+class AllReduce:
+    """One all-reduce of torch's backend."""
+
+    phase: Phase = "exchange"
+
+    def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
+        self._target = target
+        self._group = group
+        self._rounding = _Rounding(compress_to)
+
+    def begin(self, bucket: Bucket) -> Finish:
+        """See `Action`."""
+        target = self._target(bucket)
+        sent = self._rounding.sent(bucket, target)
+        work = self._group.all_reduce(sent)
+
+        def finish() -> None:
+            work.wait()
+            if sent is not target:
+                target.copy_(sent)
+
+        return finish

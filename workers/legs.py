@@ -1,0 +1,150 @@
+"""The legs of a sync as threads: each takes buckets in one order and passes them on (I6).
+
+    collect      |b0|b1|b2|
+    exchange        |--b0--|--b1--|--b2--|
+    distribute             |b0|    |b1|  |b2|
+
+A leg begins a bucket before it has finished the one before, so that the wire never waits for a
+thread to wake up.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import pairwise
+from typing import Protocol
+
+import torch
+
+from workers.bucket import Bucket
+from workers.meters import Meters, Phase
+
+Finish = Callable[[], object]
+_BEGUN_AHEAD = 2
+"""Buckets that one leg has under way."""
+
+
+class Action(Protocol):
+    """What one leg does to each bucket."""
+
+    phase: Phase
+
+    def begin(self, bucket: Bucket) -> Finish:
+        """Starts, and returns what ends it; at most two are under way, ended in order."""
+        ...
+
+
+Box = queue.SimpleQueue["Bucket | Exception | None"]
+
+
+class Leg(threading.Thread):
+    """One leg of a chain.
+
+    Args:
+        action: what it does.
+        device: where the gradients are.
+        meters: gets the time of the leg.
+    """
+
+    def __init__(self, action: Action, device: torch.device, meters: Meters) -> None:
+        super().__init__(name=f"sync-{action.phase}", daemon=True)
+        self.inbox: Box = queue.SimpleQueue()
+        self.outbox: Box
+        self.failures: Box
+        self.is_first = self.is_last = False
+        self._action = action
+        self._meters = meters
+        self._device = device
+        self._begun: deque[tuple[Bucket, Finish]] = deque()
+
+    def run(self) -> None:
+        """Works until the end, or until something goes wrong."""
+        stream: AbstractContextManager[object] = nullcontext()
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+            stream = torch.cuda.stream(torch.cuda.Stream(self._device))
+        with stream:
+            try:
+                while self._work():
+                    pass
+            except Exception as exc:  # handed to the thread that waits for the sums
+                self.failures.put(exc)
+
+    def _work(self) -> bool:
+        """Begins or finishes one bucket; False at the end."""
+        if self._begun and (len(self._begun) == _BEGUN_AHEAD or self.inbox.empty()):
+            self._finish_oldest()
+            return True
+        bucket = self.inbox.get()
+        if not isinstance(bucket, Bucket):
+            while self._begun:
+                self._finish_oldest()
+            return False
+        with self._meters.phase(self._action.phase):
+            bucket.wait_ready()
+            if self.is_first:
+                bucket.load_wire()
+            self._begun.append((bucket, self._action.begin(bucket)))
+        return True
+
+    def _finish_oldest(self) -> None:
+        bucket, finish = self._begun.popleft()
+        with self._meters.phase(self._action.phase):
+            finish()
+            if self.is_last:
+                bucket.unload_wire()
+            bucket.mark_ready()
+        self.outbox.put(bucket)
+
+
+class Chain:
+    """The legs of one scheme on one rank, one behind the other.
+
+    Args:
+        actions: of the legs, in order; one at least.
+        device: where the gradients are.
+        timeout_s: longest wait for one bucket in one leg, seconds.
+        meters: gets the time of each leg.
+    """
+
+    def __init__(
+        self, actions: Sequence[Action], device: torch.device, timeout_s: float, meters: Meters
+    ) -> None:
+        self._done: Box = queue.SimpleQueue()
+        self._timeout_s = timeout_s
+        self._legs = [Leg(action, device, meters) for action in actions]
+        for leg in self._legs:
+            leg.outbox = leg.failures = self._done
+        for leg, after in pairwise(self._legs):
+            leg.outbox = after.inbox
+        self._legs[0].is_first = self._legs[-1].is_last = True
+        for leg in self._legs:
+            leg.start()
+
+    def launch(self, bucket: Bucket) -> None:
+        """Sends a bucket on its way; all replicas launch theirs in one order."""
+        self._legs[0].inbox.put(bucket)
+
+    def take(self) -> Bucket:
+        """Waits for the next bucket whose sum is there.
+
+        Raises:
+            RuntimeError: another rank did not answer in time, or died.
+        """
+        try:
+            done = self._done.get(timeout=self._timeout_s * len(self._legs))
+        except queue.Empty:
+            raise RuntimeError(f"no sum within {self._timeout_s} s; a rank is gone") from None
+        if isinstance(done, Exception):
+            raise RuntimeError("the sync was cut off; another rank is gone") from done
+        assert done is not None
+        return done
+
+    def close(self) -> None:
+        """Ends the threads, after what they have begun."""
+        for leg in self._legs:
+            leg.inbox.put(None)

@@ -1,0 +1,61 @@
+"""What travels on a link: kinds of messages, and how a receiver learns what one looks like."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_SPEC_BYTES = 64 << 10
+
+
+class Kind(NamedTuple):
+    """What both ends know of a message without being told."""
+
+    training: bool
+    num_samples: int
+
+
+class TensorSpec(NamedTuple):
+    """How to receive one tensor."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    requires_grad: bool
+
+
+Specs = tuple[TensorSpec, ...]
+
+PACKED: Specs = (TensorSpec((_SPEC_BYTES,), torch.uint8, False),)
+"""The specs of what `packed` gives."""
+
+
+def specs_of(tensors: Iterable[Tensor]) -> Specs:
+    """What a receiver has to know about `tensors`."""
+    return tuple(TensorSpec(tuple(t.shape), t.dtype, t.requires_grad) for t in tensors)
+
+
+def described(specs: Specs) -> str:
+    """For people."""
+    tensors = (f"{str(s.dtype).removeprefix('torch.')} {list(s.shape)}" for s in specs)
+    return " and ".join(tensors) or "nothing"
+
+
+def packed(specs: Specs) -> Tensor:
+    """Specs as a tensor that can be sent; its own specs are always `PACKED`."""
+    rows = [(list(s.shape), str(s.dtype).removeprefix("torch."), s.requires_grad) for s in specs]
+    data = json.dumps(rows).encode()
+    if len(data) > _SPEC_BYTES:
+        raise RuntimeError(f"{len(specs)} tensors cross one cut, more than a message can describe")
+    found = torch.full((_SPEC_BYTES,), ord(" "), dtype=torch.uint8)
+    found[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return found
+
+
+def unpacked(tensor: Tensor) -> Specs:
+    """The specs that `packed` was given."""
+    rows = json.loads(tensor.cpu().numpy().tobytes())
+    return tuple(TensorSpec(tuple(dims), getattr(torch, name), grad) for dims, name, grad in rows)

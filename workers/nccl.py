@@ -1,0 +1,104 @@
+"""Messages between GPUs through NCCL, on a stream of their own per link.
+
+NCCL lets each operation wait for the stream that is current where it is started, and `wait()` of
+its handle makes the current stream wait for it; the rank itself waits for neither.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import Work
+
+from workers.comm import Group
+from workers.message import Specs, specs_of
+
+_SENDER, _RECEIVER = 0, 1
+_HELLO = torch.zeros(1)
+
+
+class _Sent(NamedTuple):
+    tensors: list[Tensor]
+    works: list[Work]
+
+    @property
+    def has_left(self) -> bool:
+        return all(work.is_completed() for work in self.works)
+
+
+class NcclSender:
+    """The sending end.
+
+    Collective: both ends, because NCCL connects two ranks when they first talk. Left to the first
+    messages, that would be two ranks that wait on two links for each other.
+
+    Args:
+        group: sender first, receiver second.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._left: deque[_Sent] = deque()
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._stream = torch.cuda.Stream(self._device)
+        self.send([_HELLO])
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """Sends what the current stream will have made by then."""
+        while self._left and self._left[0].has_left:
+            self._left.popleft()
+        ready = [t.contiguous().to(self._device, non_blocking=True) for t in tensors]
+        works = [work for t in ready for work in self._group.send(t, _RECEIVER)]
+        self._left.append(_Sent(ready, works))
+
+    def wait(self, most_left: int) -> None:
+        """Returns when no more messages than that are still to leave."""
+        while len(self._left) > most_left:
+            # Not the compute stream: what it is given next has nothing to wait for here.
+            with torch.cuda.stream(self._stream):
+                for work in self._left.popleft().works:
+                    work.wait()
+            self._stream.synchronize()
+
+    def finish(self) -> None:
+        """Returns when all messages have left."""
+        self.wait(0)
+
+
+class NcclReceiver:
+    """The receiving end.
+
+    Collective: as of the sender.
+
+    Args:
+        group: sender first, receiver second.
+        device: where tensors are received.
+    """
+
+    def __init__(self, group: Group, device: torch.device) -> None:
+        self._group = group
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        self.post(specs_of([_HELLO]))()
+
+    def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
+        """Gets ready for the next message; what it returns gives it to the current stream."""
+        # Memory of the link's own stream, which is idle: were it the compute stream's, NCCL would
+        # have to wait for all compute before it, because that may still use the memory.
+        with torch.cuda.stream(self._stream):
+            buffers = [torch.empty(s.shape, dtype=s.dtype, device=self._device) for s in specs]
+            works = [work for b in buffers for work in self._group.receive(b, _SENDER)]
+        return partial(self._arrived, buffers, works)
+
+    def _arrived(self, buffers: list[Tensor], works: list[Work]) -> list[Tensor]:
+        for work in works:
+            work.wait()
+        current = torch.cuda.current_stream(self._device)
+        for buffer in buffers:
+            buffer.record_stream(current)
+        return buffers

@@ -1,0 +1,194 @@
+"""Memory that ranks of one node share, and bells with which they call each other.
+
+The memory is a memfd and a bell is a pipe; the others open both through /proc/PID/fd. So nothing
+has a name that could outlive its process, the size of /dev/shm does not matter, and whoever waits
+for a rank that dies knows at once, because its end of the pipe closes.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import select
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Self
+
+import psutil
+import torch
+from torch import Tensor
+
+from workers.comm import Group
+
+Bell = tuple[int, int]
+"""A peer's index in the group, and a channel."""
+
+_NOTE_BYTES = 4
+"""So few are written and read in one piece, whatever threads do."""
+
+
+@dataclass(slots=True)
+class _Files:
+    """The descriptors of one `NodeMemory`, and its views of memory."""
+
+    memory: list[Tensor] = field(default_factory=list)
+    hears: dict[Bell, int] = field(default_factory=dict)
+    rings: dict[Bell, int] = field(default_factory=dict)
+    offered: list[int] = field(default_factory=list)
+    """What peers open; only until they have done so."""
+
+    def close_offered(self) -> None:
+        for descriptor in self.offered:
+            os.close(descriptor)
+        self.offered.clear()
+
+    def close(self) -> None:
+        self.close_offered()
+        for ends in (self.hears, self.rings):
+            for descriptor in ends.values():
+                os.close(descriptor)
+            ends.clear()
+
+
+class NodeMemory:
+    """One piece of memory of each member of a group, readable and writable by all members.
+
+    Made by `connect`. Bells are counted: each `ring` ends one `wait`.
+    """
+
+    def __init__(self, group: Group, files: _Files) -> None:
+        self.index = group.index
+        self._ranks = group.ranks
+        self._timeout_s = group.timeout_s
+        self._files = files
+        self._polls = {bell: _poll_of(fd) for bell, fd in files.hears.items()}
+
+    @classmethod
+    def connect(cls, group: Group, num_bytes: int, *, num_channels: int = 1) -> Self | None:
+        """Shares `num_bytes` of zeros of each member; None on all of them where it cannot be.
+
+        Collective: every rank of `group`, which talks through CPU memory. It cannot be where the
+        members do not see each other's processes, or memory is short.
+        """
+        files = _Files()
+        try:
+            offer = _offer(group, files, num_bytes, num_channels)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
+                raise
+            offer = None
+        offers = group.all_gather_json(offer)
+        is_open = all(offers) and len({o["space"] for o in offers}) == 1
+        is_open = is_open and _open_peers(group, files, offers)
+        if not all(group.all_gather_json(is_open)):
+            files.close()
+            return None
+        files.close_offered()
+        return cls(group, files)
+
+    @property
+    def memory(self) -> list[Tensor]:
+        """The memory of each member, own included, as flat uint8 tensors."""
+        return self._files.memory
+
+    @property
+    def own(self) -> Tensor:
+        """The memory of this rank."""
+        return self._files.memory[self.index]
+
+    def ring(self, peer: int, channel: int = 0, note: int = 0) -> None:
+        """Ends one `wait` of a peer, which gets the note, a number below 2**32.
+
+        Raises:
+            RuntimeError: the peer is gone.
+        """
+        try:
+            os.write(self._files.rings[peer, channel], note.to_bytes(_NOTE_BYTES))
+        except BrokenPipeError:
+            raise RuntimeError(f"rank {self._ranks[peer]} on this node is gone") from None
+
+    def wait(self, peer: int, channel: int = 0) -> int:
+        """The note of the peer, when it has rung.
+
+        Raises:
+            RuntimeError: the peer is gone, or did not ring within the group's timeout.
+        """
+        if not self._polls[peer, channel].poll(self._timeout_s * 1000):
+            raise RuntimeError(
+                f"rank {self._ranks[peer]} on this node did not answer in {self._timeout_s} s"
+            )
+        note = os.read(self._files.hears[peer, channel], _NOTE_BYTES)
+        if not note:
+            raise RuntimeError(f"rank {self._ranks[peer]} on this node is gone")
+        return int.from_bytes(note)
+
+    def has_rung(self, peer: int, channel: int = 0) -> bool:
+        """Whether `wait` would not wait."""
+        return bool(self._polls[peer, channel].poll(0))
+
+    def close(self) -> None:
+        """Lets the peers know that nobody rings here any more; views of memory stay valid."""
+        self._polls.clear()
+        self._files.close()
+
+
+def _poll_of(descriptor: int) -> select.poll:
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    return poll
+
+
+def _offer(group: Group, files: _Files, num_bytes: int, num_channels: int) -> dict[str, object]:
+    """Makes this rank's memory and bells, and says where peers find them."""
+    memory = os.memfd_create("bundlerun")
+    files.offered.append(memory)
+    if num_bytes > psutil.virtual_memory().available:
+        raise OSError(errno.ENOMEM, f"no {num_bytes} bytes of memory")
+    os.ftruncate(memory, num_bytes)  # pages come with their first use
+    bells = []
+    for peer, channel in product(range(group.size), range(num_channels)):
+        if peer != group.index:
+            files.hears[peer, channel], end = os.pipe()
+            files.offered.append(end)
+            bells.append((peer, channel, end))
+    return {
+        "space": f"{_boot_id()} {Path('/proc/self/ns/pid').readlink()}",
+        "pid": os.getpid(),
+        "memory": memory,
+        "num_bytes": num_bytes,
+        "bells": bells,
+    }
+
+
+def _boot_id() -> str:
+    """Differs between machines, whatever their names."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _open_peers(group: Group, files: _Files, offers: list[dict[str, object]]) -> bool:
+    """Opens what the peers offer; False where the system does not let us."""
+    try:
+        for peer, offer in enumerate(offers):
+            folder = f"/proc/{offer['pid']}/fd"
+            files.memory.append(
+                _mapped(f"{folder}/{offer['memory']}", int(str(offer["num_bytes"])))
+            )
+            bells = offer["bells"]
+            assert isinstance(bells, list)
+            for rung_by, channel, end in bells:
+                if rung_by == group.index:
+                    flags = os.O_WRONLY | os.O_CLOEXEC
+                    files.rings[peer, channel] = os.open(f"{folder}/{end}", flags)
+    except OSError:
+        return False
+    return True
+
+
+def _mapped(path: str, num_bytes: int) -> Tensor:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        return torch.frombuffer(mmap.mmap(descriptor, num_bytes), dtype=torch.uint8)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,185 @@
+"""Messages between two processes of one node through memory that they share.
+
+    sender     copies a message into a free slot, and rings with the number of the slot
+    receiver   gets tensors that lie in the slot, and rings when nothing refers to them any more
+
+So a message is copied once, and the receiver does not copy at all. A slot takes the place of what
+the receiver would have allocated, for as long as autograd keeps it there. Where no slot is free,
+the sender adds one: it never waits, and there are as many as ever were on the way or in use.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import resource
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import Tensor
+
+from launcher.errors import NodeError
+from workers.message import Specs, TensorSpec, specs_of
+from workers.node_memory import NodeMemory
+
+_SENDER, _RECEIVER = 0, 1
+_FREE, _TAKEN = 0, 1
+"""Bells of the receiver: the slot may be used again; the message has been received."""
+NUM_CHANNELS = 2
+
+_MOST_BYTES = 1 << 40
+"""Address space of one link, far beyond any machine's memory."""
+_UNIT = mmap.ALLOCATIONGRANULARITY
+_ALIGNMENT = 64
+"""Of tensors in a slot, as torch's allocator has it."""
+
+
+class _Slot(NamedTuple):
+    number: int
+    """Where it starts, in units."""
+    memory: mmap.mmap
+
+
+class SlotSender:
+    """The sending end; collective with the receiving one.
+
+    Args:
+        memory: joins sender and receiver, in this order, with `NUM_CHANNELS`.
+    """
+
+    def __init__(self, memory: NodeMemory) -> None:
+        self._memory = memory
+        self._file = os.memfd_create("bundlerun-link")
+        self._size = _most_bytes()
+        os.ftruncate(self._file, self._size)  # takes no memory yet
+        self._length = 0
+        self._slots: dict[int, _Slot] = {}
+        self._free: list[_Slot] = []
+        self._num_left = 0
+        for number in (os.getpid(), self._file):
+            memory.ring(_RECEIVER, note=number)
+        memory.wait(_RECEIVER)
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """Copies a message to where the receiver finds it; waits for nobody."""
+        self._hear()
+        starts, num_bytes = _layout(specs_of(tensors))
+        slot = self._slot(num_bytes)
+        for start, tensor in zip(starts, tensors, strict=True):
+            _tensor(slot.memory, tensor.shape, tensor.dtype, start).copy_(tensor)
+        self._memory.ring(_RECEIVER, note=slot.number)
+        self._num_left += 1
+
+    def wait(self, most_left: int) -> None:
+        """Returns when the receiver has all messages but that many."""
+        while self._num_left > most_left:
+            self._memory.wait(_RECEIVER, _TAKEN)
+            self._num_left -= 1
+
+    def finish(self) -> None:
+        """Has nothing to wait for: what is in a slot outlives this process."""
+
+    def _hear(self) -> None:
+        """Takes note of what the receiver has rung for."""
+        while self._memory.has_rung(_RECEIVER, _TAKEN):
+            self._memory.wait(_RECEIVER, _TAKEN)
+            self._num_left -= 1
+        while self._memory.has_rung(_RECEIVER, _FREE):
+            self._free.append(self._slots[self._memory.wait(_RECEIVER, _FREE)])
+
+    def _slot(self, num_bytes: int) -> _Slot:
+        """The smallest free slot that is large enough; a new one where there is none."""
+        fitting = [slot for slot in self._free if len(slot.memory) >= num_bytes]
+        if fitting:
+            found = min(fitting, key=lambda slot: len(slot.memory))
+            self._free.remove(found)
+            return found
+        # Asked for more than there is, the kernel would take all there is before it says no.
+        room = min(self._size - self._length, psutil.virtual_memory().available)
+        if num_bytes > room:
+            raise NodeError(
+                f"no memory for {num_bytes / 2**20:.0f} MiB more between two stages; "
+                "use a smaller --microbatch-size or fewer ranks per node"
+            )
+        os.posix_fallocate(self._file, self._length, num_bytes)
+        memory = mmap.mmap(self._file, num_bytes, offset=self._length)
+        slot = _Slot(self._length // _UNIT, memory)
+        self._slots[slot.number] = slot
+        self._length += num_bytes
+        return slot
+
+
+class SlotReceiver:
+    """The receiving end; collective with the sending one.
+
+    Args:
+        memory: joins sender and receiver, in this order, with `NUM_CHANNELS`.
+    """
+
+    def __init__(self, memory: NodeMemory) -> None:
+        self._memory = memory
+        self._pid = os.getpid()
+        sender, descriptor = memory.wait(_SENDER), memory.wait(_SENDER)
+        self._file = os.open(f"/proc/{sender}/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+        self._slots: dict[int, mmap.mmap] = {}
+        memory.ring(_SENDER)
+
+    def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
+        """What it returns waits for the next message; called in order."""
+        return partial(self._take, specs)
+
+    def _take(self, specs: Specs) -> list[Tensor]:
+        number = self._memory.wait(_SENDER)
+        self._ring(_TAKEN, number)
+        starts, num_bytes = _layout(specs)
+        view = memoryview(self._slot(number, num_bytes))
+        # Each of the tensors holds the view, whoever holds the tensor.
+        weakref.finalize(view, self._ring, _FREE, number).atexit = False
+        return [
+            _tensor(view, spec.shape, spec.dtype, start)
+            for start, spec in zip(starts, specs, strict=True)
+        ]
+
+    def _slot(self, number: int, num_bytes: int) -> mmap.mmap:
+        found = self._slots.get(number)
+        if found is None or len(found) < num_bytes:
+            found = mmap.mmap(self._file, num_bytes, offset=number * _UNIT)
+            self._slots[number] = found
+        return found
+
+    def _ring(self, channel: int, number: int) -> None:
+        # A process for loading data is forked with the tensors, and they are not its to give back.
+        if os.getpid() == self._pid:
+            with suppress(RuntimeError):  # a sender that is gone needs no slots
+                self._memory.ring(_SENDER, channel, number)
+
+
+def _most_bytes() -> int:
+    """How long the file may ever be; a limit of the user's that is set later does not matter."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    return _MOST_BYTES if limit == resource.RLIM_INFINITY else min(limit, _MOST_BYTES)
+
+
+def _layout(specs: Iterable[TensorSpec]) -> tuple[list[int], int]:
+    """Where in a slot each tensor starts, and the bytes that the slot has at least."""
+    starts, end = [], 0
+    for spec in specs:
+        starts.append(end)
+        size = torch.Size(spec.shape).numel() * spec.dtype.itemsize
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return starts, max(1, -(-end // _UNIT)) * _UNIT
+
+
+def _tensor(
+    memory: mmap.mmap | memoryview, shape: Sequence[int], dtype: torch.dtype, start: int
+) -> Tensor:
+    count = torch.Size(shape).numel()
+    if not count:
+        return torch.empty(shape, dtype=dtype)
+    # Not a view of the flat tensor, as `view` would make it: autograd treats those differently.
+    return torch.frombuffer(memory, dtype=dtype, count=count, offset=start).resize_(shape)

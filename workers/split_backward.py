@@ -1,0 +1,172 @@
+"""A backward in two passes: first the gradients of a stage's inputs, later those of its weights.
+
+    loss <- n3 <- n2 <- n1 <- input      input pass: along the path; what arrives at a node that has
+             |     |     |               weights is kept
+            w3    w2    w1               weight pass: from each of these nodes to its own weights
+
+No operation is done twice, because autograd's nodes work out only the gradients that are asked for.
+The exception is a weight that several nodes use: its weight pass goes along the path between them.
+
+Source: Qi et al., Zero Bubble Pipeline Parallelism. torch.distributed.pipelining has the like in
+private functions; those set `.grad` unseen by hooks, and leave out weights whose way to the outputs
+does not meet the path from the inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
+
+Gradients = tuple[Tensor | None, ...]
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Weights that share nodes, and where their gradients come from."""
+
+    on_path: list[Node] = field(default_factory=list)
+    weights: list[Tensor] = field(default_factory=list)
+    edges: list[GradientEdge] = field(default_factory=list)
+    """Outputs of the stage from which the weights are reached off the path."""
+    gradients: list[Tensor] = field(default_factory=list)
+
+
+class WeightPass:
+    """What is left of a backward after its input pass; holds the activations that it needs."""
+
+    def __init__(self, pieces: list[_Piece], arrived: dict[Node, Gradients]) -> None:
+        self._pieces = pieces
+        self._arrived = arrived
+
+    def run(self) -> None:
+        """Adds to the gradients of the weights what one whole backward would; once."""
+        while self._pieces:
+            self._run(self._pieces.pop())
+
+    def _run(self, piece: _Piece) -> None:
+        edges, gradients = piece.edges, piece.gradients
+        arrived = {node: self._arrived.pop(node) for node in piece.on_path}
+        for node, values in arrived.items():
+            for number, value in enumerate(values):
+                if value is not None:
+                    edges.append(GradientEdge(node, number))
+                    gradients.append(value)
+        if not edges:
+            return
+        # What one of several nodes sends along the path has arrived at the next one already.
+        fixed = arrived if len(arrived) > 1 else {}
+        with _hooked({node: _replaced_by(values) for node, values in fixed.items()}):
+            torch.autograd.backward(edges, gradients, retain_graph=True, inputs=piece.weights)
+
+
+def input_pass(
+    outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None, inputs: Sequence[Tensor]
+) -> tuple[list[Tensor | None], WeightPass]:
+    """The gradients of `inputs`, and what is left to do.
+
+    Args:
+        outputs: tensors of a graph, each requires grad.
+        gradients: of the outputs; None for a scalar.
+        inputs: leaves that require grad, at least one.
+
+    Returns:
+        A gradient per input, None where no output depends on it.
+    """
+    given = [torch.ones_like(t) for t in outputs] if gradients is None else list(gradients)
+    edges = [get_gradient_edge(output) for output in outputs]
+    pieces = _pieces(edges, given, {get_gradient_edge(t).node for t in inputs})
+    arrived: dict[Node, Gradients] = {}
+
+    def keep(node: Node) -> Callable[[Gradients], None]:
+        return lambda values: arrived.update({node: values})
+
+    with _hooked({node: keep(node) for piece in pieces for node in piece.on_path}):
+        found = torch.autograd.grad(
+            list(outputs), list(inputs), given, retain_graph=True, allow_unused=True
+        )
+    return list(found), WeightPass(pieces, arrived)
+
+
+def _pieces(
+    edges: Sequence[GradientEdge], gradients: Sequence[Tensor], inputs: set[Node]
+) -> list[_Piece]:
+    """The weights below `edges`, with those that have a node in common in one piece."""
+    order = _children_first(edges)
+    on_path = set(inputs)
+    has_weights: set[Node] = set()
+    neighbours: dict[Node, list[Node]] = {}
+    for node in order:
+        below = [child for child, _ in node.next_functions if child is not None]
+        if any(child in on_path for child in below):
+            on_path.add(node)
+        joined = [child for child in below if child in has_weights and child not in on_path]
+        if joined or (_weight_of(node) is not None and node not in on_path):
+            has_weights.add(node)
+            neighbours.setdefault(node, []).extend(joined)
+            for child in joined:
+                neighbours[child].append(node)
+    pieces: dict[Node, _Piece] = {}
+    for node in order:
+        if node in neighbours and node not in pieces:
+            pieces.update(dict.fromkeys(_connected(node, neighbours), _Piece()))
+    for node, piece in pieces.items():
+        weight = _weight_of(node)
+        if node in on_path:
+            piece.on_path.append(node)
+        elif weight is not None:
+            piece.weights.append(weight)
+    for edge, gradient in zip(edges, gradients, strict=True):
+        if edge.node in pieces and edge.node not in on_path:
+            pieces[edge.node].edges.append(edge)
+            pieces[edge.node].gradients.append(gradient)
+    return list({id(piece): piece for piece in pieces.values()}.values())
+
+
+def _weight_of(node: Node) -> Tensor | None:
+    weight: Tensor | None = getattr(node, "variable", None)
+    return weight
+
+
+def _children_first(edges: Sequence[GradientEdge]) -> list[Node]:
+    """All nodes below `edges`, each after those that it sends gradients to."""
+    order: dict[Node, None] = {}
+    opened: set[Node] = set()
+    stack = [edge.node for edge in edges]
+    while stack:
+        node = stack[-1]
+        if node in opened:
+            stack.pop()
+            order.setdefault(node)
+            continue
+        opened.add(node)
+        stack += [n for n, _ in node.next_functions if n is not None and n not in opened]
+    return list(order)
+
+
+def _connected(first: Node, neighbours: Mapping[Node, Sequence[Node]]) -> list[Node]:
+    found = {first: None}
+    stack = [first]
+    while stack:
+        for node in neighbours[stack.pop()]:
+            if node not in found:
+                found[node] = None
+                stack.append(node)
+    return list(found)
+
+
+def _replaced_by(values: Gradients) -> Callable[[Gradients], Gradients]:
+    return lambda _: values
+
+
+@contextmanager
+def _hooked(hooks: Mapping[Node, Callable[[Gradients], Gradients | None]]) -> Iterator[None]:
+    """Calls a hook with the gradients that arrive at its node, while inside."""
+    with ExitStack() as stack:
+        for node, hook in hooks.items():
+            stack.callback(node.register_prehook(hook).remove)
+        yield

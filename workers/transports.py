@@ -1,0 +1,235 @@
+"""What carries the messages of one link, chosen when its two ends are made.
+
+on the CPU, within a node       shared memory (`workers.slots`); gloo where the system forbids it
+on the CPU, between nodes       gloo
+on GPUs, transport "cpu"        one of these two, through pinned memory (`workers.staging`)
+on GPUs, transport "nccl"       NCCL (`workers.nccl`)
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import Work
+
+from workers.comm import Group
+from workers.helper import Helper
+from workers.message import Specs
+from workers.nccl import NcclReceiver, NcclSender
+from workers.node_memory import NodeMemory
+from workers.slots import NUM_CHANNELS, SlotReceiver, SlotSender
+from workers.staging import Staging
+
+_SENDER, _RECEIVER = 0, 1
+_STAGED_AHEAD = 2
+"""Messages copied off the GPU before their turn: one leaves while the next is copied."""
+
+
+class Sender(Protocol):
+    """The sending end of a link."""
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """Starts to send a message; waits for nobody.
+
+        The tensors must not change from here on. Raises what went wrong with earlier ones.
+        """
+        ...
+
+    def wait(self, most_left: int) -> None:
+        """Returns when the receiver has taken, or got ready for, all messages but that many."""
+        ...
+
+    def finish(self) -> None:
+        """Returns when the process may end without losing a message."""
+        ...
+
+
+class Receiver(Protocol):
+    """The receiving end of a link."""
+
+    def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
+        """Gets ready for the next message; what it returns waits for it, called in order."""
+        ...
+
+
+def open_sender(group: Group) -> Sender:
+    """The sending end that suits the two ranks; collective with `open_receiver`."""
+    if group.backend == "nccl":
+        return NcclSender(group)
+    memory = _connect(group)
+    sender = GlooSender(group) if memory is None else SlotSender(memory)
+    if torch.cuda.is_available():
+        return StagedSender(sender, torch.device("cuda", torch.cuda.current_device()))
+    return sender
+
+
+def open_receiver(group: Group, device: torch.device) -> Receiver:
+    """The receiving end that suits the two ranks; collective with `open_sender`."""
+    if group.backend == "nccl":
+        return NcclReceiver(group, device)
+    memory = _connect(group)
+    if device.type == "cpu":
+        return GlooReceiver(group) if memory is None else SlotReceiver(memory)
+    staging = Staging(device)
+    receiver = GlooReceiver(group, staging.buffers) if memory is None else SlotReceiver(memory)
+    return StagedReceiver(receiver, staging, device)
+
+
+def _connect(group: Group) -> NodeMemory | None:
+    # Slots have memory of their own; but a piece of memory has at least a byte.
+    return NodeMemory.connect(group, 1, num_channels=NUM_CHANNELS) if group.is_one_node else None
+
+
+class GlooSender:
+    """Sends from CPU memory, by two threads.
+
+    One starts: gloo copies to the kernel what it takes at once, 1 ms for 2.5 MB. The other waits,
+    and so lets go of what has left.
+
+    Args:
+        group: sender first, receiver second.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self._group = group
+        self._started: deque[Future[Future[None]]] = deque()
+        self._starter = Helper("link-send", torch.device("cpu"))
+        self._waiter = Helper("link-wait", torch.device("cpu"))
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """Has the message sent; gloo goes on as soon as the receiver is ready."""
+        while self._started and _is_done(self._started[0]):
+            self._started.popleft().result().result()
+        self._started.append(self._starter.add(partial(self._start, tensors)))
+
+    def _start(self, tensors: Sequence[Tensor]) -> Future[None]:
+        ready = [tensor.contiguous() for tensor in tensors]
+        works = [work for tensor in ready for work in self._group.send(tensor, _RECEIVER)]
+        return self._waiter.add(partial(_wait, works, ready))
+
+    def wait(self, most_left: int) -> None:
+        """Returns when all messages but that many have left."""
+        while len(self._started) > most_left:
+            self._started.popleft().result().result()
+
+    def finish(self) -> None:
+        """Returns when all messages have left."""
+        self.wait(0)
+
+
+def _is_done(started: Future[Future[None]]) -> bool:
+    return started.done() and (started.exception() is not None or started.result().done())
+
+
+def _wait(works: Sequence[Work], _kept: Sequence[Tensor]) -> None:
+    for work in works:
+        work.wait()
+
+
+def _empty(specs: Specs) -> list[Tensor]:
+    return [torch.empty(spec.shape, dtype=spec.dtype) for spec in specs]
+
+
+class GlooReceiver:
+    """Receives into CPU memory.
+
+    Args:
+        group: sender first, receiver second.
+        allocate: gives the memory.
+    """
+
+    def __init__(self, group: Group, allocate: Callable[[Specs], list[Tensor]] = _empty) -> None:
+        self._group = group
+        self._allocate = allocate
+
+    def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
+        """Lets the next message come; what it returns waits for it."""
+        buffers = self._allocate(specs)
+        works = [work for buffer in buffers for work in self._group.receive(buffer, _SENDER)]
+
+        def arrived() -> list[Tensor]:
+            _wait(works, buffers)
+            return buffers
+
+        return arrived
+
+
+class StagedSender:
+    """Sends from a GPU through CPU memory; a thread waits for the copies, not the rank.
+
+    From the first message of a GPU on, only the thread uses the sender underneath.
+
+    Args:
+        sender: sends from CPU memory.
+        device: the GPU.
+    """
+
+    def __init__(self, sender: Sender, device: torch.device) -> None:
+        self._sender = sender
+        self._device = device
+        self._helper = Helper("link-stage", device)
+        self._left: deque[Future[None]] = deque()
+        self._staging: Staging | None = None
+
+    def send(self, tensors: Sequence[Tensor]) -> None:
+        """Sends what the current stream will have made by then."""
+        while self._left and self._left[0].done():
+            self._left.popleft().result()
+        if self._staging is None and any(tensor.is_cuda for tensor in tensors):
+            self._staging = Staging(self._device)
+        if self._staging is None:
+            self._sender.send(tensors)
+        else:
+            self._left.append(self._helper.add(self._staged(self._staging, tensors)))
+
+    def _staged(self, staging: Staging, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        ready = staging.mark()
+        is_near = len(self._left) < _STAGED_AHEAD
+        copies = staging.copy_out(tensors, ready) if is_near else None
+
+        def send() -> None:
+            found, done = copies or staging.copy_out(tensors, ready)
+            done.synchronize()
+            self._sender.send(found)
+            self._sender.wait(_STAGED_AHEAD)  # pinned memory is dear
+
+        return send
+
+    def wait(self, most_left: int) -> None:
+        """Returns when all messages but that many, and a few, have left."""
+        if self._staging is None:
+            self._sender.wait(most_left)
+        while len(self._left) > most_left:
+            self._left.popleft().result()
+
+    def finish(self) -> None:
+        """Returns when all messages have left."""
+        self.wait(0)
+        self._sender.finish()
+
+
+class StagedReceiver:
+    """Receives for a GPU through CPU memory; a thread brings each message there as it comes.
+
+    Args:
+        receiver: receives into CPU memory.
+        staging: takes it to the GPU.
+        device: the GPU.
+    """
+
+    def __init__(self, receiver: Receiver, staging: Staging, device: torch.device) -> None:
+        self._receiver = receiver
+        self._staging = staging
+        self._helper = Helper("link-receive", device)
+
+    def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
+        """Lets the next message come; what it returns gives it to the current stream."""
+        arrived = self._receiver.post(specs)
+        copies = self._helper.add(lambda: self._staging.copy_in(arrived()))
+        return lambda: self._staging.use(copies.result())
