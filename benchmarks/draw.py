@@ -38,7 +38,7 @@ def draw_bars(name: str, bars: Bars, options: Options, *, line: float | None = N
     for group, values in bars.groups.items():
         for one, value in values.items():
             axes.barh(at, value, color=f"C{series.index(one)}")
-            axes.text(value, at, f" {value:.3g}", va="center", fontsize=8)
+            axes.text(value, at, f" {_number(value)}", va="center", fontsize=8)
             places.append(at)
             names.append(group if len(series) == 1 else f"{group}, {one}")
             at += 1
@@ -86,6 +86,10 @@ def draw_lines(
     axes.legend(fontsize=8)
     axes.set_title(title, fontsize=10)
     _save(name, figure)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _figure(height: float) -> tuple[Any, Any]:

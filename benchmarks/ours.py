@@ -12,6 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from benchmarks.forked import TIMEOUT_S, Seat
 from launcher.topology import Topology
+from workers.bucket import bucket_bytes
 from workers.bundle import Bundle, StepWork
 from workers.groups import make_groups
 from workers.meters import Meters
@@ -21,7 +22,6 @@ from workers.sync import GradientSync
 
 MODES = ("local-master", "sharded", "flat")
 DTYPES = ("float32", "bfloat16")
-BUCKET_MB = 4.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +30,7 @@ class SyncChoice:
 
     mode: str = "auto"
     exchange_dtype: str = "float32"
-    bucket_mb: float = BUCKET_MB
+    bucket_mb: float = 0.0
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class Sync:
             scheme=choice.mode,
             num_shards=topology.num_shards(0),
             device=torch.device("cpu"),
-            bucket_bytes=int(choice.bucket_mb * 1e6),
+            bucket_bytes=bucket_bytes(choice.bucket_mb, seat.env.num_nodes),
             exchange_dtype=getattr(torch, choice.exchange_dtype),
             timeout_s=TIMEOUT_S,
             meters=Meters(),

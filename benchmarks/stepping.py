@@ -28,9 +28,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.forked import Seat, Timing, run_ranks
 from benchmarks.hosts import Wire, open_hosts
-from benchmarks.ours import BUCKET_MB, Sync, SyncChoice
+from benchmarks.ours import Sync, SyncChoice
 from benchmarks.sleeping import SleepingLayer
 from benchmarks.wire import check
+from workers.bucket import bucket_bytes
 
 _TOLERANCE = 2e-2
 
@@ -60,7 +61,7 @@ class Setting:
 
     def least_s(self, bytes_per_number: int) -> float:
         """Forward, the backward of the first bucket, and the wire, which is busy from then on."""
-        first = BUCKET_MB * 1e6 / (self.num_layers * self.layer_bytes)
+        first = bucket_bytes(0, self.num_hosts) / (self.num_layers * self.layer_bytes)
         overlapped = self.forward_s + first * self.backward_s + self.wire_s(bytes_per_number)
         return max(self.forward_s + self.backward_s, overlapped)
 
@@ -195,7 +196,7 @@ BASELINES: Mapping[str, Builder] = {
     "DDP": Ddp,
     "DDP, fp16 hook": partial(Ddp, hook=fp16_compress_hook),
     "DDP, bf16 hook": partial(Ddp, hook=bf16_compress_hook),
-    f"DDP, {BUCKET_MB:g} MB buckets": partial(Ddp, bucket_mb=BUCKET_MB),
+    "DDP, 4 MB buckets": partial(Ddp, bucket_mb=4.0),
     "HSDP (fully_shard)": Hsdp,
     "per parameter": PerParameter,
 }

@@ -179,7 +179,9 @@ class TrainConfig:
         group=_TUNE,
         choices=("float32", "bfloat16"),
     )
-    bucket_mb: float = option(4.0, "size of a sync bucket, MB", group=_TUNE, parse=float)
+    bucket_mb: float = option(
+        0.0, "size of a sync bucket, MB (0: by the number of nodes)", group=_TUNE, parse=float
+    )
     timeout_s: float = option(
         300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float
     )
@@ -201,7 +203,8 @@ class TrainConfig:
         _at_least(0, self, "num_classes", "lr", "momentum", "weight_decay", "clip_norm", "seed")
         _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma")
         _at_least(-1, self, "loader_workers")
-        _finite_above_0(self, "bucket_mb", "timeout_s")
+        _at_least(0, self, "bucket_mb")
+        _finite_above_0(self, "timeout_s")
         if self.label_smoothing > 1:
             raise ConfigError(f"--label-smoothing {self.label_smoothing} must be 1 or less")
         if self.sync == "flat" and self.exchange_dtype != "float32":

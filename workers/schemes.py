@@ -44,7 +44,7 @@ def scheme_actions(
         compress_to: dtype of the exchange for float32; None: as it is.
     """
     if scheme == "flat":
-        return [] if groups.flat is None else [AllReduce(whole_wire, groups.flat, None)]
+        return [] if groups.flat is None else [AllReduce(whole_wire, [groups.flat], None)]
     num_leaders = num_shards if scheme == "sharded" else 1
     if groups.collect is None or groups.distribute is None:
         return exchange_actions(whole_wire, groups.exchange, compress_to) if groups.exchange else []

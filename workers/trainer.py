@@ -17,6 +17,7 @@ from launcher.config import TrainConfig
 from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers.batchnorm import StatisticsPool, defer_batchnorm
+from workers.bucket import bucket_bytes
 from workers.bundle import Bundle, Outcome, StepWork
 from workers.calibrate import read_choice, write_choice
 from workers.lr import lr_factor
@@ -96,7 +97,7 @@ class Trainer:
             scheme=config.sync,
             num_shards=topology.num_shards(place.stage),
             device=self._session.device,
-            bucket_bytes=int(config.bucket_mb * 1e6),
+            bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes),
             exchange_dtype=getattr(torch, config.exchange_dtype),
             timeout_s=config.timeout_s,
             meters=self._meters,

@@ -51,9 +51,16 @@ def namespaces() -> set[str]:
 
 def test_a_link_keeps_its_rate_and_counts_what_it_carries() -> None:
     with open_hosts(2, Wire(mbit_per_s=100)) as hosts:
-        for row in measure(hosts, seconds=0.5):
-            assert row["ratio"] == pytest.approx(1, abs=TOLERANCE)
-            assert row["wire_ratio"] == pytest.approx(1, abs=TOLERANCE)
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            rows = measure(hosts, seconds=0.5)
+            for row in rows:
+                assert row["ratio"] < 1 + TOLERANCE
+                assert row["wire_ratio"] == pytest.approx(1, abs=TOLERANCE)
+            # Other work on the machine can slow a transfer down, never speed it up.
+            if min(row["ratio"] for row in rows) > 1 - TOLERANCE:
+                break
+            assert time.monotonic() < deadline, rows
 
 
 def test_ranks_of_a_host_share_it_and_others_do_not() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed import Store
 
 from launcher.topology import Topology
@@ -26,8 +27,9 @@ PLACES: Places = [
     ("local-master", node_legs._SharedCollect, "begin", (2, 2), 1),
     ("local-master", node_legs._SharedCollect, "_add_up", (2, 2), 2),
     ("local-master", exchange.Swap, "begin", (2, 2), 0),
-    ("local-master", exchange.Scatter, "begin", (2, 1, 1), 3),
-    ("local-master", exchange.Gather, "begin", (2, 1, 1), 0),
+    ("local-master", exchange.AllReduce, "begin", (2, 1, 1), 2),
+    ("rounded", exchange.Scatter, "begin", (2, 1, 1), 3),
+    ("rounded", exchange.Gather, "begin", (2, 1, 1), 0),
     ("local-master", node_legs._SharedDistribute, "begin", (2, 2), 0),
     ("local-master", node_legs._SharedDistribute, "_copy_back", (2, 2), 3),
     ("sharded", node_legs._SharedCollect, "_add_up", (2, 2), 1),
@@ -114,11 +116,15 @@ def stopped_ranks(
         way = scheme
         if scheme == "collectives":
             monkeypatch.setattr(NodeMemory, "connect", no_memory)
+        if scheme in ("collectives", "rounded"):
             way = "local-master"
+        dtype = torch.bfloat16 if scheme == "rounded" else torch.float32
         if env.rank == rank:
             inject(owner, name, what)
         model = Awkward()
-        sync = make_sync(model, env, store, topology, bucket_bytes=1, scheme=way, timeout_s=LIMIT_S)
+        sync = make_sync(
+            model, env, store, topology, bucket_bytes=1, scheme=way, dtype=dtype, timeout_s=LIMIT_S
+        )
         for _ in range(NUM_STEPS):
             step(sync, model, env.rank, 1, 0)
 

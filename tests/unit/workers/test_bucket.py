@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import Parameter
 
-from workers.bucket import Bucket, cut_into_buckets
+from workers.bucket import Bucket, bucket_bytes, cut_into_buckets
 
 
 def parameters(*sizes: int, dtype: torch.dtype = torch.float32) -> list[Parameter]:
@@ -59,3 +59,13 @@ def test_gradients_lie_in_the_bucket_from_the_start() -> None:
         (part[0].sum() * 2 + part[1].sum()).backward()
         bucket.close({part[0]})
         assert bucket.wire.tolist() == [2, 2, 1, 1, 1, 1, 0]
+
+
+def test_the_size_of_a_bucket_goes_by_the_nodes_unless_it_is_said() -> None:
+    assert [bucket_bytes(0, nodes) for nodes in (1, 2, 4, 100)] == [
+        10**6,
+        10**6,
+        2 * 10**6,
+        8 * 10**6,
+    ]
+    assert bucket_bytes(25, 2) == 25 * 10**6
