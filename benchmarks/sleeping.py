@@ -113,7 +113,8 @@ class _Delayed(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401
         end = time.perf_counter() + ctx.backward_s
-        whole = gradient.contiguous()
+        # A new tensor, as a layer makes one: autograd would copy it after the time is over.
+        whole = gradient.clone(memory_format=torch.contiguous_format)
         sleep_until(end)
         return whole, None
 
