@@ -122,6 +122,18 @@ class Timing:
         return sum(c.num_dropped for c in self.counters)
 
 
+def timings_by_scheme(answers: Sequence[Sequence[dict[str, Any]]]) -> dict[str, list[Timing]]:
+    """The timings of each scheme, in the order in which they were measured.
+
+    Args:
+        answers: per rank what `Seat.timed` gave, time after time, with the name as "scheme".
+    """
+    timings: dict[str, list[Timing]] = {}
+    for same in zip(*answers, strict=True):
+        timings.setdefault(same[0]["scheme"], []).append(Timing(same))
+    return timings
+
+
 def run_ranks(
     hosts: Hosts,
     per_host: Sequence[int],

@@ -21,7 +21,7 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 
-from benchmarks.forked import Seat, Timing, run_ranks
+from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.hosts import Wire, open_hosts
 from benchmarks.ours import Pipe
 from benchmarks.sleeping import SleepingPart
@@ -209,10 +209,7 @@ def measure(
         if len(setting.shape) > 1:
             check(hosts)
         answers = run_ranks(hosts, setting.shape, partial(_rank, setting, runners, num_rounds))
-    timings: dict[str, list[Timing]] = {name: [] for name in runners}
-    for same in zip(*answers, strict=True):
-        timings[same[0]["scheme"]].append(Timing(same))
-    return timings
+    return timings_by_scheme(answers)
 
 
 def _rank(

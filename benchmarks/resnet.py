@@ -17,7 +17,7 @@ from torch.optim import SGD
 from torchvision.models import resnet50
 
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.forked import Seat, Timing, run_ranks
+from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.hosts import Wire, open_hosts, why_not
 from benchmarks.record import Check, Options, print_table
 from benchmarks.syncing import median_ms, ratio
@@ -186,10 +186,7 @@ def measure(num_rounds: int) -> dict[str, list[Timing]]:
         check(hosts)
         rank = partial(_rank, Inputs(images, targets, folder), num_rounds)
         answers = run_ranks(hosts, PER_HOST, rank)
-    timings: dict[str, list[Timing]] = {name: [] for name in SCHEMES}
-    for same in zip(*answers, strict=True):
-        timings[same[0]["scheme"]].append(Timing(same))
-    return timings
+    return timings_by_scheme(answers)
 
 
 def _rank(inputs: Inputs, num_rounds: int, seat: Seat) -> Sequence[dict[str, object]]:

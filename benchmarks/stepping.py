@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.forked import Seat, Timing, run_ranks
+from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.hosts import Wire, open_hosts
 from benchmarks.ours import Sync, SyncChoice
 from benchmarks.sleeping import SleepingLayer
@@ -219,10 +219,7 @@ def measure(
         check(hosts)
         per_host = (setting.ranks_per_host,) * setting.num_hosts
         answers = run_ranks(hosts, per_host, partial(_rank, setting, schemes, num_rounds))
-    timings: dict[str, list[Timing]] = {name: [] for name in schemes}
-    for same in zip(*answers, strict=True):
-        timings[same[0]["scheme"]].append(Timing(same))
-    return timings
+    return timings_by_scheme(answers)
 
 
 def _rank(

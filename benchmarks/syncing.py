@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from benchmarks.forked import Seat, Timing, run_ranks
+from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.hosts import Hosts, Wire, open_hosts
 from benchmarks.ours import Sync, SyncChoice
 from benchmarks.wire import check
@@ -169,10 +169,7 @@ def measure_on(
     """The same on hosts that are there."""
     per_host = (setting.ranks_per_host,) * setting.num_hosts
     answers = run_ranks(hosts, per_host, partial(_rank, setting, schemes, num_rounds))
-    timings: dict[str, list[Timing]] = {name: [] for name in schemes}
-    for same in zip(*answers, strict=True):
-        timings[same[0]["scheme"]].append(Timing(same))
-    return timings
+    return timings_by_scheme(answers)
 
 
 def median_ms(timings: Sequence[Timing]) -> float:

@@ -49,14 +49,12 @@ class Bucket:
         sizes = [p.numel() for p in parameters]
         dtype = torch.float64 if num_extra or not parameters else parameters[0].dtype
         length = num_extra + sum(sizes) + len(parameters)
-        on_cpu = allocate(length, dtype) if allocate is not None else None
-        is_own = on_cpu is not None and device.type == "cpu"
-        self.flat = (
-            on_cpu
-            if is_own and on_cpu is not None
-            else torch.zeros(length, dtype=dtype, device=device)
-        )
-        self.wire = self.flat if on_cpu is None else on_cpu
+        wire = allocate(length, dtype) if allocate is not None else None
+        if wire is None or device.type != "cpu":
+            self.flat = torch.zeros(length, dtype=dtype, device=device)
+        else:
+            self.flat = wire
+        self.wire = self.flat if wire is None else wire
         self.extra, self._widened, self._used = self.flat.split(
             [num_extra, sum(sizes), len(parameters)]
         )

@@ -63,10 +63,6 @@ class _Rounding:
         """Whether this tensor is compressed."""
         return self._dtype is not None and tensor.dtype == torch.float32
 
-    def wire_dtype(self, tensor: Tensor) -> torch.dtype:
-        """The dtype in which this tensor travels."""
-        return self._dtype if self._dtype is not None and self.is_for(tensor) else tensor.dtype
-
     def sent(self, bucket: Bucket, tensor: Tensor) -> Tensor:
         """The tensor as it travels; the next call for this bucket makes up for the rounding."""
         if not self.is_for(tensor):
@@ -97,8 +93,14 @@ class _Buffers:
         return self._kept[self._turn][:num_bytes].view(dtype)
 
 
-class Swap:
-    """Two nodes: both send, both add."""
+class _Direct:
+    """What an exchange by messages between each two nodes has.
+
+    Args:
+        target: what of a bucket is exchanged.
+        group: the nodes.
+        compress_to: dtype on the wire for float32; None: as it is.
+    """
 
     phase: Phase = "exchange"
 
@@ -107,13 +109,22 @@ class Swap:
         self._group = group
         self._rounding = _Rounding(compress_to)
         self._buffers = _Buffers()
+        self._peers = [peer for peer in range(group.size) if peer != group.index]
+
+    def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """The part of each node."""
+        return flat.tensor_split(self._group.size)
+
+
+class Swap(_Direct):
+    """Two nodes: both send, both add."""
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         own = self._target(bucket)
         sent = self._rounding.sent(bucket, own)
         received = self._buffers.like(sent.numel(), sent.dtype)
-        other = 1 - self._group.index
+        (other,) = self._peers
         works = self._group.receive(received, other) + self._group.send(sent, other)
 
         def finish() -> None:
@@ -126,28 +137,19 @@ class Swap:
         return finish
 
 
-class Scatter:
+class Scatter(_Direct):
     """Each node sends every other its piece, and adds up the pieces of its own."""
-
-    phase: Phase = "exchange"
-
-    def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
-        self._target = target
-        self._group = group
-        self._rounding = _Rounding(compress_to)
-        self._buffers = _Buffers()
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
-        target, index = self._target(bucket), self._group.index
-        sent = self._rounding.sent(bucket, target).tensor_split(self._group.size)
-        own = target.tensor_split(self._group.size)[index]
-        others = self._group.size - 1
-        received = self._buffers.like(own.numel() * others, sent[index].dtype)
-        peers = [peer for peer in range(self._group.size) if peer != index]
+        target, index, peers = self._target(bucket), self._group.index, self._peers
+        sent = self._pieces(self._rounding.sent(bucket, target))
+        own = self._pieces(target)[index]
+        flat = self._buffers.like(own.numel() * len(peers), sent[index].dtype)
+        received = flat.view(len(peers), -1)
         works = [
             work
-            for peer, piece in zip(peers, received.view(others, -1), strict=True)
+            for peer, piece in zip(peers, received, strict=True)
             for work in self._group.receive(piece, peer)
         ]
         works += [work for peer in peers for work in self._group.send(sent[peer], peer)]
@@ -157,7 +159,7 @@ class Scatter:
                 work.wait()
             if sent[index].dtype != own.dtype:
                 own.copy_(sent[index])
-            pieces = list(received.view(others, -1))
+            pieces = list(received)
             pieces.insert(index, own.clone())
             own.copy_(pieces[0])
             for piece in pieces[1:]:
@@ -166,28 +168,20 @@ class Scatter:
         return finish
 
 
-class Gather:
+class Gather(_Direct):
     """Each node sends every other the piece that it has added up."""
 
     phase: Phase = "gather"
 
-    def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
-        self._target = target
-        self._group = group
-        self._rounding = _Rounding(compress_to)
-        self._buffers = _Buffers()
-
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
-        target, index = self._target(bucket), self._group.index
-        pieces = target.tensor_split(self._group.size)
+        target, index, peers = self._target(bucket), self._group.index, self._peers
+        pieces = self._pieces(target)
         sent = self._rounding.sent(bucket, pieces[index])
-        peers = [peer for peer in range(self._group.size) if peer != index]
-        landing = list(pieces)
+        landing = pieces
         if self._rounding.is_for(target):
             pieces[index].copy_(sent)
-            flat = self._buffers.like(target.numel(), sent.dtype)
-            landing = list(flat.tensor_split(self._group.size))
+            landing = self._pieces(self._buffers.like(target.numel(), sent.dtype))
         works = [w for peer in peers for w in self._group.receive(landing[peer], peer)]
         works += [w for peer in peers for w in self._group.send(sent, peer)]
 

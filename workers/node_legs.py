@@ -13,10 +13,10 @@ rung for the same bucket once more, which they do only after they have copied th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch._C._distributed_c10d import Work
 
 from workers.bucket import Bucket
 from workers.comm import Group
@@ -31,17 +31,6 @@ NUM_CHANNELS = 2
 def shard_of(flat: Tensor, leader: int, num_leaders: int) -> Tensor:
     """The part of a bucket that one leader of the node adds up; may be empty."""
     return flat.tensor_split(num_leaders)[leader]
-
-
-class NodeLegs(Protocol):
-    """The two legs, and where a leader's sum lies between them."""
-
-    collect: Action
-    distribute: Action
-
-    def target(self, bucket: Bucket) -> Tensor:
-        """The shard that this rank, a leader, exchanges."""
-        ...
 
 
 class NodeArena:
@@ -195,7 +184,7 @@ class GroupLegs:
 
 class _PerShard:
     def __init__(
-        self, phase: Phase, operation: Callable[[Tensor, int], object], num_leaders: int
+        self, phase: Phase, operation: Callable[[Tensor, int], Work], num_leaders: int
     ) -> None:
         self.phase: Phase = phase
         self._operation = operation
@@ -209,7 +198,7 @@ class _PerShard:
 
         def finish() -> None:
             for work in works:
-                work.wait()  # type: ignore[attr-defined]
+                work.wait()
 
         return finish
 

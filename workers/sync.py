@@ -104,7 +104,7 @@ class GradientSync:
             self.choice = calibration.choose(candidates, start, known)
             self._chain = start(self.choice.scheme)
         for parameter in self._parameters:
-            parameter.register_post_accumulate_grad_hook(self.accumulated)
+            parameter.register_post_accumulate_grad_hook(self._accumulated)
 
     def start_step(self) -> None:
         """Clears gradients and extra; every gradient is a view of its bucket from here on."""
@@ -128,25 +128,6 @@ class GradientSync:
         self._armed.add(part)
         if self._chain is not None:
             self._launch_ready()
-
-    def accumulated(self, parameter: Tensor) -> None:
-        """Notes that a parameter got a gradient; autograd's own accumulation says so by itself.
-
-        Raises:
-            ConfigError: it had its last one already.
-        """
-        assert isinstance(parameter, Parameter)
-        self._used.add(parameter)
-        if self._chain is None or self._part_of[parameter] not in self._armed:
-            return
-        if parameter in self._final:
-            raise ConfigError(
-                "a parameter got its gradient twice in one backward, after its sum had begun; "
-                "activation checkpointing needs use_reentrant=False here"
-            )
-        self._final.add(parameter)
-        self._bucket_of[parameter].pending -= 1
-        self._launch_ready()
 
     def finish(self) -> None:
         """Waits for all sums; a parameter that nobody used has no gradient, as without bundles.
@@ -209,6 +190,25 @@ class GradientSync:
         """Ends the threads."""
         if self._chain is not None:
             self._chain.close()
+
+    def _accumulated(self, parameter: Tensor) -> None:
+        """Notes that autograd has added to a gradient.
+
+        Raises:
+            ConfigError: it had its last addition already.
+        """
+        assert isinstance(parameter, Parameter)
+        self._used.add(parameter)
+        if self._chain is None or self._part_of[parameter] not in self._armed:
+            return
+        if parameter in self._final:
+            raise ConfigError(
+                "a parameter got its gradient twice in one backward, after its sum had begun; "
+                "activation checkpointing needs use_reentrant=False here"
+            )
+        self._final.add(parameter)
+        self._bucket_of[parameter].pending -= 1
+        self._launch_ready()
 
     def _launch_ready(self) -> None:
         while self._next < len(self._buckets) and self._is_final(self._buckets[self._next]):
