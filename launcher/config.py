@@ -32,6 +32,7 @@ _BATCH = "batch and bundles"
 _OPTIM = "optimizer"
 _DATA = "data"
 _RUN = "run"
+_SNAPSHOT = "snapshot"
 _TUNE = "execution"
 
 DEFAULT_MICROBATCH = 32
@@ -152,6 +153,25 @@ class TrainConfig:
     validate: bool = option(True, "validate after each epoch", group=_RUN, parse=yes_or_no)
     tensorboard: bool = option(False, "write TensorBoard events too", group=_RUN, parse=yes_or_no)
 
+    snapshot: str = option(
+        "on",
+        "after each step, copy the state to the memory of each node, where a restart finds it",
+        group=_SNAPSHOT,
+        choices=("on", "off"),
+    )
+    snapshot_dir: str = option(
+        "",
+        "folder of each node for that (default: /dev/shm, or the temporary folder where that is "
+        "too small)",
+        group=_SNAPSHOT,
+    )
+    snapshot_steps: int = option(
+        0,
+        "steps between two snapshots (0: 1, or as few as keep their cost below 1 % of the time)",
+        group=_SNAPSHOT,
+        parse=int,
+    )
+
     precision: str = option(
         "float32",
         "float32, bfloat16 (autocast) or float64",
@@ -201,7 +221,7 @@ class TrainConfig:
         _at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
         _at_least(0, self, "microbatch_size", "epochs", "max_steps", "checkpoint_steps", "threads")
         _at_least(0, self, "num_classes", "lr", "momentum", "weight_decay", "clip_norm", "seed")
-        _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma")
+        _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma", "snapshot_steps")
         _at_least(-1, self, "loader_workers")
         _at_least(0, self, "bucket_mb")
         _finite_above_0(self, "timeout_s")

@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
-from launcher.errors import EXIT_DONE, NodeError
+from launcher.errors import EXIT_DONE, EXIT_FAILED, NodeError
 from launcher.failure import explain
 from launcher.fork_server import start_fork_server
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
+from launcher.paths import RunPaths
 from launcher.plan import LaunchPlan, NodePlan
+from launcher.rendezvous.door import get_handler
+from launcher.rendezvous.probe import is_rendezvous
+from launcher.topology import bundle_size
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -30,6 +34,7 @@ PRELOAD = ("torch", "torchvision")
 AGENT_LOG = "agent.log"
 STORE_BACKENDS = ("c10d", "static")
 """Rendezvous backends whose endpoint is a torch store that one of the agents keeps."""
+OUR_BACKEND = "bundle"
 
 
 def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
@@ -44,9 +49,13 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     node = plan.here
     set_environment(os.environ, node)
     load("torch")
-    has_store = plan.launch.value.rdzv_backend in STORE_BACKENDS
-    is_ours = is_store if plan.launch.value.max_nodes > 1 else _nobodys
-    keeps_store = has_store and check_port(node.meeting, is_store=is_ours)
+    backend = plan.launch.value.rdzv_backend
+    has_store = backend in STORE_BACKENDS
+    keeps_store = False
+    if has_store or backend == OUR_BACKEND:
+        is_known = is_store if has_store else is_rendezvous
+        is_ours = is_known if plan.launch.value.max_nodes > 1 else _nobodys
+        keeps_store = check_port(node.meeting, is_store=is_ours)
     load(*PRELOAD, plan.module, "torch.distributed.launcher.api")
     server_pid = start_fork_server((*PRELOAD, plan.module))
     check_gpus(node)
@@ -78,7 +87,11 @@ def load(*modules: str) -> None:
 def _run(plan: LaunchPlan, server_pid: int, keeps_store: bool, say: Callable[[str], None]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousConnectionError, RendezvousError
+    from torch.distributed.elastic.rendezvous import (
+        RendezvousClosedError,
+        RendezvousConnectionError,
+        RendezvousError,
+    )
 
     node = plan.here
     try:
@@ -86,7 +99,8 @@ def _run(plan: LaunchPlan, server_pid: int, keeps_store: bool, say: Callable[[st
             _start_agent(plan, server_pid, keeps_store)
         except RendezvousConnectionError:
             # Two agents of this machine found the port free; the other one was quicker.
-            if not keeps_store or not is_store(node.meeting.address, node.meeting.port):
+            is_torchs = keeps_store and plan.launch.value.rdzv_backend in STORE_BACKENDS
+            if not is_torchs or not is_store(node.meeting.address, node.meeting.port):
                 raise
             _start_agent(plan, server_pid, keeps_store=False)
     except ChildFailedError as exc:
@@ -96,16 +110,23 @@ def _run(plan: LaunchPlan, server_pid: int, keeps_store: bool, say: Callable[[st
     except SignalException as exc:
         say(f"stopped by {exc.sigval.name}")
         return 128 + exc.sigval
+    except RendezvousClosedError as exc:
+        say(f"the job is over: {exc}; logs: {node.log_dir}")
+        return EXIT_FAILED
     except RendezvousError as exc:
+        where = node.meeting.endpoints
         raise NodeError(
-            f"the nodes did not meet at {node.meeting}: {exc}; see {node.log_dir}/{AGENT_LOG}"
+            f"the nodes did not meet at {where}: {exc}; see {node.log_dir}/{AGENT_LOG}"
         ) from exc
     return EXIT_DONE
 
 
 def _start_agent(plan: LaunchPlan, server_pid: int, keeps_store: bool) -> None:
+    from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import elastic_launch
 
+    # torch finds it as an entry point too, but not in an installation older than that.
+    rendezvous_handler_registry.register(OUR_BACKEND, get_handler())
     launch = plan.launch.value
     keep_log = not (launch.redirects or launch.tee)
     elastic_launch(launch_config(plan, keeps_store), run_worker)(
@@ -140,6 +161,8 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
         settings["rank"] = launch.node_rank
     if launch.rdzv_backend == "c10d":
         settings["is_host"] = keeps_store
+    if launch.rdzv_backend == OUR_BACKEND:
+        settings = bundle_settings(plan) | settings
     logs = DefaultLogsSpecs(
         log_dir=node.log_dir,
         redirects=Std.from_str(launch.redirects or "0"),
@@ -152,7 +175,7 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
         run_id=launch.rdzv_id,
         role="worker",
         rdzv_backend=launch.rdzv_backend,
-        rdzv_endpoint=str(node.meeting),
+        rdzv_endpoint=node.meeting.endpoints,
         rdzv_configs=settings,
         max_restarts=launch.max_restarts,
         monitor_interval=launch.monitor_interval,
@@ -160,6 +183,18 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
         local_addr=node.meeting.local_addr,
         logs_specs=logs,
     )
+
+
+def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
+    """What our rendezvous is told beside `--rdzv-conf`, which may say otherwise."""
+    paths = RunPaths(Path(plan.train.value.run_dir).absolute())
+    return {
+        "node_name": plan.here.name,
+        "num_workers": plan.here.num_procs,
+        "bundle_size": bundle_size(plan.train.value.shape),
+        "fence_dir": str(paths.fence),
+        "events_dir": str(paths.events),
+    }
 
 
 def check_gpus(node: NodePlan) -> None:

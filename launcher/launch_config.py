@@ -14,7 +14,7 @@ _NODES = "nodes and devices"
 _RDZV = "rendezvous"
 _AGENT = "agent"
 
-_ENDPOINT = r"(?:\[(?P<bracketed>[^\[\]\s]+)\]|(?P<host>[^\[\]:\s]+))(?::(?P<port>\d+))?"
+_ENDPOINT = r"(?:\[(?P<bracketed>[^\[\]\s,]+)\]|(?P<host>[^\[\]:\s,]+))(?::(?P<port>\d+))?"
 """A name, an IPv4 address, or an IPv6 address in brackets; perhaps a port."""
 DEFAULT_PORT = 29400
 """Port of an endpoint that names none, torch's own choice."""
@@ -56,9 +56,15 @@ class LaunchConfig:
     standalone: bool = option(
         False, "one node that needs no other: a free port of its own", group=_RDZV, parse=yes_or_no
     )
-    rdzv_backend: str = option("c10d", "rendezvous backend", group=_RDZV)
+    rdzv_backend: str = option(
+        "bundle", "rendezvous backend: bundle, or one of torch's (c10d, static)", group=_RDZV
+    )
     rdzv_endpoint: str = option(
-        "", "where the nodes meet, the same for all", group=_RDZV, metavar="HOST[:PORT]"
+        "",
+        "where the nodes meet, the same for all; with bundle several nodes: if the first one dies, "
+        "the next one takes over",
+        group=_RDZV,
+        metavar="HOST[:PORT][,...]",
     )
     rdzv_id: str = option("bundlerun", "name of the job, the same for all nodes", group=_RDZV)
     rdzv_conf: str = option(
@@ -126,8 +132,11 @@ class LaunchConfig:
                 f"--node-rank {self.node_rank} of {self.max_nodes} nodes; give 0 to "
                 f"{self.max_nodes - 1}"
             )
-        if self.rdzv_endpoint:
-            _ = self.endpoint
+        if self.rdzv_endpoint and len(self.endpoints) > 1 and self.rdzv_backend != "bundle":
+            raise ConfigError(
+                f"--rdzv-endpoint {self.rdzv_endpoint!r} names {len(self.endpoints)} endpoints, "
+                f"--rdzv-backend {self.rdzv_backend} takes one; use --rdzv-backend bundle"
+            )
 
     @property
     def num_nodes(self) -> tuple[int, int]:
@@ -167,12 +176,16 @@ class LaunchConfig:
 
     @property
     def endpoint(self) -> tuple[str, int]:
-        """Where the nodes meet: name or address, and port."""
-        match = re.fullmatch(_ENDPOINT, self.rdzv_endpoint)
-        port = int(match["port"] or DEFAULT_PORT) if match else 0
-        if not match or not 0 < port < 65536:
-            raise ConfigError(f"--rdzv-endpoint {self.rdzv_endpoint!r} is not HOST:PORT")
-        return match["bracketed"] or match["host"], port
+        """Where the nodes meet first: name or address, and port."""
+        return self.endpoints[0]
+
+    @property
+    def endpoints(self) -> tuple[tuple[str, int], ...]:
+        """All candidates in order, of which one at a time keeps the rendezvous."""
+        found = tuple(_endpoint(part.strip()) for part in self.rdzv_endpoint.split(","))
+        if len(set(found)) < len(found):
+            raise ConfigError(f"--rdzv-endpoint {self.rdzv_endpoint!r} names an endpoint twice")
+        return found
 
     @property
     def rdzv_settings(self) -> dict[str, str]:
@@ -181,6 +194,14 @@ class LaunchConfig:
         if not all(key.strip() and sign for key, sign, _ in pairs):
             raise ConfigError(f"--rdzv-conf {self.rdzv_conf!r} is not KEY=VALUE[,KEY=VALUE...]")
         return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def _endpoint(text: str) -> tuple[str, int]:
+    match = re.fullmatch(_ENDPOINT, text)
+    port = int(match["port"] or DEFAULT_PORT) if match else 0
+    if not match or not 0 < port < 65536:
+        raise ConfigError(f"--rdzv-endpoint {text!r} is not HOST:PORT")
+    return match["bracketed"] or match["host"], port
 
 
 def _check_streams(flag: str, text: str) -> None:

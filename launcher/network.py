@@ -21,17 +21,28 @@ LOOPBACK = "127.0.0.1"
 class Meeting:
     """The endpoint, worked out for this node.
 
-    `local_addr` is empty where the endpoint was not resolved; `port` 0 is a free one.
+    `local_addr` is empty where the endpoint was not resolved; `port` 0 is a free one; `others` are
+    the endpoints that take over, ADDRESS:PORT in order.
     """
 
     address: str
     port: int
     is_here: bool
     local_addr: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def endpoints(self) -> str:
+        """All endpoints, as --rdzv-endpoint takes them."""
+        return ",".join([str(self), *self.others])
 
     def __str__(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"{host}:{self.port}"
+        return endpoint_text(self.address, self.port)
+
+
+def endpoint_text(address: str, port: int) -> str:
+    """ADDRESS:PORT, an IPv6 address in brackets."""
+    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
 def as_typed(launch: LaunchConfig) -> Meeting:
@@ -39,7 +50,10 @@ def as_typed(launch: LaunchConfig) -> Meeting:
     if launch.is_alone:
         return Meeting(address=LOOPBACK, port=0, is_here=True, local_addr=LOOPBACK)
     host, port = launch.endpoint
-    return Meeting(address=host, port=port, is_here=False, local_addr=launch.local_addr)
+    others = tuple(endpoint_text(*endpoint) for endpoint in launch.endpoints[1:])
+    return Meeting(
+        address=host, port=port, is_here=False, local_addr=launch.local_addr, others=others
+    )
 
 
 def resolve_meeting(launch: LaunchConfig) -> Meeting:
@@ -50,7 +64,28 @@ def resolve_meeting(launch: LaunchConfig) -> Meeting:
     """
     if launch.is_alone:
         return as_typed(launch)
-    host, port = launch.endpoint
+    endpoints = [(_reachable(host, launch), port) for host, port in launch.endpoints]
+    address, port = endpoints[0]
+    own = own_addresses()
+    is_here = is_loopback(address) or address in own
+    if launch.rdzv_backend == "static":
+        is_here = launch.node_rank == 0
+    elif "is_host" in launch.rdzv_settings:
+        is_here = launch.rdzv_settings["is_host"].lower() in ("1", "true", "t", "yes", "y")
+    elif is_loopback(address) and is_loopback(launch.local_addr):
+        is_here = address == resolve(launch.local_addr)  # of several nodes on this machine
+    towards = next((each for each in endpoints if each[0] not in own), endpoints[0])
+    return Meeting(
+        address=address,
+        port=port,
+        is_here=is_here,
+        local_addr=launch.local_addr or route_to(*towards),
+        others=tuple(endpoint_text(*endpoint) for endpoint in endpoints[1:]),
+    )
+
+
+def _reachable(host: str, launch: LaunchConfig) -> str:
+    """The address of an endpoint, which the other nodes have to reach."""
     address = resolve(host)
     if launch.max_nodes > 1 and is_loopback(address) and not is_loopback(launch.local_addr):
         raise ConfigError(
@@ -58,13 +93,7 @@ def resolve_meeting(launch: LaunchConfig) -> Meeting:
             f"address of this node that they can, or --local-addr {address} if all nodes are on "
             "this machine"
         )
-    is_here = is_loopback(address) or address in own_addresses()
-    if launch.rdzv_backend == "static":
-        is_here = launch.node_rank == 0
-    elif "is_host" in launch.rdzv_settings:
-        is_here = launch.rdzv_settings["is_host"].lower() in ("1", "true", "t", "yes", "y")
-    local_addr = launch.local_addr or route_to(address, port)
-    return Meeting(address=address, port=port, is_here=is_here, local_addr=local_addr)
+    return address
 
 
 def resolve(host: str) -> str:

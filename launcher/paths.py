@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
+
+_LONGEST_NAME = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +33,11 @@ class RunPaths:
         return self.root / "summary.json"
 
     @property
+    def run_id(self) -> Path:
+        """What tells this run from an earlier one in the same folder, text."""
+        return self.root / "run-id"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per checkpoint."""
         return self.root / "checkpoints"
@@ -50,6 +60,66 @@ class RunPaths:
         """The agent's and the workers' logs of one node."""
         return self.logs / node_name
 
+    @property
+    def fence(self) -> Path:
+        """Which half of a cut network goes on, a folder per job; the rendezvous keeps it."""
+        return self.root / "rendezvous" / "fence"
+
+    @property
+    def events(self) -> Path:
+        """What the rendezvous saw, JSON Lines, a file per node."""
+        return self.root / "rendezvous" / "events"
+
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint taken after `step` finished steps."""
         return self.checkpoints / f"step-{step:09d}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SnapshotPaths:
+    """The snapshots of one run on one node.
+
+    Args:
+        root: memory that outlives a process, or a folder that stands for it; of this node.
+        uid: of the user.
+        run: what tells the run from others, text of any form.
+        node_name: of this node; two nodes of the same name may share a folder.
+    """
+
+    root: Path
+    uid: int
+    run: str
+    node_name: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the run."""
+        digest = hashlib.sha256(self.run.encode()).hexdigest()[:16]
+        node = quote(self.node_name, safe="")[:_LONGEST_NAME]
+        return self.root / f"{self._prefix}{digest}-{node}"
+
+    @property
+    def _prefix(self) -> str:
+        return f"bundlerun-snapshot-{self.uid}-"
+
+    def all_folders(self) -> Iterator[Path]:
+        """The folders of all runs of the user."""
+        return (path for path in self.root.glob(f"{self._prefix}*") if path.is_dir())
+
+    @staticmethod
+    def lock(folder: Path) -> Path:
+        """What the processes of a run hold for as long as they live."""
+        return folder / "lock"
+
+    def piece(self, token: str, role: str) -> Path:
+        """The file of one piece.
+
+        Args:
+            token: the round that writes it.
+            role: of the writer in that round, unlike that of any other on this machine.
+        """
+        return self.folder / f"{token}.{role}.piece"
+
+    def pieces(self) -> list[Path]:
+        """The files of all pieces, sorted."""
+        return sorted(self.folder.glob("*.piece"))

@@ -14,7 +14,7 @@ Compressed, what travels is bfloat16, and what the rounding lost is added to the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import cycle
 
 import torch
@@ -51,13 +51,29 @@ def exchange_actions(
     return [AllReduce(target, groups, compress_to)]
 
 
-class _Rounding:
+class Rounding:
     """What goes on the wire instead of a tensor, and what that leaves behind."""
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self._kept: dict[Bucket, tuple[Tensor, Tensor]] = {}
         """What is left over, and what was sent: memory that is used again is much faster."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is compressed."""
+        return self._dtype is not None
+
+    def left(self, bucket: Bucket) -> Tensor | None:
+        """What the next call of `sent` for this bucket makes up for; None before the first."""
+        return self._kept[bucket][0] if bucket in self._kept else None
+
+    def take_up(self, bucket: Bucket, left: Tensor) -> None:
+        """Goes on from what `left` gave."""
+        self._keep(bucket, left.clone())
+
+    def _keep(self, bucket: Bucket, left: Tensor) -> None:
+        self._kept[bucket] = left, torch.empty_like(left, dtype=self._dtype)
 
     def is_for(self, tensor: Tensor) -> bool:
         """Whether this tensor is compressed."""
@@ -68,13 +84,18 @@ class _Rounding:
         if not self.is_for(tensor):
             return tensor
         if bucket not in self._kept:
-            rounded = torch.empty_like(tensor, dtype=self._dtype)
-            self._kept[bucket] = torch.zeros_like(tensor), rounded
+            self._keep(bucket, torch.zeros_like(tensor))
         left, rounded = self._kept[bucket]
         left += tensor
         rounded.copy_(left)
         left -= rounded.float()  # a sum of unlike dtypes takes twice as long
         return rounded
+
+
+def roundings_of(actions: Iterable[Action]) -> dict[Phase, Rounding]:
+    """What is rounded in which leg."""
+    exchanges = (Swap, Scatter, Gather, AllReduce)
+    return {action.phase: action.rounding for action in actions if isinstance(action, exchanges)}
 
 
 class _Buffers:
@@ -107,7 +128,7 @@ class _Direct:
     def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
         self._target = target
         self._group = group
-        self._rounding = _Rounding(compress_to)
+        self.rounding = Rounding(compress_to)
         self._buffers = _Buffers()
         self._peers = [peer for peer in range(group.size) if peer != group.index]
 
@@ -122,7 +143,7 @@ class Swap(_Direct):
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         own = self._target(bucket)
-        sent = self._rounding.sent(bucket, own)
+        sent = self.rounding.sent(bucket, own)
         received = self._buffers.like(sent.numel(), sent.dtype)
         (other,) = self._peers
         works = self._group.receive(received, other) + self._group.send(sent, other)
@@ -143,7 +164,7 @@ class Scatter(_Direct):
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         target, index, peers = self._target(bucket), self._group.index, self._peers
-        sent = self._pieces(self._rounding.sent(bucket, target))
+        sent = self._pieces(self.rounding.sent(bucket, target))
         own = self._pieces(target)[index]
         flat = self._buffers.like(own.numel() * len(peers), sent[index].dtype)
         received = flat.view(len(peers), -1)
@@ -177,9 +198,9 @@ class Gather(_Direct):
         """See `Action`."""
         target, index, peers = self._target(bucket), self._group.index, self._peers
         pieces = self._pieces(target)
-        sent = self._rounding.sent(bucket, pieces[index])
+        sent = self.rounding.sent(bucket, pieces[index])
         landing = pieces
-        if self._rounding.is_for(target):
+        if self.rounding.is_for(target):
             pieces[index].copy_(sent)
             landing = self._pieces(self._buffers.like(target.numel(), sent.dtype))
         works = [w for peer in peers for w in self._group.receive(landing[peer], peer)]
@@ -205,12 +226,12 @@ class AllReduce:
     ) -> None:
         self._target = target
         self._groups = cycle(groups)
-        self._rounding = _Rounding(compress_to)
+        self.rounding = Rounding(compress_to)
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         target = self._target(bucket)
-        sent = self._rounding.sent(bucket, target)
+        sent = self.rounding.sent(bucket, target)
         work = next(self._groups).all_reduce(sent)
 
         def finish() -> None:

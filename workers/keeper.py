@@ -4,51 +4,128 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launcher.checkpoints import Checkpoint, Part, Progress, Survey, find_damage
+from torch import Tensor
+
+from launcher.checkpoints import (
+    MANIFEST,
+    Checkpoint,
+    Part,
+    Progress,
+    Survey,
+    find_damage,
+)
 from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, NodeError
 from launcher.paths import RunPaths
 from workers.checkpoint import Checkpoints
+from workers.restore import Restore, Restored
 from workers.session import Session
-from workers.state import load_state_tensors, stage_names, state_tensors
+from workers.state import load_state_tensors, stage_names
 from workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-class Keeper:
-    """The checkpoints of a run as one rank deals with them.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resumed:
+    """Where a run goes on, and from what.
 
-    The ranks of bundle 0 write, one file per stage; all ranks read.
+    Args:
+        progress: how far it had come.
+        snapshot: step and round of the snapshot it is; None: a checkpoint.
     """
 
-    def __init__(self, config: TrainConfig, session: Session, trainer: Trainer) -> None:
+    progress: Progress
+    snapshot: tuple[int, str] | None = None
+
+
+class Keeper:
+    """The state of a run from one start to the next, as one rank deals with it.
+
+    The ranks of bundle 0 write checkpoints, one file per stage; all ranks read.
+
+    Args:
+        config: of the run.
+        session: this rank's place.
+        trainer: has the state.
+        restore: finds snapshots; None: there are none.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        session: Session,
+        trainer: Trainer,
+        restore: Restore | None = None,
+    ) -> None:
         self._session = session
         self._trainer = trainer
+        self._restore = restore
         self._run_dir = config.run_dir
+        self._paths = RunPaths(Path(config.run_dir))
         self._checkpoints = Checkpoints(
-            RunPaths(Path(config.run_dir)), config.keep, token=session.token, config=config
+            self._paths, config.keep, token=session.token, config=config
         )
 
-    def resume(self) -> Progress | None:
-        """Loads the newest checkpoint that every rank can read whole; None where there is none.
+    def resume(self) -> Resumed | None:
+        """Loads the newest state there is, a snapshot or a checkpoint; None where there is none.
 
+        A checkpoint counts if every rank can read it whole; of two of one step it is the one.
         Collective: every active rank.
 
         Raises:
-            CheckpointError: the checkpoints are of another model.
+            CheckpointError: the state is of another model.
         """
-        chosen = self._checkpoints.newest(self._damage_anywhere, self._agreed_survey())
+        surveyed = self._agreed_survey()
+        newest = surveyed.found[0].step if surveyed.found else -1
+        in_memory = -1 if self._restore is None else self._restore.newest_step()
+        chosen = None
+        if in_memory <= newest:
+            chosen = self._checkpoints.newest(self._damage_anywhere, surveyed)
+        on_disk = -1 if chosen is None else chosen.step
+        if self._restore is not None and in_memory > on_disk:
+            return self._from_memory(self._restore, on_disk)
+        if self._restore is not None:
+            self._restore.decline()
         if chosen is None:
             return None
+        names = stage_names(self._trainer.stage, chosen.weight_map)
+        self._load(self._checkpoints.load(chosen, names))
+        return Resumed(progress=chosen.progress)
+
+    def _from_memory(self, restore: Restore, on_disk: int) -> Resumed:
         stage = self._trainer.stage
-        names = stage_names(stage, chosen.weight_map)
-        load_state_tensors(stage, self._trainer.optimizer, self._checkpoints.load(chosen, names))
-        return chosen.progress
+        tells = partial(stage_names, stage) if self._session.is_writer else None
+        restored = restore.fetch(on_disk, tells)
+        self._load(restore.load(restored, partial(stage_names, stage)))
+        self._load_feedback(restore, restored)
+        return Resumed(progress=restored.progress, snapshot=(restored.step, restored.token))
+
+    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+        load_state_tensors(self._trainer.stage, self._trainer.optimizer, tensors)
+
+    def _load_feedback(self, restore: Restore, restored: Restored) -> None:
+        """Takes up what this rank's exchange had kept; another layout has no use for it."""
+        sync = self._trainer.sync
+        if not sync.rounds:
+            return
+        kept = restore.load(restored, list, sync.feedback_situation)
+        sync.load_feedback(kept)
+        if not kept and self._session.is_writer:
+            log.info(
+                "stage %d: nodes or buckets are not those of before; what rounding had left to be "
+                "made up for is dropped", self._session.place.stage,
+            )  # fmt: skip
+
+    def is_saved(self, step: int) -> bool:
+        """Whether there is a checkpoint of `step`, as far as this rank sees."""
+        return (self._paths.checkpoint(step) / MANIFEST).is_file()
 
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint; where that fails, says so and goes on without it.
@@ -64,7 +141,7 @@ class Keeper:
     def _write_part(self, step: int) -> dict[str, Any] | None:
         if not self._session.is_writer:
             return None
-        tensors = state_tensors(self._trainer.stage, self._trainer.optimizer)
+        tensors = self._trainer.state()
         name = f"stage-{self._session.place.stage}"
         try:
             return asdict(self._checkpoints.write_part(step, name, tensors))

@@ -114,6 +114,7 @@ class Chain:
     def __init__(
         self, actions: Sequence[Action], device: torch.device, timeout_s: float, meters: Meters
     ) -> None:
+        self.actions = tuple(actions)
         self._done: Box = queue.SimpleQueue()
         self._timeout_s = timeout_s
         self._legs = [Leg(action, device, meters) for action in actions]

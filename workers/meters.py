@@ -19,12 +19,14 @@ Phase = Literal[
     "distribute",
     "sync_wait",
     "optimizer",
+    "snapshot",
+    "snapshot_wait",
     "checkpoint",
     "validate",
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """The legs of the sync, `collect` to `distribute`, run beside the others: `sync_wait` is what is
-not hidden."""
+not hidden. So do the copies of a snapshot, and `snapshot_wait` is what waits for them."""
 EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 
 

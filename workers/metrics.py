@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from launcher.errors import ConfigError
 from launcher.paths import RunPaths
@@ -69,6 +69,23 @@ class MetricsWriter:
         try:
             self._append((json.dumps(line, allow_nan=False) + "\n").encode())
             self._write_events(kind, values)
+        except OSError as exc:
+            self._warn_once(exc)
+
+    def forget(self, step: int, *, with_ends: bool) -> None:
+        """Takes out what the history says of steps that are to be done again.
+
+        Args:
+            step: finished steps that stay so.
+            with_ends: the end of an epoch right behind them is done again, too.
+        """
+        try:
+            with self._path.open("r+b") as file:
+                cut, lines = _tail(file, step)
+                file.seek(cut)
+                kept = [line for line in lines if not _is_after(line, step, with_ends)]
+                file.write(b"".join(kept))
+                file.truncate()
         except OSError as exc:
             self._warn_once(exc)
 
@@ -136,6 +153,49 @@ def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, f
             yield from _numbers(f"{prefix}/{name}", number)
         elif isinstance(number, (int, float)) and name != "step":
             yield f"{prefix}/{name}", float(number)
+
+
+_BLOCK_BYTES = 64 << 10
+
+
+def _tail(file: BinaryIO, step: int) -> tuple[int, list[bytes]]:
+    """Where the lines begin that may be about a step after the first `step`, and these lines."""
+    begin = file.seek(0, 2)
+    data = b""
+    while begin > 0:
+        size = min(_BLOCK_BYTES, begin)
+        begin -= size
+        file.seek(begin)
+        data = file.read(size) + data
+        cut = 0 if begin == 0 else data.find(b"\n") + 1  # what comes before may be half a line
+        lines = data[cut:].splitlines(keepends=True)
+        if any(_is_step_before(line, step) for line in lines):
+            return begin + cut, lines
+    return 0, data.splitlines(keepends=True)
+
+
+def _is_step_before(line: bytes, step: int) -> bool:
+    row = _row(line)
+    return row.get("kind") == "step" and row["step"] < step
+
+
+def _is_after(line: bytes, step: int, with_ends: bool) -> bool:
+    """Whether a line is about a step after the first `step`, or the end of an epoch there."""
+    row = _row(line)
+    if row.get("kind") == "step":
+        return bool(row["step"] >= step)
+    if row.get("kind") in ("epoch", "eval"):
+        return bool(row["step"] > step or (with_ends and row["step"] == step))
+    return False
+
+
+def _row(line: bytes) -> dict[str, Any]:
+    """What a line says; nothing where a crash cut it short."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return {}
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else {}
 
 
 def _ends_torn(paths: RunPaths) -> bool:

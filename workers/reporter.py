@@ -76,12 +76,35 @@ class Reporter:
             "start", bundles=topology.num_bundles, nodes=topology.num_nodes, shape=shape
         )
 
-    def resumed(self, progress: Progress) -> None:
-        """Says where training goes on; the summary continues that of the attempts that ended."""
+    def resumed(self, progress: Progress, source: str) -> None:
+        """Says where training goes on; the summary continues that of the attempts that ended.
+
+        What the history says of steps that are done again is taken out of it.
+
+        Args:
+            progress: how far the run had come.
+            source: "snapshot" or "checkpoint".
+        """
+        self._writer.forget(progress.step, with_ends=source == "snapshot")
         self._summary = _read_summary(self._paths)
         self._summary.epochs, self._summary.steps = progress.epoch, progress.step
-        log.info("resumed after step %d (epoch %d)", progress.step, progress.epoch)
-        self._writer.write("restart", step=progress.step, epoch=progress.epoch)
+        log.info(
+            "resumed after step %d (epoch %d), from a %s", progress.step, progress.epoch, source
+        )
+        self._writer.write("restart", step=progress.step, epoch=progress.epoch, source=source)
+
+    def snapshot_steps(self, every: int, share: float) -> None:
+        """Says how often snapshots are taken from now on.
+
+        Args:
+            every: steps between two.
+            share: what one takes of a step.
+        """
+        log.info(
+            "a snapshot takes %.1f %% of a step: %s (--snapshot-steps says otherwise)",
+            100 * share,
+            "one after each step" if every == 1 else f"one every {every} steps",
+        )
 
     def start_epoch(self, epoch: int, first_step: int) -> None:
         """Opens the progress bar where somebody watches."""

@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -24,6 +25,7 @@ from workers.env import RankEnv
 from workers.groups import Groups, make_groups
 
 _END = "end"
+_SAFE = "safe"
 _LONGEST_WAIT = timedelta(days=20)
 """About the most milliseconds that the store can count."""
 
@@ -31,16 +33,55 @@ _STORE_POLL_S = 0.02
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """One rank's view of one round."""
+class Arrival:
+    """One rank's view of one round, spare ranks included, before it has groups."""
 
     topology: Topology
     place: Place
-    groups: Groups
+    network: Network
     device: torch.device
     store: Store
+    node_name: str
     token: str
     """Text that all ranks of this round share, and no other round has."""
+
+    @property
+    def is_speaker(self) -> bool:
+        """Whether this rank speaks for its node, spare or not."""
+        return self.place.local_rank == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """One rank's part in one round; not a spare one's."""
+
+    arrival: Arrival
+    groups: Groups
+
+    @property
+    def topology(self) -> Topology:
+        """The layout of the round."""
+        return self.arrival.topology
+
+    @property
+    def place(self) -> Place:
+        """What this rank is."""
+        return self.arrival.place
+
+    @property
+    def device(self) -> torch.device:
+        """Where its stage lives."""
+        return self.arrival.device
+
+    @property
+    def store(self) -> Store:
+        """Where the ranks of the round leave word for each other."""
+        return self.arrival.store
+
+    @property
+    def token(self) -> str:
+        """See `Arrival`."""
+        return self.arrival.token
 
     @property
     def is_reporter(self) -> bool:
@@ -101,10 +142,19 @@ def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
             return  # torch says what is wrong
 
 
-def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
-    """Takes this rank's place in the round; None for a spare rank, which has nothing to do.
+def join(
+    config: TrainConfig,
+    env: RankEnv,
+    store: Store,
+    *,
+    if_spare: Callable[[Arrival], object] = lambda _: None,
+) -> Session | None:
+    """Takes this rank's place in the round; None for a spare rank.
 
     Collective: every rank. The store sees a few keys per node.
+
+    Args:
+        if_spare: what a spare rank does instead.
 
     Raises:
         ConfigError: the devices of all nodes together do not hold one bundle.
@@ -113,9 +163,6 @@ def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
     device = _device(env)
     nodes, token = _meet(env, store, _can_use_nccl(env, device))
     topology = Topology(config.shape, tuple(count for count, _ in nodes), config.chunks)
-    place = topology.places[env.rank]
-    if place.is_spare:
-        return None
     network = Network(
         store=PrefixStore("groups", store),
         rank=env.rank,
@@ -123,18 +170,24 @@ def join(config: TrainConfig, env: RankEnv, store: Store) -> Session | None:
         timeout_s=config.timeout_s,
         address=_address(env),
     )
-    return Session(
+    arrival = Arrival(
         topology=topology,
-        place=place,
-        groups=make_groups(topology, place, network, config.sync),
+        place=topology.places[env.rank],
+        network=network,
         device=device,
         store=store,
+        node_name=env.node_name,
         token=token,
     )
+    if arrival.place.is_spare:
+        if_spare(arrival)
+        return None
+    groups = make_groups(topology, arrival.place, network, config.sync)
+    return Session(arrival=arrival, groups=groups)
 
 
-def wait_for_end(store: Store) -> None:
-    """Returns when the run is over; for spare ranks.
+def wait_for_end(store: Store) -> bool:
+    """Returns when the run is over, and whether its state is safe; for spare ranks.
 
     A spare rank stays, because it may host the store, and because an agent whose ranks have all
     ended leaves after a while, with the rendezvous that it may host.
@@ -142,12 +195,14 @@ def wait_for_end(store: Store) -> None:
     # A closed connection is the end, too: the rank that hosts the store was not a spare.
     with suppress(RuntimeError):
         store.wait([_END], _LONGEST_WAIT)
+        return store.get(_END).decode() == _SAFE
+    return False
 
 
-def tell_end(store: Store) -> None:
+def tell_end(store: Store, *, is_safe: bool) -> None:
     """Lets the spare ranks end; by one rank."""
     with suppress(RuntimeError):
-        store.set(_END, "")
+        store.set(_END, _SAFE if is_safe else "")
 
 
 def _meet(env: RankEnv, store: Store, can_use_nccl: bool) -> tuple[list[tuple[int, bool]], str]:

@@ -11,7 +11,9 @@ step, `extra`, too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,8 +22,9 @@ from torch.nn import Parameter
 from launcher.errors import ConfigError
 from workers.bucket import Allocate, Bucket, cut_into_buckets
 from workers.calibrate import Calibration, Choice
+from workers.exchange import roundings_of
 from workers.groups import Groups
-from workers.legs import Chain
+from workers.legs import Action, Chain
 from workers.meters import Meters
 from workers.node_legs import NUM_CHANNELS, NodeArena, aligned
 from workers.node_memory import NodeMemory
@@ -31,6 +34,21 @@ _SCRATCH_NUMBERS = 4096
 """Numbers that `all_sum` sums at a time."""
 _COPY_BYTES = 4 << 20
 """A peer that is killed in a longer gloo broadcast can leave the other side waiting (measured)."""
+
+
+class Gate(Protocol):
+    """What a step's buckets wait for, each rank by itself."""
+
+    def before_first(self) -> None:
+        """Returns once the first may leave."""
+        ...
+
+    def before_last(self) -> None:
+        """Returns once the last may leave, without which no replica finishes the step.
+
+        Where there is no other replica, once the step may be finished.
+        """
+        ...
 
 
 class GradientSync:
@@ -77,6 +95,7 @@ class GradientSync:
         cut = [[]] if is_alone else cut_into_buckets(trained, bucket_bytes)
         self._arena = _shared_arena(groups, device, cut, num_extra)
         allocate = _allocate(self._arena, groups, device)
+        self._gate: Gate | None = None
         self._scratch = Bucket([], _SCRATCH_NUMBERS, device, allocate)
         self._first = Bucket(cut[0], num_extra, device, allocate)
         self._buckets = [self._first, *(Bucket(part, 0, device, allocate) for part in cut[1:])]
@@ -94,6 +113,8 @@ class GradientSync:
             return Chain(actions, device, timeout_s, meters) if actions else None
 
         self._chain: Chain | None = None
+        self._situation = situation
+        self._scheme = scheme
         if scheme != "auto":
             self._chain = start(_named(scheme))
         elif groups.flat is not None:
@@ -103,8 +124,51 @@ class GradientSync:
             candidates = [s for s in SCHEMES if s != "sharded" or num_shards > 1]
             self.choice = calibration.choose(candidates, start, known)
             self._chain = start(self.choice.scheme)
+            self._scheme = self.choice.scheme
         for parameter in self._parameters:
             parameter.register_post_accumulate_grad_hook(self._accumulated)
+
+    def hold(self, gate: Gate) -> None:
+        """From the next step on, buckets leave only as `gate` lets them."""
+        self._gate = gate
+
+    @property
+    def rounds(self) -> bool:
+        """Whether this rank rounds what it sends to other nodes."""
+        return any(r.rounds for r in roundings_of(self._actions).values())
+
+    @property
+    def feedback_situation(self) -> str:
+        """What `feedback` belongs to, short: it is of no use to any other rank or layout."""
+        position = [(group.index, group.size) for group in self._groups.exchange]
+        shard = None if self._groups.collect is None else self._groups.collect.index
+        sizes = [bucket.num_bytes for bucket in self._buckets]
+        text = f"{self._situation}, {self._scheme}, {position}, {shard}, {sizes}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def feedback(self) -> dict[str, Tensor]:
+        """What rounding has left to be made up for in the next step, by leg and bucket.
+
+        Read it between `finish` and the next step's first bucket.
+        """
+        return {
+            f"{phase}.{number}": left
+            for phase, rounding in roundings_of(self._actions).items()
+            for number, bucket in enumerate(self._buckets)
+            if (left := rounding.left(bucket)) is not None
+        }
+
+    def load_feedback(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `feedback` gave in the same `feedback_situation`."""
+        for phase, rounding in roundings_of(self._actions).items():
+            for number, bucket in enumerate(self._buckets):
+                kept = tensors.get(f"{phase}.{number}")
+                if kept is not None:
+                    rounding.take_up(bucket, kept.to(bucket.wire.device))
+
+    @property
+    def _actions(self) -> Sequence[Action]:
+        return () if self._chain is None else self._chain.actions
 
     def start_step(self) -> None:
         """Clears gradients and extra; every gradient is a view of its bucket from here on."""
@@ -138,10 +202,13 @@ class GradientSync:
             RuntimeError: another rank did not answer in time, or died.
         """
         if self._chain is None:
+            if self._gate is not None:
+                self._gate.before_first()
+                self._gate.before_last()
             return
         self._armed.clear()
-        for bucket in self._buckets[self._next :]:
-            self._launch(bucket)
+        for number in range(self._next, len(self._buckets)):
+            self._launch(number)
         with self._meters.phase("sync_wait"):
             num_users = torch.cat([self._chain.take().open() for _ in self._buckets]).tolist()
         parameters = (p for bucket in self._buckets for p in bucket.parameters)
@@ -212,15 +279,20 @@ class GradientSync:
 
     def _launch_ready(self) -> None:
         while self._next < len(self._buckets) and self._is_final(self._buckets[self._next]):
-            self._launch(self._buckets[self._next])
+            self._launch(self._next)
             self._next += 1
 
     def _is_final(self, bucket: Bucket) -> bool:
         # The first may be without parameters: its numbers are complete once anything is armed.
         return bool(self._armed) and bucket.pending == 0
 
-    def _launch(self, bucket: Bucket) -> None:
+    def _launch(self, number: int) -> None:
         assert self._chain is not None
+        bucket = self._buckets[number]
+        if self._gate is not None and number == 0:
+            self._gate.before_first()
+        if self._gate is not None and number == len(self._buckets) - 1:
+            self._gate.before_last()
         bucket.close(self._used)
         self._chain.launch(bucket)
 

@@ -9,9 +9,11 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from torch._C._distributed_c10d import Store
@@ -24,15 +26,21 @@ from launcher.hardware import apply_layout, rank_layout, read_cpus
 from launcher.preflight import check_torch, check_writable
 from workers.env import RankEnv
 from workers.feed import Feed
-from workers.keeper import Keeper
+from workers.keeper import Keeper, Resumed
 from workers.meters import EPOCH_END_PHASES, PHASES, Meters
 from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
-from workers.session import Session, join, open_store, tell_end, wait_for_end
+from workers.restore import Restore
+from workers.session import Arrival, Session, join, open_store, tell_end, wait_for_end
+from workers.snapshot import Snapshots
+from workers.snapshot_folder import SnapshotRoom
+from workers.snapshot_pace import Pace, share
 from workers.stage import check_stages, make_stage, open_data
 from workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+START = Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0)
 
 # Loaded with this module, not by each rank: bundlerun forks the ranks from a process that has it.
 for _name in BUILT_IN.values():
@@ -63,10 +71,8 @@ def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
     Raises:
         BundleError: what the user can act on.
     """
-    session = join(config, env, store)
+    session = join(config, env, store, if_spare=partial(stand_by, config))
     if session is None:
-        log.info("rank %d is spare: no bundle needs it", env.rank)
-        wait_for_end(store)
         return
     recipe = load_recipe(config)
     meters = Meters()
@@ -78,21 +84,71 @@ def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)
         trainer.copy_from_first()
-        keeper = Keeper(config, session, trainer)
+        restore = None
+        if config.snapshot == "on":
+            restore = Restore(config, session.arrival, is_reporter=session.is_reporter)
+            stack.callback(restore.room.close)
+        keeper = Keeper(config, session, trainer, restore)
         resumed = keeper.resume()
         if resumed is not None:
-            feed.check_resumable(resumed)
+            feed.check_resumable(resumed.progress)
+        snapshots = None
+        if restore is not None:
+            snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
+            stack.callback(snapshots.close)
         reporter = None
         if session.is_reporter:
             reporter = stack.enter_context(
                 Reporter(config, session.topology, recipe.unit, feed.steps_per_epoch)
             )
             if resumed is not None:
-                reporter.resumed(resumed)
-        run = Run(config, session, feed, trainer, keeper, meters, reporter)
-        run.train_from(resumed or Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0))
+                source = "checkpoint" if resumed.snapshot is None else "snapshot"
+                reporter.resumed(resumed.progress, source)
+        run = Run(config, session, feed, trainer, keeper, meters, reporter, snapshots)
+        run.train_from(resumed.progress if resumed else START)
+        is_saved = keeper.is_saved(run.step)
+        if restore is not None:
+            restore.room.is_done = is_saved
     if session.is_reporter and session.topology.spare_ranks:
-        tell_end(store)
+        tell_end(store, is_safe=is_saved)
+
+
+def stand_by(config: TrainConfig, arrival: Arrival) -> None:
+    """What a spare rank does: lends what its node remembers, and waits for the end."""
+    log.info("rank %d is spare: no bundle needs it", arrival.place.rank)
+    if config.snapshot == "off":
+        wait_for_end(arrival.store)
+        return
+    restore = Restore(config, arrival, is_reporter=False)
+    restore.lend()
+    restore.room.is_done = wait_for_end(arrival.store)
+    restore.room.close()
+
+
+def make_snapshots(
+    config: TrainConfig,
+    session: Session,
+    trainer: Trainer,
+    room: SnapshotRoom,
+    meters: Meters,
+    resumed: Resumed | None,
+) -> Snapshots:
+    """The snapshots of this rank, on which its sync waits from now on.
+
+    Collective: the bundle.
+    """
+    snapshots = Snapshots(
+        session,
+        room,
+        state=trainer.state,
+        feedback=trainer.sync.feedback,
+        situation=trainer.sync.feedback_situation,
+        meters=meters,
+        pace=Pace(config.snapshot_steps),
+        restored=resumed.snapshot if resumed else None,
+    )
+    trainer.sync.hold(snapshots)
+    return snapshots
 
 
 class Run:
@@ -107,7 +163,10 @@ class Run:
         keeper: Keeper,
         meters: Meters,
         reporter: Reporter | None,
+        snapshots: Snapshots | None,
     ) -> None:
+        self.step = 0
+        """Finished steps."""
         self._config = config
         self._session = session
         self._feed = feed
@@ -115,13 +174,15 @@ class Run:
         self._keeper = keeper
         self._meters = meters
         self._reporter = reporter
+        self._snapshots = snapshots
 
     def train_from(self, progress: Progress) -> None:
         """Trains from `progress` to the end of the run."""
+        self.step = progress.step
         for epoch in range(progress.epoch, self._config.epochs):
             first = progress.step_in_epoch if epoch == progress.epoch else 0
             self._train_epoch(epoch, first)
-            if self._is_over(self._step):
+            if self._is_over(self.step):
                 break
         if self._reporter is not None:
             self._reporter.finish()
@@ -131,7 +192,7 @@ class Run:
 
     def _train_epoch(self, epoch: int, first: int) -> None:
         feed, reporter = self._feed, self._reporter
-        self._step = epoch * feed.steps_per_epoch + first
+        self.step = epoch * feed.steps_per_epoch + first
         self._num_unreadable = 0
         self._num_microbatches = 0
         self._meters.restart()
@@ -139,10 +200,12 @@ class Run:
             reporter.start_epoch(epoch, first)
         works, batches = feed.epoch(epoch, first)
         for work in works:
-            if self._is_over(self._step):
+            if self._is_over(self.step):
                 break
+            start = time.perf_counter()
             outcome = self._trainer.step(work, batches, feed.steps_per_epoch)
-            self._step += 1
+            self.step += 1
+            self._take_snapshot(epoch, time.perf_counter() - start)
             self._num_unreadable += outcome.num_unreadable
             self._num_microbatches += len(work.sizes)
             if reporter is not None:
@@ -151,23 +214,35 @@ class Run:
             self._maybe_save(epoch)
         self._end_epoch(epoch)
 
+    def _take_snapshot(self, epoch: int, step_s: float) -> None:
+        if self._snapshots is None:
+            return
+        in_epoch = self.step - epoch * self._feed.steps_per_epoch
+        self._snapshots.save(self._progress(epoch, in_epoch, {}))
+        pace = self._snapshots.pace
+        if pace.stepped(step_s):
+            cost, step = self._trainer.total(pace.measured())
+            if pace.review(cost, step) and self._reporter is not None:
+                self._reporter.snapshot_steps(pace.every, share(cost, step))
+
     def _maybe_save(self, epoch: int) -> None:
         every = self._config.checkpoint_steps
-        in_epoch = self._step - epoch * self._feed.steps_per_epoch
-        if every and self._step % every == 0 and in_epoch < self._feed.steps_per_epoch:
+        in_epoch = self.step - epoch * self._feed.steps_per_epoch
+        if every and self.step % every == 0 and in_epoch < self._feed.steps_per_epoch:
             self._save(epoch, in_epoch, {})
 
     def _save(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> None:
         with self._meters.phase("checkpoint"):
-            self._keeper.save(
-                Progress(
-                    step=self._step,
-                    epoch=epoch,
-                    step_in_epoch=in_epoch,
-                    samples_seen=self._feed.samples_after(epoch, in_epoch),
-                    metrics=metrics,
-                )
-            )
+            self._keeper.save(self._progress(epoch, in_epoch, metrics))
+
+    def _progress(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> Progress:
+        return Progress(
+            step=self.step,
+            epoch=epoch,
+            step_in_epoch=in_epoch,
+            samples_seen=self._feed.samples_after(epoch, in_epoch),
+            metrics=metrics,
+        )
 
     def _end_epoch(self, epoch: int) -> None:
         """Measures, validates and saves; where the run was stopped inside the epoch, just so."""
@@ -178,8 +253,8 @@ class Run:
                 sums = self._trainer.evaluate(*self._feed.validation())
             metrics = sums.metrics
             if self._reporter is not None:
-                self._reporter.validated(epoch, self._step, sums)
-        in_epoch = self._step - epoch * self._feed.steps_per_epoch
+                self._reporter.validated(epoch, self.step, sums)
+        in_epoch = self.step - epoch * self._feed.steps_per_epoch
         if in_epoch == self._feed.steps_per_epoch:
             self._save(epoch + 1, 0, metrics)
         else:
@@ -203,7 +278,7 @@ class Run:
             num_ranks = len(self._session.topology.active_ranks)
             phases = zip(PHASES, totals[1 + num_bundles :], strict=True)
             self._reporter.end_epoch(
-                epoch, self._step, {p: s / num_ranks for p, s in phases}, int(totals[0])
+                epoch, self.step, {p: s / num_ranks for p, s in phases}, int(totals[0])
             )
 
     def _report_epoch_end(self) -> None:

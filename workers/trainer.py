@@ -25,6 +25,7 @@ from workers.meters import Meters
 from workers.recipe import Recipe
 from workers.samples import Batch
 from workers.session import Session
+from workers.state import state_tensors
 from workers.sync import GradientSync
 
 log = logging.getLogger(__name__)
@@ -160,6 +161,10 @@ class Trainer:
     def copy_from_first(self) -> None:
         """Starts every replica of a stage from the first one's parameters and buffers."""
         self.sync.copy_from_first([t.detach() for t in self.stage.state_dict().values()])
+
+    def state(self) -> dict[str, Tensor]:
+        """The whole state of the stage by name, not copied."""
+        return state_tensors(self.stage, self.optimizer)
 
     def verify_replicas(self, step: int) -> None:
         """Raises RuntimeError unless all replicas of this stage are bit-equal.

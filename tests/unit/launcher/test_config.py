@@ -55,6 +55,8 @@ def test_underscores_are_read_as_torchrun_reads_them() -> None:
         ("--sync=flat --exchange-dtype=bfloat16", "--sync flat has no step of its own for that"),
         ("--sync=ring", "--sync 'ring' is not one of: auto, local-master, sharded, flat"),
         ("--timeout-s=0", "--timeout-s 0.0 must be above 0, and finite"),
+        ("--snapshot=no", "--snapshot 'no' is not one of: on, off"),
+        ("--snapshot-steps=-1", "--snapshot-steps -1 must be 0 or more"),
         ("--label-smoothing=1.5", "--label-smoothing 1.5 must be 1 or less"),
         ("--threads=-1", "--threads -1 must be 0 or more"),
         ("--loader-workers=-2", "--loader-workers -2 must be -1 or more"),

@@ -69,3 +69,25 @@ def test_one_node_needs_no_endpoint() -> None:
 def test_rendezvous_settings_are_pairs() -> None:
     launch = LaunchConfig(rdzv_conf="join_timeout=600, last_call_timeout=1")
     assert launch.rdzv_settings == {"join_timeout": "600", "last_call_timeout": "1"}
+
+
+def test_several_endpoints_take_over_from_each_other() -> None:
+    launch = LaunchConfig(nnodes="3", rdzv_endpoint="a:1,b,[::1]:3")
+    assert launch.endpoints == (("a", 1), ("b", 29400), ("::1", 3))
+    assert launch.endpoint == ("a", 1)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "backend", "message"),
+    [
+        ("a:1,b:1", "c10d", "names 2 endpoints, --rdzv-backend c10d takes one"),
+        ("a:1,a:1", "bundle", "names an endpoint twice"),
+        ("a:1,", "bundle", "is not HOST:PORT"),
+    ],
+)
+def test_a_list_of_endpoints_that_does_not_work_is_refused(
+    endpoint: str, backend: str, message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LaunchConfig(nnodes="2", rdzv_endpoint=endpoint, rdzv_backend=backend)
+    assert message in str(caught.value)

@@ -148,3 +148,10 @@ def test_an_endpoint_that_never_answers_is_given_up(free_port: int) -> None:
             sleep=lambda _: None,
         )
     assert said == [f"waiting up to 3 s for the node at 127.0.0.1:{free_port}"]
+
+
+@pytest.mark.parametrize(("own", "is_here"), [("127.0.0.1", True), ("127.0.0.2", False)])
+def test_several_nodes_of_one_machine_have_an_endpoint_each(own: str, is_here: bool) -> None:
+    endpoints = "127.0.0.1:2000,127.0.0.2:2000"
+    meeting = resolve_meeting(LaunchConfig(nnodes="2", rdzv_endpoint=endpoints, local_addr=own))
+    assert (meeting.endpoints, meeting.is_here, meeting.local_addr) == (endpoints, is_here, own)

@@ -141,3 +141,59 @@ def test_a_full_disk_under_tensorboard_does_not_end_the_run(
 
 def test_nested_values_become_plain_ones() -> None:
     assert plain({1: (torch.tensor(2), None, True)}) == {"1": [2, None, True]}
+
+
+def kinds_and_steps(paths: RunPaths) -> list[tuple[object, object]]:
+    return [(line["kind"], line.get("step")) for line in lines_of(paths)]
+
+
+@pytest.mark.parametrize("with_ends", [True, False])
+def test_what_is_done_again_is_taken_out_of_the_history(paths: RunPaths, with_ends: bool) -> None:
+    with MetricsWriter(paths) as writer:
+        writer.write("start", nodes=2)
+        for step in range(6):
+            writer.write("step", step=step)
+            if step in (2, 5):
+                writer.write("epoch", step=step + 1)
+                writer.write("eval", step=step + 1)
+        writer.write("start", nodes=1)
+
+        writer.forget(3, with_ends=with_ends)
+        writer.write("restart", step=3)
+
+    end_of_epoch = [] if with_ends else [("epoch", 3), ("eval", 3)]
+    assert kinds_and_steps(paths) == [
+        ("start", None),
+        *[("step", step) for step in range(3)],
+        *end_of_epoch,
+        ("start", None),
+        ("restart", 3),
+    ]
+
+
+def test_a_long_history_is_only_read_from_its_end(paths: RunPaths) -> None:
+    with MetricsWriter(paths) as writer:
+        for step in range(6000):
+            writer.write("step", step=step, text="x" * 20)
+    with paths.metrics.open("a") as file:
+        file.write('{"kind": "step", "step": 60')
+    before = paths.metrics.read_bytes()
+
+    with MetricsWriter(paths) as writer:
+        writer.write("start")
+        writer.forget(3000, with_ends=True)
+
+    lines = paths.metrics.read_text().splitlines()
+    assert len(lines) == 3002
+    assert json.loads(lines[2999])["step"] == 2999
+    assert lines[3000] == '{"kind": "step", "step": 60'
+    assert before.startswith(paths.metrics.read_bytes()[: before.index(b'"step": 3000,') - 60])
+
+
+def test_a_run_that_begins_anew_forgets_all_steps(paths: RunPaths) -> None:
+    with MetricsWriter(paths) as writer:
+        writer.forget(0, with_ends=True)
+        writer.write("step", step=0)
+        writer.write("epoch", step=1)
+        writer.forget(0, with_ends=True)
+    assert kinds_and_steps(paths) == []

@@ -1,0 +1,1 @@
+"""Our rendezvous handler: how nodes agree on who takes part, whatever dies meanwhile."""

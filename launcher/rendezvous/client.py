@@ -1,0 +1,215 @@
+"""A node's side of the wire: looks for the coordinator, stays with it, looks again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from launcher.rendezvous import member
+from launcher.rendezvous.handshake import Stranger, introduce
+from launcher.rendezvous.leases import Leases
+from launcher.rendezvous.member import Member, Say, Turn
+from launcher.rendezvous.messages import (
+    MAX_LINE_BYTES,
+    Beat,
+    Message,
+    Peek,
+    Report,
+    Status,
+    decode,
+    encode,
+)
+from launcher.rendezvous.settings import Endpoint
+from launcher.rendezvous.votes import best_candidate
+
+RETRY_S = 0.1
+"""Pause between two searches that found nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A candidate that answers."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    status: Status
+
+
+class Client:
+    """Keeps one node's member in touch; lives in an event loop.
+
+    Args:
+        act: is handed each wish of the member that is not for the wire.
+    """
+
+    def __init__(
+        self,
+        first: Member,
+        endpoints: Sequence[Endpoint],
+        *,
+        token: bytes,
+        run_id: str,
+        heartbeat_s: float,
+        act: Callable[[member.Wish], None],
+    ) -> None:
+        self.member = first
+        self.endpoints = tuple(endpoints)
+        self._secret = (token, run_id)
+        self._heartbeat_s = heartbeat_s
+        self._act = act
+        self._writer: asyncio.StreamWriter | None = None
+        self._index: int | None = None
+        self.refusals: dict[int, str] = {}
+
+    @property
+    def where(self) -> str:
+        """The endpoints, for messages."""
+        return ",".join(map(str, self.endpoints))
+
+    def apply(self, turn: Turn) -> None:
+        """Takes the member's next state and does what it wishes."""
+        self.member, wishes = turn
+        for wish in wishes:
+            if isinstance(wish, Say):
+                self.say(wish.message)
+            else:
+                self._act(wish)
+
+    def say(self, message: Message) -> None:
+        """Sends, while there is a connection; the next report says it again."""
+        if self._writer is not None:
+            self._writer.write(encode(message))
+
+    async def flush(self, wait_s: float) -> None:
+        """Waits until what was said has left this process."""
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(wait_s):
+                if self._writer is not None:
+                    await self._writer.drain()
+                    self._writer.write_eof()
+
+    async def run(self) -> None:
+        """Searches and listens until cancelled, or the job is closed."""
+        while not self.member.closed:
+            best, found = await self._survey()
+            if best is None:
+                await asyncio.sleep(RETRY_S)
+                continue
+            await self._stay(best, found)
+
+    async def tick(self) -> None:
+        """Beats, and notices when there is no coordinator; runs beside `run`."""
+        while True:
+            slept_at = time.monotonic()
+            await asyncio.sleep(self._heartbeat_s)
+            now = time.monotonic()
+            pause_s = now - slept_at - self._heartbeat_s
+            if pause_s > self.member.lease_s / 3:
+                self.member = member.forgive(self.member, pause_s)
+            if self._writer is not None:
+                self.apply(member.beat(self.member))
+            self.apply(member.tick(self.member, now, where=self.where))
+
+    # ---------------------------------------------------------------- the search
+
+    async def _survey(self) -> tuple[int | None, Found]:
+        """Asks all candidates at once; the best of them, with its connection."""
+        answers = await asyncio.gather(*(self._ask(i) for i in range(len(self.endpoints))))
+        found = {index: answer for index, answer in enumerate(answers) if answer is not None}
+        statuses = {index: each.status for index, each in found.items()}
+        last_term = self.member.last.term if self.member.last else -1
+        best = best_candidate(statuses, last_term, len(self.endpoints))
+        for index, each in found.items():
+            if index != best:
+                each.writer.close()
+        gone = tuple(i for i, why in self.refusals.items() if why == "refuses connections")
+        self.member = replace(self.member, gone=gone)
+        return best, found[best] if best is not None else None  # type: ignore[return-value]
+
+    async def _ask(self, index: int) -> Found | None:
+        endpoint = self.endpoints[index]
+        writer = None
+        try:
+            async with asyncio.timeout(self.member.lease_s / 2):
+                reader, writer = await asyncio.open_connection(
+                    endpoint.host, endpoint.port, limit=MAX_LINE_BYTES
+                )
+                await introduce(reader, writer, *self._secret)
+                writer.write(encode(Peek()))
+                status = decode(await reader.readline())
+            assert isinstance(status, Status)
+            self.refusals.pop(index, None)
+            return Found(reader, writer, status)
+        except ConnectionRefusedError:
+            self.refusals[index] = "refuses connections"
+        except Stranger as exc:
+            self.refusals[index] = str(exc)
+        except (OSError, TimeoutError, ValueError, AssertionError) as exc:
+            self.refusals[index] = getattr(exc, "strerror", None) or "does not answer"
+        if writer is not None:
+            writer.close()
+        return None
+
+    # ---------------------------------------------------------------- with a coordinator
+
+    async def _stay(self, index: int, found: Found) -> None:
+        """Registers and follows until the connection is lost, or another candidate is better."""
+        self._writer, self._index = found.writer, index
+        listening = asyncio.ensure_future(self._listen(found.reader))
+        try:
+            self.apply(member.report(self.member))
+            while not listening.done():
+                every_s = max(self.member.lease_s / 3, self._num_nodes() / 1000)
+                await asyncio.wait([listening], timeout=every_s)
+                if not listening.done() and self._is_looking():
+                    gone = self.member.gone
+                    best, other = await self._survey()
+                    if best is not None:
+                        other.writer.close()
+                    if best not in (None, index):
+                        return
+                    if self.member.gone != gone:
+                        self.apply(member.report(self.member))
+        finally:
+            listening.cancel()
+            found.writer.close()
+            self._writer, self._index = None, None
+            self.member = member.lost(self.member)
+
+    def _num_nodes(self) -> int:
+        return self.member.pulse.num_nodes if self.member.pulse else 0
+
+    def _is_looking(self) -> bool:
+        """True where this node is in no round and its coordinator has none either."""
+        pulse = self.member.pulse
+        return len(self.endpoints) > 1 and not (
+            pulse and pulse.is_active and (pulse.number or self.member.at)
+        )
+
+    async def _listen(self, reader: asyncio.StreamReader) -> None:
+        lease_s = self.member.lease_s
+        poll_s = lease_s / 6
+        leases: Leases[str] = Leases(lease_s, look_every_s=poll_s, now=time.monotonic())
+        leases.hear("coordinator", time.monotonic())
+        reading = asyncio.ensure_future(reader.readline())
+        try:
+            while not leases.look(time.monotonic()):
+                await asyncio.wait([reading], timeout=poll_s)
+                if reading.done():
+                    line = reading.result()
+                    if not line:
+                        return
+                    leases.hear("coordinator", time.monotonic())
+                    message = decode(line)
+                    reading = asyncio.ensure_future(reader.readline())
+                    if not isinstance(message, (Report, Beat)):
+                        self.apply(
+                            member.receive(self.member, message, time.monotonic())  # type: ignore[arg-type]
+                        )
+        except (OSError, ValueError):
+            return
+        finally:
+            reading.cancel()

@@ -1,0 +1,316 @@
+"""Pure: what a coordinator knows and decides. Events go in, its next state and its wishes come out.
+
+           enough nodes of the last round        all who are here follow
+    GATHERING ----------------------> ELECTING ----------------------> ACTIVE ----> CLOSED
+        ^                                 |  a higher term is about       |  the job is over
+        +---------------------------------+-------------------------------+
+                                             no quorum any more
+
+    ACTIVE, one round:   claim ---> host ---> accept ---> in force ---> over ---> all come, claim
+                      (with a fence)  first seat  all seats    ^ nobody dies, joins, asks
+
+`receive` takes in what happened, `settle` then does all that is due; it may be called at any time
+and as often as one likes. Time is an argument: monotonic seconds of this machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from launcher.rendezvous.messages import (
+    Accept,
+    Beat,
+    Close,
+    Closed,
+    Fenced,
+    Hosted,
+    Lead,
+    Leave,
+    Report,
+    Round,
+    RoundId,
+    ToMember,
+)
+from launcher.rendezvous.state import Claim, Peer, Phase, Proposal, State, Step
+from launcher.rendezvous.votes import grounds_of, is_void, last_round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """A node has registered; `report` is its first on this connection."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Received:
+    """A node that is registered has said something."""
+
+    name: str
+    message: Report | Beat | Hosted | Accept | Leave | Close
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Broken:
+    """The connection of a node is down."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Expired:
+    """A node has been silent for longer than its lease."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """What came of a claim: its number and time, or the claims that stand in its way."""
+
+    term: int
+    number: int = 0
+    at: float = 0.0
+    others: tuple[Claim, ...] = ()
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Woke:
+    """The process did not run for longer than a lease; `claims` is what the fence says now."""
+
+    claims: tuple[Claim, ...]
+
+
+Event: TypeAlias = Arrived | Received | Broken | Expired | Claimed | Woke
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Say this to a node."""
+
+    name: str
+    message: ToMember
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TryClaim:
+    """Claim the number behind `after` for `round` in the fence folder, passing over `void` ones."""
+
+    after: int
+    round: Round
+    void: frozenset[RoundId]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """A line for the event log."""
+
+    event: str
+    details: Mapping[str, object]
+
+
+Wish: TypeAlias = Send | TryClaim | Note
+
+
+def receive(state: State, event: Event, now: float) -> tuple[State, list[Wish]]:
+    """Takes in what happened; decides nothing yet."""
+    match event:
+        case Arrived(report=report):
+            return _arrive(state, report, now)
+        case Expired(name=name):
+            return lose(state, name, f"node {name} is silent")
+        case Broken(name=name) if name in state.peers:
+            return _with_peer(state, replace(state.peers[name], broken_at=now)), []
+        case Received(name=name, message=message) if name in state.peers:
+            return _hear(state, state.peers[name], message, now)
+        case Received(message=Report() as report):
+            return _arrive(state, report, now)
+        case Received(name=name, message=Beat()):  # forgotten here: it is to say all again
+            return state, [Send(name=name, message=Lead(term=-1))]
+        case Claimed():
+            return _claimed(state, event, now)
+        case Woke(claims=claims):
+            return _wake(state, claims, now)
+    return state, []
+
+
+def _with_peer(state: State, peer: Peer) -> State:
+    return replace(state, peers={**state.peers, peer.seat.name: peer})
+
+
+def lose(state: State, name: str, why: str) -> tuple[State, list[Wish]]:
+    """Forgets a node: this start of it is dead, whatever it may still say."""
+    if name not in state.peers:
+        return state, []
+    peers = {key: peer for key, peer in state.peers.items() if key != name}
+    lost = state.lost | {state.peers[name].seat.incarnation}
+    return replace(state, peers=peers, lost=lost), [Note(event="lost", details={"why": why})]
+
+
+def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]]:
+    old = state.peers.get(report.seat.name)
+    is_back = old is not None and old.seat.incarnation == report.seat.incarnation
+    arrival = old.arrival if old and is_back else state.num_arrivals
+    peer = Peer(report=report, arrival=arrival, is_blind=bool(old and is_back and old.is_blind))
+    if not state.peers and state.phase is Phase.GATHERING:
+        state = replace(state, since=now)
+    gone = (state.gone | set(report.gone)) - {report.seat.candidate}
+    state = replace(
+        _with_peer(state, peer),
+        num_arrivals=state.num_arrivals + 1,
+        gone=gone,
+        lost=state.lost - {report.seat.incarnation},
+        highest_term=max(state.highest_term, report.promised),
+    )
+    details = {"node": report.seat.name, "is_back": is_back, "from_round": report.at[1]}
+    return state, [Note(event="came", details=details)]
+
+
+def _hear(
+    state: State, peer: Peer, message: Report | Beat | Hosted | Accept | Leave | Close, now: float
+) -> tuple[State, list[Wish]]:
+    match message:
+        case Report() if message.serial > peer.report.serial:
+            state = _with_peer(state, replace(peer, report=message, sent=None))
+            return replace(
+                state,
+                gone=state.gone | (set(message.gone) - {peer.seat.candidate}),
+                highest_term=max(state.highest_term, message.promised),
+            ), []
+        case Beat() if message.serial > peer.report.serial:
+            return _beat(state, peer, message)
+        case Hosted() | Accept():
+            return _progress(state, peer, message), []
+        case Leave():
+            return _leave(state, peer, message)
+        case Close() if state.closed is None:
+            return _close(state, message.reason, message.is_success)
+    return state, []
+
+
+def _beat(state: State, peer: Peer, beat: Beat) -> tuple[State, list[Wish]]:
+    report = replace(peer.report, serial=beat.serial, at=beat.at, is_waiting=beat.is_waiting)
+    for round_ in (state.in_force, state.base):
+        if round_ and round_.id == beat.last:
+            report = replace(report, last=round_)
+    # What it was told and still lacks has not reached it: it is told again.
+    state = _with_peer(state, replace(peer, report=report, sent=None))
+    return replace(state, highest_term=max(state.highest_term, beat.promised)), []
+
+
+def _progress(state: State, peer: Peer, message: Hosted | Accept) -> State:
+    proposal, name = state.proposal, peer.seat.name
+    if proposal is None or proposal.round.id != message.id or not proposal.round.has(peer.seat):
+        return state
+    if isinstance(message, Hosted):
+        is_first = proposal.round.seats[0].name == name
+        if proposal.step is not Step.HOST or not is_first:
+            return state
+        round_ = replace(proposal.round, store_port=message.port)
+        return replace(state, proposal=replace(proposal, round=round_, step=Step.ACCEPT))
+    if proposal.step is not Step.ACCEPT:
+        return state
+    if not message.sees_fence:
+        return replace(_with_peer(state, replace(peer, is_blind=True)), proposal=None)
+    return replace(state, proposal=replace(proposal, accepted=proposal.accepted | {name}))
+
+
+def _leave(state: State, peer: Peer, leave: Leave) -> tuple[State, list[Wish]]:
+    name = peer.seat.name
+    state, notes = lose(state, name, f"node {name} leaves: {leave.reason}")
+    missing = state.rules.min_nodes - len(state.peers)
+    if not leave.is_failure or missing <= 0 or state.phase is not Phase.ACTIVE:
+        return state, notes
+    reason = (
+        f"node {name} gave up ({leave.reason}), and {len(state.peers)} nodes are left where the "
+        f"job needs {state.rules.min_nodes}"
+    )
+    state, more = _close(state, reason, is_success=False)
+    return state, [*notes, *more]
+
+
+def _close(state: State, reason: str, is_success: bool) -> tuple[State, list[Wish]]:
+    closed = Closed(reason=reason, is_success=is_success)
+    state = replace(state, phase=Phase.CLOSED, closed=closed, in_force=None, proposal=None)
+    details = {"reason": reason, "is_success": is_success}
+    return state, [Note(event="closed", details=details)]
+
+
+def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish]]:
+    proposal = state.proposal
+    if proposal is None or proposal.step is not Step.CLAIM or event.term != state.term:
+        return state, []
+    if event.number:
+        round_ = replace(proposal.round, number=event.number)
+        proposal = replace(proposal, round=round_, step=Step.HOST, claimed_at=event.at)
+        state = replace(state, proposal=proposal)
+        return replace(state, highest_number=max(state.highest_number, event.number)), []
+    if event.error:
+        return _without_fence(state, event.error, now)
+    reports = [peer.report for peer in state.followers]
+    for claim in event.others:
+        term, number = claim.id
+        round_ = Round(term=term, number=number, seats=claim.seats)
+        # Of its own term a coordinator knows that what is not the base came to nothing.
+        if term != state.term and (state.base is None or not is_void(round_, reports)):
+            return _fence_off(state, number, now)
+    void = proposal.void | {claim.id for claim in event.others}
+    proposal = replace(proposal, void=void)
+    return replace(state, proposal=proposal), [try_claim(state, proposal)]
+
+
+def _wake(state: State, claims: tuple[Claim, ...], now: float) -> tuple[State, list[Wish]]:
+    """While it slept, others may have taken this coordinator for one of an earlier job."""
+    base = state.base
+    for claim in claims:
+        term, number = claim.id
+        if base and base.is_fenced and number > base.number and term != state.term:
+            return _fence_off(state, number, now)
+    return state, []
+
+
+def try_claim(state: State, proposal: Proposal) -> TryClaim:
+    """The wish for a place in the fence folder behind the base."""
+    after = state.base.number if state.base else 0
+    return TryClaim(after=after, round=proposal.round, void=proposal.void)
+
+
+def _without_fence(state: State, error: str, now: float) -> tuple[State, list[Wish]]:
+    """A fence that cannot be used stops those that it binds, and nobody else."""
+    is_bound = any(round_.is_fenced for round_ in state.grounds)
+    rules = state.rules if is_bound else replace(state.rules, has_fence=False)
+    retry_at = now + state.rules.lease_s if is_bound else now
+    state = replace(state, proposal=None, rules=rules, retry_at=retry_at, waits_for=error)
+    return state, [Note(event="no fence", details={"error": error})]
+
+
+def _fence_off(state: State, number: int, now: float) -> tuple[State, list[Wish]]:
+    names = [peer.seat.name for peer in state.followers]
+    reason = (
+        f"other nodes of this job go on as round {number}, as the fence folder says; this half "
+        f"({', '.join(names)}) has stopped and joins them once it reaches them"
+    )
+    message = Fenced(term=state.term, reason=reason)
+    wishes: list[Wish] = [Send(name=name, message=message) for name in names]
+    state = replace(
+        state,
+        phase=Phase.GATHERING,
+        since=now,
+        peers={},
+        base=None,
+        grounds=(),
+        in_force=None,
+        proposal=None,
+        num_there_at=None,
+    )
+    return state, [*wishes, Note(event="fenced", details={"number": number, "nodes": names})]
+
+
+def history(peers: Iterable[Peer], term: int) -> tuple[Round | None, tuple[Round, ...]]:
+    """What these nodes know, once they all have promised `term`: the last round, its grounds."""
+    reports = [replace(peer.report, promised=term) for peer in peers]
+    base = last_round(reports)
+    return base, grounds_of(base, reports)

@@ -1,0 +1,287 @@
+"""The door into torch: `torchrun --rdzv-backend=bundle`."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import queue
+import sys
+import time
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import cast
+
+from torch._C._distributed_c10d import Store, TCPStore
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousHandler,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousStoreInfo,
+    RendezvousTimeoutError,
+)
+
+from launcher.network import LOOPBACK, own_addresses, resolve, route_to
+from launcher.node_name import claimed_name
+from launcher.rendezvous.events import Events
+from launcher.rendezvous.member import Enter, OpenStore
+from launcher.rendezvous.messages import Round, RoundId, Seat
+from launcher.rendezvous.node import Node, Request, candidate_index
+from launcher.rendezvous.probe import is_rendezvous
+from launcher.rendezvous.round_store import NUMBER_KEY, RoundStore, open_store, reach_store
+from launcher.rendezvous.settings import (
+    NAME_VARIABLE,
+    Conf,
+    Endpoint,
+    parse_endpoints,
+    read_token,
+)
+
+BACKEND = "bundle"
+STORE_TIMEOUT = timedelta(minutes=5)
+POLL_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class BundleRendezvousHandler(RendezvousHandler):
+    """One node's handler.
+
+    Args:
+        node: its thread, which has started.
+        resources: end with the handler.
+    """
+
+    def __init__(
+        self, node: Node, *, run_id: str, conf: Conf, events: Events, resources: ExitStack
+    ) -> None:
+        self._node = node
+        self._run_id = run_id
+        self._conf = conf
+        self._events = events
+        self._resources = resources
+        self._stores: dict[RoundId, TCPStore] = {}
+        self._num_workers = conf.num_workers
+        self._is_down = False
+
+    def get_backend(self) -> str:
+        """The name of the backend."""
+        return BACKEND
+
+    @property
+    def use_agent_store(self) -> bool:
+        """True: the workers use the store of the round, which an agent keeps."""
+        return True
+
+    def get_run_id(self) -> str:
+        """The job."""
+        return self._run_id
+
+    def next_rendezvous(self) -> RendezvousInfo:
+        """Waits for the next round that this node is in.
+
+        Raises:
+            RendezvousClosedError: the job has failed, or its only endpoint is lost.
+            RendezvousTimeoutError: too few nodes came.
+            SystemExit: the job has ended well, and this node was spare. torch has no other way
+                out: its RendezvousGracefulExitError ends in an AttributeError of the launcher.
+        """
+        begin = time.monotonic()
+        self._events.note("asks for a round")
+        self._node.want(self._num_workers)
+        deadline = begin + self._conf.join_timeout
+        while True:
+            self._check_open()
+            if self._node.member.is_spare:
+                deadline = time.monotonic() + self._conf.join_timeout
+            if time.monotonic() > deadline:
+                raise RendezvousTimeoutError(self._why_none())
+            try:
+                order = self._node.orders.get(timeout=POLL_S)
+            except queue.Empty:
+                continue
+            if isinstance(order, OpenStore):
+                self._open(order.round)
+            elif isinstance(order, Enter):
+                info = self._enter(order.round)
+                if info is not None:
+                    waited_s = round(time.monotonic() - begin, 4)
+                    details = {"round": order.round.number, "waited_s": waited_s}
+                    self._events.note("in a round", details)
+                    return info
+                self._node.want(self._num_workers)
+
+    def _check_open(self) -> None:
+        closed = self._node.member.closed
+        if closed is None:
+            return
+        if closed.is_success:
+            raise SystemExit(0)
+        raise RendezvousClosedError(closed.reason)
+
+    def _why_none(self) -> str:
+        """What a node says that waited in vain."""
+        member, waited = self._node.member, f"no round in {self._conf.join_timeout:g} s"
+        if member.pulse and member.pulse.waits_for:
+            return f"{waited}: {member.pulse.waits_for}"
+        return f"{waited}: {'; '.join(self._node.refusals) or 'no coordinator became active'}"
+
+    def _open(self, round_: Round) -> None:
+        store = open_store(round_.seats[0].address, STORE_TIMEOUT)
+        store.set(NUMBER_KEY, str(round_.number))
+        self._stores[round_.id] = store
+        self._node.opened(round_, store.port)
+
+    def _enter(self, round_: Round) -> RendezvousInfo | None:
+        """The round in torch's words; None where it is over before it began."""
+        if self._is_over(round_):
+            return None
+        me = self._node.member.seat.name
+        index = next(i for i, seat in enumerate(round_.seats) if seat.name == me)
+        kept = self._stores.get(round_.id)
+        self._stores = {round_.id: kept} if kept else {}
+        try:
+            # Left to the client's own time-out, an agent would end with the store's node.
+            store = kept or reach_store(round_, timedelta(seconds=2 * self._conf.lease))
+        except RuntimeError as exc:
+            log.warning("the store of round %s is gone: %s", round_.number, exc)
+            return None
+        store.set_timeout(STORE_TIMEOUT)
+        shared = RoundStore(
+            store, round_, index, learn=self._learn, is_over=lambda: self._is_over(round_)
+        )
+        # torch's agent calls it, it does not look what it is.
+        return RendezvousInfo(
+            cast(Store, shared),
+            index,
+            len(round_.seats),
+            RendezvousStoreInfo(round_.seats[0].address, round_.store_port),
+        )
+
+    def _learn(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+
+    def _is_over(self, round_: Round) -> bool:
+        member = self._node.member
+        return member.must_leave or member.at is None or member.at.id != round_.id
+
+    def is_closed(self) -> bool:
+        """True once the job is over."""
+        return self._node.member.closed is not None
+
+    def set_closed(self, reason: str = "closed by a node", *, is_success: bool = False) -> None:
+        """Ends the job for all nodes, which report the reason."""
+        self._node.close(reason, is_success)
+
+    def num_nodes_waiting(self) -> int:
+        """1 where the workers are to stop and this node is to come for another round, else 0."""
+        return int(self._node.member.must_leave)
+
+    def shutdown(self) -> bool:
+        """Leaves; after success, closes for all.
+
+        torch calls this from a `finally`, so that the exception on its way says what happened.
+        """
+        if self._is_down:
+            return True
+        self._is_down = True
+        exc = sys.exc_info()[1]
+        member = self._node.member
+        if member.closed is None and exc is None and member.at is not None and not member.over:
+            self.set_closed("the workers have finished", is_success=True)
+        elif member.closed is None:
+            is_failure = isinstance(exc, ChildFailedError)
+            story = str(exc).strip().splitlines()
+            reason = (
+                "its workers failed and it has no attempt left"
+                if is_failure
+                else (story[0] if story else "it was told to")
+            )
+            self._node.leave(reason, is_failure)
+        self._events.note("leaves", {"why": type(exc).__name__ if exc else "done"})
+        self._node.stop()
+        self._resources.close()
+        return True
+
+
+def create_handler(params: RendezvousParameters) -> RendezvousHandler:
+    """The handler of this node.
+
+    Raises:
+        ConfigError: an endpoint or a setting is wrong.
+        RendezvousConnectionError: this node's endpoint cannot be kept.
+    """
+    conf = Conf.from_mapping(params.config)
+    resources = ExitStack()
+    wanted = conf.node_name or os.environ.get(NAME_VARIABLE, "")
+    name = wanted or resources.enter_context(claimed_name(f"rendezvous {params.run_id}"))
+    request = request_of(params, conf, name)
+    events = Events(Path(conf.events_dir) / f"{name}.jsonl" if conf.events_dir else None, name)
+    node = started(request, events)
+    return BundleRendezvousHandler(
+        node, run_id=params.run_id, conf=conf, events=events, resources=resources
+    )
+
+
+def request_of(params: RendezvousParameters, conf: Conf, name: str) -> Request:
+    """Who this node is, from what torchrun was given.
+
+    Raises:
+        ConfigError: an endpoint or the token is wrong.
+    """
+    endpoints = tuple(
+        replace(endpoint, host=resolve(endpoint.host))
+        for endpoint in parse_endpoints(params.endpoint or LOOPBACK)
+    )
+    addresses, own = [endpoint.host for endpoint in endpoints], own_addresses()
+    local_addr = params.local_addr or ""
+    seat = Seat(
+        name=name,
+        incarnation=os.urandom(8).hex(),
+        address=resolve(local_addr) if local_addr else address_towards(endpoints, own),
+        num_workers=conf.num_workers,
+        candidate=candidate_index(addresses, own, local_addr),
+    )
+    return Request(
+        seat=seat,
+        endpoints=endpoints,
+        nodes=(params.min_nodes, params.max_nodes),
+        conf=conf,
+        token=read_token(conf, os.environ, params.run_id),
+        run_id=params.run_id,
+    )
+
+
+def address_towards(endpoints: Sequence[Endpoint], own: Collection[str]) -> str:
+    """The address of this node that the others reach: that of its route to one of them."""
+    others = [endpoint for endpoint in endpoints if endpoint.host not in own]
+    towards = (others or list(endpoints))[0]
+    return route_to(towards.host, towards.port)
+
+
+def started(request: Request, events: Events) -> Node:
+    """The node's thread; where another agent of this machine keeps the endpoint, without one.
+
+    Raises:
+        RendezvousConnectionError: this node cannot listen at its endpoint.
+    """
+    node = Node(request, events)
+    try:
+        node.start()
+    except OSError as exc:
+        endpoint = request.endpoints[request.seat.candidate]
+        node.stop()
+        is_ours = exc.errno == errno.EADDRINUSE and is_rendezvous(endpoint.host, endpoint.port)
+        if not is_ours:
+            reason = (exc.strerror or str(exc)).lower()
+            raise RendezvousConnectionError(f"cannot listen at {endpoint}: {reason}") from exc
+        # Another agent of this machine was quicker.
+        node = Node(replace(request, seat=replace(request.seat, candidate=-1)), events)
+        node.start()
+    return node

@@ -1,0 +1,301 @@
+"""Pure: what a node knows and answers. Events go in, its next state and its wishes come out.
+
+    OUTSIDE --want--> WAITING --Go--> IN A ROUND --Over, cut off--> MUST LEAVE --want--> WAITING
+                         ^                                                          |
+                         +--- Fenced: rounds forgotten, comes again as a newcomer --+
+    any of them --Closed--> CLOSED
+
+What it has promised and accepted keeps two halves of a network apart: once it follows a term, it
+accepts nothing of a lower one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+from launcher.rendezvous.messages import (
+    NO_ROUND,
+    Accept,
+    Beat,
+    Closed,
+    Denied,
+    Fenced,
+    Go,
+    Host,
+    Hosted,
+    Lead,
+    Over,
+    Propose,
+    Pulse,
+    Report,
+    Round,
+    RoundId,
+    Seat,
+    ToCoordinator,
+    ToMember,
+    id_of,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """All that a node knows.
+
+    offer: what is proposed to it; pending, grounds: what it accepted of that, as in Report.
+    at: the round its workers are in; over: why they must leave it, empty while they need not.
+    guided_at: when an active coordinator was last heard; found: one was heard at all.
+    hosting: the round whose store it is to open, so that one is opened once; port: its port.
+    """
+
+    seat: Seat
+    num_candidates: int
+    lease_s: float
+    guided_at: float
+    promised: int = -1
+    last: Round | None = None
+    pending: Round | None = None
+    grounds: tuple[Round, ...] = ()
+    offer: Propose | None = None
+    at: Round | None = None
+    over: str = ""
+    is_waiting: bool = False
+    known: int = 0
+    serial: int = 0
+    gone: tuple[int, ...] = ()
+    hosting: RoundId = NO_ROUND
+    port: int = 0
+    is_found: bool = False
+    pulse: Pulse | None = None
+    closed: Closed | None = None
+
+    @property
+    def must_leave(self) -> bool:
+        """True where the workers are to stop: their round is over, or the job has failed."""
+        if self.closed:
+            return not self.closed.is_success
+        return self.at is not None and bool(self.over)
+
+    @property
+    def is_spare(self) -> bool:
+        """True where it waits while others have a round without it."""
+        return self.is_waiting and self.pulse is not None and self.pulse.number > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Say:
+    """Send this to the coordinator."""
+
+    message: ToCoordinator
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenStore:
+    """Open the store of this round, then report its port with `opened`."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LookForClaim:
+    """See whether this round's claim is in the fence folder here, then report with `looked`."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enter:
+    """Start the workers of this round."""
+
+    round: Round
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tell:
+    """A line for the event log."""
+
+    event: str
+    why: str = ""
+    number: int = 0
+
+
+Wish: TypeAlias = Say | OpenStore | LookForClaim | Enter | Tell
+Turn: TypeAlias = tuple[Member, list[Wish]]
+
+
+def report(member: Member) -> Turn:
+    """The full report, which opens every connection."""
+    member = replace(member, serial=member.serial + 1)
+    message = Report(
+        serial=member.serial,
+        seat=member.seat,
+        promised=member.promised,
+        last=member.last,
+        pending=member.pending,
+        grounds=member.grounds,
+        at=_at(member),
+        is_waiting=member.is_waiting,
+        known=member.known,
+        gone=member.gone,
+    )
+    return member, [Say(message=message)]
+
+
+def beat(member: Member) -> Turn:
+    """The short report, due at every heartbeat and after each change."""
+    member = replace(member, serial=member.serial + 1)
+    message = Beat(
+        serial=member.serial,
+        promised=member.promised,
+        last=id_of(member.last),
+        at=_at(member),
+        is_waiting=member.is_waiting,
+    )
+    return member, [Say(message=message)]
+
+
+def _at(member: Member) -> RoundId:
+    return NO_ROUND if member.is_waiting else id_of(member.at)
+
+
+def want(member: Member, num_workers: int = 0) -> Turn:
+    """The agent asks for the next round; its workers have stopped.
+
+    Args:
+        num_workers: how many it starts, once that is known.
+    """
+    seat = replace(member.seat, num_workers=num_workers or member.seat.num_workers)
+    return report(replace(member, seat=seat, is_waiting=True, at=None, over=""))
+
+
+def opened(member: Member, round_: Round, port: int) -> Turn:
+    """The store of a round listens."""
+    if member.hosting == round_.id:
+        member = replace(member, port=port)
+    return member, [Say(message=Hosted(id=round_.id, port=port))]
+
+
+def looked(member: Member, round_: Round, sees_fence: bool) -> Turn:
+    """The claim of a round was looked for; without it the round is not accepted."""
+    refusal = Accept(id=round_.id, sees_fence=False)
+    return accept(member, round_) if sees_fence else (member, [Say(message=refusal)])
+
+
+def accept(member: Member, round_: Round) -> Turn:
+    """Accepts a round, unless a higher term was promised meanwhile."""
+    offer = member.offer
+    if offer is None or offer.round != round_ or not member.is_waiting:
+        return member, []
+    if round_.term != member.promised:
+        return member, []
+    if id_of(member.last) < round_.id:
+        member = replace(member, pending=round_, grounds=offer.grounds)
+    return member, [Say(message=Accept(id=round_.id, sees_fence=True))]
+
+
+def receive(member: Member, message: ToMember, now: float) -> Turn:
+    """What a word of the coordinator changes."""
+    match message:
+        case Lead(term=term) if term >= member.promised:
+            return report(replace(member, promised=term))
+        case Lead() | Propose() | Host() if _term_of(message) < member.promised:
+            return report(member)  # says what was promised
+        case Host(round=round_) if member.hosting != round_.id and member.is_waiting:
+            return replace(member, hosting=round_.id, port=0), [OpenStore(round=round_)]
+        case Host(round=round_) if member.hosting == round_.id and member.port:
+            return opened(member, round_, member.port)
+        case Propose(round=round_) if round_.term == member.promised:
+            member = replace(member, offer=message)
+            return (
+                (member, [LookForClaim(round=round_)])
+                if round_.is_fenced
+                else (accept(member, round_))
+            )
+        case Go(term=term, round=round_) if term == member.promised:
+            return _go(member, round_, now)
+        case Over(id=id, reason=reason) if member.at and member.at.id == id and not member.over:
+            tell = Tell(event="over", why=reason, number=member.at.number)
+            return replace(member, over=reason), [tell]
+        case Fenced(term=term, reason=reason) if term == member.promised:
+            member = replace(
+                member, last=None, pending=None, grounds=(), over=reason if member.at else ""
+            )
+            return member, [Tell(event="fenced", why=reason)]
+        case Closed():
+            tell = Tell(event="closed", why=message.reason)
+            return replace(member, closed=message), [] if member.closed else [tell]
+        case Denied(reason=reason):
+            return receive(member, Closed(reason=reason, is_success=False), now)
+        case Pulse():
+            return _guided(member, message, now), []
+    return member, []
+
+
+def _term_of(message: Lead | Propose | Host) -> int:
+    return message.term if isinstance(message, Lead) else message.round.term
+
+
+def _go(member: Member, round_: Round, now: float) -> Turn:
+    if not member.is_waiting or not round_.has(member.seat) or id_of(member.last) >= round_.id:
+        return beat(member)
+    member = replace(
+        member,
+        last=round_,
+        pending=None,
+        grounds=(),
+        offer=None,
+        at=round_,
+        over="",
+        is_waiting=False,
+        known=max(member.known, round_.number),
+        guided_at=now,
+        is_found=True,
+    )
+    member, wishes = beat(member)
+    return member, [Enter(round=round_), Tell(event="round", number=round_.number), *wishes]
+
+
+def _guided(member: Member, pulse: Pulse, now: float) -> Member:
+    member = replace(member, pulse=pulse, known=max(member.known, pulse.number))
+    if pulse.is_active and pulse.term == member.promised:
+        return replace(member, guided_at=now, is_found=True)
+    return member
+
+
+def tick(member: Member, now: float, *, where: str) -> Turn:
+    """Ends what must not go on without a coordinator.
+
+    With one candidate the job ends a lease after it was lost; with more, the workers stop after
+    two: one to notice, one for the next candidate to take over.
+
+    Args:
+        where: the endpoints, for the message.
+    """
+    silent_s = now - member.guided_at
+    if member.closed or not member.is_found:
+        return member, []
+    if member.num_candidates == 1 and silent_s > member.lease_s and not _is_heard(member):
+        reason = (
+            f"the node that keeps the rendezvous at {where} is lost; name more than one in "
+            "--rdzv-endpoint, and the next one takes over"
+        )
+        return receive(member, Closed(reason=reason, is_success=False), now)
+    if member.at and not member.over and silent_s > 2 * member.lease_s:
+        over = f"no active coordinator at {where} for {silent_s:.1f} s"
+        tell = Tell(event="cut off", why=over, number=member.at.number)
+        return replace(member, over=over), [tell]
+    return member, []
+
+
+def forgive(member: Member, pause_s: float) -> Member:
+    """Takes back the silence of a while in which this process itself did not run."""
+    return replace(member, guided_at=member.guided_at + pause_s)
+
+
+def _is_heard(member: Member) -> bool:
+    return member.pulse is not None and not member.pulse.is_active
+
+
+def lost(member: Member) -> Member:
+    """The connection to the coordinator is down."""
+    return replace(member, pulse=None, hosting=NO_ROUND)

@@ -1,0 +1,227 @@
+"""One node's part in the rendezvous, in a thread of its own: its member, perhaps its candidate.
+
+    torch's agent (main thread)            event loop (this thread)
+      next_rendezvous --- want ------------->  Client ----- wire -----> the active candidate
+        <-- OpenStore, Enter (a queue) ------  Server <---- wire ------ all nodes, if it is us
+      num_nodes_waiting: reads `member`, no lock, no wire
+
+A thread and not a process: the agent sleeps nearly always, so that the loop gets the interpreter
+when it wants it, and a stopped agent must look dead, which a process beside it would hide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.rendezvous import member
+from launcher.rendezvous.client import Client
+from launcher.rendezvous.events import Events
+from launcher.rendezvous.fence import WATCH_POLL_S, Fence
+from launcher.rendezvous.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
+from launcher.rendezvous.messages import Close, Leave, Round, Seat
+from launcher.rendezvous.server import Server
+from launcher.rendezvous.settings import Conf, Endpoint
+
+log = logging.getLogger(__name__)
+
+Order = OpenStore | Enter
+"""What the agent's thread is to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """All that a node needs to take part.
+
+    nodes: fewest and most of a round.
+    seat: who this node is; its `candidate` says which of the endpoints it keeps, -1 for none.
+    """
+
+    seat: Seat
+    endpoints: tuple[Endpoint, ...]
+    nodes: tuple[int, int]
+    conf: Conf
+    token: bytes
+    run_id: str
+
+
+class Node:
+    """The thread."""
+
+    def __init__(self, request: Request, events: Events) -> None:
+        self._request = request
+        self._events = events
+        self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
+        self._fence = _fence(request)
+        self._server: Server | None = None
+        self._client = Client(
+            Member(
+                seat=request.seat,
+                num_candidates=len(request.endpoints),
+                lease_s=request.conf.lease,
+                guided_at=time.monotonic(),
+            ),
+            request.endpoints,
+            token=request.token,
+            run_id=request.run_id,
+            heartbeat_s=request.conf.heartbeat,
+            act=self._act,
+        )
+        self._loop = asyncio.new_event_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="bundlerun-rendezvous", daemon=True
+        )
+
+    @property
+    def member(self) -> Member:
+        """What this node knows right now; any thread may look."""
+        return self._client.member
+
+    @property
+    def refusals(self) -> list[str]:
+        """What is wrong with the candidates that could not be reached."""
+        endpoints = self._client.endpoints
+        return [f"{endpoints[index]} {why}" for index, why in self._client.refusals.items()]
+
+    def start(self) -> None:
+        """Begins to listen, where this node keeps an endpoint, and to search.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        self._thread.start()
+        self._wait(self._listen(), 10.0)
+        self._call(lambda: self._spawn(self._client.run()))
+        self._call(lambda: self._spawn(self._client.tick()))
+
+    async def _listen(self) -> None:
+        request = self._request
+        index = request.seat.candidate
+        if index < 0:
+            return
+        server = Server(
+            request.conf.rules(
+                index=index, num_candidates=len(request.endpoints), nodes=request.nodes
+            ),
+            token=request.token,
+            run_id=request.run_id,
+            heartbeat_s=request.conf.heartbeat,
+            fence=self._fence,
+            note=lambda event, details: self._events.note(f"coordinator: {event}", details),
+        )
+        endpoint = request.endpoints[index]
+        port = await server.listen(endpoint.host, endpoint.port)
+        if not endpoint.port:  # a node that is alone
+            self._client.endpoints = (Endpoint(host=endpoint.host, port=port),)
+        self._server = server
+
+    def want(self, num_workers: int) -> None:
+        """Asks for the next round; its store to open and its begin come as orders."""
+        self._call(lambda: self._client.apply(member.want(self.member, num_workers)))
+
+    def opened(self, round_: Round, port: int) -> None:
+        """The store of a round listens."""
+        self._call(lambda: self._client.apply(member.opened(self.member, round_, port)))
+
+    def close(self, reason: str, is_success: bool) -> None:
+        """Ends the job for all, and waits until the coordinator knows."""
+        message = Close(reason=reason, is_success=is_success)
+        self._call(lambda: self._client.say(message))
+        deadline = time.monotonic() + self._request.conf.lease
+        while self.member.closed is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def leave(self, reason: str, is_failure: bool) -> None:
+        """Tells the others that this node goes."""
+        self._call(lambda: self._client.say(Leave(reason=reason, is_failure=is_failure)))
+
+    def stop(self, wait_s: float = 1.0) -> None:
+        """Sends what is still to be sent, and ends the thread."""
+        if not self._thread.is_alive():
+            return
+        with suppress(TimeoutError):
+            self._wait(self._end(wait_s), 2 * wait_s + 1)
+        self._call(self._loop.stop)
+        self._thread.join(wait_s)
+
+    async def _end(self, wait_s: float) -> None:
+        await self._client.flush(wait_s)
+        await asyncio.sleep(0.05)  # the coordinator may be this process: let it hear the last word
+        if self._server:
+            await self._server.close(wait_s)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+    # ---------------------------------------------------------------- the loop's side
+
+    def _call(self, work: Callable[[], object]) -> None:
+        self._loop.call_soon_threadsafe(work)
+
+    def _wait(self, work: Coroutine[Any, Any, None], wait_s: float) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(wait_s)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception():
+            log.error("the rendezvous thread failed", exc_info=task.exception())
+            raise SystemExit(1)
+
+    def _act(self, wish: Wish) -> None:
+        match wish:
+            case OpenStore() | Enter():
+                self.orders.put(wish)
+            case LookForClaim(round=round_):
+                self._spawn(self._look(round_))
+            case Tell(event=event, why=why, number=number):
+                self._events.note(event, {"round": number, "why": why})
+                log.info("%s round %s: %s", event, number, why)
+                if event == "closed":
+                    self.orders.put(None)
+
+    async def _look(self, round_: Round) -> None:
+        """A shared folder may show a new file late; a lease is long enough to wait for it."""
+        deadline = time.monotonic() + self._request.conf.lease
+        has = False
+        while self._fence and not has and time.monotonic() < deadline:
+            has = await asyncio.to_thread(self._fence.has, round_)
+            if not has:
+                await asyncio.sleep(WATCH_POLL_S)
+        self._client.apply(member.looked(self.member, round_, has))
+
+
+def _fence(request: Request) -> Fence | None:
+    folder = request.conf.fence_dir
+    return Fence(Path(folder) / request.run_id) if folder else None
+
+
+def candidate_index(addresses: Sequence[str], own: Collection[str], local_addr: str) -> int:
+    """Which endpoint this node keeps, -1 for none.
+
+    Args:
+        addresses: of the endpoints.
+        own: this machine's addresses.
+        local_addr: the address that the others reach this node at; several nodes on one machine
+            are told apart by it.
+    """
+    if local_addr in addresses:
+        return addresses.index(local_addr)
+    for index, address in enumerate(addresses):
+        if address in own and not (local_addr and address.startswith("127.")):
+            return index
+    return -1

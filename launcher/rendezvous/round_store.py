@@ -1,0 +1,138 @@
+"""The store of one round: a torch store of its own, so that no round meets another's keys."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from datetime import timedelta
+from typing import Any
+
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+from torch.distributed import DistStoreError
+from torch.distributed.elastic.agent.server.api import _RoleInstanceInfo
+
+from launcher.rendezvous.messages import Round
+
+_ROLE_INFO = "torchelastic/role_info/"
+_ASSIGNED = "torchelastic/assigned_ranks/"
+_LOOK = timedelta(seconds=1)
+NUMBER_KEY = "rendezvous/round"
+"""Where the workers find the round's number, the same for all, unlike torch's restart count."""
+
+
+def open_store(address: str, timeout: timedelta) -> TCPStore:
+    """A store of this process that listens at `address` only, at a port that is free."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.socket(family)
+    listener.bind((address, 0))
+    listener.listen(4096)
+    port = listener.getsockname()[1]
+    return TCPStore(
+        address,
+        port,
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener.detach(),
+        timeout=timeout,
+    )
+
+
+def reach_store(round_: Round, timeout: timedelta) -> TCPStore:
+    """The store that the first node of `round_` keeps.
+
+    Raises:
+        RuntimeError: it does not answer in time.
+    """
+    address = round_.seats[0].address
+    return TCPStore(
+        address, round_.store_port, is_master=False, wait_for_workers=False, timeout=timeout
+    )
+
+
+class RoundStore:
+    """What torch's agent gets: the store, with the ranks answered from the round itself.
+
+    The agents would tell each other how many workers they have, through the store, and a node that
+    dies while they do so would take all agents with it. But the round says how many, save the
+    first one under plain torchrun, which does not tell its handler: then they ask each other, and
+    an answer that does not come before the round is over is made up.
+
+    Args:
+        index: of this node.
+        learn: is told how many workers this node has.
+        is_over: whether this node has to leave the round.
+    """
+
+    def __init__(
+        self,
+        store: TCPStore,
+        round_: Round,
+        index: int,
+        *,
+        learn: Callable[[int], None],
+        is_over: Callable[[], bool],
+    ) -> None:
+        self._store: Any = PrefixStore("agents", store)  # torch's stubs leave methods out
+        self._keeps = store
+        self._round = round_
+        self._index = index
+        self._learn = learn
+        self._is_over = is_over
+        self._is_known = all(seat.num_workers for seat in round_.seats)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (the store's own methods)
+        return getattr(self._store, name)
+
+    def get(self, key: str) -> bytes:
+        """The value of `key`; a node's ranks, if need be, without asking anybody."""
+        if not key.startswith(_ASSIGNED):
+            return bytes(self._store.get(key))
+        if not self._is_known and self._is_there([key]):
+            return bytes(self._store.get(key))
+        return json.dumps(ranks_of(self._round, int(key[len(_ASSIGNED) :]))).encode()
+
+    def set(self, key: str, value: str) -> None:
+        """Sets a value; what the round says itself is not sent."""
+        if key == f"{_ROLE_INFO}{self._index}":
+            self._learn(int(json.loads(value)["local_world_size"]))
+        if not (self._is_known and key.startswith((_ROLE_INFO, _ASSIGNED))):
+            with suppress(RuntimeError) if key.startswith(_ROLE_INFO) else nullcontext():
+                self._store.set(key, value)
+
+    def multi_get(self, keys: Sequence[str]) -> list[bytes]:
+        """The values of `keys`; how many workers nodes have, if need be, without asking them."""
+        if not all(key.startswith(_ROLE_INFO) for key in keys):
+            return list(self._store.multi_get(list(keys)))
+        if not self._is_known and self._is_there(keys):
+            return list(self._store.multi_get(list(keys)))
+        return [
+            _RoleInstanceInfo("", index, seat.num_workers or 1).serialize()
+            for index, seat in enumerate(self._round.seats)
+        ]
+
+    def multi_set(self, keys: Sequence[str], values: Sequence[str]) -> None:
+        """Sets the values of `keys`."""
+        if not (self._is_known and all(key.startswith(_ASSIGNED) for key in keys)):
+            with suppress(RuntimeError):
+                self._store.multi_set(list(keys), list(values))
+
+    def _is_there(self, keys: Sequence[str]) -> bool:
+        """Waits for `keys`; False once the round is over or the store is gone."""
+        while not self._is_over():
+            try:
+                self._store.wait(list(keys), _LOOK)
+                return True
+            except DistStoreError:
+                continue
+            except RuntimeError:
+                return False
+        return False
+
+
+def ranks_of(round_: Round, index: int) -> list[int]:
+    """First rank and world size of a node's workers, then the same within their role: one role."""
+    counts = [seat.num_workers or 1 for seat in round_.seats]
+    first, total = sum(counts[:index]), sum(counts)
+    return [first, total, first, total]

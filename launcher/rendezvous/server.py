@@ -1,0 +1,239 @@
+"""A candidate's listener: takes nodes in, feeds the coordinator's machine, does what it wishes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+
+from launcher.rendezvous import coordinator, turn
+from launcher.rendezvous.coordinator import (
+    Arrived,
+    Broken,
+    Claimed,
+    Event,
+    Expired,
+    Note,
+    Received,
+    Send,
+    TryClaim,
+    Wish,
+    Woke,
+)
+from launcher.rendezvous.fence import Fence
+from launcher.rendezvous.handshake import Stranger, admit
+from launcher.rendezvous.leases import Leases
+from launcher.rendezvous.messages import (
+    MAX_LINE_BYTES,
+    Accept,
+    Beat,
+    Close,
+    Denied,
+    Hosted,
+    Leave,
+    Message,
+    Peek,
+    Report,
+    decode,
+    encode,
+)
+from launcher.rendezvous.state import Phase, Rules, State
+
+ADMIT_S = 5.0
+"""How long a connection may take to say who it is."""
+
+MAX_UNSENT_BYTES = 4 * MAX_LINE_BYTES
+"""A node that reads nothing does not fill our memory: its connection is closed."""
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """One candidate; lives in an event loop.
+
+    Args:
+        note: is told what happens, for the event log.
+    """
+
+    def __init__(
+        self,
+        rules: Rules,
+        *,
+        token: bytes,
+        run_id: str,
+        heartbeat_s: float,
+        fence: Fence | None,
+        note: Callable[[str, Mapping[str, object]], None],
+    ) -> None:
+        self._state = State(rules=rules, since=time.monotonic())
+        self._secret = (token, run_id)
+        self._heartbeat_s = heartbeat_s
+        self._fence = fence
+        self._note = note
+        self._links: dict[str, asyncio.StreamWriter] = {}
+        self._tick_s = min(heartbeat_s, rules.lease_s / 6) / 2
+        self._leases: Leases[str] = Leases(
+            rules.lease_s, look_every_s=self._tick_s, now=time.monotonic()
+        )
+        self._is_due = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listener: asyncio.Server | None = None
+
+    async def listen(self, address: str, port: int) -> int:
+        """Begins to take nodes in, at this address only.
+
+        Args:
+            port: 0 takes a free one.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: the port is taken.
+        """
+        self._listener = await asyncio.start_server(
+            self._serve, address, port, limit=MAX_LINE_BYTES, backlog=1024
+        )
+        self._spawn(self._tick())
+        self._spawn(self._pulse())
+        return int(self._listener.sockets[0].getsockname()[1])
+
+    async def close(self, wait_s: float) -> None:
+        """Hands over what is still to be sent, then stops."""
+        links = list(self._links.values())
+        with suppress(TimeoutError, OSError):
+            async with asyncio.timeout(wait_s):
+                for writer in links:
+                    await writer.drain()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._listener:
+            self._listener.close()
+        for writer in links:
+            writer.close()
+        if self._fence and self._state.closed and self._state.closed.is_success:
+            await asyncio.to_thread(self._fence.remove)
+
+    def _spawn(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---------------------------------------------------------------- one connection
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        name = ""
+        try:
+            async with asyncio.timeout(ADMIT_S):
+                await admit(reader, writer, *self._secret)
+                first = decode(await reader.readline())
+                while isinstance(first, Peek):
+                    writer.write(encode(self._state.status))
+                    first = decode(await reader.readline())
+            if isinstance(first, Report) and self._let_in(first, writer):
+                name = first.seat.name
+                while line := await reader.readline():
+                    self._hear(name, writer, decode(line))
+        except (Stranger, ValueError, OSError, TimeoutError, asyncio.IncompleteReadError) as exc:
+            log.debug("a connection ends: %r", exc)
+        except asyncio.CancelledError:
+            return
+        finally:
+            writer.close()
+            if name and self._links.get(name) is writer:
+                del self._links[name]
+                self._leases.forget(name)
+                self._take(Broken(name=name))
+
+    def _let_in(self, report: Report, writer: asyncio.StreamWriter) -> bool:
+        name = report.seat.name
+        old = self._state.peers.get(name)
+        if old and name in self._links and old.seat.address != report.seat.address:
+            reason = (
+                f"node name {name!r} is taken by the node at {old.seat.address}; give each its own "
+                "with --rdzv-conf node_name=NAME"
+            )
+            writer.write(encode(Denied(reason=reason)))
+            return False
+        if name in self._links:
+            self._links[name].close()
+        self._links[name] = writer
+        self._leases.hear(name, time.monotonic())
+        self._take(Arrived(report=report))
+        return True
+
+    def _hear(self, name: str, writer: asyncio.StreamWriter, message: Message) -> None:
+        if self._links.get(name) is not writer:
+            raise OSError("another connection of the node has taken over")
+        self._leases.hear(name, time.monotonic())
+        if isinstance(message, (Report, Beat, Hosted, Accept, Leave, Close)):
+            self._take(Received(name=name, message=message))
+
+    # ---------------------------------------------------------------- the machine
+
+    def _take(self, event: Event) -> None:
+        self._state, wishes = coordinator.receive(self._state, event, time.monotonic())
+        self._grant(wishes)
+        if not self._is_due:  # once for all that came in together
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._settle)
+
+    def _settle(self) -> None:
+        self._is_due = False
+        self._state, wishes = turn.settle(self._state, time.monotonic())
+        self._grant(wishes)
+
+    def _grant(self, wishes: list[Wish]) -> None:
+        for wish in wishes:
+            match wish:
+                case Send(name=name, message=message):
+                    self._send(name, message)
+                case TryClaim():
+                    self._spawn(self._claim(wish))
+                case Note(event=event, details=details):
+                    self._note(event, details)
+
+    def _send(self, name: str, message: Message) -> None:
+        writer = self._links.get(name)
+        if writer is None:
+            return
+        writer.write(encode(message))
+        if writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            writer.transport.abort()
+
+    async def _claim(self, wish: TryClaim) -> None:
+        if self._fence is None:
+            done = Claimed(term=wish.round.term, error="this node has no fence_dir")
+        else:
+            watch_s = 4 * self._state.rules.lease_s
+            done = await asyncio.to_thread(self._fence.claim, wish, watch_s=watch_s)
+        self._take(done)
+
+    # ---------------------------------------------------------------- time
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick_s)
+            for name in self._leases.look(time.monotonic()):
+                self._leases.forget(name)
+                self._take(Expired(name=name))
+                self._links.pop(name).transport.abort()
+            if self._leases.paused_s > self._state.rules.lease_s and self._fence:
+                with suppress(OSError, ValueError):
+                    claims = await asyncio.to_thread(self._fence.claims)
+                    self._take(Woke(claims=tuple(claims)))
+            self._settle()
+
+    async def _pulse(self) -> None:
+        while True:
+            line = encode(self._state.pulse)
+            for writer in self._links.values():
+                writer.write(line)
+            rounds = (self._state.in_force, self._state.proposal and self._state.proposal.round)
+            is_fenced = any(round_ and round_.is_fenced for round_ in rounds)
+            if self._fence and is_fenced and self._state.phase is Phase.ACTIVE:
+                with suppress(OSError):
+                    await asyncio.to_thread(self._fence.beat)
+            await asyncio.sleep(self._heartbeat_s)

@@ -1,0 +1,168 @@
+"""What a user can set: endpoints, `--rdzv-conf`, the environment; read once, checked here."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import ConfigError, nearest
+from launcher.rendezvous.state import Rules
+
+DEFAULT_PORT = 29400
+TOKEN_VARIABLE = "BUNDLERUN_TOKEN"
+NAME_VARIABLE = "BUNDLERUN_NODE_NAME"
+PASSED_OVER = ("timeout", "is_host", "rank", "store_type", "read_timeout")
+"""Keys that torchrun adds by itself or that belong to other backends."""
+
+_ENDPOINT = r"(?:\[(?P<bracketed>[^\[\]\s,]+)\]|(?P<host>[^\[\]:\s,]+))(?::(?P<port>\d+))?"
+"""A name, an IPv4 address, or an IPv6 address in brackets; perhaps a port."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where a candidate listens; `host` is an address once it is resolved."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_endpoints(text: str) -> tuple[Endpoint, ...]:
+    """Reads `a:29400,b,[::1]:5`; a single one may have port 0, for a node that is alone.
+
+    Raises:
+        ConfigError: it is written otherwise, or names one endpoint twice.
+    """
+    found: list[Endpoint] = []
+    for part in text.split(","):
+        match = re.fullmatch(_ENDPOINT, part.strip())
+        port = int(match["port"] or DEFAULT_PORT) if match else 0
+        if not match or not port < 65536 or ("," in text and not port):
+            raise ConfigError(f"--rdzv-endpoint {text!r} is not HOST:PORT[,HOST:PORT...]")
+        found.append(Endpoint(host=match["bracketed"] or match["host"], port=port))
+    if len(set(found)) < len(found):
+        raise ConfigError(f"--rdzv-endpoint {text!r} names an endpoint twice")
+    return tuple(found)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conf:
+    """The keys of `--rdzv-conf`; times in seconds.
+
+    heartbeat: between two signs of life, both ways.
+    lease: silence after which a node, or the coordinator, counts as dead.
+    grace: how long a node whose connection broke may take to come back.
+    first_wait: how long the first round waits for MAX nodes once MIN are there.
+    join_timeout: how long a node waits for a round.
+    stop_timeout: how long a node may take to stop its workers and come for the next round.
+    minority_wait: how long nodes without a majority wait before they try the fence.
+    bundle_size: ranks of a bundle; nodes that would not make one more are spare.
+    fence_dir: a folder that all nodes share, which decides who goes on without a majority.
+    events_dir: where each node writes what happened, NODE.jsonl.
+    token_file: holds the secret that a node must know to take part.
+    node_name: this node's stable name.
+    num_workers: of this node; 0 learns it from torch in the first round.
+    """
+
+    heartbeat: float = 0.3
+    lease: float = 1.5
+    grace: float = 0.25
+    first_wait: float = 30.0
+    join_timeout: float = 600.0
+    stop_timeout: float = 60.0
+    minority_wait: float = 4.0
+    bundle_size: int = 1
+    fence_dir: str = ""
+    events_dir: str = ""
+    token_file: str = ""
+    node_name: str = ""
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("heartbeat", "lease", "join_timeout", "stop_timeout", "bundle_size"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"--rdzv-conf {name}={getattr(self, name)} must be above 0")
+        for name in ("grace", "first_wait", "minority_wait", "num_workers"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"--rdzv-conf {name}={getattr(self, name)} must be 0 or more")
+        if self.lease < 2 * self.heartbeat:
+            raise ConfigError(
+                f"--rdzv-conf lease={self.lease} must be at least twice heartbeat={self.heartbeat}"
+            )
+        if "/" in self.node_name:
+            raise ConfigError(f"--rdzv-conf node_name={self.node_name!r} names a folder; no /")
+
+    @classmethod
+    def from_mapping(cls, config: Mapping[str, object]) -> Conf:
+        """Reads what torchrun passes on: texts, or values that are typed already.
+
+        Raises:
+            ConfigError: a key is unknown or a value does not fit.
+        """
+        kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
+        values: dict[str, object] = {}
+        for key, raw in config.items():
+            if key in PASSED_OVER:
+                continue
+            if key not in kinds:
+                raise ConfigError(f"unknown key {key!r} in --rdzv-conf; {nearest(key, kinds)}")
+            try:
+                values[key] = kinds[key](raw)
+            except (TypeError, ValueError) as exc:
+                kind = {float: "a number", int: "a whole number"}[kinds[key]]
+                raise ConfigError(f"--rdzv-conf {key}={raw!r} is not {kind}") from exc
+        return cls(**values)  # type: ignore[arg-type]
+
+    def rules(self, *, index: int, num_candidates: int, nodes: tuple[int, int]) -> Rules:
+        """The same in the coordinator's words.
+
+        Args:
+            nodes: fewest and most.
+        """
+        return Rules(
+            index=index,
+            salt=int.from_bytes(os.urandom(3), "big"),
+            num_candidates=num_candidates,
+            min_nodes=nodes[0],
+            max_nodes=nodes[1],
+            bundle_size=self.bundle_size,
+            has_fence=bool(self.fence_dir) and num_candidates > 1,
+            lease_s=self.lease,
+            grace_s=self.grace,
+            first_wait_s=self.first_wait,
+            stop_wait_s=self.stop_timeout,
+            minority_wait_s=self.minority_wait,
+        )
+
+
+def read_token(conf: Conf, environ: Mapping[str, str], run_id: str) -> bytes:
+    """The secret of the job: of the environment, else of the file, else the run id.
+
+    Raises:
+        ConfigError: the file cannot be read, is empty, or others can read it too.
+    """
+    if environ.get(TOKEN_VARIABLE):
+        return environ[TOKEN_VARIABLE].encode()
+    if not conf.token_file:
+        return run_id.encode()
+    path = Path(conf.token_file)
+    try:
+        mode, token = path.stat().st_mode, path.read_bytes().strip()
+    except OSError as exc:
+        raise ConfigError(
+            f"cannot read --rdzv-conf token_file={conf.token_file!r}: {exc.strerror}"
+        ) from exc
+    if mode & 0o077:
+        raise ConfigError(
+            f"--rdzv-conf token_file={conf.token_file!r} can be read by others; chmod 600 it"
+        )
+    if not token:
+        raise ConfigError(f"--rdzv-conf token_file={conf.token_file!r} is empty")
+    return token

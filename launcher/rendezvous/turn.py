@@ -1,0 +1,324 @@
+"""Pure: all that a coordinator does of its own accord, given what it knows now."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from launcher.rendezvous.coordinator import Note, Send, Wish, history, lose, try_claim
+from launcher.rendezvous.messages import (
+    NO_ROUND,
+    Go,
+    Host,
+    Lead,
+    Over,
+    Propose,
+    Round,
+    Seat,
+    ToMember,
+    id_of,
+)
+from launcher.rendezvous.state import Peer, Phase, Proposal, State, Step
+from launcher.rendezvous.votes import choose_seats, has_quorum, is_better, next_term
+
+
+def settle(state: State, now: float) -> tuple[State, list[Wish]]:
+    """Does all that is due: ends graces, elects, proposes, ends rounds, tells the nodes.
+
+    Returns:
+        The next state and what the outside is to do, in this order.
+    """
+    turn = _Turn(state, now)
+    turn.run()
+    return turn.state, turn.wishes
+
+
+class _Turn:
+    """One look at everything."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self.state = state
+        self.now = now
+        self.wishes: list[Wish] = []
+
+    def run(self) -> None:
+        self._end_graces()
+        while True:
+            before = self.state
+            match before.phase:
+                case Phase.GATHERING:
+                    self._gather()
+                case Phase.ELECTING:
+                    self._elect()
+                case Phase.ACTIVE:
+                    self._lead()
+                case Phase.CLOSED:
+                    pass
+            if self.state is before:
+                break
+        self._tell()
+
+    def _note(self, event: str, **details: object) -> None:
+        self.wishes.append(Note(event=event, details=details))
+
+    # ------------------------------------------------------------------ who leads
+
+    def _end_graces(self) -> None:
+        for name, peer in self.state.peers.items():
+            broken_at = peer.broken_at
+            if broken_at is not None and self.now - broken_at >= self.state.rules.grace_s:
+                why = f"the connection to node {name} is broken"
+                self.state, notes = lose(self.state, name, why)
+                self.wishes += notes
+
+    def _gather(self) -> None:
+        state, rules, peers = self.state, self.state.rules, list(self.state.peers.values())
+        highest = max(state.term, state.highest_term)
+        term = next_term(highest, rules.index, rules.num_candidates, rules.salt)
+        _, grounds = history(peers, term)
+        if peers and state.may_go_on(grounds, peers, self.now):
+            self.state = replace(
+                state, phase=Phase.ELECTING, term=term, highest_term=term, proposal=None
+            )
+
+    def _elect(self) -> None:
+        state = self.state
+        if state.highest_term > state.term or not state.peers:
+            self._step_down("a later coordinator is about" if state.peers else "nobody is here")
+        elif len(state.followers) == len(state.peers):
+            base, grounds = history(state.followers, state.term)
+            if not state.may_go_on(grounds, state.followers, self.now):
+                self._step_down("too few nodes of the last round are here")
+                return
+            reports = [peer.report for peer in state.followers]
+            numbers = [round_.number for round_ in (base, *(r.pending for r in reports)) if round_]
+            self.state = replace(
+                state,
+                phase=Phase.ACTIVE,
+                since=self.now,
+                base=base,
+                grounds=grounds,
+                # Accepted is not in force: others may have gone on without it.
+                in_force=base if any(r.last == base for r in reports) else None,
+                over="",
+                over_at=self.now,
+                num_there_at=None,
+                highest_number=max([state.highest_number, *numbers, *(r.known for r in reports)]),
+            )
+            self._note("active", term=state.term, round=base.number if base else 0)
+
+    def _step_down(self, why: str) -> None:
+        state = self.state
+        is_new = state.phase is Phase.ACTIVE
+        self.state = replace(
+            state,
+            phase=Phase.GATHERING,
+            since=self.now if is_new else state.since,
+            in_force=None,
+            proposal=None,
+            waits_for=why,
+        )
+        if is_new:
+            self._note("steps down", why=why)
+
+    # ------------------------------------------------------------------ rounds
+
+    def _lead(self) -> None:
+        state = self.state
+        if state.highest_term > state.term:
+            self._step_down("a later coordinator is about")
+        elif state.in_force:
+            why = self._end_of(state.in_force)
+            if why:
+                number = state.in_force.number
+                self.state = replace(state, in_force=None, over=why, over_at=self.now)
+                self._note("over", round=number, why=why)
+        elif not state.may_go_on(state.grounds, state.followers, self.now):
+            self._tell()  # those who are left learn that their round is over
+            self._step_down(self._missing_quorum())
+        elif state.proposal:
+            self._advance(state.proposal)
+        elif self.now >= state.retry_at:
+            self._propose()
+
+    def _missing_quorum(self) -> str:
+        seats = [peer.seat for peer in self.state.followers]
+        for round_ in self.state.grounds:
+            if not has_quorum(round_, seats):
+                here, of = sum(map(round_.has, seats)), len(round_.seats)
+                return f"{here} of the {of} nodes of round {round_.number} are here, no majority"
+        return "a node knows of an earlier round, whose other nodes are not here"
+
+    def _end_of(self, round_: Round) -> str:
+        """Why a round in force is over; empty while it is not."""
+        state = self.state
+        for seat in round_.seats:
+            peer = state.peers.get(seat.name)
+            if peer is None or peer.seat.incarnation != seat.incarnation:
+                if self._is_dead(seat):
+                    return f"node {seat.name} is lost"
+                continue
+            is_back = peer.report.is_waiting and id_of(peer.report.last) == round_.id
+            if is_back or peer.report.at not in (NO_ROUND, round_.id):
+                return f"node {seat.name} asks for a new round"
+        if is_better(self._choice(), round_.seats, state.rules.bundle_size):
+            names = {seat.name for seat in round_.seats}
+            new = [seat.name for seat in self._choice() if seat.name not in names]
+            return f"node {', '.join(new)} joins"
+        return ""
+
+    def _is_dead(self, seat: Seat) -> bool:
+        """True for a node that is not here and need not be waited for."""
+        state = self.state
+        return (
+            seat.name in state.peers  # started again
+            or seat.incarnation in state.lost
+            or seat.candidate in state.gone
+            or self.now - state.since >= state.rules.lease_s
+        )
+
+    def _choice(self) -> tuple[Seat, ...]:
+        """The seats of a round of all who are in the one in force or have come for the next."""
+        rules, round_ = self.state.rules, self.state.in_force
+        order = [
+            peer.seat
+            for peer in self._in_order()
+            if peer.report.is_waiting or (round_ and round_.has(peer.seat))
+        ]
+        return choose_seats(
+            order,
+            min_nodes=rules.min_nodes,
+            max_nodes=rules.max_nodes,
+            bundle_size=rules.bundle_size,
+        )
+
+    def _in_order(self) -> list[Peer]:
+        """Survivors as they sat in the last round, then newcomers as they came."""
+        base = self.state.base
+        names = [seat.name for seat in base.seats] if base else []
+        place = {name: index for index, name in enumerate(names)}
+        followers = self.state.followers  # in order of arrival, and the sort is stable
+        return sorted(followers, key=lambda peer: place.get(peer.seat.name, len(place)))
+
+    def _propose(self) -> None:
+        choice = self._choice()
+        if self.state.base is None:
+            self._count(choice)
+        why = self._missing(choice)
+        if why != self.state.waits_for:
+            self.state = replace(self.state, waits_for=why)
+        if why:
+            return
+        state = self.state
+        is_fenced = state.rules.has_fence and not any(p.is_blind for p in state.followers)
+        number = state.highest_number + 1
+        round_ = Round(term=state.term, number=number, seats=choice, is_fenced=is_fenced)
+        needs_claim = is_fenced or any(each.is_fenced for each in state.grounds)
+        proposal = Proposal(round=round_, step=Step.CLAIM if needs_claim else Step.HOST)
+        self.state = replace(state, proposal=proposal, highest_number=number)
+        if needs_claim:
+            self.wishes.append(try_claim(self.state, proposal))
+
+    def _count(self, choice: tuple[Seat, ...]) -> None:
+        """Remembers since when enough nodes for the first round are here."""
+        since = self.state.num_there_at
+        if (since is None) == bool(choice):
+            self.state = replace(self.state, num_there_at=self.now if choice else None)
+
+    def _missing(self, choice: tuple[Seat, ...]) -> str:
+        """What the next round still waits for; empty when nothing is missing."""
+        state, rules, base = self.state, self.state.rules, self.state.base
+        for seat in base.seats if base else ():
+            if seat.name not in state.peers and not self._is_dead(seat):
+                return f"node {seat.name} may come back"
+        if base and self.now - state.over_at < rules.stop_wait_s:
+            for peer in state.peers.values():
+                if not peer.report.is_waiting or peer.report.promised != state.term:
+                    return f"node {peer.seat.name} stops its workers"
+        if not choice:
+            return self._too_few()
+        if rules.num_candidates > 1 and not all(
+            each.is_fenced or has_quorum(each, choice) for each in state.grounds
+        ):
+            return "the nodes that hold the majority do not make a bundle"
+        num_come = sum(peer.report.is_waiting for peer in state.followers)
+        if base or num_come >= rules.max_nodes:
+            return ""
+        assert state.num_there_at is not None
+        if self.now - state.num_there_at >= rules.first_wait_s:
+            return ""
+        return f"{num_come} of at most {rules.max_nodes} nodes are here, the first round waits"
+
+    def _too_few(self) -> str:
+        rules = self.state.rules
+        come = [peer.seat for peer in self._in_order() if peer.report.is_waiting]
+        names = ", ".join(seat.name for seat in come)
+        if len(come) < rules.min_nodes:
+            return f"{len(come)} of at least {rules.min_nodes} nodes are here ({names})"
+        ranks = sum(seat.num_workers for seat in come)
+        return f"{ranks} ranks are here ({names}), a bundle needs {rules.bundle_size}"
+
+    def _advance(self, proposal: Proposal) -> None:
+        state, round_ = self.state, proposal.round
+        for seat in round_.seats:
+            peer = state.peers.get(seat.name)
+            if peer is None or peer.seat.incarnation != seat.incarnation:
+                self.state = replace(state, proposal=None)
+                self._note("abandoned", round=round_.number, why=f"node {seat.name} is lost")
+                return
+        if self._is_stale(proposal):
+            self.state = replace(state, proposal=None)
+            self._note("abandoned", round=round_.number, why="it took longer than a lease")
+        elif len(proposal.accepted) == len(round_.seats):
+            self.state = replace(
+                state, proposal=None, base=round_, grounds=(round_,), in_force=round_
+            )
+            names = [seat.name for seat in round_.seats]
+            self._note("round", round=round_.number, term=round_.term, nodes=names)
+
+    def _is_stale(self, proposal: Proposal) -> bool:
+        """True for a claim to the first round that others may hold to be one of an earlier job."""
+        is_first = self.state.base is None and proposal.round.is_fenced
+        is_claimed = proposal.step is not Step.CLAIM
+        return (
+            is_first and is_claimed and (self.now - proposal.claimed_at > self.state.rules.lease_s)
+        )
+
+    # ------------------------------------------------------------------ what the nodes are told
+
+    def _tell(self) -> None:
+        changed: dict[str, Peer] = {}
+        for name, peer in self.state.peers.items():
+            message = self._wanted(peer) if peer.broken_at is None else None
+            if message is not None and message != peer.sent:
+                self.wishes.append(Send(name=name, message=message))
+                changed[name] = replace(peer, sent=message)
+        if changed:
+            self.state = replace(self.state, peers={**self.state.peers, **changed})
+
+    def _wanted(self, peer: Peer) -> ToMember | None:
+        """What this node has to hear; None where it is as it should be."""
+        state, report = self.state, peer.report
+        if state.closed:
+            return state.closed
+        if state.phase is Phase.GATHERING:
+            return None
+        if report.promised < state.term:
+            return Lead(term=state.term)
+        round_, proposal = state.in_force, state.proposal
+        is_elsewhere = report.at not in (NO_ROUND, id_of(round_)) and not report.is_waiting
+        if is_elsewhere and state.phase is Phase.ACTIVE:
+            return Over(id=report.at, reason=state.over or "it was not in the last round")
+        if proposal and proposal.round.has(peer.seat):
+            return self._next_step(proposal, peer)
+        if round_ and round_.has(peer.seat):
+            is_in = report.at == round_.id or id_of(report.last) == round_.id
+            return None if is_in else Go(term=state.term, round=round_)
+        return None
+
+    def _next_step(self, proposal: Proposal, peer: Peer) -> ToMember | None:
+        round_, name = proposal.round, peer.seat.name
+        if proposal.step is Step.HOST and round_.seats[0].name == name:
+            return Host(round=round_)
+        if proposal.step is Step.ACCEPT and name not in proposal.accepted:
+            return Propose(round=round_, grounds=self.state.grounds)
+        return None

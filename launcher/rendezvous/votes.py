@@ -1,0 +1,149 @@
+"""Pure rules: which round is the last one, who may go on after it, who is to be in the next.
+
+round 4   a b c d e         a cut:   a b | c d e
+quorum    3 of 5                     no  | yes         more than half of the round before
+round 4   a b c d           a cut:   a b | c d
+quorum    2 of 4 with a              yes | no          exactly half: the half with the first
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from launcher.rendezvous.messages import Report, Round, Seat, Status, id_of
+
+
+def has_quorum(base: Round, seats: Iterable[Seat]) -> bool:
+    """True where no other nodes of `base` but `seats` can go on after it.
+
+    More than half of it, or half of it with its first node; a node that was started again has no
+    memory of the round and so no vote.
+    """
+    votes = [seat for seat in seats if base.has(seat)]
+    first = base.seats[0]
+    return 2 * len(votes) > len(base.seats) or (
+        2 * len(votes) == len(base.seats)
+        and any((v.name, v.incarnation) == (first.name, first.incarnation) for v in votes)
+    )
+
+
+def last_round(reports: Collection[Report]) -> Round | None:
+    """The last round that may be in force somewhere, as far as these nodes know.
+
+    A round that was accepted here may be in force elsewhere, unless one of its own seats says that
+    it never accepted it, and has promised not to do so any more.
+    """
+    rounds = {
+        r.id: r
+        for report in reports
+        for r in (report.last, report.pending, *report.grounds)
+        if r is not None
+    }
+    for round_ in sorted(rounds.values(), key=lambda r: r.id, reverse=True):
+        if not is_void(round_, reports):
+            return round_
+    return None
+
+
+def grounds_of(base: Round | None, reports: Collection[Report]) -> tuple[Round, ...]:
+    """The rounds of each of which a quorum is needed to go on after `base`.
+
+    One that was in force needs nothing but itself. One that was only accepted may have been in
+    force or not, and so may those that it was built on: some other half may go on after any.
+
+        last in force 7: a d c      accepted by a, b only: 8 = a d b
+        a b                         a quorum of 8, and none of 7: c d may go on after 7
+    """
+    if base is None:
+        return ()
+    lasts = {report.last.id: report.last for report in reports if report.last}
+    known = lasts[max(lasts)] if lasts else None
+    between = {r.id: r for report in reports for r in report.grounds}
+    if known is not None:
+        between[known.id] = known
+    floor = id_of(known)
+    return (
+        *(
+            between[id_]
+            for id_ in sorted(between)
+            if floor <= id_ < base.id and not is_void(between[id_], reports)
+        ),
+        base,
+    )
+
+
+def is_void(round_: Round, reports: Collection[Report]) -> bool:
+    """True where one of the round's seats is here and proves that it can never be in force."""
+    if any(report.last and report.last.id >= round_.id for report in reports):
+        return False
+    return any(
+        round_.has(report.seat)
+        and max(id_of(report.last), id_of(report.pending)) < round_.id
+        and report.promised > round_.term
+        for report in reports
+    )
+
+
+def next_term(highest: int, index: int, num_candidates: int, salt: int = 0) -> int:
+    """A term above `highest` that belongs to candidate `index`: no two share one.
+
+    Args:
+        salt: 0 gives the lowest; a number of the coordinator's own keeps one that was started
+            again, and forgot, from taking the same term twice.
+    """
+    lowest = highest + 1 + (index - highest - 1) % num_candidates
+    return lowest + salt * num_candidates
+
+
+def search_order(last_term: int, num_candidates: int) -> list[int]:
+    """Candidates in the order in which nodes gather at them.
+
+    Who was in the same round goes on with the candidate behind its coordinator, cyclically; who was
+    in none begins with the first. Attempts to lead do not count: nodes that followed each attempt
+    to the next candidate would never stay together long enough.
+    """
+    return [(last_term + 1 + step) % num_candidates for step in range(num_candidates)]
+
+
+def best_candidate(found: Mapping[int, Status], last_term: int, num_candidates: int) -> int | None:
+    """The candidate to register with, None where none answers.
+
+    Args:
+        found: what those say that answer, by index.
+        last_term: the term of the last round that this node was in, -1 for none.
+    """
+    active = [(each.number, each.term, index) for index, each in found.items() if each.is_active]
+    if active:
+        return max(active)[2]
+    latest = max([last_term, *(each.last_term for each in found.values())])
+    return next((i for i in search_order(latest, num_candidates) if i in found), None)
+
+
+def choose_seats(
+    order: Sequence[Seat], *, min_nodes: int, max_nodes: int, bundle_size: int
+) -> tuple[Seat, ...]:
+    """The nodes of the next round; the others are spare. Empty where these do not do.
+
+    Args:
+        order: all who are there, survivors of the last round first, in its order.
+        bundle_size: ranks that a bundle needs; nodes that would not make one more stay out.
+    """
+    seats = list(order[:max_nodes])
+    bundles = _ranks(seats, bundle_size) // bundle_size
+    if len(seats) < min_nodes or not bundles:
+        return ()
+    for seat in reversed(seats[:]):
+        rest = [other for other in seats if other is not seat]
+        if len(seats) > min_nodes and _ranks(rest, bundle_size) // bundle_size == bundles:
+            seats = rest
+    return tuple(seats)
+
+
+def _ranks(seats: Sequence[Seat], bundle_size: int) -> int:
+    """Ranks of all; a node that has not said how many it has counts as one bundle."""
+    return sum(seat.num_workers or bundle_size for seat in seats)
+
+
+def is_better(seats: Sequence[Seat], than: Sequence[Seat], bundle_size: int) -> bool:
+    """True where `seats` make more bundles, so that it is worth a new round."""
+    return _ranks(seats, bundle_size) // bundle_size > _ranks(than, bundle_size) // bundle_size

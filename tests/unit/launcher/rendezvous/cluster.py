@@ -1,0 +1,327 @@
+"""A cluster without sockets: the pure machines, a network that a test breaks, a clock it moves."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+
+from launcher.rendezvous import coordinator, member, turn
+from launcher.rendezvous.member import Member
+from launcher.rendezvous.messages import Round, RoundId, Seat
+from launcher.rendezvous.state import Claim, Phase, Rules, State
+from launcher.rendezvous.votes import best_candidate
+
+STEP_S = 0.1
+
+
+@dataclass
+class Link:
+    """A connection of a node to a candidate, both ways; what is on its way waits here."""
+
+    candidate: int
+    up: list[object] = field(default_factory=list)
+    down: list[object] = field(default_factory=list)
+    is_known: bool = False
+
+
+@dataclass
+class Node:
+    """An agent: a member, and where its endpoint is in the list, a coordinator."""
+
+    member: Member
+    state: State | None
+    link: Link | None = None
+    is_frozen: bool = False
+    entered: list[Round] = field(default_factory=list)
+
+
+class Cluster:
+    """Nodes n0, n1, ... of which the first `num_candidates` keep an endpoint."""
+
+    def __init__(self, num_nodes: int, rules: Rules) -> None:
+        self.now = 0.0
+        self.rules = rules
+        self.nodes: dict[int, Node] = {}
+        self.side = dict.fromkeys(range(num_nodes), 0)
+        self.heard: dict[tuple[int, str], float] = {}
+        self.heard_down: dict[int, float] = {}
+        self.claims: list[Claim] = []
+        self.rounds: dict[RoundId, tuple[Round, RoundId | None]] = {}
+        self.commits: list[RoundId] = []
+        self.notes: list[tuple[float, int, str, dict[str, object]]] = []
+        self.pulse_at = -1e9
+        self.starts = 0
+        self.num_messages: dict[int, int] = defaultdict(int)
+        for index in range(num_nodes):
+            self.start(index)
+
+    # ---------------------------------------------------------------- life and death
+
+    def start(self, index: int, num_workers: int = 1) -> None:
+        self.starts += 1
+        k = self.rules.num_candidates
+        seat = Seat(
+            name=f"n{index}",
+            incarnation=f"i{self.starts}",
+            address=f"10.0.0.{index}",
+            num_workers=num_workers,
+            candidate=index if index < k else -1,
+        )
+        me = Member(seat=seat, num_candidates=k, lease_s=self.rules.lease_s, guided_at=self.now)
+        rules = replace(self.rules, index=index, salt=self.starts)
+        state = State(rules=rules, since=self.now) if index < k else None
+        self.nodes[index] = Node(member=me, state=state)
+        self.want(index)
+
+    def kill(self, index: int) -> None:
+        self.cut(index)
+        dead = self.nodes.pop(index)
+        if dead.state:
+            for other, node in self.nodes.items():
+                if node.link and node.link.candidate == index:
+                    self.cut(other)
+
+    def thaw(self, index: int) -> None:
+        """A stopped node runs on; it looks at the fence before anything else."""
+        node = self.nodes[index]
+        was_frozen, node.is_frozen = node.is_frozen, False
+        if was_frozen and node.state and self.rules.has_fence:
+            self._take(index, coordinator.Woke(claims=tuple(self.claims)))
+            while node.link and node.link.candidate == index and node.link.down:
+                self.deliver(index, False)
+
+    def want(self, index: int) -> None:
+        node = self.nodes[index]
+        if not node.member.is_waiting:
+            self._act(index, member.want(node.member))
+
+    def is_reachable(self, a: int, b: int) -> bool:
+        return self.side[a] == self.side[b]
+
+    # ---------------------------------------------------------------- the network
+
+    def cut(self, index: int) -> None:
+        node = self.nodes[index]
+        if node.link is None:
+            return
+        server = self.nodes.get(node.link.candidate)
+        if server and server.state and node.link.is_known:
+            self._take(node.link.candidate, coordinator.Broken(name=node.member.seat.name))
+        node.link = None
+        node.member = member.lost(node.member)
+
+    def connect(self, index: int) -> None:
+        node = self.nodes[index]
+        found = {}
+        gone = []
+        for c in range(self.rules.num_candidates):
+            if c not in self.nodes:
+                if self.is_reachable(index, c):
+                    gone.append(c)
+            elif self.is_reachable(index, c) and not self.nodes[c].is_frozen:
+                state = self.nodes[c].state
+                assert state is not None
+                found[c] = state.status
+        last_term = node.member.last.term if node.member.last else -1
+        best = best_candidate(found, last_term, self.rules.num_candidates)
+        if best is None or (node.link and node.link.candidate == best):
+            return
+        self.cut(index)
+        node.link = Link(candidate=best)
+        self.heard_down[index] = self.now
+        node.member = replace(node.member, gone=tuple(gone))
+        self._act(index, member.report(node.member))
+
+    def deliver(self, index: int, is_up: bool, place: int = 0, keep: bool = False) -> None:
+        """Hands over one message; `keep` leaves a copy, which comes again."""
+        node = self.nodes[index]
+        if node.link is None or not self.is_reachable(index, node.link.candidate):
+            return
+        queue = node.link.up if is_up else node.link.down
+        server = self.nodes[node.link.candidate]
+        if not queue or (server if is_up else node).is_frozen:
+            return
+        if is_up and not node.link.is_known:
+            place, keep = 0, False  # the first report opens the connection
+        place %= len(queue)
+        message = queue[place] if keep else queue.pop(place)
+        if is_up:
+            self._deliver_up(node, message)
+        else:
+            self.heard_down[index] = self.now
+            self._act(index, member.receive(node.member, message, self.now))
+
+    def _deliver_up(self, node: Node, message: object) -> None:
+        assert node.link is not None
+        candidate, name = node.link.candidate, node.member.seat.name
+        self.heard[candidate, name] = self.now
+        if not node.link.is_known:
+            node.link.is_known = True
+            self._take(candidate, coordinator.Arrived(report=message))
+            self.heard[candidate, name] = self.now
+        else:
+            self._take(candidate, coordinator.Received(name=name, message=message))
+
+    # ---------------------------------------------------------------- time
+
+    def tick(self, seconds: float = STEP_S) -> None:
+        """Time goes on: beats, pulses, leases, everybody looks at what is due."""
+        self.now += seconds
+        for index, node in list(self.nodes.items()):
+            if node.is_frozen:
+                continue
+            if node.state:
+                self._tick_server(index, node)
+            if node.link and self.now - self.heard_down[index] > self.rules.lease_s:
+                self.cut(index)
+            if node.link and node.link.is_known:
+                self._act(index, member.beat(node.member))
+            self._act(index, member.tick(node.member, self.now, where="here"))
+            is_lonely = node.link is None or not node.member.at
+            if is_lonely:
+                self.connect(index)
+
+    def _tick_server(self, index: int, node: Node) -> None:
+        assert node.state is not None
+        if node.state.in_force:
+            self.pulse_at = self.now
+        for name in list(node.state.peers):
+            if self.now - self.heard.get((index, name), self.now) > self.rules.lease_s:
+                self._take(index, coordinator.Expired(name=name))
+                client = self._client(index, name)
+                if client is not None:
+                    self.cut(client)
+        for peer in self.nodes.values():
+            if peer.link and peer.link.candidate == index and peer.link.is_known:
+                peer.link.down.append(node.state.pulse)
+        self._settle(index)
+
+    def _client(self, candidate: int, name: str) -> int | None:
+        for index, node in self.nodes.items():
+            if node.member.seat.name == name and node.link and node.link.is_known:
+                return index if node.link.candidate == candidate else None
+        return None
+
+    def run(self, seconds: float) -> None:
+        """A healthy while: all that is on its way arrives, agents do as they are told."""
+        end = self.now + seconds
+        while self.now < end:
+            self.flush()
+            for index, node in list(self.nodes.items()):
+                if node.member.must_leave and not node.member.closed and not node.is_frozen:
+                    self.want(index)
+            self.flush()
+            self.tick()
+
+    def flush(self) -> None:
+        for _ in range(200):
+            busy = False
+            for index, node in list(self.nodes.items()):
+                for is_up in (True, False):
+                    queue = node.link and (node.link.up if is_up else node.link.down)
+                    if queue and node.link and self.is_reachable(index, node.link.candidate):
+                        before = len(queue)
+                        self.deliver(index, is_up)
+                        busy = busy or len(queue) != before
+            if not busy:
+                return
+        raise AssertionError("messages without end")
+
+    # ---------------------------------------------------------------- wishes
+
+    def _take(self, candidate: int, event: coordinator.Event) -> None:
+        node = self.nodes[candidate]
+        assert node.state is not None
+        node.state, wishes = coordinator.receive(node.state, event, self.now)
+        self._grant(candidate, wishes)
+        self._settle(candidate)
+
+    def _settle(self, candidate: int) -> None:
+        node = self.nodes[candidate]
+        assert node.state is not None
+        before = node.state
+        node.state, wishes = turn.settle(node.state, self.now)
+        proposal = node.state.proposal
+        if proposal:
+            base = node.state.base.id if node.state.base else None
+            self.rounds[proposal.round.id] = (proposal.round, base)
+            if node.state.base:
+                self.rounds.setdefault(node.state.base.id, (node.state.base, None))
+        if node.state.in_force is not None and node.state.in_force is not before.in_force:
+            self.commits.append(node.state.in_force.id)
+            self.pulse_at = self.now
+        self._grant(candidate, wishes)
+
+    def _grant(self, candidate: int, wishes: list[coordinator.Wish]) -> None:
+        for wish in wishes:
+            match wish:
+                case coordinator.Send(name=name, message=message):
+                    client = self._client(candidate, name)
+                    if client is not None:
+                        link = self.nodes[client].link
+                        assert link is not None
+                        link.down.append(message)
+                        self.num_messages[candidate] += 1
+                case coordinator.TryClaim():
+                    self._take(candidate, self._claim(candidate, wish))
+                case coordinator.Note(event=event, details=details):
+                    self.notes.append((self.now, candidate, event, dict(details)))
+
+    def _claim(self, candidate: int, wish: coordinator.TryClaim) -> coordinator.Claimed:
+        term = wish.round.term
+        others = [c for c in self.claims if c.id[1] > wish.after and c.id not in wish.void]
+        if wish.after == 0 and self.now - self.pulse_at > 4 * self.rules.lease_s:
+            others = []  # a first round, and nobody keeps the pulse: those are of another job
+        if others:
+            return coordinator.Claimed(term=term, others=tuple(others))
+        number = max([wish.round.number, *(c.id[1] + 1 for c in self.claims)])
+        self.pulse_at = self.now
+        self.claims.append(Claim(id=(term, number), seats=wish.round.seats))
+        return coordinator.Claimed(term=term, number=number, at=self.now)
+
+    def _act(self, index: int, result: member.Turn) -> None:
+        node = self.nodes[index]
+        node.member, wishes = result
+        for wish in wishes:
+            match wish:
+                case member.Say(message=message):
+                    if node.link:
+                        node.link.up.append(message)
+                case member.OpenStore(round=round_):
+                    self._act(index, member.opened(node.member, round_, 4000))
+                case member.LookForClaim(round=round_):
+                    sees = any(c.id == round_.id for c in self.claims)
+                    self._act(index, member.looked(node.member, round_, sees))
+                case member.Enter(round=round_):
+                    node.entered.append(round_)
+
+    # ---------------------------------------------------------------- what a test asks
+
+    def complete_rounds(self) -> set[RoundId]:
+        """Rounds that can make steps right now: every seat lives and is in it."""
+        found = set()
+        for node in self.nodes.values():
+            round_ = node.member.at
+            if round_ and all(self._is_in(seat, round_) for seat in round_.seats):
+                found.add(round_.id)
+        return found
+
+    def _is_in(self, seat: Seat, round_: Round) -> bool:
+        return any(
+            node.member.seat.incarnation == seat.incarnation
+            and not node.member.must_leave
+            and not node.is_frozen
+            and node.member.at is not None
+            and node.member.at.id == round_.id
+            for node in self.nodes.values()
+        )
+
+    def leaders(self) -> list[int]:
+        return [i for i, n in self.nodes.items() if n.state and n.state.phase is Phase.ACTIVE]
+
+    def current(self) -> Round:
+        """The one round that is complete."""
+        (id_,) = self.complete_rounds()
+        return next(
+            n.member.at for n in self.nodes.values() if n.member.at and n.member.at.id == id_
+        )

@@ -1,0 +1,62 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from launcher.rendezvous.coordinator import TryClaim
+from launcher.rendezvous.fence import Fence
+from launcher.rendezvous.messages import Round, Seat
+
+
+def round_(term: int, number: int) -> Round:
+    seats = (Seat(name="a", incarnation="1", address="", num_workers=1),)
+    return Round(term=term, number=number, seats=seats, is_fenced=True)
+
+
+def wish(term: int, after: int, *void: tuple[int, int]) -> TryClaim:
+    return TryClaim(after=after, round=round_(term, after + 1), void=frozenset(void))
+
+
+def never(seconds: float) -> None:
+    raise AssertionError("it waits")
+
+
+def test_of_two_that_want_a_number_one_gets_it(tmp_path: Path) -> None:
+    one, other = Fence(tmp_path / "job"), Fence(tmp_path / "job")
+    assert one.claim(wish(3, 4), watch_s=1, sleep=never).number == 5
+    lost = other.claim(wish(7, 4), watch_s=1, sleep=never)
+    assert (lost.number, [claim.id for claim in lost.others]) == (0, [(3, 5)])
+    assert other.claim(wish(7, 4, (3, 5)), watch_s=1, sleep=never).number == 6
+    assert other.has(round_(3, 5))
+    assert not other.has(round_(7, 5))
+    assert sorted(p.name for p in (tmp_path / "job").iterdir()) == [
+        "pulse.json",
+        "round-000005.json",
+        "round-000006.json",
+    ]
+
+
+def watching(act: Callable[[], object]) -> Callable[[float], None]:
+    def sleep(seconds: float) -> None:
+        act()
+
+    return sleep
+
+
+def test_claims_of_an_earlier_job_count_only_while_its_pulse_beats(tmp_path: Path) -> None:
+    one, other = Fence(tmp_path), Fence(tmp_path)
+    assert one.claim(wish(0, 0), watch_s=1, sleep=never).number == 1
+    assert other.claim(wish(1, 0), watch_s=1, sleep=watching(one.beat)).others
+    assert other.claim(wish(1, 0), watch_s=1, sleep=watching(int)).number == 2
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = Fence(tmp_path / "file").claim(wish(0, 0), watch_s=1, sleep=never)
+    assert done.error.startswith(f"the fence folder '{tmp_path / 'file'}': ")
+    assert not Fence(tmp_path / "nowhere").has(round_(0, 1))
+
+
+def test_it_comes_down_when_the_job_is_over(tmp_path: Path) -> None:
+    fence = Fence(tmp_path / "job")
+    fence.claim(wish(0, 0), watch_s=1, sleep=never)
+    fence.remove()
+    assert not (tmp_path / "job").exists()

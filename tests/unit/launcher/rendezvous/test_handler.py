@@ -1,0 +1,221 @@
+"""Handlers over real sockets, as torch calls them; several nodes of this process."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+from torch.distributed.elastic.rendezvous import (
+    RendezvousClosedError,
+    RendezvousConnectionError,
+    RendezvousInfo,
+    RendezvousParameters,
+    RendezvousTimeoutError,
+)
+
+from launcher.rendezvous.door import get_handler
+from launcher.rendezvous.handler import BundleRendezvousHandler
+from launcher.rendezvous.probe import is_rendezvous
+
+LIMIT_S = 30.0
+
+
+class Job:
+    """Nodes 127.0.0.1, ...: each with its handler; calls that block run in threads."""
+
+    def __init__(self, nodes: tuple[int, int] = (1, 2), **conf: object) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.nodes = nodes
+        self.conf = {"num_workers": 2, "heartbeat": 0.1} | conf
+        self.handlers: list[BundleRendezvousHandler] = []
+        self.pool = ThreadPoolExecutor(8)
+
+    def start(self, index: int, run_id: str = "job", **conf: object) -> BundleRendezvousHandler:
+        config = self.conf | {"node_name": f"n{index}"} | conf
+        params = RendezvousParameters(
+            "bundle",
+            f"127.0.0.1:{self.port}",
+            run_id,
+            *self.nodes,
+            local_addr=f"127.0.0.{index}",
+            **config,
+        )
+        handler = get_handler()(params)
+        assert isinstance(handler, BundleRendezvousHandler)
+        self.handlers.append(handler)
+        return handler
+
+    def call(self, work: Callable[[], RendezvousInfo]) -> Future[RendezvousInfo]:
+        return self.pool.submit(work)
+
+    def meet(self, *handlers: BundleRendezvousHandler) -> list[RendezvousInfo]:
+        calls = [self.call(handler.next_rendezvous) for handler in handlers]
+        return [call.result(LIMIT_S) for call in calls]
+
+
+@pytest.fixture
+def job() -> Iterator[Job]:
+    made = Job()
+    yield made
+    for handler in made.handlers:
+        with suppress(Exception):
+            handler.shutdown()
+    made.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def worker_failed() -> ChildFailedError:
+    """What torch's launcher raises once an agent has no attempt left."""
+    return ChildFailedError("worker", {0: ProcessFailure(0, 1, 1, "")})
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_two_nodes_meet_at_a_store_of_their_own(job: Job, tmp_path: Path) -> None:
+    one = job.start(1, events_dir=str(tmp_path))
+    two = job.start(2)
+    assert one.use_agent_store
+    assert (one.get_backend(), one.get_run_id()) == ("bundle", "job")
+    infos = job.meet(one, two)
+    assert sorted(info.rank for info in infos) == [0, 1]
+    assert {info.world_size for info in infos} == {2}
+    first, second = (info.bootstrap_store_info for info in infos)
+    assert first is not None
+    assert second is not None
+    assert (first.master_addr, first.master_port) == (second.master_addr, second.master_port)
+    infos[0].store.set("key", "value")
+    assert infos[1].store.get("key") == b"value"
+    # torch's agent asks for the ranks; the round answers.
+    assert json.loads(infos[0].store.get("torchelastic/assigned_ranks/1")) == [2, 4, 2, 4]
+    assert [one.num_nodes_waiting(), two.num_nodes_waiting()] == [0, 0]
+    events = [json.loads(line)["event"] for line in (tmp_path / "n1.jsonl").open()]
+    assert events[-1] == "in a round"
+
+
+def test_a_node_that_comes_again_makes_the_others_come(job: Job) -> None:
+    one, two = job.start(1), job.start(2)
+    before = job.meet(one, two)
+    call = job.call(two.next_rendezvous)
+    wait_until(lambda: one.num_nodes_waiting() == 1)
+    (after,) = job.meet(one)
+    assert after.rank == before[0].rank
+    assert call.result(LIMIT_S).rank == before[1].rank
+    old, new = (info.bootstrap_store_info for info in (before[0], after))
+    assert old is not None
+    assert new is not None
+    assert old.master_port != new.master_port
+    assert one.num_nodes_waiting() == 0
+
+
+def test_a_node_that_leaves_with_an_error_does_not_close_the_job(job: Job) -> None:
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    try:
+        raise worker_failed()
+    except ChildFailedError:
+        two.shutdown()
+    wait_until(lambda: one.num_nodes_waiting() == 1)
+    (info,) = job.meet(one)
+    assert (info.rank, info.world_size) == (0, 1)
+    assert not one.is_closed()
+
+
+def test_too_few_nodes_after_an_error_end_the_job_with_the_story(job: Job) -> None:
+    job.nodes = (2, 2)
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    try:
+        raise worker_failed()
+    except ChildFailedError:
+        two.shutdown()
+    wait_until(one.is_closed)
+    with pytest.raises(RendezvousClosedError, match=r"node n2 gave up .* needs 2"):
+        one.next_rendezvous()
+
+
+def test_success_ends_the_job_for_a_spare_node_too(job: Job) -> None:
+    one, two, three = job.start(1), job.start(2), job.start(3)
+    job.meet(one, two)
+    spare = job.call(three.next_rendezvous)
+    time.sleep(0.3)
+    assert not spare.done()
+    two.shutdown()
+    with pytest.raises(SystemExit) as caught:
+        spare.result(LIMIT_S)
+    assert caught.value.code == 0
+    assert one.is_closed()
+    assert one.num_nodes_waiting() == 0
+
+
+def test_a_reason_to_close_is_everyones(job: Job) -> None:
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    one.set_closed("three attempts finished no step")
+    wait_until(lambda: two.num_nodes_waiting() == 1)
+    with pytest.raises(RendezvousClosedError, match="three attempts finished no step"):
+        two.next_rendezvous()
+
+
+def test_another_token_is_refused_and_told(job: Job) -> None:
+    job.start(1)
+    other = job.start(2, run_id="another", join_timeout=1)
+    with pytest.raises(RendezvousTimeoutError, match="another token or another --rdzv-id"):
+        other.next_rendezvous()
+
+
+def test_too_few_nodes_in_time_are_told_by_name(job: Job) -> None:
+    job.nodes = (2, 2)
+    one = job.start(1, join_timeout=1)
+    with pytest.raises(RendezvousTimeoutError, match=r"1 of at least 2 nodes are here \(n1\)"):
+        one.next_rendezvous()
+
+
+def test_a_name_that_another_node_has_is_refused(job: Job) -> None:
+    job.meet(job.start(1), job.start(2))
+    with pytest.raises(RendezvousClosedError, match="node name 'n2' is taken by"):
+        job.start(3, node_name="n2").next_rendezvous()
+
+
+def test_a_stranger_at_the_endpoint_is_told_at_once(job: Job) -> None:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", job.port))
+        listener.listen()
+        greeting = threading.Thread(target=lambda: listener.accept()[0].sendall(b"hello\n"))
+        greeting.start()
+        with pytest.raises(RendezvousConnectionError, match="cannot listen at 127"):
+            job.start(1)
+        greeting.join(LIMIT_S)
+
+
+def test_a_coordinator_greets(job: Job) -> None:
+    assert not is_rendezvous("127.0.0.1", job.port)
+    job.start(1)
+    assert is_rendezvous("127.0.0.1", job.port)
+
+
+def test_noise_and_silence_on_the_wire_disturb_nobody(job: Job) -> None:
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    links = []
+    for noise in (b"", b"\n", b"{}\n", b'{"nonce": 3}\n', b"\xff\xfe\n", b'{"mac": "\xc3\xa9"}\n'):
+        link = socket.create_connection(("127.0.0.1", job.port), timeout=LIMIT_S)
+        link.sendall(noise)
+        links.append(link)
+    time.sleep(0.3)
+    assert [one.num_nodes_waiting(), two.num_nodes_waiting()] == [0, 0]
+    for link in links:
+        link.close()

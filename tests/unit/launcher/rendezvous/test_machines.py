@@ -1,0 +1,176 @@
+"""Coordinator and members in a cluster without sockets: one fault after the other."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.rendezvous.state import Rules
+from tests.unit.launcher.rendezvous.cluster import Cluster
+
+
+def cluster(num_nodes: int = 3, **rules: object) -> Cluster:
+    """All nodes in their first round."""
+    values: dict[str, object] = {"num_candidates": num_nodes, "max_nodes": num_nodes}
+    made = Cluster(num_nodes, Rules(**(values | rules)))  # type: ignore[arg-type]
+    made.run(3)
+    return made
+
+
+def names(made: Cluster) -> list[str]:
+    return [seat.name for seat in made.current().seats]
+
+
+def test_the_first_round_begins_at_once_when_all_are_there() -> None:
+    made = cluster()
+    assert sorted(names(made)) == ["n0", "n1", "n2"]
+    assert next(note[0] for note in made.notes if note[2] == "round") < 0.5
+    assert len(made.leaders()) == 1
+
+
+def test_the_first_round_waits_for_more_nodes_only_so_long() -> None:
+    made = cluster(min_nodes=2, max_nodes=4, first_wait_s=5)
+    assert not made.commits
+    made.run(4)
+    assert len(names(made)) == 3
+
+
+def test_survivors_keep_their_order_when_a_node_dies() -> None:
+    made = cluster()
+    dead = made.current().seats[1]
+    order = [name for name in names(made) if name != dead.name]
+    made.kill(int(dead.name[1:]))
+    made.run(2)
+    assert names(made) == order
+
+
+@pytest.mark.parametrize("num_nodes", [2, 3, 5])
+def test_the_next_candidate_takes_over_from_a_dead_coordinator(num_nodes: int) -> None:
+    made = cluster(num_nodes)
+    leader = made.leaders()[0]
+    made.kill(leader)
+    made.run(4)
+    # Half of two nodes: the first one goes on, here the one that is left only by chance.
+    if num_nodes > 2:
+        assert len(names(made)) == num_nodes - 1
+        assert len(made.leaders()) == 1
+
+
+def test_a_node_that_asks_ends_the_round_for_all() -> None:
+    made = cluster()
+    before = made.current()
+    made.want(1)
+    made.run(1)
+    after = made.current()
+    assert after.number == before.number + 1
+    assert after.seats == before.seats
+
+
+def test_a_newcomer_comes_last_and_a_node_too_many_is_spare() -> None:
+    made = Cluster(4, Rules(num_candidates=1, max_nodes=3))
+    made.run(1)
+    first = names(made)
+    (spare,) = [i for i, node in made.nodes.items() if node.member.is_spare]
+    made.run(5)
+    assert len(made.commits) == 1
+    made.kill(int(first[1][1:]) if first[1] != "n0" else int(first[2][1:]))
+    made.run(1)
+    assert names(made)[-1] == f"n{spare}"
+    assert len(names(made)) == 3
+
+
+def test_nodes_that_make_no_bundle_more_are_spare() -> None:
+    made = cluster(3, max_nodes=3, bundle_size=2)
+    assert len(names(made)) == 2
+
+
+def test_a_frozen_coordinator_is_a_dead_one_and_does_not_come_back_as_one() -> None:
+    made = cluster()
+    leader = made.leaders()[0]
+    made.nodes[leader].is_frozen = True
+    made.run(5)
+    assert len(names(made)) == 2
+    made.nodes[leader].is_frozen = False
+    made.run(5)
+    assert len(names(made)) == 3
+    assert len(made.leaders()) == 1
+    assert made.leaders() != [leader]
+
+
+def test_only_the_half_with_the_majority_goes_on_and_the_other_comes_back() -> None:
+    made = cluster(5)
+    leader = made.leaders()[0]
+    alone = [leader, (leader + 1) % 5]
+    for index in alone:
+        made.side[index] = 1
+    made.run(6)
+    assert len(names(made)) == 3
+    assert all(made.nodes[index].member.at is None for index in alone)
+    made.side = dict.fromkeys(made.side, 0)
+    made.run(6)
+    assert len(names(made)) == 5
+
+
+def test_without_a_majority_the_fence_lets_one_half_go_on() -> None:
+    made = cluster(4, has_fence=True)
+    for index in (0, 1):
+        made.side[index] = 1
+    made.run(8)
+    half = names(made)
+    assert len(half) == 2
+    made.run(8)
+    assert names(made) == half
+    made.side = dict.fromkeys(made.side, 0)
+    made.run(8)
+    assert len(names(made)) == 4
+
+
+def test_with_the_fence_a_single_survivor_goes_on() -> None:
+    made = cluster(3, has_fence=True)
+    for index in (0, 1):
+        made.kill(index)
+    made.run(10)
+    assert names(made) == ["n2"]
+
+
+def test_a_claim_of_a_coordinator_that_died_meanwhile_stops_nobody() -> None:
+    made = cluster(3, has_fence=True)
+    leader = made.leaders()[0]
+    asks = next(i for i in made.nodes if i != leader)
+    made.want(asks)
+    while len(made.claims) < 2:
+        made.tick(0.01)
+        for index in list(made.nodes):
+            made.deliver(index, True)
+            made.deliver(index, False)
+            if made.nodes[index].member.must_leave:
+                made.want(index)
+    assert len(made.commits) == 1
+    made.kill(leader)
+    made.run(5)
+    assert len(names(made)) == 2
+
+
+def test_the_loss_of_the_only_endpoint_ends_the_job_within_the_lease() -> None:
+    made = cluster(3, num_candidates=1)
+    made.kill(0)
+    made.run(2)
+    for node in made.nodes.values():
+        assert node.member.closed is not None
+        assert "is lost; name more than one in --rdzv-endpoint" in node.member.closed.reason
+        assert node.member.must_leave
+
+
+def test_a_node_started_again_takes_its_old_place() -> None:
+    made = cluster()
+    order = names(made)
+    index = int(order[1][1:])
+    made.kill(index)
+    made.start(index)
+    made.run(4)
+    assert names(made) == order
+
+
+def test_a_round_costs_each_node_a_handful_of_messages() -> None:
+    made = cluster(64, num_candidates=1)
+    (count,) = made.num_messages.values()
+    assert count <= 5 * 64

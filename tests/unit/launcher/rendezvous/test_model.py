@@ -1,0 +1,241 @@
+"""Whatever dies, is cut, frozen, lost, doubled or reordered: never two rounds at once.
+
+at most one round is complete (every seat alive, connected and in it) at any time
+a round's number is never given twice
+every round builds on the one in force before it: on a quorum of it, or on the fence's word
+when the faults stop, all nodes are in one round again, if a quorum or the fence is left
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from launcher.rendezvous.messages import RoundId
+from launcher.rendezvous.state import Rules
+from launcher.rendezvous.votes import grounds_of, has_quorum, last_round
+from tests.unit.launcher.rendezvous.cluster import Cluster
+
+FOREVER_S = 1e9
+NODE = st.integers(0, 4)
+
+
+class Rendezvous(RuleBasedStateMachine):
+    """Faults in any order."""
+
+    made: Cluster
+
+    @initialize(
+        num_nodes=st.integers(2, 5), num_candidates=st.integers(1, 3), has_fence=st.booleans()
+    )
+    def begin(self, num_nodes: int, num_candidates: int, has_fence: bool) -> None:
+        candidates = min(num_candidates, num_nodes)
+        rules = Rules(
+            num_candidates=candidates,
+            max_nodes=num_nodes,
+            has_fence=has_fence and candidates > 1,
+            # A first round of few nodes may be one of two halves; that needs the fence.
+            first_wait_s=3.0 if has_fence and candidates > 1 else FOREVER_S,
+        )
+        self.num_nodes = num_nodes
+        self.made = Cluster(num_nodes, rules)
+        self.seen = 0
+
+    def node(self, index: int) -> int | None:
+        index %= self.num_nodes
+        return index if index in self.made.nodes else None
+
+    @rule(seconds=st.sampled_from([0.05, 0.3, 2.0, 5.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.made.tick(seconds)
+
+    @rule(seconds=st.sampled_from([0.5, 4.0]))
+    def all_is_quiet(self, seconds: float) -> None:
+        self.made.run(seconds)
+
+    @rule(
+        index=NODE,
+        is_up=st.booleans(),
+        place=st.integers(0, 3),
+        keep=st.booleans(),
+        count=st.integers(1, 4),
+    )
+    def something_arrives(
+        self, index: int, is_up: bool, place: int, keep: bool, count: int
+    ) -> None:
+        for _ in range(count):
+            if (node := self.node(index)) is not None:
+                self.made.deliver(node, is_up, place, keep)
+
+    @rule(order=st.lists(st.tuples(NODE, st.booleans()), min_size=5, max_size=25))
+    def messages_flow(self, order: list[tuple[int, bool]]) -> None:
+        for index, is_up in order:
+            if (node := self.node(index)) is not None:
+                self.made.deliver(node, is_up)
+
+    @rule(
+        order=st.lists(st.tuples(NODE, st.booleans()), min_size=1, max_size=25),
+        sides=st.lists(st.integers(0, 1), min_size=5, max_size=5),
+    )
+    def a_round_is_cut_half_way(self, order: list[tuple[int, bool]], sides: list[int]) -> None:
+        """All come for the next round, and only some of the messages that make it arrive."""
+        self.a_worker_fails(order[0][0])
+        self.made.flush()
+        self.agents_obey()
+        for index in list(self.made.nodes):
+            self.made.deliver(index, True)
+        self.messages_flow(order)
+        self.the_network_is_cut(sides)
+
+    @rule(
+        sides=st.lists(st.integers(0, 1), min_size=5, max_size=5),
+        seconds=st.sampled_from([1.0, 6.0, 12.0]),
+    )
+    def two_halves_live_on(self, sides: list[int], seconds: float) -> None:
+        self.the_network_is_cut(sides)
+        self.made.run(seconds)
+
+    @rule(index=NODE)
+    def something_is_lost(self, index: int) -> None:
+        node = self.made.nodes.get(index % self.num_nodes)
+        if node and node.link and node.link.is_known:
+            del node.link.up[-1:], node.link.down[-1:]
+
+    @rule(index=NODE)
+    def a_connection_breaks(self, index: int) -> None:
+        if (node := self.node(index)) is not None:
+            self.made.cut(node)
+
+    @rule(index=NODE)
+    def a_node_dies(self, index: int) -> None:
+        if (node := self.node(index)) is not None:
+            self.made.kill(node)
+
+    @rule(index=NODE)
+    def a_node_starts(self, index: int) -> None:
+        if self.node(index) is None:
+            self.made.start(index % self.num_nodes)
+
+    @rule(index=NODE, is_frozen=st.booleans())
+    def a_node_freezes(self, index: int, is_frozen: bool) -> None:
+        if (node := self.node(index)) is not None:
+            if is_frozen:
+                self.made.nodes[node].is_frozen = True
+            else:
+                self.made.thaw(node)
+
+    @rule(index=NODE)
+    def a_worker_fails(self, index: int) -> None:
+        if (node := self.node(index)) is not None and self.made.nodes[node].member.at:
+            self.made.want(node)
+
+    @rule()
+    def agents_obey(self) -> None:
+        for index, node in list(self.made.nodes.items()):
+            if node.member.must_leave and not node.member.closed and not node.is_frozen:
+                self.made.want(index)
+
+    @rule(sides=st.lists(st.integers(0, 1), min_size=5, max_size=5))
+    def the_network_is_cut(self, sides: list[int]) -> None:
+        self.made.side = dict(enumerate(sides))
+
+    @rule()
+    def the_network_heals(self) -> None:
+        self.made.side = dict.fromkeys(range(5), 0)
+
+    @precondition(lambda self: hasattr(self, "made"))
+    @invariant()
+    def at_most_one_round_is_complete(self) -> None:
+        assert len(self.made.complete_rounds()) <= 1
+
+    @precondition(lambda self: hasattr(self, "made"))
+    @invariant()
+    def rounds_are_one_chain(self) -> None:
+        commits = self.made.commits
+        for before, after in zip(commits[self.seen :], commits[self.seen + 1 :], strict=False):
+            # A single candidate that was started again has forgotten: then the job ends for all.
+            is_lasting = self.made.rules.num_candidates > 1 and not self.is_anew(after, before)
+            if after != before and is_lasting:
+                assert after[1] > before[1], commits
+                assert self.builds_on(after, before), (before, after, self.made.rounds)
+        self.seen = max(0, len(commits) - 1)
+
+    def builds_on(self, later: RoundId, earlier: RoundId) -> bool:
+        at: RoundId | None = later
+        while at is not None and at != earlier:
+            at = self.made.rounds[at][1]
+        # With the fence the numbers tell: each is claimed once, in order.
+        return at is not None or self.made.rules.has_fence
+
+    def is_anew(self, later: RoundId, earlier: RoundId) -> bool:
+        """All agents were started again: a new job, as nobody remembers the old one."""
+        rules, (round_, base) = self.made.rules, self.made.rounds[later]
+        is_whole = base is None and len(round_.seats) == self.num_nodes
+        old = self.made.rounds[earlier][0]
+        return is_whole and not rules.has_fence and not any(map(old.has, round_.seats))
+
+    def teardown(self) -> None:
+        if not hasattr(self, "made"):
+            return
+        made = self.made
+        self.the_network_heals()
+        for index in range(self.num_nodes):
+            if index in made.nodes and made.nodes[index].member.closed:
+                made.kill(index)
+            if index not in made.nodes:
+                made.start(index)
+            made.thaw(index)
+        made.run(3)
+        for index in range(self.num_nodes):
+            if made.nodes[index].member.closed:
+                made.kill(index)
+                made.start(index)
+        can_go_on = self.can_go_on()
+        for _ in range(60):
+            made.run(1)
+            if any(
+                len(made.rounds[id_][0].seats) == self.num_nodes for id_ in (made.complete_rounds())
+            ):
+                break
+        if can_go_on:
+            assert len(made.current().seats) == self.num_nodes
+        assert len(made.complete_rounds()) <= 1
+
+    def can_go_on(self) -> bool:
+        members = [node.member for node in self.made.nodes.values()]
+        rules = self.made.rules
+        if rules.num_candidates == 1:
+            return True
+        if rules.has_fence and self.made.commits:  # who lost waits for a survivor of who won
+            return any(m.last and m.last.id == self.made.commits[-1] for m in members)
+        reports = [
+            node.state.peers[m.seat.name].report
+            for node in self.made.nodes.values()
+            if node.state
+            for m in members
+            if m.seat.name in node.state.peers
+        ]
+        base = last_round([replace(r, promised=1 << 60) for r in reports])
+        if base is None:
+            return not any(m.known for m in members)
+        reports = [replace(r, promised=1 << 60) for r in reports]
+        seats = [m.seat for m in members]
+        return all(has_quorum(each, seats) for each in grounds_of(base, reports))
+
+
+TestModel = Rendezvous.TestCase
+TestModel.settings = settings(
+    max_examples=40,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)

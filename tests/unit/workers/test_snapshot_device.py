@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.checkpoints import Progress
+from workers.snapshot_device import DeviceCopy
+from workers.snapshot_piece import Label, Layout, Spec
+from workers.snapshot_slot import Slot, read_piece
+
+LABEL = Label(
+    step=1,
+    token="t",
+    stage=0,
+    num_stages=1,
+    num_names=3,
+    progress=Progress(step=1, epoch=0, step_in_epoch=1, samples_seen=1),
+)
+
+
+def check_copy(device: torch.device, path: Path) -> None:
+    tensors = {
+        "weight": torch.randn(1000, 700, device=device),
+        "half": torch.randn(33, device=device).to(torch.bfloat16),
+        "step": torch.tensor(3.0),  # optimizers keep it on the CPU
+    }
+    slot = Slot(path, Layout.of({name: Spec.of(tensor) for name, tensor in tensors.items()}))
+    for _ in range(3):
+        tensors["weight"] = tensors["weight"] @ torch.eye(700, device=device) + 1  # still going on
+        copy = DeviceCopy.after_now(device)
+        copy.prepare(slot)
+        copy.write(slot, LABEL, tensors)
+        found = read_piece(path)
+        assert found is not None
+        assert all(torch.equal(found.tensor(name), tensors[name].cpu()) for name in tensors)
+        copy.forget(slot)
+
+
+def test_tensors_in_cpu_memory_are_copied(tmp_path: Path) -> None:
+    check_copy(torch.device("cpu"), tmp_path / "p")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tensors_on_a_gpu_are_copied_as_they_were_when_the_optimizer_ended(tmp_path: Path) -> None:
+    check_copy(torch.device("cuda", 0), tmp_path / "p")
+
+
+def test_what_a_copy_costs_is_the_time_on_a_core() -> None:
+    clock = DeviceCopy.after_now(torch.device("cpu")).clock
+    before = clock()
+    time.sleep(0.2)
+    assert clock() - before < 0.1

@@ -1,0 +1,344 @@
+"""Brings the newest state from the memory of the nodes to where it is needed, all ranks together.
+
+    each node's first rank     looks through its pieces             node/N, specs/DIGEST
+    reporter                   finds the newest whole state         found, names
+    first replica of a stage   says what its stage needs            needs/STAGE
+    reporter                   plans who sends what                 plan, transfer/I
+    first ranks, in pairs      send and receive into memory         ready/N
+    all                        load from the memory of their node
+
+The store sees a few keys per node and stage. Transfers have one order, that of the plan; each rank
+does its own in that order, one at a time. So none waits for another in a circle: of those that are
+not done, the first has both its ranks free.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, Work
+
+from launcher.checkpoints import Progress
+from launcher.config import TrainConfig
+from launcher.errors import CheckpointError, NodeError
+from launcher.files import write_text
+from launcher.paths import RunPaths
+from workers.comm import Group
+from workers.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
+from workers.session import Arrival
+from workers.snapshot_bytes import CHECKSUM_BYTES, checksum, copy_with_checksum
+from workers.snapshot_folder import SnapshotRoom
+from workers.snapshot_piece import Label, Layout, Spec
+from workers.snapshot_slot import read_label, read_piece
+
+log = logging.getLogger(__name__)
+
+Pick = Callable[[Iterable[str]], Iterable[str]]
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_AT_ONCE_BYTES = 32 << 20
+"""What is on the way at one time, in the messages that `Group` cuts it into."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restored:
+    """What a round goes on from."""
+
+    step: int
+    token: str
+    progress: Progress
+
+
+class Restore:
+    """One rank's part in finding and fetching a snapshot.
+
+    Args:
+        config: of the run.
+        arrival: this rank, spare or not.
+        is_reporter: whether it decides for all; one rank does, and is not spare.
+    """
+
+    def __init__(self, config: TrainConfig, arrival: Arrival, *, is_reporter: bool) -> None:
+        self._arrival = arrival
+        self._store = PrefixStore("restore", arrival.store)
+        self._is_reporter = is_reporter
+        self._node = arrival.place.node
+        self._inventory: Inventory = ()
+        if is_reporter:
+            self._store.set("run", _run_id(RunPaths(Path(config.run_dir))))
+        # A copy of a run folder has the same id.
+        run = f"{self._store.get('run').decode()} {Path(config.run_dir).resolve()}"
+        self.room = SnapshotRoom.of(run, arrival.node_name, config.snapshot_dir)
+        if arrival.is_speaker:
+            self.room.sweep()
+            self._announce()
+
+    def newest_step(self) -> int:
+        """The step of the newest state that is whole; -1 where there is none.
+
+        Collective: every active rank.
+        """
+        if self._is_reporter:
+            self._inventory = self._collected()
+            state = newest_state(self._inventory)
+            self._store.set("names", json.dumps([] if state is None else list(state.specs)))
+            self._store.set("found", str(-1 if state is None else state.step))
+        return int(self._store.get("found"))
+
+    def decline(self) -> None:
+        """Says that no snapshot is wanted; by the reporter."""
+        if self._is_reporter:
+            self._store.set("plan", json.dumps({}))
+
+    def fetch(
+        self, checkpoint_step: int, stage_names: Callable[[Iterable[str]], list[str]] | None
+    ) -> Restored:
+        """Brings what this node needs of the state that `newest_step` found to its memory.
+
+        Collective: every active rank; one that is spare calls `lend`.
+
+        Args:
+            checkpoint_step: of the newest checkpoint, older than the state.
+            stage_names: picks the names of this rank's stage; None: another rank does.
+
+        Raises:
+            CheckpointError: the state is of another model.
+        """
+        if stage_names is not None:
+            self._tell_needs(stage_names)
+        if self._is_reporter:
+            self._tell_plan(checkpoint_step)
+        restored = self._follow_plan()
+        assert restored is not None
+        return restored
+
+    def lend(self) -> None:
+        """Sends what others need of what this node has; by each spare rank."""
+        if self._arrival.is_speaker:
+            self._follow_plan()
+
+    def load(self, restored: Restored, pick: Pick, situation: str = "") -> dict[str, Tensor]:
+        """Tensors of the state from the memory of this node, checked; views of it.
+
+        Args:
+            restored: the state.
+            pick: those wanted of the names that there are.
+            situation: of a rank that kept them for itself; empty: the run's state.
+
+        Raises:
+            RuntimeError: a tensor was damaged after it was announced.
+        """
+        pieces = list(self._pieces(restored, situation))
+        wanted = set(pick([name for _, layout in pieces for name in layout.specs]))
+        loaded: dict[str, Tensor] = {}
+        for path, layout in pieces:
+            names = (wanted & layout.specs.keys()) - loaded.keys()
+            piece = read_piece(path) if names else None
+            if piece is not None:
+                loaded |= {name: piece.tensor(name) for name in names}
+        if wanted - loaded.keys():
+            raise RuntimeError(f"the snapshot was damaged: {min(wanted - loaded.keys())!r} is gone")
+        return loaded
+
+    # --- what is where
+
+    def _announce(self) -> None:
+        entries: list[object] = []
+        for path in self.room.pieces():
+            piece = read_piece(path)
+            if piece is None or piece.label.situation:
+                continue
+            text = json.dumps(piece.layout.specs)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            self._store.set(f"specs/{digest}", text)
+            entries.append([asdict(piece.label), digest])
+        self._store.set(f"node/{self._node}", json.dumps(entries))
+
+    def _collected(self) -> Inventory:
+        known: dict[str, dict[str, Spec]] = {}
+
+        def specs_of(digest: str) -> dict[str, Spec]:
+            if digest not in known:
+                known[digest] = _specs(json.loads(self._store.get(f"specs/{digest}")))
+            return known[digest]
+
+        return [
+            [Piece(_label(label), specs_of(digest)) for label, digest in json.loads(entries)]
+            for entries in (
+                self._store.get(f"node/{n}") for n in range(self._arrival.topology.num_nodes)
+            )
+        ]
+
+    def _pieces(self, restored: Restored, situation: str) -> Iterator[tuple[Path, Layout]]:
+        """The files of a state here, by what they say."""
+        for path in self.room.pieces():
+            label, layout = read_label(path) or (None, None)
+            if label is None or layout is None or label.situation != situation:
+                continue
+            if (label.step, label.token) == (restored.step, restored.token):
+                yield path, layout
+
+    # --- who needs what
+
+    def _tell_needs(self, stage_names: Callable[[Iterable[str]], list[str]]) -> None:
+        names = json.loads(self._store.get("names"))
+        try:
+            told: object = stage_names(names)
+        except CheckpointError as exc:
+            told = str(exc)
+        self._store.set(f"needs/{self._arrival.place.stage}", json.dumps(told))
+
+    def _tell_plan(self, checkpoint_step: int) -> None:
+        topology = self._arrival.topology
+        needs = [json.loads(self._store.get(f"needs/{s}")) for s in range(topology.num_stages)]
+        mismatches = [told for told in needs if isinstance(told, str)]
+        if mismatches:
+            self._store.set("plan", json.dumps({"error": mismatches[0]}))
+            return
+        plan = plan_restore(self._inventory, checkpoint_step, topology, needs)
+        assert plan is not None
+        for number, transfer in enumerate(plan.transfers):
+            label = plan.state.labels[transfer.stage]
+            specs = {name: plan.state.specs[name] for name in transfer.names}
+            self._store.set(f"transfer/{number}", json.dumps([asdict(label), specs]))
+        self._store.set("plan", _plan_text(plan))
+
+    # --- transfers
+
+    def _follow_plan(self) -> Restored | None:
+        plan = json.loads(self._store.get("plan"))
+        if not plan:
+            return None
+        if "error" in plan:
+            raise CheckpointError(plan["error"])
+        restored = Restored(
+            step=plan["step"], token=plan["token"], progress=Progress(**plan["progress"])
+        )
+        pairs: list[tuple[int, int]] = plan["transfers"]
+        if self._arrival.is_speaker:
+            self._do_transfers(restored, pairs)
+        if self._node in {target for _, target in pairs}:
+            if self._arrival.is_speaker:
+                self._store.set(f"ready/{self._node}", "")
+            self._store.get(f"ready/{self._node}")
+        return restored
+
+    def _do_transfers(self, restored: Restored, pairs: Sequence[tuple[int, int]]) -> None:
+        first_ranks = self._arrival.topology.first_ranks
+        for number, (source, target) in enumerate(pairs):
+            if self._node not in (source, target):
+                continue
+            ranks = (first_ranks[source], first_ranks[target])
+            group = Group(self._arrival.network, f"restore/{number}", ranks, "gloo")
+            label, specs = json.loads(self._store.get(f"transfer/{number}"))
+            layout = Layout.of(_specs(specs))
+            if self._node == source:
+                names = list(layout.specs)
+                self._send(group, layout, self.load(restored, partial(_these, names)))
+            else:
+                self._receive(group, layout, _label(label), number)
+
+    def _send(self, group: Group, layout: Layout, held: Mapping[str, Tensor]) -> None:
+        data = torch.zeros(layout.num_bytes, dtype=torch.uint8)
+        places = ((layout.begins[name], held[name]) for name in layout.specs)
+        data_sum = copy_with_checksum(data.numpy(), places)
+        for part in _parts(data):
+            _wait(group.send(part, 1))
+        _wait(group.send(_tensor_of(data_sum), 1))
+        # Until the other has it all, nobody here closes the connection.
+        _wait(group.receive(torch.zeros(1, dtype=torch.uint8), 1))
+
+    def _receive(self, group: Group, layout: Layout, label: Label, number: int) -> None:
+        role = f"node{self._node}-received{number}-{self._arrival.token}"
+        try:
+            slot = self.room.make_slot(label.token, role, layout)
+        except OSError as exc:
+            raise NodeError(
+                f"this node cannot take its part of the snapshot of step {label.step}: "
+                f"{exc.strerror}; give another --snapshot-dir, or --snapshot off"
+            ) from exc
+        slot.open()
+        for part in _parts(slot.data):
+            _wait(group.receive(part, 0))
+        told = torch.zeros(CHECKSUM_BYTES, dtype=torch.uint8)
+        _wait(group.receive(told, 0))
+        data_sum = told.numpy().tobytes()
+        if checksum(slot.bytes) != data_sum:
+            raise RuntimeError(f"a piece of the snapshot of step {label.step} came damaged")
+        slot.seal(label, data_sum)
+        _wait(group.send(torch.zeros(1, dtype=torch.uint8), 0))
+
+
+def _run_id(paths: RunPaths) -> str:
+    """The run's id; made where there is none, so that a folder that is made anew is a new run.
+
+    Raises:
+        NodeError: the run folder cannot be made or written; a full disk is no reason to end.
+    """
+    try:
+        text = paths.run_id.read_text(encoding="ascii").strip()
+        if text:
+            return text
+    except (OSError, ValueError):
+        pass
+    made = os.urandom(8).hex()
+    try:
+        write_text(paths.run_id, f"{made}\n")
+    except OSError as exc:
+        if exc.errno not in _FULL:
+            raise NodeError(
+                f"cannot write --run-dir {str(paths.root)!r}: {exc.strerror}; give a folder that "
+                "you may write"
+            ) from exc
+        log.warning(
+            "cannot write %s: %s; the next start will not find this one's snapshots",
+            paths.run_id, exc.strerror,
+        )  # fmt: skip
+    return made
+
+
+def _plan_text(plan: RestorePlan) -> str:
+    return json.dumps(
+        {
+            "step": plan.state.step,
+            "token": plan.state.token,
+            "progress": asdict(plan.state.progress),
+            "transfers": [[t.source, t.target] for t in plan.transfers],
+        }
+    )
+
+
+def _label(values: dict[str, Any]) -> Label:
+    return Label(**{**values, "progress": Progress(**values["progress"])})
+
+
+def _specs(values: Mapping[str, Any]) -> dict[str, Spec]:
+    return {name: Spec(dtype, tuple(shape)) for name, (dtype, shape) in values.items()}
+
+
+def _these(names: Sequence[str], _: Iterable[str]) -> Sequence[str]:
+    return names
+
+
+def _parts(data: Tensor) -> Iterator[Tensor]:
+    return (part for part in data.split(_AT_ONCE_BYTES) if part.numel())
+
+
+def _wait(works: Iterable[Work]) -> None:
+    for work in works:
+        work.wait()
+
+
+def _tensor_of(data: bytes) -> Tensor:
+    return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8))

@@ -1,0 +1,272 @@
+"""Copies this rank's share of the state to the node's memory after each step, behind the next one.
+
+    step s        ... sync | optimizer |
+    step s+1                           | forward | backward ....... last bucket | sync | optimizer |
+    this thread                        | copy, seal | all of the bundle have |^
+                                                                              | waits for both
+Parameters do not change before the optimizer of step s+1, which comes after its sync. The last
+bucket of that sync leaves only when every rank of the bundle has sealed its share of step s. So a
+rank that has finished step s+1 knows that all ranks of all stages have step s (I8): each bundle had
+put its last bucket in. That is when the slot of step s-1 is written over; two slots suffice.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launcher.checkpoints import Progress
+from launcher.errors import CheckpointError, NodeError
+from workers.comm import Group
+from workers.helper import Helper
+from workers.meters import Meters
+from workers.session import Session
+from workers.snapshot_device import DeviceCopy
+from workers.snapshot_folder import SnapshotRoom
+from workers.snapshot_pace import Pace
+from workers.snapshot_piece import Label, Layout, Spec, longest_first, split_by_bytes
+from workers.snapshot_slot import Slot, read_label
+
+log = logging.getLogger(__name__)
+
+_LAST_COPY_S = 5.0
+"""How long a rank that ends waits for the copy under way: it may be the only one of that step."""
+
+
+class Snapshots:
+    """The snapshots of one rank; the gate of its sync (`workers.sync.Gate`).
+
+    Args:
+        session: this rank's place in the round.
+        room: where pieces go.
+        state: gives the whole state of this rank's stage by name, read in a thread of its own.
+        feedback: gives what the exchange of this rank keeps from step to step, by name.
+        situation: what the feedback is for; short.
+        meters: gets the time of the copy, and of what waits for it.
+        pace: says after which steps.
+        restored: step and round of the snapshot that this round began with, if one.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        room: SnapshotRoom,
+        *,
+        state: Callable[[], Mapping[str, Tensor]],
+        feedback: Callable[[], Mapping[str, Tensor]],
+        situation: str,
+        meters: Meters,
+        pace: Pace,
+        restored: tuple[int, str] | None = None,
+    ) -> None:
+        topology, place = session.topology, session.place
+        mates = topology.collect_ranks(place.stage, place.node)
+        self._session = session
+        self._room = room
+        self._state = state
+        self._feedback = feedback
+        self._situation = situation
+        self._meters = meters
+        self.pace = pace
+        self._restored = restored
+        self._share, self._num_shares = mates.index(place.rank), len(mates)
+        role = f"node{place.node}-stage{place.stage}-{self._share}of{self._num_shares}"
+        self._pieces = _Turns(room, session.token, role, session.device)
+        self._kept = _Turns(room, session.token, f"{role}-feedback", session.device)
+        self._bundle = self._bundle_group()
+        self._helper = Helper("snapshot", session.device)
+        self._fed: Future[float] | None = None
+        self._copied: Future[float] | None = None
+        self._agreed: Future[None] | None = None
+        self._waited = 0.0
+        self._num_saved = 0
+        self._is_off = False
+
+    def _bundle_group(self) -> Group | None:
+        ranks = self._session.topology.bundles[self._session.place.bundle]
+        if len(ranks) == 1:
+            return None
+        name = f"snapshot/bundle{self._session.place.bundle}"
+        return Group(self._session.arrival.network, name, ranks, "gloo")
+
+    def save(self, progress: Progress) -> None:
+        """Begins to copy the state as it is, where this step is to be kept.
+
+        Call it when a step is finished, and change nothing of the state before the sync of the
+        next has gone through `before_first` and `before_last`.
+        """
+        if not self.pace.is_due(progress.step):
+            return
+        self._num_saved += 1
+        copy = DeviceCopy.after_now(self._session.device)
+        self._fed = self._helper.add(partial(self._copy_feedback, progress, copy, self._num_saved))
+        self._copied = self._helper.add(partial(self._copy_share, progress, copy))
+        self._agreed = self._helper.add(self._agree)
+
+    def before_first(self) -> None:
+        """Returns once the first bucket may leave: it changes what the exchange keeps."""
+        if self._fed is not None:
+            self._wait(self._fed)
+
+    def before_last(self) -> None:
+        """Returns once the last bucket may leave: all of the bundle have the step before (I8).
+
+        Raises:
+            RuntimeError: another rank of the bundle is gone.
+        """
+        if self._fed is None or self._copied is None or self._agreed is None:
+            return
+        for answer in (self._fed, self._copied, self._agreed):
+            self._wait(answer)
+        if not self._is_off:
+            self.pace.taken(self._fed.result() + self._copied.result() + self._waited)
+        self._fed = self._copied = self._agreed = None
+        self._waited = 0.0
+
+    def close(self) -> None:
+        """Waits a moment for the copy under way; what is sealed stays."""
+        answers: tuple[Future[Any] | None, ...] = (self._fed, self._copied, self._agreed)
+        under_way = [answer for answer in answers if answer is not None]
+        concurrent.futures.wait(under_way, _LAST_COPY_S)
+
+    def _wait(self, answer: Future[float] | Future[None]) -> None:
+        if answer.done():
+            answer.result()
+            return
+        start = time.perf_counter()
+        with self._meters.phase("snapshot_wait"):
+            answer.result()
+        self._waited += time.perf_counter() - start
+
+    # --- in the thread
+
+    def _copy_feedback(self, progress: Progress, copy: DeviceCopy, num_saved: int) -> float:
+        """Returns the seconds that it took from the cores that the ranks compute on."""
+        with self._meters.phase("snapshot"):
+            start = copy.clock()
+            if self._session.place.local_rank == 0:
+                self._forget_before(num_saved)
+            tensors = self._feedback()
+            if tensors and not self._is_off:
+                self._write(self._kept, progress, tensors, len(tensors), copy, self._situation)
+            return copy.clock() - start
+
+    def _copy_share(self, progress: Progress, copy: DeviceCopy) -> float:
+        """Returns the seconds that it took from the cores that the ranks compute on."""
+        with self._meters.phase("snapshot"):
+            start = copy.clock()
+            try:
+                tensors = self._state()
+            except CheckpointError as exc:
+                self._turn_off(exc)
+            if not self._is_off:
+                sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
+                mine = split_by_bytes(sizes, self._num_shares)[self._share]
+                own = {name: tensors[name] for name in mine}
+                self._write(self._pieces, progress, own, len(tensors), copy)
+            self._room.touch()
+            return copy.clock() - start
+
+    def _write(
+        self,
+        turns: _Turns,
+        progress: Progress,
+        tensors: Mapping[str, Tensor],
+        num_names: int,
+        copy: DeviceCopy,
+        situation: str = "",
+    ) -> None:
+        label = Label(
+            step=progress.step,
+            token=self._session.token,
+            stage=self._session.place.stage,
+            num_stages=self._session.topology.num_stages,
+            num_names=num_names,
+            progress=progress,
+            situation=situation,
+        )
+        try:
+            turns.write(label, tensors, copy)
+        except (OSError, NodeError) as exc:
+            self._turn_off(exc)
+
+    def _turn_off(self, why: Exception) -> None:
+        """Goes on without: no state of these steps is whole any more, so none will be taken."""
+        if not self._is_off:
+            reason = getattr(why, "strerror", None) or why
+            log.warning(
+                "no more snapshots: %s; a restart goes on from the newest checkpoint", reason
+            )
+        self._is_off = True
+
+    def _agree(self) -> None:
+        """Returns once all ranks of the bundle have come here."""
+        if self._bundle is not None:
+            self._bundle.all_reduce(torch.zeros(1)).wait()
+
+    def _forget_before(self, num_saved: int) -> None:
+        """Removes pieces of earlier rounds that nobody will want any more; by one rank of the node.
+
+        With a first step finished, all have what this round began with. With the next snapshot's
+        step finished, all have the first one of this round.
+        """
+        if num_saved > 2:
+            return
+        for path in self._room.pieces():
+            if path.name.startswith(f"{self._session.token}."):
+                continue
+            if num_saved == 1 and self._restored is not None:
+                found = read_label(path)
+                if found is not None and (found[0].step, found[0].token) == self._restored:
+                    continue
+            path.unlink(missing_ok=True)
+
+
+class _Turns:
+    """Two slots, written in turn.
+
+    Args:
+        room: where they are made.
+        token: the round.
+        role: of this rank in the round.
+        device: where the tensors are.
+    """
+
+    def __init__(self, room: SnapshotRoom, token: str, role: str, device: torch.device) -> None:
+        self._room = room
+        self._token = token
+        self._role = role
+        self._device = device
+        self._slots: list[Slot | None] = [None, None]
+        self._turn = 0
+
+    def write(self, label: Label, tensors: Mapping[str, Tensor], copy: DeviceCopy) -> None:
+        """Writes a piece over the older one.
+
+        Raises:
+            OSError: there is no room.
+        """
+        sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
+        specs = {name: Spec.of(tensors[name]) for name in longest_first(sizes)}
+        slot = self._slots[self._turn]
+        if slot is None or slot.layout.specs != specs:
+            if slot is not None:
+                copy.forget(slot)
+                slot.remove()
+            self._slots[self._turn] = None
+            role = f"{self._role}-{'ab'[self._turn]}"
+            left = self._slots.count(None)
+            layout = Layout.of(specs)
+            slot = self._room.make_slot(self._token, role, layout, num_slots=left)
+            self._slots[self._turn] = slot
+            copy.prepare(slot)
+        copy.write(slot, label, tensors)
+        self._turn = 1 - self._turn

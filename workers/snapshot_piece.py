@@ -1,0 +1,115 @@
+"""What a piece of a snapshot is, wherever it lies: named tensors of one stage at one step.
+
+The replicas of a stage on a node share its tensors out, so that each copies its part only; all
+pieces of a step together are the run's state. Names are the model's own (`workers.state`), so a
+piece serves any split.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from launcher.checkpoints import Progress
+
+_ALIGNED = 64
+"""Bytes to which each tensor is aligned: a cache line."""
+
+
+class Spec(NamedTuple):
+    """What a tensor looks like."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Spec:
+        """That of `tensor`."""
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype itself."""
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"no dtype {self.dtype!r}")
+        return dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its elements."""
+        return prod(self.shape) * self.torch_dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What a piece belongs to.
+
+    Args:
+        step: finished steps it was taken after.
+        token: the round that took it. A step that was done twice was so by two rounds, and their
+            results, equal only to rounding, must not be mixed.
+        stage: the stage of that round whose tensors these are.
+        num_stages: stages of that round.
+        num_names: tensors of the whole stage; as many names have to be found for it to be complete.
+        progress: how far the run had come.
+        situation: what a piece that is of use to one rank only is for; empty for any other.
+    """
+
+    step: int
+    token: str
+    stage: int
+    num_stages: int
+    num_names: int
+    progress: Progress
+    situation: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each tensor of a piece lies in its memory."""
+
+    specs: Mapping[str, Spec]
+    begins: Mapping[str, int]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, specs: Mapping[str, Spec]) -> Layout:
+        """The tensors one behind the other, in the order given."""
+        begins, end = {}, 0
+        for name, spec in specs.items():
+            begins[name] = end
+            end += -(-spec.num_bytes // _ALIGNED) * _ALIGNED
+        return cls(dict(specs), begins, end)
+
+    def view(self, data: Tensor, name: str) -> Tensor:
+        """One of the tensors, in the memory `data` of a piece."""
+        spec, begin = self.specs[name], self.begins[name]
+        part = data[begin : begin + spec.num_bytes]
+        return part.view(spec.torch_dtype).view(spec.shape)
+
+
+def split_by_bytes(sizes: Mapping[str, int], num_shares: int) -> list[list[str]]:
+    """Names in `num_shares` parts of about equal bytes; some may be empty.
+
+    A function of its arguments alone, so that ranks agree without a word: the longest first, each
+    to whoever has least.
+    """
+    shares: list[list[str]] = [[] for _ in range(num_shares)]
+    filled = [(0, share) for share in range(num_shares)]
+    for name in longest_first(sizes):
+        num_bytes, share = filled[0]
+        shares[share].append(name)
+        heapq.heapreplace(filled, (num_bytes + sizes[name], share))
+    return shares
+
+
+def longest_first(sizes: Mapping[str, int]) -> Iterable[str]:
+    """The names by size, equal ones by name."""
+    return sorted(sizes, key=lambda name: (-sizes[name], name))
