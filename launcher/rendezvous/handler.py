@@ -27,9 +27,9 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from launcher.events import Events
 from launcher.network import LOOPBACK, own_addresses, resolve, route_to
 from launcher.node_name import claimed_name
-from launcher.rendezvous.events import Events
 from launcher.rendezvous.member import Enter, OpenStore
 from launcher.rendezvous.messages import Round, RoundId, Seat
 from launcher.rendezvous.node import Node, Request, candidate_index

@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher.events import Events
 from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
-from launcher.rendezvous.events import Events
 from launcher.rendezvous.fence import WATCH_POLL_S, Fence
 from launcher.rendezvous.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
 from launcher.rendezvous.messages import Close, Leave, Round, Seat

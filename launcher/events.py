@@ -1,0 +1,82 @@
+"""What happened at a node, one JSON object a line: who was lost, when, what came of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+
+class Events:
+    """The event log of one node; its agent and its ranks append to the same file.
+
+    `t_s` is the monotonic clock of the machine, seconds: differences within one file mean
+    something, between files of two machines they do not. `wall` is the wall clock, for a reader.
+
+    Args:
+        file: where to; None keeps nothing.
+        node: who speaks.
+        always: stands in every line.
+        clock: monotonic, seconds; all processes of a machine have it in common.
+    """
+
+    def __init__(
+        self,
+        file: Path | None,
+        node: str,
+        always: Mapping[str, object] | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._node = node
+        self._always = dict(always or {})
+        self._clock = clock
+        self._fd = -1
+        if file is None:
+            return
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as exc:
+            log.warning("no event log: cannot write %r: %s", str(file), exc.strerror)
+
+    def note(self, event: str, details: Mapping[str, object] | None = None) -> None:
+        """Appends a line, in one write, so that lines of several processes do not mix."""
+        if self._fd < 0:
+            return
+        line = {
+            "t_s": round(self._clock(), 4),
+            "wall": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "node": self._node,
+            "event": event,
+            **self._always,
+            **(details or {}),
+        }
+        with suppress(OSError):  # a full disk costs lines, not the run
+            os.write(self._fd, (json.dumps(line) + "\n").encode())
+
+    def close(self) -> None:
+        """Ends the file."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:
+    """The lines of all nodes by wall clock; one that a crash cut short is left out."""
+    found = []
+    for file in sorted(folder.glob("*.jsonl")):
+        for line in file.read_bytes().splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict) and "event" in row:
+                    found.append(row)
+    return sorted(found, key=lambda row: str(row.get("wall", "")))
