@@ -22,7 +22,7 @@ from workers.env import RankEnv
 from workers.meters import Meters
 from workers.recipe import load_recipe
 from workers.samples import Batch
-from workers.session import Session, join, open_store
+from workers.session import Session, arrive, join, open_store
 from workers.trainer import Trainer
 
 CLAIM = "unsplit in one process, a step costs at most 2 % more than in a plain loop"
@@ -198,6 +198,6 @@ def alone(config: TrainConfig) -> Session:
     # What torchrun may have set around this benchmark does not count.
     environ = {name: value for name, value in os.environ.items() if name != "RANK"}
     env = RankEnv.from_mapping(environ)
-    session = join(config, env, open_store(env, config.timeout_s))
+    session = join(config, arrive(config, env, open_store(env, config.timeout_s)))
     assert session is not None
     return session

@@ -13,14 +13,14 @@ from workers.feed import Feed
 from workers.meters import Meters
 from workers.recipe import DataInfo, load_recipe
 from workers.samples import Batch
-from workers.session import Session, join
+from workers.session import Session, arrive, join
 from workers.stage import make_stage, open_data
 from workers.trainer import Trainer
 
 
 def joined(seat: Seat, config: TrainConfig, name: str) -> Session:
     """The session of one run; collective, a name per run."""
-    session = join(config, seat.env, PrefixStore(f"training/{name}", seat.store))
+    session = join(config, arrive(config, seat.env, PrefixStore(f"training/{name}", seat.store)))
     assert session is not None, "no rank is spare here"
     return session
 

@@ -15,6 +15,8 @@ COMMANDS = {
     "run": "start this node's part of a training run",
     "plan": "show what would run where, for this machine or for others; starts nothing",
     "classic": "run with the options of the original Bundle_HybridParallelism",
+    "status": "show how a run fares: step, nodes, failures, checkpoints",
+    "drain": "ask a run to finish its step, write a checkpoint and stop",
     "export": "write a trained model as one file that plain torchvision loads",
 }
 """Each is a module of `launcher.commands` with `add_arguments(parser)` and `run(args) -> int`."""

@@ -9,22 +9,25 @@ import os
 import threading
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.board import BOARD_VARIABLE, Board
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
-from launcher.errors import EXIT_DONE, EXIT_FAILED, NodeError
-from launcher.failure import explain
+from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, NodeError
+from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
+from launcher.outcome import read_outcome
 from launcher.paths import RunPaths
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.probe import is_rendezvous
+from launcher.signals import LEFT_TO_TORCH, StopSignals
 from launcher.topology import bundle_size
 
 if TYPE_CHECKING:
@@ -48,6 +51,8 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     """
     node = plan.here
     set_environment(os.environ, node)
+    board = Board.create()
+    os.environ[BOARD_VARIABLE] = board.where
     load("torch")
     backend = plan.launch.value.rdzv_backend
     has_store = backend in STORE_BACKENDS
@@ -65,7 +70,8 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     keep_agent_log(Path(node.log_dir))
     if has_store:
         wait_for_meeting(node.meeting, is_store=is_store, say=say)
-    return _run(plan, server_pid, keeps_store, say)
+    with StopSignals(board) as signals:
+        return _run(plan, Start(server_pid, keeps_store, board, signals), say)
 
 
 def load(*modules: str) -> None:
@@ -84,7 +90,20 @@ def load(*modules: str) -> None:
         gc.enable()
 
 
-def _run(plan: LaunchPlan, server_pid: int, keeps_store: bool, say: Callable[[str], None]) -> int:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What the agent is started with.
+
+    server_pid: of the fork server. keeps_store: this agent keeps the store of torch's rendezvous.
+    """
+
+    server_pid: int
+    keeps_store: bool
+    board: Board
+    signals: StopSignals
+
+
+def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import (
@@ -96,32 +115,36 @@ def _run(plan: LaunchPlan, server_pid: int, keeps_store: bool, say: Callable[[st
     node = plan.here
     try:
         try:
-            _start_agent(plan, server_pid, keeps_store)
+            _start_agent(plan, start)
         except RendezvousConnectionError:
             # Two agents of this machine found the port free; the other one was quicker.
-            is_torchs = keeps_store and plan.launch.value.rdzv_backend in STORE_BACKENDS
+            is_torchs = start.keeps_store and plan.launch.value.rdzv_backend in STORE_BACKENDS
             if not is_torchs or not is_store(node.meeting.address, node.meeting.port):
                 raise
-            _start_agent(plan, server_pid, keeps_store=False)
+            _start_agent(plan, replace(start, keeps_store=False))
     except ChildFailedError as exc:
         text, code = explain(exc, node_name=node.name, num_procs=node.num_procs)
         say(f"{text}; logs: {node.log_dir}")
         return code
     except SignalException as exc:
-        say(f"stopped by {exc.sigval.name}")
-        return 128 + exc.sigval
+        number = start.signals.ended_by or exc.sigval
+        say(f"stopped by {number.name}")
+        return 128 + number
     except RendezvousClosedError as exc:
-        say(f"the job is over: {exc}; logs: {node.log_dir}")
-        return EXIT_FAILED
+        paths = RunPaths(Path(plan.train.value.run_dir))
+        text, code = explain_end(str(exc), read_outcome(paths), node_name=node.name)
+        say(f"{text}; logs: {node.log_dir}")
+        return code
     except RendezvousError as exc:
         where = node.meeting.endpoints
         raise NodeError(
             f"the nodes did not meet at {where}: {exc}; see {node.log_dir}/{AGENT_LOG}"
         ) from exc
-    return EXIT_DONE
+    is_stopped = any(row.exit_code == EXIT_RESUMABLE for _, row in start.board.rows())
+    return EXIT_RESUMABLE if is_stopped else EXIT_DONE
 
 
-def _start_agent(plan: LaunchPlan, server_pid: int, keeps_store: bool) -> None:
+def _start_agent(plan: LaunchPlan, start: Start) -> None:
     from torch.distributed.elastic.rendezvous import rendezvous_handler_registry
     from torch.distributed.launcher.api import elastic_launch
 
@@ -129,8 +152,8 @@ def _start_agent(plan: LaunchPlan, server_pid: int, keeps_store: bool) -> None:
     rendezvous_handler_registry.register(OUR_BACKEND, get_handler())
     launch = plan.launch.value
     keep_log = not (launch.redirects or launch.tee)
-    elastic_launch(launch_config(plan, keeps_store), run_worker)(
-        plan.module, plan.argv, server_pid, keep_log
+    elastic_launch(launch_config(plan, start.keeps_store), run_worker)(
+        plan.module, plan.argv, start.server_pid, keep_log
     )
 
 
@@ -177,9 +200,10 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
         rdzv_backend=launch.rdzv_backend,
         rdzv_endpoint=node.meeting.endpoints,
         rdzv_configs=settings,
-        max_restarts=launch.max_restarts,
+        max_restarts=launch.num_restarts,
         monitor_interval=launch.monitor_interval,
         start_method="forkserver",
+        signals_to_handle=LEFT_TO_TORCH,
         local_addr=node.meeting.local_addr,
         logs_specs=logs,
     )
@@ -194,6 +218,7 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
         "bundle_size": bundle_size(plan.train.value.shape),
         "fence_dir": str(paths.fence),
         "events_dir": str(paths.events),
+        "give_up_after": plan.launch.value.give_up_after,
     }
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from launcher.board import Board
 from launcher.fork_server import die_with_parent
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -65,8 +66,8 @@ def run_worker(module: str, argv: Sequence[str], server_pid: int, keep_log: bool
     from torch.distributed.elastic.multiprocessing.errors import record
 
     die_with_parent(server_pid)
-    # Python's handler waits for the interpreter, which a rank inside gloo never reaches.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A terminal sends it to all; what becomes of the ranks is the agent's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.argv = [module, *argv]
     error_file = os.environ.get(ERROR_FILE, "")
     if keep_log and error_file:
@@ -79,9 +80,20 @@ def run_worker(module: str, argv: Sequence[str], server_pid: int, keep_log: bool
         time.sleep(AFTERMATH_S)
         raise
     if code:
+        _tell_agent(code)
         if error_file:
             Path(error_file).write_text(_exit_note(code), encoding="utf-8")
         sys.exit(code)
+
+
+def _tell_agent(code: int) -> None:
+    """For programs that do not keep a row of the board themselves."""
+    board = Board.open(os.environ)
+    row = board.row(int(os.environ.get("LOCAL_RANK", "0"))) if board else None
+    if row is not None:
+        if not row.pid:
+            row.enter(os.getpid(), time.monotonic_ns())
+        row.end(code)
 
 
 def _main(module: str, argv: Sequence[str]) -> int:

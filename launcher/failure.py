@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from launcher import entry
 from launcher.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
+from launcher.outcome import Outcome
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -39,6 +40,26 @@ def explain(error: ChildFailedError, *, node_name: str, num_procs: int) -> tuple
     if num_procs > 1:
         text += f"; the other {num_procs - 1} of this node were stopped"
     return text, code if code in PASSED_ON else EXIT_FAILED
+
+
+def explain_end(reason: str, outcome: Outcome | None, *, node_name: str) -> tuple[str, int]:
+    """Why the run is over, in plain words, and the exit code for it.
+
+    Args:
+        reason: what the rendezvous says.
+        outcome: what is written down of it, if anything is.
+        node_name: of this node; only the one where the first failure was shows its traceback.
+    """
+    if outcome is None or outcome.state != "failed":
+        return f"the run is over: {reason}", EXIT_FAILED
+    first, code = outcome.first_error, outcome.exit_code
+    text = f"the run has failed: {reason}"
+    if first is None:
+        return text, code
+    who = f"local rank {first.local_rank} of node {first.node}"
+    if first.node != node_name:
+        return f"{text}; first of all {who}: {first.last_line}", code
+    return f"{without_entry(first.text).rstrip()}\n{text}; first of all {who} as above", code
 
 
 def first_story(error_file: Path, local_rank: int, code: int) -> tuple[int, int, str]:

@@ -16,6 +16,8 @@ _AGENT = "agent"
 
 _ENDPOINT = r"(?:\[(?P<bracketed>[^\[\]\s,]+)\]|(?P<host>[^\[\]:\s,]+))(?::(?P<port>\d+))?"
 """A name, an IPv4 address, or an IPv6 address in brackets; perhaps a port."""
+NO_LIMIT = 1_000_000
+"""Restarts of workers that nobody gets to see."""
 DEFAULT_PORT = 29400
 """Port of an endpoint that names none, torch's own choice."""
 
@@ -81,7 +83,19 @@ class LaunchConfig:
     )
 
     max_restarts: int = option(
-        0, "times the workers are started again before the run fails", group=_AGENT, parse=int
+        -1,
+        "times this node starts its failed workers again (-1: with backend bundle as often as "
+        "--give-up-after allows, with others 0)",
+        group=_AGENT,
+        parse=int,
+    )
+    give_up_after: int = option(
+        3,
+        "attempts in a row that finish no step, after which the run fails (0: never); for backend "
+        "bundle",
+        group=_AGENT,
+        parse=int,
+        metavar="N",
     )
     monitor_interval: float = option(
         0.1, "seconds between two looks at the workers", group=_AGENT, parse=float
@@ -98,9 +112,11 @@ class LaunchConfig:
 
     def __post_init__(self) -> None:
         _ = self.num_nodes, self.num_procs, self.rdzv_settings
-        for name in ("bundles", "slots", "node_rank", "max_restarts"):
+        for name in ("bundles", "slots", "node_rank", "give_up_after"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{flag_of(name)} {getattr(self, name)} must be 0 or more")
+        if self.max_restarts < -1:
+            raise ConfigError(f"--max-restarts {self.max_restarts} must be -1 or more")
         if not 0 < self.monitor_interval < math.inf:
             raise ConfigError(f"--monitor-interval {self.monitor_interval} must be above 0")
         for name in ("redirects", "tee"):
@@ -168,6 +184,13 @@ class LaunchConfig:
             f"--nproc-per-node {self.nproc_per_node!r} is neither a number of ranks nor auto; "
             "--devices says what they run on"
         )
+
+    @property
+    def num_restarts(self) -> int:
+        """Times this node starts its failed workers again, as torch's agent counts them."""
+        if self.max_restarts >= 0:
+            return self.max_restarts
+        return NO_LIMIT if self.rdzv_backend == "bundle" else 0
 
     @property
     def is_alone(self) -> bool:

@@ -38,6 +38,16 @@ class RunPaths:
         return self.root / "run-id"
 
     @property
+    def outcome(self) -> Path:
+        """How the run ended, JSON; absent while it has not."""
+        return self.root / "outcome.json"
+
+    @property
+    def drain(self) -> Path:
+        """Asks the run to stop in good order, by being there."""
+        return self.root / "drain.json"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per checkpoint."""
         return self.root / "checkpoints"
@@ -67,8 +77,12 @@ class RunPaths:
 
     @property
     def events(self) -> Path:
-        """What the rendezvous saw, JSON Lines, a file per node."""
+        """What agents and ranks saw, JSON Lines, a file per node."""
         return self.root / "rendezvous" / "events"
+
+    def node_events(self, node_name: str) -> Path:
+        """The event log of one node."""
+        return self.events / f"{node_name}.jsonl"
 
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint taken after `step` finished steps."""

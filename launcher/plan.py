@@ -106,8 +106,8 @@ class LaunchPlan:
             return ["--standalone", f"--nproc-per-node={count}"]
         words = [*self._nodes_words(), f"--nproc-per-node={count}"]
         words += [f"--rdzv-backend={launch.rdzv_backend}", f"--rdzv-id={launch.rdzv_id}"]
-        if launch.max_restarts:
-            words.append(f"--max-restarts={launch.max_restarts}")
+        if launch.num_restarts:
+            words.append(f"--max-restarts={launch.num_restarts}")
         return words
 
     def _nodes_words(self) -> list[str]:

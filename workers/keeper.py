@@ -44,6 +44,11 @@ class Resumed:
     progress: Progress
     snapshot: tuple[int, str] | None = None
 
+    @property
+    def source(self) -> str:
+        """What it is, in one word."""
+        return "checkpoint" if self.snapshot is None else "snapshot"
+
 
 class Keeper:
     """The state of a run from one start to the next, as one rank deals with it.

@@ -186,10 +186,17 @@ class Reporter:
             epoch + 1, self._config.epochs, sums.loss, _text(sums.metrics),
         )  # fmt: skip
 
-    def finish(self) -> None:
-        """Writes the summary and says it."""
+    def finish(self, *, is_stopped: bool = False) -> None:
+        """Writes the summary, and says it where the run is done."""
         summary = self._summary
         _write(self._paths.summary, json.dumps(asdict(summary), indent=2))
+        if is_stopped:
+            log.info(
+                "stopped after step %d, as asked; the same command goes on from there",
+                summary.steps,
+            )
+            self._writer.write("stop", step=summary.steps)
+            return
         self._writer.write("end", **asdict(summary))
         for line in summary_lines(summary, self._unit):
             log.info("%s", line)

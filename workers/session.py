@@ -6,11 +6,10 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
@@ -25,7 +24,8 @@ from workers.env import RankEnv
 from workers.groups import Groups, make_groups
 
 _END = "end"
-_SAFE = "safe"
+End = Literal["lost", "safe", "stopped"]
+"""The end for spare ranks: the last state is not on disk, or it is, or so with steps left to do."""
 _LONGEST_WAIT = timedelta(days=20)
 """About the most milliseconds that the store can count."""
 
@@ -142,19 +142,10 @@ def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
             return  # torch says what is wrong
 
 
-def join(
-    config: TrainConfig,
-    env: RankEnv,
-    store: Store,
-    *,
-    if_spare: Callable[[Arrival], object] = lambda _: None,
-) -> Session | None:
-    """Takes this rank's place in the round; None for a spare rank.
+def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
+    """What this rank is in the round, which may be spare.
 
     Collective: every rank. The store sees a few keys per node.
-
-    Args:
-        if_spare: what a spare rank does instead.
 
     Raises:
         ConfigError: the devices of all nodes together do not hold one bundle.
@@ -170,7 +161,7 @@ def join(
         timeout_s=config.timeout_s,
         address=_address(env),
     )
-    arrival = Arrival(
+    return Arrival(
         topology=topology,
         place=topology.places[env.rank],
         network=network,
@@ -179,15 +170,19 @@ def join(
         node_name=env.node_name,
         token=token,
     )
-    if arrival.place.is_spare:
-        if_spare(arrival)
-        return None
-    groups = make_groups(topology, arrival.place, network, config.sync)
+
+
+def join(config: TrainConfig, arrival: Arrival) -> Session:
+    """Takes the place of this rank, which is not spare.
+
+    Collective: every rank that is not.
+    """
+    groups = make_groups(arrival.topology, arrival.place, arrival.network, config.sync)
     return Session(arrival=arrival, groups=groups)
 
 
-def wait_for_end(store: Store) -> bool:
-    """Returns when the run is over, and whether its state is safe; for spare ranks.
+def wait_for_end(store: Store) -> End:
+    """Returns when the run is over; for spare ranks.
 
     A spare rank stays, because it may host the store, and because an agent whose ranks have all
     ended leaves after a while, with the rendezvous that it may host.
@@ -195,14 +190,14 @@ def wait_for_end(store: Store) -> bool:
     # A closed connection is the end, too: the rank that hosts the store was not a spare.
     with suppress(RuntimeError):
         store.wait([_END], _LONGEST_WAIT)
-        return store.get(_END).decode() == _SAFE
-    return False
+        return cast(End, store.get(_END).decode())
+    return "lost"
 
 
-def tell_end(store: Store, *, is_safe: bool) -> None:
+def tell_end(store: Store, end: End) -> None:
     """Lets the spare ranks end; by one rank."""
     with suppress(RuntimeError):
-        store.set(_END, _SAFE if is_safe else "")
+        store.set(_END, end)
 
 
 def _meet(env: RankEnv, store: Store, can_use_nccl: bool) -> tuple[list[tuple[int, bool]], str]:

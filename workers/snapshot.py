@@ -137,6 +137,11 @@ class Snapshots:
         under_way = [answer for answer in answers if answer is not None]
         concurrent.futures.wait(under_way, _LAST_COPY_S)
 
+    def finish_copy(self, limit_s: float) -> None:
+        """Waits until this rank's copy is whole, at most so many seconds; asks no other rank."""
+        under_way = [answer for answer in (self._fed, self._copied) if answer is not None]
+        concurrent.futures.wait(under_way, limit_s)
+
     def _wait(self, answer: Future[float] | Future[None]) -> None:
         if answer.done():
             answer.result()

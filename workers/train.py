@@ -19,23 +19,39 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from launcher.board import Board
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig, parse_train_argv
-from launcher.errors import EXIT_DONE, BundleError
+from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, BundleError
+from launcher.events import Events
 from launcher.hardware import apply_layout, rank_layout, read_cpus
+from launcher.outcome import Outcome, write_outcome
+from launcher.paths import RunPaths
 from launcher.preflight import check_torch, check_writable
+from launcher.stop_request import request_stop
 from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper, Resumed
+from workers.liveness import Liveness, process_age_s
 from workers.meters import EPOCH_END_PHASES, PHASES, Meters
 from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
 from workers.restore import Restore
-from workers.session import Arrival, Session, join, open_store, tell_end, wait_for_end
+from workers.session import (
+    Arrival,
+    End,
+    Session,
+    arrive,
+    join,
+    open_store,
+    tell_end,
+    wait_for_end,
+)
 from workers.snapshot import Snapshots
 from workers.snapshot_folder import SnapshotRoom
 from workers.snapshot_pace import Pace, share
 from workers.stage import check_stages, make_stage, open_data
+from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -60,23 +76,41 @@ def check_inputs(config: TrainConfig) -> None:
     load_recipe(config).check()
 
 
-def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
-    """Joins the round and trains to the end.
+def train(config: TrainConfig, env: RankEnv, store: Store, life: Liveness | None = None) -> int:
+    """Joins the round and trains to the end, or until the run is told to stop.
 
     Args:
         config: the same on every rank.
         env: what the agent told this rank.
         store: where the ranks of this round meet; fresh.
+        life: what the agent sees of this rank; None: nobody looks.
+
+    Returns:
+        The exit code: done, or stopped and resumable.
 
     Raises:
         BundleError: what the user can act on.
     """
-    session = join(config, env, store, if_spare=partial(stand_by, config))
-    if session is None:
-        return
+    life = life or Liveness.none()
+    with life:
+        arrival = arrive(config, env, store)
+        if arrival.place.is_spare:
+            end = stand_by(config, arrival, life)
+            return EXIT_RESUMABLE if end == "stopped" else EXIT_DONE
+        session = join(config, arrival)
+        life.events.note("met", {"rank": session.place.rank})
+        run = _run(config, session, life, is_first_start=env.attempt == 0)
+        if session.is_reporter and session.topology.spare_ranks:
+            tell_end(store, "stopped" if run.is_stopped else "safe" if run.is_saved else "lost")
+    return EXIT_RESUMABLE if run.is_stopped else EXIT_DONE
+
+
+def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_start: bool) -> Run:
+    paths = RunPaths(Path(config.run_dir))
     recipe = load_recipe(config)
     meters = Meters()
-    with ExitStack() as stack:
+    # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
+    with ExitStack() as stack, life:
         info, data = open_data(recipe, session)
         feed = Feed(config, session, info, data)
         stack.callback(feed.close)
@@ -96,33 +130,53 @@ def train(config: TrainConfig, env: RankEnv, store: Store) -> None:
         if restore is not None:
             snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
             stack.callback(snapshots.close)
+            life.before_end(snapshots.finish_copy)
         reporter = None
         if session.is_reporter:
             reporter = stack.enter_context(
                 Reporter(config, session.topology, recipe.unit, feed.steps_per_epoch)
             )
+            paths.outcome.unlink(missing_ok=True)
             if resumed is not None:
-                source = "checkpoint" if resumed.snapshot is None else "snapshot"
-                reporter.resumed(resumed.progress, source)
-        run = Run(config, session, feed, trainer, keeper, meters, reporter, snapshots)
-        run.train_from(resumed.progress if resumed else START)
-        is_saved = keeper.is_saved(run.step)
+                reporter.resumed(resumed.progress, resumed.source)
+        progress = resumed.progress if resumed else START
+        source = resumed.source if resumed else "nothing"
+        life.events.note("restored", {"step": progress.step, "source": source})
+        request = StopRequest(
+            paths,
+            lambda: life.is_told_to_stop,
+            is_reporter=session.is_reporter,
+            is_first_start=is_first_start,
+        )
+        stop = StopWord(session)
+        run = Run(
+            config, session, feed, trainer, keeper, meters, reporter, snapshots, life, request, stop
+        )
+        run.train_from(progress)
         if restore is not None:
-            restore.room.is_done = is_saved
-    if session.is_reporter and session.topology.spare_ranks:
-        tell_end(store, is_safe=is_saved)
+            restore.room.is_done = run.is_saved
+        if session.is_reporter:
+            if run.is_stopped:
+                request.forget()
+            write_outcome(paths, run.outcome)
+        life.events.note("stops" if run.is_stopped else "done", {"step": run.step})
+    return run
 
 
-def stand_by(config: TrainConfig, arrival: Arrival) -> None:
+def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
     """What a spare rank does: lends what its node remembers, and waits for the end."""
     log.info("rank %d is spare: no bundle needs it", arrival.place.rank)
+    life.events.note("spare", {"rank": arrival.place.rank})
+    paths = RunPaths(Path(config.run_dir))
+    life.when_told_to_stop(partial(request_stop, paths, f"node {arrival.node_name} is to stop"))
     if config.snapshot == "off":
-        wait_for_end(arrival.store)
-        return
+        return wait_for_end(arrival.store)
     restore = Restore(config, arrival, is_reporter=False)
     restore.lend()
-    restore.room.is_done = wait_for_end(arrival.store)
+    end = wait_for_end(arrival.store)
+    restore.room.is_done = end != "lost"
     restore.room.close()
+    return end
 
 
 def make_snapshots(
@@ -164,9 +218,14 @@ class Run:
         meters: Meters,
         reporter: Reporter | None,
         snapshots: Snapshots | None,
+        life: Liveness,
+        request: StopRequest,
+        stop: StopWord,
     ) -> None:
         self.step = 0
         """Finished steps."""
+        self.is_stopped = False
+        """Whether the run was told to stop before its end."""
         self._config = config
         self._session = session
         self._feed = feed
@@ -175,6 +234,27 @@ class Run:
         self._meters = meters
         self._reporter = reporter
         self._snapshots = snapshots
+        self._life = life
+        self._request = request
+        self._stop = stop
+
+    @property
+    def is_saved(self) -> bool:
+        """Whether there is a checkpoint of the last step, as far as this rank sees."""
+        return self._keeper.is_saved(self.step)
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the run ended."""
+        if self.is_stopped:
+            kept = "a checkpoint" if self.is_saved else "no checkpoint, as it could not be written"
+            return Outcome(
+                state="stopped",
+                exit_code=EXIT_RESUMABLE,
+                reason=f"told to stop; there is {kept} of step {self.step}",
+                step=self.step,
+            )
+        return Outcome(state="done", exit_code=EXIT_DONE, reason="all steps done", step=self.step)
 
     def train_from(self, progress: Progress) -> None:
         """Trains from `progress` to the end of the run."""
@@ -182,10 +262,10 @@ class Run:
         for epoch in range(progress.epoch, self._config.epochs):
             first = progress.step_in_epoch if epoch == progress.epoch else 0
             self._train_epoch(epoch, first)
-            if self._is_over(self.step):
+            if self.is_stopped or self._is_over(self.step):
                 break
         if self._reporter is not None:
-            self._reporter.finish()
+            self._reporter.finish(is_stopped=self.is_stopped)
 
     def _is_over(self, step: int) -> bool:
         return 0 < self._config.max_steps <= step
@@ -203,16 +283,28 @@ class Run:
             if self._is_over(self.step):
                 break
             start = time.perf_counter()
+            self._stop.begin(self._trainer.heard_stop)
+            self._trainer.wants_stop = self._request.is_heard
             outcome = self._trainer.step(work, batches, feed.steps_per_epoch)
             self.step += 1
+            self._life.finished(self.step)
             self._take_snapshot(epoch, time.perf_counter() - start)
             self._num_unreadable += outcome.num_unreadable
             self._num_microbatches += len(work.sizes)
             if reporter is not None:
                 lr = self._trainer.optimizer.param_groups[0]["lr"]
                 reporter.step(work.step, epoch, self._trainer.last_sums, work.num_samples, lr)
+            if self._stop.finish():
+                self._stop_after(epoch)
+                return
             self._maybe_save(epoch)
         self._end_epoch(epoch)
+
+    def _stop_after(self, epoch: int) -> None:
+        """Keeps what there is, and lets no rank go before it is on disk."""
+        self.is_stopped = True
+        self._save(epoch, self.step - epoch * self._feed.steps_per_epoch, {})
+        self._trainer.total([0.0])
 
     def _take_snapshot(self, epoch: int, step_s: float) -> None:
         if self._snapshots is None:
@@ -292,11 +384,17 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this rank to its end and returns the exit code."""
+    """Runs this rank to its end and returns the exit code.
+
+    A rank that was told to stop returns 0 to an agent, which would start it again otherwise; the
+    agent's board, and outcome.json, say that it was.
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    life = Liveness.none()
     try:
         env = RankEnv.from_mapping(os.environ)
         config = parse_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
+        life = _liveness(config, env)
         layout = rank_layout(
             env.local_rank,
             env.local_world_size,
@@ -313,11 +411,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sum(config.shape) > 1:
                 log.info("one process without a launcher: the model is trained unsplit")
                 config = replace(config, shape=(1,), cut=(), chunks=1, schedule="auto")
-        train(config, env, open_store(env, config.timeout_s))
+        code = train(config, env, open_store(env, config.timeout_s), life)
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
-        return exc.exit_code
-    return EXIT_DONE
+        life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})
+        code = exc.exit_code
+    life.ends(code)
+    return EXIT_DONE if code == EXIT_RESUMABLE and life.is_launched else code
+
+
+def _liveness(config: TrainConfig, env: RankEnv) -> Liveness:
+    if not env.is_launched:
+        return Liveness.none()
+    paths = RunPaths(Path(config.run_dir))
+    who = {"local_rank": env.local_rank, "attempt": env.attempt}
+    events = Events(paths.node_events(env.node_name), env.node_name, who)
+    life = Liveness(Board.open(os.environ), events, env.local_rank, is_launched=True)
+    life.tell_run_dir(paths.root)
+    events.note("starts", {"pid": os.getpid(), "age_s": round(process_age_s(), 3)})
+    return life
 
 
 if __name__ == "__main__":

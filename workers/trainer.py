@@ -31,7 +31,9 @@ from workers.sync import GradientSync
 log = logging.getLogger(__name__)
 
 _NUM_METRICS = 16
-_NUM_SUMS = 1 + _NUM_METRICS
+_STOP = 1 + _NUM_METRICS
+"""Where ranks that are told to stop are counted: behind the loss and the metrics."""
+_NUM_SUMS = _STOP + 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +75,10 @@ class Trainer:
         self._highest_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.sync = self._make_sync()
         self._sums = self.sync.extra[:_NUM_SUMS]
+        self.wants_stop = False
+        """Whether this rank has heard that the run is to stop; goes out with the next step."""
+        self.heard_stop = False
+        """Whether some replica of this stage wanted to stop in the last step; they all agree."""
         self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
         forwards = chunk_forwards(self.stage, config.chunks)
         self.bundle = Bundle(
@@ -111,7 +117,7 @@ class Trainer:
         return sync
 
     def step(self, work: StepWork, batches: Iterator[Batch], steps_per_epoch: int) -> Outcome:
-        """Does one optimizer step; `last_sums` then has what it came to.
+        """Does one optimizer step; `last_sums` and `heard_stop` then have what it came to.
 
         Collective: every active rank.
         """
@@ -120,9 +126,10 @@ class Trainer:
             work,
             batches,
             before_last_backward=self.sync.arm,
-            on_forwards_done=partial(_write_sums, self._sums),
+            on_forwards_done=partial(_write_sums, self._sums, wants_stop=self.wants_stop),
         )
         self.sync.finish()
+        self.heard_stop = bool(self._sums[_STOP] > 0)
         with self._meters.phase("optimizer"), torch.no_grad():
             self._statistics.apply()
             if self._config.clip_norm:
@@ -210,7 +217,8 @@ def _compiled(forward: Forward) -> Forward:
     return compiled
 
 
-def _write_sums(sums: Tensor, outcome: Outcome) -> None:
+def _write_sums(sums: Tensor, outcome: Outcome, wants_stop: bool = False) -> None:
+    sums[_STOP] = float(wants_stop)
     if outcome.loss is None:
         return
     if len(outcome.metrics) > _NUM_METRICS:
@@ -220,7 +228,7 @@ def _write_sums(sums: Tensor, outcome: Outcome) -> None:
 
 
 def _read_sums(sums: Tensor, outcome: Outcome, num_samples: int) -> StepSums:
-    loss, *metrics = sums.tolist()
+    loss, *metrics = sums[:_STOP].tolist()
     return StepSums(
         loss=loss,
         metrics={

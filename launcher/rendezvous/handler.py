@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import queue
 import sys
@@ -27,9 +28,11 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from launcher.errors import EXIT_RESUMABLE
 from launcher.events import Events
 from launcher.network import LOOPBACK, own_addresses, resolve, route_to
 from launcher.node_name import claimed_name
+from launcher.ranks import Ranks
 from launcher.rendezvous.member import Enter, OpenStore
 from launcher.rendezvous.messages import Round, RoundId, Seat
 from launcher.rendezvous.node import Node, Request, candidate_index
@@ -46,6 +49,8 @@ from launcher.rendezvous.settings import (
 BACKEND = "bundle"
 STORE_TIMEOUT = timedelta(minutes=5)
 POLL_S = 0.5
+STOP_WAIT_S = 10.0
+"""How long a node that is told to stop waits for the round in which it can do so in good order."""
 
 log = logging.getLogger(__name__)
 
@@ -56,12 +61,21 @@ class BundleRendezvousHandler(RendezvousHandler):
     Args:
         node: its thread, which has started.
         resources: end with the handler.
+        ranks: what is known of this node's workers.
     """
 
     def __init__(
-        self, node: Node, *, run_id: str, conf: Conf, events: Events, resources: ExitStack
+        self,
+        node: Node,
+        *,
+        run_id: str,
+        conf: Conf,
+        events: Events,
+        resources: ExitStack,
+        ranks: Ranks,
     ) -> None:
         self._node = node
+        self._ranks = ranks
         self._run_id = run_id
         self._conf = conf
         self._events = events
@@ -89,17 +103,26 @@ class BundleRendezvousHandler(RendezvousHandler):
         Raises:
             RendezvousClosedError: the job has failed, or its only endpoint is lost.
             RendezvousTimeoutError: too few nodes came.
-            SystemExit: the job has ended well, and this node was spare. torch has no other way
-                out: its RendezvousGracefulExitError ends in an AttributeError of the launcher.
+            SystemExit: the job has ended well, and this node was spare; or this node was told to
+                stop while it had no round. torch has no other way out: its
+                RendezvousGracefulExitError ends in an AttributeError of the launcher.
         """
         begin = time.monotonic()
+        self._settle_attempt()
         self._events.note("asks for a round")
         self._node.want(self._num_workers)
         deadline = begin + self._conf.join_timeout
+        stop_by = math.inf
         while True:
             self._check_open()
             if self._node.member.is_spare:
                 deadline = time.monotonic() + self._conf.join_timeout
+            if self._ranks.is_told_to_stop:
+                # After a failure the next round comes soon, and its ranks stop all together.
+                waits = self._ranks.has_run and not self._node.member.is_spare
+                stop_by = min(stop_by, time.monotonic() + (STOP_WAIT_S if waits else 0.0))
+            if time.monotonic() > stop_by:
+                raise SystemExit(EXIT_RESUMABLE)
             if time.monotonic() > deadline:
                 raise RendezvousTimeoutError(self._why_none())
             try:
@@ -111,11 +134,19 @@ class BundleRendezvousHandler(RendezvousHandler):
             elif isinstance(order, Enter):
                 info = self._enter(order.round)
                 if info is not None:
+                    self._ranks.begin()
                     waited_s = round(time.monotonic() - begin, 4)
                     details = {"round": order.round.number, "waited_s": waited_s}
                     self._events.note("in a round", details)
                     return info
                 self._node.want(self._num_workers)
+
+    def _settle_attempt(self) -> None:
+        """Ends the job where what became of the last attempt says that another is in vain."""
+        why = self._ranks.settle(over=self._node.member.over)
+        if why and self._node.member.closed is None:
+            self.set_closed(why)
+            raise RendezvousClosedError(why)
 
     def _check_open(self) -> None:
         closed = self._node.member.closed
@@ -206,6 +237,9 @@ class BundleRendezvousHandler(RendezvousHandler):
             self._node.leave(reason, is_failure)
         self._events.note("leaves", {"why": type(exc).__name__ if exc else "done"})
         self._node.stop()
+        closed = self._node.member.closed
+        if closed is not None and not closed.is_success:
+            self._ranks.failed(closed.reason)
         self._resources.close()
         return True
 
@@ -224,8 +258,13 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
     request = request_of(params, conf, name)
     events = Events(Path(conf.events_dir) / f"{name}.jsonl" if conf.events_dir else None, name)
     node = started(request, events)
+    ranks = resources.enter_context(
+        Ranks.of_agent(
+            os.environ, events, lease_s=conf.lease, give_up_after=int(conf.give_up_after)
+        )
+    )
     return BundleRendezvousHandler(
-        node, run_id=params.run_id, conf=conf, events=events, resources=resources
+        node, run_id=params.run_id, conf=conf, events=events, resources=resources, ranks=ranks
     )
 
 

@@ -69,6 +69,7 @@ class Conf:
     token_file: holds the secret that a node must know to take part.
     node_name: this node's stable name.
     num_workers: of this node; 0 learns it from torch in the first round.
+    give_up_after: attempts in a row that finish no step, after which the job fails; 0: never.
     """
 
     heartbeat: float = 0.3
@@ -84,12 +85,13 @@ class Conf:
     token_file: str = ""
     node_name: str = ""
     num_workers: int = 0
+    give_up_after: int = 3
 
     def __post_init__(self) -> None:
         for name in ("heartbeat", "lease", "join_timeout", "stop_timeout", "bundle_size"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--rdzv-conf {name}={getattr(self, name)} must be above 0")
-        for name in ("grace", "first_wait", "minority_wait", "num_workers"):
+        for name in ("grace", "first_wait", "minority_wait", "num_workers", "give_up_after"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--rdzv-conf {name}={getattr(self, name)} must be 0 or more")
         if self.lease < 2 * self.heartbeat:

@@ -30,7 +30,7 @@ from workers import checkpoint, session
 from workers.bundle import Bundle, StepWork
 from workers.env import RankEnv
 from workers.keeper import Keeper
-from workers.session import join, open_store
+from workers.session import arrive, join, open_store
 from workers.tensor_file import Written
 from workers.train import train
 from workers.trainer import Trainer
@@ -251,7 +251,7 @@ def test_too_few_devices_are_the_same_error_on_every_rank(tmp_path: Path) -> Non
     config = two_stages(tmp_path, shape=(2, 2))
 
     def main(env: RankEnv, store: Store) -> None:
-        join(config, env, store)
+        join(config, arrive(config, env, store))
 
     found = outcomes((1, 2), main, tmp_path, 30)
     assert sorted(found) == [0, 1, 2]

@@ -22,7 +22,7 @@ from launcher.launch_config import LaunchConfig
         ({"nproc_per_node": "gpu-ish"}, "--nproc-per-node"),
         ({"bundles": 1, "nproc_per_node": "2"}, "give one of them"),
         ({"bundles": -1}, "--bundles -1 must be 0 or more"),
-        ({"max_restarts": -1}, "--max-restarts -1 must be 0 or more"),
+        ({"max_restarts": -2}, "--max-restarts -2 must be -1 or more"),
         ({"monitor_interval": 0.0}, "--monitor-interval"),
         ({"monitor_interval": float("nan")}, "--monitor-interval"),
         ({"rdzv_endpoint": "a:port"}, "--rdzv-endpoint"),

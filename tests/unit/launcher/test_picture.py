@@ -66,4 +66,4 @@ def test_the_whole_text_says_each_value_and_its_source() -> None:
     lines = [line.split() for line in plan_text(plan).splitlines()]
     assert ["lr", "0.5", "conf.toml"] in lines
     assert ["DATA", "photos", "default"] in lines
-    assert ["max-restarts", "0", "default"] in lines
+    assert ["max-restarts", "-1", "default"] in lines

@@ -1,0 +1,176 @@
+"""A page of memory that an agent shares with its ranks: how they fare, whether they are to stop.
+
+    agent (bundlerun run, torchrun)                     ranks of this start of the workers
+      stop  ----------------------------------------->  read at each step
+      watch, budget, outcome  <-----------------------  a row each: pid, beat, steps, exit code
+
+The page has no name in any file system, so nothing is left of it whoever dies, and whenever. Ranks
+find it by the variable BUNDLERUN_BOARD, which every way of starting them hands on.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+BOARD_VARIABLE = "BUNDLERUN_BOARD"
+NUM_ROWS = 1024
+"""Most ranks of a node that have a row; more are not watched."""
+
+_HEAD = 8
+_ROW = 8
+_TEXT_BYTES = 4096
+_BYTES = 8 * (_HEAD + _ROW * NUM_ROWS) + _TEXT_BYTES
+_STOP, _PID, _BEAT, _STEPS, _STEP, _VERDICT = 0, 0, 1, 2, 3, 4
+
+
+class Row:
+    """What one rank says of itself; whole numbers, each written at once.
+
+    `pid` is 0 where no rank has come yet. `beat_ns`: its last sign of life, monotonic clock.
+    `steps`: steps that this start of it has finished; `step`: steps of the run that are finished.
+    `verdict`: one more than the exit code of an orderly end, 0 before it.
+    """
+
+    def __init__(self, words: memoryview) -> None:
+        self._words = words
+
+    @property
+    def pid(self) -> int:
+        """See the class."""
+        return int(self._words[_PID])
+
+    @property
+    def beat_ns(self) -> int:
+        """See the class."""
+        return int(self._words[_BEAT])
+
+    @property
+    def steps(self) -> int:
+        """See the class."""
+        return int(self._words[_STEPS])
+
+    @property
+    def step(self) -> int:
+        """See the class."""
+        return int(self._words[_STEP])
+
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code of an orderly end; None without one."""
+        verdict = int(self._words[_VERDICT])
+        return verdict - 1 if verdict else None
+
+    def enter(self, pid: int, now_ns: int) -> None:
+        """The rank has come; its row begins anew."""
+        for index in (_STEPS, _STEP, _VERDICT):
+            self._words[index] = 0
+        self._words[_BEAT] = now_ns
+        self._words[_PID] = pid
+
+    def beat(self, now_ns: int) -> None:
+        """The rank is alive."""
+        self._words[_BEAT] = now_ns
+
+    def finish(self, step: int) -> None:
+        """The rank has finished a step, and the run `step` of them."""
+        self._words[_STEP] = step
+        self._words[_STEPS] += 1
+
+    def end(self, exit_code: int) -> None:
+        """The rank is about to end with this code."""
+        self._words[_VERDICT] = exit_code + 1
+
+    def clear(self) -> None:
+        """Nobody is here."""
+        for index in range(_ROW):
+            self._words[index] = 0
+
+
+class Board:
+    """One process's view of the page."""
+
+    def __init__(self, fd: int, where: str) -> None:
+        self.where = where
+        """How another process of this node opens it."""
+        self._memory = mmap.mmap(fd, _BYTES)
+        self._words = memoryview(self._memory)[: _BYTES - _TEXT_BYTES].cast("q")
+
+    @classmethod
+    def create(cls) -> Board:
+        """A page of this process, which keeps it as long as it lives."""
+        fd = os.memfd_create("bundlerun-board")
+        os.ftruncate(fd, _BYTES)
+        return cls(fd, f"/proc/{os.getpid()}/fd/{fd}")
+
+    @classmethod
+    def open(cls, environ: Mapping[str, str]) -> Board | None:
+        """The page that the agent of this rank keeps; None where it keeps none."""
+        where = environ.get(BOARD_VARIABLE, "")
+        if not where:
+            return None
+        try:
+            fd = os.open(where, os.O_RDWR | os.O_CLOEXEC)
+        except OSError:
+            return None
+        try:
+            return cls(fd, where)
+        except (OSError, ValueError):
+            return None
+        finally:
+            os.close(fd)
+
+    @property
+    def agent_pid(self) -> int:
+        """The process that keeps the page."""
+        return int(Path(self.where).parts[2])
+
+    def row(self, local_rank: int) -> Row | None:
+        """The row of a rank; None where there are too many of them."""
+        if not 0 <= local_rank < NUM_ROWS:
+            return None
+        begin = _HEAD + _ROW * local_rank
+        return Row(self._words[begin : begin + _ROW])
+
+    def rows(self) -> list[tuple[int, Row]]:
+        """Local rank and row of all that have come."""
+        words, found = self._words, []
+        for local_rank, begin in enumerate(range(_HEAD, len(words), _ROW)):
+            if words[begin + _PID]:
+                found.append((local_rank, Row(words[begin : begin + _ROW])))
+        return found
+
+    @property
+    def stop(self) -> int:
+        """The number of the signal that asks the run to stop in good order; 0 before it."""
+        return int(self._words[_STOP])
+
+    @stop.setter
+    def stop(self, number: int) -> None:
+        self._words[_STOP] = number
+
+    @property
+    def run_dir(self) -> str:
+        """The run folder, once a rank has said it."""
+        text = self._memory[_BYTES - _TEXT_BYTES :]
+        return os.fsdecode(text[: text.index(0)])
+
+    @run_dir.setter
+    def run_dir(self, path: str) -> None:
+        data = os.fsencode(path)[: _TEXT_BYTES - 1]
+        self._memory[_BYTES - _TEXT_BYTES : _BYTES - _TEXT_BYTES + len(data)] = data
+
+    def clear_rows(self) -> None:
+        """For the next start of the workers; the ranks of the last have ended."""
+        for _, row in self.rows():
+            row.clear()
+
+
+def agents_board(environ: Mapping[str, str]) -> Board:
+    """The page of this agent: the one it has made already, else a new one."""
+    known = Board.open(environ)
+    if known is not None and known.agent_pid == os.getpid():
+        return known
+    return Board.create()

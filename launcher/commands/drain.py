@@ -1,0 +1,58 @@
+"""`bundlerun drain`: asks a run to stop in good order, whoever and wherever its nodes are."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from launcher.outcome import read_outcome
+from launcher.paths import RunPaths
+from launcher.stop_request import request_stop
+
+_POLL_S = 0.2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun drain`."""
+    parser.description = (
+        "Ask a run to stop: all ranks finish the same step and write a checkpoint, and the "
+        "command of each node ends with exit code 75. The same command goes on from there."
+    )
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    parser.add_argument(
+        "--wait",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="wait so long until it has stopped (default: return at once)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the request; 0 where it is written, and, if waited for, followed."""
+    paths = RunPaths(Path(args.run_dir))
+    if not paths.root.is_dir():
+        raise ConfigError(f"there is no run folder {args.run_dir!r}; give that of a run")
+    ended = read_outcome(paths)
+    if ended is not None:
+        print(f"the run has ended already: {ended.state}, {ended.reason}")
+        return EXIT_DONE
+    try:
+        request_stop(paths, "bundlerun drain")
+    except OSError as exc:
+        raise ConfigError(f"cannot write {str(paths.drain)!r}: {exc.strerror}") from exc
+    if not args.wait:
+        print(f"asked; bundlerun status {args.run_dir} says what came of it")
+        return EXIT_DONE
+    deadline = time.monotonic() + args.wait
+    while time.monotonic() < deadline:
+        ended = read_outcome(paths)
+        if ended is not None:
+            print(f"{ended.state}: {ended.reason}")
+            return EXIT_DONE if ended.state != "failed" else EXIT_FAILED
+        time.sleep(_POLL_S)
+    print(f"not stopped within {args.wait:g} s; the request stays", file=sys.stderr)
+    return EXIT_FAILED

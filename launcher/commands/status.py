@@ -1,0 +1,84 @@
+"""`bundlerun status`: how a run fares, from the files of its folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher.checkpoints import survey
+from launcher.errors import EXIT_DONE, ConfigError
+from launcher.events import read_events
+from launcher.outcome import read_outcome
+from launcher.paths import RunPaths
+from launcher.status import Status, status_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun status`."""
+    parser.description = "Show how a run fares: step, nodes, failures, checkpoints, goodput."
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the status."""
+    paths = RunPaths(Path(args.run_dir))
+    if not paths.root.is_dir():
+        raise ConfigError(f"there is no run folder {args.run_dir!r}; give that of a run")
+    found = survey(paths).found
+    status = status_of(
+        read_rows(paths.metrics),
+        read_events(paths.events),
+        read_outcome(paths),
+        checkpoint=found[0].step if found else None,
+        now=time.time(),
+    )
+    print(json.dumps(asdict(status), indent=2) if args.json else status_text(status))
+    return EXIT_DONE
+
+
+def read_rows(path: Path) -> list[Mapping[str, Any]]:
+    """The rows of a JSON Lines file; one that a crash cut short is left out."""
+    rows: list[Mapping[str, Any]] = []
+    with suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with suppress(ValueError):
+                row = json.loads(line)
+                if isinstance(row, dict):
+                    rows.append(row)
+    return rows
+
+
+def status_text(status: Status) -> str:
+    """The status for people."""
+    reason = f" ({status.reason})" if status.reason else ""
+    lines = [f"state        {status.state}{reason}"]
+    loss = "" if status.loss is None else f", loss {_number(status.loss)}"
+    lines.append(f"step         {status.step}, epoch {status.epoch + 1}{loss}")
+    if status.step_s is not None:
+        lines.append(f"speed        {status.step_s:.3g} s a step")
+    if status.goodput is not None:
+        lines.append(f"goodput      {status.goodput:.1%} of the time went into steps that stay")
+    if status.quiet_s is not None and status.state in ("running", "quiet"):
+        lines.append(f"last word    {status.quiet_s:.1f} s ago")
+    lines.append(f"nodes        {', '.join(status.nodes) or 'none'} (round {status.round})")
+    kept = "none" if status.checkpoint is None else f"step {status.checkpoint}"
+    lines.append(f"checkpoint   {kept}")
+    lines.append(f"restarts     {status.num_restarts}")
+    lines += [f"failure      {text}" for text in status.failures]
+    for recovery in status.recoveries:
+        phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in recovery.phases.items())
+        lines.append(
+            f"recovery     {recovery.when[:19]}  {recovery.node}, {recovery.why}: {phases} s"
+        )
+    return "\n".join(lines)
+
+
+def _number(value: float | str) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,117 @@
+"""What an agent knows of the ranks that it starts: their page, who watches it, what it tells."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import MutableMapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from launcher.board import BOARD_VARIABLE, Board, agents_board
+from launcher.budget import Attempt, Budget, final_code
+from launcher.errors import EXIT_FAILED
+from launcher.events import Events
+from launcher.outcome import Outcome, first_error, write_outcome
+from launcher.paths import RunPaths
+from launcher.watch import Watch
+
+
+class Ranks:
+    """The ranks of this node, over all starts of them.
+
+    Args:
+        board: where they have their rows.
+        lease_s: how long one may be stopped before it counts as dead.
+        give_up_after: attempts in a row that may finish no step; 0: any number.
+    """
+
+    def __init__(self, board: Board, events: Events, *, lease_s: float, give_up_after: int) -> None:
+        self._board = board
+        self._budget = Budget(most=give_up_after)
+        self._watch = Watch(board, events, lease_s=lease_s)
+        self._is_running = False
+        self.has_run = False
+        """Whether a start of the workers was in a round."""
+
+    @classmethod
+    def of_agent(
+        cls,
+        environ: MutableMapping[str, str],
+        events: Events,
+        *,
+        lease_s: float,
+        give_up_after: int,
+    ) -> Ranks:
+        """For the agent that this process is; its ranks find the board through `environ`."""
+        board = agents_board(environ)
+        environ[BOARD_VARIABLE] = board.where
+        hear_usr1(board)
+        return cls(board, events, lease_s=lease_s, give_up_after=give_up_after)
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        """Whether this node is to stop in good order."""
+        return self._board.stop != 0
+
+    def begin(self) -> None:
+        """A new start of the workers is about to come."""
+        self._board.clear_rows()
+        self._is_running = self.has_run = True
+
+    def settle(self, *, over: str) -> str:
+        """Takes in how the last start of the workers ended, all of which have.
+
+        Args:
+            over: why they had to leave their round; empty where they failed themselves.
+
+        Returns:
+            Why there is not to be another one; empty where there is.
+        """
+        if not self._is_running:
+            return ""
+        self._is_running = False
+        rows = [row for _, row in self._board.rows()]
+        attempt = Attempt(
+            num_steps=max((row.steps for row in rows), default=0),
+            exit_codes=tuple(code for row in rows if (code := row.exit_code) is not None),
+            over=over,
+        )
+        self._budget = self._budget.after(attempt)
+        return self._budget.verdict(attempt)
+
+    def failed(self, reason: str) -> None:
+        """The run has failed, which is written down where no other node has done so."""
+        if not self._board.run_dir:
+            return
+        paths = RunPaths(Path(self._board.run_dir))
+        rows = [row for _, row in self._board.rows()]
+        code = final_code(code for row in rows if (code := row.exit_code) is not None)
+        outcome = Outcome(
+            state="failed",
+            exit_code=EXIT_FAILED if code is None else code,
+            reason=reason,
+            step=max((row.step for row in rows), default=0),
+            first_error=first_error(paths.events),
+        )
+        write_outcome(paths, outcome, is_last_word=False)
+
+    def __enter__(self) -> Self:
+        self._watch.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._watch.stop()
+
+
+def hear_usr1(board: Board) -> None:
+    """Has SIGUSR1, which would end this process, ask the run to stop instead."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+        signal.signal(signal.SIGUSR1, lambda number, _: setattr(board, "stop", number))

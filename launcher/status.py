@@ -1,0 +1,200 @@
+"""Pure: what the files of a run folder say about how the run fares."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from launcher.outcome import Outcome
+
+Rows = Sequence[Mapping[str, Any]]
+
+FAULTS = {
+    "rank gone": "died",
+    "rank stopped": "was stopped",
+    "rank silent": "was silent",
+    "failed": "failed",
+}
+_STARTS = ("start", "restart")
+QUIET_S = 60.0
+"""Silence of the history after which a run is not said to be running."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """One interruption: seconds from the first sign of it to what came of it, by one node's clock.
+
+    why: what was seen first. phases: seconds up to each of its steps, in order.
+    """
+
+    node: str
+    when: str
+    why: str
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """How a run fares.
+
+    state: "running", "quiet" (no word for a while), "done", "stopped", "failed" or "not begun".
+    step: finished steps. nodes: of the last round, in order.
+    quiet_s: seconds since the last word. step_s: median seconds of a step.
+    goodput: share of the time since the beginning that went into steps that stay; None before two.
+    checkpoint: finished steps in the newest one, None without one.
+    """
+
+    state: str
+    reason: str
+    step: int
+    epoch: int
+    loss: float | None
+    round: int
+    nodes: tuple[str, ...]
+    num_restarts: int
+    quiet_s: float | None
+    step_s: float | None
+    goodput: float | None
+    checkpoint: int | None
+    failures: tuple[str, ...]
+    recoveries: tuple[Recovery, ...]
+
+
+def status_of(
+    metrics: Rows,
+    events: Rows,
+    outcome: Outcome | None,
+    *,
+    checkpoint: int | None,
+    now: float,
+    num_failures: int = 5,
+) -> Status:
+    """The status.
+
+    Args:
+        metrics: the history. events: of all nodes, by wall clock.
+        now: seconds since the epoch.
+        num_failures: how many of the last failures to tell.
+    """
+    steps = [row for row in metrics if row.get("kind") == "step"]
+    last = steps[-1] if steps else {}
+    times = [float(row["time"]) for row in metrics if "time" in row]
+    quiet_s = now - times[-1] if times else None
+    step_s = _median_step(metrics)
+    state, reason = _state(outcome, quiet_s)
+    rounds = [row for row in events if row.get("event") == "coordinator: round"]
+    return Status(
+        state=state,
+        reason=reason,
+        step=int(last.get("step", -1)) + 1,
+        epoch=int(last.get("epoch", 0)),
+        loss=last.get("loss"),
+        round=int(rounds[-1]["round"]) if rounds else 0,
+        nodes=tuple(rounds[-1]["nodes"]) if rounds else (),
+        num_restarts=sum(row.get("kind") == "restart" for row in metrics),
+        quiet_s=quiet_s,
+        step_s=step_s,
+        goodput=_goodput(metrics, step_s),
+        checkpoint=checkpoint,
+        failures=tuple(_failure_text(row) for row in events if row.get("event") in FAULTS)[
+            -num_failures:
+        ],
+        recoveries=tuple(recoveries(events))[-num_failures:],
+    )
+
+
+def _state(outcome: Outcome | None, quiet_s: float | None) -> tuple[str, str]:
+    if outcome is not None:
+        return outcome.state, outcome.reason
+    if quiet_s is None:
+        return "not begun", "no step yet"
+    if quiet_s > QUIET_S:
+        return "quiet", f"no word for {quiet_s:.0f} s"
+    return "running", ""
+
+
+def _median_step(metrics: Rows) -> float | None:
+    """Median seconds between two steps that follow each other."""
+    gaps = [
+        float(after["time"]) - float(before["time"])
+        for before, after in itertools.pairwise(metrics)
+        if before.get("kind") == after.get("kind") == "step"
+    ]
+    return float(statistics.median(gaps)) if gaps else None
+
+
+def _goodput(metrics: Rows, step_s: float | None) -> float | None:
+    """Steps that stay, at their median time, over the time since the run began.
+
+    Validation and checkpoints count as lost, as do starts, failures and what was done again.
+    """
+    times = [float(row["time"]) for row in metrics if row.get("kind") in (*_STARTS, "step")]
+    num_steps = len([row for row in metrics if row.get("kind") == "step"])
+    if step_s is None or len(times) < 2 or times[-1] <= times[0]:
+        return None
+    return min(1.0, num_steps * step_s / (times[-1] - times[0]))
+
+
+def _failure_text(row: Mapping[str, Any]) -> str:
+    where = f"{row.get('node')}"
+    if "local_rank" in row:
+        where += f", local rank {row['local_rank']}"
+    lines = str(row.get("text") or row.get("why") or "").strip().splitlines()
+    said = f": {lines[-1]}" if lines else ""
+    return f"{row.get('wall', '')[:19]}  {where} {FAULTS[str(row['event'])]}{said}"
+
+
+_PHASES = {
+    "asks for a round": "workers stopped",
+    "in a round": "round",
+    "starts": "processes",
+    "met": "groups",
+    "restored": "state",
+    "first step": "first step",
+}
+_SIGNS = (*FAULTS, "over", "cut off", "coordinator: over", "coordinator: lost")
+
+
+def recoveries(events: Rows) -> list[Recovery]:
+    """Every interruption, from its first sign at a node to that node's next finished step."""
+    found = []
+    for node in sorted({str(row.get("node")) for row in events}):
+        found += _of_node(node, [row for row in events if row.get("node") == node])
+    return sorted(found, key=lambda recovery: recovery.when)
+
+
+def _of_node(node: str, events: Rows) -> list[Recovery]:
+    found: list[Recovery] = []
+    sign: Mapping[str, Any] | None = None
+    phases: dict[str, float] = {}
+    has_stepped = False
+    for row in sorted(events, key=lambda row: float(row.get("t_s", 0.0))):
+        event = str(row.get("event"))
+        if sign is None:
+            has_stepped = has_stepped or event == "first step"
+            if has_stepped and (event in _SIGNS or event == "asks for a round"):
+                sign, phases = row, {}
+        if sign is None or event not in _PHASES:
+            continue
+        phases[_PHASES[event]] = round(float(row["t_s"]) - float(sign["t_s"]), 3)
+        if event == "first step":
+            found.append(
+                Recovery(
+                    node=node,
+                    when=str(sign.get("wall", "")),
+                    why=_why(sign),
+                    phases=phases,
+                )
+            )
+            sign, has_stepped = None, True
+    return found
+
+
+def _why(sign: Mapping[str, Any]) -> str:
+    event = str(sign.get("event"))
+    if event in FAULTS:
+        return f"local rank {sign.get('local_rank')} {FAULTS[event]}"
+    return str(sign.get("why") or event)

@@ -1,0 +1,17 @@
+"""The file that asks a run to stop in good order; its reporter looks for it."""
+
+from __future__ import annotations
+
+import json
+
+from launcher.files import write_text
+from launcher.paths import RunPaths
+
+
+def request_stop(paths: RunPaths, why: str) -> None:
+    """Asks the run in this folder to stop.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_text(paths.drain, json.dumps({"why": why}) + "\n")

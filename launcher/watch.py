@@ -1,0 +1,160 @@
+"""A thread of the agent that looks after its ranks: who died, who is stopped, who is silent.
+
+torch's agent notices a rank only when it has ended. A rank that is stopped (SIGSTOP, a debugger) or
+whose interpreter hangs keeps all others waiting: it is killed here, and then is one that has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from launcher.board import Board, Row
+from launcher.events import Events
+
+log = logging.getLogger(__name__)
+
+SILENT_S = 60.0
+"""A rank's thread beats several times a second, but waits while a call keeps the interpreter."""
+
+
+@dataclass(slots=True)
+class _Rank:
+    local_rank: int
+    pid: int
+    pidfd: int
+    row: Row
+    looks_stopped: int = 0
+    looks_silent: int = 0
+    is_told: bool = False
+
+
+class Watch:
+    """The thread.
+
+    Args:
+        board: where the ranks have their rows.
+        lease_s: how long a rank may be stopped before it counts as dead.
+        silent_s: how long a rank may give no sign of life.
+        state_of: the kernel's state letter of a process.
+    """
+
+    def __init__(
+        self,
+        board: Board,
+        events: Events,
+        *,
+        lease_s: float,
+        silent_s: float = SILENT_S,
+        state_of: Callable[[int], str] | None = None,
+    ) -> None:
+        self._board = board
+        self._events = events
+        self._look_s = lease_s / 6
+        self._silent_looks = silent_s / self._look_s
+        self._state_of = state_of or kernel_state
+        self._ranks: dict[int, _Rank] = {}
+        self._has_heard = False
+        self._poll = select.poll()
+        self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC)
+        self._poll.register(self._wake_r, select.POLLIN)
+        self._thread = threading.Thread(target=self._run, name="bundlerun-watch", daemon=True)
+
+    def start(self) -> None:
+        """Begins to look."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        os.write(self._wake_w, b"x")
+        self._thread.join(5.0)
+
+    def _run(self) -> None:
+        due = time.monotonic()
+        while True:
+            wait_s = max(0.0, due - time.monotonic())
+            ready = [fd for fd, _ in self._poll.poll(1000 * wait_s)]
+            if self._wake_r in ready:
+                break
+            self._hear_stop()
+            for fd in ready:
+                self._gone(fd)
+            if time.monotonic() >= due:
+                self._look()
+                # Looks are counted, not seconds: a pause of this process is nobody's silence.
+                due = time.monotonic() + self._look_s
+        for fd in list(self._ranks):
+            self._forget(fd)
+        os.close(self._wake_r)
+        os.close(self._wake_w)
+
+    def _hear_stop(self) -> None:
+        """Says what the signal handler, which only sets a number, may not."""
+        number = self._board.stop
+        if number and not self._has_heard:
+            self._has_heard = True
+            name = signal.Signals(number).name
+            self._events.note("told to stop", {"why": name})
+            log.warning("%s: the run stops after this step; SIGINT ends it at once", name)
+
+    def _look(self) -> None:
+        known = {rank.pid for rank in self._ranks.values()}
+        for local_rank, row in self._board.rows():
+            if row.pid not in known:
+                self._meet(local_rank, row)
+        for rank in list(self._ranks.values()):
+            is_stopped = self._state_of(rank.pid) in "Tt"
+            silent_s = (time.monotonic_ns() - rank.row.beat_ns) / 1e9
+            is_silent = rank.row.pid == rank.pid and silent_s > 2 * self._look_s
+            rank.looks_stopped = rank.looks_stopped + 1 if is_stopped else 0
+            rank.looks_silent = rank.looks_silent + 1 if is_silent else 0
+            if rank.looks_stopped > 6:
+                self._kill(rank, "rank stopped", "the process is stopped (SIGSTOP or a debugger)")
+            elif rank.looks_silent > self._silent_looks:
+                self._kill(rank, "rank silent", f"no sign of life for {silent_s:.0f} s")
+
+    def _meet(self, local_rank: int, row: Row) -> None:
+        pid = row.pid
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            self._ranks[pidfd] = _Rank(local_rank, pid, pidfd, row)
+            self._poll.register(pidfd, select.POLLIN)
+
+    def _gone(self, pidfd: int) -> None:
+        rank = self._ranks[pidfd]
+        is_orderly = rank.row.pid != rank.pid or rank.row.exit_code is not None
+        if not is_orderly and not rank.is_told:
+            self._note(rank, "rank gone", "it was killed, or ended without a word")
+        self._forget(pidfd)
+
+    def _kill(self, rank: _Rank, event: str, why: str) -> None:
+        self._note(rank, event, why)
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(rank.pidfd, signal.SIGKILL)
+        rank.looks_stopped = rank.looks_silent = 0
+        rank.is_told = True
+
+    def _note(self, rank: _Rank, event: str, why: str) -> None:
+        self._events.note(event, {"local_rank": rank.local_rank, "pid": rank.pid, "why": why})
+
+    def _forget(self, pidfd: int) -> None:
+        self._poll.unregister(pidfd)
+        os.close(pidfd)
+        del self._ranks[pidfd]
+
+
+def kernel_state(pid: int) -> str:
+    """The kernel's letter for what a process does: R, S, D, T (stopped), Z (dead); X: no more."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "X"
+    return text[text.rindex(")") + 2]

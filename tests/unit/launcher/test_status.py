@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.cli import main
+from launcher.outcome import Outcome
+from launcher.status import status_of
+
+
+def step(number: int, at: float) -> dict[str, Any]:
+    return {"time": at, "kind": "step", "step": number, "epoch": 0, "loss": 1.5}
+
+
+HISTORY = [
+    {"time": 100.0, "kind": "start"},
+    step(0, 101.0),
+    step(1, 102.0),
+    {"time": 107.5, "kind": "restart", "step": 2, "source": "snapshot"},
+    step(2, 108.5),
+    step(3, 109.5),
+]
+
+
+def event(t_s: float, name: str, **details: object) -> dict[str, Any]:
+    return {
+        "t_s": t_s,
+        "wall": f"2026-01-01T00:00:{t_s:06.3f}",
+        "node": "a",
+        "event": name,
+    } | details
+
+
+EVENTS = [
+    event(1.0, "asks for a round"),
+    event(1.1, "coordinator: round", round=1, nodes=["a", "b"]),
+    event(2.0, "first step", local_rank=0),
+    event(5.0, "rank gone", local_rank=1, why="it was killed"),
+    event(5.1, "asks for a round"),
+    event(5.2, "coordinator: round", round=2, nodes=["a"]),
+    event(5.25, "in a round", round=2),
+    event(5.3, "starts", local_rank=0),
+    event(5.5, "restored", local_rank=0),
+    event(5.9, "first step", local_rank=0),
+]
+
+
+def test_a_running_run_is_told_with_goodput_and_recovery() -> None:
+    status = status_of(HISTORY, EVENTS, None, checkpoint=2, now=110.0)
+    assert (status.state, status.step, status.num_restarts) == ("running", 4, 1)
+    assert (status.nodes, status.round, status.checkpoint) == (("a",), 2, 2)
+    assert status.step_s == 1.0
+    assert status.goodput == pytest.approx(4 / 9.5)
+    (recovery,) = status.recoveries
+    assert recovery.why == "local rank 1 died"
+    assert recovery.phases == {
+        "workers stopped": 0.1, "round": 0.25, "processes": 0.3, "state": 0.5, "first step": 0.9,
+    }  # fmt: skip
+    assert status.failures == ("2026-01-01T00:00:05  a, local rank 1 died: it was killed",)
+
+
+def test_a_run_that_says_nothing_is_not_called_running() -> None:
+    assert status_of(HISTORY, [], None, checkpoint=None, now=1000.0).state == "quiet"
+    assert status_of([], [], None, checkpoint=None, now=1000.0).state == "not begun"
+
+
+def test_the_outcome_has_the_last_word() -> None:
+    outcome = Outcome(state="failed", exit_code=1, reason="3 attempts", step=4)
+    assert status_of(HISTORY, EVENTS, outcome, checkpoint=2, now=110.0).reason == "3 attempts"
+
+
+def test_the_command_prints_text_and_one_json_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in HISTORY)
+    (tmp_path / "metrics.jsonl").write_text(rows + '{"torn')
+    assert main(["status", str(tmp_path)]) == 0
+    assert "step         4, epoch 1, loss 1.5000" in capsys.readouterr().out
+    assert main(["status", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 4
+    assert main(["status", str(tmp_path / "none")]) == 2
+
+
+def test_drain_leaves_a_request_unless_the_run_has_ended(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["drain", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "drain.json").read_text()) == {"why": "bundlerun drain"}
+    (tmp_path / "drain.json").unlink()
+    end = {"state": "done", "exit_code": 0, "reason": "all", "step": 1, "first_error": None}
+    (tmp_path / "outcome.json").write_text(json.dumps(end))
+    assert main(["drain", str(tmp_path)]) == 0
+    assert "ended already: done" in capsys.readouterr().out
+    assert not (tmp_path / "drain.json").exists()
+    assert main(["drain", str(tmp_path / "none")]) == 2

@@ -1,0 +1,182 @@
+"""A rank's signs of life, and its end: it never outlives its agent, and never waits to die.
+
+    thread        every BEAT_S             row of the board, which the agent's watch reads
+                  agent gone               the process ends
+                  SIGTERM (the agent ends  the process ends, once a copy of the state that is
+                  this start of it)        under way is whole
+    main thread   an exception             told, then the process ends: nothing is unwound, as
+                                           that would wait for ranks that are gone
+
+The thread hears a signal from a pipe that the interpreter's own handler writes to, because the main
+thread may be inside a collective, where it would never come to handle one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import select
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+from launcher.board import Board, Row
+from launcher.entry import AFTERMATH_S
+from launcher.errors import EXIT_FAILED, BundleError
+from launcher.events import Events
+
+BEAT_S = 0.25
+LAST_COPY_S = 1.0
+"""How long a rank that is to end waits for a copy of the state that is under way."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Liveness:
+    """What the agent sees of a rank.
+
+    Args:
+        board: the agent's; None where there is no agent, or one that keeps none.
+        events: of this node.
+        local_rank: whose row it is.
+        is_launched: an agent has started this process, and decides about its end.
+    """
+
+    def __init__(
+        self, board: Board | None, events: Events, local_rank: int, *, is_launched: bool
+    ) -> None:
+        self.events = events
+        self.is_launched = is_launched
+        self._board = board
+        self._row: Row | None = None if board is None else board.row(local_rank)
+        self._agent_fd = -1
+        self._signals = -1
+        self._num_steps = 0
+        self._before_end: Callable[[float], None] = lambda _: None
+        self._on_stop: Callable[[], None] | None = None
+        if is_launched:
+            self._begin()
+
+    @classmethod
+    def none(cls) -> Liveness:
+        """For ranks that nobody watches."""
+        return cls(None, Events(None, ""), 0, is_launched=False)
+
+    def _begin(self) -> None:
+        if self._row is not None:
+            self._row.enter(os.getpid(), time.monotonic_ns())
+        if self._board is not None:
+            self._follow(self._board.agent_pid)
+        signals_r, signals_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        self._signals = signals_r
+        signal.set_wakeup_fd(signals_w, warn_on_full_buffer=False)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        threading.Thread(target=self._run, name="bundlerun-liveness", daemon=True).start()
+
+    def _follow(self, agent: int) -> None:
+        """Ends with the agent, whatever stands between the two."""
+        with suppress(OSError):
+            self._agent_fd = os.pidfd_open(agent)
+        if os.getppid() == agent:
+            # A rank that is stopped, or has no interpreter to spare, ends as well.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if self._agent_fd < 0 and not Path(f"/proc/{agent}").exists():
+            os._exit(128 + signal.SIGKILL)
+
+    def _run(self) -> None:
+        poll = select.poll()
+        poll.register(self._signals, select.POLLIN)
+        if self._agent_fd >= 0:
+            poll.register(self._agent_fd, select.POLLIN)
+        while True:
+            ready = [fd for fd, _ in poll.poll(1000 * BEAT_S)]
+            if self._agent_fd in ready:
+                self.end_now(128 + signal.SIGKILL)
+            if self._signals in ready and signal.SIGTERM in os.read(self._signals, 64):
+                self.end_now(128 + signal.SIGTERM)
+            if self._row is not None:
+                self._row.beat(time.monotonic_ns())
+            if self._on_stop is not None and self.is_told_to_stop:
+                self._on_stop()
+                self._on_stop = None
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        """Whether this node asks the run to stop in good order."""
+        return self._board is not None and self._board.stop != 0
+
+    def when_told_to_stop(self, act: Callable[[], None]) -> None:
+        """Has `act` called once this node asks the run to stop; for ranks that do no steps."""
+        self._on_stop = act
+
+    def tell_run_dir(self, run_dir: Path) -> None:
+        """Lets the agent know where the run lies; torchrun's does not."""
+        if self._board is not None:
+            self._board.run_dir = str(run_dir.absolute())
+
+    def before_end(self, act: Callable[[float], None]) -> None:
+        """Has `act` called with a time limit, seconds, when this process is about to be ended."""
+        self._before_end = act
+
+    def finished(self, step: int) -> None:
+        """A step is finished, and the run has `step` of them."""
+        if self._row is not None:
+            self._row.finish(step)
+        self._num_steps += 1
+        if self._num_steps == 1:
+            self.events.note("first step", {"step": step})
+
+    def ends(self, exit_code: int) -> None:
+        """The process is about to end in good order."""
+        if self._row is not None:
+            self._row.end(exit_code)
+
+    def end_now(self, exit_code: int) -> None:
+        """Ends the process, save for a copy of the state that is under way; never returns."""
+        with suppress(Exception):
+            self._before_end(LAST_COPY_S)
+        self.ends(exit_code)
+        os._exit(exit_code)
+
+    def __enter__(self) -> Liveness:
+        """What is inside does not unwind by an exception of ours, but ends the process."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Ends the process where an error is on its way that no message explains."""
+        if not self.is_launched or not isinstance(error, Exception):
+            return
+        if isinstance(error, BundleError):
+            return
+        get_error_handler().record_exception(error)
+        text = "".join(traceback.format_exception(error))
+        self.events.note("failed", {"text": text, "exit_code": EXIT_FAILED})
+        if multiprocessing.parent_process() is None:  # bundlerun tells the first failure itself
+            sys.stderr.write(text)
+        sys.stderr.flush()
+        sys.stdout.flush()
+        with suppress(Exception):
+            self._before_end(LAST_COPY_S)
+        time.sleep(AFTERMATH_S)
+        self.ends(EXIT_FAILED)
+        os._exit(EXIT_FAILED)
+
+
+def process_age_s() -> float:
+    """Seconds since this process was made."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return time.monotonic() - int(fields[19]) / os.sysconf("SC_CLK_TCK")
