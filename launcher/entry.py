@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launcher.board import Board
+from launcher.errors import EXIT_FAILED
 from launcher.fork_server import die_with_parent
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
@@ -77,6 +78,7 @@ def run_worker(module: str, argv: Sequence[str], server_pid: int, keep_log: bool
     try:
         code = record(_main)(module, argv)
     except Exception:
+        _tell_agent(EXIT_FAILED)
         time.sleep(AFTERMATH_S)
         raise
     if code:

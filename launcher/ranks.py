@@ -73,6 +73,8 @@ class Ranks:
             return ""
         self._is_running = False
         rows = [row for _, row in self._board.rows()]
+        if not rows:
+            return ""  # a program that does not say how it fares: torch's own limit holds
         attempt = Attempt(
             num_steps=max((row.steps for row in rows), default=0),
             exit_codes=tuple(code for row in rows if (code := row.exit_code) is not None),

@@ -21,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launcher.errors import EXIT_RESUMABLE
 from launcher.rendezvous.handshake import proof
 from launcher.rendezvous.messages import Peek, Status, decode, encode
 
@@ -303,4 +304,4 @@ def test_bundlerun_goes_on_without_a_worker_and_without_the_first_node(
         assert not orphans
 
         nodes.agents[other].terminate()
-        assert nodes.agents[other].wait(timeout=LIMIT_S) == 128 + signal.SIGTERM
+        assert nodes.agents[other].wait(timeout=LIMIT_S) == EXIT_RESUMABLE
