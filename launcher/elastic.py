@@ -20,6 +20,7 @@ from launcher.entry import run_worker
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, NodeError
 from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
+from launcher.leftovers import mark_own, sweep
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
 from launcher.outcome import read_outcome
@@ -51,6 +52,8 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     """
     node = plan.here
     set_environment(os.environ, node)
+    sweep()
+    mark_own()
     board = Board.create()
     os.environ[BOARD_VARIABLE] = board.where
     load("torch")

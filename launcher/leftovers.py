@@ -1,0 +1,81 @@
+"""Names for what Python's multiprocessing keeps on the machine, by which a later agent clears it up.
+
+torch's agent makes semaphores in /dev/shm and a folder for its fork server. Python removes them at
+the end, and has a process that does so where the end was not orderly; a node that is killed whole
+leaves them. So their names say whose they are, and each agent removes those of the dead.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing import process, util
+from pathlib import Path
+from typing import Any
+
+SHARED_MEMORY = Path("/dev/shm")
+_PREFIX = "bundlerun-mp"
+_util: Any = util
+
+
+def mark_own(temp: Path | None = None) -> None:
+    """Has multiprocessing use names of this process; call it before it has made anything."""
+    config = getattr(process.current_process(), "_config", None)
+    if not isinstance(config, dict):
+        return
+    mark = own_mark()
+    folder = (temp or Path(tempfile.gettempdir())) / mark
+    with suppress(OSError):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        config["semprefix"] = f"/{mark}"
+        config["tempdir"] = str(folder)
+        _util.Finalize(
+            None,
+            shutil.rmtree,
+            args=[str(folder)],
+            kwargs={"ignore_errors": True},
+            exitpriority=-100,
+        )
+
+
+def own_mark() -> str:
+    """What the names of this process begin with: user, process namespace, process."""
+    return f"{_PREFIX}-{os.getuid()}-{_namespace()}-{os.getpid()}"
+
+
+def sweep(
+    *,
+    shared: Path = SHARED_MEMORY,
+    temp: Path | None = None,
+    is_alive: Callable[[int], bool] | None = None,
+) -> list[Path]:
+    """Removes what dead processes of this user and process namespace have left; says what."""
+    alive = is_alive or (lambda pid: Path(f"/proc/{pid}").exists())
+    swept = []
+    for path in _marked(shared, temp or Path(tempfile.gettempdir())):
+        match = re.search(rf"{_PREFIX}-(\d+)-(\d+)-(\d+)", path.name)
+        if match is None or alive(int(match[3])):
+            continue
+        if (int(match[1]), int(match[2])) != (os.getuid(), _namespace()):
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            swept.append(path)
+    return swept
+
+
+def _marked(shared: Path, temp: Path) -> Iterator[Path]:
+    yield from shared.glob(f"sem.{_PREFIX}-*")
+    yield from temp.glob(f"{_PREFIX}-*")
+
+
+def _namespace() -> int:
+    """Tells process ids of this container from those of another on the same machine."""
+    try:
+        return Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        return 0

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from launcher.leftovers import own_mark, sweep
+
+KILLED = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from launcher.leftovers import mark_own
+mark_own(Path(sys.argv[1]))
+context = multiprocessing.get_context("forkserver")
+queue = context.SimpleQueue()
+from multiprocessing import util
+assert Path(util.get_temp_dir()).parent == Path(sys.argv[1])
+print([path.name for path in Path("/dev/shm").glob(f"sem.bundlerun-mp-*-{os.getpid()}-*")])
+sys.stdout.flush()
+if sys.argv[2] == "die":
+    os.killpg(0, signal.SIGKILL)
+"""
+
+
+def run(folder: Path, act: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", KILLED, str(folder), act]
+    return subprocess.run(
+        words, capture_output=True, text=True, timeout=60, check=False, start_new_session=True
+    )
+
+
+def test_what_a_killed_process_leaves_is_removed_by_the_next_and_nobody_elses(
+    tmp_path: Path,
+) -> None:
+    done = run(tmp_path, "die")
+    assert done.returncode == -9, done.stderr
+    assert done.stdout.count("sem.bundlerun-mp-") >= 1
+    (own,) = (tmp_path / name for name in os.listdir(tmp_path))
+    mine = tmp_path / own_mark()
+    mine.mkdir()
+    foreign = tmp_path / own_mark().replace(f"-{os.getpid()}", "-1")
+    foreign.mkdir()
+    other_user = tmp_path / f"bundlerun-mp-99999-1-{2**22 + 1}"
+    other_user.mkdir()
+    swept = sweep(temp=tmp_path)
+    assert own in swept
+    assert any(path.name.startswith("sem.") for path in swept)
+    assert sorted(tmp_path.iterdir()) == sorted([mine, foreign, other_user])
+
+
+def test_an_orderly_end_leaves_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "end")
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.iterdir()) == []
