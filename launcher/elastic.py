@@ -6,6 +6,7 @@ import gc
 import importlib
 import logging
 import os
+import tempfile
 import threading
 from collections.abc import Callable, MutableMapping
 from contextlib import suppress
@@ -53,7 +54,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     node = plan.here
     set_environment(os.environ, node)
     sweep()
-    mark_own()
+    own_folder = mark_own()
     board = Board.create()
     os.environ[BOARD_VARIABLE] = board.where
     load("torch")
@@ -66,6 +67,8 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
         keeps_store = check_port(node.meeting, is_store=is_ours)
     load(*PRELOAD, plan.module, "torch.distributed.launcher.api")
     server_pid = start_fork_server((*PRELOAD, plan.module))
+    if own_folder is not None:
+        tempfile.tempdir = str(own_folder)  # torch's agent leaves files there; the ranks do not
     check_gpus(node)
     check = getattr(importlib.import_module(plan.module), "preflight", None)
     if check:

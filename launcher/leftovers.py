@@ -1,4 +1,4 @@
-"""Names for what Python's multiprocessing keeps on the machine, by which a later agent clears it up.
+"""Names for what multiprocessing keeps on the machine, by which a later agent clears it up.
 
 torch's agent makes semaphores in /dev/shm and a folder for its fork server. Python removes them at
 the end, and has a process that does so where the end was not orderly; a node that is killed whole
@@ -22,24 +22,25 @@ _PREFIX = "bundlerun-mp"
 _util: Any = util
 
 
-def mark_own(temp: Path | None = None) -> None:
-    """Has multiprocessing use names of this process; call it before it has made anything."""
+def mark_own(temp: Path | None = None) -> Path | None:
+    """Has multiprocessing use names of this process; call it before it has made anything.
+
+    Returns:
+        A folder of this process, which goes with it; None where there can be none.
+    """
     config = getattr(process.current_process(), "_config", None)
     if not isinstance(config, dict):
-        return
+        return None
     mark = own_mark()
     folder = (temp or Path(tempfile.gettempdir())) / mark
-    with suppress(OSError):
+    try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        config["semprefix"] = f"/{mark}"
-        config["tempdir"] = str(folder)
-        _util.Finalize(
-            None,
-            shutil.rmtree,
-            args=[str(folder)],
-            kwargs={"ignore_errors": True},
-            exitpriority=-100,
-        )
+    except OSError:
+        return None
+    config["semprefix"] = f"/{mark}"
+    config["tempdir"] = str(folder)
+    _util.Finalize(None, shutil.rmtree, args=[str(folder), True], exitpriority=-100)
+    return folder
 
 
 def own_mark() -> str:

@@ -36,7 +36,7 @@ def test_what_a_killed_process_leaves_is_removed_by_the_next_and_nobody_elses(
     done = run(tmp_path, "die")
     assert done.returncode == -9, done.stderr
     assert done.stdout.count("sem.bundlerun-mp-") >= 1
-    (own,) = (tmp_path / name for name in os.listdir(tmp_path))
+    (own,) = tmp_path.iterdir()
     mine = tmp_path / own_mark()
     mine.mkdir()
     foreign = tmp_path / own_mark().replace(f"-{os.getpid()}", "-1")
