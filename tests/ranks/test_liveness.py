@@ -1,0 +1,133 @@
+"""A rank's own end, seen from outside: each rank is a process of its own here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.board import BOARD_VARIABLE, Board
+from launcher.events import read_events
+from launcher.watch import kernel_state
+
+LIMIT_S = 60.0
+
+RANK = """
+import os, sys, threading, time
+from pathlib import Path
+from launcher.board import Board
+from launcher.events import Events
+from workers.liveness import Liveness
+
+folder, act = Path(sys.argv[1]), sys.argv[2]
+life = Liveness(Board.open(os.environ), Events(folder / "n.jsonl", "n"), 2, is_launched=True)
+life.tell_run_dir(folder)
+copied = threading.Event()
+
+def copy(limit_s):
+    copied.wait(limit_s)
+    (folder / "copied").write_text("whole")
+
+life.before_end(copy)
+threading.Timer(0.3, copied.set).start()
+(folder / "here.new").write_text(str(os.getpid()))
+(folder / "here.new").rename(folder / "here")
+print("here", flush=True)
+if act == "wait":
+    time.sleep(600)
+if act == "stuck":
+    stuck = threading.Thread(target=time.sleep, args=[600])  # not a daemon: Python would wait
+    stuck.start()
+    with life:
+        raise ValueError("boom")
+if act == "steps":
+    for step in (11, 12):
+        life.finished(step)
+    life.ends(0)
+"""
+
+
+@contextmanager
+def rank(folder: Path, board: Board, act: str) -> Iterator[subprocess.Popen[str]]:
+    environment = os.environ | {BOARD_VARIABLE: board.where, "OMP_NUM_THREADS": "1"}
+    environment.pop("TORCHELASTIC_ERROR_FILE", None)
+    process = subprocess.Popen(
+        [sys.executable, "-c", RANK, str(folder), act],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_sigterm_ends_a_rank_once_its_copy_is_whole(tmp_path: Path) -> None:
+    board = Board.create()
+    with rank(tmp_path, board, "wait") as process:
+        process.terminate()
+        assert process.wait(timeout=LIMIT_S) == 128 + signal.SIGTERM
+    assert (tmp_path / "copied").read_text() == "whole"
+    ((local_rank, row),) = board.rows()
+    assert (local_rank, row.exit_code) == (2, 128 + signal.SIGTERM)
+    assert board.run_dir == str(tmp_path)
+
+
+def test_an_error_ends_a_rank_at_once_and_is_told(tmp_path: Path) -> None:
+    board = Board.create()
+    with rank(tmp_path, board, "stuck") as process:
+        _, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 1
+    assert said.count("ValueError: boom") >= 1
+    assert (tmp_path / "copied").read_text() == "whole"
+    (failed,) = [row for row in read_events(tmp_path) if row["event"] == "failed"]
+    assert failed["text"].strip().endswith("ValueError: boom")
+
+
+def test_steps_and_beats_are_on_the_board(tmp_path: Path) -> None:
+    board = Board.create()
+    before = time.monotonic_ns()
+    with rank(tmp_path, board, "steps") as process:
+        assert process.wait(timeout=LIMIT_S) == 0
+    ((_, row),) = board.rows()
+    assert (row.pid, row.steps, row.step, row.exit_code) == (process.pid, 2, 12, 0)
+    assert row.beat_ns > before
+    assert [row["step"] for row in read_events(tmp_path)] == [11]
+
+
+def test_a_rank_ends_with_its_agent_though_a_shell_stands_between_the_two(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "rank.py").write_text(RANK)
+    agent = os.fork()
+    if agent == 0:
+        board = Board.create()
+        environment = os.environ | {BOARD_VARIABLE: board.where, "OMP_NUM_THREADS": "1"}
+        words = f"{sys.executable} {tmp_path}/rank.py {tmp_path} wait; true"
+        subprocess.Popen(["sh", "-c", words], env=environment)
+        time.sleep(600)
+        os._exit(0)
+    try:
+        wait_for((tmp_path / "here").exists)
+    finally:
+        os.kill(agent, signal.SIGKILL)
+        os.waitpid(agent, 0)
+    pid = int((tmp_path / "here").read_text())
+    wait_for(lambda: kernel_state(pid) in "XZ")
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
