@@ -207,7 +207,7 @@ class Node:
 
 def _fence(request: Request) -> Fence | None:
     folder = request.conf.fence_dir
-    return Fence(Path(folder) / request.run_id) if folder else None
+    return Fence(Path(folder) / request.run_id, request.seat.candidate) if folder else None
 
 
 def candidate_index(addresses: Sequence[str], own: Collection[str], local_addr: str) -> int:

@@ -18,7 +18,7 @@ from launcher.rendezvous.messages import (
     id_of,
 )
 from launcher.rendezvous.state import Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.votes import choose_seats, has_quorum, is_better, next_term
+from launcher.rendezvous.votes import choose_seats, has_quorum, is_agreed, is_better, next_term
 
 
 def settle(state: State, now: float) -> tuple[State, list[Wish]]:
@@ -268,7 +268,7 @@ class _Turn:
         if self._is_stale(proposal):
             self.state = replace(state, proposal=None)
             self._note("abandoned", round=round_.number, why="it took longer than a lease")
-        elif len(proposal.accepted) == len(round_.seats):
+        elif is_agreed(round_, proposal.accepted):
             self.state = replace(
                 state, proposal=None, base=round_, grounds=(round_,), in_force=round_
             )

@@ -86,10 +86,10 @@ def test_nodes_that_make_no_bundle_more_are_spare() -> None:
 def test_a_frozen_coordinator_is_a_dead_one_and_does_not_come_back_as_one() -> None:
     made = cluster()
     leader = made.leaders()[0]
-    made.nodes[leader].is_frozen = True
+    made.freeze(leader)
     made.run(5)
     assert len(names(made)) == 2
-    made.nodes[leader].is_frozen = False
+    made.thaw(leader)
     made.run(5)
     assert len(names(made)) == 3
     assert len(made.leaders()) == 1
