@@ -107,7 +107,8 @@ class Client:
             await asyncio.sleep(self._heartbeat_s)
             now = time.monotonic()
             pause_s = now - slept_at - self._heartbeat_s
-            if pause_s > self.member.lease_s / 3:
+            # Without a connection nothing is unread that the coordinator may have said.
+            if pause_s > self.member.lease_s / 3 and self._writer is not None:
                 self.member = member.forgive(self.member, pause_s)
             if self._writer is not None:
                 self.apply(member.beat(self.member))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launcher.rendezvous.coordinator import Note, Send, Wish, history, lose, try_claim
+from launcher.rendezvous.coordinator import Note, Send, Wish, close, history, lose, try_claim
 from launcher.rendezvous.messages import (
     NO_ROUND,
     Go,
@@ -79,6 +79,27 @@ class _Turn:
             self.state = replace(
                 state, phase=Phase.ELECTING, term=term, highest_term=term, proposal=None
             )
+        elif stuck := self._stuck(grounds):
+            self.state, notes = close(state, stuck, is_success=False)
+            self.wishes += notes
+
+    def _stuck(self, grounds: tuple[Round, ...]) -> str:
+        """Why these nodes can never go on, though nobody is missing; empty where they may."""
+        state, peers = self.state, self.state.peers
+        seats = [peer.seat for peer in peers.values()]
+        for round_ in grounds:
+            is_decided = round_.is_fenced and state.rules.has_fence
+            is_whole = all(seat.name in peers for seat in round_.seats)
+            if is_whole and not is_decided and not has_quorum(round_, seats):
+                num_kept = sum(map(round_.has, seats))
+                if self.now - state.since < state.rules.minority_wait_s:
+                    return ""
+                return (
+                    f"{len(round_.seats) - num_kept} of the {len(round_.seats)} agents of round "
+                    f"{round_.number} were started again at once, so that no majority knows how "
+                    "far the job is; start all agents anew, or give them a fence_dir"
+                )
+        return ""
 
     def _elect(self) -> None:
         state = self.state

@@ -108,7 +108,9 @@ class Cluster:
         pause_s = self.now - node.frozen_at if node.frozen_at is not None else 0.0
         was_frozen, node.frozen_at = node.is_frozen, None
         if sees_pause:
-            node.member = member.forgive(node.member, pause_s)
+            if node.link:
+                node.member = member.forgive(node.member, pause_s)
+            self._act(index, member.tick(node.member, self.now, where="here"))
             self.heard_down[index] = self.heard_down.get(index, self.now) + pause_s
             for key in [key for key in self.heard if key[0] == index]:
                 self.heard[key] += pause_s

@@ -170,6 +170,17 @@ def test_a_node_started_again_takes_its_old_place() -> None:
     assert names(made) == order
 
 
+def test_a_job_whose_majority_was_started_again_ends_with_the_reason() -> None:
+    made = cluster()
+    for index in (1, 2):
+        made.kill(index)
+        made.start(index)
+    made.run(8)
+    for node in made.nodes.values():
+        assert node.member.closed is not None
+        assert "2 of the 3 agents of round 1 were started again" in node.member.closed.reason
+
+
 def test_a_round_costs_each_node_a_handful_of_messages() -> None:
     made = cluster(64, num_candidates=1)
     (count,) = made.num_messages.values()
