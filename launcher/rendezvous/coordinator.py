@@ -192,7 +192,13 @@ def _hear(
 
 
 def _beat(state: State, peer: Peer, beat: Beat) -> tuple[State, list[Wish]]:
-    report = replace(peer.report, serial=beat.serial, at=beat.at, is_waiting=beat.is_waiting)
+    report = replace(
+        peer.report,
+        serial=beat.serial,
+        at=beat.at,
+        is_waiting=beat.is_waiting,
+        is_done=beat.is_done,
+    )
     for round_ in (state.in_force, state.base):
         if round_ and round_.id == beat.last:
             report = replace(report, last=round_)

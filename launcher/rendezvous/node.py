@@ -128,6 +128,10 @@ class Node:
         """Asks for the next round; its store to open and its begin come as orders."""
         self._call(lambda: self._client.apply(member.want(self.member, num_workers)))
 
+    def finished(self) -> None:
+        """All workers of this node have ended well."""
+        self._call(lambda: self._client.apply(member.finished(self.member)))
+
     def opened(self, round_: Round, port: int) -> None:
         """The store of a round listens."""
         self._call(lambda: self._client.apply(member.opened(self.member, round_, port)))

@@ -173,8 +173,7 @@ class State:
         if self.rules.num_candidates == 1:
             return True
         if not grounds:
-            reports = [peer.report for peer in peers]
-            return not any(report.known or report.pending for report in reports)
+            return not any(peer.report.known for peer in peers)
         return all(self._may_go_on_after(round_, peers, now) for round_ in grounds)
 
     def _may_go_on_after(self, round_: Round, peers: list[Peer], now: float) -> bool:

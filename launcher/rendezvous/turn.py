@@ -156,10 +156,17 @@ class _Turn:
         elif not state.may_go_on(state.grounds, state.followers, self.now):
             self._tell()  # those who are left learn that their round is over
             self._step_down(self._missing_quorum())
+        elif state.base is None and self._knows_more():
+            self._step_down("a node that has come may be in an earlier round")
         elif state.proposal:
             self._advance(state.proposal)
         elif self.now >= state.retry_at:
             self._propose()
+
+    def _knows_more(self) -> bool:
+        """True where somebody came after the election who has accepted a round of another term."""
+        base, _ = history(self.state.followers, self.state.term)
+        return base is not None and base.term != self.state.term
 
     def _missing_quorum(self) -> str:
         seats = [peer.seat for peer in self.state.followers]
@@ -203,7 +210,8 @@ class _Turn:
         order = [
             peer.seat
             for peer in self._in_order()
-            if peer.report.is_waiting or (round_ and round_.has(peer.seat))
+            if peer.report.is_waiting
+            or (round_ and round_.has(peer.seat) and not peer.report.is_done)
         ]
         return choose_seats(
             order,
@@ -228,6 +236,7 @@ class _Turn:
         if why != self.state.waits_for:
             self.state = replace(self.state, waits_for=why)
         if why:
+            self._end_if_done(why)
             return
         state = self.state
         is_fenced = state.rules.has_fence and not any(p.is_blind for p in state.followers)
@@ -238,6 +247,19 @@ class _Turn:
         self.state = replace(state, proposal=proposal, highest_number=number)
         if needs_claim:
             self.wishes.append(try_claim(self.state, proposal))
+
+    def _end_if_done(self, why: str) -> None:
+        """Ends the job well where some have finished, and the others cannot go on without them."""
+        come = [peer for peer in self.state.peers.values() if peer.report.is_waiting]
+        done = [peer.seat.name for peer in self.state.peers.values() if peer.report.is_done]
+        if done and come and len(come) + len(done) == len(self.state.peers):
+            rest = ", ".join(peer.seat.name for peer in come)
+            reason = (
+                f"the workers of node {', '.join(done)} have finished, and node {rest} came for "
+                f"another round without them ({why})"
+            )
+            self.state, notes = close(self.state, reason, is_success=True)
+            self.wishes += notes
 
     def _count(self, choice: tuple[Seat, ...]) -> None:
         """Remembers since when enough nodes for the first round are here."""
@@ -253,7 +275,8 @@ class _Turn:
                 return f"node {seat.name} may come back"
         if base and self.now - state.over_at < rules.stop_wait_s:
             for peer in state.peers.values():
-                if not peer.report.is_waiting or peer.report.promised != state.term:
+                is_ready = peer.report.is_waiting or peer.report.is_done
+                if not is_ready or peer.report.promised != state.term:
                     return f"node {peer.seat.name} stops its workers"
         if not choice:
             return self._too_few()
@@ -326,7 +349,9 @@ class _Turn:
         if report.promised < state.term:
             return Lead(term=state.term)
         round_, proposal = state.in_force, state.proposal
-        is_elsewhere = report.at not in (NO_ROUND, id_of(round_)) and not report.is_waiting
+        is_elsewhere = report.at not in (NO_ROUND, id_of(round_)) and not (
+            report.is_waiting or report.is_done
+        )
         if is_elsewhere and state.phase is Phase.ACTIVE:
             return Over(id=report.at, reason=state.over or "it was not in the last round")
         if proposal and proposal.round.has(peer.seat):

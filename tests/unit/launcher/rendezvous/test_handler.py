@@ -103,7 +103,7 @@ def test_two_nodes_meet_at_a_store_of_their_own(job: Job, tmp_path: Path) -> Non
     assert json.loads(infos[0].store.get("torchelastic/assigned_ranks/1")) == [2, 4, 2, 4]
     assert [one.num_nodes_waiting(), two.num_nodes_waiting()] == [0, 0]
     events = [json.loads(line)["event"] for line in (tmp_path / "n1.jsonl").open()]
-    assert events[-1] == "in a round"
+    assert "in a round" in events
 
 
 def test_a_node_that_comes_again_makes_the_others_come(job: Job) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.rendezvous import member
 from launcher.rendezvous.state import Rules
 from tests.unit.launcher.rendezvous.cluster import Cluster
 
@@ -185,3 +186,34 @@ def test_a_round_costs_each_node_a_handful_of_messages() -> None:
     made = cluster(64, num_candidates=1)
     (count,) = made.num_messages.values()
     assert count <= 5 * 64
+
+
+def finish(made: Cluster, index: int) -> None:
+    """The workers of a node end well."""
+    made._act(index, member.finished(made.nodes[index].member))
+    made.run(1)
+
+
+def test_nobody_waits_for_a_node_whose_workers_have_finished() -> None:
+    made = cluster(3)
+    made.run(1)
+    finish(made, 0)
+    made.want(1)
+    made.run(1)
+    assert sorted(names(made)) == ["n1", "n2"]
+    assert made.nodes[0].member.closed is None
+    assert not made.nodes[0].member.over
+    assert made.nodes[0].member.at is not None
+
+
+def test_too_few_nodes_beside_those_that_have_finished_end_the_job_well() -> None:
+    made = cluster(3, min_nodes=2)
+    finish(made, 0)
+    finish(made, 2)
+    made.want(1)
+    made.run(1)
+    for node in made.nodes.values():
+        assert node.member.closed is not None
+        assert node.member.closed.is_success
+        assert "the workers of node n0, n2 have finished" in node.member.closed.reason
+        assert not node.member.must_leave
