@@ -69,6 +69,11 @@ class Client:
         """The endpoints, for messages."""
         return ",".join(map(str, self.endpoints))
 
+    @property
+    def is_in_touch(self) -> bool:
+        """True while it is registered with a coordinator."""
+        return self._writer is not None
+
     def apply(self, turn: Turn) -> None:
         """Takes the member's next state and does what it wishes."""
         self.member, wishes = turn

@@ -21,9 +21,11 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from launcher.paths import RunPaths
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.handler import BundleRendezvousHandler
 from launcher.rendezvous.probe import is_rendezvous
+from launcher.rendezvous.token import ensure_token
 
 LIMIT_S = 30.0
 
@@ -174,6 +176,17 @@ def test_another_token_is_refused_and_told(job: Job) -> None:
     job.start(1)
     other = job.start(2, run_id="another", join_timeout=1)
     with pytest.raises(RendezvousTimeoutError, match="another token or another --rdzv-id"):
+        other.next_rendezvous()
+
+
+def test_two_token_files_where_one_belongs_are_told(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.rendezvous.node.REFUSED_S", 0.5)
+    files = [ensure_token(RunPaths(tmp_path / name)) for name in ("one", "two")]
+    job.start(1, token_file=files[0])
+    other = job.start(2, token_file=files[1])
+    with pytest.raises(RendezvousClosedError, match=r"two/rendezvous/token': all nodes must see"):
         other.next_rendezvous()
 
 
