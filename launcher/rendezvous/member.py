@@ -174,8 +174,11 @@ def want(member: Member, num_workers: int = 0) -> Turn:
 
 def finished(member: Member) -> Turn:
     """All workers of this node have ended well; it stays in its round until the job is over."""
-    is_in = member.at is not None and not member.over
-    return beat(replace(member, is_done=True)) if is_in else (member, [])
+    if member.at is None or member.over or member.is_done:
+        return member, []
+    tell = Tell(event="finished", number=member.at.number)
+    member, wishes = beat(replace(member, is_done=True))
+    return member, [*wishes, tell]
 
 
 def opened(member: Member, round_: Round, port: int) -> Turn:

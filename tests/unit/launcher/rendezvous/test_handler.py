@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import (
@@ -106,6 +107,25 @@ def test_two_nodes_meet_at_a_store_of_their_own(job: Job, tmp_path: Path) -> Non
     assert [one.num_nodes_waiting(), two.num_nodes_waiting()] == [0, 0]
     events = [json.loads(line)["event"] for line in (tmp_path / "n1.jsonl").open()]
     assert "in a round" in events
+
+
+def test_coordinator_and_store_listen_at_the_address_given_and_nowhere_else(job: Job) -> None:
+    def listening() -> set[tuple[str, int]]:
+        return {
+            (link.laddr.ip, link.laddr.port)
+            for link in psutil.Process().net_connections("inet")
+            if link.status == psutil.CONN_LISTEN
+        }
+
+    before = listening()
+    infos = job.meet(job.start(1), job.start(2))
+    (store,) = {
+        (info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port)
+        for info in infos
+        if info.bootstrap_store_info
+    }
+    assert listening() - before == {("127.0.0.1", job.port), store}
+    assert store[0] in ("127.0.0.1", "127.0.0.2")
 
 
 def test_a_node_that_comes_again_makes_the_others_come(job: Job) -> None:
