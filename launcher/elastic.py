@@ -29,6 +29,8 @@ from launcher.paths import RunPaths
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.probe import is_rendezvous
+from launcher.rendezvous.settings import TOKEN_VARIABLE
+from launcher.rendezvous.token import ensure_token
 from launcher.signals import LEFT_TO_TORCH, StopSignals
 from launcher.topology import bundle_size
 
@@ -218,6 +220,7 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
 def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
     """What our rendezvous is told beside `--rdzv-conf`, which may say otherwise."""
     paths = RunPaths(Path(plan.train.value.run_dir).absolute())
+    has_token = TOKEN_VARIABLE in os.environ or "token_file" in plan.launch.value.rdzv_settings
     return {
         "node_name": plan.here.name,
         "num_workers": plan.here.num_procs,
@@ -225,6 +228,7 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
         "fence_dir": str(paths.fence),
         "events_dir": str(paths.events),
         "give_up_after": plan.launch.value.give_up_after,
+        "token_file": "" if has_token else ensure_token(paths),
     }
 
 

@@ -7,13 +7,17 @@ import hashlib
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 from typing import TextIO
 
 from launcher.errors import ConfigError
+
+SWEEP_AFTER_S = 3600.0
+"""Age of a lock's file from which it is looked at; only to save work, a lock that is held stays."""
 
 
 @contextmanager
@@ -32,13 +36,17 @@ def claimed_name(job: str, wanted: str = "", *, folder: Path | None = None) -> I
         ConfigError: another agent has the wanted name.
     """
     where = folder or Path(tempfile.gettempdir())
+    _sweep(where)
     host = socket.gethostname()
     names = [wanted] if wanted else chain([host], (f"{host}-{number}" for number in count(2)))
     for name in names:
-        lock = _lock(where / f"bundlerun-{os.getuid()}-{_digest(f'{job} {name}')}.lock")
+        path = where / f"bundlerun-{os.getuid()}-{_digest(f'{job} {name}')}.lock"
+        lock = _lock(path)
         if lock is not None:
-            with lock:
+            try:
                 yield name
+            finally:
+                _release(path, lock)
             return
     raise ConfigError(
         f"--node-name {wanted!r} is taken by another agent of this job; give each its own"
@@ -50,10 +58,42 @@ def _digest(text: str) -> str:
 
 
 def _lock(path: Path) -> TextIO | None:
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    """The held lock, None where another holds it.
+
+    Who releases a lock takes its file away. Who opened it before and locked it after holds a file
+    that nobody else will meet, and tries again.
+    """
+    while True:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        file = os.fdopen(descriptor, "w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if _is_at(path, file):
+            return file
         file.close()
-        return None
-    return file
+
+
+def _is_at(path: Path, file: TextIO) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    return False
+
+
+def _release(path: Path, file: TextIO) -> None:
+    """Takes the file away while it is still locked, then lets go."""
+    with file, suppress(OSError):
+        path.unlink()
+
+
+def _sweep(folder: Path) -> None:
+    """Takes away what agents left that were killed: old files that nobody holds."""
+    for path in folder.glob(f"bundlerun-{os.getuid()}-*.lock"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime < SWEEP_AFTER_S:
+                continue
+            file = _lock(path)
+            if file is not None:
+                _release(path, file)

@@ -76,6 +76,11 @@ class RunPaths:
         return self.root / "rendezvous" / "fence"
 
     @property
+    def token(self) -> Path:
+        """The secret that a node must know to take part, for its owner only."""
+        return self.root / "rendezvous" / "token"
+
+    @property
     def events(self) -> Path:
         """What agents and ranks saw, JSON Lines, a file per node."""
         return self.root / "rendezvous" / "events"

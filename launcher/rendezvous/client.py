@@ -69,6 +69,11 @@ class Client:
         """The endpoints, for messages."""
         return ",".join(map(str, self.endpoints))
 
+    @property
+    def is_in_touch(self) -> bool:
+        """True while it is registered with a coordinator."""
+        return self._writer is not None
+
     def apply(self, turn: Turn) -> None:
         """Takes the member's next state and does what it wishes."""
         self.member, wishes = turn
@@ -107,7 +112,8 @@ class Client:
             await asyncio.sleep(self._heartbeat_s)
             now = time.monotonic()
             pause_s = now - slept_at - self._heartbeat_s
-            if pause_s > self.member.lease_s / 3:
+            # Without a connection nothing is unread that the coordinator may have said.
+            if pause_s > self.member.lease_s / 3 and self._writer is not None:
                 self.member = member.forgive(self.member, pause_s)
             if self._writer is not None:
                 self.apply(member.beat(self.member))

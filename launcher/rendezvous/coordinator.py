@@ -187,12 +187,18 @@ def _hear(
         case Leave():
             return _leave(state, peer, message)
         case Close() if state.closed is None:
-            return _close(state, message.reason, message.is_success)
+            return close(state, message.reason, message.is_success)
     return state, []
 
 
 def _beat(state: State, peer: Peer, beat: Beat) -> tuple[State, list[Wish]]:
-    report = replace(peer.report, serial=beat.serial, at=beat.at, is_waiting=beat.is_waiting)
+    report = replace(
+        peer.report,
+        serial=beat.serial,
+        at=beat.at,
+        is_waiting=beat.is_waiting,
+        is_done=beat.is_done,
+    )
     for round_ in (state.in_force, state.base):
         if round_ and round_.id == beat.last:
             report = replace(report, last=round_)
@@ -228,11 +234,12 @@ def _leave(state: State, peer: Peer, leave: Leave) -> tuple[State, list[Wish]]:
         f"node {name} gave up ({leave.reason}), and {len(state.peers)} nodes are left where the "
         f"job needs {state.rules.min_nodes}"
     )
-    state, more = _close(state, reason, is_success=False)
+    state, more = close(state, reason, is_success=False)
     return state, [*notes, *more]
 
 
-def _close(state: State, reason: str, is_success: bool) -> tuple[State, list[Wish]]:
+def close(state: State, reason: str, is_success: bool) -> tuple[State, list[Wish]]:
+    """The job is over for all who are here."""
     closed = Closed(reason=reason, is_success=is_success)
     state = replace(state, phase=Phase.CLOSED, closed=closed, in_force=None, proposal=None)
     details = {"reason": reason, "is_success": is_success}

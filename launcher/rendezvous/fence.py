@@ -1,15 +1,21 @@
 """The fence: a folder that all nodes share, where only one half of a cut network gets a number.
 
     FENCE_DIR/round-000004.json      who went on as round 4: created once, never changed
-    FENCE_DIR/pulse.json             rewritten by who goes on, while it does
+    FENCE_DIR/pulse-1.json           rewritten by candidate 1, while a round of its is in force
 
 A claim is linked into place whole: of two that want the same number one gets it, on NFS too.
+
+A first round passes over the claims of an earlier job, which nobody keeps a pulse for. Its
+coordinator may have been asleep, though, and wake in this very moment. So who wakes beats first and
+then looks at the claims, and who begins claims first and then looks at the pulses: one of the two
+sees the other.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -25,18 +31,20 @@ WATCH_POLL_S = 0.1
 
 
 class Fence:
-    """The fence folder of one job."""
+    """The fence folder of one job.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        index: of the candidate that uses it.
+    """
+
+    def __init__(self, folder: Path, index: int = 0) -> None:
         self._folder = folder
+        self._index = index
         self._beats = 0
+        self._beating = threading.Lock()
 
     def _file(self, number: int) -> Path:
         return self._folder / f"round-{number:06d}.json"
-
-    @property
-    def _pulse(self) -> Path:
-        return self._folder / "pulse.json"
 
     def claim(
         self,
@@ -55,16 +63,21 @@ class Fence:
         term = wish.round.term
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
+            pulses = self._pulses()
             while True:
                 claims = self.claims()
                 others = [c for c in claims if c.id[1] > wish.after and c.id not in wish.void]
-                if others and (wish.after or self._has_pulse(watch_s, sleep)):
+                if others and (wish.after or self._has_pulse(pulses, watch_s, sleep)):
                     return Claimed(term=term, others=tuple(others))
                 number = max([wish.round.number, *(c.id[1] + 1 for c in claims)])
                 claimed_at = clock()
                 self.beat()  # first: a claim without a pulse looks like one of an earlier job
-                if self._create(number, wish.round):
-                    return Claimed(term=term, number=number, at=claimed_at)
+                if not self._create(number, wish.round):
+                    continue
+                if others and not wish.after and self._pulses() != pulses:  # somebody woke
+                    self._file(number).unlink(missing_ok=True)
+                    return Claimed(term=term, others=tuple(others))
+                return Claimed(term=term, number=number, at=claimed_at)
         except OSError as exc:
             reason = exc.strerror or str(exc)
             return Claimed(term=term, error=f"the fence folder {str(self._folder)!r}: {reason}")
@@ -87,23 +100,30 @@ class Fence:
 
     def beat(self) -> None:
         """Shows that somebody goes on; by the coordinator of a fenced round."""
-        self._beats += 1
-        text = json.dumps({"pid": os.getpid(), "beats": self._beats, "salt": id(self)})
-        write_text(self._pulse, text)
+        with self._beating:  # a claim beats, too, from another thread
+            self._beats += 1
+            text = json.dumps({"pid": os.getpid(), "beats": self._beats, "salt": id(self)})
+            write_text(self._folder / f"pulse-{self._index}.json", text)
 
-    def _has_pulse(self, watch_s: float, sleep: Callable[[float], None]) -> bool:
-        before, waited_s = self._read_pulse(), 0.0
+    def _has_pulse(
+        self, before: dict[str, str], watch_s: float, sleep: Callable[[float], None]
+    ) -> bool:
+        waited_s = 0.0
         while before and waited_s < watch_s:
             sleep(WATCH_POLL_S)
             waited_s += WATCH_POLL_S
-            if self._read_pulse() != before:
+            if self._pulses() != before:
                 return True
         return False
 
-    def _read_pulse(self) -> str:
-        with suppress(OSError):
-            return self._pulse.read_text(encoding="utf-8")
-        return ""
+    def _pulses(self) -> dict[str, str]:
+        """Those of the other candidates; of this one a start before it may have left some."""
+        found = {}
+        for file in self._folder.glob("pulse-*.json"):
+            if file.name != f"pulse-{self._index}.json":
+                with suppress(OSError):
+                    found[file.name] = file.read_text(encoding="utf-8")
+        return found
 
     def _create(self, number: int, round_: Round) -> bool:
         file = self._file(number)
@@ -122,6 +142,7 @@ class Fence:
     def remove(self) -> None:
         """Takes the fence down, when the job is over."""
         with suppress(OSError):
-            for file in [*self._folder.glob("round-*.json"), self._pulse]:
-                file.unlink(missing_ok=True)
+            for pattern in ("round-*.json", "pulse-*.json"):
+                for file in self._folder.glob(pattern):
+                    file.unlink(missing_ok=True)
             self._folder.rmdir()

@@ -185,7 +185,13 @@ class BundleRendezvousHandler(RendezvousHandler):
             return None
         store.set_timeout(STORE_TIMEOUT)
         shared = RoundStore(
-            store, round_, index, learn=self._learn, is_over=lambda: self._is_over(round_)
+            store,
+            round_,
+            index,
+            learn=self._learn,
+            is_over=lambda: self._is_over(round_),
+            finish=self._node.finished,
+            is_ended=lambda: self.is_closed() or self._is_over(round_),
         )
         # torch's agent calls it, it does not look what it is.
         return RendezvousInfo(

@@ -19,8 +19,6 @@ class Leases(Generic[K]):
         self._lease_s = lease_s
         self._look_every_s = look_every_s
         self._looked_at = now
-        self.paused_s = 0.0
-        """How long this process did not run before the last look, beyond what is usual."""
         self._heard: dict[K, float] = {}
 
     def hear(self, key: K, now: float) -> None:
@@ -35,7 +33,6 @@ class Leases(Generic[K]):
         """Those whose lease has run out; due every `look_every_s` seconds."""
         late_s = now - self._looked_at - self._look_every_s
         self._looked_at = now
-        self.paused_s = late_s if late_s > self._lease_s / 3 else 0.0
-        if self.paused_s:
+        if late_s > self._lease_s / 3:
             self._heard = {key: heard + late_s for key, heard in self._heard.items()}
         return [key for key, heard in self._heard.items() if now - heard > self._lease_s]

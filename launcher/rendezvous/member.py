@@ -43,7 +43,8 @@ class Member:
     """All that a node knows.
 
     offer: what is proposed to it; pending, grounds: what it accepted of that, as in Report.
-    at: the round its workers are in; over: why they must leave it, empty while they need not.
+    at: the round its workers are in; is_done: all of them have finished well.
+    over: why they must leave it, empty while they need not.
     guided_at: when an active coordinator was last heard; found: one was heard at all.
     hosting: the round whose store it is to open, so that one is opened once; port: its port.
     """
@@ -60,6 +61,7 @@ class Member:
     at: Round | None = None
     over: str = ""
     is_waiting: bool = False
+    is_done: bool = False
     known: int = 0
     serial: int = 0
     gone: tuple[int, ...] = ()
@@ -137,6 +139,7 @@ def report(member: Member) -> Turn:
         is_waiting=member.is_waiting,
         known=member.known,
         gone=member.gone,
+        is_done=member.is_done,
     )
     return member, [Say(message=message)]
 
@@ -150,6 +153,7 @@ def beat(member: Member) -> Turn:
         last=id_of(member.last),
         at=_at(member),
         is_waiting=member.is_waiting,
+        is_done=member.is_done,
     )
     return member, [Say(message=message)]
 
@@ -165,7 +169,16 @@ def want(member: Member, num_workers: int = 0) -> Turn:
         num_workers: how many it starts, once that is known.
     """
     seat = replace(member.seat, num_workers=num_workers or member.seat.num_workers)
-    return report(replace(member, seat=seat, is_waiting=True, at=None, over=""))
+    return report(replace(member, seat=seat, is_waiting=True, is_done=False, at=None, over=""))
+
+
+def finished(member: Member) -> Turn:
+    """All workers of this node have ended well; it stays in its round until the job is over."""
+    if member.at is None or member.over or member.is_done:
+        return member, []
+    tell = Tell(event="finished", number=member.at.number)
+    member, wishes = beat(replace(member, is_done=True))
+    return member, [*wishes, tell]
 
 
 def opened(member: Member, round_: Round, port: int) -> Turn:
@@ -247,6 +260,7 @@ def _go(member: Member, round_: Round, now: float) -> Turn:
         at=round_,
         over="",
         is_waiting=False,
+        is_done=False,
         known=max(member.known, round_.number),
         guided_at=now,
         is_found=True,

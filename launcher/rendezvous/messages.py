@@ -83,7 +83,8 @@ class Report:
     promised: highest term that it follows.
     last: the last round that it was in; pending: accepted, and no Go yet.
     grounds: the rounds that the pending one was built on, for want of knowing which is the last.
-    at: the round its workers run in; is_waiting: it asks for the next round.
+    at: the round its workers run in; is_waiting: it asks for the next round; is_done: all of its
+        workers of that round have finished well.
     known: highest number of a round in force that it has heard of.
     gone: candidates whose endpoint refuses connections, so that their agents have ended.
     """
@@ -98,6 +99,7 @@ class Report:
     is_waiting: bool
     known: int
     gone: tuple[int, ...] = ()
+    is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +111,7 @@ class Beat:
     last: RoundId
     at: RoundId
     is_waiting: bool
+    is_done: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,11 +27,14 @@ from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
 from launcher.rendezvous.fence import WATCH_POLL_S, Fence
 from launcher.rendezvous.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
-from launcher.rendezvous.messages import Close, Leave, Round, Seat
+from launcher.rendezvous.messages import Close, Denied, Leave, Round, Seat
 from launcher.rendezvous.server import Server
-from launcher.rendezvous.settings import Conf, Endpoint
+from launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
 
 log = logging.getLogger(__name__)
+
+REFUSED_S = 60.0
+"""How long a node tries that another token is asked of: an earlier job may be about to end."""
 
 Order = OpenStore | Enter
 """What the agent's thread is to do."""
@@ -90,7 +93,14 @@ class Node:
     def refusals(self) -> list[str]:
         """What is wrong with the candidates that could not be reached."""
         endpoints = self._client.endpoints
-        return [f"{endpoints[index]} {why}" for index, why in self._client.refusals.items()]
+        found = [f"{endpoints[index]} {why}" for index, why in self._client.refusals.items()]
+        file = self._request.conf.token_file
+        if file and any("token" in why for why in found):
+            found.append(
+                f"this node goes by {TOKEN_VARIABLE} or {file!r}: all nodes must see the same file "
+                f"(is its folder shared?) or have the same {TOKEN_VARIABLE}"
+            )
+        return found
 
     def start(self) -> None:
         """Begins to listen, where this node keeps an endpoint, and to search.
@@ -101,6 +111,7 @@ class Node:
         self._thread.start()
         self._wait(self._listen(), 10.0)
         self._call(lambda: self._spawn(self._client.run()))
+        self._call(lambda: self._spawn(self._give_up_when_refused()))
         self._call(lambda: self._spawn(self._client.tick()))
 
     async def _listen(self) -> None:
@@ -124,9 +135,24 @@ class Node:
             self._client.endpoints = (Endpoint(host=endpoint.host, port=port),)
         self._server = server
 
+    async def _give_up_when_refused(self) -> None:
+        """Ends this node where every candidate that answers has refused it for long enough."""
+        refused_at = None
+        while refused_at is None or time.monotonic() - refused_at < REFUSED_S:
+            await asyncio.sleep(1.0)
+            refusals = self._client.refusals.values()
+            is_refused = not self._client.is_in_touch and any("token" in why for why in refusals)
+            refused_at = (refused_at or time.monotonic()) if is_refused else None
+        reason = f"refused for {REFUSED_S:g} s: {'; '.join(self.refusals)}"
+        self._client.apply(member.receive(self.member, Denied(reason=reason), time.monotonic()))
+
     def want(self, num_workers: int) -> None:
         """Asks for the next round; its store to open and its begin come as orders."""
         self._call(lambda: self._client.apply(member.want(self.member, num_workers)))
+
+    def finished(self) -> None:
+        """All workers of this node have ended well."""
+        self._call(lambda: self._client.apply(member.finished(self.member)))
 
     def opened(self, round_: Round, port: int) -> None:
         """The store of a round listens."""
@@ -207,7 +233,7 @@ class Node:
 
 def _fence(request: Request) -> Fence | None:
     folder = request.conf.fence_dir
-    return Fence(Path(folder) / request.run_id) if folder else None
+    return Fence(Path(folder) / request.run_id, request.seat.candidate) if folder else None
 
 
 def candidate_index(addresses: Sequence[str], own: Collection[str], local_addr: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
 from datetime import timedelta
@@ -17,7 +18,9 @@ from launcher.rendezvous.messages import Round
 
 _ROLE_INFO = "torchelastic/role_info/"
 _ASSIGNED = "torchelastic/assigned_ranks/"
+_EXIT_BARRIER = "torchelastic/agent/terminal_state"
 _LOOK = timedelta(seconds=1)
+_EXIT_LOOK = timedelta(seconds=0.2)
 NUMBER_KEY = "rendezvous/round"
 """Where the workers find the round's number, the same for all, unlike torch's restart count."""
 
@@ -63,6 +66,8 @@ class RoundStore:
         index: of this node.
         learn: is told how many workers this node has.
         is_over: whether this node has to leave the round.
+        finish: is told when all workers of this node have ended well.
+        is_ended: whether nobody needs this node any more once it has.
     """
 
     def __init__(
@@ -73,6 +78,8 @@ class RoundStore:
         *,
         learn: Callable[[int], None],
         is_over: Callable[[], bool],
+        finish: Callable[[], None],
+        is_ended: Callable[[], bool],
     ) -> None:
         self._store: Any = PrefixStore("agents", store)  # torch's stubs leave methods out
         self._keeps = store
@@ -80,6 +87,8 @@ class RoundStore:
         self._index = index
         self._learn = learn
         self._is_over = is_over
+        self._finish = finish
+        self._is_ended = is_ended
         self._is_known = all(seat.num_workers for seat in round_.seats)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (the store's own methods)
@@ -100,6 +109,33 @@ class RoundStore:
         if not (self._is_known and key.startswith((_ROLE_INFO, _ASSIGNED))):
             with suppress(RuntimeError) if key.startswith(_ROLE_INFO) else nullcontext():
                 self._store.set(key, value)
+
+    def add(self, key: str, amount: int) -> int:
+        """Adds to a counter; torch's agent counts those whose workers have finished."""
+        if not key.startswith(_EXIT_BARRIER):
+            return int(self._store.add(key, amount))
+        self._finish()
+        with suppress(RuntimeError):
+            return int(self._store.add(key, amount))
+        return 0  # the store's node is gone: `wait` ends with the job
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        """Waits for `keys`; for the others' end only as long as the job goes on.
+
+        torch waits for 300 s, and then leaves nodes behind that still work, or waits in vain for
+        those that have come for another round.
+        """
+        if not all(key.startswith(_EXIT_BARRIER) for key in keys):
+            self._store.wait(list(keys), *([timeout] if timeout else []))
+            return
+        while not self._is_ended():
+            try:
+                self._store.wait(list(keys), _EXIT_LOOK)
+                return
+            except DistStoreError:
+                continue
+            except RuntimeError:
+                time.sleep(_EXIT_LOOK.total_seconds())
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
         """The values of `keys`; how many workers nodes have, if need be, without asking them."""

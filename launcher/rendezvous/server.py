@@ -98,6 +98,8 @@ class Server:
         )
         self._spawn(self._tick())
         self._spawn(self._pulse())
+        if self._fence:
+            self._spawn(self._keep_fence(self._fence))
         return int(self._listener.sockets[0].getsockname()[1])
 
     async def close(self, wait_s: float) -> None:
@@ -220,10 +222,6 @@ class Server:
                 self._leases.forget(name)
                 self._take(Expired(name=name))
                 self._links.pop(name).transport.abort()
-            if self._leases.paused_s > self._state.rules.lease_s and self._fence:
-                with suppress(OSError, ValueError):
-                    claims = await asyncio.to_thread(self._fence.claims)
-                    self._take(Woke(claims=tuple(claims)))
             self._settle()
 
     async def _pulse(self) -> None:
@@ -231,9 +229,24 @@ class Server:
             line = encode(self._state.pulse)
             for writer in self._links.values():
                 writer.write(line)
+            await asyncio.sleep(self._heartbeat_s)
+
+    async def _keep_fence(self, fence: Fence) -> None:
+        """Beats there; a task of its own, as a shared folder may take its time.
+
+        After a pause others may have gone on: first the beat, then a look at the claims.
+        """
+        beaten_at = time.monotonic()
+        while True:
             rounds = (self._state.in_force, self._state.proposal and self._state.proposal.round)
             is_fenced = any(round_ and round_.is_fenced for round_ in rounds)
-            if self._fence and is_fenced and self._state.phase is Phase.ACTIVE:
-                with suppress(OSError):
-                    await asyncio.to_thread(self._fence.beat)
+            if is_fenced and self._state.phase is Phase.ACTIVE:
+                with suppress(OSError, ValueError):
+                    await asyncio.to_thread(fence.beat)
+                    if time.monotonic() - beaten_at > self._state.rules.lease_s:
+                        claims = await asyncio.to_thread(fence.claims)
+                        self._take(Woke(claims=tuple(claims)))
+                    beaten_at = time.monotonic()
+            else:
+                beaten_at = time.monotonic()
             await asyncio.sleep(self._heartbeat_s)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launcher.rendezvous.coordinator import Note, Send, Wish, history, lose, try_claim
+from launcher.rendezvous.coordinator import Note, Send, Wish, close, history, lose, try_claim
 from launcher.rendezvous.messages import (
     NO_ROUND,
     Go,
@@ -18,7 +18,7 @@ from launcher.rendezvous.messages import (
     id_of,
 )
 from launcher.rendezvous.state import Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.votes import choose_seats, has_quorum, is_better, next_term
+from launcher.rendezvous.votes import choose_seats, has_quorum, is_agreed, is_better, next_term
 
 
 def settle(state: State, now: float) -> tuple[State, list[Wish]]:
@@ -79,6 +79,27 @@ class _Turn:
             self.state = replace(
                 state, phase=Phase.ELECTING, term=term, highest_term=term, proposal=None
             )
+        elif stuck := self._stuck(grounds):
+            self.state, notes = close(state, stuck, is_success=False)
+            self.wishes += notes
+
+    def _stuck(self, grounds: tuple[Round, ...]) -> str:
+        """Why these nodes can never go on, though nobody is missing; empty where they may."""
+        state, peers = self.state, self.state.peers
+        seats = [peer.seat for peer in peers.values()]
+        for round_ in grounds:
+            is_decided = round_.is_fenced and state.rules.has_fence
+            is_whole = all(seat.name in peers for seat in round_.seats)
+            if is_whole and not is_decided and not has_quorum(round_, seats):
+                num_kept = sum(map(round_.has, seats))
+                if self.now - state.since < state.rules.minority_wait_s:
+                    return ""
+                return (
+                    f"{len(round_.seats) - num_kept} of the {len(round_.seats)} agents of round "
+                    f"{round_.number} were started again at once, so that no majority knows how "
+                    "far the job is; start all agents anew, or give them a fence_dir"
+                )
+        return ""
 
     def _elect(self) -> None:
         state = self.state
@@ -135,10 +156,17 @@ class _Turn:
         elif not state.may_go_on(state.grounds, state.followers, self.now):
             self._tell()  # those who are left learn that their round is over
             self._step_down(self._missing_quorum())
+        elif state.base is None and self._knows_more():
+            self._step_down("a node that has come may be in an earlier round")
         elif state.proposal:
             self._advance(state.proposal)
         elif self.now >= state.retry_at:
             self._propose()
+
+    def _knows_more(self) -> bool:
+        """True where somebody came after the election who has accepted a round of another term."""
+        base, _ = history(self.state.followers, self.state.term)
+        return base is not None and base.term != self.state.term
 
     def _missing_quorum(self) -> str:
         seats = [peer.seat for peer in self.state.followers]
@@ -182,7 +210,8 @@ class _Turn:
         order = [
             peer.seat
             for peer in self._in_order()
-            if peer.report.is_waiting or (round_ and round_.has(peer.seat))
+            if peer.report.is_waiting
+            or (round_ and round_.has(peer.seat) and not peer.report.is_done)
         ]
         return choose_seats(
             order,
@@ -207,6 +236,7 @@ class _Turn:
         if why != self.state.waits_for:
             self.state = replace(self.state, waits_for=why)
         if why:
+            self._end_if_done(why)
             return
         state = self.state
         is_fenced = state.rules.has_fence and not any(p.is_blind for p in state.followers)
@@ -217,6 +247,19 @@ class _Turn:
         self.state = replace(state, proposal=proposal, highest_number=number)
         if needs_claim:
             self.wishes.append(try_claim(self.state, proposal))
+
+    def _end_if_done(self, why: str) -> None:
+        """Ends the job well where some have finished, and the others cannot go on without them."""
+        come = [peer for peer in self.state.peers.values() if peer.report.is_waiting]
+        done = [peer.seat.name for peer in self.state.peers.values() if peer.report.is_done]
+        if done and come and len(come) + len(done) == len(self.state.peers):
+            rest = ", ".join(peer.seat.name for peer in come)
+            reason = (
+                f"the workers of node {', '.join(done)} have finished, and node {rest} came for "
+                f"another round without them ({why})"
+            )
+            self.state, notes = close(self.state, reason, is_success=True)
+            self.wishes += notes
 
     def _count(self, choice: tuple[Seat, ...]) -> None:
         """Remembers since when enough nodes for the first round are here."""
@@ -232,7 +275,8 @@ class _Turn:
                 return f"node {seat.name} may come back"
         if base and self.now - state.over_at < rules.stop_wait_s:
             for peer in state.peers.values():
-                if not peer.report.is_waiting or peer.report.promised != state.term:
+                is_ready = peer.report.is_waiting or peer.report.is_done
+                if not is_ready or peer.report.promised != state.term:
                     return f"node {peer.seat.name} stops its workers"
         if not choice:
             return self._too_few()
@@ -268,7 +312,7 @@ class _Turn:
         if self._is_stale(proposal):
             self.state = replace(state, proposal=None)
             self._note("abandoned", round=round_.number, why="it took longer than a lease")
-        elif len(proposal.accepted) == len(round_.seats):
+        elif is_agreed(round_, proposal.accepted):
             self.state = replace(
                 state, proposal=None, base=round_, grounds=(round_,), in_force=round_
             )
@@ -305,7 +349,9 @@ class _Turn:
         if report.promised < state.term:
             return Lead(term=state.term)
         round_, proposal = state.in_force, state.proposal
-        is_elsewhere = report.at not in (NO_ROUND, id_of(round_)) and not report.is_waiting
+        is_elsewhere = report.at not in (NO_ROUND, id_of(round_)) and not (
+            report.is_waiting or report.is_done
+        )
         if is_elsewhere and state.phase is Phase.ACTIVE:
             return Over(id=report.at, reason=state.over or "it was not in the last round")
         if proposal and proposal.round.has(peer.seat):

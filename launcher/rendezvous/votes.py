@@ -27,6 +27,11 @@ def has_quorum(base: Round, seats: Iterable[Seat]) -> bool:
     )
 
 
+def is_agreed(round_: Round, accepted: Collection[str]) -> bool:
+    """True where every seat of a proposed round has accepted it, by name."""
+    return all(seat.name in accepted for seat in round_.seats)
+
+
 def last_round(reports: Collection[Report]) -> Round | None:
     """The last round that may be in force somewhere, as far as these nodes know.
 

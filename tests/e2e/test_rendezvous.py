@@ -26,8 +26,9 @@ from launcher.rendezvous.handshake import proof
 from launcher.rendezvous.messages import Peek, Status, decode, encode
 
 BIN = Path(sys.executable).parent
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
 ACTOR = str(Path(__file__).with_name("rendezvous_actor.py"))
-LIMIT_S = 60.0
+LIMIT_S = 120.0
 RUN_ID = "e2e"
 IN_A_ROUND = re.compile(r"round (\d+) rank (\d+) of (\d+) pid (\d+) at ([\d.]+)")
 
@@ -179,7 +180,7 @@ def test_whatever_dies_under_plain_torchrun_the_others_go_on(
 
     def words(index: int) -> list[str]:
         options = rendezvous_words(index, port, tmp_path)
-        return [str(BIN / "torchrun"), *options, ACTOR, str(stop)]
+        return [*TORCHRUN, *options, ACTOR, str(stop)]
 
     def tell(fault: str, since: float, round_at: float, after: list[Entry]) -> None:
         met_s = max(entry.at for entry in after) - since
@@ -221,7 +222,7 @@ def test_the_loss_of_the_only_endpoint_is_told_within_seconds(tmp_path: Path) ->
 
     def words(index: int) -> list[str]:
         return [
-            str(BIN / "torchrun"), "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=bundle",
+            *TORCHRUN, "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=bundle",
             f"--rdzv-id={RUN_ID}", f"--rdzv-endpoint=127.0.0.1:{port}",
             f"--local-addr=127.0.0.{index}", "--max-restarts=100", "--monitor-interval=0.05",
             f"--rdzv-conf=node_name=n{index}", ACTOR, str(tmp_path / "stop"),
@@ -234,6 +235,38 @@ def test_the_loss_of_the_only_endpoint_is_told_within_seconds(tmp_path: Path) ->
         assert nodes.agents[2].wait(timeout=10) == 1
         assert time.monotonic() - since < 6
         assert f"keeps the rendezvous at 127.0.0.1:{port} is lost; name more" in nodes.text()
+
+
+def test_a_node_that_has_finished_is_not_waited_for(tmp_path: Path) -> None:
+    """One node's workers end well, the other's fails behind them: nobody needs another round."""
+    port = free_port()
+    worker = tmp_path / "worker.py"
+    worker.write_text(
+        "import os, sys, time\n"
+        "if os.environ['NODE'] == '2':\n"
+        f"    while not os.path.exists({str(tmp_path / 'done')!r}): time.sleep(0.05)\n"
+        "    sys.exit(1)\n"
+    )
+
+    def words(index: int) -> list[str]:
+        return [
+            "env", f"NODE={index}", *TORCHRUN, "--nnodes=2", "--nproc-per-node=1",
+            "--rdzv-backend=bundle", f"--rdzv-id={RUN_ID}",
+            f"--rdzv-endpoint=127.0.0.1:{port}", f"--local-addr=127.0.0.{index}",
+            "--max-restarts=100", "--monitor-interval=0.05",
+            f"--rdzv-conf=node_name=n{index},events_dir={tmp_path}", str(worker),
+        ]  # fmt: skip
+
+    with started(tmp_path, words, 2) as nodes:
+        wait_for_events(tmp_path, 2, above=0)
+        deadline = time.monotonic() + LIMIT_S
+        while '"finished"' not in (tmp_path / "n1.jsonl").read_text():
+            assert time.monotonic() < deadline, nodes.text()
+            time.sleep(0.05)
+        (tmp_path / "done").touch()  # torch's barrier would wait for 300 s
+        assert [nodes.agents[i].wait(timeout=LIMIT_S) for i in (1, 2)] == [0, 0], nodes.text()
+    events = "".join(file.read_text() for file in tmp_path.glob("n*.jsonl"))
+    assert "the workers of node n1 have finished, and node n2 came for another round" in events
 
 
 TINY = [
@@ -265,6 +298,24 @@ def wait_for_worker(nodes: Nodes, index: int) -> int:
     raise AssertionError(nodes.text())
 
 
+def check_listeners(nodes: Nodes, at_least: int) -> None:
+    """Nothing that the nodes started listens elsewhere than at the addresses they were given."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        listeners: dict[int, set[str]] = {}
+        for index in nodes.running:
+            for process in nodes.family(index):
+                with suppress(psutil.NoSuchProcess):
+                    for link in process.net_connections("inet"):
+                        if link.status == psutil.CONN_LISTEN:
+                            listeners.setdefault(process.pid, set()).add(link.laddr.ip)
+        assert set().union(*listeners.values()) <= {"127.0.0.1", "127.0.0.2"}
+        if len(listeners) >= at_least:
+            return
+        assert time.monotonic() < deadline, (listeners, nodes.text())
+        time.sleep(0.05)
+
+
 def test_bundlerun_goes_on_without_a_worker_and_without_the_first_node(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -287,6 +338,7 @@ def test_bundlerun_goes_on_without_a_worker_and_without_the_first_node(
         lead = leader(port, "bundlerun")
         other = 3 - lead
         first = set(nodes.family(lead))
+        check_listeners(nodes, at_least=6)  # two agents that keep endpoints, four ranks
         worker = wait_for_worker(nodes, other)
         since = time.monotonic()
         os.kill(worker, signal.SIGKILL)

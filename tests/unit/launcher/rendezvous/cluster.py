@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from launcher.rendezvous import coordinator, member, turn
 from launcher.rendezvous.member import Member
-from launcher.rendezvous.messages import Round, RoundId, Seat
+from launcher.rendezvous.messages import Over, Pulse, Round, RoundId, Seat
 from launcher.rendezvous.state import Claim, Phase, Rules, State
 from launcher.rendezvous.votes import best_candidate
+from tests.unit.launcher.rendezvous.ledger import Ledger
 
 STEP_S = 0.1
 
@@ -31,8 +32,14 @@ class Node:
     member: Member
     state: State | None
     link: Link | None = None
-    is_frozen: bool = False
+    frozen_at: float | None = None
     entered: list[Round] = field(default_factory=list)
+    heard: list[object] = field(default_factory=list)
+
+    @property
+    def is_frozen(self) -> bool:
+        """True while it is stopped."""
+        return self.frozen_at is not None
 
 
 class Cluster:
@@ -43,6 +50,10 @@ class Cluster:
         self.rules = rules
         self.nodes: dict[int, Node] = {}
         self.side = dict.fromkeys(range(num_nodes), 0)
+        self.deaf: set[tuple[int, int]] = set()
+        """(from, to): nothing passes this way, the other way it does."""
+        self.ledger = Ledger(rules.num_candidates)
+        self.ledger.living = set()
         self.heard: dict[tuple[int, str], float] = {}
         self.heard_down: dict[int, float] = {}
         self.claims: list[Claim] = []
@@ -71,21 +82,41 @@ class Cluster:
         rules = replace(self.rules, index=index, salt=self.starts)
         state = State(rules=rules, since=self.now) if index < k else None
         self.nodes[index] = Node(member=me, state=state)
+        self.ledger.living.add(seat.incarnation)
         self.want(index)
 
     def kill(self, index: int) -> None:
         self.cut(index)
         dead = self.nodes.pop(index)
+        self.ledger.living.discard(dead.member.seat.incarnation)
         if dead.state:
             for other, node in self.nodes.items():
                 if node.link and node.link.candidate == index:
                     self.cut(other)
 
-    def thaw(self, index: int) -> None:
-        """A stopped node runs on; it looks at the fence before anything else."""
+    def freeze(self, index: int) -> None:
         node = self.nodes[index]
-        was_frozen, node.is_frozen = node.is_frozen, False
+        node.frozen_at = self.now if node.frozen_at is None else node.frozen_at
+
+    def thaw(self, index: int, sees_pause: bool = False) -> None:
+        """A stopped node runs on; it looks at the fence before anything else.
+
+        Args:
+            sees_pause: it takes the pause for its own, and not for the silence of others.
+        """
+        node = self.nodes[index]
+        pause_s = self.now - node.frozen_at if node.frozen_at is not None else 0.0
+        was_frozen, node.frozen_at = node.is_frozen, None
+        if sees_pause:
+            if node.link:
+                node.member = member.forgive(node.member, pause_s)
+            self._act(index, member.tick(node.member, self.now, where="here"))
+            self.heard_down[index] = self.heard_down.get(index, self.now) + pause_s
+            for key in [key for key in self.heard if key[0] == index]:
+                self.heard[key] += pause_s
         if was_frozen and node.state and self.rules.has_fence:
+            if node.state.in_force and node.state.phase is Phase.ACTIVE:
+                self.pulse_at = self.now
             self._take(index, coordinator.Woke(claims=tuple(self.claims)))
             while node.link and node.link.candidate == index and node.link.down:
                 self.deliver(index, False)
@@ -96,7 +127,15 @@ class Cluster:
             self._act(index, member.want(node.member))
 
     def is_reachable(self, a: int, b: int) -> bool:
-        return self.side[a] == self.side[b]
+        return self.passes(a, b) and self.passes(b, a)
+
+    def passes(self, a: int, b: int) -> bool:
+        """True where what `a` sends comes to `b`."""
+        return self.side[a] == self.side[b] and (a, b) not in self.deaf
+
+    def heal(self) -> None:
+        self.side = dict.fromkeys(self.side, 0)
+        self.deaf.clear()
 
     # ---------------------------------------------------------------- the network
 
@@ -135,7 +174,7 @@ class Cluster:
     def deliver(self, index: int, is_up: bool, place: int = 0, keep: bool = False) -> None:
         """Hands over one message; `keep` leaves a copy, which comes again."""
         node = self.nodes[index]
-        if node.link is None or not self.is_reachable(index, node.link.candidate):
+        if node.link is None or not self.passes_link(index, is_up):
             return
         queue = node.link.up if is_up else node.link.down
         server = self.nodes[node.link.candidate]
@@ -149,7 +188,39 @@ class Cluster:
             self._deliver_up(node, message)
         else:
             self.heard_down[index] = self.now
-            self._act(index, member.receive(node.member, message, self.now))
+            if not isinstance(message, (Pulse, Over)):
+                node.heard = [*node.heard[-9:], message]
+            self._deliver_down(index, message)
+
+    def _deliver_down(self, index: int, message: object) -> None:
+        before = self.nodes[index].member
+        after, wishes = member.receive(before, message, self.now)  # type: ignore[arg-type]
+        self.ledger.heard(before, message, after, wishes)
+        self._act(index, (after, wishes))
+
+    def say_again(self, index: int, place: int) -> None:
+        """A node hears once more what some coordinator told it before."""
+        heard = self.nodes[index].heard
+        if heard:
+            self._deliver_down(index, heard[place % len(heard)])
+
+    def moving(self) -> list[tuple[int, bool]]:
+        """Where something is on its way and can arrive: node, and whether it goes up."""
+        found = []
+        for index, node in self.nodes.items():
+            if node.link is None:
+                continue
+            server = self.nodes[node.link.candidate]
+            for is_up, queue in ((True, node.link.up), (False, node.link.down)):
+                is_awake = not (server if is_up else node).is_frozen
+                if queue and is_awake and self.passes_link(index, is_up):
+                    found.append((index, is_up))
+        return found
+
+    def passes_link(self, index: int, is_up: bool) -> bool:
+        link = self.nodes[index].link
+        assert link is not None
+        return self.passes(index, link.candidate) if is_up else self.passes(link.candidate, index)
 
     def _deliver_up(self, node: Node, message: object) -> None:
         assert node.link is not None
@@ -219,7 +290,7 @@ class Cluster:
             for index, node in list(self.nodes.items()):
                 for is_up in (True, False):
                     queue = node.link and (node.link.up if is_up else node.link.down)
-                    if queue and node.link and self.is_reachable(index, node.link.candidate):
+                    if queue and node.link and self.passes_link(index, is_up):
                         before = len(queue)
                         self.deliver(index, is_up)
                         busy = busy or len(queue) != before
@@ -250,6 +321,8 @@ class Cluster:
         if node.state.in_force is not None and node.state.in_force is not before.in_force:
             self.commits.append(node.state.in_force.id)
             self.pulse_at = self.now
+            if before.proposal and before.proposal.round.id == node.state.in_force.id:
+                self.ledger.committed(node.state.in_force)
         self._grant(candidate, wishes)
 
     def _grant(self, candidate: int, wishes: list[coordinator.Wish]) -> None:
@@ -283,6 +356,7 @@ class Cluster:
         node = self.nodes[index]
         node.member, wishes = result
         for wish in wishes:
+            self.ledger.wished(node.member, wish)
             match wish:
                 case member.Say(message=message):
                     if node.link:
@@ -321,7 +395,9 @@ class Cluster:
 
     def current(self) -> Round:
         """The one round that is complete."""
-        (id_,) = self.complete_rounds()
+        complete = self.complete_rounds()
+        assert len(complete) == 1, f"{len(complete)} rounds are complete"
+        (id_,) = complete
         return next(
             n.member.at for n in self.nodes.values() if n.member.at and n.member.at.id == id_
         )

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from launcher.rendezvous.coordinator import TryClaim
 from launcher.rendezvous.fence import Fence
 from launcher.rendezvous.messages import Round, Seat
@@ -20,7 +22,7 @@ def never(seconds: float) -> None:
 
 
 def test_of_two_that_want_a_number_one_gets_it(tmp_path: Path) -> None:
-    one, other = Fence(tmp_path / "job"), Fence(tmp_path / "job")
+    one, other = Fence(tmp_path / "job"), Fence(tmp_path / "job", 1)
     assert one.claim(wish(3, 4), watch_s=1, sleep=never).number == 5
     lost = other.claim(wish(7, 4), watch_s=1, sleep=never)
     assert (lost.number, [claim.id for claim in lost.others]) == (0, [(3, 5)])
@@ -28,7 +30,8 @@ def test_of_two_that_want_a_number_one_gets_it(tmp_path: Path) -> None:
     assert other.has(round_(3, 5))
     assert not other.has(round_(7, 5))
     assert sorted(p.name for p in (tmp_path / "job").iterdir()) == [
-        "pulse.json",
+        "pulse-0.json",
+        "pulse-1.json",
         "round-000005.json",
         "round-000006.json",
     ]
@@ -42,10 +45,27 @@ def watching(act: Callable[[], object]) -> Callable[[float], None]:
 
 
 def test_claims_of_an_earlier_job_count_only_while_its_pulse_beats(tmp_path: Path) -> None:
-    one, other = Fence(tmp_path), Fence(tmp_path)
+    one, other = Fence(tmp_path), Fence(tmp_path, 1)
     assert one.claim(wish(0, 0), watch_s=1, sleep=never).number == 1
     assert other.claim(wish(1, 0), watch_s=1, sleep=watching(one.beat)).others
     assert other.claim(wish(1, 0), watch_s=1, sleep=watching(int)).number == 2
+
+
+def test_a_coordinator_that_wakes_in_the_very_moment_of_a_claim_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = Fence(tmp_path), Fence(tmp_path, 1)
+    assert one.claim(wish(0, 0), watch_s=1, sleep=never).number == 1
+    create = other._create
+
+    def wakes_just_before(number: int, made: Round) -> bool:
+        one.beat()
+        assert [claim.id for claim in one.claims()] == [(0, 1)]  # it sees nobody and goes on
+        return create(number, made)
+
+    monkeypatch.setattr(other, "_create", wakes_just_before)
+    assert other.claim(wish(1, 0), watch_s=0, sleep=never).others
+    assert [claim.id for claim in one.claims()] == [(0, 1)]
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:

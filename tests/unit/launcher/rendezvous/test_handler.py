@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.elastic.rendezvous import (
@@ -21,9 +22,11 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from launcher.paths import RunPaths
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.handler import BundleRendezvousHandler
 from launcher.rendezvous.probe import is_rendezvous
+from launcher.rendezvous.token import ensure_token
 
 LIMIT_S = 30.0
 
@@ -103,7 +106,26 @@ def test_two_nodes_meet_at_a_store_of_their_own(job: Job, tmp_path: Path) -> Non
     assert json.loads(infos[0].store.get("torchelastic/assigned_ranks/1")) == [2, 4, 2, 4]
     assert [one.num_nodes_waiting(), two.num_nodes_waiting()] == [0, 0]
     events = [json.loads(line)["event"] for line in (tmp_path / "n1.jsonl").open()]
-    assert events[-1] == "in a round"
+    assert "in a round" in events
+
+
+def test_coordinator_and_store_listen_at_the_address_given_and_nowhere_else(job: Job) -> None:
+    def listening() -> set[tuple[str, int]]:
+        return {
+            (link.laddr.ip, link.laddr.port)
+            for link in psutil.Process().net_connections("inet")
+            if link.status == psutil.CONN_LISTEN
+        }
+
+    before = listening()
+    infos = job.meet(job.start(1), job.start(2))
+    (store,) = {
+        (info.bootstrap_store_info.master_addr, info.bootstrap_store_info.master_port)
+        for info in infos
+        if info.bootstrap_store_info
+    }
+    assert listening() - before == {("127.0.0.1", job.port), store}
+    assert store[0] in ("127.0.0.1", "127.0.0.2")
 
 
 def test_a_node_that_comes_again_makes_the_others_come(job: Job) -> None:
@@ -174,6 +196,17 @@ def test_another_token_is_refused_and_told(job: Job) -> None:
     job.start(1)
     other = job.start(2, run_id="another", join_timeout=1)
     with pytest.raises(RendezvousTimeoutError, match="another token or another --rdzv-id"):
+        other.next_rendezvous()
+
+
+def test_two_token_files_where_one_belongs_are_told(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.rendezvous.node.REFUSED_S", 0.5)
+    files = [ensure_token(RunPaths(tmp_path / name)) for name in ("one", "two")]
+    job.start(1, token_file=files[0])
+    other = job.start(2, token_file=files[1])
+    with pytest.raises(RendezvousClosedError, match=r"two/rendezvous/token': all nodes must see"):
         other.next_rendezvous()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from launcher.rendezvous import member
 from launcher.rendezvous.state import Rules
 from tests.unit.launcher.rendezvous.cluster import Cluster
 
@@ -86,10 +87,10 @@ def test_nodes_that_make_no_bundle_more_are_spare() -> None:
 def test_a_frozen_coordinator_is_a_dead_one_and_does_not_come_back_as_one() -> None:
     made = cluster()
     leader = made.leaders()[0]
-    made.nodes[leader].is_frozen = True
+    made.freeze(leader)
     made.run(5)
     assert len(names(made)) == 2
-    made.nodes[leader].is_frozen = False
+    made.thaw(leader)
     made.run(5)
     assert len(names(made)) == 3
     assert len(made.leaders()) == 1
@@ -170,7 +171,49 @@ def test_a_node_started_again_takes_its_old_place() -> None:
     assert names(made) == order
 
 
+def test_a_job_whose_majority_was_started_again_ends_with_the_reason() -> None:
+    made = cluster()
+    for index in (1, 2):
+        made.kill(index)
+        made.start(index)
+    made.run(8)
+    for node in made.nodes.values():
+        assert node.member.closed is not None
+        assert "2 of the 3 agents of round 1 were started again" in node.member.closed.reason
+
+
 def test_a_round_costs_each_node_a_handful_of_messages() -> None:
     made = cluster(64, num_candidates=1)
     (count,) = made.num_messages.values()
     assert count <= 5 * 64
+
+
+def finish(made: Cluster, index: int) -> None:
+    """The workers of a node end well."""
+    made._act(index, member.finished(made.nodes[index].member))
+    made.run(1)
+
+
+def test_nobody_waits_for_a_node_whose_workers_have_finished() -> None:
+    made = cluster(3)
+    made.run(1)
+    finish(made, 0)
+    made.want(1)
+    made.run(1)
+    assert sorted(names(made)) == ["n1", "n2"]
+    assert made.nodes[0].member.closed is None
+    assert not made.nodes[0].member.over
+    assert made.nodes[0].member.at is not None
+
+
+def test_too_few_nodes_beside_those_that_have_finished_end_the_job_well() -> None:
+    made = cluster(3, min_nodes=2)
+    finish(made, 0)
+    finish(made, 2)
+    made.want(1)
+    made.run(1)
+    for node in made.nodes.values():
+        assert node.member.closed is not None
+        assert node.member.closed.is_success
+        assert "the workers of node n0, n2 have finished" in node.member.closed.reason
+        assert not node.member.must_leave

@@ -3,11 +3,14 @@
 at most one round is complete (every seat alive, connected and in it) at any time
 a round's number is never given twice
 every round builds on the one in force before it: on a quorum of it, or on the fence's word
+a round is in force only when all its seats accepted it, and none against a promise (ledger.py)
 when the faults stop, all nodes are in one round again, if a quorum or the fence is left
 """
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable
 from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
@@ -21,12 +24,27 @@ from hypothesis.stateful import (
 )
 
 from launcher.rendezvous.messages import RoundId
-from launcher.rendezvous.state import Rules
+from launcher.rendezvous.state import Phase, Proposal, Rules, State, Step
 from launcher.rendezvous.votes import grounds_of, has_quorum, last_round
 from tests.unit.launcher.rendezvous.cluster import Cluster
 
 FOREVER_S = 1e9
 NODE = st.integers(0, 4)
+SIDES = st.sampled_from([[0, 1] * 2 + [0], [0, 0, 1, 1, 1], [0, 1, 1, 0, 0]]) | st.lists(
+    st.integers(0, 1), min_size=5, max_size=5
+)
+
+Place = Callable[[State, Proposal], bool]
+PLACES: dict[str, Place] = {
+    "it is claimed": lambda state, made: made.step is not Step.CLAIM,
+    "the store is open": lambda state, made: made.step is Step.ACCEPT,
+    "one has accepted": lambda state, made: len(made.accepted) > 0,
+    "all but one have accepted": lambda state, made: (
+        len(made.accepted) >= max(1, len(made.round.seats) - 1)
+    ),
+}
+"""Where a round on its way is stopped; the places behind it need no proposal."""
+IN_FORCE, ONE_HAS_GONE = "it is in force", "one has gone into it"
 
 
 class Rendezvous(RuleBasedStateMachine):
@@ -83,26 +101,79 @@ class Rendezvous(RuleBasedStateMachine):
                 self.made.deliver(node, is_up)
 
     @rule(
-        order=st.lists(st.tuples(NODE, st.booleans()), min_size=1, max_size=25),
-        sides=st.lists(st.integers(0, 1), min_size=5, max_size=5),
+        asks=NODE,
+        place=st.sampled_from([*PLACES, IN_FORCE, ONE_HAS_GONE]),
+        fault=st.sampled_from(["kill", "freeze", "cut", "deafen", "lose"]),
+        sides=SIDES,
+        seed=st.integers(0, 999),
+        seconds=st.sampled_from([0.0, 6.0]),
     )
-    def a_round_is_cut_half_way(self, order: list[tuple[int, bool]], sides: list[int]) -> None:
-        """All come for the next round, and only some of the messages that make it arrive."""
-        self.a_worker_fails(order[0][0])
-        self.made.flush()
-        self.agents_obey()
-        for index in list(self.made.nodes):
-            self.made.deliver(index, True)
-        self.messages_flow(order)
-        self.the_network_is_cut(sides)
+    def a_round_is_stopped_half_way(
+        self, asks: int, place: str, fault: str, sides: list[int], seed: int, seconds: float
+    ) -> None:
+        """All come for the next round, messages arrive in some order, and then it happens."""
+        made, order = self.made, random.Random(seed)
+        made.flush()
+        self.a_worker_fails(asks)
+        num_commits = len(made.ledger.commits)
+        for _ in range(150):
+            self.agents_obey()
+            leader = self.leader_at(place, num_commits)
+            if leader is not None:
+                self.strike(leader, fault, sides)
+                made.run(seconds)
+                return
+            moving = made.moving()
+            if not moving:
+                made.tick()
+            else:
+                made.deliver(*order.choice(moving))
+
+    def leader_at(self, place: str, num_commits: int) -> int | None:
+        """The coordinator whose round is at this place."""
+        made = self.made
+        for index, node in made.nodes.items():
+            state = node.state
+            if state is None or state.phase is not Phase.ACTIVE:
+                continue
+            if place in PLACES:
+                if state.proposal and PLACES[place](state, state.proposal):
+                    return index
+            elif len(made.ledger.commits) > num_commits and state.in_force:
+                num_in = sum(node.member.at == state.in_force for node in made.nodes.values())
+                if place == IN_FORCE or num_in:
+                    return index
+        return None
+
+    def strike(self, leader: int, fault: str, sides: list[int]) -> None:
+        made = self.made
+        match fault:
+            case "kill":
+                made.kill(leader)
+            case "freeze":
+                made.freeze(leader)
+            case "cut":
+                self.the_network_is_cut(sides)
+            case "deafen":
+                made.deaf |= {(leader, other) for other, side in enumerate(sides) if side}
+            case "lose":
+                for node in made.nodes.values():
+                    if node.link and node.link.is_known:
+                        node.link.up.clear()
+                        node.link.down.clear()
 
     @rule(
-        sides=st.lists(st.integers(0, 1), min_size=5, max_size=5),
+        sides=SIDES,
         seconds=st.sampled_from([1.0, 6.0, 12.0]),
     )
     def two_halves_live_on(self, sides: list[int], seconds: float) -> None:
         self.the_network_is_cut(sides)
         self.made.run(seconds)
+
+    @rule(index=NODE, place=st.integers(0, 99))
+    def an_old_word_comes_again(self, index: int, place: int) -> None:
+        if (node := self.node(index)) is not None and not self.made.nodes[node].is_frozen:
+            self.made.say_again(node, place)
 
     @rule(index=NODE)
     def something_is_lost(self, index: int) -> None:
@@ -125,13 +196,31 @@ class Rendezvous(RuleBasedStateMachine):
         if self.node(index) is None:
             self.made.start(index % self.num_nodes)
 
-    @rule(index=NODE, is_frozen=st.booleans())
-    def a_node_freezes(self, index: int, is_frozen: bool) -> None:
+    @rule(indices=st.sets(NODE, min_size=1, max_size=4), seconds=st.sampled_from([0.0, 6.0]))
+    def agents_are_started_again(self, indices: set[int], seconds: float) -> None:
+        for index in indices:
+            self.a_node_dies(index)
+            self.a_node_starts(index)
+        self.made.run(seconds)
+
+    @rule(index=NODE, is_frozen=st.booleans(), sees_pause=st.booleans())
+    def a_node_freezes(self, index: int, is_frozen: bool, sees_pause: bool) -> None:
         if (node := self.node(index)) is not None:
             if is_frozen:
-                self.made.nodes[node].is_frozen = True
+                self.made.freeze(node)
             else:
-                self.made.thaw(node)
+                self.made.thaw(node, sees_pause)
+
+    @rule(index=NODE, seconds=st.sampled_from([0.4, 2.0, 8.0]))
+    def a_clock_stands_still(self, index: int, seconds: float) -> None:
+        if (node := self.node(index)) is not None:
+            self.made.freeze(node)
+            self.made.run(seconds)
+            self.made.thaw(node, sees_pause=True)
+
+    @rule(one=NODE, other=NODE)
+    def a_link_is_cut_one_way(self, one: int, other: int) -> None:
+        self.made.deaf.add((one, other))
 
     @rule(index=NODE)
     def a_worker_fails(self, index: int) -> None:
@@ -144,13 +233,13 @@ class Rendezvous(RuleBasedStateMachine):
             if node.member.must_leave and not node.member.closed and not node.is_frozen:
                 self.made.want(index)
 
-    @rule(sides=st.lists(st.integers(0, 1), min_size=5, max_size=5))
+    @rule(sides=SIDES)
     def the_network_is_cut(self, sides: list[int]) -> None:
         self.made.side = dict(enumerate(sides))
 
     @rule()
     def the_network_heals(self) -> None:
-        self.made.side = dict.fromkeys(range(5), 0)
+        self.made.heal()
 
     @precondition(lambda self: hasattr(self, "made"))
     @invariant()
@@ -160,7 +249,7 @@ class Rendezvous(RuleBasedStateMachine):
     @precondition(lambda self: hasattr(self, "made"))
     @invariant()
     def rounds_are_one_chain(self) -> None:
-        commits = self.made.commits
+        commits = [round_.id for round_ in self.made.ledger.commits]
         for before, after in zip(commits[self.seen :], commits[self.seen + 1 :], strict=False):
             # A single candidate that was started again has forgotten: then the job ends for all.
             is_lasting = self.made.rules.num_candidates > 1 and not self.is_anew(after, before)
@@ -209,6 +298,7 @@ class Rendezvous(RuleBasedStateMachine):
         if can_go_on:
             assert len(made.current().seats) == self.num_nodes
         assert len(made.complete_rounds()) <= 1
+        self.rounds_are_one_chain()
 
     def can_go_on(self) -> bool:
         members = [node.member for node in self.made.nodes.values()]
@@ -234,7 +324,7 @@ class Rendezvous(RuleBasedStateMachine):
 
 TestModel = Rendezvous.TestCase
 TestModel.settings = settings(
-    max_examples=40,
+    max_examples=50,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),

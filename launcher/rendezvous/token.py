@@ -1,0 +1,49 @@
+"""The run's secret: made by the node that comes first, read by all that share the run folder."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+
+from launcher.errors import NodeError
+from launcher.paths import RunPaths
+
+TOKEN_BYTES = 32
+
+
+def ensure_token(paths: RunPaths) -> str:
+    """The file with the token of this run, which is made where there is none yet.
+
+    It is linked into place whole and only once: of nodes that come at the same time one makes it,
+    and none reads half of it. Its owner alone may read it.
+
+    Returns:
+        Its path, for `--rdzv-conf token_file`.
+
+    Raises:
+        NodeError: the folder cannot be written.
+    """
+    file = paths.token
+    if file.exists():
+        return str(file)
+    beside = file.with_name(f".token.{os.getpid()}-{secrets.token_hex(8)}")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
+            stream.write(secrets.token_hex(TOKEN_BYTES))
+            stream.flush()
+            os.fsync(stream.fileno())
+        with suppress(FileExistsError):
+            os.link(beside, file)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise NodeError(
+            f"cannot write {str(file)!r}: {reason}; give another --run-dir, or set "
+            "BUNDLERUN_TOKEN to the same secret on all nodes and --rdzv-conf token_file="
+        ) from exc
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return str(file)
