@@ -120,7 +120,7 @@ def started(folder: Path, words: Callable[[int], list[str]], count: int) -> Iter
             nodes.kill(index)
 
 
-def leader(port: int, run_id: str = RUN_ID) -> int:
+def leader(port: int, run_id: str = RUN_ID, token: str = RUN_ID) -> int:
     """Index of the node whose coordinator is active."""
     for index in (1, 2, 3):
         with (
@@ -129,7 +129,7 @@ def leader(port: int, run_id: str = RUN_ID) -> int:
             link.makefile("rwb") as file,
         ):
             theirs = json.loads(file.readline())["challenge"]
-            mac = proof(run_id.encode(), run_id, "node", theirs, "n")
+            mac = proof(token.encode(), run_id, "node", theirs, "n")
             file.write(json.dumps({"nonce": "n", "mac": mac}).encode() + b"\n" + encode(Peek()))
             file.flush()
             file.readline()
@@ -335,7 +335,8 @@ def test_bundlerun_goes_on_without_a_worker_and_without_the_first_node(
 
     with started(tmp_path, words, 2) as nodes:
         wait_for_rounds(nodes, {1: 1, 2: 1})
-        lead = leader(port, "bundlerun")
+        token = (tmp_path / "run" / "rendezvous" / "token").read_text()
+        lead = leader(port, "bundlerun", token)
         other = 3 - lead
         first = set(nodes.family(lead))
         check_listeners(nodes, at_least=6)  # two agents that keep endpoints, four ranks
