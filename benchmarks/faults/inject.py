@@ -23,6 +23,8 @@ from typing import Literal
 
 Kind = Literal["die", "freeze", "cut", "raise"]
 AGENT = "agent"
+ANY = "any"
+"""As node and as who: the process that comes by first, and no other."""
 FOLDER_VARIABLE = "BUNDLERUN_FAULTS"
 NODE_VARIABLE = "BUNDLERUN_FAULTS_NODE"
 LINK = "eth0"
@@ -33,7 +35,7 @@ LINK = "eth0"
 class Fault:
     """What strikes whom, where and when.
 
-    who: a local rank as text, or "agent". step: finished steps from which on it may strike.
+    who: a local rank as text, or "agent"; node and who may be "any" together. step: finished steps from which on it may strike.
     """
 
     kind: Kind
@@ -87,7 +89,11 @@ class Folder:
 
     def take(self, place: str, node: str, who: str, step: int) -> Fault | None:
         """The fault that waits here for this process, which is its alone from now on."""
-        name = f"{place.replace(' ', '-')}@{node}.{who}"
+        place = place.replace(" ", "-")
+        own = self._take(f"{place}@{node}.{who}", step)
+        return own or self._take(f"{place}@{ANY}.{ANY}", step)
+
+    def _take(self, name: str, step: int) -> Fault | None:
         armed = self._armed / name
         try:
             values = json.loads(armed.read_text(encoding="utf-8"))

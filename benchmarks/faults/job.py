@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -148,6 +149,14 @@ class Job:
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
 
+    def signal_rank(self, name: str, local_rank: int, number: signal.Signals) -> None:
+        """To the newest process of a rank.
+
+        Raises:
+            ProcessLookupError: it is gone already.
+        """
+        os.kill(self.rank_pid(name, local_rank), number)
+
     def kill_node(self, name: str) -> None:
         """Everything of a node ends at once; the others get no word of it but from its kernel."""
         self.signal_node(name, signal.SIGKILL)
@@ -190,7 +199,7 @@ class Job:
         deadline = time.monotonic() + limit_s
         while not is_so():
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what}: not within {limit_s} s\n{self.text()[-6000:]}")
+                raise AssertionError(f"{what}: not within {limit_s} s\n{self.text()[-3000:]}")
             time.sleep(POLL_S)
 
     def wait_for_step(self, count: int, limit_s: float = 60.0) -> None:
@@ -231,6 +240,7 @@ class Job:
         for agent in self.agents.values():
             codes.append(agent.wait(timeout=max(0.1, deadline - time.monotonic())))
         self.agents.clear()
+        self.tail.look()
         return codes
 
     # --- what must be so behind a run
@@ -245,6 +255,11 @@ class Job:
                     if mark in (folder / "environ").read_bytes().split(b"\0"):
                         found.append(int(folder.name))
         return found
+
+    def forget_memory(self, name: str) -> None:
+        """Removes the snapshots of a node that is down, as a machine that was replaced has none."""
+        for folder in (self.folder / "memory").glob(f"*-{name}"):
+            shutil.rmtree(folder)
 
     def leftovers(self) -> list[str]:
         """What a run that has ended in good order should have removed."""
