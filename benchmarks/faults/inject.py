@@ -35,7 +35,8 @@ LINK = "eth0"
 class Fault:
     """What strikes whom, where and when.
 
-    who: a local rank as text, or "agent"; node and who may be "any" together. step: finished steps from which on it may strike.
+    who: a local rank as text, or "agent"; node and who may be "any" together.
+    step: finished steps from which on it may strike.
     """
 
     kind: Kind
