@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-all lint type format bench venv clean
+.PHONY: help demo test test-unit test-all lint type format bench chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -44,6 +44,9 @@ format: $(READY) ## rewrite the code as ruff wants it
 
 bench: $(READY) ## each claim of the README as a measurement
 	$(RUN) -m benchmarks $(ARGS)
+
+chaos: $(READY) ## 200 faults from a seed into a small run; ARGS="--seed 7 --faults 20"
+	$(RUN) -m benchmarks chaos $(ARGS)
 
 venv: $(READY) ## only set up .venv
 

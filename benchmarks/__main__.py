@@ -24,7 +24,10 @@ NETWORK = (
     "convergence",
 )
 """These make hosts of network namespaces, as root."""
-NAMES = (*ONE_MACHINE, *NETWORK, "summary")
+FAULTS = ("recovery", "chaos", "alarms")
+"""Named only: they take long. What needs a link of its own makes hosts, as root."""
+ALL = (*ONE_MACHINE, *NETWORK, "summary")
+NAMES = (*ALL, *FAULTS)
 
 
 class Benchmark(Protocol):
@@ -42,17 +45,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     # argparse checks an empty list against choices, too; so the names are checked by hand.
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
     parser.add_argument(
-        "--rounds", type=int, default=0, metavar="N", help="repetitions (0: each its own number)"
+        "--rounds",
+        "--repeats",
+        type=int,
+        default=0,
+        metavar="N",
+        help="repetitions (0: each its own number)",
     )
     parser.add_argument(
         "--no-record", action="store_true", help="print only, write nothing to docs/benchmarks"
     )
+    parser.add_argument("--seed", type=int, default=0, help="chaos: which faults")
+    parser.add_argument("--faults", type=int, default=0, metavar="N", help="chaos: how many")
+    parser.add_argument("--minutes", type=float, default=0.0, help="alarms: how long")
     args = parser.parse_args(argv)
-    names = args.names or NAMES
+    names = args.names or ALL
     unknown = [name for name in names if name not in NAMES]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; choose from {', '.join(NAMES)}")
-    options = Options(rounds=args.rounds, keep=not args.no_record)
+    options = Options(
+        rounds=args.rounds,
+        keep=not args.no_record,
+        seed=args.seed,
+        faults=args.faults,
+        minutes=args.minutes,
+    )
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")
         benchmark = cast(Benchmark, module)

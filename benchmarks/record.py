@@ -51,10 +51,16 @@ class Options:
     Args:
         rounds: repetitions; 0: as many as the benchmark thinks right.
         keep: whether to write to docs/benchmarks.
+        seed: of what is drawn.
+        faults: how many; 0: as many as the benchmark thinks right.
+        minutes: how long; 0: as long as the benchmark thinks right.
     """
 
     rounds: int = 0
     keep: bool = True
+    seed: int = 0
+    faults: int = 0
+    minutes: float = 0.0
 
     def rounds_or(self, default: int) -> int:
         """How often to measure."""

@@ -1,0 +1,95 @@
+"""Faults of all kinds, drawn from a seed, into one small run; then everything must be right."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.draw import Bars, draw_bars
+from benchmarks.faults.chaos import Chaos, Recovery, verdict
+from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
+from benchmarks.faults.plan import plan_blows
+from benchmarks.hosts import Wire, open_hosts, why_not
+from benchmarks.record import Options, print_table
+
+CLAIM = (
+    "whatever dies, freezes or is cut off, in any order, no run hangs, differs or leaves a trace"
+)
+SLOTS = (4, 2, 2)
+FAULTS = 200
+WIRE = Wire(mbit_per_s=1000)
+
+
+def run(options: Options) -> None:
+    """Hits a run of three nodes.
+
+    Raises:
+        RuntimeError: something is wrong behind it; with the command that does it again.
+    """
+    count = options.faults or FAULTS
+    without_links = why_not()
+    if without_links:
+        print(f"no links are cut, the nodes are on the loopback: {without_links}", flush=True)
+    blows = plan_blows(options.seed, count, SLOTS, has_links=not without_links)
+    again = f"python -m benchmarks chaos --seed {options.seed} --faults {count}"
+    network = nullcontext() if without_links else open_hosts(len(SLOTS), WIRE)
+    with network as hosts, tempfile.TemporaryDirectory(prefix="bundlerun-chaos-") as folder:
+        nodes = loopback_nodes(SLOTS) if hosts is None else host_nodes(hosts, SLOTS)
+        job = Job(Path(folder), nodes, hosts=hosts)
+        with opened(job):
+            chaos = Chaos(job, say)
+            try:
+                job.wait_for_ranks(sum(SLOTS), 120)
+                begin, first = time.monotonic(), job.tail.look()
+                chaos.run(blows)
+                passed, done = time.monotonic() - begin, job.tail.finished - first
+                wrong = verdict(job)
+            except AssertionError as exc:
+                raise RuntimeError(f"{exc}\nto do it again: {again}") from exc
+    if wrong:
+        raise RuntimeError("\n".join([*wrong, f"to do it again: {again}"]))
+    _report(options, chaos.recoveries, count, passed, done)
+
+
+def say(text: str) -> None:
+    """Tells who looks on."""
+    print(text, flush=True)
+
+
+def _report(
+    options: Options, recoveries: Sequence[Recovery], count: int, passed_s: float, done: int
+) -> None:
+    by_kind: dict[str, list[Recovery]] = {}
+    for one in recoveries:
+        name = one.kinds[0] if len(one.kinds) == 1 else "two at a time"
+        by_kind.setdefault(name, []).append(one)
+    rows = []
+    bars = Bars("s", f"fault to next finished step, {count} faults, seed {options.seed}")
+    for name, ones in sorted(by_kind.items()):
+        times = [one.took_s for one in ones]
+        rows.append(
+            [name, len(ones), statistics.median(times), max(times), sum(one.lost for one in ones)]
+        )
+        bars.add(name, "median", statistics.median(times))
+        bars.add(name, "worst", max(times))
+    print_table(["fault", "times", "median s", "worst s", "steps lost"], rows)
+    stalled = sum(one.took_s for one in recoveries)
+    goodput = max(0.0, 1 - stalled / passed_s)
+    print(f"\n{done} steps in {passed_s:.0f} s; time that was no stall: {100 * goodput:.0f} %")
+    options.record(
+        "chaos",
+        {
+            "seed": options.seed,
+            "faults": count,
+            "steps": done,
+            "seconds": round(passed_s, 1),
+            "goodput": round(goodput, 3),
+            "recoveries": [asdict(one) for one in recoveries],
+        },
+    )
+    draw_bars("chaos", bars, options)

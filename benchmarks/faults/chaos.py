@@ -1,0 +1,179 @@
+"""A run that is hit again and again, with an operator who starts again what is down."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from benchmarks.faults.job import Job, losses, undisturbed
+from benchmarks.faults.plan import Blow
+from launcher.events import read_events
+from launcher.paths import RunPaths
+
+CLOSE = 1e-9
+"""Losses of float64 sums in another order."""
+OPERATOR_S = 1.0
+"""How long it takes until somebody starts an agent again that is down."""
+LIMIT_S = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery:
+    """What became of one blow, or of two at a time.
+
+    took_s: from the last blow to the next finished step; 0: no new round was needed.
+    lost: finished steps done again. whole_s: until all nodes were in again.
+    """
+
+    kinds: tuple[str, ...]
+    took_s: float
+    whole_s: float
+    lost: int
+
+
+@dataclass
+class Chaos:
+    """Hits a job.
+
+    job: all its nodes train. say: is told what happens.
+    """
+
+    job: Job
+    say: Callable[[str], None]
+    recoveries: list[Recovery] = field(default_factory=list)
+
+    def run(self, blows: Sequence[Blow]) -> None:
+        """All blows, and the recoveries from them.
+
+        Raises:
+            AssertionError: the run does not go on.
+        """
+        for index, blow in enumerate(blows):
+            if blow.is_second:
+                continue
+            follow = blows[index + 1 : index + 2]
+            pair = [blow, *(b for b in follow if b.is_second)]
+            self._one(index, pair)
+
+    def _one(self, index: int, pair: Sequence[Blow]) -> None:
+        job = self.job
+        job.wait_for_step(job.tail.look() + pair[0].after_steps, LIMIT_S)
+        resumes = len(job.tail.resumes)
+        names = ", then ".join(f"{b.kind} (n{b.node}.{b.local_rank})" for b in pair)
+        heals: list[tuple[float, Callable[[], None]]] = []
+        at = time.monotonic()
+        for blow in pair:
+            if blow.is_second:
+                self._look_for(blow.apart_s)
+            at = time.monotonic()
+            heal = self._strike(blow)
+            if heal is not None:
+                heals.append((at + blow.lasts_s, heal))
+        self._operate(heals, at + OPERATOR_S)
+        job.wait_for_ranks(sum(node.slots for node in job.nodes), LIMIT_S)
+        whole = time.monotonic()
+        step_at = job.tail.next_finished(at)
+        recovery = Recovery(
+            kinds=tuple(b.kind for b in pair),
+            took_s=0.0 if step_at is None else step_at - at,
+            whole_s=whole - at,
+            lost=job.tail.lost_since(resumes),
+        )
+        self.recoveries.append(recovery)
+        self.say(
+            f"{index}: {names}: next step after {recovery.took_s:.2f} s, all in after "
+            f"{recovery.whole_s:.2f} s, {recovery.lost} lost, step {job.tail.finished}"
+        )
+
+    def _look_for(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.job.tail.look()
+            time.sleep(0.005)
+
+    def _operate(self, heals: list[tuple[float, Callable[[], None]]], restart_at: float) -> None:
+        """Heals what is due, starts what is down, until nothing is left to do."""
+        job, left = self.job, sorted(heals, key=lambda heal: heal[0])
+        while left or time.monotonic() < restart_at:
+            if left and time.monotonic() >= left[0][0]:
+                left.pop(0)[1]()
+            self._look_for(0.02)
+        self._start_the_dead()
+        finished = job.tail.look()
+        # Who was cut off, or told to go by the others, may leave only now.
+        deadline = time.monotonic() + LIMIT_S
+        while job.tail.look() < finished + 2 and time.monotonic() < deadline:
+            self._start_the_dead()
+            self._look_for(0.1)
+
+    def _start_the_dead(self) -> None:
+        self.job.reap()
+        for node in self.job.nodes:
+            if node.name not in self.job.agents:
+                self.job.start(node.name)
+
+    def _strike(self, blow: Blow) -> Callable[[], None] | None:
+        """Does it; what heals it again, if anything does."""
+        job = self.job
+        job.reap()
+        name = job.nodes[blow.node].name
+        if blow.kind == "kill coordinator":
+            name = leader(job)
+        if blow.kind == "kill all":
+            for one in list(job.agents):
+                job.signal_node(one, signal.SIGSTOP)  # so that none sees another one go
+            for one in list(job.agents):
+                job.kill_node(one)
+            return None
+        if name not in job.agents:
+            return None
+        with suppress(ProcessLookupError, IndexError):
+            match blow.kind:
+                case "kill worker":
+                    job.signal_rank(name, blow.local_rank, signal.SIGKILL)
+                case "kill agent":
+                    job.kill_agent(name)
+                case "kill node" | "kill coordinator":
+                    job.kill_node(name)
+                case "freeze worker":
+                    job.signal_rank(name, blow.local_rank, signal.SIGSTOP)
+                case "freeze node":
+                    job.signal_node(name, signal.SIGSTOP)
+                    return lambda: (
+                        job.signal_node(name, signal.SIGCONT) if name in job.agents else None
+                    )
+                case "cut link":
+                    job.link(name, "down")
+                    return lambda: job.link(name, "up")
+        return None
+
+
+def leader(job: Job) -> str:
+    """The node whose coordinator became active last."""
+    rows = read_events(RunPaths(job.run_dir).events)
+    return str([row["node"] for row in rows if row["event"] == "coordinator: active"][-1])
+
+
+def verdict(job: Job) -> list[str]:
+    """Ends the run in good order; all that is wrong behind it."""
+    codes = job.drain(LIMIT_S)
+    wrong = [] if set(codes) == {75} else [f"agents ended with {codes}, not all with 75"]
+    deadline = time.monotonic() + 5
+    while (orphans := job.orphans()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if orphans:
+        wrong.append(f"processes left: {orphans}")
+    if job.leftovers():
+        wrong.append(f"memory left: {job.leftovers()}")
+    wrong += [f"damaged: {text}" for text in job.damage()]
+    found = losses(job.run_dir)
+    if list(found) != list(range(len(found))):
+        wrong.append(f"the history has {len(found)} steps, not each once and in order")
+    expected = losses(undisturbed(job.folder, len(found)))
+    far = [s for s, loss in found.items() if abs(loss - expected[s]) > CLOSE * abs(expected[s])]
+    if far:
+        wrong.append(f"losses differ from step {far[0]} on, in {len(far)} steps")
+    return wrong

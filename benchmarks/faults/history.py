@@ -1,0 +1,87 @@
+"""What a run's history says while it is written, and written anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_TAIL_BYTES = 16384
+"""Some hundred lines: more than come between two looks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resume:
+    """A round began with this state. lost: finished steps that it did again."""
+
+    at: float
+    step: int
+    source: str
+    lost: int
+
+
+class Tail:
+    """Reads new lines of `metrics.jsonl` as they come.
+
+    A resume takes lines out again, so only who has looked in time knows what was finished before.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: set[tuple[float, str, int]] = set()
+        self._version = (-1, -1)
+        self.finished = 0
+        """Steps finished, the most there ever were."""
+        self.times: list[tuple[float, int]] = []
+        """When a step was seen to be finished (monotonic, seconds), and how many were then."""
+        self.resumes: list[Resume] = []
+
+    def look(self) -> int:
+        """Takes in what is new; the number of finished steps."""
+        try:
+            with self._path.open("rb") as file:
+                now = os.fstat(file.fileno())
+                version = (now.st_size, now.st_mtime_ns)
+                if version == self._version:
+                    return self.finished
+                self._version = version
+                file.seek(max(0, now.st_size - _TAIL_BYTES))
+                lines = file.read().split(b"\n")
+        except FileNotFoundError:
+            return self.finished
+        for line in lines:
+            self._take(line)
+        return self.finished
+
+    def _take(self, line: bytes) -> None:
+        try:
+            row: dict[str, Any] = json.loads(line)
+        except ValueError:
+            return  # cut at either end
+        if not isinstance(row, dict) or row.get("kind") not in ("step", "restart"):
+            return
+        key = (row["time"], row["kind"], row["step"])
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        at = time.monotonic()
+        if row["kind"] == "restart":
+            lost = max(0, self.finished - row["step"])
+            self.resumes.append(Resume(at=at, step=row["step"], source=row["source"], lost=lost))
+            return
+        self.times.append((at, row["step"] + 1))
+        self.finished = max(self.finished, row["step"] + 1)
+
+    def lost_since(self, index: int) -> int:
+        """Finished steps that the resumes from that one on did again."""
+        return sum(resume.lost for resume in self.resumes[index:])
+
+    def next_finished(self, since: float) -> float | None:
+        """When the first step was finished behind the next resume after `since`."""
+        resumed = next((r.at for r in self.resumes if r.at > since), None)
+        if resumed is None:
+            return None
+        return next((at for at, _ in self.times if at >= resumed), None)

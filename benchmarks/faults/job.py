@@ -1,0 +1,315 @@
+"""A small run of several nodes on this machine that faults are injected into, and who watches it.
+
+The nodes are network namespaces with a link each, or, without `hosts`, addresses of the loopback.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from benchmarks.faults.history import Tail
+from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
+from benchmarks.hosts import Hosts
+from launcher.checkpoints import find_damage, survey
+from launcher.events import read_events
+from launcher.paths import RunPaths
+
+ROOT = Path(__file__).resolve().parents[2]
+PORT = 29400
+POLL_S = 0.005
+RUN = {
+    "model": f"{ROOT / 'tests' / 'ranks' / 'tiny_model.py'}:build",
+    "cut": "second",
+    "image-size": 8,
+    "augment": "none",
+    "synthetic-samples": 4000,
+    "batch-size": 40,
+    "microbatch-size": 5,
+    "epochs": 1000,
+    "lr": 0.05,
+    "precision": "float64",
+    "seed": 1,
+}
+"""What is trained; in double precision, so that another order of sums hardly shows."""
+JOB = {
+    "shape": "1,1",
+    "sync": "local-master",
+    "share": "equal",
+    "snapshot-steps": 1,
+    "checkpoint-steps": 20,
+    "timeout-s": 60,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeOf:
+    """One node: its name, its address, how many ranks it holds; its host where there are hosts."""
+
+    name: str
+    address: str
+    slots: int
+    host: int = -1
+
+
+def loopback_nodes(slots: Sequence[int]) -> list[NodeOf]:
+    """Nodes that are addresses of this machine's loopback."""
+    return [
+        NodeOf(name=f"n{i}", address=f"127.0.0.{i + 1}", slots=count)
+        for i, count in enumerate(slots)
+    ]
+
+
+def host_nodes(hosts: Hosts, slots: Sequence[int]) -> list[NodeOf]:
+    """Nodes with a network of their own."""
+    return [
+        NodeOf(name=f"n{i}", address=hosts.address(i), slots=count, host=i)
+        for i, count in enumerate(slots)
+    ]
+
+
+def words_of(options: dict[str, object]) -> list[str]:
+    """Options as typed, and the data."""
+    return [*(f"--{name}={value}" for name, value in options.items()), "synthetic"]
+
+
+@dataclass
+class Job:
+    """The agents of a run, started, killed and started again by whoever calls.
+
+    folder: of all that the run leaves. options: beside RUN and JOB, as typed.
+    """
+
+    folder: Path
+    nodes: Sequence[NodeOf]
+    port: int = PORT
+    hosts: Hosts | None = None
+    options: dict[str, object] = field(default_factory=dict)
+    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.run_dir = self.folder / "run"
+        self.faults = Folder(self.folder / "faults")
+        self.tail = Tail(RunPaths(self.run_dir).metrics)
+        self._log = self.folder / "log"
+
+    def start(self, name: str) -> None:
+        """Starts the agent of a node, as its operator would."""
+        node = self._node(name)
+        nodes = f"1:{len(self.nodes)}"
+        ends = ",".join(f"{n.address}:{self.port}" for n in self.nodes)
+        words = [
+            *self._on(node), sys.executable, "-m", "benchmarks.faults.agent", "run",
+            f"--nnodes={nodes}", f"--rdzv-endpoint={ends}", f"--local-addr={node.address}",
+            f"--node-name={name}", "--devices=cpu", f"--slots={node.slots}",
+            "--rdzv-conf=first_wait=60", f"--run-dir={self.run_dir}",
+            f"--snapshot-dir={self.folder / 'memory'}", *words_of({**RUN, **JOB, **self.options}),
+        ]  # fmt: skip
+        environ = os.environ | {
+            FOLDER_VARIABLE: str(self.faults.root),
+            NODE_VARIABLE: name,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        with self._log.open("ab") as log:
+            self.agents[name] = subprocess.Popen(
+                words, stdout=log, stderr=log, env=environ, start_new_session=True
+            )
+
+    def _on(self, node: NodeOf) -> list[str]:
+        if self.hosts is None:
+            return []
+        return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.hosts.namespaces[node.host]}"]
+
+    def _node(self, name: str) -> NodeOf:
+        return next(node for node in self.nodes if node.name == name)
+
+    def text(self) -> str:
+        """What all agents said."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    # --- faults from outside
+
+    def signal_node(self, name: str, number: signal.Signals) -> None:
+        """To an agent and all that it started, as nearly at once as can be."""
+        with suppress(psutil.NoSuchProcess):
+            agent = psutil.Process(self.agents[name].pid)
+            for process in [agent, *agent.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
+
+    def signal_rank(self, name: str, local_rank: int, number: signal.Signals) -> None:
+        """To the newest process of a rank.
+
+        Raises:
+            ProcessLookupError: it is gone already.
+        """
+        os.kill(self.rank_pid(name, local_rank), number)
+
+    def kill_node(self, name: str) -> None:
+        """Everything of a node ends at once; the others get no word of it but from its kernel."""
+        self.signal_node(name, signal.SIGKILL)
+        self.agents.pop(name).wait()
+
+    def kill_agent(self, name: str) -> None:
+        """The agent alone."""
+        agent = self.agents.pop(name)
+        agent.kill()
+        agent.wait()
+
+    def link(self, name: str, state: str) -> None:
+        """Takes the link of a node "down", or "up" again."""
+        subprocess.run([*self._on(self._node(name)), "ip", "link", "set", LINK, state], check=True)
+
+    def rank_pid(self, name: str, local_rank: int) -> int:
+        """The process that is this rank now."""
+        starts = [
+            row["pid"]
+            for row in read_events(RunPaths(self.run_dir).events)
+            if (row["event"], row["node"], row.get("local_rank")) == ("starts", name, local_rank)
+        ]
+        return int(starts[-1])
+
+    def reap(self) -> list[str]:
+        """The names of the nodes whose agent has ended; they are no longer in `agents`."""
+        ended = [name for name, agent in self.agents.items() if agent.poll() is not None]
+        for name in ended:
+            del self.agents[name]
+        return ended
+
+    # --- looking on
+
+    def wait_until(self, is_so: Callable[[], object], what: str, limit_s: float = 60.0) -> None:
+        """Returns once it is so.
+
+        Raises:
+            AssertionError: it is not within the limit; with what the agents said last.
+        """
+        deadline = time.monotonic() + limit_s
+        while not is_so():
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{what}: not within {limit_s} s\n{self.text()[-3000:]}")
+            time.sleep(POLL_S)
+
+    def wait_for_step(self, count: int, limit_s: float = 60.0) -> None:
+        """Until so many steps are finished."""
+        self.wait_until(lambda: self.tail.look() >= count, f"step {count}", limit_s)
+
+    def wait_for_fault(self, fault: Fault, limit_s: float = 60.0) -> float:
+        """The monotonic clock as it struck."""
+
+        def has_struck() -> bool:
+            self.tail.look()
+            return self.faults.struck_at(fault) is not None
+
+        self.wait_until(has_struck, fault.name, limit_s)
+        struck = self.faults.struck_at(fault)
+        assert struck is not None
+        return struck
+
+    def wait_for_ranks(self, count: int, limit_s: float = 60.0) -> None:
+        """Until the newest round has so many ranks, and has finished a step."""
+        events = RunPaths(self.run_dir).events
+
+        def has_all() -> bool:
+            self.tail.look()
+            rounds = [r for r in read_events(events) if r["event"] == "in a round"]
+            newest = max((row["round"] for row in rounds), default=0)
+            names = {row["node"] for row in rounds if row["round"] == newest}
+            return sum(n.slots for n in self.nodes if n.name in names) >= count
+
+        self.wait_until(has_all, f"{count} ranks", limit_s)
+        self.wait_for_step(self.tail.look() + 1, limit_s)
+
+    def drain(self, limit_s: float = 60.0) -> list[int]:
+        """Has the run stop in good order; the agents' exit codes."""
+        next(iter(self.agents.values())).send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + limit_s
+        codes = []
+        for agent in self.agents.values():
+            codes.append(agent.wait(timeout=max(0.1, deadline - time.monotonic())))
+        self.agents.clear()
+        self.tail.look()
+        return codes
+
+    # --- what must be so behind a run
+
+    def orphans(self) -> list[int]:
+        """Processes of this job that are left: by the mark in their environment."""
+        mark = f"{FOLDER_VARIABLE}={self.faults.root}".encode()
+        found = []
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdigit():
+                with suppress(OSError):
+                    if mark in (folder / "environ").read_bytes().split(b"\0"):
+                        found.append(int(folder.name))
+        return found
+
+    def forget_memory(self, name: str) -> None:
+        """Removes the snapshots of a node that is down, as a machine that was replaced has none."""
+        for folder in (self.folder / "memory").glob(f"*-{name}"):
+            shutil.rmtree(folder)
+
+    def leftovers(self) -> list[str]:
+        """What a run that has ended in good order should have removed."""
+        memory = self.folder / "memory"
+        return sorted(path.name for path in memory.iterdir()) if memory.exists() else []
+
+    def damage(self) -> list[str]:
+        """What is wrong with the checkpoints."""
+        surveyed = survey(RunPaths(self.run_dir))
+        found = (find_damage(checkpoint) for checkpoint in surveyed.found)
+        return [*map(str, surveyed.broken), *(text for text in found if text)]
+
+    def end(self) -> None:
+        """Ends what is left, by its mark."""
+        for pid in self.orphans():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for agent in self.agents.values():
+            agent.wait()
+        self.agents.clear()
+
+
+@contextmanager
+def opened(job: Job) -> Iterator[Job]:
+    """Starts all nodes; whatever is left of them ends with the `with`."""
+    try:
+        for node in job.nodes:
+            job.start(node.name)
+        yield job
+    finally:
+        job.end()
+
+
+def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None = None) -> Path:
+    """The run folder of the same training in one process, unsplit, without any fault."""
+    run_dir = folder / "undisturbed"
+    own = {**RUN, "shape": "1", "cut": "", "max-steps": num_steps, "snapshot": "off"}
+    words = words_of({**own, **(options or {}), "run-dir": run_dir})
+    subprocess.run(
+        [sys.executable, "-m", "workers.train", *words],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    return run_dir
+
+
+def losses(run_dir: Path) -> dict[int, float]:
+    """The loss of each step, as the history says it in the end."""
+    rows = map(json.loads, RunPaths(run_dir).metrics.read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if row["kind"] == "step"}

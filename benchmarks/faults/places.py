@@ -1,0 +1,138 @@
+"""The places where a fault may strike: names, and what of the product is wrapped for each.
+
+A place is a moment of one process: just before a function runs ("before"), or just after it has,
+before its caller goes on ("after").
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from benchmarks.faults.inject import Injector
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """A function of the product, and on which side of it the place is.
+
+    owner: a module, or a class as `module:Class`. only: first argument after self that counts.
+    """
+
+    owner: str
+    function: str
+    side: Literal["before", "after"]
+    only: str = ""
+
+
+RANK_PLACES: Mapping[str, Spot] = {
+    # one step
+    "forward": Spot("workers.bundle:Bundle", "_forward", "before"),
+    "backward": Spot("workers.bundle:Bundle", "_backward", "before"),
+    "sync wait": Spot("workers.legs:Chain", "take", "before"),
+    "optimizer": Spot("workers.batchnorm:StatisticsPool", "apply", "after"),  # half of the update
+    "step end": Spot("workers.liveness:Liveness", "finished", "before"),
+    # what outlives a rank
+    "snapshot copy": Spot("workers.snapshot_slot:Slot", "open", "after"),  # blank, not yet written
+    "snapshot seal": Spot("workers.snapshot_slot:Slot", "seal", "before"),
+    "checkpoint write": Spot("workers.checkpoint", "write_tensors", "after"),
+    "checkpoint commit": Spot("workers.checkpoint", "_move", "before"),
+    "checkpoint prune": Spot("workers.checkpoint:Checkpoints", "prune", "before"),
+    # a new start
+    "meeting": Spot("workers.train", "join", "before"),
+    "restore survey": Spot("workers.restore:Restore", "_announce", "before"),
+    "restore send": Spot("workers.restore:Restore", "_send", "before"),
+    "restore receive": Spot("workers.restore:Restore", "_receive", "before"),
+    "restore load": Spot("workers.keeper:Keeper", "_load", "before"),
+    "exit": Spot("workers.train:Run", "train_from", "after"),
+}
+LEG_PLACES = ("collect", "exchange", "distribute")
+"""Each leg as it begins with a bucket, in a thread of its own."""
+AGENT_PLACES: Mapping[str, Spot] = {
+    "rendezvous want": Spot("launcher.rendezvous.node:Node", "want", "after"),
+    "rendezvous host": Spot(
+        "launcher.rendezvous.handler:BundleRendezvousHandler", "_open", "before"
+    ),
+    "rendezvous accept": Spot("launcher.rendezvous.member", "accept", "after"),  # said to nobody
+    "rendezvous enter": Spot(
+        "launcher.rendezvous.handler:BundleRendezvousHandler", "_enter", "before"
+    ),
+    "take-over": Spot("launcher.events:Events", "note", "after", only="coordinator: active"),
+}
+NAMES = (*RANK_PLACES, *LEG_PLACES, *AGENT_PLACES)
+
+
+def wrap_all(injector: Injector) -> None:
+    """Wraps every place in this process; its forks inherit that. Once per process."""
+    for name, spot in {**RANK_PLACES, **AGENT_PLACES}.items():
+        owner = _owner(spot.owner)
+        act = functools.partial(injector.pass_by, name)
+        setattr(owner, spot.function, _wrapped(getattr(owner, spot.function), spot, act))
+    _wrap_legs(injector)
+    _follow_steps(injector)
+
+
+def _owner(where: str) -> Any:
+    module, _, name = where.partition(":")
+    found = importlib.import_module(module)
+    return getattr(found, name) if name else found
+
+
+def _wrapped(function: Callable[..., Any], spot: Spot, act: Callable[[], None]) -> Any:
+    @functools.wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        is_here = not spot.only or spot.only in args[1:2]
+        if is_here and spot.side == "before":
+            act()
+        result = function(*args, **kwargs)
+        if is_here and spot.side == "after":
+            act()
+        return result
+
+    return call
+
+
+class _WatchedAction:
+    """A leg's action; its place comes before each begin."""
+
+    def __init__(self, action: Any, injector: Injector) -> None:
+        self.phase = action.phase
+        self._action = action
+        self._injector = injector
+
+    def begin(self, bucket: object) -> Any:
+        self._injector.pass_by(self.phase)
+        return self._action.begin(bucket)
+
+
+def _wrap_legs(injector: Injector) -> None:
+    legs = importlib.import_module("workers.legs")
+    make = legs.Leg.__init__
+
+    def init(leg: Any, action: Any, *args: Any) -> None:
+        make(leg, _WatchedAction(action, injector), *args)
+
+    legs.Leg.__init__ = init
+
+
+def _follow_steps(injector: Injector) -> None:
+    """Wrapped last, so outermost: the place "step end" is still in the step before."""
+    life = importlib.import_module("workers.liveness").Liveness
+    finished = life.finished
+
+    def follow(self: Any, step: int) -> None:
+        finished(self, step)
+        injector.step = step
+
+    life.finished = follow
+    run = importlib.import_module("workers.train").Run
+    train_from = run.train_from
+
+    def begin(self: Any, progress: Any) -> None:
+        injector.step = progress.step
+        train_from(self, progress)
+
+    run.train_from = begin

@@ -1,0 +1,232 @@
+"""From each kind of fault to the next finished step, beside stock torchrun."""
+
+from __future__ import annotations
+
+import math
+import signal
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.draw import Bars, draw_bars
+from benchmarks.faults.chaos import leader
+from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
+from benchmarks.faults.stock import StockJob
+from benchmarks.hosts import Hosts, Wire, open_hosts, why_not
+from benchmarks.record import Check, Options, print_table
+from launcher.events import read_events
+from launcher.paths import RunPaths
+
+CLAIM = "no fault costs a finished step, and the next one follows within seconds"
+SLOTS = (2, 2, 2)
+REPEATS = 10
+LIMIT_S = 90.0
+NEVER = math.inf
+WIRE = Wire(mbit_per_s=1000)
+PHASES = ("asks for a round", "in a round", "starts", "met", "restored", "first step")
+"""Events of a recovery, in order; each phase ends with the last of its kind."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A fault, the node it hits, and how soon the next step is to be finished, seconds."""
+
+    name: str
+    act: Callable[[Job], None]
+    target_s: float
+    needs_links: bool = False
+    is_join: bool = False
+
+
+def _kill_worker(job: Job) -> None:
+    job.signal_rank("n1", 0, signal.SIGKILL)
+
+
+def _freeze_worker(job: Job) -> None:
+    job.signal_rank("n1", 0, signal.SIGSTOP)
+
+
+def _kill_store(job: Job) -> None:
+    job.kill_node("n0" if isinstance(job, StockJob) else leader(job))
+
+
+def _kill_all(job: Job) -> None:
+    for name in list(job.agents):
+        job.signal_node(name, signal.SIGSTOP)
+    for name in list(job.agents):
+        job.kill_node(name)
+    for node in job.nodes:
+        job.start(node.name)
+
+
+CASES = (
+    Case("kill a worker", _kill_worker, 1.5),
+    Case("kill a node", lambda job: job.kill_node("n1"), 3),
+    Case("freeze a worker", _freeze_worker, 5),
+    Case("freeze a node", lambda job: job.signal_node("n1", signal.SIGSTOP), 5),
+    Case("cut a link", lambda job: job.link("n1", "down"), 5, needs_links=True),
+    Case("kill the store's node", _kill_store, 4),
+    Case("kill an agent", lambda job: job.kill_agent("n1"), 3),
+    Case("a node joins", lambda job: job.start("n1"), 2, is_join=True),
+    Case("kill all, start again", _kill_all, NEVER),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """One fault. took_s: to the next finished step; phases: when each ended, seconds after it."""
+
+    took_s: float
+    lost: int
+    phases: dict[str, float]
+
+
+def run(options: Options) -> None:
+    """Ours and stock in turn, fault by fault; each time with all nodes again before."""
+    without_links = why_not()
+    if without_links:
+        print(f"no link is cut, the nodes are on the loopback: {without_links}", flush=True)
+    cases = [case for case in CASES if not (case.needs_links and without_links)]
+    repeats = options.rounds_or(REPEATS)
+    found: dict[str, dict[str, list[Result]]] = {}
+    network = nullcontext() if without_links else open_hosts(len(SLOTS), WIRE)
+    with network as hosts:
+        for case in cases:
+            mine = found.setdefault(case.name, {})
+            mine["bundlerun"] = _repeat(Job, case, repeats, hosts)
+            # A stock job that has not come back once is not asked nine times more.
+            mine["torchrun"] = _repeat(StockJob, case, repeats, hosts)
+            for who, results in mine.items():
+                print(f"{case.name}, {who}: {_times(results)}", flush=True)
+    _report(options, cases, found, repeats)
+
+
+def _repeat(kind: type[Job], case: Case, repeats: int, hosts: Hosts | None) -> list[Result]:
+    """The same fault again and again in one run; ends where the run does not go on."""
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory(prefix="bundlerun-recovery-") as folder:
+        nodes = loopback_nodes(SLOTS) if hosts is None else host_nodes(hosts, SLOTS)
+        job = kind(Path(folder), nodes, hosts=hosts)
+        with opened(job):
+            job.wait_for_step(10, 120)
+            for _ in range(repeats):
+                result = _measure(job, case)
+                results.append(result)
+                if result.took_s == NEVER or not _is_whole_again(job):
+                    break
+    return results
+
+
+def _measure(job: Job, case: Case) -> Result:
+    if case.is_join:
+        job.kill_node("n1")
+        before = time.monotonic()
+        _wait(job, lambda: job.tail.next_finished(before))
+    job.wait_for_step(job.tail.look() + 5, LIMIT_S)
+    resumes = len(job.tail.resumes)
+    at = time.monotonic()
+    case.act(job)
+    step_at = _wait(job, lambda: job.tail.next_finished(at))
+    phases = _phases(job, at, step_at) if step_at else {}
+    took_s = NEVER if step_at is None else step_at - at
+    if case.is_join and step_at is not None:
+        # What the others notice of it: the longest time without a finished step.
+        took_s = max(b - a for (a, _), (b, _) in pairwise(job.tail.times) if a >= at - 1)
+    return Result(took_s=took_s, lost=job.tail.lost_since(resumes), phases=phases)
+
+
+def _wait(job: Job, found: Callable[[], float | None]) -> float | None:
+    deadline = time.monotonic() + LIMIT_S
+    while time.monotonic() < deadline:
+        job.tail.look()
+        at = found()
+        if at is not None:
+            return at
+        time.sleep(0.005)
+    return None
+
+
+def _is_whole_again(job: Job) -> bool:
+    """Heals what was done; whether all nodes then train together."""
+    for node in job.nodes:
+        if job.hosts is not None:
+            job.link(node.name, "up")
+        if node.name in job.agents:
+            job.signal_node(node.name, signal.SIGCONT)
+    job.reap()
+    since = time.monotonic()
+    is_started = False
+    for node in job.nodes:
+        if node.name not in job.agents:
+            job.start(node.name)
+            is_started = True
+    if is_started and _wait(job, lambda: job.tail.next_finished(since)) is None:
+        return False
+    if not isinstance(job, StockJob):
+        job.wait_for_ranks(sum(SLOTS), LIMIT_S)
+    return True
+
+
+def _phases(job: Job, at: float, step_at: float) -> dict[str, float]:
+    """Seconds after the fault at which each phase was over for the last who took part."""
+    rows: list[dict[str, Any]] = read_events(RunPaths(job.run_dir).events)
+    inside = [row for row in rows if at <= row["t_s"] <= step_at]
+    ends = {name: [r["t_s"] - at for r in inside if r["event"] == name] for name in PHASES}
+    return {name: round(max(times), 3) for name, times in ends.items() if times}
+
+
+def _times(results: list[Result]) -> str:
+    return ", ".join("never" if r.took_s == NEVER else f"{r.took_s:.2f}" for r in results)
+
+
+def _report(
+    options: Options, cases: list[Case], found: dict[str, dict[str, list[Result]]], repeats: int
+) -> None:
+    rows, checks = [], []
+    bars = Bars("s", f"fault to next finished step, median of {repeats}; {LIMIT_S:g} s is never")
+    recorded: dict[str, object] = {"repeats": repeats, "limit_s": LIMIT_S}
+    for case in cases:
+        row: list[object] = [case.name]
+        for who, results in found[case.name].items():
+            times = [r.took_s for r in results]
+            lost = max(r.lost for r in results)
+            row += [_shown(statistics.median(times)), _shown(max(times)), lost]
+            bars.add(case.name, who, min(LIMIT_S, statistics.median(times)))
+            recorded[f"{case.name}, {who}"] = {
+                "seconds": [None if t == NEVER else round(t, 3) for t in times],
+                "lost": [r.lost for r in results],
+                "phases": [r.phases for r in results],
+            }
+        ours = found[case.name]["bundlerun"]
+        rows.append(row)
+        if case.target_s < NEVER:
+            median = statistics.median(r.took_s for r in ours)
+            checks.append(
+                Check(f"{case.name}: seconds, at most", min(LIMIT_S, median), case.target_s)
+            )
+            checks.append(Check(f"{case.name}: steps lost, at most", max(r.lost for r in ours), 0))
+    print_table(["fault", "ours s", "worst", "lost", "stock s", "worst", "lost"], rows)
+    phase_rows = []
+    for case in cases:
+        whole = [r.phases for r in found[case.name]["bundlerun"] if r.phases]
+        medians = [
+            statistics.median(p[name] for p in whole if name in p)
+            if any(name in p for p in whole)
+            else "-"
+            for name in PHASES
+        ]
+        phase_rows.append([case.name, *medians])
+    print("\nours, seconds after the fault at which each phase was over, median:\n")
+    print_table(["fault", *PHASES], phase_rows)
+    options.record("recovery", recorded, checks)
+    draw_bars("recovery", bars, options)
+
+
+def _shown(seconds: float) -> object:
+    return "never" if seconds == NEVER else seconds

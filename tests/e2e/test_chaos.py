@@ -1,0 +1,40 @@
+"""A few faults of the chaos run: on the loopback everywhere, with links of their own as root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.chaos import Chaos, verdict
+from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
+from benchmarks.faults.plan import plan_blows
+from benchmarks.hosts import Wire, open_hosts, why_not
+from tests.e2e.test_runs import free_port
+
+SLOTS = (2, 2)
+COUNT = 5
+SEED = 3
+
+
+def survive(job: Job, *, has_links: bool) -> None:
+    """Hits a job with a few blows; afterwards everything is right."""
+    with opened(job):
+        job.wait_for_ranks(sum(SLOTS), 120)
+        chaos = Chaos(job, print)
+        chaos.run(plan_blows(SEED, COUNT, SLOTS, has_links=has_links))
+        assert chaos.recoveries
+        assert verdict(job) == []
+
+
+def test_a_run_on_the_loopback_survives_what_comes(tmp_path: Path) -> None:
+    survive(Job(tmp_path, loopback_nodes(SLOTS), port=free_port()), has_links=False)
+
+
+@pytest.mark.netns
+def test_a_run_of_nodes_with_links_survives_what_comes(tmp_path: Path) -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with open_hosts(len(SLOTS), Wire(mbit_per_s=1000)) as hosts:
+        survive(Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts), has_links=True)
