@@ -43,6 +43,8 @@ class Progress:
     samples_seen: int
     metrics: Mapping[str, float] = field(default_factory=dict)
     """Validation metrics, the deciding one first; empty in the middle of an epoch."""
+    seed: int | None = None
+    """What the order of samples is drawn from; None: not known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +157,7 @@ def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
             step_in_epoch=body["step_in_epoch"],
             samples_seen=body["samples_seen"],
             metrics={name: float(value) for name, value in body["metrics"].items()},
+            seed=body["config"].get("seed"),
         ),
         parts=tuple(
             Part(file=file, names=tuple(names[file]), **what)

@@ -227,13 +227,18 @@ def _check_parts(folder: Path, parts: Sequence[Part]) -> None:
 
 
 def _move(folder: Path, final: Path) -> None:
-    """Puts `folder` under its final name, in place of what may be there."""
+    """Puts `folder` under its final name, in place of what may be there; or leaves that."""
     old = final.with_name(f"{final.name}.old")
     if final.exists():
         if old.exists():
             shutil.rmtree(old)
         final.replace(old)
-    folder.replace(final)
+    try:
+        folder.replace(final)
+    except OSError:
+        if old.exists():
+            old.replace(final)
+        raise
     _sync_folder(final.parent)
     shutil.rmtree(old, ignore_errors=True)
 

@@ -58,16 +58,26 @@ class Feed:
         in_epoch = min(step_in_epoch * self._config.batch_size, self._info.num_train)
         return epoch * self._info.num_train + in_epoch
 
-    def check_resumable(self, progress: Progress) -> None:
+    def check_resumable(self, progress: Progress, source: str = "checkpoint") -> None:
         """Raises ConfigError where `progress` counts in other steps than this run does.
 
-        With another batch size, or other data, some samples would be used twice and some never.
+        With another batch size, seed, or other data, some samples would be used twice and some
+        never.
+
+        Args:
+            source: what it is from, in one word.
         """
+        if progress.seed not in (None, self._config.seed):
+            raise ConfigError(
+                f"the {source} of step {progress.step} was taken with --seed {progress.seed}, this "
+                f"run has --seed {self._config.seed}, which would use some samples twice; resume "
+                f"with --seed {progress.seed}, or start anew in another --run-dir"
+            )
         step = progress.epoch * self.steps_per_epoch + progress.step_in_epoch
         samples = self.samples_after(progress.epoch, progress.step_in_epoch)
         if (step, samples) != (progress.step, progress.samples_seen):
             raise ConfigError(
-                f"the checkpoint of step {progress.step} was taken after {progress.samples_seen} "
+                f"the {source} of step {progress.step} was taken after {progress.samples_seen} "
                 f"samples; with --batch-size {self._config.batch_size} and {self.num_train} "
                 f"training samples it would be step {step} after {samples}; resume with the batch "
                 "size and the data of before, or start anew in another --run-dir"

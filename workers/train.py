@@ -125,7 +125,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         keeper = Keeper(config, session, trainer, restore)
         resumed = keeper.resume()
         if resumed is not None:
-            feed.check_resumable(resumed.progress)
+            feed.check_resumable(resumed.progress, resumed.source)
         snapshots = None
         if restore is not None:
             snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
@@ -334,6 +334,7 @@ class Run:
             step_in_epoch=in_epoch,
             samples_seen=self._feed.samples_after(epoch, in_epoch),
             metrics=metrics,
+            seed=self._config.seed,
         )
 
     def _end_epoch(self, epoch: int) -> None:

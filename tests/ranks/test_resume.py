@@ -106,6 +106,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         (STOP_AT, {"batch_size": 12}),
         (NUM_STEPS, {"batch_size": 12}),
         (NUM_STEPS, {"synthetic_samples": 90}),
+        (STOP_AT, {"seed": 77}),
     ],
     ids=str,
 )
@@ -119,7 +120,8 @@ def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
     found = outcomes((2,), trains(replace(config, max_steps=99, **change)), tmp_path, 60)
     assert sorted(found) == [0, 1]
     for text in found.values():
-        assert f"ConfigError: the checkpoint of step {stop_at} was taken after" in text
+        assert f"ConfigError: the checkpoint of step {stop_at} was taken " in text
+        assert "seed" not in change or "resume with --seed" in text
     assert [c.step for c in survey(RunPaths(tmp_path / "run")).found] == [stop_at]
 
 

@@ -1,13 +1,15 @@
 """Checkpoints through kills at every operation, stragglers and full disks."""
 
 import errno
+import io
 import os
 import shutil
 import signal
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,26 +34,65 @@ def checkpoints(paths: RunPaths) -> Checkpoints:
 # --- crashes ------------------------------------------------------------------------------------
 
 
+ALLOCATING = ("replace", "fsync", "mkdir")
+CHANGING = (*ALLOCATING, "unlink", "rmdir")
+
+
+class WatchedFile(io.FileIO):
+    """A file each of whose writes is an operation of its own; one that fails is half done."""
+
+    def __init__(self, path: Path, happens: Callable[[], None]) -> None:
+        super().__init__(path, "w")
+        self._happens = happens
+
+    def write(self, data: Any, /) -> int:
+        half = len(data) // 2
+        done = super().write(data[:half])
+        self._happens()
+        return done + super().write(data[half:])
+
+
 @contextmanager
-def killed_at(call: int) -> Iterator[list[str]]:
-    """SIGKILL on the `call`-th operation that changes the disk, before it is done."""
-    made: list[str] = []
+def trouble_at(
+    call: int, names: Sequence[str], fail: Callable[[], None], *, stays: bool = False
+) -> Iterator[list[int]]:
+    """`fail` on the `call`-th operation of these and of writes, before it is done.
+
+    Args:
+        stays: on each later one too.
+    """
+    made = [0]
+    real_open = Path.open
+
+    def happens() -> None:
+        made[0] += 1
+        if made[0] == call or (stays and made[0] > call):
+            fail()
 
     def wrap(name: str) -> Callable[..., object]:
         real = getattr(os, name)
 
         def wrapped(*args: object, **kwargs: object) -> object:
-            made.append(name)
-            if len(made) == call:
-                os.kill(os.getpid(), signal.SIGKILL)
+            happens()
             return real(*args, **kwargs)
 
         return wrapped
 
+    def watched_open(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        if not mode.startswith("w"):
+            return real_open(path, mode, *args, **kwargs)
+        file = WatchedFile(path, happens)
+        return file if "b" in mode else io.TextIOWrapper(file, "utf-8", write_through=True)  # type: ignore[arg-type]
+
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("replace", "fsync", "mkdir", "unlink", "rmdir"):
+        for name in names:
             patch.setattr(os, name, wrap(name))
+        patch.setattr(Path, "open", watched_open)
         yield made
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def run_and_die(action: Callable[[], object], call: int) -> bool:
@@ -59,7 +100,7 @@ def run_and_die(action: Callable[[], object], call: int) -> bool:
     child = os.fork()
     if child == 0:
         try:
-            with killed_at(call):
+            with trouble_at(call, CHANGING, die):
                 action()
             os._exit(0)
         except BaseException:
@@ -100,7 +141,7 @@ def test_a_kill_at_any_operation_leaves_a_good_checkpoint(paths: RunPaths, step:
         if not killed:
             break
         call += 1
-    assert call > 8
+    assert call > 15
     assert seen == {2, step}
 
 
@@ -179,6 +220,46 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(
     assert newest_step(checkpoints) == 1
     write(checkpoints, 3)
     assert newest_step(checkpoints) == 3
+
+
+def no_space() -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("stays", [False, True], ids=["for a moment", "for good"])
+@pytest.mark.parametrize("step", [2, 3], ids=["over one of the same step", "a new step"])
+def test_a_disk_that_fills_at_any_write_loses_nothing(
+    paths: RunPaths, step: int, stays: bool
+) -> None:
+    template = paths.root.with_name("template")
+    before = Checkpoints(RunPaths(template), keep=2)
+    write(before, 1)
+    write(before, 2)
+    call = 1
+    while True:
+        shutil.rmtree(paths.root, ignore_errors=True)
+        shutil.copytree(template, paths.root)
+        checkpoints = Checkpoints(paths, keep=1)
+        failed = False
+        with trouble_at(call, ALLOCATING, no_space, stays=stays) as made:
+            try:
+                write_and_prune(checkpoints, step)
+            except CheckpointError as exc:
+                failed = "No space left on device" in str(exc)
+                checkpoints.abandon(step)
+
+        # Where names can be changed again, nobody has to start anew first to find the older one.
+        good = {2, step} if failed else {step}
+        assert stays or newest_step(checkpoints) in good, call
+        assert not list(paths.checkpoints.glob("*.tmp-0"))
+        after = Checkpoints(paths, keep=1, token="next")
+        after.sweep()
+        assert newest_step(after) in good, call
+        assert len(after.candidates()) == len(list(paths.checkpoints.iterdir()))
+        if made[0] < call:
+            break
+        call += 1
+    assert call > 10
 
 
 def test_a_file_that_may_not_grow_is_a_full_disk(checkpoints: Checkpoints, paths: RunPaths) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,28 @@ def test_every_byte_that_counts_is_checked(tmp_path: Path) -> None:
         damaged[place] ^= 16
         path.write_bytes(damaged)
         assert read_piece(path) is None, place
+
+
+def test_a_thousand_damages_are_never_taken_for_good(tmp_path: Path) -> None:
+    path = tmp_path / "p"
+    written(path)
+    content = path.read_bytes()
+    choices = random.Random(0)
+    num_noticed = 0
+    for number in range(1000):
+        damaged = bytearray(content)
+        place = choices.randrange(len(content))
+        if number % 4 == 0:
+            del damaged[place:]
+        else:
+            damaged[place] ^= choices.choice([255, 1 << choices.randrange(8)])
+        path.write_bytes(damaged)
+        found = read_piece(path)
+        num_noticed += found is None
+        if found is not None:  # it was in the padding
+            assert found.label == LABEL
+            assert all(torch.equal(found.tensor(name), TENSORS[name]) for name in TENSORS)
+    assert num_noticed > 400
 
 
 def test_a_truncated_file_has_nothing(tmp_path: Path) -> None:

@@ -1,0 +1,276 @@
+"""A cluster whose ranks take snapshots and restore them, one small action at a time, as plain data.
+
+What is chosen and who sends what is the real `workers.restore_plan`; the order in which a rank
+copies, seals, agrees, sends its last bucket and finishes is that of `workers.snapshot`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from launcher.checkpoints import Progress
+from launcher.topology import Topology
+from workers.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
+from workers.snapshot_piece import Label, Spec, split_by_bytes
+
+NAMES = [f"model.{number}" for number in range(6)]
+SPEC = Spec("float32", (2,))
+Content = tuple[int, str]
+"""What a tensor's bytes are: those of a step as a round computed it."""
+
+
+@dataclass(slots=True)
+class File:
+    """A slot: `piece` is None while it is not sealed."""
+
+    piece: Piece | None
+    content: dict[str, Content]
+
+
+@dataclass(slots=True)
+class Machine:
+    """A node, by name; its memory outlives its ranks, not itself."""
+
+    files: dict[str, File] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Rank:
+    """One rank of the round that runs."""
+
+    step: int
+    num_saved: int = 0
+    begun: int = -1
+    """The newest step whose copy has begun, then that which is sealed."""
+    sealed: int = -1
+    sent: int = -1
+    """The newest step whose last bucket has left."""
+    is_alive: bool = True
+
+
+def names_of(num_stages: int, stage: int) -> list[str]:
+    """The names of a stage, cut evenly."""
+    return NAMES[stage * 6 // num_stages : (stage + 1) * 6 // num_stages]
+
+
+class Cluster:
+    """Nodes, the round that runs on some of them, and what is known to have been finished."""
+
+    def __init__(self) -> None:
+        self.machines: dict[str, Machine] = {}
+        self.members: list[str] = []
+        self.topology: Topology | None = None
+        self.ranks: list[Rank] = []
+        self.num_rounds = 0
+        self.token = ""
+        self.first_step = 0
+        self.restored: Content | None = None
+        self.floor = 0
+        """A step that must not be lost while `last_holders` leave one node of each stage."""
+        self.last_holders: list[set[str]] = []
+
+    # --- what a mutation changes
+
+    def may_send_last(self, rank: int) -> bool:
+        """I8: all of the bundle have sealed the step that this rank has finished."""
+        assert self.topology is not None
+        bundle = self.topology.bundles[self.topology.places[rank].bundle]
+        step = self.ranks[rank].step
+        return step == self.first_step or all(self.ranks[r].sealed >= step for r in bundle)
+
+    def slot_of(self, num_saved: int) -> str:
+        """I7: into the older one."""
+        return "ab"[num_saved % 2]
+
+    def inventory(self, members: Sequence[str]) -> Inventory:
+        """What each node says that it has."""
+        return [
+            [file.piece for file in self.machines[name].files.values() if file.piece is not None]
+            for name in members
+        ]
+
+    # --- a step, in parts
+
+    def act(self, rank: int) -> bool:
+        """The next thing that this rank can do; False where it has to wait for others."""
+        assert self.topology is not None
+        me = self.ranks[rank]
+        if not me.is_alive:
+            return False
+        if me.step > self.first_step and me.begun < me.step:
+            self._begin_copy(rank)
+        elif me.step > self.first_step and me.sealed < me.step:
+            self._seal(rank)
+        elif me.sent <= me.step and self.may_send_last(rank):
+            me.sent = me.step + 1
+        elif me.sent == me.step + 1 and self._sums_are_back(rank):
+            me.step += 1
+            self.floor = max(self.floor, me.step - 1)
+        else:
+            return False
+        return True
+
+    def act_early(self, rank: int) -> bool:
+        """The same, but what the main thread does goes before what the copying thread does."""
+        me = self.ranks[rank]
+        if me.is_alive and me.sent <= me.step and self.may_send_last(rank):
+            me.sent = me.step + 1
+            return True
+        if me.is_alive and me.sent == me.step + 1 and self._sums_are_back(rank):
+            me.step += 1
+            self.floor = max(self.floor, me.step - 1)
+            return True
+        return self.act(rank)
+
+    def _sums_are_back(self, rank: int) -> bool:
+        assert self.topology is not None
+        stage = self.topology.places[rank].stage
+        return all(
+            self.ranks[place.rank].sent > self.ranks[rank].step
+            for place in self.topology.places
+            if not place.is_spare and place.stage == stage
+        )
+
+    def _begin_copy(self, rank: int) -> None:
+        assert self.topology is not None
+        me, place = self.ranks[rank], self.topology.places[rank]
+        me.begun = me.step
+        me.num_saved += 1
+        if place.local_rank == 0:
+            self._forget(self.members[place.node], me.num_saved)
+        mine = self._share(rank)
+        file = self._files(rank).setdefault(self._path(rank), File(None, {}))
+        file.piece = None
+        for name in mine[: len(mine) // 2]:  # the rest still has the bytes of before
+            file.content[name] = (me.step, self.token)
+
+    def _seal(self, rank: int) -> None:
+        me = self.ranks[rank]
+        me.sealed = me.begun
+        mine = self._share(rank)
+        file = self._files(rank)[self._path(rank)]
+        file.content = dict.fromkeys(mine, (me.begun, self.token))
+        file.piece = Piece(self._label(rank), dict.fromkeys(mine, SPEC))
+
+    def _forget(self, name: str, num_saved: int) -> None:
+        if num_saved > 2:
+            return
+        files = self.machines[name].files
+        for path, file in list(files.items()):
+            if path.startswith(f"{self.token}."):
+                continue
+            label = None if file.piece is None else file.piece.label
+            if num_saved == 1 and label and (label.step, label.token) == self.restored:
+                continue
+            del files[path]
+
+    def _files(self, rank: int) -> dict[str, File]:
+        assert self.topology is not None
+        return self.machines[self.members[self.topology.places[rank].node]].files
+
+    def _path(self, rank: int) -> str:
+        return f"{self.token}.{rank}-{self.slot_of(self.ranks[rank].num_saved)}"
+
+    def _share(self, rank: int) -> list[str]:
+        assert self.topology is not None
+        place = self.topology.places[rank]
+        mates = self.topology.collect_ranks(place.stage, place.node)
+        names = names_of(self.topology.num_stages, place.stage)
+        return split_by_bytes(dict.fromkeys(names, 8), len(mates))[mates.index(rank)]
+
+    def _label(self, rank: int) -> Label:
+        assert self.topology is not None
+        step, stage = self.ranks[rank].begun, self.topology.places[rank].stage
+        return Label(
+            step=step,
+            token=self.token,
+            stage=stage,
+            num_stages=self.topology.num_stages,
+            num_names=len(names_of(self.topology.num_stages, stage)),
+            progress=Progress(step=step, epoch=0, step_in_epoch=step, samples_seen=step),
+        )
+
+    # --- failures
+
+    def kill_rank(self, rank: int) -> None:
+        """Its memory stays."""
+        self.ranks[rank].is_alive = False
+
+    def lose(self, name: str) -> None:
+        """A node with all its memory, and its ranks."""
+        del self.machines[name]
+        for rank, me in enumerate(self.ranks):
+            assert self.topology is not None
+            if self.members[self.topology.places[rank].node] == name:
+                me.is_alive = False
+
+    # --- the next round
+
+    def restart(self, members: Sequence[str], shape: tuple[int, ...], killed_at: int) -> bool:
+        """Restores on other nodes and in another shape; False where it was killed meanwhile.
+
+        Args:
+            killed_at: number of the transfer in which all ranks are killed.
+        """
+        self.ranks, self.topology = [], None
+        self.num_rounds += 1
+        token = f"round{self.num_rounds}"
+        topology = Topology(shape, (4,) * len(members))
+        needs = [names_of(len(shape), stage) for stage in range(len(shape))]
+        inventory = self.inventory(members)
+        plan = plan_restore(inventory, -1, topology, needs)
+        state = newest_state(inventory)
+        must_have = all(held & set(members) for held in self.last_holders)
+        if must_have and self.floor > 0:
+            assert state is not None, f"step {self.floor} is lost"
+            assert state.step >= self.floor, f"step {self.floor} is lost"
+        if plan is not None and not self._transfer(plan, members, token, killed_at):
+            return False
+        self._begin(plan, members, topology, token)
+        return True
+
+    def _transfer(
+        self, plan: RestorePlan, members: Sequence[str], token: str, killed_at: int
+    ) -> bool:
+        wanted = (plan.state.step, plan.state.token)
+        for number, transfer in enumerate(plan.transfers):
+            files = self.machines[members[transfer.target]].files
+            file = File(None, {})
+            files[f"{plan.state.token}.received{number}-{token}"] = file
+            if number == killed_at:
+                return False
+            held = self._held(members[transfer.source], wanted)
+            file.content = {name: held[name] for name in transfer.names}
+            label = plan.state.labels[transfer.stage]
+            file.piece = Piece(label, dict.fromkeys(transfer.names, SPEC))
+        return True
+
+    def _held(self, name: str, wanted: Content) -> dict[str, Content]:
+        """What a node has under the label of a state."""
+        held: dict[str, Content] = {}
+        for file in self.machines[name].files.values():
+            label = None if file.piece is None else file.piece.label
+            if label is not None and (label.step, label.token) == wanted:
+                held |= file.content
+        return held
+
+    def _begin(
+        self, plan: RestorePlan | None, members: Sequence[str], topology: Topology, token: str
+    ) -> None:
+        self.restored = None if plan is None else (plan.state.step, plan.state.token)
+        self.first_step = 0 if plan is None else plan.state.step
+        loaded: set[Content] = set()
+        holders: list[set[str]] = [set() for _ in range(topology.num_stages)]
+        for place in topology.places:
+            if place.is_spare:
+                continue
+            holders[place.stage].add(members[place.node])
+            if self.restored is not None:
+                held = self._held(members[place.node], self.restored)
+                loaded |= {held[name] for name in names_of(topology.num_stages, place.stage)}
+        assert len(loaded) == (self.restored is not None), "a mixed state"
+        assert {step for step, _ in loaded} <= {self.first_step}, "a mixed state"
+        self.members, self.topology, self.token = list(members), topology, token
+        self.ranks = [Rank(self.first_step) for _ in topology.places]
+        self.last_holders, self.floor = holders, self.first_step
