@@ -28,6 +28,11 @@ class RunPaths:
         return self.root / "metrics.jsonl"
 
     @property
+    def held_metrics(self) -> Path:
+        """The line of the history that a failure may still undo, JSON."""
+        return self.root / "metrics-held.json"
+
+    @property
     def summary(self) -> Path:
         """What the last finished run came to, JSON."""
         return self.root / "summary.json"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
@@ -46,10 +47,12 @@ class MetricsWriter:
         self._path = paths.metrics
         self._clock = clock
         self._warned = False
+        self._held: tuple[bytes, Kind, Mapping[str, object]] | None = None
         self._events = _summary_writer(paths) if tensorboard else None
         try:
             paths.root.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("ab", buffering=0)
+            self._beside = os.open(paths.held_metrics, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self._torn = _ends_torn(paths)
         except OSError as exc:
             raise ConfigError(
@@ -65,15 +68,42 @@ class MetricsWriter:
             values: numbers, texts, scalar tensors, and mappings or lists of them. Where there is a
                 `step`, the numbers become TensorBoard scalars named `kind/name`.
         """
-        line = {"time": self._clock(), "kind": kind} | {n: plain(v) for n, v in values.items()}
+        self._put(self._line(kind, values), kind, values)
+
+    def hold(self, kind: Kind, **values: object) -> None:
+        """Keeps one line back until `release`: a failure may still undo what it is about.
+
+        It is in a file beside, where the next start finds it, should that be about nothing undone.
+        """
+        line = self._line(kind, values)
+        self._held = (line, kind, values)
         try:
-            self._append((json.dumps(line, allow_nan=False) + "\n").encode())
+            os.pwrite(self._beside, line, 0)
+            os.ftruncate(self._beside, len(line))
+        except OSError as exc:
+            self._warn_once(exc)
+
+    def release(self) -> None:
+        """Appends the line that is kept back, if one is."""
+        if self._held is not None:
+            self._put(*self._held)
+            self._held = None
+
+    def _line(self, kind: Kind, values: Mapping[str, object]) -> bytes:
+        line = {"time": self._clock(), "kind": kind} | {n: plain(v) for n, v in values.items()}
+        return (json.dumps(line, allow_nan=False) + "\n").encode()
+
+    def _put(self, line: bytes, kind: Kind, values: Mapping[str, object]) -> None:
+        try:
+            self._append(line)
             self._write_events(kind, values)
         except OSError as exc:
             self._warn_once(exc)
 
     def forget(self, step: int, *, with_ends: bool) -> None:
         """Takes out what the history says of steps that are to be done again.
+
+        A line that was kept back, and is about the last step that stays, comes in.
 
         Args:
             step: finished steps that stay so.
@@ -84,6 +114,10 @@ class MetricsWriter:
                 cut, lines = _tail(file, step)
                 file.seek(cut)
                 kept = [line for line in lines if not _is_after(line, step, with_ends)]
+                held = os.pread(self._beside, _BLOCK_BYTES, 0).partition(b"\n")[0] + b"\n"
+                steps = [_row(line)["step"] for line in kept if _row(line).get("kind") == "step"]
+                if _row(held).get("step") == step - 1 and step - 1 not in steps:
+                    kept.append(held)
                 file.write(b"".join(kept))
                 file.truncate()
         except OSError as exc:
@@ -115,6 +149,7 @@ class MetricsWriter:
     def close(self) -> None:
         """Ends the files."""
         self._file.close()
+        os.close(self._beside)
         try:
             if self._events is not None:
                 self._events.close()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from tqdm import tqdm
 
@@ -40,6 +40,13 @@ class Summary:
     num_unreadable: int = 0
 
 
+class _Finished(NamedTuple):
+    step: int
+    epoch: int
+    sums: StepSums
+    num_samples: int
+
+
 class Reporter:
     """Reports one attempt of a run.
 
@@ -59,6 +66,7 @@ class Reporter:
         self._paths = RunPaths(Path(config.run_dir))
         self._summary = Summary()
         self._samples = 0
+        self._finished: _Finished | None = None
         self._bar: tqdm[NoReturn] | None = None
         self._writer = MetricsWriter(self._paths, config.tensorboard)
         _write(self._paths.config, config.to_json())
@@ -119,11 +127,24 @@ class Reporter:
                 file=sys.stderr,
             )
 
-    def step(self, step: int, epoch: int, sums: StepSums, num_samples: int, lr: float) -> None:
-        """Reports one finished step."""
-        self._summary.steps = step + 1
-        self._samples += num_samples
-        self._writer.write(
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        sums: StepSums,
+        num_samples: int,
+        lr: float,
+        *,
+        is_kept: bool = False,
+    ) -> None:
+        """Reports one step.
+
+        Args:
+            is_kept: a snapshot of it is under way; the step is told with `all_finished`, when no
+                death can undo it any more.
+        """
+        self._finished = _Finished(step, epoch, sums, num_samples)
+        self._writer.hold(
             "step",
             step=step,
             epoch=epoch,
@@ -132,24 +153,37 @@ class Reporter:
             samples=num_samples,
             metrics=sums.metrics,
         )
+        if not is_kept:
+            self.all_finished()
+
+    def all_finished(self) -> None:
+        """All ranks have finished the last step that was reported."""
+        if self._finished is None:
+            return
+        done, self._finished = self._finished, None
+        self._writer.release()
+        self._summary.steps = done.step + 1
+        self._samples += done.num_samples
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix(loss=f"{sums.loss:.4f}", refresh=False)
-        elif (step + 1) % self._config.log_steps == 0:
+            self._bar.set_postfix(loss=f"{done.sums.loss:.4f}", refresh=False)
+        elif (done.step + 1) % self._config.log_steps == 0:
             log.info(
                 "step %d  epoch %d/%d  loss %.4f  %s  %.1f %s/s",
-                step + 1, epoch + 1, self._config.epochs, sums.loss, _text(sums.metrics),
+                done.step + 1, done.epoch + 1, self._config.epochs, done.sums.loss,
+                _text(done.sums.metrics),
                 self._samples / (time.perf_counter() - self._epoch_start), self._unit,
             )  # fmt: skip
 
     def end_epoch(
         self, epoch: int, step: int, phases: Mapping[str, float], num_unreadable: int
     ) -> None:
-        """Closes the epoch's training part.
+        """Closes the epoch's training part, whose steps all ranks have finished.
 
         Args:
             phases: seconds per phase in this epoch, mean over the ranks.
         """
+        self.all_finished()
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -188,6 +222,7 @@ class Reporter:
 
     def finish(self, *, is_stopped: bool = False) -> None:
         """Writes the summary, and says it where the run is done."""
+        self.all_finished()
         summary = self._summary
         _write(self._paths.summary, json.dumps(asdict(summary), indent=2))
         if is_stopped:

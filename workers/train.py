@@ -288,12 +288,15 @@ class Run:
             outcome = self._trainer.step(work, batches, feed.steps_per_epoch)
             self.step += 1
             self._life.finished(self.step)
-            self._take_snapshot(epoch, time.perf_counter() - start)
+            if reporter is not None:
+                reporter.all_finished()  # of the step before: all have it, as this one's sum says
+            is_kept = self._take_snapshot(epoch, time.perf_counter() - start)
             self._num_unreadable += outcome.num_unreadable
             self._num_microbatches += len(work.sizes)
             if reporter is not None:
                 lr = self._trainer.optimizer.param_groups[0]["lr"]
-                reporter.step(work.step, epoch, self._trainer.last_sums, work.num_samples, lr)
+                sums = self._trainer.last_sums
+                reporter.step(work.step, epoch, sums, work.num_samples, lr, is_kept=is_kept)
             if self._stop.finish():
                 self._stop_after(epoch)
                 return
@@ -306,16 +309,19 @@ class Run:
         self._save(epoch, self.step - epoch * self._feed.steps_per_epoch, {})
         self._trainer.total([0.0])
 
-    def _take_snapshot(self, epoch: int, step_s: float) -> None:
+    def _take_snapshot(self, epoch: int, step_s: float) -> bool:
+        """Whether there is to be one of this step."""
         if self._snapshots is None:
-            return
+            return False
         in_epoch = self.step - epoch * self._feed.steps_per_epoch
-        self._snapshots.save(self._progress(epoch, in_epoch, {}))
         pace = self._snapshots.pace
+        is_kept = pace.is_due(self.step)
+        self._snapshots.save(self._progress(epoch, in_epoch, {}))
         if pace.stepped(step_s):
             cost, step = self._trainer.total(pace.measured())
             if pace.review(cost, step) and self._reporter is not None:
                 self._reporter.snapshot_steps(pace.every, share(cost, step))
+        return is_kept
 
     def _maybe_save(self, epoch: int) -> None:
         every = self._config.checkpoint_steps
