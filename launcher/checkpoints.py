@@ -45,6 +45,9 @@ class Progress:
     """Validation metrics, the deciding one first; empty in the middle of an epoch."""
     seed: int | None = None
     """What the order of samples is drawn from; None: not known."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """What the history says of the last step; known to ranks of the last stage, and only to a
+    snapshot, as a step is told before a checkpoint of it is written."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -100,14 +100,18 @@ class MetricsWriter:
         except OSError as exc:
             self._warn_once(exc)
 
-    def forget(self, step: int, *, with_ends: bool) -> None:
+    def forget(
+        self, step: int, *, with_ends: bool, last: Mapping[str, object] | None = None
+    ) -> None:
         """Takes out what the history says of steps that are to be done again.
 
-        A line that was kept back, and is about the last step that stays, comes in.
+        A line that was kept back comes in where it is about a step that stays, and so does `last`:
+        who writes may have died between finishing a step and writing.
 
         Args:
             step: finished steps that stay so.
             with_ends: the end of an epoch right behind them is done again, too.
+            last: what the state says of its last step; empty where it says nothing.
         """
         try:
             with self._path.open("r+b") as file:
@@ -115,9 +119,8 @@ class MetricsWriter:
                 file.seek(cut)
                 kept = [line for line in lines if not _is_after(line, step, with_ends)]
                 held = os.pread(self._beside, _BLOCK_BYTES, 0).partition(b"\n")[0] + b"\n"
-                steps = [_row(line)["step"] for line in kept if _row(line).get("kind") == "step"]
-                if _row(held).get("step") == step - 1 and step - 1 not in steps:
-                    kept.append(held)
+                candidates = [held, self._line("step", last)] if last else [held]
+                kept += _missing(kept, candidates, step)
                 file.write(b"".join(kept))
                 file.truncate()
         except OSError as exc:
@@ -207,6 +210,17 @@ def _tail(file: BinaryIO, step: int) -> tuple[int, list[bytes]]:
         if any(_is_step_before(line, step) for line in lines):
             return begin + cut, lines
     return 0, data.splitlines(keepends=True)
+
+
+def _missing(kept: Sequence[bytes], candidates: Sequence[bytes], step: int) -> list[bytes]:
+    """The lines among `candidates` about steps that stay and that `kept` does not have."""
+    newest = max((r["step"] for r in map(_row, kept) if r.get("kind") == "step"), default=-1)
+    found: dict[int, bytes] = {}
+    for line in candidates:
+        row = _row(line)
+        if row.get("kind") == "step" and newest < row["step"] < step:
+            found.setdefault(row["step"], line)
+    return [line for _, line in sorted(found.items())]
 
 
 def _is_step_before(line: bytes, step: int) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
@@ -40,13 +40,6 @@ class Summary:
     num_unreadable: int = 0
 
 
-class _Finished(NamedTuple):
-    step: int
-    epoch: int
-    sums: StepSums
-    num_samples: int
-
-
 class Reporter:
     """Reports one attempt of a run.
 
@@ -66,7 +59,7 @@ class Reporter:
         self._paths = RunPaths(Path(config.run_dir))
         self._summary = Summary()
         self._samples = 0
-        self._finished: _Finished | None = None
+        self._finished: Mapping[str, Any] | None = None
         self._bar: tqdm[NoReturn] | None = None
         self._writer = MetricsWriter(self._paths, config.tensorboard)
         _write(self._paths.config, config.to_json())
@@ -93,7 +86,8 @@ class Reporter:
             progress: how far the run had come.
             source: "snapshot" or "checkpoint".
         """
-        self._writer.forget(progress.step, with_ends=source == "snapshot")
+        is_snapshot = source == "snapshot"
+        self._writer.forget(progress.step, with_ends=is_snapshot, last=progress.row)
         self._summary = _read_summary(self._paths)
         self._summary.epochs, self._summary.steps = progress.epoch, progress.step
         log.info(
@@ -127,32 +121,16 @@ class Reporter:
                 file=sys.stderr,
             )
 
-    def step(
-        self,
-        step: int,
-        epoch: int,
-        sums: StepSums,
-        num_samples: int,
-        lr: float,
-        *,
-        is_kept: bool = False,
-    ) -> None:
+    def step(self, row: Mapping[str, Any], *, is_kept: bool = False) -> None:
         """Reports one step.
 
         Args:
+            row: step, epoch, loss, lr, samples, metrics.
             is_kept: a snapshot of it is under way; the step is told with `all_finished`, when no
                 death can undo it any more.
         """
-        self._finished = _Finished(step, epoch, sums, num_samples)
-        self._writer.hold(
-            "step",
-            step=step,
-            epoch=epoch,
-            loss=sums.loss,
-            lr=lr,
-            samples=num_samples,
-            metrics=sums.metrics,
-        )
+        self._finished = row
+        self._writer.hold("step", **row)
         if not is_kept:
             self.all_finished()
 
@@ -160,18 +138,18 @@ class Reporter:
         """All ranks have finished the last step that was reported."""
         if self._finished is None:
             return
-        done, self._finished = self._finished, None
+        row, self._finished = self._finished, None
+        step: int = row["step"]
         self._writer.release()
-        self._summary.steps = done.step + 1
-        self._samples += done.num_samples
+        self._summary.steps = step + 1
+        self._samples += row["samples"]
         if self._bar is not None:
             self._bar.update()
-            self._bar.set_postfix(loss=f"{done.sums.loss:.4f}", refresh=False)
-        elif (done.step + 1) % self._config.log_steps == 0:
+            self._bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+        elif (step + 1) % self._config.log_steps == 0:
             log.info(
                 "step %d  epoch %d/%d  loss %.4f  %s  %.1f %s/s",
-                done.step + 1, done.epoch + 1, self._config.epochs, done.sums.loss,
-                _text(done.sums.metrics),
+                step + 1, row["epoch"] + 1, self._config.epochs, row["loss"], _text(row["metrics"]),
                 self._samples / (time.perf_counter() - self._epoch_start), self._unit,
             )  # fmt: skip
 

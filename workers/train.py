@@ -10,11 +10,12 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -29,6 +30,7 @@ from launcher.outcome import Outcome, write_outcome
 from launcher.paths import RunPaths
 from launcher.preflight import check_torch, check_writable
 from launcher.stop_request import request_stop
+from workers.bundle import StepWork
 from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper, Resumed
@@ -290,13 +292,12 @@ class Run:
             self._life.finished(self.step)
             if reporter is not None:
                 reporter.all_finished()  # of the step before: all have it, as this one's sum says
-            is_kept = self._take_snapshot(epoch, time.perf_counter() - start)
+            row = self._row(work, epoch)
+            is_kept = self._take_snapshot(epoch, time.perf_counter() - start, row)
             self._num_unreadable += outcome.num_unreadable
             self._num_microbatches += len(work.sizes)
             if reporter is not None:
-                lr = self._trainer.optimizer.param_groups[0]["lr"]
-                sums = self._trainer.last_sums
-                reporter.step(work.step, epoch, sums, work.num_samples, lr, is_kept=is_kept)
+                reporter.step(row, is_kept=is_kept)
             if self._stop.finish():
                 self._stop_after(epoch)
                 return
@@ -309,14 +310,28 @@ class Run:
         self._save(epoch, self.step - epoch * self._feed.steps_per_epoch, {})
         self._trainer.total([0.0])
 
-    def _take_snapshot(self, epoch: int, step_s: float) -> bool:
+    def _row(self, work: StepWork, epoch: int) -> dict[str, Any]:
+        """What the history says of the step that is finished; the last stage knows."""
+        if self._session.place.stage != self._session.topology.num_stages - 1:
+            return {}
+        sums = self._trainer.last_sums
+        return {
+            "step": work.step,
+            "epoch": epoch,
+            "loss": sums.loss,
+            "lr": self._trainer.optimizer.param_groups[0]["lr"],
+            "samples": work.num_samples,
+            "metrics": sums.metrics,
+        }
+
+    def _take_snapshot(self, epoch: int, step_s: float, row: Mapping[str, Any]) -> bool:
         """Whether there is to be one of this step."""
         if self._snapshots is None:
             return False
         in_epoch = self.step - epoch * self._feed.steps_per_epoch
         pace = self._snapshots.pace
         is_kept = pace.is_due(self.step)
-        self._snapshots.save(self._progress(epoch, in_epoch, {}))
+        self._snapshots.save(replace(self._progress(epoch, in_epoch, {}), row=row))
         if pace.stepped(step_s):
             cost, step = self._trainer.total(pace.measured())
             if pace.review(cost, step) and self._reporter is not None:

@@ -197,3 +197,48 @@ def test_a_run_that_begins_anew_forgets_all_steps(paths: RunPaths) -> None:
         writer.write("epoch", step=1)
         writer.forget(0, with_ends=True)
     assert kinds_and_steps(paths) == []
+
+
+def step_row(number: int) -> dict[str, object]:
+    return {"step": number, "epoch": 0, "loss": float(number)}
+
+
+def steps_in(paths: RunPaths) -> list[int]:
+    rows = map(json.loads, paths.metrics.read_text().splitlines())
+    return [row["step"] for row in rows if row["kind"] == "step"]
+
+
+def test_a_step_is_in_the_history_once_whatever_was_kept_back_and_whoever_died(
+    tmp_path: Path,
+) -> None:
+    """Killed with n lines released and another held; the state has all steps below `whole`."""
+    for released, is_held, whole in [
+        (3, True, 3), (3, True, 4), (3, True, 5), (3, False, 3), (3, False, 4),
+        (0, True, 1), (0, True, 2),
+    ]:  # fmt: skip
+        paths = RunPaths(tmp_path / f"{released}{is_held}{whole}")
+        writer = MetricsWriter(paths)
+        for number in range(released):
+            writer.hold("step", **step_row(number))
+            writer.release()
+        if is_held:
+            writer.hold("step", **step_row(released))
+        again = MetricsWriter(paths)
+        again.forget(whole, with_ends=True, last=step_row(whole - 1))
+        assert steps_in(paths) == list(range(whole)), (released, is_held, whole)
+        again.forget(whole, with_ends=True, last=step_row(whole - 1))
+        assert steps_in(paths) == list(range(whole))
+
+
+def test_a_line_that_is_kept_back_and_undone_stays_out(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    writer = MetricsWriter(paths)
+    for number in range(4):
+        writer.hold("step", **step_row(number))
+        writer.release()
+    writer.hold("step", **step_row(4))
+    again = MetricsWriter(paths)
+    again.forget(2, with_ends=True, last={})
+    again.hold("step", **step_row(2))
+    again.release()
+    assert steps_in(paths) == [0, 1, 2]
