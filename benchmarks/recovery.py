@@ -26,6 +26,8 @@ from launcher.paths import RunPaths
 CLAIM = "no fault costs a finished step, and the next one follows within seconds"
 SLOTS = (2, 2, 2)
 REPEATS = 10
+STOCK_REPEATS = 2
+"""Of torchrun, whose recoveries take up to a minute and more each."""
 LIMIT_S = 90.0
 NEVER = math.inf
 WIRE = Wire(mbit_per_s=1000)
@@ -100,8 +102,7 @@ def run(options: Options) -> None:
         for case in cases:
             mine = found.setdefault(case.name, {})
             mine["bundlerun"] = _repeat(Job, case, repeats, hosts)
-            # A stock job that has not come back once is not asked nine times more.
-            mine["torchrun"] = _repeat(StockJob, case, repeats, hosts)
+            mine["torchrun"] = _repeat(StockJob, case, min(repeats, STOCK_REPEATS), hosts)
             for who, results in mine.items():
                 print(f"{case.name}, {who}: {_times(results)}", flush=True)
     _report(options, cases, found, repeats)
@@ -189,8 +190,10 @@ def _report(
     options: Options, cases: list[Case], found: dict[str, dict[str, list[Result]]], repeats: int
 ) -> None:
     rows, checks = [], []
-    bars = Bars("s", f"fault to next finished step, median of {repeats}; {LIMIT_S:g} s is never")
-    recorded: dict[str, object] = {"repeats": repeats, "limit_s": LIMIT_S}
+    bars = Bars("s", f"fault to next finished step, median; {LIMIT_S:g} s is never")
+    recorded: dict[str, object] = {
+        "repeats": repeats, "stock_repeats": min(repeats, STOCK_REPEATS), "limit_s": LIMIT_S
+    }  # fmt: skip
     for case in cases:
         row: list[object] = [case.name]
         for who, results in found[case.name].items():
