@@ -94,6 +94,11 @@ class RunPaths:
         """The event log of one node."""
         return self.events / f"{node_name}.jsonl"
 
+    @property
+    def slurm_job(self) -> Path:
+        """Which Slurm job has this folder, JSON."""
+        return self.root / "slurm-job.json"
+
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint taken after `step` finished steps."""
         return self.checkpoints / f"step-{step:09d}"
