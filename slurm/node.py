@@ -8,6 +8,7 @@ gone and nothing would ever end the job: the survivors write a checkpoint, then 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import subprocess
@@ -65,38 +66,39 @@ class NodeTask:
         self._agent = subprocess.Popen(
             command, start_new_session=True, preexec_fn=lambda: die_with_parent(parent)
         )
-        code = self._wait(self._agent, None)
-        if self._lookout is None:
-            return code
-        while self._lookout.is_silent:  # nobody must leave before it is known who ends the job
-            if self._lookout.is_lost:
-                return self._take_over(self._agent)
+        code = self._wait(self._agent, watched=True)
+        # Nobody leaves before it is known that somebody is there to end the job.
+        while self._lookout is not None and self._lookout.is_silent and not self._lookout.is_lost:
             time.sleep(POLL_S)
             self._lookout.look()
+        if self._lookout is not None and self._lookout.is_lost:
+            self._take_over(self._agent)
         return code
 
-    def _wait(self, agent: subprocess.Popen[bytes], until: float | None) -> int:
-        while until is None or time.monotonic() < until:
+    def _wait(
+        self, agent: subprocess.Popen[bytes], *, watched: bool = False, limit_s: float = math.inf
+    ) -> int:
+        """The agent's exit code; or that the first node is lost, or the time is over."""
+        end = time.monotonic() + limit_s
+        while time.monotonic() < end:
             try:
                 return agent.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
-                if self._lookout is not None and until is None:
+                if watched and self._lookout is not None:
                     self._lookout.look()
                     if self._lookout.is_lost:
-                        return self._take_over(agent)
+                        break
         return EXIT_FAILED
 
-    def _take_over(self, agent: subprocess.Popen[bytes]) -> int:
+    def _take_over(self, agent: subprocess.Popen[bytes]) -> None:
         """The first node is lost: has the run write a checkpoint, and the job start again."""
         first, node = self._task.nodes[0], self._task.node
         self._note("slurm: first node lost", {"first": first})
-        say(
-            f"{node}: first node {first} is lost, and the batch script with it; writing a checkpoint"
-        )
+        say(f"{node}: first node {first} is lost, and with it the batch script")
         lost_s = time.monotonic()
         if agent.poll() is None:
             agent.send_signal(signal.SIGUSR1)
-            self._wait(agent, lost_s + DRAIN_S)
+            self._wait(agent, limit_s=DRAIN_S)
         turn = max(0, self._task.nodes.index(node) - 1)
         time.sleep(TURN_S * turn)
         while time.monotonic() < lost_s + ASK_S:
@@ -108,7 +110,7 @@ class NodeTask:
             except BundleError as exc:
                 say(f"{node}: cannot requeue yet: {exc}")
                 time.sleep(TURN_S)
-        return self._wait(agent, time.monotonic() + ASK_S)  # Slurm ends it
+        self._wait(agent, limit_s=ASK_S)  # Slurm ends it
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._note("slurm: signal", {"signal": signal.Signals(number).name})

@@ -26,16 +26,18 @@ class Setting:
     Args:
         default: what the environment may override, written as in double quotes of bash; with
             `is_fixed` any text, taken as it is.
+        behind: bash that follows a fixed text.
     """
 
     name: str
     default: str
     comment: str
     is_fixed: bool = False
+    behind: str = ""
 
     def __str__(self) -> str:
         if self.is_fixed:
-            return f"{self.name}={shlex.quote(self.default)}"
+            return f"{self.name}={shlex.quote(self.default)}{self.behind}"
         return f': "${{{self.name}:={self.default}}}"'
 
 
@@ -57,8 +59,8 @@ class Script:
     words: Sequence[str] | None = None
 
 
-NUM_LEAVES_SECONDS = 120
-"""Before the time limit, for the last checkpoint."""
+LAST_CHECKPOINT_S = 120
+"""For the last checkpoint, before the time limit, seconds."""
 
 _SETTINGS = {
     "RUN_DIR": "run folder, on a file system that all nodes share",
@@ -71,7 +73,7 @@ _SETTINGS = {
 _COMMON: tuple[tuple[str, str | None], ...] = (
     ("requeue", None),
     ("open-mode", "append"),
-    ("signal", f"B:USR1@{NUM_LEAVES_SECONDS}"),
+    ("signal", f"B:USR1@{LAST_CHECKPOINT_S}"),
 )
 
 DIRECTIVES: Mapping[Kind, tuple[tuple[str, str | None], ...]] = {
@@ -89,9 +91,11 @@ SRUN: Mapping[Kind, tuple[str, ...]] = {
 """... and of srun, which does not inherit them."""
 
 
-def setting(name: str, default: str, *, is_fixed: bool = False) -> Setting:
+def setting(name: str, default: str, *, is_fixed: bool = False, behind: str = "") -> Setting:
     """One of the known settings."""
-    return Setting(name=name, default=default, comment=_SETTINGS[name], is_fixed=is_fixed)
+    return Setting(
+        name=name, default=default, comment=_SETTINGS[name], is_fixed=is_fixed, behind=behind
+    )
 
 
 DEFAULTS: Mapping[Kind, Script] = {
@@ -191,9 +195,9 @@ def directive(name: str, value: str | None) -> str:
     """
     if value is None:
         return f"#SBATCH --{name}"
-    if "\n" in value or '"' in value:
-        raise ValueError(f"--{name} {value!r} has a quote or a new line in it")
-    plain = all(c.isalnum() or c in "_-+=%:,./@[]" for c in value) and value
+    if any(char in value for char in '\n"\\'):
+        raise ValueError(f"--{name} {value!r} has a quote, a backslash or a new line in it")
+    plain = all(char.isalnum() or char in "_-+=%:,./@[]" for char in value) and value
     return f"#SBATCH --{name}={value}" if plain else f'#SBATCH --{name}="{value}"'
 
 

@@ -440,7 +440,9 @@ class Cluster:
         self.inside(CTL, "pkill", "-KILL", "-x", "slurmctld")
 
     def processes(self, node: str) -> list[str]:
-        """What runs on a node, without the system's own."""
+        """What runs on a node, without the system's own; nothing on one that is off."""
+        if node not in self._booted:
+            return []
         text = self.inside(node, "ps", "-eo", "pid=,args=")
         own = re.compile(r"^\s*1 |slurmd|slurmstepd|sleep 3600|ps -eo")
         return [line for line in text.splitlines() if not own.search(line)]

@@ -1,0 +1,166 @@
+"""Jobs on the cluster of the tests, as a user submits them, and what is to be seen of them."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.events import read_events
+from launcher.paths import RunPaths
+from slurm.batch import newest_step
+from slurm.jobs import Job, job_from_text
+from tests.slurm.cluster import Cluster
+
+HERE = Path(__file__).resolve().parent
+SCRIPTS = HERE.parents[1] / "slurm"
+LIMIT_S = 150.0
+STEPS_PER_EPOCH = 30
+
+
+def train_words(**changes: object) -> list[str]:
+    """A small run whose steps take some 0.1 s."""
+    options: dict[str, object] = {
+        "model": f"{HERE / 'slow_model.py'}:build",
+        "cut": "second",
+        "shape": "1,1",
+        "image-size": 8,
+        "augment": "none",
+        "synthetic-samples": 20 * STEPS_PER_EPOCH,
+        "batch-size": 20,
+        "microbatch-size": 5,
+        "epochs": 2,
+        "lr": 0.1,
+        "threads": 1,
+        "timeout-s": 60,
+        "max-restarts": 20,
+        "sync": "local-master",
+        "snapshot-steps": 1,
+    }
+    options |= {name.replace("_", "-"): value for name, value in changes.items()}
+    return [*(f"--{name}={value}" for name, value in options.items()), "synthetic"]
+
+
+@dataclass(slots=True)
+class Submitted:
+    """One job."""
+
+    cluster: Cluster
+    job_id: str
+    run_dir: Path
+    log: Path
+
+    @property
+    def paths(self) -> RunPaths:
+        return RunPaths(self.run_dir)
+
+    def show(self) -> Job:
+        job = job_from_text(self.cluster.run("scontrol", "-o", "show", "job", self.job_id))
+        assert job is not None
+        return job
+
+    @property
+    def exit_code(self) -> str:
+        text = self.cluster.run("scontrol", "-o", "show", "job", self.job_id)
+        return text.split("ExitCode=")[1].split()[0]
+
+    def output(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def story(self) -> str:
+        """All that helps to see what went wrong."""
+        events = "\n".join(map(json.dumps, self.events()))
+        agents = "\n".join(
+            f"{file.parent.name}: {file.read_text()[-1500:]}"
+            for file in sorted(self.paths.logs.glob("*/agent.log"))
+        )
+        return f"{self.show()}\n{self.output()}\n{events}\n{agents}"
+
+    def wait(self, what: str, check: Callable[[], object], limit_s: float = LIMIT_S) -> None:
+        deadline = time.monotonic() + limit_s
+        while not check():
+            assert time.monotonic() < deadline, f"no {what} in {limit_s:.0f} s\n{self.story()}"
+            time.sleep(0.1)
+
+    def wait_state(self, *states: str, limit_s: float = LIMIT_S) -> None:
+        self.wait("/".join(states), lambda: self.show().state in states, limit_s)
+
+    def wait_over(self, limit_s: float = LIMIT_S) -> str:
+        """Waits for the end and returns the state."""
+        self.wait("end", lambda: self.show().is_over, limit_s)
+        return self.show().state
+
+    def wait_requeued(self, restarts: int = 1, limit_s: float = LIMIT_S) -> float:
+        """Waits for a requeue and for the next start, and returns when the former was."""
+        self.wait("requeue", lambda: self.show().restarts >= restarts, limit_s)
+        seen_s = time.monotonic()
+        self.wait("next start", self._is_started, limit_s)
+        return seen_s
+
+    def _is_started(self) -> bool:
+        """True once the job runs; has it not wait for the two minutes after a requeue."""
+        job = self.show()
+        if job.state == "PENDING" and job.reason == "BeginTime":
+            update = ("scontrol", "update", f"jobid={self.job_id}", "StartTime=now")
+            self.cluster.run(*update, check=False)
+            time.sleep(1.0)
+        return job.state == "RUNNING"
+
+    def rows(self, kind: str) -> list[dict[str, Any]]:
+        file = self.paths.metrics
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [row for row in map(json.loads, lines) if row.get("kind") == kind]
+
+    def events(self, name: str = "") -> list[dict[str, Any]]:
+        found = read_events(self.paths.events)
+        return [row for row in found if not name or row["event"] == name]
+
+    def step(self) -> int:
+        return newest_step(self.paths)
+
+    def wait_step(self, step: int) -> None:
+        self.wait(f"step {step}", lambda: self.step() >= step)
+
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.paths.summary.read_text())
+        return found
+
+
+@dataclass(slots=True)
+class Jobs:
+    """Submits jobs whose files lie in `folder`."""
+
+    cluster: Cluster
+    folder: Path
+
+    def submit(
+        self,
+        words: Sequence[str],
+        *sbatch: str,
+        script: Path | str = SCRIPTS / "bundle.sbatch",
+        name: str = "run",
+        **settings: object,
+    ) -> Submitted:
+        """Submits a script, given as a file or as text."""
+        run_dir, log = self.folder / name, self.folder / f"{name}.out"
+        if isinstance(script, str):
+            file = self.folder / f"{name}.sbatch"
+            file.write_text(script)
+        else:
+            file = script
+        exported = {"RUN_DIR": run_dir, "PYTHON": sys.executable} | settings
+        job_id = self.cluster.run(
+            "sbatch",
+            "--parsable",
+            f"--chdir={self.folder}",
+            f"--output={log}",
+            "--export=ALL," + ",".join(f"{key}={value}" for key, value in exported.items()),
+            *sbatch,
+            str(file),
+            *words,
+        ).strip()
+        return Submitted(self.cluster, job_id, run_dir, log)
