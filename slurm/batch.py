@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from types import FrameType
@@ -25,10 +25,11 @@ from types import FrameType
 from launcher.checkpoints import checkpoint_folders
 from launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
 from launcher.events import Events, read_events
+from launcher.outcome import read_outcome
 from launcher.paths import RunPaths
+from slurm.asker import Asker
 from slurm.claim import take
 from slurm.jobs import Slurm, SlurmError
-from slurm.outcome import read_end
 from slurm.verdict import End, RunState, Verdict, judge, refuse
 from slurm.versions import versions
 
@@ -90,8 +91,8 @@ class Batch:
         self._budget = budget
         self._slurm = slurm
         self._say = say
-        self._events = Events(paths.events / f"{job.node}.jsonl", job.node)
-        self._step: subprocess.Popen[bytes] | None = None
+        self._events = Events(paths.node_events(job.node), job.node)
+        self._asker = Asker(paths)
         self._signals = 0
 
     def run(self, command: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -109,15 +110,16 @@ class Batch:
         if refusal and self._job.restarts:
             self._say(f"job {self._job.job_id} is not started again: {refusal}")
             return 1
-        self._paths.outcome.unlink(missing_ok=True)
+        for old in (self._paths.outcome, self._paths.drain):
+            old.unlink(missing_ok=True)
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
         shared = {NONCE_VARIABLE: claim.nonce, VERSIONS_VARIABLE: json.dumps(versions())}
         # A session of its own: what Slurm sends to this script goes on to the step once, from here.
-        self._step = subprocess.Popen(
+        step = subprocess.Popen(
             command, env={**environ, **shared}, start_new_session=True, stdin=subprocess.DEVNULL
         )
-        code = self._wait(self._step)
+        code = self._wait(step)
         verdict = judge(
             self._end(code), restarts=self._job.restarts, budget=self._budget, starts=begun
         )
@@ -132,7 +134,7 @@ class Batch:
             try:
                 return step.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
-                pass
+                self._asker.insist()
             if self._paths.outcome.exists():
                 over_since = over_since or time.monotonic()
                 if time.monotonic() - over_since > LINGER_S:
@@ -146,18 +148,11 @@ class Batch:
         self._note("slurm: signal", {"signal": name})
         if self._signals == 1:
             self._say(f"{name}: the run is told to write a checkpoint and to stop")
-        if self._step is not None and self._step.poll() is None:
-            self._step.send_signal(signal.SIGUSR1)
+        self._asker.ask(name)
 
     def _end(self, code: int) -> End:
-        end = read_end(self._paths, code)
-        return End(
-            state=end.state,
-            srun_code=code,
-            code=end.code,
-            reason=end.reason,
-            was_signalled=self._signals > 0 or self._others_were_signalled(),
-        )
+        was_signalled = self._asker.has_asked or self._others_were_signalled()
+        return replace(read_end(self._paths, code), was_signalled=was_signalled)
 
     def _others_were_signalled(self) -> bool:
         """True where Slurm's signal went to a node and not to this script."""
@@ -197,6 +192,19 @@ class Batch:
         while time.monotonic() < deadline and self._signals == before:
             time.sleep(POLL_S)  # Slurm's signal ends it
         return EXIT_RESUMABLE
+
+
+def read_end(paths: RunPaths, srun_code: int) -> End:
+    """What the run says of its end, beside what srun says."""
+    outcome = read_outcome(paths)
+    if outcome is None:
+        return End(state=RunState.UNKNOWN, srun_code=srun_code)
+    return End(
+        state=RunState(outcome.state),
+        srun_code=srun_code,
+        code=outcome.exit_code,
+        reason=outcome.reason,
+    )
 
 
 def newest_step(paths: RunPaths) -> int:

@@ -25,6 +25,7 @@ from launcher.fork_server import die_with_parent
 from launcher.options import kebab
 from launcher.paths import RunPaths
 from launcher.slurm_env import SlurmTask
+from slurm.asker import Asker
 from slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
 from slurm.claim import check_shared
 from slurm.jobs import Slurm
@@ -38,7 +39,7 @@ TURN_S = 2.0
 """Survivors ask for a requeue one after the other, in the order of nodes, seconds apart."""
 ASK_S = 300.0
 """How long a survivor goes on asking, seconds; slurmctld may be down."""
-HANDED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class NodeTask:
@@ -49,17 +50,18 @@ class NodeTask:
     """
 
     def __init__(
-        self, task: SlurmTask, events: Events, lookout: Lookout | None, slurm: Slurm
+        self, task: SlurmTask, paths: RunPaths, lookout: Lookout | None, slurm: Slurm
     ) -> None:
         self._task = task
-        self._events = events
+        self._events = Events(paths.node_events(task.node), task.node)
+        self._asker = Asker(paths)
         self._lookout = lookout
         self._slurm = slurm
         self._agent: subprocess.Popen[bytes] | None = None
 
     def run(self, command: Sequence[str]) -> int:
         """Runs the agent to its end and returns its exit code."""
-        for number in HANDED_ON:
+        for number in SIGNALS:
             signal.signal(number, self._on_signal)
         parent = os.getpid()
         # A session of its own: Slurm signals whole process groups, and ranks die of its signals.
@@ -84,6 +86,7 @@ class NodeTask:
             try:
                 return agent.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
+                self._asker.insist()
                 if watched and self._lookout is not None:
                     self._lookout.look()
                     if self._lookout.is_lost:
@@ -97,7 +100,7 @@ class NodeTask:
         say(f"{node}: first node {first} is lost, and with it the batch script")
         lost_s = time.monotonic()
         if agent.poll() is None:
-            agent.send_signal(signal.SIGUSR1)
+            self._asker.ask(f"node {first} is lost")
             self._wait(agent, limit_s=DRAIN_S)
         turn = max(0, self._task.nodes.index(node) - 1)
         time.sleep(TURN_S * turn)
@@ -114,7 +117,8 @@ class NodeTask:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._note("slurm: signal", {"signal": signal.Signals(number).name})
-        if self._agent is not None and self._agent.poll() is None:
+        is_asked = number != signal.SIGINT and self._asker.ask(signal.Signals(number).name)
+        if not is_asked and self._agent is not None and self._agent.poll() is None:
             self._agent.send_signal(number)
 
     def _note(self, event: str, details: Mapping[str, object] | None = None) -> None:
@@ -155,9 +159,8 @@ def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
         check_versions(environ[VERSIONS_VARIABLE], versions(), node=task.node, first=task.nodes[0])
     endpoints = launch.value.endpoints if launch.value.rdzv_endpoint else ()
     lookout = lookout_of(task, endpoints) if nonce and endpoints else None
-    events = Events(paths.events / f"{task.node}.jsonl", task.node)
     command = [sys.executable, "-m", "launcher", "run", *words]
-    return NodeTask(task, events, lookout, Slurm()).run(command)
+    return NodeTask(task, paths, lookout, Slurm()).run(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

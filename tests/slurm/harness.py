@@ -37,7 +37,6 @@ def train_words(**changes: object) -> list[str]:
         "lr": 0.1,
         "threads": 1,
         "timeout-s": 60,
-        "max-restarts": 20,
         "sync": "local-master",
         "snapshot-steps": 1,
     }

@@ -53,3 +53,14 @@ def test_the_first_node_lost(jobs: Jobs) -> None:
     print("resumed", time.monotonic() - seen, job.rows("restart"))
     finished(job)
     print(job.story())
+
+
+def test_a_signal_to_the_script_drains_and_requeues(jobs: Jobs) -> None:
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL)
+    job.wait_step(10)
+    begun = time.monotonic()
+    jobs.cluster.run("scancel", "--batch", "--signal=USR1", job.job_id)
+    seen = job.wait_requeued()
+    print("requeued after", seen - begun)
+    finished(job)
+    print(job.story())
