@@ -180,6 +180,7 @@ class Batch:
     def _carry_out(self, verdict: Verdict) -> int:
         if not verdict.requeue:
             return verdict.exit_code
+        before = self._signals  # Slurm's may come before its answer
         try:
             if not self._slurm.requeue(self._job.job_id, self._job.restarts):
                 return EXIT_RESUMABLE  # cancelled, or requeued by somebody else
@@ -188,9 +189,8 @@ class Batch:
             return EXIT_RESUMABLE
         self._note("slurm: requeues")
         deadline = time.monotonic() + LEAVE_S
-        before = self._signals
         while time.monotonic() < deadline and self._signals == before:
-            time.sleep(POLL_S)  # Slurm's signal ends it
+            time.sleep(POLL_S)
         return EXIT_RESUMABLE
 
 

@@ -272,8 +272,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sbatch",
         action="append",
         default=[],
-        metavar="'OPTIONS'",
-        help="further options for sbatch, such as --sbatch '--constraint=a100 --mail-type=END'",
+        metavar="OPTIONS",
+        help="further options for sbatch, such as --sbatch='--constraint=a100 --mail-type=END'",
     )
     add("--dry-run", action="store_true", help="print the script, submit nothing")
     add("words", nargs="*", metavar="-- OPTIONS DATA", help="as for bundlerun run")
@@ -282,10 +282,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Submits a job, or prints what would be submitted."""
     words = kebab(args.words)
+    request = request_of(args, tuple(without_run_dir(words)))
     parser = argparse.ArgumentParser(prog="bundlerun submit ... --", allow_abbrev=False)
     add_config_arguments(parser)
     train, launch = read_configs(parser.parse_args(words), os.environ)
-    request = request_of(args, tuple(without_run_dir(words)))
     run_dir = Path(train.value.run_dir).absolute()
     check_devices(request, train.value, launch.value)
     plan_elsewhere((request.gpus_per_node or launch.value.slots,) * request.nodes[1], train, launch)
