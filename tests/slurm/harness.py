@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from launcher.events import read_events
 from launcher.paths import RunPaths
@@ -19,7 +22,30 @@ from tests.slurm.cluster import Cluster
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parents[1] / "slurm"
 LIMIT_S = 150.0
-STEPS_PER_EPOCH = 30
+NUM_STEPS = 60
+SMALL = ("--gpus-per-node=2", "--mincpus=2", "--time=10")
+"""What a job of the tests asks of each node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """What a fault cost.
+
+    note: how long a part of it took.
+    """
+
+    case: str
+    seconds: float
+    steps_lost: int
+    note: str = ""
+
+    def __str__(self) -> str:
+        tail = f"  ({self.note})" if self.note else ""
+        return f"{self.case:45} {self.seconds:6.1f} s  {self.steps_lost} steps lost{tail}"
+
+
+RECOVERIES: list[Recovery] = []
+"""Of all tests of this session, for the table at its end."""
 
 
 def train_words(**changes: object) -> list[str]:
@@ -30,7 +56,7 @@ def train_words(**changes: object) -> list[str]:
         "shape": "1,1",
         "image-size": 8,
         "augment": "none",
-        "synthetic-samples": 20 * STEPS_PER_EPOCH,
+        "synthetic-samples": 20 * NUM_STEPS // 2,
         "batch-size": 20,
         "microbatch-size": 5,
         "epochs": 2,
@@ -52,6 +78,7 @@ class Submitted:
     job_id: str
     run_dir: Path
     log: Path
+    requeued_s: tuple[float, float] | None = None
 
     @property
     def paths(self) -> RunPaths:
@@ -93,12 +120,13 @@ class Submitted:
         self.wait("end", lambda: self.show().is_over, limit_s)
         return self.show().state
 
-    def wait_requeued(self, restarts: int = 1, limit_s: float = LIMIT_S) -> float:
-        """Waits for a requeue and for the next start, and returns when the former was."""
+    def wait_requeued(self, restarts: int = 1, limit_s: float = LIMIT_S) -> None:
+        """Waits for a requeue and for the next start."""
+        begun = time.monotonic()
         self.wait("requeue", lambda: self.show().restarts >= restarts, limit_s)
-        seen_s = time.monotonic()
+        asked_s = time.monotonic() - begun
         self.wait("next start", self._is_started, limit_s)
-        return seen_s
+        self.requeued_s = (asked_s, time.monotonic() - begun)
 
     def _is_started(self) -> bool:
         """True once the job runs; has it not wait for the two minutes after a requeue."""
@@ -123,6 +151,41 @@ class Submitted:
 
     def wait_step(self, step: int) -> None:
         self.wait(f"step {step}", lambda: self.step() >= step)
+
+    @contextmanager
+    def fault(self, case: str, *, is_lossless: bool = True) -> Iterator[None]:
+        """The body does something to the job; waits until it has recovered, and notes the time.
+
+        A step that nobody else had yet when the fault came is done again: it was not finished.
+        """
+        restarts, before, begun = len(self.rows("restart")), self.step(), time.monotonic()
+        yield
+        self.wait("recovery", lambda: len(self.rows("restart")) > restarts)
+        back = int(self.rows("restart")[-1]["step"])
+        self.wait_step(back + 1)
+        taken_s = time.monotonic() - begun
+        lost = max(0, before - 1 - back)
+        RECOVERIES.append(Recovery(case, taken_s, lost, self.requeue_note()))
+        assert not is_lossless or not lost, self.story()
+
+    def requeue_note(self) -> str:
+        if not self.requeued_s:
+            return ""
+        asked, started = self.requeued_s
+        return f"requeued after {asked:.1f} s, started after {started:.1f} s"
+
+    def ended_well(self, wanted_loss: float, num_steps: int = NUM_STEPS) -> None:
+        """COMPLETED with 0, the run finished as one without faults, nothing left on any node."""
+        assert self.wait_over() == "COMPLETED", self.story()
+        assert self.exit_code == "0:0"
+        summary = self.summary()
+        assert summary["steps"] == num_steps
+        assert summary["validation"]["loss"] == pytest.approx(wanted_loss, abs=1e-3)
+        self.leaves_nothing()
+
+    def leaves_nothing(self) -> None:
+        for node in self.cluster.names:
+            self.wait(f"end on {node}", lambda node=node: not self.cluster.processes(node))
 
     def summary(self) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(self.paths.summary.read_text())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import torch
 from torch import Tensor, nn
 
-PAUSE_S = 0.01
+PAUSE_S = float(os.environ.get("SLOW_MODEL_PAUSE_S", "0.01"))
 """Per sample of a forward."""
 
 

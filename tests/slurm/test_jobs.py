@@ -1,66 +1,262 @@
-"""The batch scripts on a real Slurm, and what becomes of a job when nodes fail."""
+"""The batch scripts on a real Slurm, and what becomes of a job when something fails."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from tests.slurm.harness import STEPS_PER_EPOCH, Jobs, Submitted, train_words
+from slurm.render import DEFAULTS, Kind, script
+from tests.slurm.harness import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
-
-SMALL = ("--gpus-per-node=2", "--mincpus=2", "--time=10")
-WANTED = {"loss": 1.0}
-
-
-def finished(job: Submitted) -> None:
-    """The job is COMPLETED with 0, its run finished, and nothing is left on any node."""
-    assert job.wait_over() == "COMPLETED", job.story()
-    assert job.exit_code == "0:0"
-    assert job.summary()["steps"] == 2 * STEPS_PER_EPOCH
-    for node in job.cluster.names:
-        job.wait(f"end on {node}", lambda node=node: not job.cluster.processes(node))
+slow = pytest.mark.slow
+LONG = 240
+"""Steps of a run in which something takes its time."""
 
 
-def test_three_nodes_train(jobs: Jobs) -> None:
-    job = jobs.submit(train_words(), "--nodes=3", *SMALL)
-    finished(job)
-    print(job.summary()["validation"], job.output())
+def uneven_script() -> str:
+    """The script without a number of GPUs per node."""
+    text = script(DEFAULTS[Kind.BUNDLE])
+    kept = [line for line in text.splitlines() if "--gpus-per-node" not in line]
+    return "\n".join(kept) + "\n"
 
 
-def test_a_node_that_crashes_is_left_behind(jobs: Jobs) -> None:
+def test_nodes_of_different_size_go_on_without_one_that_crashes(
+    jobs: Jobs, wanted_loss: float
+) -> None:
+    where = ("--nodes=3", "--nodelist=n1,n2,n3", "--gpus=7", "--mincpus=2", "--time=10")
+    job = jobs.submit(train_words(), *where, script=uneven_script())
+    job.wait_step(10)
+    assert "3 bundles of shape 1,1 on 3 nodes" in job.output()
+    assert len(list((job.paths.node_logs("n3")).glob("slurm-*/attempt_0/*"))) == 2
+    with job.fault("node crashes"):
+        job.cluster.crash("n2")
+    job.ended_well(wanted_loss)
+    assert job.show().restarts == 0
+
+
+def test_the_first_node_is_powered_off(jobs: Jobs, wanted_loss: float) -> None:
     job = jobs.submit(train_words(), "--nodes=3", *SMALL)
     job.wait_step(10)
-    lost = job.cluster.names[1]
-    before = job.step()
-    begun = time.monotonic()
-    job.cluster.crash(lost)
-    job.wait("round without it", lambda: job.events("slurm: x") or job.step() > before + 2)
-    print("next step after", time.monotonic() - begun, job.rows("restart"))
-    finished(job)
-    print(job.story())
+    with job.fault("first of three nodes powered off"):
+        job.cluster.power_off(job.show().batch_node)
+        job.wait_requeued()
+    job.ended_well(wanted_loss)
 
 
-def test_the_first_node_lost(jobs: Jobs) -> None:
-    job = jobs.submit(train_words(), "--nodes=3", *SMALL)
-    job.wait_step(10)
-    begun = time.monotonic()
-    job.cluster.power_off("n1")
-    seen = job.wait_requeued()
-    print("requeued after", seen - begun)
-    job.wait_step(job.step() + 2)
-    print("resumed", time.monotonic() - seen, job.rows("restart"))
-    finished(job)
-    print(job.story())
-
-
-def test_a_signal_to_the_script_drains_and_requeues(jobs: Jobs) -> None:
+@slow
+def test_the_first_node_crashes(jobs: Jobs, wanted_loss: float) -> None:
     job = jobs.submit(train_words(), "--nodes=2", *SMALL)
     job.wait_step(10)
-    begun = time.monotonic()
-    jobs.cluster.run("scancel", "--batch", "--signal=USR1", job.job_id)
-    seen = job.wait_requeued()
-    print("requeued after", seen - begun)
-    finished(job)
-    print(job.story())
+    first = job.show().batch_node
+    with job.fault("first of two nodes crashes"):
+        job.cluster.crash(first)
+        job.wait_requeued()
+    job.ended_well(wanted_loss)
+
+
+@slow
+def test_a_node_is_powered_off_and_a_spare_takes_its_place(jobs: Jobs, wanted_loss: float) -> None:
+    job = jobs.submit(train_words(), "--nodes=3", *SMALL, SPARES=1)
+    job.wait_step(10)
+    assert "2 bundles of shape 1,1 on 2 nodes" in job.output()
+    nodes = job.events("coordinator: round")[-1]["nodes"]
+    lost = next(name for name in nodes if name != job.show().batch_node)
+    with job.fault("node powered off, a spare steps in"):
+        job.cluster.power_off(lost)
+    assert len(job.events("coordinator: round")[-1]["nodes"]) == 2
+    job.ended_well(wanted_loss)
+
+
+@slow
+@pytest.mark.parametrize("name", ["USR1", "TERM"])
+def test_a_signal_to_the_batch_script(jobs: Jobs, wanted_loss: float, name: str) -> None:
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL)
+    job.wait_step(10)
+    with job.fault(f"scancel --batch --signal={name}"):
+        job.cluster.run("scancel", "--batch", f"--signal={name}", job.job_id)
+        job.wait_requeued()
+    assert job.rows("restart")[-1]["source"] == "checkpoint"
+    job.ended_well(wanted_loss)
+
+
+@slow
+def test_an_operator_requeues(jobs: Jobs, wanted_loss: float) -> None:
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL)
+    job.wait_step(10)
+    with job.fault("scontrol requeue"):
+        job.cluster.run("scontrol", "requeue", job.job_id)
+        job.wait_requeued()
+    job.ended_well(wanted_loss)
+    assert job.show().restarts == 1
+
+
+@slow
+def test_a_job_of_higher_priority_takes_the_nodes(jobs: Jobs, wanted_loss: float) -> None:
+    job = jobs.submit(train_words(), "--nodes=4", *SMALL)
+    job.wait_step(10)
+    with job.fault("preemption"):
+        other = jobs.cluster.run(
+            *("sbatch", "--parsable", "--partition=high", "--nodes=4", "--exclusive"),
+            *("--output=/dev/null", "--time=5", "--wrap=sleep 5"),
+        ).strip()
+        job.wait_requeued()
+    assert "COMPLETED" in jobs.cluster.run("scontrol", "show", "job", other)
+    job.ended_well(wanted_loss)
+
+
+@slow
+def test_the_time_limit(jobs: Jobs, wanted_loss: float) -> None:
+    words = train_words(synthetic_samples=20 * LONG // 2)
+    limit = ("--gpus-per-node=2", "--mincpus=2", "--time=2", "--signal=B:USR1@100")
+    job = jobs.submit(words, "--nodes=2", *limit)
+    job.wait_step(10)
+    with job.fault("time limit"):
+        job.wait_requeued()
+    assert job.wait_over() == "COMPLETED", job.story()
+    assert job.summary()["steps"] == LONG
+
+
+@slow
+def test_slurmd_is_killed_and_comes_back(jobs: Jobs, wanted_loss: float) -> None:
+    job = jobs.submit(train_words(synthetic_samples=20 * LONG // 2), "--nodes=3", *SMALL)
+    job.wait_step(10)
+    cluster, last = job.cluster, job.show().nodes
+    lost = "n3"
+    assert last == "n[1-3]"
+    cluster.kill_slurmd(lost)
+    job.wait("slurmctld to notice", lambda: "down" in cluster.node_states()[lost])
+    job.wait_step(job.step() + 3)
+    assert not job.rows("restart")
+    with job.fault("slurmd back, kills its tasks"):
+        cluster.start_slurmd(lost)
+    assert job.wait_over() == "COMPLETED", job.story()
+    job.leaves_nothing()
+
+
+@slow
+def test_a_link_is_cut_and_healed(jobs: Jobs, wanted_loss: float) -> None:
+    job = jobs.submit(train_words(), "--nodes=3", *SMALL)
+    job.wait_step(10)
+    with job.fault("link cut"):
+        job.cluster.cut("n3")
+    with job.fault("link healed, node rejoins"):
+        job.cluster.heal("n3")
+    assert len(job.events("coordinator: round")[-1]["nodes"]) == 3
+    job.ended_well(wanted_loss)
+
+
+@slow
+def test_a_node_is_set_down_and_resumed(jobs: Jobs, wanted_loss: float) -> None:
+    job = jobs.submit(train_words(), "--nodes=3", *SMALL)
+    job.wait_step(10)
+    with job.fault("node set down"):
+        job.cluster.run("scontrol", "update", "nodename=n3", "state=down", "reason=test")
+    job.cluster.run("scontrol", "update", "nodename=n3", "state=resume")
+    job.ended_well(wanted_loss)
+
+
+@slow
+def test_the_controller_is_restarted(jobs: Jobs, wanted_loss: float) -> None:
+    job = jobs.submit(train_words(), "--nodes=3", *SMALL)
+    job.wait_step(10)
+    job.cluster.kill_controller()
+    job.wait_step(job.step() + 10)
+    job.cluster.start_controller()
+    job.ended_well(wanted_loss)
+    assert not job.rows("restart")
+
+
+@slow
+def test_two_jobs_share_nodes(jobs: Jobs, wanted_loss: float) -> None:
+    where = ("--nodes=2", "--nodelist=n1,n2", "--gpus-per-node=1", "--mincpus=2", "--time=10")
+    both = [jobs.submit(train_words(), *where, name=name) for name in ("one", "two")]
+    for job in both:
+        job.wait_step(5)
+    assert [job.show().state for job in both] == ["RUNNING", "RUNNING"]
+    for job in both:
+        job.ended_well(wanted_loss)
+        assert not job.rows("restart")
+
+
+@slow
+def test_an_array_has_a_run_for_each_task(jobs: Jobs) -> None:
+    text = (SCRIPTS / "array.sbatch").read_text()
+    folder = jobs.folder / "many"
+    text = text.replace("runs/slurm-$SLURM_ARRAY_JOB_ID", str(folder))
+    jobs.cluster.run(
+        *("sbatch", f"--chdir={jobs.folder}", "--wait", "--array=0-1", *SMALL),
+        f"--export=ALL,PYTHON={sys.executable}",
+        str(_file(jobs.folder / "array.sbatch", text)),
+        *train_words(),
+        limit_s=150,
+    )
+    losses = [(folder / str(task) / "summary.json").read_text() for task in range(2)]
+    assert losses[0] != losses[1]  # another seed
+
+
+def _file(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+@slow
+def test_a_person_drains(jobs: Jobs) -> None:
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL)
+    job.wait_step(10)
+    bundlerun = str(Path(sys.executable).with_name("bundlerun"))
+    job.cluster.run(bundlerun, "drain", str(job.run_dir))
+    assert job.wait_over() == "FAILED"
+    assert job.exit_code == "75:0"
+    assert job.show().restarts == 0
+    assert "stopped, not finished" in job.output()
+    job.leaves_nothing()
+
+
+@slow
+def test_a_cancelled_job_stays_away(jobs: Jobs) -> None:
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL)
+    job.wait_step(10)
+    job.cluster.run("scancel", job.job_id)
+    job.wait("end", lambda: job.show().state == "CANCELLED")
+    job.leaves_nothing()
+    time.sleep(3)  # longer than a requeue takes to show
+    assert job.show().state == "CANCELLED"
+    assert job.show().restarts == 0
+
+
+@slow
+def test_a_used_up_budget_ends_the_job(jobs: Jobs) -> None:
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL, REQUEUE_BUDGET=0)
+    job.wait_step(5)
+    job.cluster.crash(job.show().batch_node)
+    job.wait_requeued()
+    assert job.wait_over() == "FAILED", job.story()
+    assert "the requeue budget of 0 is used up" in job.output()
+    assert job.show().restarts == 1
+
+
+@slow
+def test_srun_alone(jobs: Jobs, wanted_loss: float) -> None:
+    """No script: bundlerun, and then a bare torchrun."""
+    folder, bin_ = jobs.folder, Path(sys.executable).parent
+    srun = ("srun", "--nodes=2", "--ntasks-per-node=1", "--mincpus=2", f"--chdir={folder}")
+    words = train_words(run_dir=folder / "ours", epochs=1)
+    jobs.cluster.run(
+        *srun, "--gpus-per-node=2", str(bin_ / "bundlerun"), "run", *words, limit_s=120
+    )
+    assert (folder / "ours" / "summary.json").exists()
+    words = train_words(run_dir=folder / "bare", epochs=1)
+    torchrun = [str(bin_ / "torchrun"), "--nnodes=1:2", "--nproc-per-node=2"]
+    meeting = ["--rdzv-backend=bundle", "--rdzv-id=bare"]
+    endpoint = f"--rdzv-endpoint={jobs.cluster.address('n1')}:29400"
+    words = [*torchrun, *meeting, endpoint, "-m", "workers.train", *words]
+    jobs.cluster.run(*srun, *words, limit_s=120)
+    assert (folder / "bare" / "summary.json").exists()
+    assert (
+        NUM_STEPS // 2 == len((folder / "bare" / "metrics.jsonl").read_text().split('"step"')) // 2
+    )
