@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -105,6 +106,8 @@ class Batch:
         if self._job.restarts and read_end(self._paths, 0).state is RunState.DONE:
             self._say("the run was finished before this start")
             return 0
+        with suppress(BundleError):
+            self._slurm.tell_run_dir(self._job.job_id, str(self._paths.root))
         begun = self._note_start()
         refusal = refuse(restarts=self._job.restarts - 1, budget=self._budget, starts=begun[:-1])
         if refusal and self._job.restarts:

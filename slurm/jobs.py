@@ -123,6 +123,14 @@ class Slurm:
         self.run(["scontrol", "requeue", str(job_id)], "")
         return True
 
+    def tell_run_dir(self, job_id: int, run_dir: str) -> None:
+        """Writes the run folder into the job's comment, where `bundlerun status JOB` finds it.
+
+        Raises:
+            BundleError: Slurm refuses.
+        """
+        self.run(["scontrol", "update", f"jobid={job_id}", f"comment={TAG}{run_dir}"], "")
+
     def config(self) -> dict[str, str]:
         """The site's settings, `scontrol show config`."""
         return config_from_text(self.run(["scontrol", "show", "config"], ""))
