@@ -215,6 +215,7 @@ class Jobs:
         else:
             file = script
         exported = {"RUN_DIR": run_dir, "PYTHON": sys.executable} | settings
+        run_dir = Path(str(exported["RUN_DIR"]))
         job_id = self.cluster.run(
             "sbatch",
             "--parsable",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -259,3 +260,66 @@ def test_srun_alone(jobs: Jobs, wanted_loss: float) -> None:
     assert (folder / "bare" / "summary.json").exists()
     summary = json.loads((folder / "bare" / "summary.json").read_text())
     assert summary["steps"] == NUM_STEPS // 2
+
+
+@slow
+def test_parts_of_a_heterogeneous_job_train_together(jobs: Jobs, wanted_loss: float) -> None:
+    folder, bundlerun = jobs.folder, Path(sys.executable).with_name("bundlerun")
+    words = shlex.join(train_words(run_dir=folder / "run"))
+    text = f"""#!/bin/bash
+#SBATCH --nodes=1 --gpus-per-node=2 --mincpus=2
+#SBATCH hetjob
+#SBATCH --nodes=1 --gpus-per-node=3 --mincpus=2
+srun --het-group=0,1 --ntasks-per-node=1 {bundlerun} run {words}
+"""
+    log = folder / "out"
+    file = _file(folder / "het.sbatch", text)
+    jobs.cluster.run("sbatch", "--wait", f"--output={log}", str(file), limit_s=150)
+    assert "2 bundles of shape 1,1 on 2 nodes" in log.read_text()
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert summary["validation"]["loss"] == pytest.approx(wanted_loss, abs=1e-3)
+
+
+@slow
+def test_a_run_folder_on_a_disk_of_the_node_is_found_out(jobs: Jobs) -> None:
+    local = jobs.cluster.folder / "local" / "run"
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL, RUN_DIR=local)
+    job.wait(
+        "refusal", lambda: "is not the one that the job's first node writes to" in job.output()
+    )
+    assert "on node 'n2'" in job.output()
+
+
+@slow
+def test_the_second_job_of_a_run_folder_is_refused(jobs: Jobs) -> None:
+    first = jobs.submit(train_words(), "--nodes=1", *SMALL)
+    first.wait_step(3)
+    second = jobs.submit(train_words(), "--nodes=1", *SMALL, name="other", RUN_DIR=first.run_dir)
+    assert second.wait_over() == "FAILED"
+    assert second.exit_code == "2:0"
+    assert f"is in use by job {first.job_id} (RUNNING)" in second.output()
+
+
+@slow
+def test_a_node_with_another_torch_stays_away(jobs: Jobs) -> None:
+    """On n2 a Python that finds another torch's metadata first."""
+    fake = jobs.folder / "fake" / "torch-9.9.9.dist-info"
+    fake.mkdir(parents=True)
+    (fake / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 9.9.9\n")
+    text = f"""#!/bin/sh
+[ "$(hostname)" = n2 ] && export PYTHONPATH={fake.parent}
+exec {sys.executable} "$@"
+"""
+    python = _file(jobs.folder / "python", text)
+    python.chmod(0o755)
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL, PYTHON=python)
+    job.wait("refusal", lambda: "node 'n2' cannot take part" in job.output())
+    assert "torch is 9.9.9 on n2" in job.output()
+
+
+@slow
+def test_a_wrong_option_fails_at_once(jobs: Jobs) -> None:
+    job = jobs.submit(train_words(cut="secnod"), "--nodes=2", *SMALL)
+    assert job.wait_over() == "FAILED", job.story()
+    assert job.exit_code == "2:0"
+    assert job.show().restarts == 0
