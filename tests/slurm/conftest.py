@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.cluster import Cluster, open_cluster, why_not
-from tests.slurm.harness import RECOVERIES, Jobs, train_words
+from benchmarks.slurm_cluster import Cluster, open_cluster, why_not
+from benchmarks.slurm_jobs import Jobs, Recovery, train_words
 
 GPUS = (2, 2, 3, 2)
 """Of each node; uneven, as a bundle of two leaves one of n3 idle."""
 ALL_VARIABLE = "BUNDLERUN_TEST_SLURM"
+RECOVERIES: list[Recovery] = []
+"""Of all tests."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +50,9 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def jobs(cluster: Cluster, tmp_path: Path) -> Iterator[Jobs]:
-    yield Jobs(cluster, tmp_path)
+    opened = Jobs(cluster, tmp_path)
+    yield opened
+    RECOVERIES.extend(opened.recoveries)
     cluster.repair()
 
 

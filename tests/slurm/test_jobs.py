@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.slurm_jobs import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
 from slurm.render import DEFAULTS, Kind, script
-from tests.slurm.harness import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
+from tests.slurm.harness import ended_well
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
 slow = pytest.mark.slow
@@ -36,7 +37,7 @@ def test_nodes_of_different_size_go_on_without_one_that_crashes(
     assert len(list((job.paths.node_logs("n3")).glob("slurm-*/attempt_0/*"))) == 2
     with job.fault("node crashes"):
         job.cluster.crash("n2")
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
     assert job.show().restarts == 0
 
 
@@ -46,7 +47,7 @@ def test_the_first_node_is_powered_off(jobs: Jobs, wanted_loss: float) -> None:
     with job.fault("first of three nodes powered off"):
         job.cluster.power_off(job.show().batch_node)
         job.wait_requeued()
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -57,7 +58,7 @@ def test_the_first_node_crashes(jobs: Jobs, wanted_loss: float) -> None:
     with job.fault("first of two nodes crashes"):
         job.cluster.crash(first)
         job.wait_requeued()
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -70,7 +71,7 @@ def test_a_node_is_powered_off_and_a_spare_takes_its_place(jobs: Jobs, wanted_lo
     with job.fault("node powered off, a spare steps in"):
         job.cluster.power_off(lost)
     assert len(job.events("coordinator: round")[-1]["nodes"]) == 2
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -82,7 +83,7 @@ def test_a_signal_to_the_batch_script(jobs: Jobs, wanted_loss: float, name: str)
         job.cluster.run("scancel", "--batch", f"--signal={name}", job.job_id)
         job.wait_requeued()
     assert job.rows("restart")[-1]["source"] == "checkpoint"
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -92,7 +93,7 @@ def test_an_operator_requeues(jobs: Jobs, wanted_loss: float) -> None:
     with job.fault("scontrol requeue"):
         job.cluster.run("scontrol", "requeue", job.job_id)
         job.wait_requeued()
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
     assert job.show().restarts == 1
 
 
@@ -107,7 +108,7 @@ def test_a_job_of_higher_priority_takes_the_nodes(jobs: Jobs, wanted_loss: float
         ).strip()
         job.wait_requeued()
     assert "COMPLETED" in jobs.cluster.run("scontrol", "show", "job", other)
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -148,7 +149,7 @@ def test_a_link_is_cut_and_healed(jobs: Jobs, wanted_loss: float) -> None:
     with job.fault("link healed, node rejoins"):
         job.cluster.heal("n3")
     assert len(job.events("coordinator: round")[-1]["nodes"]) == 3
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -158,7 +159,7 @@ def test_a_node_is_set_down_and_resumed(jobs: Jobs, wanted_loss: float) -> None:
     with job.fault("node set down"):
         job.cluster.run("scontrol", "update", "nodename=n3", "state=down", "reason=test")
     job.cluster.run("scontrol", "update", "nodename=n3", "state=resume")
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -168,7 +169,7 @@ def test_the_controller_is_restarted(jobs: Jobs, wanted_loss: float) -> None:
     job.cluster.kill_controller()
     job.wait_step(job.step() + 10)
     job.cluster.start_controller()
-    job.ended_well(wanted_loss)
+    ended_well(job, wanted_loss)
     assert not job.rows("restart")
 
 
@@ -180,8 +181,19 @@ def test_two_jobs_share_nodes(jobs: Jobs, wanted_loss: float) -> None:
         job.wait_step(5)
     assert [job.show().state for job in both] == ["RUNNING", "RUNNING"]
     for job in both:
-        job.ended_well(wanted_loss)
+        ended_well(job, wanted_loss)
         assert not job.rows("restart")
+
+
+@slow
+def test_a_run_of_fixed_size_starts_again(jobs: Jobs, wanted_loss: float) -> None:
+    script = SCRIPTS / "classic.sbatch"
+    job = jobs.submit(train_words(), "--nodes=2", *SMALL, script=script)
+    job.wait_step(10)
+    with job.fault("classic: the other node crashes"):
+        job.cluster.crash("n2" if job.show().batch_node == "n1" else "n1")
+        job.wait_requeued()
+    ended_well(job, wanted_loss)
 
 
 @slow
@@ -244,15 +256,13 @@ def test_a_used_up_budget_ends_the_job(jobs: Jobs) -> None:
 @slow
 def test_srun_alone(jobs: Jobs, wanted_loss: float) -> None:
     """No script: bundlerun, and then a bare torchrun."""
-    folder, bin_ = jobs.folder, Path(sys.executable).parent
+    folder, bundlerun = jobs.folder, str(Path(sys.executable).with_name("bundlerun"))
     srun = ("srun", "--nodes=2", "--ntasks-per-node=1", "--mincpus=2", f"--chdir={folder}")
     words = train_words(run_dir=folder / "ours", epochs=1)
-    jobs.cluster.run(
-        *srun, "--gpus-per-node=2", str(bin_ / "bundlerun"), "run", *words, limit_s=120
-    )
+    jobs.cluster.run(*srun, "--gpus-per-node=2", bundlerun, "run", *words, limit_s=120)
     assert (folder / "ours" / "summary.json").exists()
     words = train_words(run_dir=folder / "bare", epochs=1)
-    torchrun = [str(bin_ / "torchrun"), "--nnodes=1:2", "--nproc-per-node=2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=2"]
     meeting = ["--rdzv-backend=bundle", "--rdzv-id=bare"]
     endpoint = f"--rdzv-endpoint={jobs.cluster.address('n1')}:29400"
     words = [*torchrun, *meeting, endpoint, "-m", "workers.train", *words]

@@ -14,6 +14,7 @@ PAUSE_S = float(os.environ.get("SLOW_MODEL_PAUSE_S", "0.01"))
 
 @torch.fx.wrap
 def pause(x: Tensor) -> Tensor:
+    """Waits, without computing."""
     time.sleep(PAUSE_S * x.shape[0])
     return x
 
@@ -29,6 +30,7 @@ class Slow(nn.Module):
         self.head = nn.Linear(8, num_outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Images (batch, 3, height, width) to scores."""
         x = torch.tanh(self.norm(self.first(pause(x))))
         return self.head(torch.tanh(self.second(x)).mean((2, 3)))
 

@@ -113,10 +113,12 @@ def why_not() -> str:
 
 
 def die_with_parent() -> None:
+    """Has the kernel end this process with the one that started it."""
     ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 
 
 def wait_for(what: str, check: Callable[[], object], limit_s: float, poll_s: float = 0.05) -> None:
+    """Waits until `check` holds; raises TimeoutError."""
     deadline = time.monotonic() + limit_s
     while not check():
         if time.monotonic() > deadline:
@@ -132,6 +134,7 @@ class Namespaces:
     init: int
 
     def enter(self, words: Sequence[str], *, only_network: bool = False) -> list[str]:
+        """The command line that runs `words` in there."""
         flags = ["-n"] if only_network else ["-m", "-u", "-i", "-n", "-p", "-r"]
         return ["nsenter", "-t", str(self.init), *flags, "--", *words]
 
@@ -157,6 +160,7 @@ class Cluster:
 
     @property
     def names(self) -> list[str]:
+        """The nodes."""
         return [f"n{i}" for i in range(1, len(self.gpus) + 1)]
 
     @property
@@ -175,6 +179,7 @@ class Cluster:
         return kept | {"SLURM_CONF": str(self.folder / "etc/slurm.conf")}
 
     def address(self, node: str) -> str:
+        """Of a node, or of the controller."""
         return f"{self.subnet}.{254 if node == CTL else 10 + int(node[1:])}"
 
     # -- commands
@@ -208,6 +213,7 @@ class Cluster:
     # -- life of the cluster
 
     def start(self) -> None:
+        """Boots all and starts the daemons."""
         for name in ("etc", "run", "log", "state", "spool", "nodes", "local", "dev", "cg/freezer"):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o755)
@@ -235,6 +241,7 @@ class Cluster:
         self.wait_until_idle()
 
     def stop(self) -> None:
+        """Ends all processes and removes all files."""
         for booted in self._booted.values():
             booted.holder.kill()
         for booted in self._booted.values():
@@ -351,9 +358,11 @@ class Cluster:
         self._net(CTL, f"ip link set p-{node} master br0 up")
 
     def start_controller(self, *flags: str) -> None:
+        """Starts slurmctld."""
         self._daemon(CTL, "slurmctld", *flags)
 
     def start_slurmd(self, node: str) -> None:
+        """Starts the daemon of a node."""
         self._daemon(node, "slurmd", "-N", node)
 
     def _daemon(self, node: str, *words: str) -> None:
@@ -376,10 +385,13 @@ class Cluster:
         return "UP" in self.run("scontrol", "ping", check=False)
 
     def node_states(self) -> dict[str, str]:
+        """What sinfo says of each node."""
         lines = self.run("sinfo", "-h", "-N", "-p", "high", "-o", "%N %T").splitlines()
         return dict(line.split(maxsplit=1) for line in lines if " " in line)
 
     def wait_until_idle(self) -> None:
+        """Waits until no node has a job."""
+
         def idle() -> bool:
             return set(self.node_states().values()) == {"idle"}
 
@@ -421,22 +433,28 @@ class Cluster:
         self.crash(node)
 
     def power_on(self, node: str) -> None:
+        """Boots a node again, with the name and address that it had."""
         self._boot(node)
         self.start_slurmd(node)
 
     def cut(self, node: str) -> None:
+        """Pulls a node's cable."""
         self._net(CTL, f"ip link set p-{node} down")
 
     def heal(self, node: str) -> None:
+        """Plugs it in again."""
         self._net(CTL, f"ip link set p-{node} up")
 
     def has_slurmd(self, node: str) -> bool:
+        """Whether a node's daemon runs."""
         return bool(self.inside(node, "pgrep", "-x", "slurmd", check=False).strip())
 
     def kill_slurmd(self, node: str) -> None:
+        """Ends the daemon only; steps go on."""
         self.inside(node, "pkill", "-KILL", "-x", "slurmd")
 
     def kill_controller(self) -> None:
+        """Ends slurmctld only."""
         self.inside(CTL, "pkill", "-KILL", "-x", "slurmctld")
 
     def processes(self, node: str) -> list[str]:
