@@ -123,9 +123,8 @@ class Batch:
             command, env={**environ, **shared}, start_new_session=True, stdin=subprocess.DEVNULL
         )
         code = self._wait(step)
-        verdict = judge(
-            self._end(code), restarts=self._job.restarts, budget=self._budget, starts=begun
-        )
+        end = self._end(code, has_stepped=newest_step(self._paths) > begun[-1])
+        verdict = judge(end, restarts=self._job.restarts, budget=self._budget, starts=begun)
         self._say(verdict.text)
         self._note("slurm: step ends", {"srun": code, "verdict": verdict.text})
         return self._carry_out(verdict)
@@ -153,9 +152,10 @@ class Batch:
             self._say(f"{name}: the run is told to write a checkpoint and to stop")
         self._asker.ask(name)
 
-    def _end(self, code: int) -> End:
+    def _end(self, code: int, *, has_stepped: bool) -> End:
         was_signalled = self._asker.has_asked or self._others_were_signalled()
-        return replace(read_end(self._paths, code), was_signalled=was_signalled)
+        end = read_end(self._paths, code)
+        return replace(end, was_signalled=was_signalled, has_stepped=has_stepped)
 
     def _others_were_signalled(self) -> bool:
         """True where Slurm's signal went to a node and not to this script."""

@@ -40,6 +40,7 @@ class End:
         reason: why, in the run's words.
         srun_code: of srun; 137 also where a node died and the others finished.
         was_signalled: Slurm, or a person through Slurm, asked for a stop.
+        has_stepped: this start finished a step.
     """
 
     state: RunState
@@ -47,6 +48,7 @@ class End:
     code: int = EXIT_FAILED
     reason: str = ""
     was_signalled: bool = False
+    has_stepped: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +73,7 @@ def judge(end: End, *, restarts: int, budget: int, starts: Sequence[int]) -> Ver
     if end.state is RunState.FAILED:
         text = f"the run failed: {end.reason or 'see the log'}"
         return Verdict(requeue=False, exit_code=end.code or EXIT_FAILED, text=text)
-    if end.state is RunState.UNKNOWN and end.srun_code in (EXIT_CONFIG, EXIT_NODE):
+    if end.srun_code in (EXIT_CONFIG, EXIT_NODE) and not end.has_stepped:
         text = "no node could begin; what is wrong is said above"
         return Verdict(requeue=False, exit_code=end.srun_code, text=text)
     if end.state is RunState.STOPPED and not end.was_signalled:

@@ -50,6 +50,12 @@ def test_a_step_that_could_not_begin_is_not_tried_again(code: int) -> None:
     assert (verdict.requeue, verdict.exit_code) == (False, code)
 
 
+@pytest.mark.parametrize("code", [2, 3])
+def test_a_node_that_went_bad_on_the_way_is_no_wrong_start(code: int) -> None:
+    gone = end(RunState.UNKNOWN, code, has_stepped=True)
+    assert judge(gone, restarts=0, budget=20, starts=[0]).requeue
+
+
 def test_the_budget_ends() -> None:
     verdict = judge(end(RunState.UNKNOWN, 137), restarts=20, budget=20, starts=[0, 9])
     assert (verdict.requeue, verdict.exit_code) == (False, 1)
