@@ -29,17 +29,21 @@ SMALL = ("--gpus-per-node=2", "--mincpus=2", "--time=10")
 class Recovery:
     """What a fault cost.
 
-    note: how long a part of it took.
+    seconds: to the next finished step. requeued_s: to the requeue, where there was one.
+    started_s: to the next start of the job, which the site's settings decide.
     """
 
     case: str
     seconds: float
     steps_lost: int
-    note: str = ""
+    requeued_s: float | None = None
+    started_s: float | None = None
 
     def __str__(self) -> str:
-        tail = f"  ({self.note})" if self.note else ""
-        return f"{self.case:45} {self.seconds:6.1f} s  {self.steps_lost} steps lost{tail}"
+        text = f"{self.case:36} {self.seconds:6.1f} s  {self.steps_lost} steps lost"
+        if self.requeued_s is None or self.started_s is None:
+            return text
+        return f"{text}  (requeued after {self.requeued_s:.1f} s, started {self.started_s:.1f} s)"
 
 
 def train_words(**changes: object) -> list[str]:
@@ -176,19 +180,14 @@ class Submitted:
         self.wait_step(back + 1)
         taken_s = time.monotonic() - begun
         reached = max([before - 1, *(int(row["step"]) for row in self.events("stops"))])
-        recovery = Recovery(case, taken_s, max(0, reached - back), self._requeue_note())
-        self.recoveries.append(recovery)
+        self.recoveries.append(
+            Recovery(case, taken_s, max(0, reached - back), *(self.requeued_s or ()))
+        )
 
     def leaves_nothing(self) -> None:
         """Waits until no process of a job is left on any node."""
         for node in self.cluster.names:
             self.wait(f"end on {node}", lambda node=node: not self.cluster.processes(node))
-
-    def _requeue_note(self) -> str:
-        if not self.requeued_s:
-            return ""
-        asked, started = self.requeued_s
-        return f"requeued after {asked:.1f} s, started after {started:.1f} s"
 
     def summary(self) -> dict[str, Any]:
         """What the run came to."""

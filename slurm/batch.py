@@ -31,6 +31,7 @@ from launcher.paths import RunPaths
 from slurm.asker import Asker
 from slurm.claim import take
 from slurm.jobs import Slurm, SlurmError
+from slurm.pulse import Pulse
 from slurm.verdict import End, RunState, Verdict, judge, refuse
 from slurm.versions import versions
 
@@ -122,7 +123,8 @@ class Batch:
         step = subprocess.Popen(
             command, env={**environ, **shared}, start_new_session=True, stdin=subprocess.DEVNULL
         )
-        code = self._wait(step)
+        with Pulse(self._paths, claim.nonce):
+            code = self._wait(step)
         end = self._end(code, has_stepped=newest_step(self._paths) > begun[-1])
         verdict = judge(end, restarts=self._job.restarts, budget=self._budget, starts=begun)
         self._say(verdict.text)

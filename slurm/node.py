@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +31,7 @@ from slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
 from slurm.claim import check_shared
 from slurm.jobs import Slurm
 from slurm.lookout import Lookout
+from slurm.pulse import read_pulse
 from slurm.versions import check_versions, versions
 
 POLL_S = 0.5
@@ -126,7 +128,9 @@ class NodeTask:
         self._events.note(event, {**job, **(details or {})})
 
 
-def lookout_of(task: SlurmTask, endpoints: Sequence[tuple[str, int]]) -> Lookout | None:
+def lookout_of(
+    task: SlurmTask, endpoints: Sequence[tuple[str, int]], paths: RunPaths
+) -> Lookout | None:
     """The watch over the job's first node; None where this is the first.
 
     Args:
@@ -137,7 +141,7 @@ def lookout_of(task: SlurmTask, endpoints: Sequence[tuple[str, int]]) -> Lookout
     own = task.candidates.index(task.node) if task.node in task.candidates else -1
     (first, port), *others = endpoints
     reachable = [address for i, (address, _) in enumerate(others, 1) if i != own]
-    return Lookout(first=first, others=reachable, port=port)
+    return Lookout(first=first, others=reachable, port=port, pulse=partial(read_pulse, paths))
 
 
 def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -158,7 +162,7 @@ def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
         check_shared(paths.root, nonce, task.node)
         check_versions(environ[VERSIONS_VARIABLE], versions(), node=task.node, first=task.nodes[0])
     endpoints = launch.value.endpoints if launch.value.rdzv_endpoint else ()
-    lookout = lookout_of(task, endpoints) if nonce and endpoints else None
+    lookout = lookout_of(task, endpoints, paths) if nonce and endpoints else None
     command = [sys.executable, "-m", "launcher", "run", *words]
     return NodeTask(task, paths, lookout, Slurm()).run(command)
 

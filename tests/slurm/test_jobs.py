@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.slurm_jobs import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
+from slurm.lookout import LOSS_S
 from slurm.render import DEFAULTS, Kind, script
 from tests.slurm.harness import ended_well
 
@@ -150,6 +151,23 @@ def test_a_link_is_cut_and_healed(jobs: Jobs, wanted_loss: float) -> None:
         job.cluster.heal("n3")
     assert len(job.events("coordinator: round")[-1]["nodes"]) == 3
     ended_well(job, wanted_loss)
+
+
+@slow
+@pytest.mark.parametrize("num_nodes", [2, 3])
+def test_the_first_nodes_cable_is_no_death(jobs: Jobs, wanted_loss: float, num_nodes: int) -> None:
+    words = train_words(synthetic_samples=20 * LONG // 2)
+    job = jobs.submit(words, f"--nodes={num_nodes}", *SMALL)
+    job.wait_step(10)
+    with job.fault(f"first of {num_nodes} nodes cut off"):
+        job.cluster.cut(job.show().batch_node)
+    time.sleep(LOSS_S + 4)  # long enough to be taken for dead, were it not for the pulse
+    with job.fault("it is back, and takes part again"):
+        job.cluster.heal(job.show().batch_node)
+    assert job.wait_over() == "COMPLETED", job.story()
+    assert job.show().restarts == 0
+    assert job.summary()["steps"] == LONG
+    job.leaves_nothing()
 
 
 @slow

@@ -125,6 +125,16 @@ def test_the_step_learns_what_its_nodes_must_have(slurm: FakeSlurm, tmp_path: Pa
     assert '"torch"' in seen
 
 
+def test_the_first_nodes_pulse_moves_while_the_step_lasts(slurm: FakeSlurm, tmp_path: Path) -> None:
+    script = """
+        beats() { cat "$2/slurm-pulse" 2>/dev/null; }
+        until first=$(beats) && [ -n "$first" ]; do sleep 0.05; done
+        until [ -n "$(beats)" ] && [ "$(beats)" != "$first" ]; do sleep 0.05; done
+    """.replace("$2", str(tmp_path))
+    assert run(slurm, tmp_path, script)[0] == 0
+    assert not RunPaths(tmp_path).slurm_pulse.exists()
+
+
 def test_a_step_outlives_no_run(
     slurm: FakeSlurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, handlers: None
 ) -> None:

@@ -72,7 +72,7 @@ def test_the_agents_exit_code_is_the_tasks(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_survivors_of_the_first_node_stop_and_requeue(slurm: FakeSlurm, tmp_path: Path) -> None:
     wait = f'while [ ! -e "{tmp_path}/drain.json" ]; do sleep 0.02; done; touch "{tmp_path}/end"'
-    run(tmp_path, wait, World(lives=False).lookout())
+    run(tmp_path, wait, _lost())
     assert (tmp_path / "end").exists()
     assert "scontrol requeue 7" in slurm.asked
     events = [row["event"] for row in read_events(RunPaths(tmp_path).events)]
@@ -84,10 +84,7 @@ def test_a_run_that_ends_with_the_first_node_leaves_no_zombie(
     slurm: FakeSlurm, tmp_path: Path
 ) -> None:
     """The agent has ended before the silence was long enough."""
-    world = World(lives=False)
-    lookout = world.lookout()
-    lookout.look()
-    assert run(tmp_path, "exit 0", lookout) == 0
+    assert run(tmp_path, "exit 0", _lost()) == 0
     assert "scontrol requeue 7" in slurm.asked
 
 
@@ -99,8 +96,13 @@ def test_a_survivor_does_not_requeue_the_next_start(slurm: FakeSlurm, tmp_path: 
 
 
 def _lost() -> Lookout:
-    lookout = World(lives=False).lookout()
+    world = World()
+    lookout = world.lookout()
     lookout.look()
+    world.lives = False
+    time.sleep(0.02)  # a period and more, on this clock
+    lookout.look()
+    assert lookout.is_silent
     return lookout
 
 
@@ -144,12 +146,13 @@ def _lives(pid: int) -> bool:
         return False
 
 
-def test_who_watches_whom() -> None:
-    assert lookout_of(task("n1"), ENDPOINTS) is None
-    second = lookout_of(task("n2"), ENDPOINTS)
+def test_who_watches_whom(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    assert lookout_of(task("n1"), ENDPOINTS, paths) is None
+    second = lookout_of(task("n2"), ENDPOINTS, paths)
     assert second is not None
     assert (second.first, list(second.others)) == ("10.0.0.11", ["10.0.0.13"])
-    fourth = lookout_of(task("n4"), ENDPOINTS)
+    fourth = lookout_of(task("n4"), ENDPOINTS, paths)
     assert fourth is not None
     assert list(fourth.others) == ["10.0.0.12", "10.0.0.13"]
 
