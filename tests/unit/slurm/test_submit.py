@@ -13,7 +13,8 @@ import pytest
 from launcher.cli import main
 from launcher.errors import ConfigError
 from launcher.paths import RunPaths
-from slurm.submit import limit_seconds, node_range, site_notes
+from slurm.checks import site_notes
+from slurm.request import limit_seconds, node_range
 from tests.unit.slurm.conftest import FakeSlurm
 
 MODEL = f"{Path(__file__).resolve().parents[2] / 'ranks' / 'tiny_model.py'}:build"
