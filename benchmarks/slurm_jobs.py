@@ -173,8 +173,11 @@ class Submitted:
 
         A step that nobody else had yet when the fault came is done again: it was not finished.
         """
+        self.requeued_s = None
         restarts, before, begun = len(self.rows("restart")), self.step(), time.monotonic()
         yield
+        if self.requeued_s:  # before that the survivors may have recovered, too
+            restarts = len(self.rows("restart"))
         self.wait("recovery", lambda: len(self.rows("restart")) > restarts)
         back = int(self.rows("restart")[-1]["step"])
         self.wait_step(back + 1)
