@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-all lint type format bench chaos venv clean
+.PHONY: help demo test test-unit test-slurm test-all lint type format bench chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ test: $(READY) ## all tests that this machine can run; skipped ones say why
 
 test-unit: $(READY) ## the quick tests, without processes
 	$(RUN) -m pytest tests/unit $(ARGS)
+
+test-slurm: $(READY) ## jobs on a real Slurm of four nodes, with every fault; needs root: about 15 minutes
+	BUNDLERUN_TEST_SLURM=all $(RUN) -m pytest tests/slurm $(ARGS)
 
 test-all: test lint type ## what CI runs
 

@@ -22,6 +22,7 @@ NETWORK = (
     "shapes",
     "resnet",
     "convergence",
+    "slurm",
 )
 """These make hosts of network namespaces, as root."""
 FAULTS = ("recovery", "chaos", "alarms")

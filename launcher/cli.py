@@ -17,6 +17,7 @@ COMMANDS = {
     "classic": "run with the options of the original Bundle_HybridParallelism",
     "status": "show how a run fares: step, nodes, failures, checkpoints",
     "drain": "ask a run to finish its step, write a checkpoint and stop",
+    "submit": "send a run to Slurm, after checking what can be checked before the queue",
     "export": "write a trained model as one file that plain torchvision loads",
 }
 """Each is a module of `launcher.commands` with `add_arguments(parser)` and `run(args) -> int`."""

@@ -182,13 +182,15 @@ def resolve(
     environ: Mapping[str, str],
     toml: Mapping[str, object],
     toml_name: str = "TOML file",
+    site: Mapping[str, str] | None = None,
 ) -> Resolved[T]:
-    """Layers option, environment, TOML file and default into one `cls`.
+    """Layers option, environment, TOML file, the site's and our default into one `cls`.
 
     Args:
         given: what argparse found, by field name.
         environ: the environment; `BUNDLERUN_<FIELD>` is read.
         toml: keys of the TOML file, in either spelling; keys of other classes are passed over.
+        site: what the batch system says, by field name.
 
     Raises:
         ConfigError: a value does not fit its option; `cls` may raise it too.
@@ -204,12 +206,28 @@ def resolve(
             source, where, raw = f"environment {variable}", variable, environ[variable]
         elif field.name in file_values:
             source, where, raw = toml_name, f"{toml_name}: {field.name}", file_values[field.name]
+        elif site and field.name in site:
+            source, where, raw = "Slurm", f"Slurm: {field.name}", site[field.name]
         else:
             sources[field.name] = "default"
             continue
         values[field.name] = _converted(field, raw, where)
         sources[field.name] = source
     return Resolved(cls(**values), sources)
+
+
+def said(
+    name: str,
+    *,
+    given: Mapping[str, object],
+    environ: Mapping[str, str],
+    toml: Mapping[str, object],
+) -> str:
+    """What the user says about one option, by name, unchecked; empty where nothing."""
+    keys = (name, name.replace("_", "-"))
+    places = (given.get(name), environ.get(ENV_PREFIX + name.upper()), *map(toml.get, keys))
+    found = next((value for value in places if value is not None), "")
+    return "" if found is False else _text(found)
 
 
 def argv_of(config: object) -> list[str]:

@@ -94,6 +94,16 @@ class RunPaths:
         """The event log of one node."""
         return self.events / f"{node_name}.jsonl"
 
+    @property
+    def slurm_job(self) -> Path:
+        """Which Slurm job has this folder, JSON."""
+        return self.root / "slurm-job.json"
+
+    @property
+    def slurm_pulse(self) -> Path:
+        """What the job's first node writes anew every second, text."""
+        return self.root / "slurm-pulse"
+
     def checkpoint(self, step: int) -> Path:
         """The folder of the checkpoint taken after `step` finished steps."""
         return self.checkpoints / f"step-{step:09d}"

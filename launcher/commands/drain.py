@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
+from launcher.commands.run_folder import run_paths
 from launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
 from launcher.stop_request import request_stop
 
 _POLL_S = 0.2
@@ -21,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Ask a run to stop: all ranks finish the same step and write a checkpoint, and the "
         "command of each node ends with exit code 75. The same command goes on from there."
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    parser.add_argument("run_dir", metavar="RUN_DIR|JOB", help="run folder, or Slurm job")
     parser.add_argument(
         "--wait",
         type=float,
@@ -33,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Writes the request; 0 where it is written, and, if waited for, followed."""
-    paths = RunPaths(Path(args.run_dir))
+    paths = run_paths(args.run_dir)
     if not paths.root.is_dir():
         raise ConfigError(f"there is no run folder {args.run_dir!r}; give that of a run")
     ended = read_outcome(paths)

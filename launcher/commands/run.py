@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
@@ -14,10 +15,11 @@ from launcher.hardware import read_hardware
 from launcher.launch_config import LaunchConfig
 from launcher.network import Meeting, resolve_meeting
 from launcher.node_name import claimed_name
-from launcher.options import Resolved, add_options, resolve
+from launcher.options import Resolved, add_options, resolve, said
 from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, plan_here
 from launcher.preflight import check_data, check_torch, check_writable
+from launcher.slurm_env import slurm_defaults
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +51,10 @@ def read_configs(
     train = train_config(
         args, environ=environ, toml=toml, toml_name=name, default_data=default_data
     )
-    launch = resolve(LaunchConfig, vars(args), environ=environ, toml=toml, toml_name=name)
+    site = slurm_defaults(environ, partial(said, given=vars(args), environ=environ, toml=toml))
+    launch = resolve(
+        LaunchConfig, vars(args), environ=environ, toml=toml, toml_name=name, site=site
+    )
     return train, launch
 
 

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoints import survey
+from launcher.commands.run_folder import job_report, run_paths
 from launcher.errors import EXIT_DONE, ConfigError
 from launcher.events import read_events
 from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
 from launcher.status import Status, status_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun status`."""
     parser.description = "Show how a run fares: step, nodes, failures, checkpoints, goodput."
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="the run's folder")
+    parser.add_argument("run_dir", metavar="RUN_DIR|JOB", help="run folder, or Slurm job")
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the status."""
-    paths = RunPaths(Path(args.run_dir))
+    paths = run_paths(args.run_dir)
     if not paths.root.is_dir():
         raise ConfigError(f"there is no run folder {args.run_dir!r}; give that of a run")
     found = survey(paths).found
@@ -39,7 +39,13 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=found[0].step if found else None,
         now=time.time(),
     )
-    print(json.dumps(asdict(status), indent=2) if args.json else status_text(status))
+    job = job_report(paths)
+    if args.json:
+        print(json.dumps({**asdict(status), "slurm": job}, indent=2))
+        return EXIT_DONE
+    print(status_text(status))
+    if job is not None:
+        print(f"slurm job    {job['text']}")
     return EXIT_DONE
 
 

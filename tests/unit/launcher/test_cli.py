@@ -22,6 +22,7 @@ from launcher.errors import ConfigError
         "plan --help",
         "classic --help",
         "export --help",
+        "submit --help",
         "plan --nodes 4x8,2x4 --shape 1,1",
         "plan --json --devices cpu",
         "plan --nodes 1x6 --shape 2,1 --schedule zero-bubble",

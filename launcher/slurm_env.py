@@ -1,0 +1,251 @@
+"""What Slurm says of this node, and the launch options that follow from it.
+
+SLURM_STEP_NODELIST=n[1-4]   ->  --nnodes 1:4, --rdzv-endpoint n1's,n2's,n3's address:port
+SLURM_JOB_ID, _STEP_ID, _RESTART_COUNT   ->  --rdzv-id slurm-7.0-r2, and the port
+SLURMD_NODENAME              ->  --node-name
+SLURM_GPUS_ON_NODE           ->  --slots, where no GPU can be seen: each stands for one
+
+So `srun bundlerun run` needs no options for any of these.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from launcher.errors import ConfigError, NodeError
+from launcher.hardware import count_gpus
+from launcher.network import endpoint_text, is_loopback, resolve, route_to
+
+NUM_CANDIDATES = 3
+"""Nodes that can keep the rendezvous: enough for any number of them."""
+FIRST_PORT, NUM_PORTS = 20000, 12000
+"""Below 32768, where Linux begins to hand out ports by itself."""
+STEPS_PER_JOB = 16
+"""Job steps with ports of their own, of one job."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SlurmTask:
+    """What this process is as a task of a job step.
+
+    Args:
+        restarts: how often the job has been requeued.
+        nodes: names of the step's nodes, in Slurm's order, the same on all.
+        node: this one.
+        num_gpus: that Slurm gave this node; None where the job asked for none.
+    """
+
+    job_id: int
+    step_id: int
+    restarts: int
+    nodes: tuple[str, ...]
+    node: str
+    local_id: int
+    num_gpus: int | None
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> SlurmTask | None:
+        """Reads Slurm's variables; None for a process that `srun` did not start.
+
+        Raises:
+            ConfigError: a variable is not what Slurm writes.
+        """
+        if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
+            return None
+        nodes = expand_hostlist(environ["SLURM_STEP_NODELIST"])
+        index = _number(environ, "SLURM_NODEID", 0)
+        gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+        return cls(
+            job_id=_number(environ, "SLURM_JOB_ID"),
+            step_id=_number(environ, "SLURM_STEP_ID", 0),
+            restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
+            nodes=nodes,
+            node=environ.get("SLURMD_NODENAME") or nodes[min(index, len(nodes) - 1)],
+            local_id=_number(environ, "SLURM_LOCALID", 0),
+            num_gpus=int(gpus) if gpus.isdecimal() else None,
+        )
+
+    @property
+    def rdzv_id(self) -> str:
+        """A name that no other step, and no other start of this job, has."""
+        return f"slurm-{self.job_id}.{self.step_id}-r{self.restarts}"
+
+    @property
+    def port(self) -> int:
+        """Where candidates listen: jobs that share a node have different ones."""
+        return FIRST_PORT + (self.job_id * STEPS_PER_JOB + self.step_id) % NUM_PORTS
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The nodes that can keep the rendezvous."""
+        return self.nodes[:NUM_CANDIDATES]
+
+
+def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = environ.get(name, "" if default is None else str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text!r} is not the number that Slurm writes there")
+    return int(text)
+
+
+def expand_hostlist(text: str) -> tuple[str, ...]:
+    """Reads Slurm's `n[01-03,7],login` as (n01, n02, n03, n7, login).
+
+    Raises:
+        ConfigError: it is written otherwise.
+    """
+    names = tuple(name for part in _split(text) for name in _expand(part))
+    if not names:
+        raise ConfigError(f"node list {text!r} names no node")
+    return names
+
+
+def _split(text: str) -> list[str]:
+    """Cuts at the commas outside brackets."""
+    return [part for part in re.split(r",(?![^\[]*\])", text.strip()) if part]
+
+
+def _expand(part: str) -> Iterator[str]:
+    match = re.fullmatch(r"([^\[\]]*)\[([\d,-]+)\](.*)", part)
+    if not match:
+        if "[" in part or "]" in part:
+            raise ConfigError(f"node list {part!r} is not written as Slurm does, n[1-3,7]")
+        yield part
+        return
+    head, ranges, tail = match.groups()
+    rests = list(_expand(tail)) if tail else [""]
+    for each in ranges.split(","):
+        first, _, last = each.partition("-")
+        if not first or not (last or "0").isdecimal():
+            raise ConfigError(f"node list {part!r} is not written as Slurm does, n[1-3,7]")
+        for number in range(int(first), int(last or first) + 1):
+            for rest in rests:
+                yield f"{head}{number:0{len(first)}d}{rest}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """How names of nodes become addresses; a test brings its own.
+
+    Args:
+        resolve: name to address; raises ConfigError.
+        known_address: what Slurm itself connects to, by node; empty where it cannot say.
+        route_to: this node's address towards another; raises NodeError.
+    """
+
+    resolve: Callable[[str], str] = resolve
+    known_address: Callable[[str], str] = lambda node: ""
+    route_to: Callable[[str, int], str] = route_to
+
+
+def candidate_addresses(task: SlurmTask, names: Names | None = None) -> tuple[str, ...]:
+    """The addresses of the candidates, which all nodes can reach.
+
+    Many systems have a node's own name stand for 127.0.1.1; then Slurm is asked, or the route to
+    another node shows which address the others see.
+
+    Raises:
+        ConfigError: a node has no address that others could reach.
+    """
+    names = names or Names()
+    return tuple(_address(task, node, names) for node in task.candidates)
+
+
+def _address(task: SlurmTask, node: str, names: Names) -> str:
+    for look_up in (names.resolve, names.known_address):
+        address = _routable(look_up, node, names)
+        if address:
+            return address
+    if node == task.node:
+        for other in (each for each in task.nodes if each != node):
+            address = _routable(names.resolve, other, names)
+            if address:
+                try:
+                    return names.route_to(address, task.port)
+                except NodeError:
+                    continue
+    raise ConfigError(
+        f"node {node!r} has no address that other nodes reach: its name stands for nothing, or for "
+        f"this machine alone, on {task.node!r}; give --rdzv-endpoint ADDRESS:{task.port}"
+    )
+
+
+def _routable(look_up: Callable[[str], str], node: str, names: Names) -> str:
+    """An address that is not loopback; `look_up` may answer with a name."""
+    try:
+        found = look_up(node)
+        address = names.resolve(found) if found else ""
+    except ConfigError:
+        return ""
+    return "" if not address or is_loopback(address) else address
+
+
+def slurm_defaults(
+    environ: Mapping[str, str], said: Callable[[str], str], names: Names | None = None
+) -> dict[str, str]:
+    """Launch options by name, as this node's Slurm has it; none outside a job step.
+
+    Args:
+        said: what the user says about an option, empty where nothing.
+
+    Raises:
+        ConfigError: Slurm started several tasks here, or a node has no address for others.
+    """
+    task = SlurmTask.from_environ(environ)
+    if task is None:
+        return {}
+    names = names or Names(known_address=node_address)
+    needs_endpoint = len(task.nodes) > 1 and not (said("rdzv_endpoint") or said("standalone"))
+    found = launch_defaults(
+        task,
+        candidate_addresses(task, names) if needs_endpoint else (),
+        num_visible_gpus=count_gpus(environ),
+    )
+    if said("standalone"):
+        found.pop("nnodes", None)
+    if said("devices") == "gpu":
+        found.pop("slots", None)
+    if needs_endpoint and said("rdzv_backend") not in ("", "bundle"):
+        found["rdzv_endpoint"] = found["rdzv_endpoint"].split(",")[0]
+        found["nnodes"] = str(len(task.nodes))
+    return found
+
+
+def node_address(node: str) -> str:
+    """What Slurm itself connects to, an address or a name; empty where it does not say."""
+    words = ["scontrol", "--oneliner", "show", "node", node]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    match = re.search(r"\bNodeAddr=(\S+)", done.stdout)
+    return match[1] if match else ""
+
+
+def launch_defaults(
+    task: SlurmTask, addresses: Sequence[str], *, num_visible_gpus: int
+) -> dict[str, str]:
+    """The options that follow from a task.
+
+    Args:
+        addresses: of the candidates; none where the endpoint is known.
+
+    Raises:
+        ConfigError: Slurm started more than one task here.
+    """
+    if task.local_id:
+        raise ConfigError(
+            f"srun starts several tasks on node {task.node!r}; bundlerun starts the ranks itself: "
+            "srun --ntasks-per-node=1"
+        )
+    found = {"rdzv_id": task.rdzv_id, "node_name": task.node}
+    if len(task.nodes) > 1:
+        found["nnodes"] = f"1:{len(task.nodes)}"
+    if addresses:
+        found["rdzv_endpoint"] = ",".join(endpoint_text(each, task.port) for each in addresses)
+    if task.num_gpus and not num_visible_gpus:
+        found["slots"] = str(task.num_gpus)
+    return found

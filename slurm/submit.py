@@ -1,0 +1,141 @@
+"""`bundlerun submit`: everything that can be checked before the queue, then sbatch."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher.commands.run import add_config_arguments, read_configs
+from launcher.errors import EXIT_DONE, ConfigError
+from launcher.options import kebab
+from launcher.paths import RunPaths
+from launcher.plan import WORKER_MODULE, plan_elsewhere
+from launcher.preflight import check_data, check_torch, check_writable
+from slurm.checks import check_devices, check_interval, check_queue, site_notes
+from slurm.jobs import Slurm
+from slurm.render import Kind, script
+from slurm.request import Request, node_range, script_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun submit`."""
+    parser.description = (
+        "Check what can be checked before the queue, write a batch script, submit it. Options of "
+        "`bundlerun run` and DATA come behind --."
+    )
+    add = parser.add_argument
+    add("--nodes", default="1", metavar="MIN[:MAX]", help="nodes that train (default: 1)")
+    add("--spares", type=int, default=0, help="nodes beside, which take a lost one's place")
+    add("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of each node")
+    add("--cpus-per-node", type=int, default=0, metavar="N", help="CPUs of each node, at least")
+    add("--time", default="", help="time limit, H:M:S; the run goes on in the next start")
+    add("--partition", default="", help="partition")
+    add("--account", default="", help="account")
+    add("--job-name", default="bundlerun", help="name of the job (default: bundlerun)")
+    add(
+        "--kind",
+        choices=[kind.value for kind in Kind],
+        default=Kind.BUNDLE.value,
+        help="bundle: goes on without lost nodes; classic: all or nothing; array: many runs of one "
+        "node (default: bundle)",
+    )
+    add("--array", default="", metavar="0-3", help="with --kind array: one run each")
+    add("--requeue-budget", type=int, default=20, metavar="N", help="starts after the first (20)")
+    add(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTIONS",
+        help="further options for sbatch, such as --sbatch='--constraint=a100 --mail-type=END'",
+    )
+    add("--dry-run", action="store_true", help="print the script, submit nothing")
+    add("words", nargs="*", metavar="-- OPTIONS DATA", help="as for bundlerun run")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Submits a job, or prints what would be submitted."""
+    words = kebab(args.words)
+    request = request_of(args, tuple(without_run_dir(words)))
+    parser = argparse.ArgumentParser(prog="bundlerun submit ... --", allow_abbrev=False)
+    add_config_arguments(parser)
+    train, launch = read_configs(parser.parse_args(words), os.environ)
+    run_dir = Path(train.value.run_dir).absolute()
+    check_devices(request, train.value, launch.value)
+    plan_elsewhere((request.gpus_per_node or launch.value.slots,) * request.nodes[1], train, launch)
+    try:
+        text = script(script_of(request, run_dir, sys.executable))
+    except ValueError as exc:
+        raise ConfigError(f"{exc}; Slurm has no way to write that") from exc
+    if args.dry_run:
+        print(text, end="")  # noqa: T201
+        return EXIT_DONE
+    slurm = Slurm()
+    for note in site_notes(slurm.config()):
+        say(f"note: {note}")
+    check_torch()
+    check_data(train.value.data, train.value.recipe)
+    check_writable(run_dir, "--run-dir")
+    check_interval(request, train.value, RunPaths(run_dir))
+    check_queue(run_dir, slurm)
+    importlib.import_module(WORKER_MODULE).preflight(train.value)
+    job_id = slurm.submit(request.sbatch, text)
+    print(after(job_id, request, run_dir))  # noqa: T201
+    return EXIT_DONE
+
+
+def request_of(args: argparse.Namespace, words: tuple[str, ...]) -> Request:
+    """The request that the options make.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    return Request(
+        kind=Kind(args.kind),
+        nodes=node_range(args.nodes),
+        spares=args.spares,
+        gpus_per_node=args.gpus_per_node,
+        cpus_per_node=args.cpus_per_node,
+        time=args.time,
+        job_name=args.job_name,
+        partition=args.partition,
+        account=args.account,
+        array=args.array,
+        requeue_budget=args.requeue_budget,
+        sbatch=tuple(word for text in args.sbatch for word in shlex.split(text)),
+        words=words,
+    )
+
+
+def without_run_dir(words: list[str]) -> Iterator[str]:
+    """The options without --run-dir, which stands on top of the script."""
+    it = iter(words)
+    for word in it:
+        if word == "--run-dir":
+            next(it, None)
+        elif not word.startswith("--run-dir="):
+            yield word
+
+
+def after(job_id: int, request: Request, run_dir: Path) -> str:
+    """What to type next."""
+    folder = shlex.quote(str(run_dir))
+    log = f"slurm-{job_id}_*.out" if request.array else f"slurm-{job_id}.out"
+    return "\n".join(
+        [
+            f"job {job_id} is submitted; run folder {run_dir}",
+            f"    tail -F {log}          what it says",
+            f"    bundlerun status {folder}    how far it is",
+            f"    bundlerun drain {folder}     write a checkpoint and stop",
+            f"    scancel {job_id}                     stop for good",
+        ]
+    )
+
+
+def say(text: str) -> None:
+    """Tells the user, on stderr."""
+    print(text, file=sys.stderr, flush=True)  # noqa: T201

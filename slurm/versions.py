@@ -1,0 +1,62 @@
+"""What has to be the same on all nodes of a job: the code, torch, Python."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from launcher.errors import NodeError
+
+PACKAGES = ("launcher", "splits", "workers")
+"""Whose code ranks of different nodes run together."""
+
+
+def versions() -> dict[str, str]:
+    """The versions on this machine; imports neither torch nor our packages."""
+    root = Path(__file__).resolve().parent.parent
+    return {
+        "bundlerun": f"{_version('bundlerun')}+{code_digest(root)}",
+        "torch": _version("torch"),
+        "torchvision": _version("torchvision"),
+        "Python": platform.python_version(),
+    }
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def code_digest(root: Path) -> str:
+    """A short checksum of all our modules under `root`."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:10]
+
+
+def check_versions(wanted: str, here: Mapping[str, str], *, node: str, first: str) -> None:
+    """Raises NodeError where this node has other versions than the job's first node.
+
+    Args:
+        wanted: the first node's, JSON.
+        node: this node.
+        first: the job's first node.
+    """
+    expected = json.loads(wanted)
+    differing = [
+        f"{name} is {here.get(name, 'none')} on {node}, {value} on {first}"
+        for name, value in expected.items()
+        if here.get(name) != value
+    ]
+    if differing:
+        raise NodeError(
+            f"node {node!r} cannot take part: {'; '.join(differing)}; install the same on all nodes"
+        )

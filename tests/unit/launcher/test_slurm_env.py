@@ -1,0 +1,173 @@
+"""What Slurm says of a node becomes launch options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from launcher.errors import ConfigError, NodeError
+from launcher.slurm_env import (
+    FIRST_PORT,
+    NUM_PORTS,
+    Names,
+    SlurmTask,
+    candidate_addresses,
+    expand_hostlist,
+    slurm_defaults,
+)
+
+STEP = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n[1-4]",
+    "SLURM_PROCID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURMD_NODENAME": "n2",
+}
+ADDRESSES = {f"n{i}": f"10.0.0.{10 + i}" for i in range(1, 6)}
+
+
+def book(addresses: Mapping[str, str]) -> Callable[[str], str]:
+    def resolve(name: str) -> str:
+        if name[:1].isdecimal():
+            return name
+        if name not in addresses:
+            raise ConfigError(f"{name} is unknown")
+        return addresses[name]
+
+    return resolve
+
+
+def nobody(name: str) -> str:
+    return ""
+
+
+def task(**changes: str) -> SlurmTask:
+    found = SlurmTask.from_environ(STEP | changes)
+    assert found is not None
+    return found
+
+
+def defaults(words: Mapping[str, str] | None = None, **changes: str) -> dict[str, str]:
+    said = dict(words or {})
+    names = Names(resolve=book(ADDRESSES), known_address=nobody)
+    return slurm_defaults(STEP | changes, lambda name: said.get(name, ""), names)
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("n1", ["n1"]),
+        ("n[1-3]", ["n1", "n2", "n3"]),
+        ("n[01-03,7]", ["n01", "n02", "n03", "n7"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
+        ("a1,b[2,4]", ["a1", "b2", "b4"]),
+        ("rack[1-2]n[1-2]", ["rack1n1", "rack1n2", "rack2n1", "rack2n2"]),
+        ("n[1-2]-ib,gpu-a", ["n1-ib", "n2-ib", "gpu-a"]),
+    ],
+)
+def test_a_node_list_is_expanded(text: str, names: list[str]) -> None:
+    assert list(expand_hostlist(text)) == names
+
+
+@pytest.mark.parametrize("text", ["", "n[1-", "n[a-b]", "n]1[", "n[1--3]"])
+def test_a_node_list_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="node list"):
+        expand_hostlist(text)
+
+
+def test_a_step_of_several_nodes_meets_at_its_first_three() -> None:
+    port = task().port
+    assert defaults() == {
+        "rdzv_id": "slurm-7.0-r0",
+        "node_name": "n2",
+        "nnodes": "1:4",
+        "rdzv_endpoint": f"10.0.0.11:{port},10.0.0.12:{port},10.0.0.13:{port}",
+    }
+
+
+def test_a_requeued_job_has_another_id() -> None:
+    assert defaults(SLURM_RESTART_COUNT="3")["rdzv_id"] == "slurm-7.0-r3"
+
+
+def test_jobs_and_steps_that_share_a_node_have_ports_of_their_own() -> None:
+    ports = [
+        task(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step)).port
+        for job in range(100, 130)
+        for step in range(4)
+    ]
+    assert len(set(ports)) == len(ports)
+    assert all(FIRST_PORT <= port < FIRST_PORT + NUM_PORTS for port in ports)
+
+
+def test_a_step_of_one_node_needs_no_endpoint() -> None:
+    assert defaults(SLURM_STEP_NODELIST="n2") == {"rdzv_id": "slurm-7.0-r0", "node_name": "n2"}
+
+
+def test_gpus_that_cannot_be_seen_count_as_slots() -> None:
+    assert defaults(SLURM_GPUS_ON_NODE="3")["slots"] == "3"
+    assert "slots" not in defaults({"devices": "gpu"}, SLURM_GPUS_ON_NODE="3")
+
+
+def test_what_the_user_says_needs_no_names() -> None:
+    said = {"rdzv_endpoint": "x:1"}
+    found = slurm_defaults(STEP, lambda name: said.get(name, ""), Names(resolve=book({})))
+    assert "rdzv_endpoint" not in found
+
+
+def test_torchs_own_backend_gets_one_endpoint_and_all_nodes() -> None:
+    found = defaults({"rdzv_backend": "c10d"})
+    assert found["rdzv_endpoint"] == f"10.0.0.11:{task().port}"
+    assert found["nnodes"] == "4"
+
+
+def test_standalone_takes_no_part() -> None:
+    assert "nnodes" not in defaults({"standalone": "True"})
+
+
+@pytest.mark.parametrize("missing", ["SLURM_STEP_NODELIST", "SLURM_PROCID"])
+def test_outside_a_step_nothing_follows(missing: str) -> None:
+    environ = {name: value for name, value in STEP.items() if name != missing}
+    assert slurm_defaults(environ, lambda name: "") == {}
+
+
+def test_several_tasks_on_a_node_are_refused() -> None:
+    with pytest.raises(ConfigError, match="--ntasks-per-node=1"):
+        defaults(SLURM_LOCALID="1")
+
+
+def test_a_variable_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ConfigError, match="SLURM_JOB_ID='x'"):
+        task(SLURM_JOB_ID="x")
+
+
+def test_slurm_is_asked_where_a_name_stands_for_this_machine() -> None:
+    names = Names(
+        resolve=book(ADDRESSES | {"n2": "127.0.1.1"}),
+        known_address=lambda node: "10.9.9.9" if node == "n2" else "",
+    )
+    assert candidate_addresses(task(), names)[1] == "10.9.9.9"
+
+
+def test_the_route_to_another_node_shows_which_address_it_sees() -> None:
+    names = Names(
+        resolve=book(ADDRESSES | {"n2": "127.0.1.1"}),
+        known_address=lambda node: node,
+        route_to=lambda address, port: f"route to {address}",
+    )
+    assert candidate_addresses(task(), names) == ("10.0.0.11", "route to 10.0.0.11", "10.0.0.13")
+
+
+def test_a_node_without_an_address_is_named() -> None:
+    def no_route(address: str, port: int) -> str:
+        raise NodeError("no route")
+
+    names = Names(
+        resolve=book(ADDRESSES | {"n2": "127.0.1.1"}), known_address=nobody, route_to=no_route
+    )
+    with pytest.raises(ConfigError, match="node 'n2' has no address"):
+        candidate_addresses(task(), names)
+    with pytest.raises(ConfigError, match="node 'n1' has no address"):
+        candidate_addresses(task(), Names(resolve=book({}), known_address=nobody))
