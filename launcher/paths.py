@@ -62,6 +62,11 @@ class RunPaths:
         return self.root / "sync" / f"stage-{stage}.json"
 
     @property
+    def image_lists(self) -> Path:
+        """Which images there are, a file per folder of class folders, JSON Lines."""
+        return self.root / "image-lists"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files for TensorBoard."""
         return self.root / "tensorboard"

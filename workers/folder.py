@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
-from torchvision.datasets import ImageFolder
-from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
 
 from launcher.errors import ConfigError
+from workers.image_index import open_index
 from workers.recipe import UnreadableSample
 
 _LAYOUT = "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE"
@@ -25,20 +25,20 @@ class ImageSamples:
     Args:
         folder: has a folder of images for each class.
         transform: from a PIL image to a tensor.
+        kept_in: where the list of images is kept for the next start; None: nowhere.
 
     Raises:
         ConfigError: a class folder holds no image, or cannot be listed.
     """
 
-    def __init__(self, folder: Path, transform: Callable[[object], Tensor]) -> None:
-        try:
-            self._images = ImageFolder(folder)
-        except OSError as exc:
-            raise ConfigError(f"cannot use {str(folder)!r}: {exc}") from exc
+    def __init__(
+        self, folder: Path, transform: Callable[[object], Tensor], kept_in: Path | None = None
+    ) -> None:
+        self._images = open_index(folder, kept_in)
         self._transform = transform
 
     def __len__(self) -> int:
-        return len(self._images.samples)
+        return len(self._images)
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
         """The transformed image and its class.
@@ -46,12 +46,12 @@ class ImageSamples:
         Raises:
             UnreadableSample: the file is no image, is damaged or cannot be opened.
         """
-        path, target = self._images.samples[index]
+        path, target = self._images[index]
         return self._transform(self._load(path)), target
 
     def _load(self, path: str) -> object:
         try:
-            return self._images.loader(path)
+            return default_loader(path)
         # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
         # and its own DecompressionBombError, which is none of them, for a size that is no size.
         except Exception as exc:

@@ -50,6 +50,63 @@ class Resumed:
         return "checkpoint" if self.snapshot is None else "snapshot"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What there is to go on from, before this rank has made anything.
+
+    Args:
+        on_disk: checkpoints that look whole.
+        in_memory: step of the newest whole snapshot; -1 without one.
+    """
+
+    on_disk: Survey
+    in_memory: int
+
+    @property
+    def is_snapshot(self) -> bool:
+        """Whether it is a snapshot that is going to be loaded, for sure."""
+        return self.in_memory > (self.on_disk.found[0].step if self.on_disk.found else -1)
+
+
+def look(config: TrainConfig, session: Session, restore: Restore | None = None) -> Found:
+    """Sees what there is, all ranks alike, and clears what a crash has left of checkpoints.
+
+    Collective: every active rank.
+
+    Args:
+        config: of the run.
+        session: this rank's place.
+        restore: finds snapshots; None: there are none.
+
+    Raises:
+        NodeError: this node does not see the checkpoints that another does.
+    """
+    checkpoints = Checkpoints(
+        RunPaths(Path(config.run_dir)), config.keep, token=session.token, config=config
+    )
+    return Found(
+        on_disk=_agreed_survey(config, session, checkpoints),
+        in_memory=-1 if restore is None else restore.newest_step(),
+    )
+
+
+def _agreed_survey(config: TrainConfig, session: Session, checkpoints: Checkpoints) -> Survey:
+    """What there is, by the reporter's eyes, as this rank reads it."""
+    if session.is_reporter:
+        checkpoints.sweep()
+        seen = checkpoints.survey()
+        session.store.set("checkpoints", json.dumps([[c.step for c in seen.found], seen.broken]))
+    steps, broken = json.loads(session.store.get("checkpoints"))
+    own = {c.step: c for c in checkpoints.candidates()}
+    missing = [step for step in steps if step not in own]
+    if missing:
+        raise NodeError(
+            f"this node does not see checkpoint {missing[0]} in --run-dir {config.run_dir!r}; "
+            "use a folder that all nodes share"
+        )
+    return Survey([own[step] for step in steps], broken)
+
+
 class Keeper:
     """The state of a run from one start to the next, as one rank deals with it.
 
@@ -72,13 +129,12 @@ class Keeper:
         self._session = session
         self._trainer = trainer
         self._restore = restore
-        self._run_dir = config.run_dir
         self._paths = RunPaths(Path(config.run_dir))
         self._checkpoints = Checkpoints(
             self._paths, config.keep, token=session.token, config=config
         )
 
-    def resume(self) -> Resumed | None:
+    def resume(self, found: Found) -> Resumed | None:
         """Loads the newest state there is, a snapshot or a checkpoint; None where there is none.
 
         A checkpoint counts if every rank can read it whole; of two of one step it is the one.
@@ -87,14 +143,11 @@ class Keeper:
         Raises:
             CheckpointError: the state is of another model.
         """
-        surveyed = self._agreed_survey()
-        newest = surveyed.found[0].step if surveyed.found else -1
-        in_memory = -1 if self._restore is None else self._restore.newest_step()
         chosen = None
-        if in_memory <= newest:
-            chosen = self._checkpoints.newest(self._damage_anywhere, surveyed)
+        if not found.is_snapshot:
+            chosen = self._checkpoints.newest(self._damage_anywhere, found.on_disk)
         on_disk = -1 if chosen is None else chosen.step
-        if self._restore is not None and in_memory > on_disk:
+        if self._restore is not None and found.in_memory > on_disk:
             return self._from_memory(self._restore, on_disk)
         if self._restore is not None:
             self._restore.decline()
@@ -164,23 +217,6 @@ class Keeper:
         except CheckpointError as exc:
             self._checkpoints.abandon(progress.step)
             log.warning("no checkpoint of step %d: %s; training goes on", progress.step, exc)
-
-    def _agreed_survey(self) -> Survey:
-        """What there is, by the reporter's eyes, as this rank reads it."""
-        store = self._session.store
-        if self._session.is_reporter:
-            self._checkpoints.sweep()
-            seen = self._checkpoints.survey()
-            store.set("checkpoints", json.dumps([[c.step for c in seen.found], seen.broken]))
-        steps, broken = json.loads(store.get("checkpoints"))
-        own = {c.step: c for c in self._checkpoints.candidates()}
-        missing = [step for step in steps if step not in own]
-        if missing:
-            raise NodeError(
-                f"this node does not see checkpoint {missing[0]} in --run-dir {self._run_dir!r}; "
-                "use a folder that all nodes share"
-            )
-        return Survey([own[step] for step in steps], broken)
 
     def _damage_anywhere(self, checkpoint: Checkpoint) -> str | None:
         """What is wrong with the files that some rank needs; None on all ranks or on none.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from splits.models import make_stages
+from workers.blank import build_blank
 from workers.order import mix_seed
 from workers.recipe import DataInfo, DataSets, Recipe
 from workers.session import Session
@@ -42,14 +44,32 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
     return info, data
 
 
-def make_stage(config: TrainConfig, recipe: Recipe, info: DataInfo, stage: int) -> nn.Module:
+def make_stage(
+    config: TrainConfig,
+    recipe: Recipe,
+    info: DataInfo,
+    stage: int,
+    *,
+    is_loaded_later: bool = False,
+) -> nn.Module:
     """One stage of the freshly initialised model; the same numbers on every rank (seeded).
+
+    Args:
+        config: of the run.
+        recipe: has the model.
+        info: sizes of the data.
+        stage: its number.
+        is_loaded_later: leave out the initialisation, as all of the state is going to be loaded.
 
     Raises:
         ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks.
     """
-    torch.manual_seed(mix_seed(config.seed))
-    model = recipe.model(info)
+    seed = mix_seed(config.seed)
+    if is_loaded_later:
+        model = build_blank(partial(recipe.model, info), seed, then=partial(_try_optimizer, recipe))
+    else:
+        torch.manual_seed(seed)
+        model = recipe.model(info)
     stages: Sequence[nn.Module] = make_stages(
         model,
         cut=config.cut,
@@ -58,6 +78,12 @@ def make_stage(config: TrainConfig, recipe: Recipe, info: DataInfo, stage: int) 
         model_name=config.model,
     )
     return stages[stage]
+
+
+def _try_optimizer(recipe: Recipe, model: nn.Module | Sequence[nn.Module]) -> None:
+    """Lets the recipe make an optimizer, which may read the parameters, such as to keep a copy."""
+    for module in [model] if isinstance(model, nn.Module) else model:
+        recipe.optimizer(module.named_parameters())
 
 
 def check_stages(config: TrainConfig, recipe: Recipe) -> None:

@@ -33,7 +33,7 @@ from launcher.stop_request import request_stop
 from workers.bundle import StepWork
 from workers.env import RankEnv
 from workers.feed import Feed
-from workers.keeper import Keeper, Resumed
+from workers.keeper import Keeper, Resumed, look
 from workers.liveness import Liveness, process_age_s
 from workers.meters import EPOCH_END_PHASES, PHASES, Meters
 from workers.recipe import BUILT_IN, load_recipe
@@ -116,17 +116,21 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         info, data = open_data(recipe, session)
         feed = Feed(config, session, info, data)
         stack.callback(feed.close)
-        stage = make_stage(config, recipe, info, session.place.stage)
-        trainer = Trainer(config, session, stage, recipe, meters)
-        stack.callback(trainer.close)
-        trainer.copy_from_first()
         restore = None
         if config.snapshot == "on":
             restore = Restore(config, session.arrival, is_reporter=session.is_reporter)
             stack.callback(restore.room.close)
+        found = look(config, session, restore)
+        stage = make_stage(
+            config, recipe, info, session.place.stage, is_loaded_later=found.is_snapshot
+        )
+        trainer = Trainer(config, session, stage, recipe, meters)
+        stack.callback(trainer.close)
         keeper = Keeper(config, session, trainer, restore)
-        resumed = keeper.resume()
-        if resumed is not None:
+        resumed = keeper.resume(found)
+        if resumed is None:
+            trainer.copy_from_first()
+        else:
             feed.check_resumable(resumed.progress, resumed.source)
         snapshots = None
         if restore is not None:

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from launcher.paths import RunPaths
 from splits.models import build_model
 from workers.folder import ImageSamples, check_folder
 from workers.optimizer import make_optimizer
@@ -50,15 +51,17 @@ class ImageClassification:
             self._check_num_classes(len(classes))
 
     def open_data(self) -> DataSets:
-        """Lists all images; opens none."""
+        """Lists all images, where no earlier start has; opens none."""
         train, val = transforms(self._config)
         if self._is_synthetic:
             return self._synthetic()
         classes = check_folder(self._root, needs_val=self._config.validate)
         self._check_num_classes(len(classes))
+        kept_in = RunPaths(Path(self._config.run_dir)).image_lists
+        has_val = self._config.validate
         return DataSets(
-            train=ImageSamples(self._root / "train", train),
-            val=ImageSamples(self._root / "val", val) if self._config.validate else None,
+            train=ImageSamples(self._root / "train", train, kept_in),
+            val=ImageSamples(self._root / "val", val, kept_in) if has_val else None,
             num_outputs=self._config.num_classes or len(classes),
         )
 
