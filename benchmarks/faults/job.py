@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 
@@ -284,13 +285,20 @@ class Job:
 
 @contextmanager
 def opened(job: Job) -> Iterator[Job]:
-    """Starts all nodes; whatever is left of them ends with the `with`."""
+    """Starts all nodes; whatever is left of them ends with the `with`, or at a SIGTERM in it."""
+    before = signal.signal(signal.SIGTERM, _unwind)
     try:
         for node in job.nodes:
             job.start(node.name)
         yield job
     finally:
         job.end()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _unwind(number: int, _: object) -> NoReturn:
+    """Agents have sessions of their own: without this, a `timeout` would leave them running."""
+    raise SystemExit(128 + number)
 
 
 def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None = None) -> Path:
