@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -360,6 +361,22 @@ def test_a_folder_that_is_made_anew_is_a_new_run(tmp_path: Path, shared_memory: 
     shutil.rmtree(tmp_path / "run")
     run_state(config, (1,), tmp_path)
     assert restarts(tmp_path) == []
+
+
+def test_what_a_killed_run_left_is_removed_by_another_run_in_time(
+    tmp_path: Path, shared_memory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    (tmp_path / "temp").mkdir()
+    killed_run(shaped((1,), tmp_path), (2,), tmp_path, "forward", 0)
+    (left,) = shared_memory.iterdir()
+    assert list((tmp_path / "temp").iterdir()) == [], "memory that ranks share has no name"
+    other = tmp_path / "other"
+    run_state(shaped((1,), other), (1,), other)
+    assert list(shared_memory.iterdir()) == [left], "it may start again"
+    os.utime(left / "lock", (0, 0))
+    run_state(shaped((1,), other, max_steps=NUM_STEPS + 1), (1,), other)
+    assert list(shared_memory.iterdir()) == []
 
 
 def test_with_snapshots_off_nothing_is_kept(tmp_path: Path, shared_memory: Path) -> None:
