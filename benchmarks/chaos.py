@@ -48,7 +48,7 @@ def run(options: Options) -> None:
                 begin, first = time.monotonic(), job.tail.look()
                 chaos.run(blows)
                 passed, done = time.monotonic() - begin, job.tail.finished - first
-                wrong = verdict(job)
+                wrong = verdict(job) + chaos.losses()
             except AssertionError as exc:
                 raise RuntimeError(f"{exc}\nto do it again: {again}") from exc
     if wrong:

@@ -58,6 +58,14 @@ class Chaos:
             pair = [blow, *(b for b in follow if b.is_second)]
             self._one(index, pair)
 
+    def losses(self) -> list[str]:
+        """The blows that cost finished steps."""
+        return [
+            f"{', then '.join(one.kinds)}: {one.lost} finished steps lost"
+            for one in self.recoveries
+            if one.lost
+        ]
+
     def _one(self, index: int, pair: Sequence[Blow]) -> None:
         job = self.job
         job.wait_for_step(job.tail.look() + pair[0].after_steps, LIMIT_S)

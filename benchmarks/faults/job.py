@@ -30,6 +30,9 @@ from launcher.paths import RunPaths
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 29400
 POLL_S = 0.005
+UNDISTURBED_S = 120
+UNDISTURBED_STEP_S = 1.0
+"""Longest wait for the run without faults: some 20 ms a step, far more on a busy machine."""
 RUN = {
     "model": f"{ROOT / 'tests' / 'ranks' / 'tiny_model.py'}:build",
     "cut": "second",
@@ -234,12 +237,17 @@ class Job:
         self.wait_for_step(self.tail.look() + 1, limit_s)
 
     def drain(self, limit_s: float = 60.0) -> list[int]:
-        """Has the run stop in good order; the agents' exit codes."""
-        next(iter(self.agents.values())).send_signal(signal.SIGUSR1)
-        deadline = time.monotonic() + limit_s
-        codes = []
-        for agent in self.agents.values():
-            codes.append(agent.wait(timeout=max(0.1, deadline - time.monotonic())))
+        """Has the run stop in good order; the agents' exit codes.
+
+        Raises:
+            AssertionError: it has not within the limit; with what the agents said last.
+        """
+        agents = list(self.agents.values())
+        agents[0].send_signal(signal.SIGUSR1)
+        self.wait_until(
+            lambda: all([agent.poll() is not None for agent in agents]), "the end", limit_s
+        )
+        codes = [agent.wait() for agent in agents]
         self.agents.clear()
         self.tail.look()
         return codes
@@ -311,7 +319,7 @@ def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None 
         check=True,
         cwd=ROOT,
         capture_output=True,
-        timeout=300,
+        timeout=UNDISTURBED_S + num_steps * UNDISTURBED_STEP_S,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     return run_dir

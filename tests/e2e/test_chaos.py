@@ -24,6 +24,7 @@ def survive(job: Job, *, has_links: bool) -> None:
         chaos = Chaos(job, print)
         chaos.run(plan_blows(SEED, COUNT, SLOTS, has_links=has_links))
         assert chaos.recoveries
+        assert chaos.losses() == []
         assert verdict(job) == []
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.faults.chaos import Chaos, Recovery
 from benchmarks.faults.job import ROOT, Job
 
 HARNESS = """
@@ -45,3 +46,28 @@ def test_a_harness_that_is_told_to_go_takes_its_agents_along(tmp_path: Path) -> 
         harness.kill()
         job.end()  # first: what is left of it has the pipe open
         harness.communicate()
+
+
+@pytest.mark.timeout(60)
+def test_a_run_that_does_not_end_is_a_failure_with_its_text(tmp_path: Path) -> None:
+    job = Job(tmp_path, [])
+    # "up" only once USR1 is ignored, as by a run that hangs.
+    words = ["sh", "-c", "trap '' USR1; echo up; exec sleep 600"]
+    hung = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert hung.stdout is not None
+        assert hung.stdout.readline() == "up\n"
+        job.agents["n0"] = hung  # type: ignore[assignment]
+        with pytest.raises(AssertionError, match=r"the end: not within 0\.1 s"):
+            job.drain(0.1)
+    finally:
+        hung.kill()
+        hung.communicate()
+
+
+def test_blows_that_cost_steps_are_told(tmp_path: Path) -> None:
+    chaos = Chaos(Job(tmp_path, []), print)
+    for lost in (0, 2):
+        one = Recovery(kinds=("cut link", "kill node"), took_s=1.0, whole_s=1.0, lost=lost)
+        chaos.recoveries.append(one)
+    assert chaos.losses() == ["cut link, then kill node: 2 finished steps lost"]
