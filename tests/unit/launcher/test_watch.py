@@ -37,13 +37,29 @@ def rank(board: Board, local_rank: int, *, beats: bool = True) -> Iterator[int]:
 
 
 @contextmanager
-def watched(board: Board, folder: Path, silent_s: float = 60.0) -> Iterator[None]:
-    watch = Watch(board, Events(folder / "n.jsonl", "n"), lease_s=0.3, silent_s=silent_s)
+def watched(board: Board, folder: Path, silent_s: float = 60.0) -> Iterator[set[int]]:
+    """A watch that runs; gives the pids that it has met, which it learns only by looking."""
+    met: set[int] = set()
+
+    def state_of(pid: int) -> str:
+        met.add(pid)
+        return kernel_state(pid)
+
+    watch = Watch(
+        board, Events(folder / "n.jsonl", "n"), lease_s=0.3, silent_s=silent_s, state_of=state_of
+    )
     watch.start()
     try:
-        yield
+        yield met
     finally:
         watch.stop()
+
+
+def wait_until_met(met: set[int], *pids: int) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not met.issuperset(pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def wait_for_event(folder: Path, event: str) -> dict[str, object]:
@@ -65,9 +81,8 @@ def wait_for_row(board: Board, local_rank: int) -> None:
 
 def test_a_rank_that_is_killed_is_noticed(tmp_path: Path) -> None:
     board = Board.create()
-    with watched(board, tmp_path), rank(board, 1) as pid:
-        wait_for_row(board, 1)
-        time.sleep(0.2)  # a look of the watch, which learns of ranks only by looking
+    with watched(board, tmp_path) as met, rank(board, 1) as pid:
+        wait_until_met(met, pid)
         os.kill(pid, signal.SIGKILL)
         row = wait_for_event(tmp_path, "rank gone")
     assert (row["local_rank"], row["pid"]) == (1, pid)
@@ -97,10 +112,8 @@ def test_a_rank_that_gives_no_sign_of_life_is_killed(tmp_path: Path) -> None:
 
 def test_an_orderly_end_is_not_told(tmp_path: Path) -> None:
     board = Board.create()
-    with watched(board, tmp_path), rank(board, 0) as pid, rank(board, 1) as other:
-        wait_for_row(board, 0)
-        wait_for_row(board, 1)
-        time.sleep(0.2)
+    with watched(board, tmp_path) as met, rank(board, 0) as pid, rank(board, 1) as other:
+        wait_until_met(met, pid, other)
         row = board.row(0)
         assert row is not None
         row.end(0)

@@ -130,8 +130,8 @@ class Cluster:
         return self.passes(a, b) and self.passes(b, a)
 
     def passes(self, a: int, b: int) -> bool:
-        """True where what `a` sends comes to `b`."""
-        return self.side[a] == self.side[b] and (a, b) not in self.deaf
+        """True where what `a` sends comes to `b`; a node always hears itself."""
+        return a == b or (self.side[a] == self.side[b] and (a, b) not in self.deaf)
 
     def heal(self) -> None:
         self.side = dict.fromkeys(self.side, 0)
