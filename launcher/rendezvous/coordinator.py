@@ -34,7 +34,7 @@ from launcher.rendezvous.messages import (
     ToMember,
 )
 from launcher.rendezvous.state import Claim, Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.votes import grounds_of, is_void, last_round
+from launcher.rendezvous.votes import grounds_of, is_extinct, is_void, last_round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,11 +258,13 @@ def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish
     if event.error:
         return _without_fence(state, event.error, now)
     reports = [peer.report for peer in state.followers]
+    seats = {name: peer.seat for name, peer in state.peers.items()}
     for claim in event.others:
         term, number = claim.id
         round_ = Round(term=term, number=number, seats=claim.seats)
         # Of its own term a coordinator knows that what is not the base came to nothing.
-        if term != state.term and (state.base is None or not is_void(round_, reports)):
+        is_over = state.base is not None and (is_void(round_, reports) or is_extinct(round_, seats))
+        if term != state.term and not is_over:
             return _fence_off(state, number, now)
     void = proposal.void | {claim.id for claim in event.others}
     proposal = replace(proposal, void=void)

@@ -79,7 +79,8 @@ class Cluster:
             candidate=index if index < k else -1,
         )
         me = Member(seat=seat, num_candidates=k, lease_s=self.rules.lease_s, guided_at=self.now)
-        rules = replace(self.rules, index=index, salt=self.starts)
+        # Far apart like the random ones of real coordinators, so that no two terms are the same.
+        rules = replace(self.rules, index=index, salt=self.starts * 7_368_787 % (1 << 24))
         state = State(rules=rules, since=self.now) if index < k else None
         self.nodes[index] = Node(member=me, state=state)
         self.ledger.living.add(seat.incarnation)

@@ -151,6 +151,22 @@ def test_a_claim_of_a_coordinator_that_died_meanwhile_stops_nobody() -> None:
     assert len(names(made)) == 2
 
 
+def test_a_half_that_won_and_was_then_started_again_stops_nobody() -> None:
+    made = cluster(3, has_fence=True)
+    (leader,) = made.leaders()
+    others = [index for index in made.nodes if index != leader]
+    for index in others:
+        made.freeze(index)
+    made.run(10)
+    assert names(made) == [f"n{leader}"]
+    made.kill(leader)  # nobody is left who knows of its round
+    made.start(leader)
+    for index in others:
+        made.thaw(index)
+    made.run(10)
+    assert len(names(made)) == 3
+
+
 def test_the_loss_of_the_only_endpoint_ends_the_job_within_the_lease() -> None:
     made = cluster(3, num_candidates=1)
     made.kill(0)
