@@ -312,7 +312,8 @@ def _unwind(number: int, _: object) -> NoReturn:
 def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None = None) -> Path:
     """The run folder of the same training in one process, unsplit, without any fault."""
     run_dir = folder / "undisturbed"
-    own = {**RUN, "shape": "1", "cut": "", "max-steps": num_steps, "snapshot": "off"}
+    # More than one thread would spin at each operation while other processes hold the cores.
+    own = {**RUN, "shape": "1", "cut": "", "max-steps": num_steps, "snapshot": "off", "threads": 1}
     words = words_of({**own, **(options or {}), "run-dir": run_dir})
     subprocess.run(
         [sys.executable, "-m", "workers.train", *words],
@@ -320,7 +321,6 @@ def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None 
         cwd=ROOT,
         capture_output=True,
         timeout=UNDISTURBED_S + num_steps * UNDISTURBED_STEP_S,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     return run_dir
 
