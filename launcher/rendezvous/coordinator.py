@@ -34,7 +34,7 @@ from launcher.rendezvous.messages import (
     ToMember,
 )
 from launcher.rendezvous.state import Claim, Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.votes import grounds_of, is_extinct, is_void, last_round
+from launcher.rendezvous.votes import grounds_of, is_void, last_round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,23 +68,30 @@ class Expired:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claimed:
-    """What came of a claim: its number and time, or the claims that stand in its way."""
+    """What came of a claim: its number and time, or what stands in its way.
+
+    others: claims behind the base; highest_term: one in the folder that is above the claim's own.
+    """
 
     term: int
     number: int = 0
     at: float = 0.0
     others: tuple[Claim, ...] = ()
+    highest_term: int = -1
     error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Woke:
-    """The process did not run for longer than a lease; `claims` is what the fence says now."""
+class Looked:
+    """What the fence says, after a beat of its own: due when a coordinator begins to keep a round.
+
+    It does so after its election, and after a pause in which it may have been taken for dead.
+    """
 
     claims: tuple[Claim, ...]
 
 
-Event: TypeAlias = Arrived | Received | Broken | Expired | Claimed | Woke
+Event: TypeAlias = Arrived | Received | Broken | Expired | Claimed | Looked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +139,8 @@ def receive(state: State, event: Event, now: float) -> tuple[State, list[Wish]]:
             return state, [Send(name=name, message=Lead(term=-1))]
         case Claimed():
             return _claimed(state, event, now)
-        case Woke(claims=claims):
-            return _wake(state, claims, now)
+        case Looked(claims=claims):
+            return _look(state, claims, now)
     return state, []
 
 
@@ -257,28 +264,37 @@ def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish
         return replace(state, highest_number=max(state.highest_number, event.number)), []
     if event.error:
         return _without_fence(state, event.error, now)
-    reports = [peer.report for peer in state.followers]
-    seats = {name: peer.seat for name, peer in state.peers.items()}
-    for claim in event.others:
-        term, number = claim.id
-        round_ = Round(term=term, number=number, seats=claim.seats)
-        # Of its own term a coordinator knows that what is not the base came to nothing.
-        is_over = state.base is not None and (is_void(round_, reports) or is_extinct(round_, seats))
-        if term != state.term and not is_over:
-            return _fence_off(state, number, now)
+    if event.highest_term > state.term:  # the numbers of the fence and the terms grow together
+        return replace(state, highest_term=event.highest_term), []
+    stands = _in_the_way(state, event.others)
+    if stands:
+        return _fence_off(state, stands, now)
     void = proposal.void | {claim.id for claim in event.others}
     proposal = replace(proposal, void=void)
     return replace(state, proposal=proposal), [try_claim(state, proposal)]
 
 
-def _wake(state: State, claims: tuple[Claim, ...], now: float) -> tuple[State, list[Wish]]:
-    """While it slept, others may have taken this coordinator for one of an earlier job."""
-    base = state.base
+def _in_the_way(state: State, claims: Iterable[Claim]) -> int:
+    """The first claim that may be in force somewhere else, by number; 0 where there is none."""
+    reports = [peer.report for peer in state.followers]
     for claim in claims:
         term, number = claim.id
-        if base and base.is_fenced and number > base.number and term != state.term:
-            return _fence_off(state, number, now)
-    return state, []
+        round_ = Round(term=term, number=number, seats=claim.seats)
+        # Of its own term a coordinator knows that what is not the base came to nothing.
+        if term != state.term and (state.base is None or not is_void(round_, reports)):
+            return number
+    return 0
+
+
+def _look(state: State, claims: tuple[Claim, ...], now: float) -> tuple[State, list[Wish]]:
+    """Others may have taken this half for an earlier job, and gone on without it."""
+    proposal, round_ = state.proposal, state.base
+    if proposal and proposal.step is not Step.CLAIM:
+        round_ = proposal.round
+    if round_ is None or not round_.is_fenced:
+        return state, []
+    stands = _in_the_way(state, [claim for claim in claims if claim.id[1] > round_.number])
+    return _fence_off(state, stands, now) if stands else (state, [])
 
 
 def try_claim(state: State, proposal: Proposal) -> TryClaim:

@@ -69,6 +69,9 @@ class Fence:
                 others = [c for c in claims if c.id[1] > wish.after and c.id not in wish.void]
                 if others and (wish.after or self._has_pulse(pulses, watch_s, sleep)):
                     return Claimed(term=term, others=tuple(others))
+                highest = max((c.id[0] for c in claims), default=-1)
+                if highest > term:
+                    return Claimed(term=term, highest_term=highest)
                 number = max([wish.round.number, *(c.id[1] + 1 for c in claims)])
                 claimed_at = clock()
                 self.beat()  # first: a claim without a pulse looks like one of an earlier job

@@ -42,6 +42,7 @@ from launcher.rendezvous.messages import (
 class Member:
     """All that a node knows.
 
+    left: the last round that it was in before a fence took its memory.
     offer: what is proposed to it; pending, grounds: what it accepted of that, as in Report.
     at: the round its workers are in; is_done: all of them have finished well.
     over: why they must leave it, empty while they need not.
@@ -55,6 +56,7 @@ class Member:
     guided_at: float
     promised: int = -1
     last: Round | None = None
+    left: RoundId = NO_ROUND
     pending: Round | None = None
     grounds: tuple[Round, ...] = ()
     offer: Propose | None = None
@@ -231,7 +233,12 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
             return replace(member, over=reason), [tell]
         case Fenced(term=term, reason=reason) if term == member.promised:
             member = replace(
-                member, last=None, pending=None, grounds=(), over=reason if member.at else ""
+                member,
+                last=None,
+                left=max(member.left, id_of(member.last)),
+                pending=None,
+                grounds=(),
+                over=reason if member.at else "",
             )
             return member, [Tell(event="fenced", why=reason)]
         case Closed():
@@ -249,7 +256,8 @@ def _term_of(message: Lead | Propose | Host) -> int:
 
 
 def _go(member: Member, round_: Round, now: float) -> Turn:
-    if not member.is_waiting or not round_.has(member.seat) or id_of(member.last) >= round_.id:
+    is_old = max(member.left, id_of(member.last)) >= round_.id
+    if not member.is_waiting or not round_.has(member.seat) or is_old:
         return beat(member)
     member = replace(
         member,

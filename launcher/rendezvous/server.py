@@ -15,12 +15,12 @@ from launcher.rendezvous.coordinator import (
     Claimed,
     Event,
     Expired,
+    Looked,
     Note,
     Received,
     Send,
     TryClaim,
     Wish,
-    Woke,
 )
 from launcher.rendezvous.fence import Fence
 from launcher.rendezvous.handshake import Stranger, admit
@@ -234,19 +234,20 @@ class Server:
     async def _keep_fence(self, fence: Fence) -> None:
         """Beats there; a task of its own, as a shared folder may take its time.
 
-        After a pause others may have gone on: first the beat, then a look at the claims.
+        Others may have gone on before it began, and in a pause: first the beat, then a look.
         """
-        beaten_at = time.monotonic()
+        beaten_at: float | None = None
         while True:
             rounds = (self._state.in_force, self._state.proposal and self._state.proposal.round)
             is_fenced = any(round_ and round_.is_fenced for round_ in rounds)
             if is_fenced and self._state.phase is Phase.ACTIVE:
                 with suppress(OSError, ValueError):
                     await asyncio.to_thread(fence.beat)
-                    if time.monotonic() - beaten_at > self._state.rules.lease_s:
+                    lease_s = self._state.rules.lease_s
+                    if beaten_at is None or time.monotonic() - beaten_at > lease_s:
                         claims = await asyncio.to_thread(fence.claims)
-                        self._take(Woke(claims=tuple(claims)))
+                        self._take(Looked(claims=tuple(claims)))
                     beaten_at = time.monotonic()
             else:
-                beaten_at = time.monotonic()
+                beaten_at = None
             await asyncio.sleep(self._heartbeat_s)

@@ -89,18 +89,6 @@ def is_void(round_: Round, reports: Collection[Report]) -> bool:
     )
 
 
-def is_extinct(round_: Round, seats: Mapping[str, Seat]) -> bool:
-    """True where all nodes of the round were started again since, so that nobody can be in it.
-
-    Args:
-        seats: the nodes that are here, by name.
-    """
-    return all(
-        seat.name in seats and seats[seat.name].incarnation != seat.incarnation
-        for seat in round_.seats
-    )
-
-
 def next_term(highest: int, index: int, num_candidates: int, salt: int = 0) -> int:
     """A term above `highest` that belongs to candidate `index`: no two share one.
 

@@ -118,7 +118,7 @@ class Cluster:
         if was_frozen and node.state and self.rules.has_fence:
             if node.state.in_force and node.state.phase is Phase.ACTIVE:
                 self.pulse_at = self.now
-            self._take(index, coordinator.Woke(claims=tuple(self.claims)))
+            self._look(index)
             while node.link and node.link.candidate == index and node.link.down:
                 self.deliver(index, False)
 
@@ -325,6 +325,12 @@ class Cluster:
             if before.proposal and before.proposal.round.id == node.state.in_force.id:
                 self.ledger.committed(node.state.in_force)
         self._grant(candidate, wishes)
+        begins = node.state.phase is Phase.ACTIVE and before.phase is not Phase.ACTIVE
+        if begins and node.state.in_force and self.rules.has_fence:
+            self._look(candidate)
+
+    def _look(self, candidate: int) -> None:
+        self._take(candidate, coordinator.Looked(claims=tuple(self.claims)))
 
     def _grant(self, candidate: int, wishes: list[coordinator.Wish]) -> None:
         for wish in wishes:
@@ -348,6 +354,9 @@ class Cluster:
             others = []  # a first round, and nobody keeps the pulse: those are of another job
         if others:
             return coordinator.Claimed(term=term, others=tuple(others))
+        highest = max((c.id[0] for c in self.claims), default=-1)
+        if highest > term:
+            return coordinator.Claimed(term=term, highest_term=highest)
         number = max([wish.round.number, *(c.id[1] + 1 for c in self.claims)])
         self.pulse_at = self.now
         self.claims.append(Claim(id=(term, number), seats=wish.round.seats))

@@ -151,20 +151,30 @@ def test_a_claim_of_a_coordinator_that_died_meanwhile_stops_nobody() -> None:
     assert len(names(made)) == 2
 
 
-def test_a_half_that_won_and_was_then_started_again_stops_nobody() -> None:
-    made = cluster(3, has_fence=True)
+def test_who_was_taken_for_an_earlier_job_gives_way_though_its_nodes_had_left_it() -> None:
+    made = alone_and_taken_for_dead()
+    made.heal()
+    made.run(10)
+    assert len(names(made)) == 2
+
+
+def alone_and_taken_for_dead() -> Cluster:
+    """Two nodes of which one goes on alone and freezes; the other has started the job anew."""
+    made = cluster(2, has_fence=True, first_wait_s=3.0)
     (leader,) = made.leaders()
-    others = [index for index in made.nodes if index != leader]
-    for index in others:
-        made.freeze(index)
+    other = 1 - leader
+    made.kill(other)
+    made.run(8)
+    made.cut(leader)
+    made.freeze(leader)
+    made.side[other] = 1
+    made.start(other)
+    made.run(20)
+    assert names(made) == [f"n{other}"]
+    made.thaw(leader)
     made.run(10)
-    assert names(made) == [f"n{leader}"]
-    made.kill(leader)  # nobody is left who knows of its round
-    made.start(leader)
-    for index in others:
-        made.thaw(index)
-    made.run(10)
-    assert len(names(made)) == 3
+    assert names(made) == [f"n{other}"]
+    return made
 
 
 def test_the_loss_of_the_only_endpoint_ends_the_job_within_the_lease() -> None:

@@ -307,7 +307,9 @@ class Rendezvous(RuleBasedStateMachine):
         if rules.num_candidates == 1:
             return True
         if rules.has_fence and self.made.commits:  # who lost waits for a survivor of who won
-            return any(m.last and m.last.id == self.made.commits[-1] for m in members)
+            last, claim = self.made.commits[-1], self.made.claims[-1]
+            knows = any(m.last and m.last.id == last for m in members)
+            return knows and (claim.id == last or any(m.seat in claim.seats for m in members))
         reports = [
             node.state.peers[m.seat.name].report
             for node in self.made.nodes.values()
