@@ -24,12 +24,12 @@ LIMIT_S = 90.0
 class Recovery:
     """What became of one blow, or of two at a time.
 
-    took_s: from the last blow to the next finished step; 0: no new round was needed.
+    took_s: from the last blow to the next finished step; None where the round went on.
     lost: finished steps done again. whole_s: until all nodes were in again.
     """
 
     kinds: tuple[str, ...]
-    took_s: float
+    took_s: float | None
     whole_s: float
     lost: int
 
@@ -86,14 +86,15 @@ class Chaos:
         step_at = job.tail.next_finished(at)
         recovery = Recovery(
             kinds=tuple(b.kind for b in pair),
-            took_s=0.0 if step_at is None else step_at - at,
+            took_s=None if step_at is None else step_at - at,
             whole_s=whole - at,
             lost=job.tail.lost_since(resumes),
         )
         self.recoveries.append(recovery)
+        stall = "the round goes on" if step_at is None else f"next step after {step_at - at:.2f} s"
         self.say(
-            f"{index}: {names}: next step after {recovery.took_s:.2f} s, all in after "
-            f"{recovery.whole_s:.2f} s, {recovery.lost} lost, step {job.tail.finished}"
+            f"{index}: {names}: {stall}, all in after {recovery.whole_s:.2f} s, "
+            f"{recovery.lost} lost, step {job.tail.finished}"
         )
 
     def _look_for(self, seconds: float) -> None:
