@@ -2,7 +2,7 @@
 
 SIGTERM, SIGUSR1, SIGINT    all ranks stop after the same step and write a checkpoint
 SIGINT once more            the ranks end at once
-any, while no rank is there that could stop in good order: as the second
+any, before a first rank that could stop in good order: as the second
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class StopSignals:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         is_again = number == signal.SIGINT and self._board.stop != 0
-        can_stop = any(row.exit_code is None for _, row in self._board.rows())
+        # Between two rounds no rank is there, but those that come read the page, too.
+        can_stop = bool(self._board.run_dir)
         self._board.stop = number
         if is_again or not can_stop:
             self.ended_by = signal.Signals(number)

@@ -71,6 +71,7 @@ class Claimed:
     """What came of a claim: its number and time, or what stands in its way.
 
     others: claims behind the base; highest_term: one in the folder that is above the claim's own.
+    over: the job has ended, while the nodes that are here were cut off.
     """
 
     term: int
@@ -78,6 +79,7 @@ class Claimed:
     at: float = 0.0
     others: tuple[Claim, ...] = ()
     highest_term: int = -1
+    over: Closed | None = None
     error: str = ""
 
 
@@ -89,6 +91,7 @@ class Looked:
     """
 
     claims: tuple[Claim, ...]
+    over: Closed | None = None
 
 
 Event: TypeAlias = Arrived | Received | Broken | Expired | Claimed | Looked
@@ -139,8 +142,8 @@ def receive(state: State, event: Event, now: float) -> tuple[State, list[Wish]]:
             return state, [Send(name=name, message=Lead(term=-1))]
         case Claimed():
             return _claimed(state, event, now)
-        case Looked(claims=claims):
-            return _look(state, claims, now)
+        case Looked():
+            return _look(state, event, now)
     return state, []
 
 
@@ -264,6 +267,8 @@ def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish
         return replace(state, highest_number=max(state.highest_number, event.number)), []
     if event.error:
         return _without_fence(state, event.error, now)
+    if event.over:
+        return close(state, event.over.reason, event.over.is_success)
     if event.highest_term > state.term:  # the numbers of the fence and the terms grow together
         return replace(state, highest_term=event.highest_term), []
     stands = _in_the_way(state, event.others)
@@ -286,14 +291,16 @@ def _in_the_way(state: State, claims: Iterable[Claim]) -> int:
     return 0
 
 
-def _look(state: State, claims: tuple[Claim, ...], now: float) -> tuple[State, list[Wish]]:
-    """Others may have taken this half for an earlier job, and gone on without it."""
+def _look(state: State, event: Looked, now: float) -> tuple[State, list[Wish]]:
+    """Others may have ended the job, or taken this half for an earlier one and gone on."""
     proposal, round_ = state.proposal, state.base
+    if event.over and round_ and round_.is_fenced:  # before a first round it is of an earlier job
+        return close(state, event.over.reason, event.over.is_success)
     if proposal and proposal.step is not Step.CLAIM:
         round_ = proposal.round
     if round_ is None or not round_.is_fenced:
         return state, []
-    stands = _in_the_way(state, [claim for claim in claims if claim.id[1] > round_.number])
+    stands = _in_the_way(state, [claim for claim in event.claims if claim.id[1] > round_.number])
     return _fence_off(state, stands, now) if stands else (state, [])
 
 

@@ -2,6 +2,7 @@
 
     FENCE_DIR/round-000004.json      who went on as round 4: created once, never changed
     FENCE_DIR/pulse-1.json           rewritten by candidate 1, while a round of its is in force
+    FENCE_DIR/over.json              the job is over, and why; until another one begins
 
 A claim is linked into place whole: of two that want the same number one gets it, on NFS too.
 
@@ -24,7 +25,7 @@ from pathlib import Path
 
 from launcher.files import write_text
 from launcher.rendezvous.coordinator import Claimed, TryClaim
-from launcher.rendezvous.messages import Round, Seat
+from launcher.rendezvous.messages import Closed, Round, Seat
 from launcher.rendezvous.state import Claim
 
 WATCH_POLL_S = 0.1
@@ -39,6 +40,7 @@ class Fence:
 
     def __init__(self, folder: Path, index: int = 0) -> None:
         self._folder = folder
+        self._over_file = folder / "over.json"
         self._index = index
         self._beats = 0
         self._beating = threading.Lock()
@@ -67,6 +69,9 @@ class Fence:
             while True:
                 claims = self.claims()
                 others = [c for c in claims if c.id[1] > wish.after and c.id not in wish.void]
+                over = self.over()  # behind the claims, which go once it is there
+                if over and wish.after:
+                    return Claimed(term=term, over=over)
                 if others and (wish.after or self._has_pulse(pulses, watch_s, sleep)):
                     return Claimed(term=term, others=tuple(others))
                 highest = max((c.id[0] for c in claims), default=-1)
@@ -80,6 +85,7 @@ class Fence:
                 if others and not wish.after and self._pulses() != pulses:  # somebody woke
                     self._file(number).unlink(missing_ok=True)
                     return Claimed(term=term, others=tuple(others))
+                self._over_file.unlink(missing_ok=True)
                 return Claimed(term=term, number=number, at=claimed_at)
         except OSError as exc:
             reason = exc.strerror or str(exc)
@@ -142,10 +148,16 @@ class Fence:
         finally:
             beside.unlink(missing_ok=True)
 
-    def remove(self) -> None:
-        """Takes the fence down, when the job is over."""
+    def over(self) -> Closed | None:
+        """How the job ended, where it has; a node that was cut off then must not go on alone."""
+        with suppress(OSError, ValueError, TypeError):
+            return Closed(**json.loads(self._over_file.read_text(encoding="utf-8")))
+        return None
+
+    def close(self, closed: Closed) -> None:
+        """Takes the claims down, when the job is over."""
         with suppress(OSError):
+            write_text(self._over_file, json.dumps(asdict(closed)))
             for pattern in ("round-*.json", "pulse-*.json"):
                 for file in self._folder.glob(pattern):
                     file.unlink(missing_ok=True)
-            self._folder.rmdir()

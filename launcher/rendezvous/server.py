@@ -115,8 +115,8 @@ class Server:
             self._listener.close()
         for writer in links:
             writer.close()
-        if self._fence and self._state.closed and self._state.closed.is_success:
-            await asyncio.to_thread(self._fence.remove)
+        if self._fence and self._state.closed:
+            await asyncio.to_thread(self._fence.close, self._state.closed)
 
     def _spawn(self, work: object) -> None:
         task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -246,7 +246,8 @@ class Server:
                     lease_s = self._state.rules.lease_s
                     if beaten_at is None or time.monotonic() - beaten_at > lease_s:
                         claims = await asyncio.to_thread(fence.claims)
-                        self._take(Looked(claims=tuple(claims)))
+                        over = await asyncio.to_thread(fence.over)
+                        self._take(Looked(claims=tuple(claims), over=over))
                     beaten_at = time.monotonic()
             else:
                 beaten_at = None

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from launcher.rendezvous import coordinator, member, turn
 from launcher.rendezvous.member import Member
-from launcher.rendezvous.messages import Over, Pulse, Round, RoundId, Seat
+from launcher.rendezvous.messages import Close, Closed, Over, Pulse, Round, RoundId, Seat
 from launcher.rendezvous.state import Claim, Phase, Rules, State
 from launcher.rendezvous.votes import best_candidate
 from tests.unit.launcher.rendezvous.ledger import Ledger
@@ -60,6 +60,7 @@ class Cluster:
         self.rounds: dict[RoundId, tuple[Round, RoundId | None]] = {}
         self.commits: list[RoundId] = []
         self.notes: list[tuple[float, int, str, dict[str, object]]] = []
+        self.over: Closed | None = None
         self.pulse_at = -1e9
         self.starts = 0
         self.num_messages: dict[int, int] = defaultdict(int)
@@ -330,7 +331,19 @@ class Cluster:
             self._look(candidate)
 
     def _look(self, candidate: int) -> None:
-        self._take(candidate, coordinator.Looked(claims=tuple(self.claims)))
+        self._take(candidate, coordinator.Looked(claims=tuple(self.claims), over=self.over))
+
+    def close(self, index: int) -> None:
+        """The job ends well, at this coordinator."""
+        name = self.nodes[index].member.seat.name
+        self._take(
+            index,
+            coordinator.Received(name=name, message=Close(reason="all done", is_success=True)),
+        )
+        state = self.nodes[index].state
+        assert state is not None
+        self.over = state.closed
+        self.claims.clear()
 
     def _grant(self, candidate: int, wishes: list[coordinator.Wish]) -> None:
         for wish in wishes:
@@ -349,6 +362,8 @@ class Cluster:
 
     def _claim(self, candidate: int, wish: coordinator.TryClaim) -> coordinator.Claimed:
         term = wish.round.term
+        if self.over and wish.after:
+            return coordinator.Claimed(term=term, over=self.over)
         others = [c for c in self.claims if c.id[1] > wish.after and c.id not in wish.void]
         if wish.after == 0 and self.now - self.pulse_at > 4 * self.rules.lease_s:
             others = []  # a first round, and nobody keeps the pulse: those are of another job

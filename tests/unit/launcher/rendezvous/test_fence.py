@@ -5,7 +5,9 @@ import pytest
 
 from launcher.rendezvous.coordinator import TryClaim
 from launcher.rendezvous.fence import Fence
-from launcher.rendezvous.messages import Round, Seat
+from launcher.rendezvous.messages import Closed, Round, Seat
+
+ENDED = Closed(reason="all done", is_success=True)
 
 
 def round_(term: int, number: int) -> Round:
@@ -75,8 +77,26 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     assert not Fence(tmp_path / "nowhere").has(round_(0, 1))
 
 
-def test_it_comes_down_when_the_job_is_over(tmp_path: Path) -> None:
-    fence = Fence(tmp_path / "job")
+def test_a_half_that_was_cut_off_while_the_job_ended_hears_of_it(tmp_path: Path) -> None:
+    one, other = Fence(tmp_path / "job"), Fence(tmp_path / "job", 1)
+    one.claim(wish(0, 0), watch_s=1, sleep=never)
+    one.close(ENDED)
+    assert [file.name for file in (tmp_path / "job").iterdir()] == ["over.json"]
+    assert other.over() == ENDED
+    assert other.claim(wish(4, 1), watch_s=1, sleep=never).over == ENDED
+
+
+def test_another_job_begins_in_the_folder_of_one_that_is_over(tmp_path: Path) -> None:
+    fence = Fence(tmp_path)
     fence.claim(wish(0, 0), watch_s=1, sleep=never)
-    fence.remove()
-    assert not (tmp_path / "job").exists()
+    fence.close(ENDED)
+    assert fence.claim(wish(4, 0), watch_s=1, sleep=never).number == 1
+    assert fence.over() is None
+
+
+def test_terms_grow_with_the_claims(tmp_path: Path) -> None:
+    one, other = Fence(tmp_path), Fence(tmp_path, 1)
+    one.claim(wish(7, 0), watch_s=1, sleep=never)
+    lower = other.claim(wish(5, 0), watch_s=0.1, sleep=watching(int))
+    assert (lower.number, lower.highest_term) == (0, 7)
+    assert other.claim(wish(8, 0), watch_s=0.1, sleep=watching(int)).number == 2

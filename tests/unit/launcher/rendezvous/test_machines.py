@@ -151,30 +151,22 @@ def test_a_claim_of_a_coordinator_that_died_meanwhile_stops_nobody() -> None:
     assert len(names(made)) == 2
 
 
-def test_who_was_taken_for_an_earlier_job_gives_way_though_its_nodes_had_left_it() -> None:
-    made = alone_and_taken_for_dead()
+def test_who_is_cut_off_while_the_job_ends_does_not_go_on_alone() -> None:
+    made = cluster(3, has_fence=True)
+    (leader,) = made.leaders()
+    alone = (leader + 1) % 3
+    made.side[alone] = 1
+    made.run(3)
+    assert len(names(made)) == 2
+    made.close(leader)
+    made.run(1)
+    for index in {*made.nodes} - {alone}:
+        made.kill(index)
     made.heal()
     made.run(10)
-    assert len(names(made)) == 2
-
-
-def alone_and_taken_for_dead() -> Cluster:
-    """Two nodes of which one goes on alone and freezes; the other has started the job anew."""
-    made = cluster(2, has_fence=True, first_wait_s=3.0)
-    (leader,) = made.leaders()
-    other = 1 - leader
-    made.kill(other)
-    made.run(8)
-    made.cut(leader)
-    made.freeze(leader)
-    made.side[other] = 1
-    made.start(other)
-    made.run(20)
-    assert names(made) == [f"n{other}"]
-    made.thaw(leader)
-    made.run(10)
-    assert names(made) == [f"n{other}"]
-    return made
+    closed = made.nodes[alone].member.closed
+    assert closed is not None
+    assert (closed.reason, closed.is_success) == ("all done", True)
 
 
 def test_the_loss_of_the_only_endpoint_ends_the_job_within_the_lease() -> None:

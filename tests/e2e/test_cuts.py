@@ -1,0 +1,77 @@
+"""A node's link goes down at a named place: the others go on, and it comes back when healed."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.chaos import verdict
+from benchmarks.faults.inject import AGENT, Fault
+from benchmarks.faults.job import Job, host_nodes, opened
+from benchmarks.hosts import Wire, open_hosts, why_not
+
+SLOTS = (2, 2, 2)
+LIMIT_S = 40.0
+TRIGGER = Fault(kind="die", node="n0", who="0", place="forward")
+"""Begins a new round, for the place that is part of one."""
+CUTS = [
+    Fault(kind="cut", node="n1", who="0", place="backward"),
+    Fault(kind="cut", node="n2", who="0", place="exchange"),
+    Fault(kind="cut", node="n1", who="1", place="snapshot copy"),
+    Fault(kind="cut", node="n2", who=AGENT, place="rendezvous accept"),
+]
+
+
+@pytest.mark.netns
+def test_a_link_that_is_cut_at_a_named_place_costs_no_finished_step(tmp_path: Path) -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with open_hosts(len(SLOTS), Wire(mbit_per_s=1000)) as hosts:
+        job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts)
+        with opened(job):
+            for cut in CUTS:
+                job.wait_for_ranks(sum(SLOTS), LIMIT_S)
+                strike(job, cut)
+            job.wait_for_ranks(sum(SLOTS), LIMIT_S)
+            assert verdict(job) == []
+
+
+@pytest.mark.netns
+def test_a_node_that_is_cut_off_while_the_run_ends_does_not_go_on_alone(tmp_path: Path) -> None:
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    with open_hosts(len(SLOTS), Wire(mbit_per_s=1000)) as hosts:
+        job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts)
+        with opened(job):
+            job.wait_for_ranks(sum(SLOTS), LIMIT_S)
+            at = time.monotonic()
+            job.link("n2", "down")
+            job.wait_until(lambda: job.tail.look() and job.tail.next_finished(at), "a step")
+            alone = job.agents.pop("n2")
+            assert job.drain() == [75, 75]
+            num_steps = job.tail.look()
+            job.agents["n2"] = alone
+            job.link("n2", "up")
+            assert alone.wait(LIMIT_S) == 0
+            assert job.tail.look() == num_steps
+
+
+def strike(job: Job, cut: Fault) -> None:
+    """Cuts, looks whether the others go on with what was finished, heals."""
+    num_resumes = len(job.tail.resumes)
+    job.faults.arm(cut)
+    if cut.who == AGENT:
+        job.faults.forget(TRIGGER)
+        job.faults.arm(TRIGGER)
+    at = job.wait_for_fault(cut, LIMIT_S)
+    job.wait_until(lambda: job.tail.look() and job.tail.next_finished(at), "a step", LIMIT_S)
+    assert job.tail.lost_since(num_resumes) == 0, job.tail.resumes[num_resumes:]
+    job.link(cut.node, "up")
+    job.reap()
+    for node in job.nodes:
+        if node.name not in job.agents:
+            job.start(node.name)
