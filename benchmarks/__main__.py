@@ -59,6 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="chaos: which faults")
     parser.add_argument("--faults", type=int, default=0, metavar="N", help="chaos: how many")
     parser.add_argument("--minutes", type=float, default=0.0, help="alarms: how long")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="TEXT", help="recovery: faults whose name has it"
+    )
     args = parser.parse_args(argv)
     names = args.names or ALL
     unknown = [name for name in names if name not in NAMES]
@@ -70,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=args.seed,
         faults=args.faults,
         minutes=args.minutes,
+        only=tuple(args.only),
     )
     for name in names:
         module = importlib.import_module(f"benchmarks.{name}")

@@ -54,6 +54,7 @@ class Options:
         seed: of what is drawn.
         faults: how many; 0: as many as the benchmark thinks right.
         minutes: how long; 0: as long as the benchmark thinks right.
+        only: parts of names of cases; empty: all of them.
     """
 
     rounds: int = 0
@@ -61,6 +62,11 @@ class Options:
     seed: int = 0
     faults: int = 0
     minutes: float = 0.0
+    only: tuple[str, ...] = ()
+
+    def wants(self, case: str) -> bool:
+        """Whether this case is to be measured."""
+        return not self.only or any(part in case for part in self.only)
 
     def rounds_or(self, default: int) -> int:
         """How often to measure."""

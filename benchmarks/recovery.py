@@ -94,7 +94,11 @@ def run(options: Options) -> None:
     without_links = why_not()
     if without_links:
         print(f"no link is cut, the nodes are on the loopback: {without_links}", flush=True)
-    cases = [case for case in CASES if not (case.needs_links and without_links)]
+    cases = [
+        case
+        for case in CASES
+        if options.wants(case.name) and not (case.needs_links and without_links)
+    ]
     repeats = options.rounds_or(REPEATS)
     found: dict[str, dict[str, list[Result]]] = {}
     network = nullcontext() if without_links else open_hosts(len(SLOTS), WIRE)
@@ -114,6 +118,7 @@ def _repeat(kind: type[Job], case: Case, repeats: int, hosts: Hosts | None) -> l
     with tempfile.TemporaryDirectory(prefix="bundlerun-recovery-") as folder:
         nodes = loopback_nodes(SLOTS) if hosts is None else host_nodes(hosts, SLOTS)
         job = kind(Path(folder), nodes, hosts=hosts)
+        _heal(job)  # a run before it that stood still may have left a link down
         with opened(job):
             job.wait_for_step(10, 120)
             for _ in range(repeats):
@@ -160,11 +165,9 @@ def _wait(job: Job, found: Callable[[], float | None]) -> float | None:
 
 def _is_whole_again(job: Job) -> bool:
     """Heals what was done; whether all nodes then train together."""
-    for node in job.nodes:
-        if job.hosts is not None:
-            job.link(node.name, "up")
-        if node.name in job.agents:
-            job.signal_node(node.name, signal.SIGCONT)
+    _heal(job)
+    for name in job.agents:
+        job.signal_node(name, signal.SIGCONT)
     job.reap()
     since = time.monotonic()
     is_started = False
@@ -177,6 +180,11 @@ def _is_whole_again(job: Job) -> bool:
     if not isinstance(job, StockJob):
         job.wait_for_ranks(sum(SLOTS), LIMIT_S)
     return True
+
+
+def _heal(job: Job) -> None:
+    for node in job.nodes if job.hosts else ():
+        job.link(node.name, "up")
 
 
 def _phases(job: Job, at: float, step_at: float) -> dict[str, float]:
