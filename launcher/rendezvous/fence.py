@@ -72,11 +72,13 @@ class Fence:
                 over = self.over()  # behind the claims, which go once it is there
                 if over and wish.after:
                     return Claimed(term=term, over=over)
-                if others and (wish.after or self._has_pulse(pulses, watch_s, sleep)):
+                if others and wish.after:
                     return Claimed(term=term, others=tuple(others))
                 highest = max((c.id[0] for c in claims), default=-1)
                 if highest > term:
                     return Claimed(term=term, highest_term=highest)
+                if others and self._has_pulse(pulses, watch_s, sleep):
+                    return Claimed(term=term, others=tuple(others))
                 number = max([wish.round.number, *(c.id[1] + 1 for c in claims)])
                 claimed_at = clock()
                 self.beat()  # first: a claim without a pulse looks like one of an earlier job

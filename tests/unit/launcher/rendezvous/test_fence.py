@@ -97,6 +97,6 @@ def test_another_job_begins_in_the_folder_of_one_that_is_over(tmp_path: Path) ->
 def test_terms_grow_with_the_claims(tmp_path: Path) -> None:
     one, other = Fence(tmp_path), Fence(tmp_path, 1)
     one.claim(wish(7, 0), watch_s=1, sleep=never)
-    lower = other.claim(wish(5, 0), watch_s=0.1, sleep=watching(int))
+    lower = other.claim(wish(5, 0), watch_s=1, sleep=never)
     assert (lower.number, lower.highest_term) == (0, 7)
     assert other.claim(wish(8, 0), watch_s=0.1, sleep=watching(int)).number == 2
