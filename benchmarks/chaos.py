@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import tempfile
 import time
@@ -30,18 +31,21 @@ def run(options: Options) -> None:
     """Hits a run of three nodes.
 
     Raises:
-        RuntimeError: something is wrong behind it; with the command that does it again.
+        RuntimeError: something is wrong behind it; with the command that does it again, and the
+            folder of the run, which is kept.
     """
     count = options.faults or FAULTS
     without_links = why_not()
     if without_links:
         print(f"no links are cut, the nodes are on the loopback: {without_links}", flush=True)
     blows = plan_blows(options.seed, count, SLOTS, has_links=not without_links)
-    again = f"python -m benchmarks chaos --seed {options.seed} --faults {count}"
+    words = f"python -m benchmarks chaos --seed {options.seed} --faults {count}"
+    folder = Path(tempfile.mkdtemp(prefix="bundlerun-chaos-"))
+    again = f"to do it again: {words}\nwhat it left: {folder}"
     network = nullcontext() if without_links else open_hosts(len(SLOTS), WIRE)
-    with network as hosts, tempfile.TemporaryDirectory(prefix="bundlerun-chaos-") as folder:
+    with network as hosts:
         nodes = loopback_nodes(SLOTS) if hosts is None else host_nodes(hosts, SLOTS)
-        job = Job(Path(folder), nodes, hosts=hosts)
+        job = Job(folder, nodes, hosts=hosts)
         with opened(job):
             chaos = Chaos(job, say)
             try:
@@ -51,9 +55,10 @@ def run(options: Options) -> None:
                 passed, done = time.monotonic() - begin, job.tail.finished - first
                 wrong = verdict(job) + chaos.losses()
             except AssertionError as exc:
-                raise RuntimeError(f"{exc}\nto do it again: {again}") from exc
+                raise RuntimeError(f"{exc}\n{again}") from exc
     if wrong:
-        raise RuntimeError("\n".join([*wrong, f"to do it again: {again}"]))
+        raise RuntimeError("\n".join([*wrong, again]))
+    shutil.rmtree(folder)
     _report(options, chaos.recoveries, count, passed, done)
 
 

@@ -203,8 +203,15 @@ class Job:
         deadline = time.monotonic() + limit_s
         while not is_so():
             if time.monotonic() > deadline:
-                raise AssertionError(f"{what}: not within {limit_s} s\n{self.text()[-3000:]}")
+                raise AssertionError(
+                    f"{what}: not within {limit_s} s\n{self.text()[-3000:]}\n{self.last_events()}"
+                )
             time.sleep(POLL_S)
+
+    def last_events(self, count: int = 80) -> str:
+        """What happened last on all nodes, a line each."""
+        rows = read_events(RunPaths(self.run_dir).events)
+        return "\n".join(json.dumps(row) for row in rows[-count:])
 
     def wait_for_step(self, count: int, limit_s: float = 60.0) -> None:
         """Until so many steps are finished."""

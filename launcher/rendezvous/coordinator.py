@@ -131,7 +131,7 @@ def receive(state: State, event: Event, now: float) -> tuple[State, list[Wish]]:
         case Arrived(report=report):
             return _arrive(state, report, now)
         case Expired(name=name):
-            return lose(state, name, f"node {name} is silent")
+            return _expire(state, name)
         case Broken(name=name) if name in state.peers:
             return _with_peer(state, replace(state.peers[name], broken_at=now)), []
         case Received(name=name, message=message) if name in state.peers:
@@ -160,6 +160,13 @@ def lose(state: State, name: str, why: str) -> tuple[State, list[Wish]]:
     return replace(state, peers=peers, lost=lost), [Note(event="lost", details={"why": why})]
 
 
+def _expire(state: State, name: str) -> tuple[State, list[Wish]]:
+    if name in state.peers:
+        incarnation = state.peers[name].seat.incarnation
+        state = replace(state, silent=state.silent | {incarnation})
+    return lose(state, name, f"node {name} is silent")
+
+
 def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]]:
     old = state.peers.get(report.seat.name)
     is_back = old is not None and old.seat.incarnation == report.seat.incarnation
@@ -173,6 +180,7 @@ def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]
         num_arrivals=state.num_arrivals + 1,
         gone=gone,
         lost=state.lost - {report.seat.incarnation},
+        silent=state.silent - {report.seat.incarnation},
         highest_term=max(state.highest_term, report.promised),
     )
     details = {"node": report.seat.name, "is_back": is_back, "from_round": report.at[1]}

@@ -113,7 +113,7 @@ class State:
     over: why there is no round in force; over_at: since when.
     num_there_at: since when enough nodes for a first round are there.
     gone: candidates whose agents have ended, as some node found out; lost: incarnations that this
-        coordinator saw go.
+        coordinator saw go; silent: those of them that said nothing any more, as behind a cut cable.
     waits_for: what keeps the next round, in plain words; retry_at: no proposal before then.
     """
 
@@ -134,6 +134,7 @@ class State:
     proposal: Proposal | None = None
     gone: frozenset[int] = frozenset()
     lost: frozenset[str] = frozenset()
+    silent: frozenset[str] = frozenset()
     closed: Closed | None = None
     waits_for: str = ""
     retry_at: float = 0.0
@@ -181,9 +182,13 @@ class State:
             return True
         here = {peer.seat.incarnation for peer in peers}
         missing = [seat for seat in round_.seats if seat.incarnation not in here]
-        may_try = (
-            self.phase is Phase.ACTIVE
-            or all(seat.candidate in self.gone for seat in missing)
-            or now - self.since >= self.rules.minority_wait_s
-        )
+        if self.phase is Phase.ACTIVE:
+            # More nodes than are here may be alive and want to go on: the larger half goes first.
+            is_smaller = 2 * len(missing) > len(round_.seats)
+            may_try = not (is_smaller and any(seat.incarnation in self.silent for seat in missing))
+        else:
+            may_try = (
+                all(seat.candidate in self.gone for seat in missing)
+                or now - self.since >= self.rules.minority_wait_s
+            )
         return bool(peers) and round_.is_fenced and self.rules.has_fence and may_try

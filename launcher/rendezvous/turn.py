@@ -122,6 +122,7 @@ class _Turn:
                 in_force=base if any(r.last == base for r in reports) else None,
                 over="",
                 over_at=self.now,
+                silent=frozenset(),  # those have been waited for
                 num_there_at=None,
                 highest_number=max([state.highest_number, *numbers, *(r.known for r in reports)]),
             )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.faults.chaos import verdict
+from benchmarks.faults.chaos import leader, verdict
 from benchmarks.faults.inject import AGENT, Fault
 from benchmarks.faults.job import Job, host_nodes, opened
 from benchmarks.hosts import Wire, open_hosts, why_not
@@ -40,7 +40,10 @@ def test_a_link_that_is_cut_at_a_named_place_costs_no_finished_step(tmp_path: Pa
 
 
 @pytest.mark.netns
-def test_a_node_that_is_cut_off_while_the_run_ends_does_not_go_on_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_leader", [False, True], ids=["a follower", "the coordinator"])
+def test_a_node_that_is_cut_off_while_the_run_ends_does_not_go_on_alone(
+    tmp_path: Path, is_leader: bool
+) -> None:
     reason = why_not()
     if reason:
         pytest.skip(reason)
@@ -48,14 +51,16 @@ def test_a_node_that_is_cut_off_while_the_run_ends_does_not_go_on_alone(tmp_path
         job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts)
         with opened(job):
             job.wait_for_ranks(sum(SLOTS), LIMIT_S)
+            leads = leader(job)
+            name = leads if is_leader else next(name for name in job.agents if name != leads)
             at = time.monotonic()
-            job.link("n2", "down")
+            job.link(name, "down")
             job.wait_until(lambda: job.tail.look() and job.tail.next_finished(at), "a step")
-            alone = job.agents.pop("n2")
+            alone = job.agents.pop(name)
             assert job.drain() == [75, 75]
             num_steps = job.tail.look()
-            job.agents["n2"] = alone
-            job.link("n2", "up")
+            job.agents[name] = alone
+            job.link(name, "up")
             assert alone.wait(LIMIT_S) == 0
             assert job.tail.look() == num_steps
 

@@ -133,6 +133,25 @@ def test_with_the_fence_a_single_survivor_goes_on() -> None:
     assert names(made) == ["n2"]
 
 
+def test_a_coordinator_that_is_cut_off_leaves_the_fence_to_the_larger_half() -> None:
+    made = cluster(3, has_fence=True)
+    (leader,) = made.leaders()
+    made.side[leader] = 1
+    made.run(8)
+    assert len(names(made)) == 2
+    assert f"n{leader}" not in names(made)
+    assert made.nodes[leader].member.at is None
+
+
+def test_a_coordinator_that_is_cut_off_from_dead_nodes_goes_on_alone() -> None:
+    made = cluster(3, has_fence=True)
+    (leader,) = made.leaders()
+    for index in {*made.nodes} - {leader}:
+        made.freeze(index)
+    made.run(1.5 + 4 + 1)
+    assert names(made) == [f"n{leader}"]
+
+
 def test_a_claim_of_a_coordinator_that_died_meanwhile_stops_nobody() -> None:
     made = cluster(3, has_fence=True)
     leader = made.leaders()[0]
