@@ -34,7 +34,7 @@ from launcher.rendezvous.messages import (
     ToMember,
 )
 from launcher.rendezvous.state import Claim, Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.votes import grounds_of, is_void, last_round
+from launcher.rendezvous.votes import grounds_of, is_ended, is_void, last_round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,11 +107,21 @@ class Send:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryClaim:
-    """Claim the number behind `after` for `round` in the fence folder, passing over `void` ones."""
+    """Claim the number behind `after` for `round` in the fence folder, passing over `void` ones.
+
+    seen: a round that these nodes have heard of and do not remember; the folder must have it, or a
+        later one. 0: none.
+    """
 
     after: int
     round: Round
     void: frozenset[RoundId]
+    seen: int = 0
+
+    @property
+    def is_first(self) -> bool:
+        """True where these nodes know of no round: claims may be those of an earlier job."""
+        return not self.after and not self.seen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,16 +297,21 @@ def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish
     return replace(state, proposal=proposal), [try_claim(state, proposal)]
 
 
-def _in_the_way(state: State, claims: Iterable[Claim]) -> int:
-    """The first claim that may be in force somewhere else, by number; 0 where there is none."""
+def _in_the_way(state: State, claims: Iterable[Claim]) -> Round | None:
+    """The last claim that may be in force somewhere else."""
     reports = [peer.report for peer in state.followers]
+    names = [report.seat.name for report in reports]
+    found = None
     for claim in claims:
-        term, number = claim.id
-        round_ = Round(term=term, number=number, seats=claim.seats)
+        round_ = claim.round
         # Of its own term a coordinator knows that what is not the base came to nothing.
-        if term != state.term and (state.base is None or not is_void(round_, reports)):
-            return number
-    return 0
+        is_nothing = (
+            round_.term == state.term
+            or (state.base is not None and is_void(round_, reports))
+            or (round_.is_fenced and is_ended(round_, names))
+        )
+        found = found if is_nothing else round_
+    return found
 
 
 def _look(state: State, event: Looked, now: float) -> tuple[State, list[Wish]]:
@@ -314,8 +329,11 @@ def _look(state: State, event: Looked, now: float) -> tuple[State, list[Wish]]:
 
 def try_claim(state: State, proposal: Proposal) -> TryClaim:
     """The wish for a place in the fence folder behind the base."""
-    after = state.base.number if state.base else 0
-    return TryClaim(after=after, round=proposal.round, void=proposal.void)
+    if state.base:
+        return TryClaim(after=state.base.number, round=proposal.round, void=proposal.void)
+    seen = state.highest_known(state.followers)
+    after = max(0, seen - 1)  # what came before was over when that one was in force
+    return TryClaim(after=after, round=proposal.round, void=proposal.void, seen=seen)
 
 
 def _without_fence(state: State, error: str, now: float) -> tuple[State, list[Wish]]:
@@ -327,13 +345,13 @@ def _without_fence(state: State, error: str, now: float) -> tuple[State, list[Wi
     return state, [Note(event="no fence", details={"error": error})]
 
 
-def _fence_off(state: State, number: int, now: float) -> tuple[State, list[Wish]]:
+def _fence_off(state: State, by: Round, now: float) -> tuple[State, list[Wish]]:
     names = [peer.seat.name for peer in state.followers]
     reason = (
-        f"other nodes of this job go on as round {number}, as the fence folder says; this half "
+        f"other nodes of this job go on as round {by.number}, as the fence folder says; this half "
         f"({', '.join(names)}) has stopped and joins them once it reaches them"
     )
-    message = Fenced(term=state.term, reason=reason)
+    message = Fenced(term=state.term, by=by, reason=reason)
     wishes: list[Wish] = [Send(name=name, message=message) for name in names]
     state = replace(
         state,
@@ -346,7 +364,7 @@ def _fence_off(state: State, number: int, now: float) -> tuple[State, list[Wish]
         proposal=None,
         num_there_at=None,
     )
-    return state, [*wishes, Note(event="fenced", details={"number": number, "nodes": names})]
+    return state, [*wishes, Note(event="fenced", details={"number": by.number, "nodes": names})]
 
 
 def history(peers: Iterable[Peer], term: int) -> tuple[Round | None, tuple[Round, ...]]:

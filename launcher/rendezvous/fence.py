@@ -70,10 +70,13 @@ class Fence:
                 claims = self.claims()
                 others = [c for c in claims if c.id[1] > wish.after and c.id not in wish.void]
                 over = self.over()  # behind the claims, which go once it is there
-                if over and wish.after:
+                if over and not wish.is_first:
                     return Claimed(term=term, over=over)
-                if others and wish.after:
+                if others and not wish.is_first:
                     return Claimed(term=term, others=tuple(others))
+                if wish.seen and not any(c.id[1] >= wish.seen for c in claims):
+                    error = f"the fence folder {str(self._folder)!r} lacks round {wish.seen}"
+                    return Claimed(term=term, error=error)
                 highest = max((c.id[0] for c in claims), default=-1)
                 if highest > term:
                     return Claimed(term=term, highest_term=highest)
@@ -84,7 +87,7 @@ class Fence:
                 self.beat()  # first: a claim without a pulse looks like one of an earlier job
                 if not self._create(number, wish.round):
                     continue
-                if others and not wish.after and self._pulses() != pulses:  # somebody woke
+                if others and wish.is_first and self._pulses() != pulses:  # somebody woke
                     self._file(number).unlink(missing_ok=True)
                     return Claimed(term=term, others=tuple(others))
                 self._over_file.unlink(missing_ok=True)
@@ -99,7 +102,8 @@ class Fence:
         for file in sorted(self._folder.glob("round-*.json")):
             document = json.loads(file.read_text(encoding="utf-8"))
             seats = tuple(Seat(**seat) for seat in document["seats"])
-            found.append(Claim(id=(document["term"], document["number"]), seats=seats))
+            id_ = (document["term"], document["number"])
+            found.append(Claim(id=id_, seats=seats, is_fenced=document.get("is_fenced", False)))
         return found
 
     def has(self, round_: Round) -> bool:
@@ -140,7 +144,12 @@ class Fence:
         file = self._file(number)
         beside = file.with_name(f".{file.name}.{os.getpid()}-{round_.term}")
         seats = [asdict(seat) for seat in round_.seats]
-        document = {"term": round_.term, "number": number, "seats": seats}
+        document = {
+            "term": round_.term,
+            "number": number,
+            "seats": seats,
+            "is_fenced": round_.is_fenced,
+        }
         write_text(beside, json.dumps(document))
         try:
             os.link(beside, file)

@@ -42,7 +42,7 @@ from launcher.rendezvous.messages import (
 class Member:
     """All that a node knows.
 
-    left: the last round that it was in before a fence took its memory.
+    left: the last round that it was in before a fence took its memory; fenced_by: see Report.
     offer: what is proposed to it; pending, grounds: what it accepted of that, as in Report.
     at: the round its workers are in; is_done: all of them have finished well.
     over: why they must leave it, empty while they need not.
@@ -57,6 +57,7 @@ class Member:
     promised: int = -1
     last: Round | None = None
     left: RoundId = NO_ROUND
+    fenced_by: Round | None = None
     pending: Round | None = None
     grounds: tuple[Round, ...] = ()
     offer: Propose | None = None
@@ -142,6 +143,7 @@ def report(member: Member) -> Turn:
         known=member.known,
         gone=member.gone,
         is_done=member.is_done,
+        fenced_by=member.fenced_by,
     )
     return member, [Say(message=message)]
 
@@ -231,11 +233,13 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
         case Over(id=id, reason=reason) if member.at and member.at.id == id and not member.over:
             tell = Tell(event="over", why=reason, number=member.at.number)
             return replace(member, over=reason), [tell]
-        case Fenced(term=term, reason=reason) if term == member.promised:
+        case Fenced(term=term, by=by, reason=reason) if term == member.promised:
             member = replace(
                 member,
                 last=None,
                 left=max(member.left, id_of(member.last)),
+                fenced_by=by,
+                known=max(member.known, by.number),
                 pending=None,
                 grounds=(),
                 over=reason if member.at else "",
@@ -262,6 +266,7 @@ def _go(member: Member, round_: Round, now: float) -> Turn:
     member = replace(
         member,
         last=round_,
+        fenced_by=None,
         pending=None,
         grounds=(),
         offer=None,

@@ -87,6 +87,7 @@ class Report:
         workers of that round have finished well.
     known: highest number of a round in force that it has heard of.
     gone: candidates whose endpoint refuses connections, so that their agents have ended.
+    fenced_by: the round that took its memory, while it has come into none since.
     """
 
     serial: int
@@ -100,6 +101,7 @@ class Report:
     known: int
     gone: tuple[int, ...] = ()
     is_done: bool = False
+    fenced_by: Round | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,9 +206,10 @@ class Over:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fenced:
-    """The other half goes on; forget your rounds, and come again as a new node."""
+    """The other half goes on as round `by`; forget your rounds, and come again as a new node."""
 
     term: int
+    by: Round
     reason: str
 
 

@@ -16,7 +16,7 @@ from launcher.rendezvous.messages import (
     Status,
     ToMember,
 )
-from launcher.rendezvous.votes import has_quorum
+from launcher.rendezvous.votes import has_quorum, is_ended
 
 
 class Phase(Enum):
@@ -83,10 +83,20 @@ class Peer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """An entry of the fence folder: who wanted to go on as round `id`."""
+    """An entry of the fence folder: who wanted to go on as round `id`.
+
+    is_fenced: the rounds behind it are claimed, too.
+    """
 
     id: RoundId
     seats: tuple[Seat, ...]
+    is_fenced: bool = True
+
+    @property
+    def round(self) -> Round:
+        """The round, whose store nobody knows here."""
+        term, number = self.id
+        return Round(term=term, number=number, seats=self.seats, is_fenced=self.is_fenced)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,8 +184,25 @@ class State:
         if self.rules.num_candidates == 1:
             return True
         if not grounds:
-            return not any(peer.report.known for peer in peers)
+            return self._may_begin(peers, now)
         return all(self._may_go_on_after(round_, peers, now) for round_ in grounds)
+
+    def _may_begin(self, peers: list[Peer], now: float) -> bool:
+        """Nodes without a memory: of a round that was in force only the fence knows the end."""
+        if not self.highest_known(peers):
+            return True
+        if not self.rules.has_fence:
+            return False
+        walls = [peer.report.fenced_by for peer in peers if peer.report.fenced_by]
+        if walls:
+            wall = max(walls, key=lambda round_: round_.id)
+            return wall.is_fenced and is_ended(wall, [peer.seat.name for peer in peers])
+        return self.phase is Phase.ACTIVE or now - self.since >= self.rules.minority_wait_s
+
+    @staticmethod
+    def highest_known(peers: list[Peer]) -> int:
+        """The number of the latest round in force that one of these nodes has heard of."""
+        return max((peer.report.known for peer in peers), default=0)
 
     def _may_go_on_after(self, round_: Round, peers: list[Peer], now: float) -> bool:
         if has_quorum(round_, (peer.seat for peer in peers)):

@@ -186,7 +186,8 @@ class _Turn:
                 if self._is_dead(seat):
                     return f"node {seat.name} is lost"
                 continue
-            is_back = peer.report.is_waiting and id_of(peer.report.last) == round_.id
+            # Of this round, or of a later one that the fence let others begin.
+            is_back = peer.report.is_waiting and id_of(peer.report.last) >= round_.id
             if is_back or peer.report.at not in (NO_ROUND, round_.id):
                 return f"node {seat.name} asks for a new round"
         if is_better(self._choice(), round_.seats, state.rules.bundle_size):
@@ -286,7 +287,8 @@ class _Turn:
         ):
             return "the nodes that hold the majority do not make a bundle"
         num_come = sum(peer.report.is_waiting for peer in state.followers)
-        if base or num_come >= rules.max_nodes:
+        # Those who were in a round before come back by themselves or not at all.
+        if base or state.highest_known(state.followers) or num_come >= rules.max_nodes:
             return ""
         assert state.num_there_at is not None
         if self.now - state.num_there_at >= rules.first_wait_s:

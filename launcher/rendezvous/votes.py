@@ -89,6 +89,15 @@ def is_void(round_: Round, reports: Collection[Report]) -> bool:
     )
 
 
+def is_ended(round_: Round, names: Collection[str]) -> bool:
+    """True where nobody can be left in a round: each of its nodes is here again.
+
+    Args:
+        names: of nodes that follow one coordinator, and no round; some may have been started again.
+    """
+    return all(seat.name in names for seat in round_.seats)
+
+
 def next_term(highest: int, index: int, num_candidates: int, salt: int = 0) -> int:
     """A term above `highest` that belongs to candidate `index`: no two share one.
 

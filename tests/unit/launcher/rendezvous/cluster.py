@@ -362,19 +362,22 @@ class Cluster:
 
     def _claim(self, candidate: int, wish: coordinator.TryClaim) -> coordinator.Claimed:
         term = wish.round.term
-        if self.over and wish.after:
+        if self.over and not wish.is_first:
             return coordinator.Claimed(term=term, over=self.over)
         others = [c for c in self.claims if c.id[1] > wish.after and c.id not in wish.void]
-        if wish.after == 0 and self.now - self.pulse_at > 4 * self.rules.lease_s:
+        if wish.is_first and self.now - self.pulse_at > 4 * self.rules.lease_s:
             others = []  # a first round, and nobody keeps the pulse: those are of another job
         if others:
             return coordinator.Claimed(term=term, others=tuple(others))
+        if wish.seen and not any(c.id[1] >= wish.seen for c in self.claims):
+            return coordinator.Claimed(term=term, error=f"round {wish.seen} is missing")
         highest = max((c.id[0] for c in self.claims), default=-1)
         if highest > term:
             return coordinator.Claimed(term=term, highest_term=highest)
         number = max([wish.round.number, *(c.id[1] + 1 for c in self.claims)])
         self.pulse_at = self.now
-        self.claims.append(Claim(id=(term, number), seats=wish.round.seats))
+        claim = Claim(id=(term, number), seats=wish.round.seats, is_fenced=wish.round.is_fenced)
+        self.claims.append(claim)
         return coordinator.Claimed(term=term, number=number, at=self.now)
 
     def _act(self, index: int, result: member.Turn) -> None:

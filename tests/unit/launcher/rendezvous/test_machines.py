@@ -143,6 +143,39 @@ def test_a_coordinator_that_is_cut_off_leaves_the_fence_to_the_larger_half() -> 
     assert made.nodes[leader].member.at is None
 
 
+def test_nodes_go_on_without_those_that_the_fence_let_go_on_once_these_are_started_again() -> None:
+    made = cluster(3, has_fence=True, bundle_size=2)
+    made.kill(2)
+    made.start(2, num_workers=2)
+    made.run(5)
+    for index in (0, 1):
+        made.side[index] = 1
+    made.run(1)
+    made.kill(0)
+    made.run(10)
+    assert names(made) == ["n2"]
+    made.kill(2)
+    made.heal()
+    made.run(10)
+    assert made.complete_rounds() == set()
+    made.start(2, num_workers=2)
+    made.run(10)
+    assert set(names(made)) >= {"n2"}
+
+
+def test_a_spare_node_goes_on_with_the_one_that_ran_alone_and_was_started_again() -> None:
+    made = Cluster(2, Rules(num_candidates=2, max_nodes=1, has_fence=True))
+    made.run(3)
+    (first,) = names(made)
+    index = int(first[1:])
+    made.kill(index)
+    made.run(10)
+    assert made.complete_rounds() == set()
+    made.start(index)
+    made.run(10)
+    assert len(made.complete_rounds()) == 1
+
+
 def test_a_coordinator_that_is_cut_off_from_dead_nodes_goes_on_alone() -> None:
     made = cluster(3, has_fence=True)
     (leader,) = made.leaders()

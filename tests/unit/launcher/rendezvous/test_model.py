@@ -269,7 +269,9 @@ class Rendezvous(RuleBasedStateMachine):
     def is_anew(self, later: RoundId, earlier: RoundId) -> bool:
         """All agents were started again: a new job, as nobody remembers the old one."""
         rules, (round_, base) = self.made.rules, self.made.rounds[later]
-        is_whole = base is None and len(round_.seats) == self.num_nodes
+        while base is not None:  # its first one may have come to nothing
+            round_, base = self.made.rounds[base]
+        is_whole = len(round_.seats) == self.num_nodes
         old = self.made.rounds[earlier][0]
         return is_whole and not rules.has_fence and not any(map(old.has, round_.seats))
 
@@ -309,7 +311,10 @@ class Rendezvous(RuleBasedStateMachine):
         if rules.has_fence and self.made.commits:  # who lost waits for a survivor of who won
             last, claim = self.made.commits[-1], self.made.claims[-1]
             knows = any(m.last and m.last.id == last for m in members)
-            return knows and (claim.id == last or any(m.seat in claim.seats for m in members))
+            if knows and (claim.id == last or any(m.seat in claim.seats for m in members)):
+                return True
+            names = {m.seat.name for m in members}
+            return all(seat.name in names for seat in claim.seats)
         reports = [
             node.state.peers[m.seat.name].report
             for node in self.made.nodes.values()
