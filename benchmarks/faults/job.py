@@ -30,6 +30,8 @@ from launcher.paths import RunPaths
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 29400
 POLL_S = 0.005
+EVENTS_POLL_S = 0.1
+"""Reading a long event log takes time that the job's ranks lack."""
 UNDISTURBED_S = 120
 UNDISTURBED_STEP_S = 1.0
 """Longest wait for the run without faults: some 20 ms a step, far more on a busy machine."""
@@ -233,8 +235,14 @@ class Job:
         """Until the newest round has so many ranks, and has finished a step."""
         events = RunPaths(self.run_dir).events
 
+        due = 0.0
+
         def has_all() -> bool:
+            nonlocal due
             self.tail.look()
+            if time.monotonic() < due:
+                return False
+            due = time.monotonic() + EVENTS_POLL_S
             rounds = [r for r in read_events(events) if r["event"] == "in a round"]
             newest = max((row["round"] for row in rounds), default=0)
             names = {row["node"] for row in rounds if row["round"] == newest}

@@ -300,10 +300,10 @@ def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish
 def _in_the_way(state: State, claims: Iterable[Claim]) -> Round | None:
     """The last claim that may be in force somewhere else."""
     reports = [peer.report for peer in state.followers]
-    names = [report.seat.name for report in reports]
     found = None
     for claim in claims:
         round_ = claim.round
+        names = [report.seat.name for report in reports if report.at != round_.id]
         # Of its own term a coordinator knows that what is not the base came to nothing.
         is_nothing = (
             round_.term == state.term

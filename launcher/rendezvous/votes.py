@@ -93,7 +93,8 @@ def is_ended(round_: Round, names: Collection[str]) -> bool:
     """True where nobody can be left in a round: each of its nodes is here again.
 
     Args:
-        names: of nodes that follow one coordinator, and no round; some may have been started again.
+        names: of nodes that follow one coordinator and have no workers in that round; those that
+            were started again among them.
     """
     return all(seat.name in names for seat in round_.seats)
 

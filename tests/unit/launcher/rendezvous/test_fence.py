@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,19 @@ def test_a_coordinator_that_wakes_in_the_very_moment_of_a_claim_is_seen(
     monkeypatch.setattr(other, "_create", wakes_just_before)
     assert other.claim(wish(1, 0), watch_s=0, sleep=never).others
     assert [claim.id for claim in one.claims()] == [(0, 1)]
+
+
+def test_nodes_that_only_heard_of_a_round_need_its_claim_and_all_behind_it(tmp_path: Path) -> None:
+    one, other = Fence(tmp_path), Fence(tmp_path, 1)
+    for number in (1, 2, 3):
+        assert one.claim(wish(0, number - 1), watch_s=1, sleep=never).number == number
+    heard = TryClaim(after=1, round=round_(1, 4), void=frozenset(), seen=2)
+    others = other.claim(heard, watch_s=1, sleep=never).others
+    assert [(claim.id, claim.is_fenced) for claim in others] == [((0, 2), True), ((0, 3), True)]
+    passed = replace(heard, void=frozenset(claim.id for claim in others))
+    assert other.claim(passed, watch_s=1, sleep=never).number == 4
+    unknown = replace(heard, after=8, seen=9)
+    assert "lacks round 9" in other.claim(unknown, watch_s=1, sleep=never).error
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
