@@ -263,6 +263,7 @@ def _go(member: Member, round_: Round, now: float) -> Turn:
     is_old = max(member.left, id_of(member.last)) >= round_.id
     if not member.is_waiting or not round_.has(member.seat) or is_old:
         return beat(member)
+    candidates = {seat.candidate for seat in round_.seats}
     member = replace(
         member,
         last=round_,
@@ -275,6 +276,8 @@ def _go(member: Member, round_: Round, now: float) -> Turn:
         is_waiting=False,
         is_done=False,
         known=max(member.known, round_.number),
+        # Before its agent had started an endpoint refused connections, too.
+        gone=tuple(index for index in member.gone if index not in candidates),
         guided_at=now,
         is_found=True,
     )

@@ -143,6 +143,22 @@ def test_a_coordinator_that_is_cut_off_leaves_the_fence_to_the_larger_half() -> 
     assert made.nodes[leader].member.at is None
 
 
+def test_a_node_that_came_later_does_not_count_as_one_that_ended() -> None:
+    made = Cluster(3, Rules(num_candidates=3, max_nodes=3, has_fence=True))
+    for index in (1, 2):
+        made.kill(index)
+    made.run(1)
+    assert made.nodes[0].member.gone == (1, 2)
+    for index in (1, 2):
+        made.start(index)
+    made.run(3)
+    (leader,) = made.leaders()
+    assert leader == 0
+    made.side[leader] = 1
+    made.run(8)
+    assert len(names(made)) == 2
+
+
 def test_nodes_go_on_without_those_that_the_fence_let_go_on_once_these_are_started_again() -> None:
     made = cluster(3, has_fence=True, bundle_size=2)
     made.kill(2)
