@@ -20,6 +20,8 @@ from slurm.jobs import Job, job_from_text
 HERE = Path(__file__).resolve().parent
 SCRIPTS = HERE.parent / "slurm"
 LIMIT_S = 150.0
+LATE_WORD_S = 2.0
+"""How late the word of a script's end may come, seconds; Slurm's own delay is two minutes."""
 NUM_STEPS = 60
 SMALL = ("--gpus-per-node=2", "--mincpus=2", "--time=10")
 """What a job of the tests asks of each node."""
@@ -136,6 +138,9 @@ class Submitted:
         begun = time.monotonic()
         self.wait("requeue", lambda: self.show().restarts >= restarts)
         asked_s = time.monotonic() - begun
+        self.wait("end of the last start", lambda: self.show().state != "COMPLETING")
+        # One that is started at once fails by the last script's exit code, if that comes late.
+        time.sleep(LATE_WORD_S)
         self.wait("next start", self._is_started)
         self.requeued_s = (asked_s, time.monotonic() - begun)
 
