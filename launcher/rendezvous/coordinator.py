@@ -332,7 +332,7 @@ def try_claim(state: State, proposal: Proposal) -> TryClaim:
     if state.base:
         return TryClaim(after=state.base.number, round=proposal.round, void=proposal.void)
     seen = state.highest_known(state.followers)
-    after = max(0, seen - 1)  # what came before was over when that one was in force
+    after = max(0, seen - 1)  # who claimed it had found what came before over
     return TryClaim(after=after, round=proposal.round, void=proposal.void, seen=seen)
 
 

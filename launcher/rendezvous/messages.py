@@ -85,7 +85,7 @@ class Report:
     grounds: the rounds that the pending one was built on, for want of knowing which is the last.
     at: the round its workers run in; is_waiting: it asks for the next round; is_done: all of its
         workers of that round have finished well.
-    known: highest number of a round in force that it has heard of.
+    known: highest number of a round, in force or in its way, that it has heard of.
     gone: candidates whose endpoint refuses connections, so that their agents have ended.
     fenced_by: the round that took its memory, while it has come into none since.
     """
