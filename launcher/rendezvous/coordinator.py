@@ -33,7 +33,7 @@ from launcher.rendezvous.messages import (
     RoundId,
     ToMember,
 )
-from launcher.rendezvous.state import Claim, Peer, Phase, Proposal, State, Step
+from launcher.rendezvous.state import Peer, Phase, Proposal, State, Step
 from launcher.rendezvous.votes import grounds_of, is_ended, is_void, last_round
 
 
@@ -77,7 +77,7 @@ class Claimed:
     term: int
     number: int = 0
     at: float = 0.0
-    others: tuple[Claim, ...] = ()
+    others: tuple[Round, ...] = ()
     highest_term: int = -1
     over: Closed | None = None
     error: str = ""
@@ -90,7 +90,7 @@ class Looked:
     It does so after its election, and after a pause in which it may have been taken for dead.
     """
 
-    claims: tuple[Claim, ...]
+    claims: tuple[Round, ...]
     over: Closed | None = None
 
 
@@ -297,12 +297,11 @@ def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish
     return replace(state, proposal=proposal), [try_claim(state, proposal)]
 
 
-def _in_the_way(state: State, claims: Iterable[Claim]) -> Round | None:
+def _in_the_way(state: State, claims: Iterable[Round]) -> Round | None:
     """The last claim that may be in force somewhere else."""
     reports = [peer.report for peer in state.followers]
     found = None
-    for claim in claims:
-        round_ = claim.round
+    for round_ in claims:
         names = [report.seat.name for report in reports if report.at != round_.id]
         # Of its own term a coordinator knows that what is not the base came to nothing.
         is_nothing = (
@@ -323,7 +322,7 @@ def _look(state: State, event: Looked, now: float) -> tuple[State, list[Wish]]:
         round_ = proposal.round
     if round_ is None or not round_.is_fenced:
         return state, []
-    stands = _in_the_way(state, [claim for claim in event.claims if claim.id[1] > round_.number])
+    stands = _in_the_way(state, [claim for claim in event.claims if claim.number > round_.number])
     return _fence_off(state, stands, now) if stands else (state, [])
 
 

@@ -26,7 +26,6 @@ from pathlib import Path
 from launcher.files import write_text
 from launcher.rendezvous.coordinator import Claimed, TryClaim
 from launcher.rendezvous.messages import Closed, Round, Seat
-from launcher.rendezvous.state import Claim
 
 WATCH_POLL_S = 0.1
 
@@ -68,21 +67,21 @@ class Fence:
             pulses = self._pulses()
             while True:
                 claims = self.claims()
-                others = [c for c in claims if c.id[1] > wish.after and c.id not in wish.void]
+                others = [c for c in claims if c.number > wish.after and c.id not in wish.void]
                 over = self.over()  # behind the claims, which go once it is there
                 if over and not wish.is_first:
                     return Claimed(term=term, over=over)
                 if others and not wish.is_first:
                     return Claimed(term=term, others=tuple(others))
-                if wish.seen and not any(c.id[1] >= wish.seen for c in claims):
+                if wish.seen and not any(c.number >= wish.seen for c in claims):
                     error = f"the fence folder {str(self._folder)!r} lacks round {wish.seen}"
                     return Claimed(term=term, error=error)
-                highest = max((c.id[0] for c in claims), default=-1)
+                highest = max((c.term for c in claims), default=-1)
                 if highest > term:
                     return Claimed(term=term, highest_term=highest)
                 if others and self._has_pulse(pulses, watch_s, sleep):
                     return Claimed(term=term, others=tuple(others))
-                number = max([wish.round.number, *(c.id[1] + 1 for c in claims)])
+                number = max([wish.round.number, *(c.number + 1 for c in claims)])
                 claimed_at = clock()
                 self.beat()  # first: a claim without a pulse looks like one of an earlier job
                 if not self._create(number, wish.round):
@@ -96,14 +95,20 @@ class Fence:
             reason = exc.strerror or str(exc)
             return Claimed(term=term, error=f"the fence folder {str(self._folder)!r}: {reason}")
 
-    def claims(self) -> list[Claim]:
+    def claims(self) -> list[Round]:
         """All claims, by number."""
         found = []
         for file in sorted(self._folder.glob("round-*.json")):
             document = json.loads(file.read_text(encoding="utf-8"))
             seats = tuple(Seat(**seat) for seat in document["seats"])
-            id_ = (document["term"], document["number"])
-            found.append(Claim(id=id_, seats=seats, is_fenced=document.get("is_fenced", False)))
+            found.append(
+                Round(
+                    term=document["term"],
+                    number=document["number"],
+                    seats=seats,
+                    is_fenced=document.get("is_fenced", False),
+                )
+            )
         return found
 
     def has(self, round_: Round) -> bool:

@@ -82,24 +82,6 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claim:
-    """An entry of the fence folder: who wanted to go on as round `id`.
-
-    is_fenced: the rounds behind it are claimed, too.
-    """
-
-    id: RoundId
-    seats: tuple[Seat, ...]
-    is_fenced: bool = True
-
-    @property
-    def round(self) -> Round:
-        """The round, whose store nobody knows here."""
-        term, number = self.id
-        return Round(term=term, number=number, seats=self.seats, is_fenced=self.is_fenced)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
     """A round on its way.
 

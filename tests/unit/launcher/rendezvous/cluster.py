@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from launcher.rendezvous import coordinator, member, turn
 from launcher.rendezvous.member import Member
 from launcher.rendezvous.messages import Close, Closed, Over, Pulse, Round, RoundId, Seat
-from launcher.rendezvous.state import Claim, Phase, Rules, State
+from launcher.rendezvous.state import Phase, Rules, State
 from launcher.rendezvous.votes import best_candidate
 from tests.unit.launcher.rendezvous.ledger import Ledger
 
@@ -56,7 +56,7 @@ class Cluster:
         self.ledger.living = set()
         self.heard: dict[tuple[int, str], float] = {}
         self.heard_down: dict[int, float] = {}
-        self.claims: list[Claim] = []
+        self.claims: list[Round] = []
         self.rounds: dict[RoundId, tuple[Round, RoundId | None]] = {}
         self.commits: list[RoundId] = []
         self.notes: list[tuple[float, int, str, dict[str, object]]] = []
@@ -364,20 +364,19 @@ class Cluster:
         term = wish.round.term
         if self.over and not wish.is_first:
             return coordinator.Claimed(term=term, over=self.over)
-        others = [c for c in self.claims if c.id[1] > wish.after and c.id not in wish.void]
+        others = [c for c in self.claims if c.number > wish.after and c.id not in wish.void]
         if wish.is_first and self.now - self.pulse_at > 4 * self.rules.lease_s:
             others = []  # a first round, and nobody keeps the pulse: those are of another job
         if others:
             return coordinator.Claimed(term=term, others=tuple(others))
-        if wish.seen and not any(c.id[1] >= wish.seen for c in self.claims):
+        if wish.seen and not any(c.number >= wish.seen for c in self.claims):
             return coordinator.Claimed(term=term, error=f"round {wish.seen} is missing")
-        highest = max((c.id[0] for c in self.claims), default=-1)
+        highest = max((c.term for c in self.claims), default=-1)
         if highest > term:
             return coordinator.Claimed(term=term, highest_term=highest)
-        number = max([wish.round.number, *(c.id[1] + 1 for c in self.claims)])
+        number = max([wish.round.number, *(c.number + 1 for c in self.claims)])
         self.pulse_at = self.now
-        claim = Claim(id=(term, number), seats=wish.round.seats, is_fenced=wish.round.is_fenced)
-        self.claims.append(claim)
+        self.claims.append(replace(wish.round, number=number))
         return coordinator.Claimed(term=term, number=number, at=self.now)
 
     def _act(self, index: int, result: member.Turn) -> None:

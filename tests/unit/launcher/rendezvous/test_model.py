@@ -269,11 +269,12 @@ class Rendezvous(RuleBasedStateMachine):
     def is_anew(self, later: RoundId, earlier: RoundId) -> bool:
         """All agents were started again: a new job, as nobody remembers the old one."""
         rules, (round_, base) = self.made.rules, self.made.rounds[later]
+        seats = round_.seats
         while base is not None:  # its first one may have come to nothing
             round_, base = self.made.rounds[base]
         is_whole = len(round_.seats) == self.num_nodes
         old = self.made.rounds[earlier][0]
-        return is_whole and not rules.has_fence and not any(map(old.has, round_.seats))
+        return is_whole and not rules.has_fence and not any(map(old.has, (*round_.seats, *seats)))
 
     def teardown(self) -> None:
         if not hasattr(self, "made"):
