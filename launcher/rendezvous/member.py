@@ -82,6 +82,12 @@ class Member:
         return self.at is not None and bool(self.over)
 
     @property
+    def may_miss_the_end(self) -> bool:
+        """True where nobody leads it and a round that it heard of may have ended the job."""
+        has_leader = self.pulse is not None and self.pulse.is_active
+        return self.closed is None and self.is_waiting and self.known > 0 and not has_leader
+
+    @property
     def is_spare(self) -> bool:
         """True where it waits while others have a round without it."""
         return self.is_waiting and self.pulse is not None and self.pulse.number > 0

@@ -113,6 +113,9 @@ class Node:
         self._call(lambda: self._spawn(self._client.run()))
         self._call(lambda: self._spawn(self._give_up_when_refused()))
         self._call(lambda: self._spawn(self._client.tick()))
+        if self._fence:
+            fence = self._fence
+            self._call(lambda: self._spawn(self._look_for_the_end(fence)))
 
     async def _listen(self) -> None:
         request = self._request
@@ -145,6 +148,19 @@ class Node:
             refused_at = (refused_at or time.monotonic()) if is_refused else None
         reason = f"refused for {REFUSED_S:g} s: {'; '.join(self.refusals)}"
         self._client.apply(member.receive(self.member, Denied(reason=reason), time.monotonic()))
+
+    async def _look_for_the_end(self, fence: Fence) -> None:
+        """Where the others end the job while this node is cut off, only the folder tells it.
+
+        What the folder says is of this job: a round of it that this node has heard of took down
+        what an earlier one had left.
+        """
+        while True:
+            await asyncio.sleep(self._request.conf.lease)
+            if self.member.may_miss_the_end:
+                over = await asyncio.to_thread(fence.over)
+                if over and self.member.may_miss_the_end:
+                    self._client.apply(member.receive(self.member, over, time.monotonic()))
 
     def want(self, num_workers: int) -> None:
         """Asks for the next round; its store to open and its begin come as orders."""

@@ -11,6 +11,7 @@ from benchmarks.faults.chaos import leader, verdict
 from benchmarks.faults.inject import AGENT, Fault
 from benchmarks.faults.job import Job, host_nodes, opened
 from benchmarks.hosts import Wire, open_hosts, why_not
+from launcher.paths import RunPaths
 
 SLOTS = (2, 2, 2)
 LIMIT_S = 40.0
@@ -40,9 +41,13 @@ def test_a_link_that_is_cut_at_a_named_place_costs_no_finished_step(tmp_path: Pa
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("is_leader", [False, True], ids=["a follower", "the coordinator"])
+@pytest.mark.parametrize(
+    ("is_leader", "has_given_way"),
+    [(False, False), (True, False), (False, True)],
+    ids=["a follower", "the coordinator", "one that has given way"],
+)
 def test_a_node_that_is_cut_off_while_the_run_ends_does_not_go_on_alone(
-    tmp_path: Path, is_leader: bool
+    tmp_path: Path, is_leader: bool, has_given_way: bool
 ) -> None:
     reason = why_not()
     if reason:
@@ -56,6 +61,9 @@ def test_a_node_that_is_cut_off_while_the_run_ends_does_not_go_on_alone(
             at = time.monotonic()
             job.link(name, "down")
             job.wait_until(lambda: job.tail.look() and job.tail.next_finished(at), "a step")
+            if has_given_way:
+                events = RunPaths(job.run_dir).events / f"{name}.jsonl"
+                job.wait_until(lambda: '"coordinator: fenced"' in events.read_text(), "the fence")
             alone = job.agents.pop(name)
             assert job.drain() == [75, 75]
             num_steps = job.tail.look()
