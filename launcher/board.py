@@ -2,6 +2,7 @@
 
     agent (bundlerun run, torchrun)                     ranks of this start of the workers
       stop  ----------------------------------------->  read at each step
+      agreed  <---------------------------------------  once all ranks stop; outlives their end
       watch, budget, outcome  <-----------------------  a row each: pid, beat, steps, exit code
 
 The page has no name in any file system, so nothing is left of it whoever dies, and whenever. Ranks
@@ -23,7 +24,8 @@ _HEAD = 8
 _ROW = 8
 _TEXT_BYTES = 4096
 _BYTES = 8 * (_HEAD + _ROW * NUM_ROWS) + _TEXT_BYTES
-_STOP, _PID, _BEAT, _STEPS, _STEP, _VERDICT = 0, 0, 1, 2, 3, 4
+_STOP, _AGREED = 0, 1
+_PID, _BEAT, _STEPS, _STEP, _VERDICT = 0, 1, 2, 3, 4
 
 
 class Row:
@@ -150,6 +152,15 @@ class Board:
     @stop.setter
     def stop(self, number: int) -> None:
         self._words[_STOP] = number
+
+    @property
+    def is_told_to_stop(self) -> bool:
+        """Whether this node asks the run to stop, or all nodes have agreed to."""
+        return self._words[_STOP] != 0 or self._words[_AGREED] != 0
+
+    def agree_to_stop(self) -> None:
+        """All ranks stop after this step: should one end otherwise, the next start stops, too."""
+        self._words[_AGREED] = 1
 
     @property
     def run_dir(self) -> str:

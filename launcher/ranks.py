@@ -53,7 +53,7 @@ class Ranks:
     @property
     def is_told_to_stop(self) -> bool:
         """Whether this node is to stop in good order."""
-        return self._board.stop != 0
+        return self._board.is_told_to_stop
 
     def begin(self) -> None:
         """A new start of the workers is about to come."""

@@ -111,8 +111,13 @@ class Liveness:
 
     @property
     def is_told_to_stop(self) -> bool:
-        """Whether this node asks the run to stop in good order."""
-        return self._board is not None and self._board.stop != 0
+        """Whether this node asks the run to stop in good order, or all have agreed to."""
+        return self._board is not None and self._board.is_told_to_stop
+
+    def agree_to_stop(self) -> None:
+        """All ranks stop after this step, and their next start would, too."""
+        if self._board is not None:
+            self._board.agree_to_stop()
 
     def when_told_to_stop(self, act: Callable[[], None]) -> None:
         """Has `act` called once this node asks the run to stop; for ranks that do no steps."""

@@ -311,6 +311,7 @@ class Run:
     def _stop_after(self, epoch: int) -> None:
         """Keeps what there is, and lets no rank go before it is on disk."""
         self.is_stopped = True
+        self._life.agree_to_stop()
         self._save(epoch, self.step - epoch * self._feed.steps_per_epoch, {})
         self._trainer.total([0.0])
 

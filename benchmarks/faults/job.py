@@ -243,9 +243,8 @@ class Job:
             if time.monotonic() < due:
                 return False
             due = time.monotonic() + EVENTS_POLL_S
-            rounds = [r for r in read_events(events) if r["event"] == "in a round"]
-            newest = max((row["round"] for row in rounds), default=0)
-            names = {row["node"] for row in rounds if row["round"] == newest}
+            rounds = [r for r in read_events(events) if r["event"] == "coordinator: round"]
+            names = rounds[-1]["nodes"] if rounds else []
             return sum(n.slots for n in self.nodes if n.name in names) >= count
 
         self.wait_until(has_all, f"{count} ranks", limit_s)

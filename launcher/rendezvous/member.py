@@ -90,7 +90,8 @@ class Member:
     @property
     def is_spare(self) -> bool:
         """True where it waits while others have a round without it."""
-        return self.is_waiting and self.pulse is not None and self.pulse.number > 0
+        own = self.last.number if self.last else 0  # which it has just ended for all
+        return self.is_waiting and self.pulse is not None and self.pulse.number not in (0, own)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -175,6 +175,19 @@ def test_every_process_at_once(job: Job) -> None:
     before.check()
 
 
+def test_a_rank_that_dies_once_all_have_stopped_starts_no_run_of_its_own(
+    job: Job,
+) -> None:
+    before = Before.of(job)
+    fault = Fault(kind="die", node="n1", who="0", place="exit")
+    job.faults.arm(fault)
+    assert job.drain() == [75] * len(SLOTS), job.text()[-6000:]
+    assert job.faults.struck_at(fault) is not None
+    assert wait_for_none(job) == []
+    start_the_dead(job)
+    before.check()
+
+
 def test_at_last_the_run_ends_in_good_order_with_the_curve_of_one_without_faults(
     job: Job,
 ) -> None:

@@ -19,6 +19,7 @@ def test_another_process_sees_what_a_rank_writes_and_the_rank_what_the_agent_doe
         row.finish(42)
         row.end(0)
         ranks.run_dir = "/data/run ü"
+        ranks.agree_to_stop()
         os._exit(0 if ranks.stop == 15 else 1)
     _, status = os.waitpid(pid, 0)
     assert status == 0
@@ -26,6 +27,8 @@ def test_another_process_sees_what_a_rank_writes_and_the_rank_what_the_agent_doe
     assert (local_rank, row.pid, row.beat_ns, row.steps, row.step) == (3, 77, 5, 2, 42)
     assert row.exit_code == 0
     assert agents.run_dir == "/data/run ü"
+    agents.stop = 0
+    assert agents.is_told_to_stop  # all ranks have agreed to
 
 
 def test_a_row_begins_anew_with_each_start_of_a_rank() -> None:
