@@ -27,9 +27,18 @@ from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
 from launcher.rendezvous.fence import WATCH_POLL_S, Fence
 from launcher.rendezvous.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
-from launcher.rendezvous.messages import Close, Denied, Leave, Round, Seat
+from launcher.rendezvous.messages import (
+    Close,
+    Closed,
+    Denied,
+    Leave,
+    Round,
+    Seat,
+    ToMember,
+)
 from launcher.rendezvous.server import Server
 from launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
+from launcher.rendezvous.tasks import Tasks
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +88,8 @@ class Node:
             act=self._act,
         )
         self._loop = asyncio.new_event_loop()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop.set_exception_handler(self._failed)
+        self._tasks = Tasks()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="bundlerun-rendezvous", daemon=True
         )
@@ -110,12 +120,12 @@ class Node:
         """
         self._thread.start()
         self._wait(self._listen(), 10.0)
-        self._call(lambda: self._spawn(self._client.run()))
-        self._call(lambda: self._spawn(self._give_up_when_refused()))
-        self._call(lambda: self._spawn(self._client.tick()))
+        self._call(lambda: self._tasks.spawn(self._client.run()))
+        self._call(lambda: self._tasks.spawn(self._give_up_when_refused()))
+        self._call(lambda: self._tasks.spawn(self._client.tick()))
         if self._fence:
             fence = self._fence
-            self._call(lambda: self._spawn(self._look_for_the_end(fence)))
+            self._call(lambda: self._tasks.spawn(self._look_for_the_end(fence)))
 
     async def _listen(self) -> None:
         request = self._request
@@ -147,7 +157,7 @@ class Node:
             is_refused = not self._client.is_in_touch and any("token" in why for why in refusals)
             refused_at = (refused_at or time.monotonic()) if is_refused else None
         reason = f"refused for {REFUSED_S:g} s: {'; '.join(self.refusals)}"
-        self._client.apply(member.receive(self.member, Denied(reason=reason), time.monotonic()))
+        self._hear(Denied(reason=reason))
 
     async def _look_for_the_end(self, fence: Fence) -> None:
         """Where the others end the job while this node is cut off, only the folder tells it.
@@ -160,7 +170,7 @@ class Node:
             if self.member.may_miss_the_end:
                 over = await asyncio.to_thread(fence.over)
                 if over and self.member.may_miss_the_end:
-                    self._client.apply(member.receive(self.member, over, time.monotonic()))
+                    self._hear(over)
 
     def want(self, num_workers: int) -> None:
         """Asks for the next round; its store to open and its begin come as orders."""
@@ -210,26 +220,41 @@ class Node:
     def _call(self, work: Callable[[], object]) -> None:
         self._loop.call_soon_threadsafe(work)
 
+    def _hear(self, message: ToMember) -> None:
+        """As if the coordinator had said it."""
+        self._client.apply(member.receive(self.member, message, time.monotonic()))
+
     def _wait(self, work: Coroutine[Any, Any, None], wait_s: float) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(wait_s)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
+    def _failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Ends this node's part, with the reason, where the code here failed and not the wire.
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception():
-            log.error("the rendezvous thread failed", exc_info=task.exception())
-            raise SystemExit(1)
+        A thread that is half alive would be the worst: its heartbeats say that all is well.
+        """
+        error = context.get("exception")
+        if error is None or isinstance(error, OSError):
+            loop.default_exception_handler(context)
+            return
+        log.error("the rendezvous failed: %s", context.get("message"), exc_info=error)
+        # A task that nobody asked may tell of its failure in whichever thread frees it.
+        asyncio.run_coroutine_threadsafe(self._break_off(repr(error)), loop)
+
+    async def _break_off(self, error: str) -> None:
+        if self.member.closed is None:
+            reason = f"this node's rendezvous failed: {error}"
+            self._hear(Closed(reason=reason, is_success=False))
+            try:
+                await self._end(0.0)
+            finally:
+                self._loop.stop()
 
     def _act(self, wish: Wish) -> None:
         match wish:
             case OpenStore() | Enter():
                 self.orders.put(wish)
             case LookForClaim(round=round_):
-                self._spawn(self._look(round_))
+                self._tasks.spawn(self._look(round_))
             case Tell(event=event, why=why, number=number):
                 self._events.note(event, {"round": number, "why": why})
                 log.info("%s round %s: %s", event, number, why)

@@ -40,6 +40,7 @@ from launcher.rendezvous.messages import (
     encode,
 )
 from launcher.rendezvous.state import Phase, Rules, State
+from launcher.rendezvous.tasks import Tasks
 
 ADMIT_S = 5.0
 """How long a connection may take to say who it is."""
@@ -78,7 +79,7 @@ class Server:
             rules.lease_s, look_every_s=self._tick_s, now=time.monotonic()
         )
         self._is_due = False
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks = Tasks()
         self._listener: asyncio.Server | None = None
 
     async def listen(self, address: str, port: int) -> int:
@@ -96,10 +97,10 @@ class Server:
         self._listener = await asyncio.start_server(
             self._serve, address, port, limit=MAX_LINE_BYTES, backlog=1024
         )
-        self._spawn(self._tick())
-        self._spawn(self._pulse())
+        self._tasks.spawn(self._tick())
+        self._tasks.spawn(self._pulse())
         if self._fence:
-            self._spawn(self._keep_fence(self._fence))
+            self._tasks.spawn(self._keep_fence(self._fence))
         return int(self._listener.sockets[0].getsockname()[1])
 
     async def close(self, wait_s: float) -> None:
@@ -109,19 +110,13 @@ class Server:
             async with asyncio.timeout(wait_s):
                 for writer in links:
                     await writer.drain()
-        for task in list(self._tasks):
-            task.cancel()
+        self._tasks.cancel()
         if self._listener:
             self._listener.close()
         for writer in links:
             writer.close()
         if self._fence and self._state.closed:
             await asyncio.to_thread(self._fence.close, self._state.closed)
-
-    def _spawn(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # ---------------------------------------------------------------- one connection
 
@@ -193,7 +188,7 @@ class Server:
                 case Send(name=name, message=message):
                     self._send(name, message)
                 case TryClaim():
-                    self._spawn(self._claim(wish))
+                    self._tasks.spawn(self._claim(wish))
                 case Note(event=event, details=details):
                     self._note(event, details)
 

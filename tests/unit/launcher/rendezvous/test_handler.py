@@ -192,6 +192,21 @@ def test_a_reason_to_close_is_everyones(job: Job) -> None:
         two.next_rendezvous()
 
 
+@pytest.mark.parametrize("place", ["callback", "task"])
+def test_a_rendezvous_that_fails_ends_its_node_and_is_silent(job: Job, place: str) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError("a mistake")
+
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    node = one._node
+    node._call(lambda: 1 / 0 if place == "callback" else node._tasks.spawn(fail()))
+    wait_until(lambda: bool(one.num_nodes_waiting()))
+    with pytest.raises(RendezvousClosedError, match="this node's rendezvous failed: ZeroDivision"):
+        one.next_rendezvous()
+    wait_until(lambda: bool(two.num_nodes_waiting()))  # the only endpoint says nothing more
+
+
 def test_another_token_is_refused_and_told(job: Job) -> None:
     job.start(1)
     other = job.start(2, run_id="another", join_timeout=1)
