@@ -9,13 +9,11 @@ import importlib
 import logging
 import os
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
@@ -26,19 +24,19 @@ from launcher.config import TrainConfig, parse_train_argv
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.hardware import apply_layout, rank_layout, read_cpus
-from launcher.outcome import Outcome, write_outcome
+from launcher.outcome import write_outcome
 from launcher.paths import RunPaths
 from launcher.preflight import check_torch, check_writable
 from launcher.stop_request import request_stop
-from workers.bundle import StepWork
 from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper, Resumed, look
 from workers.liveness import Liveness, process_age_s
-from workers.meters import EPOCH_END_PHASES, PHASES, Meters
+from workers.meters import Meters
 from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
 from workers.restore import Restore
+from workers.run import Run
 from workers.session import (
     Arrival,
     End,
@@ -51,7 +49,7 @@ from workers.session import (
 )
 from workers.snapshot import Snapshots
 from workers.snapshot_folder import SnapshotRoom
-from workers.snapshot_pace import Pace, share
+from workers.snapshot_pace import Pace
 from workers.stage import check_stages, make_stage, open_data
 from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer
@@ -209,205 +207,6 @@ def make_snapshots(
     )
     trainer.sync.hold(snapshots)
     return snapshots
-
-
-class Run:
-    """The loop over epochs and steps."""
-
-    def __init__(
-        self,
-        config: TrainConfig,
-        session: Session,
-        feed: Feed,
-        trainer: Trainer,
-        keeper: Keeper,
-        meters: Meters,
-        reporter: Reporter | None,
-        snapshots: Snapshots | None,
-        life: Liveness,
-        request: StopRequest,
-        stop: StopWord,
-    ) -> None:
-        self.step = 0
-        """Finished steps."""
-        self.is_stopped = False
-        """Whether the run was told to stop before its end."""
-        self._config = config
-        self._session = session
-        self._feed = feed
-        self._trainer = trainer
-        self._keeper = keeper
-        self._meters = meters
-        self._reporter = reporter
-        self._snapshots = snapshots
-        self._life = life
-        self._request = request
-        self._stop = stop
-
-    @property
-    def is_saved(self) -> bool:
-        """Whether there is a checkpoint of the last step, as far as this rank sees."""
-        return self._keeper.is_saved(self.step)
-
-    @property
-    def outcome(self) -> Outcome:
-        """How the run ended."""
-        if self.is_stopped:
-            kept = "a checkpoint" if self.is_saved else "no checkpoint, as it could not be written"
-            return Outcome(
-                state="stopped",
-                exit_code=EXIT_RESUMABLE,
-                reason=f"told to stop; there is {kept} of step {self.step}",
-                step=self.step,
-            )
-        return Outcome(state="done", exit_code=EXIT_DONE, reason="all steps done", step=self.step)
-
-    def train_from(self, progress: Progress) -> None:
-        """Trains from `progress` to the end of the run."""
-        self.step = progress.step
-        for epoch in range(progress.epoch, self._config.epochs):
-            first = progress.step_in_epoch if epoch == progress.epoch else 0
-            self._train_epoch(epoch, first)
-            if self.is_stopped or self._is_over(self.step):
-                break
-        if self._reporter is not None:
-            self._reporter.finish(is_stopped=self.is_stopped)
-
-    def _is_over(self, step: int) -> bool:
-        return 0 < self._config.max_steps <= step
-
-    def _train_epoch(self, epoch: int, first: int) -> None:
-        feed, reporter = self._feed, self._reporter
-        self.step = epoch * feed.steps_per_epoch + first
-        self._num_unreadable = 0
-        self._num_microbatches = 0
-        self._meters.restart()
-        if reporter is not None:
-            reporter.start_epoch(epoch, first)
-        works, batches = feed.epoch(epoch, first)
-        for work in works:
-            if self._is_over(self.step):
-                break
-            start = time.perf_counter()
-            self._stop.begin(self._trainer.heard_stop)
-            self._trainer.wants_stop = self._request.is_heard
-            outcome = self._trainer.step(work, batches, feed.steps_per_epoch)
-            self.step += 1
-            self._life.finished(self.step)
-            if reporter is not None:
-                reporter.all_finished()  # of the step before: all have it, as this one's sum says
-            row = self._row(work, epoch)
-            is_kept = self._take_snapshot(epoch, time.perf_counter() - start, row)
-            self._num_unreadable += outcome.num_unreadable
-            self._num_microbatches += len(work.sizes)
-            if reporter is not None:
-                reporter.step(row, is_kept=is_kept)
-            if self._stop.finish():
-                self._stop_after(epoch)
-                return
-            self._maybe_save(epoch)
-        self._end_epoch(epoch)
-
-    def _stop_after(self, epoch: int) -> None:
-        """Keeps what there is, and lets no rank go before it is on disk."""
-        self.is_stopped = True
-        self._life.agree_to_stop()
-        self._save(epoch, self.step - epoch * self._feed.steps_per_epoch, {})
-        self._trainer.total([0.0])
-
-    def _row(self, work: StepWork, epoch: int) -> dict[str, Any]:
-        """What the history says of the step that is finished; the last stage knows."""
-        if self._session.place.stage != self._session.topology.num_stages - 1:
-            return {}
-        sums = self._trainer.last_sums
-        return {
-            "step": work.step,
-            "epoch": epoch,
-            "loss": sums.loss,
-            "lr": self._trainer.optimizer.param_groups[0]["lr"],
-            "samples": work.num_samples,
-            "metrics": sums.metrics,
-        }
-
-    def _take_snapshot(self, epoch: int, step_s: float, row: Mapping[str, Any]) -> bool:
-        """Whether there is to be one of this step."""
-        if self._snapshots is None:
-            return False
-        in_epoch = self.step - epoch * self._feed.steps_per_epoch
-        pace = self._snapshots.pace
-        is_kept = pace.is_due(self.step)
-        self._snapshots.save(replace(self._progress(epoch, in_epoch, {}), row=row))
-        if pace.stepped(step_s):
-            cost, step = self._trainer.total(pace.measured())
-            if pace.review(cost, step) and self._reporter is not None:
-                self._reporter.snapshot_steps(pace.every, share(cost, step))
-        return is_kept
-
-    def _maybe_save(self, epoch: int) -> None:
-        every = self._config.checkpoint_steps
-        in_epoch = self.step - epoch * self._feed.steps_per_epoch
-        if every and self.step % every == 0 and in_epoch < self._feed.steps_per_epoch:
-            self._save(epoch, in_epoch, {})
-
-    def _save(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> None:
-        with self._meters.phase("checkpoint"):
-            self._keeper.save(self._progress(epoch, in_epoch, metrics))
-
-    def _progress(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> Progress:
-        return Progress(
-            step=self.step,
-            epoch=epoch,
-            step_in_epoch=in_epoch,
-            samples_seen=self._feed.samples_after(epoch, in_epoch),
-            metrics=metrics,
-            seed=self._config.seed,
-        )
-
-    def _end_epoch(self, epoch: int) -> None:
-        """Measures, validates and saves; where the run was stopped inside the epoch, just so."""
-        self._share_measurements(epoch)
-        metrics: dict[str, float] = {}
-        if self._feed.has_validation:
-            with self._meters.phase("validate"):
-                sums = self._trainer.evaluate(*self._feed.validation())
-            metrics = sums.metrics
-            if self._reporter is not None:
-                self._reporter.validated(epoch, self.step, sums)
-        in_epoch = self.step - epoch * self._feed.steps_per_epoch
-        if in_epoch == self._feed.steps_per_epoch:
-            self._save(epoch + 1, 0, metrics)
-        else:
-            self._save(epoch, in_epoch, metrics)
-        self._report_epoch_end()
-
-    def _share_measurements(self, epoch: int) -> None:
-        """Every bundle learns how fast all are; the reporter learns where the time went."""
-        seconds = self._meters.seconds()
-        self._meters.restart()
-        num_bundles = self._session.topology.num_bundles
-        busy = (seconds["forward"] + seconds["backward"]) / max(1, self._num_microbatches)
-        per_bundle = [0.0] * num_bundles
-        per_bundle[self._session.place.bundle] = busy
-        totals = self._trainer.total(
-            [float(self._num_unreadable), *per_bundle, *(seconds[p] for p in PHASES)]
-        )
-        if self._config.share == "measured":
-            self._feed.set_speeds(totals[1 : 1 + num_bundles])
-        if self._reporter is not None:
-            num_ranks = len(self._session.topology.active_ranks)
-            phases = zip(PHASES, totals[1 + num_bundles :], strict=True)
-            self._reporter.end_epoch(
-                epoch, self.step, {p: s / num_ranks for p, s in phases}, int(totals[0])
-            )
-
-    def _report_epoch_end(self) -> None:
-        """The reporter learns what validating and saving took, which come after the epoch's row."""
-        seconds = self._meters.seconds()
-        totals = self._trainer.total([seconds[phase] for phase in EPOCH_END_PHASES])
-        if self._reporter is not None:
-            num_ranks = len(self._session.topology.active_ranks)
-            phases = zip(EPOCH_END_PHASES, totals, strict=True)
-            self._reporter.add_phases({p: s / num_ranks for p, s in phases})
 
 
 def main(argv: Sequence[str] | None = None) -> int:

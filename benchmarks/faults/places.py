@@ -47,7 +47,7 @@ RANK_PLACES: Mapping[str, Spot] = {
     "restore send": Spot("workers.restore:Restore", "_send", "before"),
     "restore receive": Spot("workers.restore:Restore", "_receive", "before"),
     "restore load": Spot("workers.keeper:Keeper", "_load", "before"),
-    "exit": Spot("workers.train:Run", "train_from", "after"),
+    "exit": Spot("workers.run:Run", "train_from", "after"),
 }
 LEG_PLACES = ("collect", "exchange", "distribute")
 """Each leg as it begins with a bucket, in a thread of its own."""

@@ -250,6 +250,8 @@ class Cluster:
             if node.link and node.link.is_known:
                 self._act(index, member.beat(node.member))
             self._act(index, member.tick(node.member, self.now, where="here"))
+            if self.rules.has_fence and self.over and node.member.may_miss_the_end:
+                self._act(index, member.receive(node.member, self.over, self.now))
             is_lonely = node.link is None or not node.member.at
             if is_lonely:
                 self.connect(index)

@@ -219,13 +219,15 @@ def test_a_claim_of_a_coordinator_that_died_meanwhile_stops_nobody() -> None:
     assert len(names(made)) == 2
 
 
-def test_who_is_cut_off_while_the_job_ends_does_not_go_on_alone() -> None:
+@pytest.mark.parametrize("has_given_way", [False, True])
+def test_who_is_cut_off_while_the_job_ends_does_not_go_on_alone(has_given_way: bool) -> None:
     made = cluster(3, has_fence=True)
     (leader,) = made.leaders()
     alone = (leader + 1) % 3
     made.side[alone] = 1
-    made.run(3)
+    made.run(12 if has_given_way else 3)
     assert len(names(made)) == 2
+    assert (made.nodes[alone].member.fenced_by is not None) == has_given_way
     made.close(leader)
     made.run(1)
     for index in {*made.nodes} - {alone}:
