@@ -233,7 +233,8 @@ class Node:
         A thread that is half alive would be the worst: its heartbeats say that all is well.
         """
         error = context.get("exception")
-        if error is None or isinstance(error, OSError):
+        is_own = "task" in context or "handle" in context
+        if error is None or (isinstance(error, OSError) and not is_own):
             loop.default_exception_handler(context)
             return
         log.error("the rendezvous failed: %s", context.get("message"), exc_info=error)
