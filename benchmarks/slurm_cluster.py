@@ -12,21 +12,19 @@ for some. DIR/local is a disk of the node; everything else is shared.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import tempfile
-import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from benchmarks.namespaces import Namespaces, die_with_parent, free_subnet, wait_for
 from benchmarks.slurm_conf import CONF, INIT
 
 TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
@@ -50,33 +48,6 @@ def why_not() -> str:
         timeout=30,
     )
     return f"no namespaces here: {done.stderr.strip()}" if done.returncode else ""
-
-
-def die_with_parent() -> None:
-    """Has the kernel end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
-
-
-def wait_for(what: str, check: Callable[[], object], limit_s: float, poll_s: float = 0.05) -> None:
-    """Waits until `check` holds; raises TimeoutError."""
-    deadline = time.monotonic() + limit_s
-    while not check():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {limit_s:.0f} s for {what}")
-        time.sleep(poll_s)
-
-
-@dataclass(slots=True)
-class Namespaces:
-    """A booted node: what holds its namespaces, and its PID 1 as this machine sees it."""
-
-    holder: subprocess.Popen[bytes]
-    init: int
-
-    def enter(self, words: Sequence[str], *, only_network: bool = False) -> list[str]:
-        """The command line that runs `words` in there."""
-        flags = ["-n"] if only_network else ["-m", "-u", "-i", "-n", "-p", "-r"]
-        return ["nsenter", "-t", str(self.init), *flags, "--", *words]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -404,22 +375,6 @@ class Cluster:
         text = self.inside(node, "ps", "-eo", "pid=,args=")
         own = re.compile(r"^\s*1 |slurmd|slurmstepd|sleep 3600|ps -eo")
         return [line for line in text.splitlines() if not own.search(line)]
-
-
-def free_subnet() -> str:
-    """A network of 254 addresses that this machine has no route to."""
-    used = subprocess.run(
-        "ip -o -4 addr show; ip -4 route show",
-        shell=True,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    first = os.getpid() % 200
-    for i in [*range(first, 200), *range(first)]:
-        if not re.search(rf"(^|[^0-9.])10\.78\.{i}\.", used):
-            return f"10.78.{i}"
-    raise RuntimeError("no free network 10.78.x")
 
 
 @contextmanager
