@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from torch.distributed import FileStore
+from torch._C._distributed_c10d import FileStore
 
 from benchmarks.record import Check, Options, print_table
 from workers.comm import Group, Network

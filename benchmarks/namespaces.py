@@ -1,4 +1,4 @@
-"""What stands for a machine on this one: namespaces, held by a process, on a network of their own."""
+"""What stands for a machine on this one: namespaces, and the network that they are on."""
 
 from __future__ import annotations
 

@@ -32,7 +32,8 @@ class Slow(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images (batch, 3, height, width) to scores."""
         x = torch.tanh(self.norm(self.first(pause(x))))
-        return self.head(torch.tanh(self.second(x)).mean((2, 3)))
+        scores: Tensor = self.head(torch.tanh(self.second(x)).mean((2, 3)))
+        return scores
 
 
 def build(num_outputs: int) -> nn.Module:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +196,10 @@ class Submitted:
     def leaves_nothing(self) -> None:
         """Waits until no process of a job is left on any node."""
         for node in self.cluster.names:
-            self.wait(f"end on {node}", lambda node=node: not self.cluster.processes(node))
+            self.wait(f"end on {node}", partial(self._is_free, node))
+
+    def _is_free(self, node: str) -> bool:
+        return not self.cluster.processes(node)
 
     def summary(self) -> dict[str, Any]:
         """What the run came to."""
