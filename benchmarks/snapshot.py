@@ -155,7 +155,7 @@ def _measured(model: str, num_rounds: int) -> dict[str, Any]:
         "wall_percent": [
             percent / every for percent in _more(turns[True].wall_s, turns[False].wall_s)
         ],
-        "seconds": {str(keep): [one.cpu_s, one.wall_s] for keep, one in turns.items()},
+        "seconds": {str(keep): [each.cpu_s, each.wall_s] for keep, each in turns.items()},
     }
 
 

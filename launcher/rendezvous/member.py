@@ -47,6 +47,7 @@ class Member:
     at: the round its workers are in; is_done: all of them have finished well.
     over: why they must leave it, empty while they need not.
     guided_at: when an active coordinator was last heard; found: one was heard at all.
+    sees_fence: a claim of this job was in the fence folder here, so that an end there is its end.
     hosting: the round whose store it is to open, so that one is opened once; port: its port.
     """
 
@@ -68,6 +69,7 @@ class Member:
     known: int = 0
     serial: int = 0
     gone: tuple[int, ...] = ()
+    sees_fence: bool = False
     hosting: RoundId = NO_ROUND
     port: int = 0
     is_found: bool = False
@@ -83,9 +85,9 @@ class Member:
 
     @property
     def may_miss_the_end(self) -> bool:
-        """True where nobody leads it and a round that it heard of may have ended the job."""
+        """True where nobody leads it, and only the fence folder would tell of the job's end."""
         has_leader = self.pulse is not None and self.pulse.is_active
-        return self.closed is None and self.is_waiting and self.known > 0 and not has_leader
+        return self.closed is None and self.is_waiting and self.sees_fence and not has_leader
 
     @property
     def is_spare(self) -> bool:
@@ -200,9 +202,12 @@ def opened(member: Member, round_: Round, port: int) -> Turn:
 
 
 def looked(member: Member, round_: Round, sees_fence: bool) -> Turn:
-    """The claim of a round was looked for; without it the round is not accepted."""
-    refusal = Accept(id=round_.id, sees_fence=False)
-    return accept(member, round_) if sees_fence else (member, [Say(message=refusal)])
+    """The claim of a round was looked for; without it a round that is offered is not accepted."""
+    if sees_fence:
+        return accept(replace(member, sees_fence=True), round_)
+    is_offered = member.offer is not None and member.offer.round == round_
+    refusal = Say(message=Accept(id=round_.id, sees_fence=False))
+    return member, [refusal] if is_offered else []
 
 
 def accept(member: Member, round_: Round) -> Turn:
@@ -251,7 +256,7 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
                 grounds=(),
                 over=reason if member.at else "",
             )
-            return member, [Tell(event="fenced", why=reason)]
+            return member, [Tell(event="fenced", why=reason), LookForClaim(round=by)]
         case Closed():
             tell = Tell(event="closed", why=message.reason)
             return replace(member, closed=message), [] if member.closed else [tell]

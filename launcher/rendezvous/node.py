@@ -162,8 +162,8 @@ class Node:
     async def _look_for_the_end(self, fence: Fence) -> None:
         """Where the others end the job while this node is cut off, only the folder tells it.
 
-        What the folder says is of this job: a round of it that this node has heard of took down
-        what an earlier one had left.
+        What the folder says is of this job: its first claim took down what an earlier one had left,
+        and this node has seen one.
         """
         while True:
             await asyncio.sleep(self._request.conf.lease)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from launcher.rendezvous import member
@@ -237,6 +239,17 @@ def test_who_is_cut_off_while_the_job_ends_does_not_go_on_alone(has_given_way: b
     closed = made.nodes[alone].member.closed
     assert closed is not None
     assert (closed.reason, closed.is_success) == ("all done", True)
+
+
+def test_who_never_saw_a_claim_believes_no_end_in_the_folder() -> None:
+    made = cluster(3)
+    me = replace(made.nodes[0].member, is_waiting=True, pulse=None)
+    assert me.known
+    assert not me.may_miss_the_end  # what it reads there may be of an earlier job
+    unseen, said = member.looked(me, made.current(), False)
+    assert (unseen.may_miss_the_end, said) == (False, [])
+    seen, _ = member.looked(me, made.current(), True)
+    assert seen.may_miss_the_end
 
 
 def test_the_loss_of_the_only_endpoint_ends_the_job_within_the_lease() -> None:
