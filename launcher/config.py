@@ -116,7 +116,10 @@ class TrainConfig:
         choices=("constant", "cosine", "step", "one-cycle"),
     )
     warmup_epochs: float = option(
-        0.0, "epochs of linear warm-up (one-cycle: of its rise; 0: 30 %)", group=_OPTIM, parse=float
+        0.0,
+        "epochs of linear warm-up (one-cycle: length of the rise, 0 means 30 % of the run)",
+        group=_OPTIM,
+        parse=float,
     )
     lr_step_epochs: int = option(30, "step schedule: epochs per step", group=_OPTIM, parse=int)
     lr_gamma: float = option(0.1, "step schedule: factor per step", group=_OPTIM, parse=float)
@@ -167,7 +170,7 @@ class TrainConfig:
     )
     snapshot_steps: int = option(
         0,
-        "steps between two snapshots (0: 1, or as few as keep their cost below 1 % of the time)",
+        "steps between snapshots (0: automatic, so that they cost less than 1 % of the time)",
         group=_SNAPSHOT,
         parse=int,
     )
@@ -206,10 +209,17 @@ class TrainConfig:
         300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float
     )
     threads: int = option(
-        0, "compute threads per rank (0: share the cores out)", group=_TUNE, parse=int
+        0,
+        "compute threads per rank (0: what OMP_NUM_THREADS says, else 1; all cores where a node "
+        "has one rank)",
+        group=_TUNE,
+        parse=int,
     )
     affinity: bool = option(
-        True, "pin each rank to its share of the cores", group=_TUNE, parse=yes_or_no
+        True,
+        "pin each rank to its share of the cores, where no other job of yours is",
+        group=_TUNE,
+        parse=yes_or_no,
     )
     verify_replicas: bool = option(
         False, "check after each step that all replicas are bit-equal", group=_TUNE, parse=yes_or_no

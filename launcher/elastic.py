@@ -21,6 +21,7 @@ from launcher.entry import run_worker
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, NodeError
 from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
+from launcher.hardware import THREADS_VARIABLE
 from launcher.leftovers import mark_own, sweep
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
@@ -55,6 +56,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     """
     node = plan.here
     set_environment(os.environ, node)
+    os.environ[THREADS_VARIABLE] = "1"  # this process must have no threads when it forks
     sweep()
     own_folder = mark_own()
     board = Board.create()
@@ -69,6 +71,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
         keeps_store = check_port(node.meeting, is_store=is_ours)
     load(*PRELOAD, plan.module, "torch.distributed.launcher.api")
     server_pid = start_fork_server((*PRELOAD, plan.module))
+    os.environ[THREADS_VARIABLE] = node.environment[THREADS_VARIABLE]
     if own_folder is not None:
         tempfile.tempdir = str(own_folder)  # torch's agent leaves files there; the ranks do not
     check_gpus(node)

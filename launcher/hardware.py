@@ -4,7 +4,9 @@ rank_layout, four ranks on two NUMA nodes of four cores
 
   NUMA node 0      NUMA node 1
   c0 c1 | c2 c3    c4 c5 | c6 c7
-  rank 0  rank 1   rank 2  rank 3      2 threads each, pinned to their cores
+  rank 0  rank 1   rank 2  rank 3      pinned to two cores each
+
+How many threads a rank computes with is another matter: `num_threads`.
 """
 
 from __future__ import annotations
@@ -13,17 +15,22 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, Literal, TypeVar
 
 import psutil
 
+from launcher.cgroups import cpu_quota
 from launcher.errors import ConfigError, NodeError
+from launcher.pinning import claim_cpus
 from launcher.topology import bundle_size
 
 DEVICE_KINDS = ("auto", "gpu", "cpu")
+THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
+ThreadsFrom = Literal["--threads", "OMP_NUM_THREADS", "as torchrun", "free cores"]
+"""Who says how many threads a rank computes with."""
 T = TypeVar("T")
 
 Core = tuple[int, ...]
@@ -48,9 +55,16 @@ class Cpus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankLayout:
-    """What one rank computes with; no `cpus`: not pinned."""
+    """What one rank computes with.
+
+    threads: that it computes with. threads_from: who says so.
+    cores: its share of the node's; loading processes may use what is left of them.
+    cpus: logical ones that it is pinned to; none: not pinned.
+    """
 
     threads: int
+    threads_from: ThreadsFrom
+    cores: int
     cpus: tuple[int, ...] = ()
 
 
@@ -72,7 +86,13 @@ class Hardware:
 
 
 def rank_layout(
-    local_rank: int, local_world_size: int, cpus: Cpus, *, threads: int = 0, affinity: bool = True
+    local_rank: int,
+    local_world_size: int,
+    cpus: Cpus,
+    *,
+    threads: int = 0,
+    affinity: bool = True,
+    environ: Mapping[str, str] | None = None,
 ) -> RankLayout:
     """The share of one local rank.
 
@@ -80,14 +100,45 @@ def rank_layout(
     cores than ranks, or under a CPU quota (which says how much, not where), nobody is pinned.
 
     Args:
-        threads: compute threads per rank; 0 shares the cores out.
+        threads: the option; see `num_threads`.
         affinity: pin the rank to its share.
+        environ: of the rank.
     """
+    wanted = num_threads(threads, environ or {}, local_world_size, cpus.num_cores)
+    layout = RankLayout(
+        threads=wanted[0],
+        threads_from=wanted[1],
+        cores=max(1, cpus.num_cores // local_world_size),
+    )
     if cpus.quota is not None or cpus.num_cores < local_world_size:
-        return RankLayout(threads=threads or max(1, cpus.num_cores // local_world_size))
+        return layout
     cores = _core_shares(cpus.numa_nodes, local_world_size)[local_rank]
     logical = tuple(sorted(cpu for core in cores for cpu in core))
-    return RankLayout(threads=threads or len(cores), cpus=logical if affinity else ())
+    return replace(layout, cores=len(cores), cpus=logical if affinity else ())
+
+
+def num_threads(
+    option: int, environ: Mapping[str, str], local_world_size: int, num_cores: int
+) -> tuple[int, ThreadsFrom]:
+    """How many threads a rank computes with, and who says so.
+
+    Threads that wait for each other at the end of each operation are many times slower where there
+    are more of them than free cores. So several ranks have one each unless somebody says otherwise,
+    as under torchrun; a rank that is alone has all cores that this process may use.
+
+    Args:
+        option: what --threads says; 0 leaves it to the environment.
+        environ: whose OMP_NUM_THREADS counts, as torch reads it: MKL_NUM_THREADS does not.
+        local_world_size: ranks of this node.
+        num_cores: that the ranks of this node may use.
+    """
+    if option:
+        return option, "--threads"
+    # OpenMP takes a list, of which the first is for the outermost region, and passes over nonsense.
+    text = environ.get(THREADS_VARIABLE, "").split(",")[0].strip()
+    if text.isdecimal() and int(text) > 0:
+        return int(text), THREADS_VARIABLE
+    return (1, "as torchrun") if local_world_size > 1 else (num_cores, "free cores")
 
 
 def _core_shares(numa_nodes: Sequence[Sequence[Core]], num_shares: int) -> Sequence[Sequence[Core]]:
@@ -109,13 +160,21 @@ def _parts(items: Sequence[T], num_parts: int) -> list[Sequence[T]]:
     return [items[start:end] for start, end in pairwise(ends)]
 
 
-def apply_layout(layout: RankLayout) -> None:
-    """Makes this process compute with its share, and with no more."""
+def apply_layout(layout: RankLayout) -> bool:
+    """Makes this process compute with its share, and with no more.
+
+    Returns:
+        False where another job of this user is pinned to its CPUs, so that this rank is not.
+    """
     import torch
 
     torch.set_num_threads(layout.threads)
-    if layout.cpus:
-        psutil.Process().cpu_affinity(list(layout.cpus))
+    if not layout.cpus:
+        return True
+    if not claim_cpus(layout.cpus):
+        return False
+    psutil.Process().cpu_affinity(list(layout.cpus))
+    return True
 
 
 def read_cpus(
@@ -130,7 +189,7 @@ def read_cpus(
     """
     if allowed is None:
         allowed = psutil.Process().cpu_affinity() or range(psutil.cpu_count() or 1)
-        quota = cgroup_quota(sys / "fs/cgroup") if quota is None else quota
+        quota = _own_quota(sys) if quota is None else quota
     left = set(allowed)
     nodes: list[tuple[Core, ...]] = []
     for text in _numa_lists(sys / "devices/system/node"):
@@ -175,13 +234,12 @@ def parse_cpu_list(text: str) -> list[int]:
     return cpus
 
 
-def cgroup_quota(folder: Path) -> float | None:
-    """CPUs of time that the control group at `folder` allows (version 2); None without a limit."""
+def _own_quota(sys: Path) -> float | None:
     try:
-        limit, period = (folder / "cpu.max").read_text().split()
-        return None if limit == "max" else int(limit) / int(period)
-    except (OSError, ValueError):
+        own = Path("/proc/self/cgroup").read_text()
+    except OSError:
         return None
+    return cpu_quota(own, sys / "fs/cgroup")
 
 
 def count_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> int:

@@ -220,7 +220,8 @@ def node_lines(node: NodePlan, launch: LaunchConfig) -> Iterator[str]:
     yield f"logs in {node.log_dir}"
     for local_rank, layout in enumerate(node.layouts):
         pinned = f"CPUs {_cpu_list(layout.cpus)}" if layout.cpus else "not pinned"
-        yield f"local rank {local_rank}: {_count(layout.threads, 'thread')}, {pinned}"
+        threads = f"{_count(layout.threads, 'thread')} ({layout.threads_from})"
+        yield f"local rank {local_rank}: {threads}, {pinned}"
     for name, value in node.environment.items():
         yield f"{name}={value}"
 

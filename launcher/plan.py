@@ -10,7 +10,14 @@ from pathlib import Path
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
-from launcher.hardware import Devices, Hardware, RankLayout, choose_devices, rank_layout
+from launcher.hardware import (
+    THREADS_VARIABLE,
+    Devices,
+    Hardware,
+    RankLayout,
+    choose_devices,
+    rank_layout,
+)
 from launcher.launch_config import LaunchConfig
 from launcher.network import Meeting
 from launcher.options import Resolved, argv_of
@@ -204,6 +211,7 @@ def plan_here(
     hardware: Hardware,
     meeting: Meeting,
     node_name: str,
+    environ: Mapping[str, str] | None = None,
 ) -> LaunchPlan:
     """The plan for this node, and for others like it as far as `--nnodes` says.
 
@@ -221,6 +229,7 @@ def plan_here(
             hardware.cpus,
             threads=train.value.threads,
             affinity=train.value.affinity,
+            environ=environ,
         )
         for local_rank in range(num_procs)
     )
@@ -231,7 +240,9 @@ def plan_here(
         meeting=meeting,
         log_dir=launch.value.log_dir
         or str(RunPaths(Path(train.value.run_dir)).node_logs(node_name)),
-        environment=worker_environment(devices, node_name, meeting.local_addr),
+        environment=worker_environment(
+            devices, node_name, meeting.local_addr, threads=layouts[0].threads
+        ),
     )
     return LaunchPlan(topology=topology, train=train, launch=launch, node=node)
 
@@ -268,12 +279,13 @@ def choose_num_procs(train: TrainConfig, launch: LaunchConfig, devices: Devices)
     return num_procs
 
 
-def worker_environment(devices: Devices, node_name: str, local_addr: str) -> dict[str, str]:
-    """What is set for the agent and its workers, beside torchrun's own variables."""
+def worker_environment(
+    devices: Devices, node_name: str, local_addr: str, *, threads: int
+) -> dict[str, str]:
+    """What is set for the agent and its workers, in addition to torchrun's own variables."""
     environment = {
         "BUNDLERUN_NODE_NAME": node_name,
-        # Threads are set per rank; the launcher must have none when it forks.
-        "OMP_NUM_THREADS": "1",
+        THREADS_VARIABLE: str(threads),
         # Else no restart of a job of several nodes recovers: stale addresses in a reused store.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # Else an agent that ends after the store's node shows a C++ stack trace as a warning.

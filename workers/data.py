@@ -21,17 +21,17 @@ MAX_AUTO_WORKERS = 16
 log = logging.getLogger(__name__)
 
 
-def num_loaders(wanted: int, *, num_threads: int, has_gpu: bool) -> int:
+def num_loaders(wanted: int, *, num_cores: int, has_gpu: bool) -> int:
     """Loading processes of one rank.
 
     Args:
         wanted: the option; -1 leaves it to the cores.
-        num_threads: this rank's share of the cores of its node.
+        num_cores: this rank's share of the cores of its node.
         has_gpu: the model computes elsewhere; without, it needs the whole share itself.
     """
     if wanted >= 0:
         return wanted
-    return min(num_threads - 1, MAX_AUTO_WORKERS) if has_gpu else 0
+    return min(num_cores - 1, MAX_AUTO_WORKERS) if has_gpu else 0
 
 
 class MicrobatchLoader:
@@ -43,6 +43,7 @@ class MicrobatchLoader:
         num_workers: loading processes; 0 reads in this one when a batch is asked for, None does
             what `num_loaders` says.
         pin_memory: batches in pinned memory, for a faster way to the GPU.
+        num_cores: this rank's share of the cores of its node.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class MicrobatchLoader:
         config: TrainConfig,
         num_workers: int | None = None,
         pin_memory: bool = False,
+        num_cores: int = 1,
     ) -> None:
         self._requests = _Requests()
         self._warned: set[str] = set()
@@ -59,7 +61,7 @@ class MicrobatchLoader:
         if num_workers is None:
             num_workers = num_loaders(
                 config.loader_workers,
-                num_threads=torch.get_num_threads(),
+                num_cores=num_cores,
                 has_gpu=torch.cuda.is_available(),
             )
         reader = Reader(samples, seed=config.seed, skip_unreadable=config.skip_unreadable)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
 
 
@@ -25,6 +27,10 @@ class RankEnv:
     master_addr: str
     master_port: int
     is_launched: bool
+    has_own_device: bool = False
+    """Under --virtual-local-rank each rank sees one GPU, its own; its first rank cannot tell."""
+    num_cores: int = 1
+    """This rank's share of the node's cores; not from the agent, but worked out here."""
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> RankEnv:
@@ -50,10 +56,12 @@ class RankEnv:
                 master_port=0,
                 is_launched=False,
             )
+        local_rank = _true_local_rank(environ)
         return cls(
             rank=_number(environ, "RANK"),
             world_size=_number(environ, "WORLD_SIZE"),
-            local_rank=_number(environ, "LOCAL_RANK"),
+            local_rank=local_rank,
+            has_own_device=local_rank != _number(environ, "LOCAL_RANK"),
             local_world_size=_number(environ, "LOCAL_WORLD_SIZE"),
             node=_number(environ, "GROUP_RANK"),
             num_nodes=_number(environ, "GROUP_WORLD_SIZE"),
@@ -64,6 +72,17 @@ class RankEnv:
             master_port=_number(environ, "MASTER_PORT"),
             is_launched=True,
         )
+
+
+def _true_local_rank(environ: Mapping[str, str]) -> int:
+    """The index of this rank on its node.
+
+    `torchrun --virtual-local-rank` gives all ranks LOCAL_RANK 0. The folder of a rank's error file
+    still has the number by which torch's agent knows it.
+    """
+    local_rank = _number(environ, "LOCAL_RANK")
+    folder = Path(environ.get(ERROR_FILE, "")).parent.name
+    return int(folder) if local_rank == 0 and folder.isdecimal() else local_rank
 
 
 def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:

@@ -35,8 +35,9 @@ class Feed:
         self._info = info
         self._speeds = [1.0] * session.topology.num_bundles
         pin = session.device.type == "cuda"
-        self._train = _loader(config, data.train if data else None, pin)
-        self._val = _loader(config, data.val if data else None, pin)
+        cores = session.arrival.num_cores
+        self._train = _loader(config, data.train if data else None, pin, cores)
+        self._val = _loader(config, data.val if data else None, pin, cores)
 
     @property
     def num_train(self) -> int:
@@ -151,8 +152,8 @@ class Feed:
 
 
 def _loader(
-    config: TrainConfig, samples: SampleSet | None, pin_memory: bool
+    config: TrainConfig, samples: SampleSet | None, pin_memory: bool, num_cores: int
 ) -> MicrobatchLoader | None:
     if samples is None:
         return None
-    return MicrobatchLoader(samples, config=config, pin_memory=pin_memory)
+    return MicrobatchLoader(samples, config=config, pin_memory=pin_memory, num_cores=num_cores)

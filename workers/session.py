@@ -44,6 +44,8 @@ class Arrival:
     node_name: str
     token: str
     """Text that all ranks of this round share, and no other round has."""
+    num_cores: int = 1
+    """This rank's share of the cores of its node."""
 
     @property
     def is_speaker(self) -> bool:
@@ -169,6 +171,7 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
         store=store,
         node_name=env.node_name,
         token=token,
+        num_cores=env.num_cores,
     )
 
 
@@ -202,7 +205,8 @@ def tell_end(store: Store, end: End) -> None:
 
 def _meet(env: RankEnv, store: Store, can_use_nccl: bool) -> tuple[list[tuple[int, bool]], str]:
     """Every node's rank count and NCCL ability, and the round's token; one key per node."""
-    if env.local_rank == 0:
+    # The last rank of a node speaks for it: the first cannot tell --virtual-local-rank.
+    if env.local_rank == env.local_world_size - 1:
         store.set(f"node/{env.node}", json.dumps([env.local_world_size, can_use_nccl]))
     if env.rank == 0:
         nodes = [json.loads(store.get(f"node/{n}")) for n in range(env.num_nodes)]
@@ -224,7 +228,7 @@ def _can_use_nccl(env: RankEnv, device: torch.device) -> bool:
     return (
         device.type == "cuda"
         and is_nccl_available()
-        and env.local_world_size <= torch.cuda.device_count()
+        and (env.has_own_device or env.local_world_size <= torch.cuda.device_count())
     )
 
 

@@ -227,8 +227,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             read_cpus(),
             threads=config.threads,
             affinity=config.affinity and env.is_launched,
+            environ=os.environ,
         )
-        apply_layout(layout)
+        env = replace(env, num_cores=layout.cores)
+        if not apply_layout(layout) and env.local_rank == 0:
+            log.warning(
+                "another job of yours on node %s is pinned to CPUs that this one would take: its "
+                "ranks are not pinned (--no-affinity says so from the start)",
+                env.node_name,
+            )
         if env.is_launched:
             # A wrong cut ends all ranks alike when they make their stages, which costs no more.
             check_inputs(config)

@@ -76,6 +76,7 @@ def make_plan(
         hardware=read_hardware(environ),
         meeting=meeting,
         node_name=node_name,
+        environ=environ,
     )
 
 

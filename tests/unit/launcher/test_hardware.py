@@ -10,10 +10,10 @@ from launcher.hardware import (
     Devices,
     Hardware,
     RankLayout,
-    cgroup_quota,
     choose_devices,
     count_gpus,
     default_slots,
+    num_threads,
     parse_cpu_list,
     rank_layout,
     read_cpus,
@@ -34,12 +34,17 @@ def layouts(cpus: Cpus, num_ranks: int) -> list[RankLayout]:
     return [rank_layout(rank, num_ranks, cpus) for rank in range(num_ranks)]
 
 
+def share(cores: int, cpus: tuple[int, ...] = ()) -> RankLayout:
+    """That of one rank of several, where nobody says how many threads."""
+    return RankLayout(threads=1, threads_from="as torchrun", cores=cores, cpus=cpus)
+
+
 def test_the_picture_of_two_numa_nodes_is_what_comes_out() -> None:
     assert layouts(cpus_of(4, 4), 4) == [
-        RankLayout(threads=2, cpus=(0, 1)),
-        RankLayout(threads=2, cpus=(2, 3)),
-        RankLayout(threads=2, cpus=(4, 5)),
-        RankLayout(threads=2, cpus=(6, 7)),
+        share(2, (0, 1)),
+        share(2, (2, 3)),
+        share(2, (4, 5)),
+        share(2, (6, 7)),
     ]
 
 
@@ -49,23 +54,23 @@ def test_fewer_ranks_than_numa_nodes_get_whole_ones() -> None:
 
 def test_both_threads_of_a_core_go_to_one_rank_and_count_once() -> None:
     assert layouts(cpus_of(2, threads_per_core=2), 2) == [
-        RankLayout(threads=1, cpus=(0, 1)),
-        RankLayout(threads=1, cpus=(2, 3)),
+        share(1, (0, 1)),
+        share(1, (2, 3)),
     ]
 
 
 def test_with_fewer_cores_than_ranks_nobody_is_pinned() -> None:
-    assert layouts(cpus_of(2), 3) == [RankLayout(threads=1)] * 3
+    assert layouts(cpus_of(2), 3) == [share(1)] * 3
 
 
-def test_a_quota_limits_the_threads_and_pins_nobody() -> None:
+def test_a_quota_limits_the_cores_and_pins_nobody() -> None:
     cpus = Cpus(numa_nodes=cpus_of(16).numa_nodes, quota=4.5)
-    assert layouts(cpus, 2) == [RankLayout(threads=2)] * 2
+    assert layouts(cpus, 2) == [share(2)] * 2
 
 
 def test_given_threads_and_no_affinity_are_kept_to() -> None:
     layout = rank_layout(0, 2, cpus_of(8), threads=3, affinity=False)
-    assert layout == RankLayout(threads=3)
+    assert layout == RankLayout(threads=3, threads_from="--threads", cores=4)
 
 
 def test_a_numa_node_with_too_few_cores_does_not_leave_a_rank_without() -> None:
@@ -80,7 +85,7 @@ def test_no_core_is_given_twice_and_every_rank_has_one(cores: list[int], num_ran
     assert len(given_out) == len(set(given_out))
     if sum(cores) >= num_ranks:
         assert sorted(given_out) == list(range(sum(cores)))
-        assert all(layout.threads == len(layout.cpus) > 0 for layout in found)
+        assert all(layout.cores == len(layout.cpus) > 0 for layout in found)
 
 
 def fake_sys(root: Path, numa: dict[int, str], siblings: dict[int, str]) -> Path:
@@ -120,13 +125,24 @@ def test_the_kernels_cpu_lists_are_read(text: str, cpus: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "quota"), [("max 100000", None), ("150000 100000", 1.5), ("nonsense", None)]
+    ("option", "variable", "num_ranks", "expected"),
+    [
+        (3, "2", 4, (3, "--threads")),
+        (0, "2", 4, (2, "OMP_NUM_THREADS")),
+        (0, "2", 1, (2, "OMP_NUM_THREADS")),
+        (0, "6,2", 1, (6, "OMP_NUM_THREADS")),
+        (0, None, 4, (1, "as torchrun")),
+        (0, None, 1, (8, "free cores")),
+        (0, "0", 4, (1, "as torchrun")),
+        (0, "many", 1, (8, "free cores")),
+    ],
 )
-def test_the_quota_of_a_control_group_is_read(
-    tmp_path: Path, text: str, quota: float | None
+def test_the_option_counts_more_than_the_variable_and_that_more_than_the_cores(
+    option: int, variable: str | None, num_ranks: int, expected: tuple[int, str]
 ) -> None:
-    (tmp_path / "cpu.max").write_text(text + "\n")
-    assert cgroup_quota(tmp_path) == quota
+    environ = {} if variable is None else {"OMP_NUM_THREADS": variable}
+    assert num_threads(option, environ, num_ranks, 8) == expected
+    assert num_threads(option, {**environ, "MKL_NUM_THREADS": "5"}, num_ranks, 8) == expected
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,30 @@ def test_the_text_draws_the_schedule_where_asked() -> None:
 def test_each_rank_gets_its_share_of_the_cores() -> None:
     plan = here(resolved_train(), resolved_launch(slots=2))
     assert [layout.cpus for layout in plan.here.layouts] == [(0, 1), (2, 3)]
-    assert [layout.threads for layout in plan.here.layouts] == [2, 2]
+    assert [layout.cores for layout in plan.here.layouts] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("option", "environ", "line", "variable"),
+    [
+        (0, {}, "local rank 0: 1 thread (as torchrun), CPUs 0-1", "1"),
+        (0, {"OMP_NUM_THREADS": "3"}, "local rank 0: 3 threads (OMP_NUM_THREADS), CPUs 0-1", "3"),
+        (2, {"OMP_NUM_THREADS": "3"}, "local rank 0: 2 threads (--threads), CPUs 0-1", "2"),
+    ],
+)
+def test_the_plan_shows_how_many_threads_and_who_says_so(
+    option: int, environ: dict[str, str], line: str, variable: str
+) -> None:
+    plan = plan_here(
+        resolved_train(threads=option),
+        resolved_launch(slots=2),
+        hardware=HARDWARE,
+        meeting=MEETING,
+        node_name="a",
+        environ=environ,
+    )
+    assert line in plan_text(plan)
+    assert plan.here.environment["OMP_NUM_THREADS"] == variable
 
 
 def test_a_cpu_run_hides_the_gpus_from_its_workers() -> None:

@@ -254,13 +254,13 @@ def test_a_mistake_in_a_recipe_keeps_its_traceback() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "num_threads", "has_gpu", "expected"),
+    ("wanted", "num_cores", "has_gpu", "expected"),
     [(3, 1, False, 3), (0, 8, True, 0), (-1, 8, False, 0), (-1, 8, True, 7), (-1, 1, True, 0)],
 )
 def test_loading_processes_take_the_cores_that_the_model_leaves(
-    wanted: int, num_threads: int, has_gpu: bool, expected: int
+    wanted: int, num_cores: int, has_gpu: bool, expected: int
 ) -> None:
-    assert num_loaders(wanted, num_threads=num_threads, has_gpu=has_gpu) == expected
+    assert num_loaders(wanted, num_cores=num_cores, has_gpu=has_gpu) == expected
 
 
 @pytest.fixture(autouse=True)
