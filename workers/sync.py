@@ -30,8 +30,8 @@ from workers.node_legs import NUM_CHANNELS, NodeArena, aligned
 from workers.node_memory import NodeMemory
 from workers.schemes import SCHEMES, Scheme, scheme_actions
 
-_SCRATCH_NUMBERS = 4096
-"""Numbers that `all_sum` sums at a time."""
+_SCRATCH_NUMBERS = (1 << 10, 64 << 10)
+"""Numbers that `all_sum` sums at a time: a few, or many where a forward writes to large state."""
 _COPY_BYTES = 4 << 20
 """A peer that is killed in a longer gloo broadcast can leave the other side waiting (measured)."""
 
@@ -96,7 +96,7 @@ class GradientSync:
         self._arena = _shared_arena(groups, device, cut, num_extra)
         allocate = _allocate(self._arena, groups, device)
         self._gate: Gate | None = None
-        self._scratch = Bucket([], _SCRATCH_NUMBERS, device, allocate)
+        self._scratch = [Bucket([], length, device, allocate) for length in _SCRATCH_NUMBERS]
         self._first = Bucket(cut[0], num_extra, device, allocate)
         self._buckets = [self._first, *(Bucket(part, 0, device, allocate) for part in cut[1:])]
         self.extra = self._first.extra
@@ -223,15 +223,17 @@ class GradientSync:
         """
         if self._chain is None:
             return values
-        sums = [self._summed(self._chain, part) for part in values.split(_SCRATCH_NUMBERS)]
-        return torch.cat(sums)
+        few, many = self._scratch
+        bucket = few if values.numel() <= few.extra.numel() else many
+        parts = values.split(bucket.extra.numel())
+        return torch.cat([self._summed(self._chain, bucket, part) for part in parts])
 
-    def _summed(self, chain: Chain, values: Tensor) -> Tensor:
-        self._scratch.extra[: values.numel()] = values
-        self._scratch.close(())
-        chain.launch(self._scratch)
+    def _summed(self, chain: Chain, bucket: Bucket, values: Tensor) -> Tensor:
+        bucket.extra[: values.numel()] = values
+        bucket.close(())
+        chain.launch(bucket)
         chain.take().open()
-        sums: Tensor = self._scratch.extra[: values.numel()].clone()
+        sums: Tensor = bucket.extra[: values.numel()].clone()
         return sums
 
     def copy_from_first(self, tensors: Sequence[Tensor]) -> None:
@@ -311,7 +313,8 @@ def _shared_arena(
     group = groups.collect
     if group is None or group.backend == "nccl":
         return None
-    sizes = [aligned(8 * _SCRATCH_NUMBERS), aligned(8 * (num_extra + _length(cut[0])))]
+    sizes = [aligned(8 * length) for length in _SCRATCH_NUMBERS]
+    sizes += [aligned(8 * (num_extra + _length(cut[0])))]
     sizes += [aligned(_length(part) * part[0].element_size()) for part in cut[1:]]
     memory = NodeMemory.connect(group, 2 * sum(sizes), num_channels=NUM_CHANNELS)
     if memory is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -16,13 +15,16 @@ from torch import Tensor, nn
 from launcher.config import TrainConfig
 from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
+from workers import replica_check
 from workers.batchnorm import StatisticsPool, defer_batchnorm
 from workers.bucket import bucket_bytes
 from workers.bundle import Bundle, Outcome, StepWork
 from workers.calibrate import read_choice, write_choice
+from workers.forward_state import ForwardState
 from workers.lr import lr_factor
 from workers.meters import Meters
 from workers.recipe import Recipe
+from workers.replica_check import ReplicaCheck
 from workers.samples import Batch
 from workers.session import Session
 from workers.state import state_tensors
@@ -33,7 +35,11 @@ log = logging.getLogger(__name__)
 _NUM_METRICS = 16
 _STOP = 1 + _NUM_METRICS
 """Where ranks that are told to stop are counted: behind the loss and the metrics."""
-_NUM_SUMS = _STOP + 1
+_FOUND = _STOP + 1
+"""Where tensors are counted that a forward was seen to write."""
+_CHECK = _FOUND + 1
+"""Where the numbers that compare the replicas begin."""
+_NUM_SUMS = _CHECK + replica_check.NUM_SUMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,10 +86,20 @@ class Trainer:
         self.heard_stop = False
         """Whether some replica of this stage wanted to stop in the last step; they all agree."""
         self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
-        forwards = chunk_forwards(self.stage, config.chunks)
+        place, topology = session.place, session.topology
+        self._replicas = ReplicaCheck(
+            self.stage, place.stage, len(topology.stage_ranks(place.stage))
+        )
+        self._forward_state = ForwardState(
+            self.stage, config.chunks, self.sync.all_sum, speaks=session.is_writer
+        )
+        forwards = [
+            self._forward_state.watched(chunk, _compiled(forward) if config.compile else forward)
+            for chunk, forward in enumerate(chunk_forwards(self.stage, config.chunks))
+        ]
         self.bundle = Bundle(
-            topology=session.topology,
-            place=session.place,
+            topology=topology,
+            place=place,
             stage=self.stage,
             links=session.groups.links,
             recipe=recipe,
@@ -91,7 +107,7 @@ class Trainer:
             precision=config.precision,
             meters=meters,
             schedule=config.schedule,
-            forwards=[_compiled(f) if config.compile else f for f in forwards],
+            forwards=forwards,
         )
 
     def _make_sync(self) -> GradientSync:
@@ -122,14 +138,19 @@ class Trainer:
         Collective: every active rank.
         """
         self.sync.start_step()
+        self._replicas.write(self._sums[_CHECK:], work.step)
+        self._forward_state.begin_step()
         outcome = self.bundle.train(
             work,
             batches,
             before_last_backward=self.sync.arm,
-            on_forwards_done=partial(_write_sums, self._sums, wants_stop=self.wants_stop),
+            on_forwards_done=partial(self._write_sums, self._sums),
         )
         self.sync.finish()
-        self.heard_stop = bool(self._sums[_STOP] > 0)
+        num_stops, num_found, *check = self._sums[_STOP:].tolist()
+        self.heard_stop = num_stops > 0
+        self._replicas.check(check, work.step)
+        self._forward_state.settle(num_found, is_first=self._does_first(work))
         with self._meters.phase("optimizer"), torch.no_grad():
             self._statistics.apply()
             if self._config.clip_norm:
@@ -139,7 +160,7 @@ class Trainer:
                 group["lr"] = highest * factor
             self.optimizer.step()
         if self._config.verify_replicas:
-            self.verify_replicas(work.step)
+            self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
         self.last_sums = _read_sums(self._sums, outcome, work.num_samples)
         return outcome
 
@@ -148,10 +169,30 @@ class Trainer:
 
         Collective: every active rank.
         """
+        self._forward_state.begin_step()
         outcome = self.bundle.evaluate(work, batches)
         sums = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._session.device)
-        _write_sums(sums, outcome)
-        return _read_sums(self.sync.all_sum(sums), outcome, work.num_samples)
+        self._write_sums(sums, outcome)
+        sums = self.sync.all_sum(sums)
+        self._forward_state.settle(float(sums[_FOUND]), is_first=self._does_first(work))
+        return _read_sums(sums, outcome, work.num_samples)
+
+    def _does_first(self, work: StepWork) -> bool:
+        """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""
+        return bool(work.sizes) and work.first == 0 and self._session.place.replica == 0
+
+    def _write_sums(self, sums: Tensor, outcome: Outcome) -> None:
+        """Puts in what this rank has to say of the step, once its forwards are done."""
+        sums[_STOP] = float(self.wants_stop)
+        sums[_FOUND] = float(self._forward_state.count_found())
+        if outcome.loss is None:
+            return
+        if len(outcome.metrics) > _NUM_METRICS:
+            raise RuntimeError(
+                f"a recipe may have {_NUM_METRICS} metrics, not {len(outcome.metrics)}"
+            )
+        for index, value in enumerate([outcome.loss, *outcome.metrics.values()]):
+            sums[index] = value
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums numbers over all active ranks of the job.
@@ -172,24 +213,6 @@ class Trainer:
     def state(self) -> dict[str, Tensor]:
         """The whole state of the stage by name, not copied."""
         return state_tensors(self.stage, self.optimizer)
-
-    def verify_replicas(self, step: int) -> None:
-        """Raises RuntimeError unless all replicas of this stage are bit-equal.
-
-        Collective: every replica of the stage. For n replicas and pieces h of a hash, all are
-        equal exactly where n sum(h^2) = sum(h)^2; 16-bit pieces keep that exact in float64.
-        """
-        digest = hashlib.sha256()
-        for tensor in self.stage.state_dict().values():
-            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-        pieces = torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint16).double()
-        sums = self.sync.all_sum(torch.cat([pieces, pieces**2]).to(self._session.device)).cpu()
-        linear, square = sums.chunk(2)
-        count = len(self._session.topology.stage_ranks(self._session.place.stage))
-        if not torch.equal(linear**2, count * square):
-            raise RuntimeError(
-                f"the replicas of stage {self._session.place.stage} differ after step {step}"
-            )
 
     def close(self) -> None:
         """Ends the threads."""
@@ -215,16 +238,6 @@ class Trainer:
 def _compiled(forward: Forward) -> Forward:
     compiled: Forward = torch.compile(forward)
     return compiled
-
-
-def _write_sums(sums: Tensor, outcome: Outcome, wants_stop: bool = False) -> None:
-    sums[_STOP] = float(wants_stop)
-    if outcome.loss is None:
-        return
-    if len(outcome.metrics) > _NUM_METRICS:
-        raise RuntimeError(f"a recipe may have {_NUM_METRICS} metrics, not {len(outcome.metrics)}")
-    for index, value in enumerate([outcome.loss, *outcome.metrics.values()]):
-        sums[index] = value
 
 
 def _read_sums(sums: Tensor, outcome: Outcome, num_samples: int) -> StepSums:

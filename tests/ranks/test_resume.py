@@ -127,23 +127,23 @@ def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_replicas_that_differ_are_noticed(rank: int, tmp_path: Path) -> None:
-    from workers.trainer import Trainer
+    from workers.replica_check import ReplicaCheck
 
-    honest = Trainer.verify_replicas
+    honest = ReplicaCheck.verify
+    config = replace(
+        CONFIG, shape=(1, 1), cut=("second",), run_dir=str(tmp_path / "run"), timeout_s=10
+    )
 
-    def tampered(self: Trainer, step: int) -> None:
-        if step == 2 and self._session.place.rank == rank:
-            next(self.stage.parameters()).data.view(-1)[0] += 1e-12
-        honest(self, step)
+    def main(env: RankEnv, store: Store) -> None:
+        def tampered(self: ReplicaCheck, step: int, *rest: Any) -> None:
+            if step == 2 and env.rank == rank:
+                next(self._stage.parameters()).data.view(-1)[0] += 1e-12
+            honest(self, step, *rest)
 
-    Trainer.verify_replicas = tampered  # type: ignore[method-assign]
-    try:
-        config = replace(
-            CONFIG, shape=(1, 1), cut=("second",), run_dir=str(tmp_path / "run"), timeout_s=10
-        )
-        found = outcomes((4,), trains(config), tmp_path, 60)
-    finally:
-        Trainer.verify_replicas = honest  # type: ignore[method-assign]
+        ReplicaCheck.verify = tampered  # type: ignore[method-assign] # in this rank's process only
+        train(config, env, store)
+
+    found = outcomes((4,), main, tmp_path, 60)
     assert "the replicas of stage 1 differ after step 2" in found[rank]
 
 

@@ -1,0 +1,54 @@
+"""State that a forward writes, through real ranks: no replica differs, whatever the topology."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch.distributed import Store
+
+from tests.ranks.harness import outcomes
+from tests.ranks.test_parity import CONFIG, assert_close, losses_of, run_state
+from workers.bundle import Outcome, StepWork
+from workers.env import RankEnv
+from workers.train import train
+
+MODEL = f"{Path(__file__).with_name('stateful_model.py')}:build"
+STATEFUL = replace(CONFIG, model=MODEL, image_size=4, clip_norm=0.0)
+
+
+def test_what_a_forward_writes_does_not_depend_on_the_replicas(tmp_path: Path) -> None:
+    alone = run_state(replace(STATEFUL, shape=(1,)), (1,), tmp_path / "1")
+    assert alone["codes.count"] == 5  # once a step
+    assert alone["codes.hidden"].abs().max() > 0
+    for shape, nodes in (((1,), (2, 1)), ((1, 1), (2, 2)), ((2, 1), (3,))):
+        folder = tmp_path / f"{shape}"
+        config = replace(STATEFUL, shape=shape, cut=("second",) if len(shape) > 1 else ())
+        state = run_state(config, nodes, folder)  # each step verifies that replicas are bit-equal
+        assert_close(state, alone, 1e-10)
+        assert losses_of(folder) == pytest.approx(losses_of(tmp_path / "1"), rel=1e-10)
+
+
+def test_replicas_that_differ_end_the_run_with_the_name(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, shape=(1,), verify_replicas=False, run_dir=str(tmp_path / "run"), timeout_s=10
+    )
+
+    def main(env: RankEnv, store: Store) -> None:
+        from workers.trainer import Trainer
+
+        honest = Trainer.step
+
+        def tampered(self: Trainer, work: StepWork, *rest: Any) -> Outcome:
+            if work.step == 1 and env.rank == 1:
+                self.stage.norm2.running_var.data[3] += 1e-7
+            return honest(self, work, *rest)
+
+        Trainer.step = tampered  # type: ignore[method-assign] # in this rank's process only
+        train(config, env, store)
+
+    for text in outcomes((3,), main, tmp_path, 60).values():
+        assert "ConfigError: the replicas of stage 0 differ in " in text
+        assert "'norm2.running_var'" in text

@@ -1,0 +1,230 @@
+"""State that a forward writes: power iterations, codebooks, counters, embeddings with a norm limit.
+
+    step    | start | forward 0 | start | forward 1 | start | forward 2 |   start: as the step began
+    kept            `-- what it has written               dropped
+    at the end:     what the forward of the step's micro-batch 0 has left, on every replica
+
+Each forward of a step begins with the same state, and what the first one leaves stays. So it does
+not depend on how the micro-batches are shared out (I1), and all replicas stay equal. With one
+replica and one micro-batch per step it is what plain torch does; DDP keeps one replica's, too.
+
+Running statistics of batch norms go another way: see batchnorm.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from launcher.errors import ConfigError
+from splits.stage import Forward
+from workers.module_tensors import TensorPlace, tensor_places
+
+log = logging.getLogger(__name__)
+
+
+class ForwardState:
+    """Keeps what forwards write equal on all replicas of a stage.
+
+    What is written is noticed by the version counter of each tensor; in the first forward also by
+    comparing, as a write through `.data` counts no version.
+
+    Args:
+        stage: this rank's part of the model.
+        num_chunks: of the stage.
+        all_sum: sums float64 numbers over the replicas of the stage.
+        speaks: whether this rank tells the user what was noticed.
+    """
+
+    def __init__(
+        self,
+        stage: nn.Module,
+        num_chunks: int,
+        all_sum: Callable[[Tensor], Tensor],
+        *,
+        speaks: bool = False,
+    ) -> None:
+        self._stage = stage
+        self._all_sum = all_sum
+        self._speaks = speaks
+        self._places = tensor_places(stage)
+        self._layouts = [(p.tensor.shape, p.tensor.dtype) for p in self._places]
+        self._num_chunks = num_chunks
+        self._to_compare = set(range(num_chunks))
+        self._has_run: set[int] = set()
+        self._versions: list[int] = []
+        self._found: set[int] = set()
+        self._caches: set[int] = set()
+        self._written: list[int] = []
+        self._start: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
+
+    def begin_step(self) -> None:
+        """The forwards of a step are about to come."""
+        self._has_run.clear()
+        self._kept.clear()
+        self._start = {i: self._places[i].tensor.detach().clone() for i in self._written}
+        self._versions = [place.tensor._version for place in self._places]
+
+    def watched(self, chunk: int, forward: Forward) -> Forward:
+        """`forward` of a chunk, which begins with the step's state each time."""
+
+        def run(*inputs: Tensor) -> object:
+            for i, start in self._start.items():
+                # Through .data: what a backward still needs is as valid as after the model's own
+                # next write, and no less.
+                self._places[i].tensor.data.copy_(start)
+            if chunk in self._has_run:
+                return forward(*inputs)
+            self._has_run.add(chunk)
+            copies = self._copies(chunk)
+            result = forward(*inputs)
+            self._compare(copies)
+            self._notice()
+            self._keep()
+            return result
+
+        return run
+
+    def count_found(self) -> int:
+        """Tensors of which the other replicas have not heard yet; after the step's forwards."""
+        self._notice()
+        return len(self._found)
+
+    def settle(self, num_found: float, *, is_first: bool) -> None:
+        """Gives every replica what the step's micro-batch 0 has left.
+
+        Collective: every replica of the stage, after the sums of the step.
+
+        Args:
+            num_found: sum of `count_found` over the replicas.
+            is_first: whether this rank has done micro-batch 0.
+        """
+        if num_found:
+            self._agree()
+        if not self._written:
+            return
+        own = [self._kept.get(i, self._places[i].tensor) for i in self._written]
+        numbers = torch.cat([_numbers(tensor) for tensor in own])
+        sums = self._all_sum(numbers if is_first else torch.zeros_like(numbers))
+        for i, part in zip(self._written, sums.split([_num_numbers(t) for t in own]), strict=True):
+            _overwrite(self._places[i].tensor, part)
+
+    # --- noticing
+
+    def _copies(self, chunk: int) -> dict[int, Tensor]:
+        """Before a chunk's first training forward: what it may write without a version."""
+        if not self._stage.training or chunk not in self._to_compare:
+            return {}
+        self._to_compare.remove(chunk)
+        limited = _limited_embeddings(self._stage)
+        return {
+            i: place.tensor.detach().clone()
+            for i, place in enumerate(self._places)
+            if i not in self._start and _may_be_written(place, limited)
+        }
+
+    def _compare(self, copies: dict[int, Tensor]) -> None:
+        for i, copy in copies.items():
+            now = self._places[i].tensor.detach()
+            if now.shape != copy.shape or now.dtype != copy.dtype or not _is_equal(now, copy):
+                self._found.add(i)
+                self._start[i] = copy
+
+    def _notice(self) -> None:
+        """Finds what was written since the step began.
+
+        Raises:
+            ConfigError: a forward changes the shape or dtype of what a checkpoint has to keep.
+        """
+        known = {*self._written, *self._caches}
+        for i, (place, version) in enumerate(zip(self._places, self._versions, strict=True)):
+            if place.tensor._version != version and i not in known:
+                self._found.add(i)
+        for i in list(self._found):
+            place = self._places[i]
+            if (place.tensor.shape, place.tensor.dtype) == self._layouts[i]:
+                continue
+            if place.is_kept:
+                raise ConfigError(
+                    f"the forward of the model makes {place.name!r} another shape or dtype "
+                    f"({_layout_text(*self._layouts[i])}, then "
+                    f"{_layout_text(place.tensor.shape, place.tensor.dtype)}), which replicas and "
+                    "checkpoints cannot follow; give it its full size, or register it with "
+                    "persistent=False where it is a cache"
+                )
+            self._caches.add(i)
+        self._found -= self._caches
+
+    def _agree(self) -> None:
+        """All replicas learn what any of them has found.
+
+        Collective: every replica of the stage.
+        """
+        mask = torch.zeros(len(self._places), dtype=torch.float64, device=_device(self._places))
+        mask[sorted(self._found)] = 1
+        found = self._all_sum(mask).nonzero().flatten().tolist()
+        self._found.clear()
+        new = [i for i in found if i not in self._written]
+        self._written = sorted([*self._written, *new])
+        if self._speaks and new:
+            names = ", ".join(self._places[i].name for i in new[:3])
+            more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+            log.info(
+                "the forward of the model writes %s%s: after each step all replicas have what its "
+                "first micro-batch left there", names, more,
+            )  # fmt: skip
+
+    def _keep(self) -> None:
+        """Keeps what the first forward of a chunk has left."""
+        for i in (*self._written, *self._found):
+            now, start = self._places[i].tensor.detach(), self._start.get(i)
+            # A chunk that leaves a tensor alone must not stand for the one that writes it.
+            if self._num_chunks == 1 or start is None or not _is_equal(now, start):
+                self._kept[i] = now.clone()
+
+
+def _limited_embeddings(stage: nn.Module) -> set[int]:
+    """Embeddings that a forward scales down to their largest norm, by identity."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    limited = (m for m in stage.modules() if isinstance(m, kinds) and m.max_norm is not None)
+    return {id(m.weight) for m in limited}
+
+
+def _may_be_written(place: TensorPlace, limited: set[int]) -> bool:
+    """Of parameters that are trained there is no copy: that memory may not be there."""
+    tensor = place.tensor
+    return not place.is_parameter or not tensor.requires_grad or id(tensor) in limited
+
+
+def _device(places: Sequence[TensorPlace]) -> torch.device:
+    return places[0].tensor.device
+
+
+def _is_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal, a NaN to a NaN as well."""
+    return torch.equal(one, other) or bool(
+        ((one == other) | ((one != one) & (other != other))).all()
+    )
+
+
+def _num_numbers(tensor: Tensor) -> int:
+    return tensor.numel() * (2 if tensor.is_complex() else 1)
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    detached = tensor.detach()
+    real = torch.view_as_real(detached) if detached.is_complex() else detached
+    return real.reshape(-1).double()
+
+
+def _overwrite(tensor: Tensor, numbers: Tensor) -> None:
+    real = torch.view_as_real(tensor.data) if tensor.is_complex() else tensor.data
+    real.copy_(numbers.view(real.shape))
+
+
+def _layout_text(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{'x'.join(map(str, shape)) or 'scalar'} {str(dtype).removeprefix('torch.')}"

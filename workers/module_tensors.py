@@ -1,0 +1,59 @@
+"""Where a module keeps its parameters and buffers; quick to look at, step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorPlace:
+    """One parameter or buffer: not the tensor, which may be replaced, but where it is.
+
+    Args:
+        name: as in `named_parameters` and `named_buffers`.
+        owner: the dictionary of the module that has it.
+        key: its name there.
+        is_parameter: whether it is one; else a buffer.
+        is_kept: whether it is in the state_dict.
+    """
+
+    name: str
+    owner: dict[str, Tensor | None]
+    key: str
+    is_parameter: bool
+    is_kept: bool
+
+    @property
+    def tensor(self) -> Tensor:
+        """What is there now."""
+        found = self.owner[self.key]
+        assert found is not None, self.name
+        return found
+
+
+def tensor_places(module: nn.Module) -> list[TensorPlace]:
+    """All parameters and buffers of `module`, each tensor once, in module order."""
+    known: set[int] = set()
+    found = []
+    for place in _all_places(module):
+        if id(place.tensor) not in known:
+            known.add(id(place.tensor))
+            found.append(place)
+    return found
+
+
+def _all_places(module: nn.Module) -> Iterator[TensorPlace]:
+    for prefix, part in module.named_modules():
+        for is_parameter, owner in ((True, part._parameters), (False, part._buffers)):
+            for key, tensor in owner.items():
+                if tensor is not None:
+                    yield TensorPlace(
+                        name=f"{prefix}.{key}" if prefix else key,
+                        owner=owner,
+                        key=key,
+                        is_parameter=is_parameter,
+                        is_kept=key not in part._non_persistent_buffers_set,
+                    )
