@@ -31,6 +31,8 @@ class RankEnv:
     """Under --virtual-local-rank each rank sees one GPU, its own; its first rank cannot tell."""
     num_cores: int = 1
     """This rank's share of the node's cores; not from the agent, but worked out here."""
+    has_agents_store: bool = False
+    """Whether the store at the master's address is one that an agent keeps over all restarts."""
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> RankEnv:
@@ -71,6 +73,7 @@ class RankEnv:
             master_addr=environ.get("MASTER_ADDR", "localhost"),
             master_port=_number(environ, "MASTER_PORT"),
             is_launched=True,
+            has_agents_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 
 

@@ -22,6 +22,7 @@ from launcher.topology import Place, Topology
 from workers.comm import Network, own_address
 from workers.env import RankEnv
 from workers.groups import Groups, make_groups
+from workers.round_store import own_part
 
 _END = "end"
 End = Literal["lost", "safe", "stopped"]
@@ -125,7 +126,7 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
             f"({exc}); is the address right and open between the nodes?"
         ) from exc
     store.set_timeout(timeout)
-    return PrefixStore("bundlerun", store)
+    return own_part(store, env, timeout_s)
 
 
 def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
