@@ -18,7 +18,7 @@ settings.load_profile("bundlerun")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones run where they are asked for; those under Slurm have a variable of their own."""
+    """The slow ones run where they are asked for; Slurm has a variable of its own."""
     if os.environ.get(SLOW_VARIABLE) == "all":
         return
     skip = pytest.mark.skip(reason=f"slow: {SLOW_VARIABLE}=all runs it")
