@@ -54,7 +54,10 @@ class TrainConfig:
         group=_WHAT,
     )
     model: str = option(
-        "resnet18", "torchvision model, or path/to/file.py:build of your own", group=_WHAT
+        "resnet18",
+        "torchvision model, or path/to/file.py:build of your own",
+        group=_WHAT,
+        kept=True,
     )
     cut: tuple[str, ...] = option(
         (),
@@ -65,7 +68,7 @@ class TrainConfig:
         metavar="NAME[,NAME...]",
     )
     num_classes: int = option(
-        0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int
+        0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int, kept=True
     )
 
     shape: tuple[int, ...] = option(
@@ -75,7 +78,9 @@ class TrainConfig:
         parse=number_list,
         metavar="W[,W...]",
     )
-    batch_size: int = option(256, "samples of one step, over all bundles", group=_BATCH, parse=int)
+    batch_size: int = option(
+        256, "samples of one step, over all bundles", group=_BATCH, parse=int, kept=True
+    )
     microbatch_size: int = option(
         0,
         "samples of one micro-batch (0: the largest divisor of the batch size up to "
@@ -105,7 +110,7 @@ class TrainConfig:
 
     epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int)
     max_steps: int = option(0, "stop after this many steps (0: never)", group=_OPTIM, parse=int)
-    optimizer: str = option("sgd", "optimizer", group=_OPTIM, choices=("sgd", "adamw"))
+    optimizer: str = option("sgd", "optimizer", group=_OPTIM, choices=("sgd", "adamw"), kept=True)
     lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
     momentum: float = option(0.9, "momentum of SGD", group=_OPTIM, parse=float)
     weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
@@ -136,25 +141,37 @@ class TrainConfig:
         choices=("imagenet", "none"),
     )
     loader_workers: int = option(
-        -1, "loading processes per reading rank (-1: by free cores)", group=_DATA, parse=int
+        -1,
+        "loading processes per reading rank (-1: by free cores)",
+        group=_DATA,
+        parse=int,
+        per_node=True,
     )
-    prefetch: int = option(2, "micro-batches each of them reads ahead", group=_DATA, parse=int)
+    prefetch: int = option(
+        2, "micro-batches each of them reads ahead", group=_DATA, parse=int, per_node=True
+    )
     skip_unreadable: bool = option(
         False, "leave unreadable images out and count them", group=_DATA, parse=yes_or_no
     )
     synthetic_samples: int = option(
-        1024, "training samples of the data set `synthetic`", group=_DATA, parse=int
+        1024, "training samples of the data set `synthetic`", group=_DATA, parse=int, kept=True
     )
 
-    run_dir: str = option("runs/latest", "run folder; resumes what is there", group=_RUN)
-    seed: int = option(0, "seed of everything random", group=_RUN, parse=int)
-    log_steps: int = option(10, "steps between two lines of progress", group=_RUN, parse=int)
+    run_dir: str = option(
+        "runs/latest", "run folder; resumes what is there", group=_RUN, per_node=True
+    )
+    seed: int = option(0, "seed of everything random", group=_RUN, parse=int, kept=True)
+    log_steps: int = option(
+        10, "steps between two lines of progress", group=_RUN, parse=int, per_node=True
+    )
     checkpoint_steps: int = option(
         0, "steps between checkpoints (0: only at each epoch's end)", group=_RUN, parse=int
     )
     keep: int = option(3, "newest checkpoints to keep; the best is kept too", group=_RUN, parse=int)
     validate: bool = option(True, "validate after each epoch", group=_RUN, parse=yes_or_no)
-    tensorboard: bool = option(False, "write TensorBoard events too", group=_RUN, parse=yes_or_no)
+    tensorboard: bool = option(
+        False, "write TensorBoard events too", group=_RUN, parse=yes_or_no, per_node=True
+    )
 
     snapshot: str = option(
         "on",
@@ -167,6 +184,7 @@ class TrainConfig:
         "folder of each node for that (default: /dev/shm, or the temporary folder where that is "
         "too small)",
         group=_SNAPSHOT,
+        per_node=True,
     )
     snapshot_steps: int = option(
         0,
@@ -206,7 +224,7 @@ class TrainConfig:
         0.0, "size of a sync bucket, MB (0: by the number of nodes)", group=_TUNE, parse=float
     )
     timeout_s: float = option(
-        300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float
+        300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float, per_node=True
     )
     threads: int = option(
         0,
@@ -214,12 +232,14 @@ class TrainConfig:
         "has one rank)",
         group=_TUNE,
         parse=int,
+        per_node=True,
     )
     affinity: bool = option(
         True,
         "pin each rank to its share of the cores, where no other job of yours is",
         group=_TUNE,
         parse=yes_or_no,
+        per_node=True,
     )
     verify_replicas: bool = option(
         False, "check after each step that all replicas are bit-equal", group=_TUNE, parse=yes_or_no

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import json
 import logging
 import os
 import tempfile
@@ -15,10 +16,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.agreement import TERMS_VARIABLE, terms_of
 from launcher.board import BOARD_VARIABLE, Board
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
-from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, NodeError
+from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, ConfigError, NodeError
 from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
 from launcher.hardware import THREADS_VARIABLE
@@ -59,6 +61,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     os.environ[THREADS_VARIABLE] = "1"  # this process must have no threads when it forks
     sweep()
     own_folder = mark_own()
+    os.environ[TERMS_VARIABLE] = json.dumps(terms_of(plan.train.value))
     board = Board.create()
     os.environ[BOARD_VARIABLE] = board.where
     load("torch")
@@ -123,6 +126,8 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         RendezvousError,
     )
 
+    from launcher.rendezvous.handler import NodesDiffer
+
     node = plan.here
     try:
         try:
@@ -141,6 +146,8 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         number = start.signals.ended_by or exc.sigval
         say(f"stopped by {number.name}")
         return 128 + number
+    except NodesDiffer as exc:
+        raise ConfigError(str(exc)) from exc
     except RendezvousClosedError as exc:
         paths = RunPaths(Path(plan.train.value.run_dir))
         text, code = explain_end(str(exc), read_outcome(paths), node_name=node.name)
@@ -231,6 +238,7 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
         "fence_dir": str(paths.fence),
         "events_dir": str(paths.events),
         "give_up_after": plan.launch.value.give_up_after,
+        "terms": os.environ[TERMS_VARIABLE],
         "token_file": "" if has_token else ensure_token(paths),
     }
 

@@ -56,6 +56,8 @@ def option(
     parse: Callable[[str], object] = str,
     choices: Sequence[str] = (),
     metavar: str | None = None,
+    per_node: bool = False,
+    kept: bool = False,
 ) -> T:
     """Declares one option of a configuration dataclass.
 
@@ -66,6 +68,8 @@ def option(
         parse: text to value; `yes_or_no` makes a `--name/--no-name` switch.
         choices: the valid texts, when few.
         metavar: name of the value in `--help`.
+        per_node: each node may have its own value; what it says does not touch the result.
+        kept: a run that goes on needs the value that it began with.
     """
     metadata = {
         "help": help,
@@ -73,6 +77,8 @@ def option(
         "parse": parse,
         "choices": tuple(choices),
         "metavar": metavar,
+        "per_node": per_node,
+        "kept": kept,
     }
     value: T = dataclasses.field(default=default, metadata=metadata)
     return value
@@ -83,24 +89,26 @@ def flag_of(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _options(cls: type) -> list[dataclasses.Field[Any]]:
+def options_of(cls: type) -> list[dataclasses.Field[Any]]:
+    """The fields of `cls` that are options."""
     return [f for f in dataclasses.fields(cls) if "parse" in f.metadata]
 
 
-def _text(value: object) -> str:
+def text_of(value: object) -> str:
+    """A value as a user would type it."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
     """Adds an argument for each option of `cls`; absent ones stay out of the namespace."""
     groups = {group.title: group for group in parser._action_groups}
-    for field in _options(cls):
+    for field in options_of(cls):
         meta = field.metadata
         title = meta["group"]
         group = groups.get(title) or parser.add_argument_group(title)
         groups[title] = group
         unset = field.default is None or field.default == () or field.default == ""
-        shown = "" if unset else f" (default: {_text(field.default)})"
+        shown = "" if unset else f" (default: {text_of(field.default)})"
         text = (meta["help"] + shown).replace("%", "%%")
         if meta["parse"] is yes_or_no:
             group.add_argument(
@@ -169,7 +177,7 @@ def read_toml(path: Path) -> dict[str, object]:
 
 def check_keys(keys: Iterable[str], classes: Sequence[type], path: str) -> None:
     """Raises ConfigError for a TOML key that no option of `classes` has."""
-    valid = [f.name.replace("_", "-") for cls in classes for f in _options(cls)]
+    valid = [f.name.replace("_", "-") for cls in classes for f in options_of(cls)]
     for key in keys:
         if key.replace("_", "-") not in valid:
             raise ConfigError(f"unknown key {key!r} in {path}; {nearest(key, valid)}")
@@ -198,7 +206,7 @@ def resolve(
     file_values = {key.replace("-", "_"): value for key, value in toml.items()}
     values: dict[str, object] = {}
     sources: dict[str, str] = {}
-    for field in _options(cls):
+    for field in options_of(cls):
         variable = ENV_PREFIX + field.name.upper()
         if field.name in given:
             source, where, raw = "option", flag_of(field.name), given[field.name]
@@ -227,26 +235,26 @@ def said(
     keys = (name, name.replace("_", "-"))
     places = (given.get(name), environ.get(ENV_PREFIX + name.upper()), *map(toml.get, keys))
     found = next((value for value in places if value is not None), "")
-    return "" if found is False else _text(found)
+    return "" if found is False else text_of(found)
 
 
 def argv_of(config: object) -> list[str]:
     """The options that say what `config` says, defaults left out."""
     words: list[str] = []
-    for field in _options(type(config)):
+    for field in options_of(type(config)):
         value = getattr(config, field.name)
         if value == field.default:
             continue
         if field.metadata["parse"] is yes_or_no:
             words.append(flag_of(field.name) if value else "--no-" + flag_of(field.name)[2:])
         else:
-            words.append(f"{flag_of(field.name)}={_text(value)}")
+            words.append(f"{flag_of(field.name)}={text_of(value)}")
     return words
 
 
 def groups_of(cls: type) -> dict[str, list[str]]:
     """Field names by heading, in order."""
     groups: dict[str, list[str]] = {}
-    for field in _options(cls):
+    for field in options_of(cls):
         groups.setdefault(field.metadata["group"], []).append(field.name)
     return groups

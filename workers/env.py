@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.agreement import TERMS_VARIABLE
 from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
 
@@ -33,6 +34,8 @@ class RankEnv:
     """This rank's share of the node's cores; not from the agent, but worked out here."""
     has_agents_store: bool = False
     """Whether the store at the master's address is one that an agent keeps over all restarts."""
+    terms: str = ""
+    """What this node must have as the others have it, JSON, where the agent says; else empty."""
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> RankEnv:
@@ -74,6 +77,7 @@ class RankEnv:
             master_port=_number(environ, "MASTER_PORT"),
             is_launched=True,
             has_agents_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            terms=environ.get(TERMS_VARIABLE, ""),
         )
 
 

@@ -6,8 +6,10 @@ import json
 import os
 import socket
 import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -16,8 +18,9 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed import is_nccl_available
 from torch.distributed.rendezvous import rendezvous
 
+from launcher.agreement import difference, terms_of
 from launcher.config import TrainConfig
-from launcher.errors import NodeError
+from launcher.errors import ConfigError, NodeError
 from launcher.topology import Place, Topology
 from workers.comm import Network, own_address
 from workers.env import RankEnv
@@ -106,6 +109,16 @@ class Session:
         return [value] if group is None else group.all_gather_json(value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """What a node says when it comes to a round. terms: see `launcher.agreement`."""
+
+    name: str
+    num_ranks: int
+    can_use_nccl: bool
+    terms: Mapping[str, str]
+
+
 def open_store(env: RankEnv, timeout_s: float) -> Store:
     """The store of this round; a private one when this is the only process.
 
@@ -151,16 +164,23 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
     Collective: every rank. The store sees a few keys per node.
 
     Raises:
-        ConfigError: the devices of all nodes together do not hold one bundle.
+        ConfigError: nodes have other options, files, data or versions; or the devices of all
+            together do not hold one bundle.
         NodeError: the transport asked for does not work here.
     """
     device = _device(env)
-    nodes, token = _meet(env, store, _can_use_nccl(env, device))
-    topology = Topology(config.shape, tuple(count for count, _ in nodes), config.chunks)
+    hello = Hello(
+        name=env.node_name,
+        num_ranks=env.local_world_size,
+        can_use_nccl=_can_use_nccl(env, device),
+        terms=_terms(config, env),
+    )
+    nodes, token = _meet(env, store, hello)
+    topology = Topology(config.shape, tuple(node.num_ranks for node in nodes), config.chunks)
     network = Network(
         store=PrefixStore("groups", store),
         rank=env.rank,
-        backend=_backend(config.transport, all(nccl for _, nccl in nodes)),
+        backend=_backend(config.transport, all(node.can_use_nccl for node in nodes)),
         timeout_s=config.timeout_s,
         address=_address(env),
     )
@@ -204,16 +224,50 @@ def tell_end(store: Store, end: End) -> None:
         store.set(_END, end)
 
 
-def _meet(env: RankEnv, store: Store, can_use_nccl: bool) -> tuple[list[tuple[int, bool]], str]:
-    """Every node's rank count and NCCL ability, and the round's token; one key per node."""
-    # The last rank of a node speaks for it: the first cannot tell --virtual-local-rank.
-    if env.local_rank == env.local_world_size - 1:
-        store.set(f"node/{env.node}", json.dumps([env.local_world_size, can_use_nccl]))
+def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
+    """What every node says, without its terms, and the round's token; one key per node.
+
+    Raises:
+        ConfigError: on all ranks, where the nodes do not fit together.
+    """
+    if _speaks_for_node(env):
+        store.set(f"node/{env.node}", json.dumps(asdict(hello)))
     if env.rank == 0:
-        nodes = [json.loads(store.get(f"node/{n}")) for n in range(env.num_nodes)]
-        store.set("nodes", json.dumps([nodes, os.urandom(4).hex()]))
-    found, token = json.loads(store.get("nodes"))
-    return [(int(count), bool(nccl)) for count, nccl in found], str(token)
+        nodes = list(_hellos(env, store))
+        counts = Counter(node.name for node in nodes)
+        by_node = {
+            node.name if counts[node.name] == 1 else f"{node.name} (node {i})": node.terms
+            for i, node in enumerate(nodes)
+        }
+        plain = [asdict(replace(node, terms={})) for node in nodes]
+        answer = [difference(by_node), plain, os.urandom(4).hex()]
+        store.set("nodes", json.dumps(answer))
+    unlike, found, token = json.loads(store.get("nodes"))
+    if unlike:
+        raise ConfigError(unlike)
+    return [Hello(**node) for node in found], str(token)
+
+
+def _speaks_for_node(env: RankEnv) -> bool:
+    """Whether it is the node's last rank; the first one cannot tell --virtual-local-rank."""
+    return env.local_rank == env.local_world_size - 1
+
+
+def _terms(config: TrainConfig, env: RankEnv) -> Mapping[str, str]:
+    """Those of this node, where it has others to compare them with, and this rank speaks for it."""
+    if not _speaks_for_node(env) or env.local_world_size == env.world_size:
+        return {}
+    terms: dict[str, str] = json.loads(env.terms) if env.terms else terms_of(config)
+    return terms
+
+
+def _hellos(env: RankEnv, store: Store) -> Iterator[Hello]:
+    """Those of all nodes, of which not every launcher says how many there are."""
+    node = num_ranks = 0
+    while num_ranks < env.world_size:
+        hello = Hello(**json.loads(store.get(f"node/{node}")))
+        yield hello
+        node, num_ranks = node + 1, num_ranks + hello.num_ranks
 
 
 def _device(env: RankEnv) -> torch.device:
@@ -245,6 +299,6 @@ def _backend(transport: str, can_use_nccl: bool) -> str:
 def _address(env: RankEnv) -> str:
     if env.local_addr or not env.is_launched:
         return env.local_addr
-    if env.num_nodes == 1:
+    if env.local_world_size == env.world_size:
         return "127.0.0.1"
     return own_address(env.master_addr, env.master_port)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from launcher.rendezvous import member
-from launcher.rendezvous.handshake import Stranger, introduce
+from launcher.rendezvous.handshake import Card, Differs, Stranger, introduce
 from launcher.rendezvous.leases import Leases
 from launcher.rendezvous.member import Member, Say, Turn
 from launcher.rendezvous.messages import (
@@ -42,6 +42,7 @@ class Client:
     """Keeps one node's member in touch; lives in an event loop.
 
     Args:
+        card: what this node says of itself.
         act: is handed each wish of the member that is not for the wire.
     """
 
@@ -53,16 +54,20 @@ class Client:
         token: bytes,
         run_id: str,
         heartbeat_s: float,
+        card: Card,
         act: Callable[[member.Wish], None],
     ) -> None:
         self.member = first
         self.endpoints = tuple(endpoints)
         self._secret = (token, run_id)
         self._heartbeat_s = heartbeat_s
+        self._card = card
         self._act = act
         self._writer: asyncio.StreamWriter | None = None
         self._index: int | None = None
         self.refusals: dict[int, str] = {}
+        self.differences: dict[int, str] = {}
+        """What is unlike at the candidates that refuse this node for that."""
 
     @property
     def where(self) -> str:
@@ -143,21 +148,30 @@ class Client:
                 reader, writer = await asyncio.open_connection(
                     endpoint.host, endpoint.port, limit=MAX_LINE_BYTES
                 )
-                await introduce(reader, writer, *self._secret)
+                await introduce(reader, writer, *self._secret, self._card)
                 writer.write(encode(Peek()))
                 status = decode(await reader.readline())
             assert isinstance(status, Status)
-            self.refusals.pop(index, None)
+            self._refused(index, "")
             return Found(reader, writer, status)
         except ConnectionRefusedError:
-            self.refusals[index] = "refuses connections"
+            self._refused(index, "refuses connections")
+        except Differs as exc:
+            self._refused(index, str(exc), is_difference=True)
         except Stranger as exc:
-            self.refusals[index] = str(exc)
+            self._refused(index, str(exc))
         except (OSError, TimeoutError, ValueError, AssertionError) as exc:
-            self.refusals[index] = getattr(exc, "strerror", None) or "does not answer"
+            self._refused(index, getattr(exc, "strerror", None) or "does not answer")
         if writer is not None:
             writer.close()
         return None
+
+    def _refused(self, index: int, why: str, *, is_difference: bool = False) -> None:
+        """Remembers why a candidate could not be reached; nothing where it could."""
+        for kept, text in ((self.refusals, why), (self.differences, why if is_difference else "")):
+            kept.pop(index, None)
+            if text:
+                kept[index] = text
 
     # ---------------------------------------------------------------- with a coordinator
 

@@ -266,9 +266,11 @@ def _leave(state: State, peer: Peer, leave: Leave) -> tuple[State, list[Wish]]:
     return state, [*notes, *more]
 
 
-def close(state: State, reason: str, is_success: bool) -> tuple[State, list[Wish]]:
+def close(
+    state: State, reason: str, is_success: bool, *, is_difference: bool = False
+) -> tuple[State, list[Wish]]:
     """The job is over for all who are here."""
-    closed = Closed(reason=reason, is_success=is_success)
+    closed = Closed(reason=reason, is_success=is_success, is_difference=is_difference)
     state = replace(state, phase=Phase.CLOSED, closed=closed, in_force=None, proposal=None)
     details = {"reason": reason, "is_success": is_success}
     return state, [Note(event="closed", details=details)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import math
 import os
@@ -47,6 +48,12 @@ from launcher.rendezvous.settings import (
 )
 
 BACKEND = "bundle"
+
+
+class NodesDiffer(RendezvousClosedError):
+    """The nodes of the job have other options, files, data or versions."""
+
+
 STORE_TIMEOUT = timedelta(minutes=5)
 POLL_S = 0.5
 STOP_WAIT_S = 10.0
@@ -154,7 +161,7 @@ class BundleRendezvousHandler(RendezvousHandler):
             return
         if closed.is_success:
             raise SystemExit(0)
-        raise RendezvousClosedError(closed.reason)
+        raise (NodesDiffer if closed.is_difference else RendezvousClosedError)(closed.reason)
 
     def _why_none(self) -> str:
         """What a node says that waited in vain."""
@@ -300,6 +307,7 @@ def request_of(params: RendezvousParameters, conf: Conf, name: str) -> Request:
         conf=conf,
         token=read_token(conf, os.environ, params.run_id),
         run_id=params.run_id,
+        terms=json.loads(conf.terms) if conf.terms else {},
     )
 
 

@@ -1,8 +1,10 @@
 """Who may take part: both sides prove that they know the job's token, which never travels.
 
-coordinator --- challenge(nonce) ---> node
-            <-- answer(nonce, mac) --
-            --- welcome(mac) ------->       or the connection is closed
+coordinator --- challenge(nonce) -----------> node
+            <-- answer(nonce, mac, who) -----
+            --- welcome(mac) --------------->       or the connection is closed
+
+`who` is the node's name and what it must have as the others have it: its options, files, versions.
 """
 
 from __future__ import annotations
@@ -11,12 +13,44 @@ import asyncio
 import hmac
 import json
 import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 NONCE_BYTES = 16
 
 
 class Stranger(Exception):
     """The other side does not speak our language, or has another token."""
+
+
+class Differs(Stranger):
+    """The coordinator's node has other options, files or versions; the message says which."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """What a node says of itself. terms: see `launcher.agreement`; none where it knows none."""
+
+    name: str = ""
+    terms: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """As it travels; ASCII only."""
+        return json.dumps([self.name, dict(self.terms)])
+
+    @classmethod
+    def of(cls, text: str) -> Card:
+        """Reads what `text` wrote.
+
+        Raises:
+            Stranger: it did not.
+        """
+        try:
+            name, terms = json.loads(text)
+            return cls(name=str(name), terms={str(k): str(v) for k, v in terms.items()})
+        except (ValueError, TypeError, AttributeError) as exc:
+            raise Stranger("a node that does not say who it is") from exc
 
 
 def proof(token: bytes, run_id: str, role: str, *nonces: str) -> str:
@@ -30,37 +64,57 @@ def proof(token: bytes, run_id: str, role: str, *nonces: str) -> str:
 
 
 async def admit(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: bytes, run_id: str
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    token: bytes,
+    run_id: str,
+    objection_to: Callable[[Card], str] = lambda card: "",
 ) -> None:
     """The coordinator's side.
 
+    Args:
+        objection_to: why a node with this card cannot take part; empty where it can.
+
     Raises:
         Stranger: the node does not know the token.
+        Differs: there is an objection.
     """
     mine = os.urandom(NONCE_BYTES).hex()
     _send(writer, {"challenge": mine})
     answer = await _read(reader)
-    theirs, mac = answer.get("nonce", ""), answer.get("mac", "")
-    if not hmac.compare_digest(mac, proof(token, run_id, "node", mine, theirs)):
+    theirs, mac, who = (answer.get(key, "") for key in ("nonce", "mac", "who"))
+    if not hmac.compare_digest(mac, proof(token, run_id, "node", mine, theirs, who)):
         _send(writer, {"denied": "another token or another --rdzv-id"})
         raise Stranger("a node with another token or another --rdzv-id")
+    objection = objection_to(Card.of(who))
+    if objection:
+        _send(writer, {"differs": json.dumps(objection)})  # ASCII, whatever it says
+        raise Differs(objection)
     _send(writer, {"mac": proof(token, run_id, "coordinator", theirs, mine)})
 
 
 async def introduce(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter, token: bytes, run_id: str
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    token: bytes,
+    run_id: str,
+    card: Card,
 ) -> None:
     """The node's side.
 
     Raises:
         Stranger: what listens is not our coordinator.
+        Differs: it is, and this node cannot take part as it is.
     """
     theirs = (await _read(reader)).get("challenge", "")
-    mine = os.urandom(NONCE_BYTES).hex()
-    _send(writer, {"nonce": mine, "mac": proof(token, run_id, "node", theirs, mine)})
+    mine, who = os.urandom(NONCE_BYTES).hex(), card.text
+    mac = proof(token, run_id, "node", theirs, mine, who)
+    _send(writer, {"nonce": mine, "mac": mac, "who": who})
     answer = await _read(reader)
     if "denied" in answer:
         raise Stranger(f"refuses this node: {answer['denied']}")
+    if "differs" in answer:
+        raise Differs(str(json.loads(answer["differs"])))
     if not hmac.compare_digest(
         answer.get("mac", ""), proof(token, run_id, "coordinator", mine, theirs)
     ):

@@ -260,8 +260,9 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
         case Closed():
             tell = Tell(event="closed", why=message.reason)
             return replace(member, closed=message), [] if member.closed else [tell]
-        case Denied(reason=reason):
-            return receive(member, Closed(reason=reason, is_success=False), now)
+        case Denied(reason=reason, is_difference=is_difference):
+            closed = Closed(reason=reason, is_success=False, is_difference=is_difference)
+            return receive(member, closed, now)
         case Pulse():
             return _guided(member, message, now), []
     return member, []

@@ -215,17 +215,19 @@ class Fenced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """The job is over."""
+    """The job is over. `is_difference`: it never began, as nodes have other options or files."""
 
     reason: str
     is_success: bool
+    is_difference: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Denied:
-    """No place for this node."""
+    """No place for this node. `is_difference`: as it has other options or files."""
 
     reason: str
+    is_difference: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,16 +16,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from launcher.agreement import difference
 from launcher.events import Events
 from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
 from launcher.rendezvous.fence import WATCH_POLL_S, Fence
+from launcher.rendezvous.handshake import Card
 from launcher.rendezvous.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
 from launcher.rendezvous.messages import (
     Close,
@@ -45,6 +47,9 @@ log = logging.getLogger(__name__)
 REFUSED_S = 60.0
 """How long a node tries that another token is asked of: an earlier job may be about to end."""
 
+UNLIKE_S = 1.0
+"""How long nodes look whether the job has begun elsewhere, before they end it as they differ."""
+
 Order = OpenStore | Enter
 """What the agent's thread is to do."""
 
@@ -55,6 +60,7 @@ class Request:
 
     nodes: fewest and most of a round.
     seat: who this node is; its `candidate` says which of the endpoints it keeps, -1 for none.
+    terms: what it must have as the others have it; none: nothing is compared.
     """
 
     seat: Seat
@@ -63,6 +69,7 @@ class Request:
     conf: Conf
     token: bytes
     run_id: str
+    terms: Mapping[str, str] = field(default_factory=dict)
 
 
 class Node:
@@ -74,6 +81,8 @@ class Node:
         self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._fence = _fence(request)
         self._server: Server | None = None
+        self._unlike = ""
+        """What was unlike at the last node that this candidate refused."""
         self._client = Client(
             Member(
                 seat=request.seat,
@@ -85,6 +94,7 @@ class Node:
             token=request.token,
             run_id=request.run_id,
             heartbeat_s=request.conf.heartbeat,
+            card=Card(name=request.seat.name, terms=request.terms),
             act=self._act,
         )
         self._loop = asyncio.new_event_loop()
@@ -122,6 +132,7 @@ class Node:
         self._wait(self._listen(), 10.0)
         self._call(lambda: self._tasks.spawn(self._client.run()))
         self._call(lambda: self._tasks.spawn(self._give_up_when_refused()))
+        self._call(lambda: self._tasks.spawn(self._give_up_when_unlike()))
         self._call(lambda: self._tasks.spawn(self._client.tick()))
         if self._fence:
             fence = self._fence
@@ -140,6 +151,7 @@ class Node:
             run_id=request.run_id,
             heartbeat_s=request.conf.heartbeat,
             fence=self._fence,
+            objection_to=self._objection_to,
             note=lambda event, details: self._events.note(f"coordinator: {event}", details),
         )
         endpoint = request.endpoints[index]
@@ -158,6 +170,34 @@ class Node:
             refused_at = (refused_at or time.monotonic()) if is_refused else None
         reason = f"refused for {REFUSED_S:g} s: {'; '.join(self.refusals)}"
         self._hear(Denied(reason=reason))
+
+    def _objection_to(self, card: Card) -> str:
+        """Why a node cannot take part; only this node's part in the rendezvous asks."""
+        request = self._request
+        unlike = difference({request.seat.name: request.terms, card.name: card.terms})
+        if unlike and unlike != self._unlike:
+            self._unlike = unlike
+            self._events.note("coordinator: refuses a node", {"node": card.name, "why": unlike})
+        return unlike
+
+    async def _give_up_when_unlike(self) -> None:
+        """Ends this node where it does not fit to the others and the job has not begun without it.
+
+        A candidate that refuses may itself be the one that is unlike. So a node that is, or could
+        be, in a round goes on; before the first round nobody can say who is right, and all end.
+        """
+        unlike_at = None
+        while unlike_at is None or time.monotonic() - unlike_at < UNLIKE_S:
+            await asyncio.sleep(UNLIKE_S / 5)
+            unlike = self._unlike or next(iter(self._client.differences.values()), "")
+            is_in = self.member.last is not None or (self.member.pulse and self.member.pulse.number)
+            if is_in:
+                self._unlike = ""
+                self._client.differences.clear()
+            unlike_at = (unlike_at or time.monotonic()) if unlike and not is_in else None
+        if self._server:
+            self._server.close_unlike(unlike)
+        self._hear(Denied(reason=unlike, is_difference=True))
 
     async def _look_for_the_end(self, fence: Fence) -> None:
         """Where the others end the job while this node is cut off, only the folder tells it.

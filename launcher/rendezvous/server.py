@@ -23,7 +23,7 @@ from launcher.rendezvous.coordinator import (
     Wish,
 )
 from launcher.rendezvous.fence import Fence
-from launcher.rendezvous.handshake import Stranger, admit
+from launcher.rendezvous.handshake import Card, Stranger, admit
 from launcher.rendezvous.leases import Leases
 from launcher.rendezvous.messages import (
     MAX_LINE_BYTES,
@@ -55,6 +55,7 @@ class Server:
     """One candidate; lives in an event loop.
 
     Args:
+        objection_to: why a node with this card cannot take part; empty where it can.
         note: is told what happens, for the event log.
     """
 
@@ -66,12 +67,14 @@ class Server:
         run_id: str,
         heartbeat_s: float,
         fence: Fence | None,
+        objection_to: Callable[[Card], str],
         note: Callable[[str, Mapping[str, object]], None],
     ) -> None:
         self._state = State(rules=rules, since=time.monotonic())
         self._secret = (token, run_id)
         self._heartbeat_s = heartbeat_s
         self._fence = fence
+        self._objection_to = objection_to
         self._note = note
         self._links: dict[str, asyncio.StreamWriter] = {}
         self._tick_s = min(heartbeat_s, rules.lease_s / 6) / 2
@@ -118,13 +121,22 @@ class Server:
         if self._fence and self._state.closed:
             await asyncio.to_thread(self._fence.close, self._state.closed)
 
+    def close_unlike(self, reason: str) -> None:
+        """Ends a job that has not begun, as the nodes that came do not fit together."""
+        if self._state.phase is not Phase.CLOSED:
+            self._state, wishes = coordinator.close(
+                self._state, reason, is_success=False, is_difference=True
+            )
+            self._grant(wishes)
+            self._settle()
+
     # ---------------------------------------------------------------- one connection
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         name = ""
         try:
             async with asyncio.timeout(ADMIT_S):
-                await admit(reader, writer, *self._secret)
+                await admit(reader, writer, *self._secret, self._objection_to)
                 first = decode(await reader.readline())
                 while isinstance(first, Peek):
                     writer.write(encode(self._state.status))

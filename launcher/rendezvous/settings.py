@@ -70,6 +70,7 @@ class Conf:
     node_name: this node's stable name.
     num_workers: of this node; 0 learns it from torch in the first round.
     give_up_after: attempts in a row that finish no step, after which the job fails; 0: never.
+    terms: what all nodes must have alike, JSON, as `bundlerun run` writes it; empty: not compared.
     """
 
     heartbeat: float = 0.3
@@ -86,6 +87,7 @@ class Conf:
     node_name: str = ""
     num_workers: int = 0
     give_up_after: int = 3
+    terms: str = ""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat", "lease", "join_timeout", "stop_timeout", "bundle_size"):

@@ -1,0 +1,114 @@
+"""What all nodes of a run must have alike, and in words where they have not.
+
+`Terms` are a line for each such thing. All nodes compare theirs before the first step (I14); the
+run folder keeps those of the last start, so that the next one can tell what has changed.
+
+    --lr                        0.1
+    --recipe                    mine.py, content 5d41402abc4b
+    DATA                        10 classes: ape, bat, cat, ... (7d793037a076)
+    code of bundlerun           0.1.0, 202cb962ac59
+    torch                       2.14.1
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TypeAlias
+
+from launcher.config import TrainConfig
+from launcher.data_card import data_card
+from launcher.options import flag_of, options_of, text_of
+from launcher.sources import digest, files_behind, own_digest
+
+Terms: TypeAlias = Mapping[str, str]
+
+TERMS_VARIABLE = "BUNDLERUN_TERMS"
+"""What an agent tells its ranks, JSON: they need not look again, at files that may have changed."""
+DATA = "DATA"
+CODE = "the code of bundlerun"
+_PACKAGES = ("torch", "torchvision", "numpy")
+_FILES = ("recipe", "model")
+"""Options that may name a file, whose content counts and not its place."""
+_NUM_SHOWN = 3
+"""Nodes with one value that are named, and things that differ that are told."""
+
+
+def terms_of(config: TrainConfig) -> dict[str, str]:
+    """What this node brings: options, files, data, code, versions; takes some 20 ms."""
+    terms = {}
+    for field in options_of(TrainConfig):
+        if not field.metadata["per_node"]:
+            value = text_of(getattr(config, field.name))
+            terms[flag_of(field.name)] = _file_text(value) if field.name in _FILES else value
+    data = data_card(config.data)
+    if data:
+        terms[DATA] = data
+    terms[CODE] = f"{_version('bundlerun')}, {own_digest()}"
+    terms |= {name: _version(name) for name in _PACKAGES}
+    terms["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
+    return terms
+
+
+def kept_terms() -> set[str]:
+    """Those that a run which goes on must not change."""
+    return {DATA} | {flag_of(f.name) for f in options_of(TrainConfig) if f.metadata["kept"]}
+
+
+def _file_text(value: str) -> str:
+    """A file by name and content, as nodes may have it at different places."""
+    path, colon, function = value.partition(".py:")
+    file = Path(f"{path}.py" if colon else value)
+    if not file.name.endswith(".py"):
+        return value
+    name = file.name + (f":{function}" if colon else "")
+    file = file.absolute()
+    return f"{name}, content {digest(files_behind(file), file.parent)}"
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def difference(by_node: Mapping[str, Terms]) -> str:
+    """Says what nodes do not have alike, and who has what; empty where there is nothing.
+
+    Something that is unknown on a node counts as equal to anything.
+    """
+    names = {key: None for terms in by_node.values() for key in terms}
+    found = [text for key in names if (text := _one_difference(key, by_node))]
+    if not found:
+        return ""
+    more = f"; and {len(found) - _NUM_SHOWN} more differ" if len(found) > _NUM_SHOWN else ""
+    what = "; ".join(found[:_NUM_SHOWN]) + more
+    return f"{what}; give all nodes the same options, files, data and versions"
+
+
+def _one_difference(key: str, by_node: Mapping[str, Terms]) -> str:
+    nodes: dict[str, list[str]] = {}
+    for node, terms in by_node.items():
+        if key in terms:
+            nodes.setdefault(terms[key], []).append(node)
+    if len(nodes) < 2:
+        return ""
+    parts = (f"{value or 'not given'} on {_some(names)}" for value, names in nodes.items())
+    return f"{key} is {' and '.join(parts)}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _NUM_SHOWN} more" if len(names) > _NUM_SHOWN else ""
+    return ", ".join(names[:_NUM_SHOWN]) + more
+
+
+def changes(old: Terms, new: Terms) -> dict[str, str]:
+    """What has changed between two starts of a run, by name, a line each."""
+    return {
+        key: f"{key} was {old[key] or 'not given'}, is {value or 'not given'}"
+        for key, value in new.items()
+        if key in old and old[key] != value
+    }

@@ -1,0 +1,66 @@
+"""The files behind a program: a user's own with what it imports next to it, and our own."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+PACKAGES = ("launcher", "workers", "splits", "slurm")
+"""Our own, which lie next to each other."""
+
+
+def files_behind(file: Path) -> list[Path]:
+    """`file` and the modules that it imports from its own folder, and so on; sorted.
+
+    What cannot be read or parsed is left out: who imports it says what is wrong.
+    """
+    folder, found, queue = file.parent, set[Path](), [file]
+    while queue:
+        path = queue.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        queue += (each for name in _imports(path) for each in _beside(folder, name))
+    return sorted(found)
+
+
+def _imports(path: Path) -> Iterator[str]:
+    """The first word of each module that a file imports."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module.partition(".")[0]
+
+
+def _beside(folder: Path, name: str) -> Iterator[Path]:
+    """The files of a module that lies in `folder`; of a package, all."""
+    yield folder / f"{name}.py"
+    if (folder / name / "__init__.py").is_file():
+        yield from (folder / name).rglob("*.py")
+
+
+def digest(files: Iterable[Path], root: Path) -> str:
+    """A short digest of what files say and of where they lie below `root`."""
+    total = hashlib.sha256()
+    for file in files:
+        try:
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+        except OSError as exc:
+            content = str(exc.errno)
+        total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
+    return total.hexdigest()[:12]
+
+
+@cache
+def own_digest() -> str:
+    """A digest of our own code, as this process found it."""
+    root = Path(__file__).parent.parent
+    return digest(sorted(file for name in PACKAGES for file in (root / name).rglob("*.py")), root)
