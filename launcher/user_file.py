@@ -1,17 +1,23 @@
-"""Importing a user's own Python file."""
+"""Importing a user's own Python file, and telling what goes wrong in a user's own code."""
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, TracebackType
 
-from launcher.errors import ConfigError
+from launcher.errors import BundleError, ConfigError
+
+_PREFIX = "bundlerun_user_"
+_OWN_PACKAGES = ("launcher.", "workers.", "splits.", "contextlib", "importlib", "_frozen_importlib")
 
 
 def module_from_file(path: str, option: str) -> ModuleType:
-    """Imports a user's own file.
+    """Imports a user's own file, which may import files beside it as a script may.
 
     Args:
         path: the file.
@@ -24,17 +30,75 @@ def module_from_file(path: str, option: str) -> ModuleType:
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"{option} {path!r}: no such file")
-    name = f"bundlerun_user_{file.stem}"
-    spec = importlib.util.spec_from_file_location(name, file.resolve())
+    file = file.resolve()
+    name = f"{_PREFIX}{file.stem}"
+    spec = importlib.util.spec_from_file_location(name, file)
     if spec is None or spec.loader is None:
         raise ConfigError(f"{option} {path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    _let_import_siblings(file, option)
     # Dataclasses and pickle look a class's module up by its name.
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except (ImportError, SyntaxError) as exc:
+        with users_code(f"{option} {path!r}"):
+            spec.loader.exec_module(module)
+    except ConfigError as exc:
+        if not isinstance(exc.__cause__, (ImportError, SyntaxError)):
+            raise
+        cause = exc.__cause__
         raise ConfigError(
-            f"{option} {path!r} cannot be imported: {type(exc).__name__}: {exc}"
-        ) from exc
+            f"{option} {path!r} cannot be imported: {type(cause).__name__}: {cause}"
+        ) from cause
     return module
+
+
+def _let_import_siblings(file: Path, option: str) -> None:
+    """Puts the file's folder first where Python looks for modules, as for a script.
+
+    Raises:
+        ConfigError: a name beside it stands for a module of another user's folder already.
+    """
+    folder = file.parent
+    others = _users_folders() - {folder}
+    for sibling in sorted(folder.glob("*.py")):
+        loaded = getattr(sys.modules.get(sibling.stem), "__file__", None)
+        if loaded is not None and Path(loaded).parent in others:
+            raise ConfigError(
+                f"{option} {str(file)!r} has {sibling.name!r} beside it, and {loaded!r} is "
+                "imported under that name already; rename one of the two"
+            )
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
+
+
+def _users_folders() -> set[Path]:
+    """The folders that user's files were imported from."""
+    files = [m.__file__ for name, m in sys.modules.items() if name.startswith(_PREFIX)]
+    return {Path(file).parent for file in files if file}
+
+
+@contextmanager
+def users_code(what: str) -> Iterator[None]:
+    """Turns an exception of a user's code into a ConfigError that holds its traceback.
+
+    Args:
+        what: names the code in the message.
+    """
+    try:
+        yield
+    except BundleError:
+        raise
+    except Exception as exc:
+        lines = traceback.format_exception(type(exc), exc, _from_users_code(exc.__traceback__))
+        raise ConfigError(f"{what} failed:\n{''.join(lines).rstrip()}") from exc
+
+
+def _from_users_code(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback without the frames of ours that lead to the user's."""
+    found = trace
+    while found is not None and _is_own(found):
+        found = found.tb_next
+    return found or trace
+
+
+def _is_own(trace: TracebackType) -> bool:
+    return str(trace.tb_frame.f_globals.get("__name__", "")).startswith(_OWN_PACKAGES)

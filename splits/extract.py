@@ -5,31 +5,28 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from torch import fx, nn
+from torch import fx
 
-from splits.alias import is_view, writes_in_place
 from splits.flow import Flow
-from splits.stage import StagePart
+from splits.stage import StagePart, overwritable
 
 
-def extract(flow: Flow, cuts: Sequence[int], stage: int, model: nn.Module) -> StagePart:
+def extract(flow: Flow, cuts: Sequence[int], stage: int) -> StagePart:
     """What one stage does.
 
     Args:
         flow: the whole graph.
         cuts: boundaries, increasing, none of them blocked.
         stage: index of the stage.
-        model: the model of the graph.
     """
-    return _Extraction(flow, cuts, stage, model).part()
+    return _Extraction(flow, cuts, stage).part()
 
 
 class _Extraction:
-    def __init__(self, flow: Flow, cuts: Sequence[int], stage: int, model: nn.Module) -> None:
+    def __init__(self, flow: Flow, cuts: Sequence[int], stage: int) -> None:
         self._flow = flow
         self._cuts = cuts
         self._stage = stage
-        self._model = model
         self._graph = fx.Graph()
         self._made: dict[fx.Node, fx.Node] = {}
 
@@ -58,10 +55,8 @@ class _Extraction:
         for node in received:
             self._made[node] = self._graph.placeholder(node.name)
         for node in received:
-            if self._is_overwritten(node):
-                # The tensor received is a leaf for autograd, which in-place operations may not
-                # change.
-                self._made[node] = self._graph.call_method("clone", (self._made[node],))
+            # Whether a module of the user's overwrites it shows only when it runs.
+            self._made[node] = self._graph.call_function(overwritable, (self._made[node],))
 
     def _is_mine(self, node: fx.Node) -> bool:
         if node.op in ("placeholder", "get_attr", "output"):
@@ -73,11 +68,3 @@ class _Extraction:
         if node not in self._made:
             self._made[node] = self._graph.node_copy(node, self._take)
         return self._made[node]
-
-    def _is_overwritten(self, node: fx.Node) -> bool:
-        mine = [user for user in node.users if self._is_mine(user)]
-        return any(
-            writes_in_place(user, self._model)
-            or (is_view(user, self._model) and self._is_overwritten(user))
-            for user in mine
-        )

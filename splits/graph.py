@@ -192,8 +192,8 @@ class TracedModel:
 
     def _stage(self, places: Sequence[Boundary], chunks: Sequence[int]) -> Stage:
         train_cuts, eval_cuts = [b.train for b in places], [b.eval for b in places]
-        train = [extract(self._train, train_cuts, c, self.model) for c in chunks]
-        eval_ = [extract(self._eval, eval_cuts, c, self.model) for c in chunks]
+        train = [extract(self._train, train_cuts, c) for c in chunks]
+        eval_ = [extract(self._eval, eval_cuts, c) for c in chunks]
         stage = Stage()
         paths = [self._owner(p) for part in (*train, *eval_) for p in state_paths(part.graph)]
         for path in outermost(paths):

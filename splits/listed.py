@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from launcher.errors import ConfigError
 from splits.graph import check_apart
+from splits.stage import overwritable
 from splits.state import names_by_id
 
 
@@ -35,7 +36,7 @@ class ListedStage(nn.Module):
 
     def forward(self, *inputs: Tensor, chunk: int = 0) -> object:
         """What the last module of a chunk returns."""
-        result: object = inputs
+        result: object = tuple(overwritable(t) if t.requires_grad else t for t in inputs)
         for module in self.chunk_modules(chunk):
             result = module(*_as_tuple(result))
         is_last = self._is_last and chunk == len(self._names) - 1

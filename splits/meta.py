@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -15,16 +16,22 @@ Built = nn.Module | Sequence[nn.Module]
 def build_on_default_device(build: Callable[[], Built]) -> Built:
     """What `build` returns; on the meta device also where it computes while building.
 
-    Under `torch.device("meta")` a constructor cannot read numbers back from a tensor, as RegNet's
-    does. Then only the parameters go to the meta device.
+    Under `torch.device("meta")` a constructor cannot read numbers back from a tensor, nor move one
+    to a device. Then only the parameters go to the meta device.
+
+    Args:
+        build: is called a second time there.
     """
-    try:
+    if torch.get_default_device().type != "meta":
         return build()
-    except (NotImplementedError, RuntimeError):
-        if torch.get_default_device().type != "meta":
-            raise
-    with torch.device("cpu"), _parameters_on_meta():
-        built = build()
+    # Weights loaded there are left out, as all numbers are; torch warns of each tensor.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is a no-op")
+        # Whatever a user's code made of it: an error that is not about meta comes again below.
+        with contextlib.suppress(Exception):
+            return build()
+        with torch.device("cpu"), _parameters_on_meta():
+            built = build()
     for module in [built] if isinstance(built, nn.Module) else built:
         module.to("meta")  # the buffers
     return built

@@ -14,7 +14,6 @@ from launcher.user_file import module_from_file
 from splits import resnet, vgg
 from splits.graph import TracedModel
 from splits.listed import joined_stages
-from splits.meta import build_on_default_device
 
 # Their constructors warn unless the initialisation is chosen; this is the one of torchvision's
 # reference training.
@@ -62,10 +61,7 @@ def _build_torchvision(name: str, num_outputs: int) -> nn.Module:
         )
     options = {"init_weights": True} if name in _CHOOSE_INIT else {}
     build = torchvision.models.get_model_builder(name)
-    built = build_on_default_device(
-        lambda: cast(nn.Module, build(weights=None, num_classes=num_outputs, **options))
-    )
-    return cast(nn.Module, built)
+    return cast(nn.Module, build(weights=None, num_classes=num_outputs, **options))
 
 
 def _build_from_file(file: str, function: str, num_outputs: int) -> nn.Module | list[nn.Module]:
@@ -77,8 +73,7 @@ def _build_from_file(file: str, function: str, num_outputs: int) -> nn.Module | 
             f"--model {file!r} has no function {function!r}; {nearest(function, functions)}"
         )
     args = (num_outputs,) if inspect.signature(build).parameters else ()
-    built = build_on_default_device(lambda: _checked(build(*args), f"{file}:{function}"))
-    return built if isinstance(built, nn.Module) else list(built)
+    return _checked(build(*args), f"{file}:{function}")
 
 
 def _checked(built: object, name: str) -> nn.Module | list[nn.Module]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
@@ -25,6 +26,25 @@ class ChunkedStage(Protocol):
 
     def chunk_modules(self, chunk: int) -> Iterable[nn.Module | Parameter]:
         """What one of its chunks uses."""
+
+
+class _Received(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, tensor: Tensor) -> Tensor:
+        return tensor.detach()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient
+
+
+def overwritable(tensor: Tensor) -> Tensor:
+    """The tensor, in the same memory, as a result of autograd's.
+
+    What a stage receives is a leaf, which in-place operations may not change.
+    """
+    received: Tensor = _Received.apply(tensor)
+    return received
 
 
 def chunk_forwards(stage: nn.Module, num_chunks: int) -> list[Forward]:

@@ -13,6 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import torch
 import torchvision
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from splits.graph import TracedModel
+from splits.meta import build_on_default_device
 from splits.models import build_model
 
 NUM_SAMPLED = 6
@@ -52,7 +54,7 @@ def check(traced: TracedModel, cuts: Sequence[str], image: Tensor) -> None:
 def check_model(name: str) -> str:
     start = time.perf_counter()
     with torch.device("meta"):
-        model = build_model(name, 10)
+        model = build_on_default_device(partial(build_model, name, 10))
         size = SIZES.get(name, 224)
         image = torch.empty(2, 3, size, size)
     assert isinstance(model, nn.Module)

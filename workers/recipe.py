@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, nearest
-from launcher.user_file import module_from_file
+from launcher.user_file import module_from_file, users_code
 
 BUILT_IN = {
     "image-classification": "workers.recipes.image_classification",
@@ -59,7 +59,11 @@ class DataInfo:
 
 
 class Recipe(Protocol):
-    """What a recipe file's `recipe(config)` returns. No method may depend on the topology."""
+    """What a recipe file's `recipe(config)` returns. No method may depend on the topology.
+
+    It may have `num_outputs() -> int` besides, what `open_data` will say, known quickly: then a
+    model that depends on it is checked before any rank starts.
+    """
 
     unit: str
     """What one sample is called in the throughput, plural: "images"."""
@@ -109,4 +113,5 @@ def load_recipe(config: TrainConfig) -> Recipe:
     make = getattr(module, "recipe", None)
     if not callable(make):
         raise ConfigError(f"--recipe {name!r} has no function recipe(config)")
-    return cast(Recipe, make(config))
+    with users_code(f"--recipe {name!r}"):
+        return cast(Recipe, make(config))

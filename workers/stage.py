@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 
@@ -12,6 +13,8 @@ from torch import nn
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from launcher.user_file import users_code
+from splits.meta import build_on_default_device
 from splits.models import make_stages
 from workers.blank import build_blank
 from workers.order import mix_seed
@@ -65,11 +68,12 @@ def make_stage(
         ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks.
     """
     seed = mix_seed(config.seed)
+    build = partial(_build, recipe, info)
     if is_loaded_later:
-        model = build_blank(partial(recipe.model, info), seed, then=partial(_try_optimizer, recipe))
+        model = build_blank(build, seed, then=partial(_try_optimizer, recipe))
     else:
         torch.manual_seed(seed)
-        model = recipe.model(info)
+        model = build_on_default_device(build)
     stages: Sequence[nn.Module] = make_stages(
         model,
         cut=config.cut,
@@ -86,10 +90,35 @@ def _try_optimizer(recipe: Recipe, model: nn.Module | Sequence[nn.Module]) -> No
         recipe.optimizer(module.named_parameters())
 
 
+def _build(recipe: Recipe, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
+    with users_code("the model's own code"):
+        return recipe.model(info)
+
+
 def check_stages(config: TrainConfig, recipe: Recipe) -> None:
-    """Raises ConfigError where the model cannot be cut as asked; makes no parameter."""
+    """Raises ConfigError where the model cannot be cut as asked; makes no parameter.
+
+    Nothing is said of a model that depends on data which is not open yet, and has no
+    `num_outputs`: its ranks say it.
+    """
     if len(config.shape) == 1 and not config.cut:
         return
-    info = DataInfo(num_train=1, num_val=0, num_outputs=config.num_classes or 10)
-    with torch.device("meta"):
+    count = getattr(recipe, "num_outputs", None)
+    info = _Foreseen(count() if count else config.num_classes)
+    with torch.device("meta"), suppress(_NotOpenYet):
         make_stage(config, recipe, info, 0)
+
+
+class _NotOpenYet(BaseException):
+    """No Exception, as the user's code is not to handle it."""
+
+
+class _Foreseen(DataInfo):
+    """What is known of data that nobody has opened; reading more of it raises _NotOpenYet."""
+
+    def __init__(self, num_outputs: int) -> None:
+        if num_outputs:
+            object.__setattr__(self, "num_outputs", num_outputs)
+
+    def __getattr__(self, name: str) -> int:
+        raise _NotOpenYet(name)

@@ -50,6 +50,12 @@ class ImageClassification:
             classes = check_folder(self._root, needs_val=self._config.validate)
             self._check_num_classes(len(classes))
 
+    def num_outputs(self) -> int:
+        """Of the model, without opening the data."""
+        if self._config.num_classes or self._is_synthetic:
+            return self._config.num_classes or SYNTHETIC_CLASSES
+        return len(check_folder(self._root, needs_val=self._config.validate))
+
     def open_data(self) -> DataSets:
         """Lists all images, where no earlier start has; opens none."""
         train, val = transforms(self._config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from launcher.errors import ConfigError
+from splits.meta import build_on_default_device
 from splits.models import build_model, choose_cuts, make_stages
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "my_model.py"
@@ -15,7 +17,7 @@ EXAMPLE = Path(__file__).parents[3] / "examples" / "my_model.py"
 
 def on_meta(name: str) -> nn.Module:
     with torch.device("meta"):
-        model = build_model(name, 10)
+        model = build_on_default_device(partial(build_model, name, 10))
     assert isinstance(model, nn.Module)
     return model
 

@@ -14,7 +14,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from launcher.errors import ConfigError
 from splits.graph import boundary_names, cut_model
-from splits.models import build_model
+from splits.models import build_model, make_stages
 from tests.unit.splits.stage_chain import assert_same, named, run_chain, run_whole
 
 
@@ -200,3 +200,40 @@ def test_functional_dropout_follows_the_mode_of_the_stage() -> None:
     assert not front.training
     assert torch.equal(rear(*front(x)), model(x))
     assert (front.train()(x)[0] == 0).any()
+
+
+class Overwrites(nn.Module):
+    """What it is given, which only running it shows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        while x.sum() > 1e6:
+            x = x / 2
+        return nn.functional.relu(x, inplace=True)
+
+
+class OverwritesAfter(nn.Module):
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 4)
+        self.first = first
+        self.b = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.first(self.a(x)))
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(inplace=True), Overwrites()], ids=["known", "unknown"])
+@pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "traced"])
+def test_a_stage_may_overwrite_what_it_receives(first: nn.Module, is_listed: bool) -> None:
+    torch.manual_seed(0)
+    model = OverwritesAfter(first)
+    whole = copy.deepcopy(model)
+    if is_listed:
+        parts = [model.a, nn.Sequential(model.first, model.b)]
+        stages = make_stages(parts, cut=[], num_stages=2)
+    else:
+        stages = cut_model(model, ["first"])
+    x = torch.randn(3, 4)
+    got, right = run_chain(stages, x), run_whole(whole, x)
+    assert torch.equal(got.outputs[0], right.outputs[0])
+    assert all(map(torch.equal, got.gradients.values(), right.gradients.values()))

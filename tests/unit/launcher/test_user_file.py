@@ -1,0 +1,75 @@
+"""A user's own file: what it may import, and how its errors are told."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.errors import ConfigError
+from launcher.user_file import module_from_file
+
+
+@pytest.fixture(autouse=True)
+def _import_state_kept() -> Iterator[None]:
+    path, modules = list(sys.path), set(sys.modules)
+    yield
+    sys.path[:] = path
+    for name in set(sys.modules) - modules:
+        del sys.modules[name]
+
+
+def written(folder: Path, **files: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / f"{name}.py").write_text(text)
+    return folder
+
+
+def test_a_file_imports_its_siblings_at_once_and_later(tmp_path: Path) -> None:
+    folder = written(
+        tmp_path,
+        mine="import beside_a\ndef late():\n    import beside_b\n    return beside_b.VALUE",
+        beside_a="VALUE = 1",
+        beside_b="VALUE = 2",
+    )
+    module = module_from_file(str(folder / "mine.py"), "--model")
+    assert (module.beside_a.VALUE, module.late()) == (1, 2)
+
+
+def test_files_of_two_folders_import_each_its_own_siblings(tmp_path: Path) -> None:
+    first = written(tmp_path / "a", mine="import beside_c as b", beside_c="VALUE = 1")
+    second = written(tmp_path / "b", mine="import beside_d as b", beside_d="VALUE = 2")
+    modules = [module_from_file(str(f / "mine.py"), "--model") for f in (first, second)]
+    assert [module.b.VALUE for module in modules] == [1, 2]
+
+
+def test_two_siblings_of_one_name_are_refused(tmp_path: Path) -> None:
+    first = written(tmp_path / "a", mine="import beside_e", beside_e="")
+    second = written(tmp_path / "b", other="import beside_e", beside_e="")
+    module_from_file(str(first / "mine.py"), "--model")
+    with pytest.raises(ConfigError, match=r"--recipe .*other.py' has 'beside_e.py' beside it, and"):
+        module_from_file(str(second / "other.py"), "--recipe")
+
+
+def test_what_cannot_be_imported_is_told_in_a_line(tmp_path: Path) -> None:
+    folder = written(tmp_path, mine="import no_such_module_at_all")
+    with pytest.raises(ConfigError) as caught:
+        module_from_file(str(folder / "mine.py"), "--model")
+    assert str(caught.value).endswith(
+        "ModuleNotFoundError: No module named 'no_such_module_at_all'"
+    )
+    assert "\n" not in str(caught.value)
+
+
+def test_another_error_shows_the_traceback_from_the_user_s_line_on(tmp_path: Path) -> None:
+    folder = written(tmp_path, mine="def broken():\n    return 1 / 0\nbroken()")
+    with pytest.raises(ConfigError) as caught:
+        module_from_file(str(folder / "mine.py"), "--model")
+    told = str(caught.value)
+    assert told.count("Traceback") == 1
+    assert told.index('mine.py", line 3') < told.index('mine.py", line 2')
+    assert told.endswith("ZeroDivisionError: division by zero")
+    assert "user_file.py" not in told

@@ -1,0 +1,104 @@
+"""Making stages: the check before the start, and models that compute while they are built."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+import torch
+from torch import nn
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from workers.recipe import DataInfo, Recipe
+from workers.stage import check_stages, make_stage
+
+CONFIG = TrainConfig(data="x", shape=(1, 1), cut=("2",))
+INFO = DataInfo(num_train=8, num_val=0, num_outputs=37)
+
+
+def with_model(build: Callable[[DataInfo], nn.Module], **more: object) -> Recipe:
+    return cast(Recipe, SimpleNamespace(model=build, **more))
+
+
+def classifier(num_outputs: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, num_outputs))
+
+
+def test_the_check_asks_for_the_outputs_that_the_data_has() -> None:
+    asked: list[int] = []
+
+    def build(info: DataInfo) -> nn.Module:
+        asked.append(info.num_outputs)
+        return classifier(info.num_outputs)
+
+    check_stages(CONFIG, with_model(build, num_outputs=lambda: 37))
+    assert asked == [37]
+
+
+def test_the_check_leaves_out_what_depends_on_data_that_is_not_open() -> None:
+    built: list[nn.Module] = []
+
+    def build(info: DataInfo) -> nn.Module:
+        built.append(classifier(info.num_outputs))
+        return built[-1]
+
+    check_stages(CONFIG, with_model(build))
+    assert not built
+    make_stage(CONFIG, with_model(build), INFO, 0)
+    assert len(built) == 1
+
+
+def test_the_check_needs_no_data_where_the_model_does_not_ask() -> None:
+    with pytest.raises(ConfigError, match="1 cuts are more than the 0 boundaries"):
+        check_stages(CONFIG, with_model(lambda _: nn.Sequential(nn.Linear(2, 2))))
+
+
+def test_weights_loaded_while_building_are_checked_without_a_warning() -> None:
+    weights = classifier(37).state_dict()
+
+    def build(info: DataInfo) -> nn.Module:
+        model = classifier(info.num_outputs)
+        model.load_state_dict(weights)
+        return model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_stages(CONFIG, with_model(build, num_outputs=lambda: 37))
+    stage = make_stage(CONFIG, with_model(build), INFO, 1)
+    assert torch.equal(stage.state_dict()["1.weight"], weights["1.weight"])
+
+
+@pytest.mark.parametrize(
+    "rate",
+    [
+        lambda: torch.linspace(0, 0.5, 3)[1].item(),
+        lambda: float(torch.linspace(0, 0.5, 3).numpy()[1]),
+        lambda: torch.linspace(0, 0.5, 3).cpu().tolist()[1],
+        lambda: 0.25 if torch.ones(2).sum() > 1 else 0.5,
+    ],
+)
+def test_a_recipe_s_model_may_read_numbers_while_it_is_built(rate: Callable[[], float]) -> None:
+    made: list[nn.Dropout] = []
+
+    def build(_: DataInfo) -> nn.Module:
+        made.append(nn.Dropout(rate()))
+        return nn.Sequential(nn.Linear(4, 4), made[-1])
+
+    check_stages(CONFIG, with_model(build))
+    assert made[-1].p == 0.25
+
+
+def test_an_error_of_the_model_s_own_code_is_told_with_its_traceback() -> None:
+    def build(_: DataInfo) -> nn.Module:
+        return {}["my key"]  # type: ignore[no-any-return]
+
+    with pytest.raises(ConfigError) as caught:
+        check_stages(CONFIG, with_model(build))
+    told = str(caught.value)
+    assert told.count("Traceback") == 1
+    assert told.endswith("KeyError: 'my key'")
+    assert "in build" in told.splitlines()[2]
