@@ -8,7 +8,7 @@ Each forward of a step begins with the same state, and what the first one leaves
 not depend on how the micro-batches are shared out (I1), and all replicas stay equal. With one
 replica and one micro-batch per step it is what plain torch does; DDP keeps one replica's, too.
 
-Running statistics of batch norms go another way: see batchnorm.py.
+Running statistics of batch norms and instance norms go another way: see batchnorm.py.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from launcher.config import TrainConfig
 from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers import replica_check
-from workers.batchnorm import StatisticsPool, defer_batchnorm
+from workers.batchnorm import StatisticsPool
 from workers.bucket import bucket_bytes
 from workers.bundle import Bundle, Outcome, StepWork
 from workers.calibrate import read_choice, write_choice
@@ -76,7 +76,7 @@ class Trainer:
         self._meters = meters
         if config.precision == "float64":
             stage = stage.double()
-        self.stage = defer_batchnorm(stage.to(session.device))
+        self.stage = stage.to(session.device)
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
         self._highest_lr = [group["lr"] for group in self.optimizer.param_groups]
         self.sync = self._make_sync()
@@ -97,6 +97,7 @@ class Trainer:
             self._forward_state.watched(chunk, _compiled(forward) if config.compile else forward)
             for chunk, forward in enumerate(chunk_forwards(self.stage, config.chunks))
         ]
+        forwards = [self._statistics.around(forward) for forward in forwards]
         self.bundle = Bundle(
             topology=topology,
             place=place,

@@ -128,7 +128,7 @@ def test_a_batch_norm_that_gets_one_value_says_which_option_helps(tmp_path: Path
         timeout_s=10.0,
     )
     found = outcomes((2,), trains(config), tmp_path, 60)
-    assert "ConfigError: a batch norm of 6 channels gets one value of each" in found[0]
+    assert "ConfigError: batch norm 'norm1' of 6 channels gets one value of each" in found[0]
     assert "--microbatch-size" in found[0]
 
 
