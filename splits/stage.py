@@ -113,7 +113,8 @@ class Stage(nn.Module):
         results = self._forwards[chunk, self.training](self, *inputs)
         names = self._outputs[chunk, self.training]
         for name, result in zip(names, results, strict=False):
-            if not isinstance(result, Tensor):
+            # What a dict or tuple holds is looked at when it is sent.
+            if not isinstance(result, (Tensor, dict, tuple, list)):
                 raise ConfigError(
                     f"the cut sends {name!r} on, which is no tensor but "
                     f"{type(result).__name__}; cut before or behind the operations that use it"

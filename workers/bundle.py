@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from launcher.errors import ConfigError
 from launcher.schedule import Action, Order, Pass, Pipeline, last_backwards
 from launcher.topology import Link, LinkKind, Place, Topology
 from splits.stage import Forward, chunk_forwards
 from workers.comm import Group
 from workers.links import InLink, Kind, OutLink, specs_of
 from workers.meters import Meters
+from workers.nest import Form, built, form_of, leaves, mapped
 from workers.order import mix_seed
 from workers.recipe import Recipe
 from workers.samples import Batch
@@ -236,62 +239,73 @@ class Bundle:
             for kind in wanted:
                 self._source(kind, chunk, j).expect([self._kind(work, j)])
 
-    def _receive(self, kind: LinkKind, chunk: int, j: int) -> list[Tensor]:
+    def _receive(self, kind: LinkKind, chunk: int, j: int) -> tuple[list[Tensor], Form]:
         with self._meters.phase("receive"):
-            return self._source(kind, chunk, j).receive()
+            return self._source(kind, chunk, j).receive_formed()
 
     def _send(
-        self, kind: LinkKind, chunk: int, to: int, work: StepWork, j: int, what: list[Tensor]
+        self,
+        kind: LinkKind,
+        chunk: int,
+        to: int,
+        work: StepWork,
+        j: int,
+        what: list[Tensor],
+        form: Form = None,
     ) -> None:
         with self._meters.phase("send"):
-            self._out[kind, chunk, self._peer(to, j)].send(self._kind(work, j), what)
+            self._out[kind, chunk, self._peer(to, j)].send(self._kind(work, j), what, form)
 
     # --- the passes
 
     def _forward(self, step: _Step, action: Action) -> None:
         work, chunk, j = step.work, self._chunk(action), action.microbatch
-        inputs, target = self._input(step, chunk, j)
+        arguments, target = self._input(step, chunk, j)
+        is_last = chunk == self._last_chunk
         with self._meters.phase("forward"), self._autocast():
             if self.stage.training:
                 # Dropout depends on these alone, not on the topology (I1).
                 torch.manual_seed(mix_seed(work.seed, work.step, work.first + j, chunk))
-            result = self._forwards[action.chunk](*inputs)
-            if target is not None:
-                outputs = [self._judge(step, j, result, target)]
-        if chunk < self._last_chunk:
-            outputs = _tensors(result)
+            result = self._forwards[action.chunk](*arguments)
+            outputs = [self._judge(step, j, result, target)] if is_last else _tensors(result)
+        if not is_last:
             if self.stage.training:
                 self._learn_gradients(work, chunk, j, outputs)
-            self._send(LinkKind.ACTIVATION, chunk, chunk + 1, work, j, outputs)
+            form = _form_of(_arguments(result))
+            self._send(LinkKind.ACTIVATION, chunk, chunk + 1, work, j, outputs, form)
         if self.stage.training:
-            step.in_flight[action.key] = _InFlight(inputs, outputs)
+            step.in_flight[action.key] = _InFlight(_tensors(arguments), outputs)
 
     def _learn_gradients(self, work: StepWork, chunk: int, j: int, outputs: list[Tensor]) -> None:
         specs = [s._replace(requires_grad=False) for s in specs_of(outputs) if s.requires_grad]
         self._source(LinkKind.GRADIENT, chunk, j).learn(self._kind(work, j), tuple(specs))
 
-    def _input(self, step: _Step, chunk: int, j: int) -> tuple[list[Tensor], Tensor | None]:
-        """What a chunk works on, and for the last one the target."""
+    def _input(self, step: _Step, chunk: int, j: int) -> tuple[tuple[Any, ...], object]:
+        """What a chunk is called with, and for the last one the target."""
         if chunk > 0:
-            inputs = self._receive(LinkKind.ACTIVATION, chunk, j)
+            tensors, form = self._receive(LinkKind.ACTIVATION, chunk, j)
+            arguments: tuple[Any, ...] = built(form, iter(tensors))
             if chunk < self._last_chunk:
-                return inputs, None
-            return inputs, self._placed(self._receive(LinkKind.TARGET, chunk, j)[0])
+                return arguments, None
+            tensors, form = self._receive(LinkKind.TARGET, chunk, j)
+            return arguments, built(form, map(self._placed, tensors))
         with self._meters.phase("data"):
             batch = next(step.batches)
-            inputs = [self._placed(t) for t in batch.inputs]
+            arguments = mapped(self._placed, batch.inputs)
         step.outcome.num_unreadable += batch.num_unreadable
+        target = batch.target
         if self._last_chunk == 0:
-            return inputs, self._placed(batch.target)
-        self._send(LinkKind.TARGET, 0, self._last_chunk, step.work, j, [batch.target])
-        return inputs, None
+            return arguments, mapped(self._placed, target)
+        tensors, form = _tensors(target), _form_of(target)
+        self._send(LinkKind.TARGET, 0, self._last_chunk, step.work, j, tensors, form)
+        return arguments, None
 
     def _placed(self, tensor: Tensor) -> Tensor:
         is_wide = self._precision == "float64" and tensor.is_floating_point()
         dtype = torch.float64 if is_wide else tensor.dtype
         return tensor.to(self._device, dtype, non_blocking=True)
 
-    def _judge(self, step: _Step, j: int, result: object, target: Tensor) -> Tensor:
+    def _judge(self, step: _Step, j: int, result: object, target: Any) -> Tensor:  # noqa: ANN401
         """The loss of one micro-batch, weighted by its samples over the step's (I1)."""
         size = step.work.sizes[j]
         loss = self._recipe.loss(result, target) * (size / step.work.num_samples)
@@ -303,7 +317,7 @@ class Bundle:
         chunk, j = self._chunk(action), action.microbatch
         flight = step.in_flight.pop(action.key)
         is_last = chunk == self._last_chunk
-        gradients = None if is_last else self._receive(LinkKind.GRADIENT, chunk, j)
+        gradients = None if is_last else self._receive(LinkKind.GRADIENT, chunk, j)[0]
         outputs = [t for t in flight.outputs if t.requires_grad]
         inputs = [t for t in flight.inputs if t.requires_grad]
         with self._meters.phase("backward"):
@@ -331,8 +345,21 @@ class Bundle:
         return nullcontext()
 
 
-def _tensors(result: object) -> list[Tensor]:
-    """What a chunk hands on, in order."""
-    tensors = (result,) if isinstance(result, Tensor) else result
-    assert isinstance(tensors, (tuple, list))
-    return list(tensors)
+def _arguments(result: object) -> tuple[object, ...]:
+    """What the next chunk is called with: each item of a tuple or list is one argument."""
+    return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _tensors(value: object) -> list[Tensor]:
+    """The tensors in what a chunk hands on, in order."""
+    return [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
+
+
+def _form_of(value: object) -> Form:
+    try:
+        return form_of(value, lambda item: isinstance(item, Tensor))
+    except TypeError as exc:
+        raise ConfigError(
+            f"what a stage hands on cannot be sent: {exc}, neither a tensor nor a plain number; "
+            "let the model make it where it is used, or use --shape 1"
+        ) from exc

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
 from launcher.fork_server import die_with_parent
+from workers.collate import Collate
 from workers.recipe import SampleSet
 from workers.samples import Answer, Batch, Reader, Request
 
@@ -40,6 +41,7 @@ class MicrobatchLoader:
     Args:
         samples: the single samples.
         config: seed, prefetch, timeout, --skip-unreadable.
+        collate: joins the samples of a micro-batch.
         num_workers: loading processes; 0 reads in this one when a batch is asked for, None does
             what `num_loaders` says.
         pin_memory: batches in pinned memory, for a faster way to the GPU.
@@ -51,6 +53,7 @@ class MicrobatchLoader:
         samples: SampleSet,
         *,
         config: TrainConfig,
+        collate: Collate = Collate(),  # noqa: B008 (frozen)
         num_workers: int | None = None,
         pin_memory: bool = False,
         num_cores: int = 1,
@@ -64,7 +67,12 @@ class MicrobatchLoader:
                 num_cores=num_cores,
                 has_gpu=torch.cuda.is_available(),
             )
-        reader = Reader(samples, seed=config.seed, skip_unreadable=config.skip_unreadable)
+        reader = Reader(
+            samples,
+            seed=config.seed,
+            skip_unreadable=config.skip_unreadable,
+            collate=collate,
+        )
         self._loader: DataLoader[Answer] | None = DataLoader(
             reader,  # type: ignore[arg-type] # torch asks for its own base class
             batch_size=None,

@@ -8,6 +8,7 @@ from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from workers.bundle import StepWork
+from workers.collate import Collate
 from workers.data import MicrobatchLoader
 from workers.order import num_steps, sample_order, share_out, step_microbatches
 from workers.recipe import DataInfo, DataSets, SampleSet
@@ -34,10 +35,8 @@ class Feed:
         self._width = session.topology.shape[0]
         self._info = info
         self._speeds = [1.0] * session.topology.num_bundles
-        pin = session.device.type == "cuda"
-        cores = session.arrival.num_cores
-        self._train = _loader(config, data.train if data else None, pin, cores)
-        self._val = _loader(config, data.val if data else None, pin, cores)
+        self._train = _loader(config, session, data, data.train if data else None)
+        self._val = _loader(config, session, data, data.val if data else None)
 
     @property
     def num_train(self) -> int:
@@ -152,8 +151,14 @@ class Feed:
 
 
 def _loader(
-    config: TrainConfig, samples: SampleSet | None, pin_memory: bool, num_cores: int
+    config: TrainConfig, session: Session, data: DataSets | None, samples: SampleSet | None
 ) -> MicrobatchLoader | None:
-    if samples is None:
+    if data is None or samples is None:
         return None
-    return MicrobatchLoader(samples, config=config, pin_memory=pin_memory, num_cores=num_cores)
+    return MicrobatchLoader(
+        samples,
+        config=config,
+        collate=Collate.of(data, samples),
+        pin_memory=session.device.type == "cuda",
+        num_cores=session.arrival.num_cores,
+    )

@@ -25,6 +25,7 @@ Why ranks cannot wait for each other in a circle:
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from torch import Tensor
 from launcher.errors import ConfigError
 from workers.comm import Group
 from workers.message import PACKED, Kind, Specs, TensorSpec, described, packed, specs_of, unpacked
+from workers.nest import Form
 from workers.transports import open_receiver, open_sender
 
 __all__ = ["InLink", "Kind", "OutLink", "TensorSpec", "specs_of"]
@@ -61,32 +63,45 @@ class OutLink:
         self._sender = open_sender(group)
         self._tells_specs = tells_specs
         self._max_ahead = max_ahead
-        self._told: dict[Kind, Specs] = {}
+        self._told: dict[Kind, tuple[Specs, Form]] = {}
 
-    def send(self, kind: Kind, tensors: Sequence[Tensor]) -> None:
+    def send(self, kind: Kind, tensors: Sequence[Tensor], form: Form = None) -> None:
         """Starts sending; returns before the data has left, so it must not change from here on.
+
+        Args:
+            kind: of message.
+            tensors: in it.
+            form: what they are put together to (`workers.nest`), told with the specs.
 
         Raises:
             ConfigError: the tensors differ from those of an earlier message of this kind.
             RuntimeError: the receiver is gone.
         """
         if self._tells_specs:
-            self._tell(kind, specs_of(tensors))
+            self._tell(kind, specs_of(tensors), form)
         self._sender.send([t.detach() for t in tensors])
         if not kind.training:
             # Some of them may be specs.
             self._sender.wait(self._max_ahead + len(self._told))
 
-    def _tell(self, kind: Kind, specs: Specs) -> None:
+    def _tell(self, kind: Kind, specs: Specs, form: Form) -> None:
         if kind not in self._told:
-            self._told[kind] = specs
-            self._sender.send([packed(specs)])
-        elif specs != self._told[kind]:
+            self._told[kind] = specs, form
+            self._sender.send([packed(specs, form)])
+            return
+        told_specs, told_form = self._told[kind]
+        if specs != told_specs:
             # Gloo would fill a longer buffer in part without a word, and abort on a shorter one.
             raise ConfigError(
                 f"a micro-batch of {kind.num_samples} samples sends {described(specs)} across a "
-                f"cut, where {described(self._told[kind])} crossed a cut before; make all samples "
+                f"cut, where {described(told_specs)} crossed a cut before; make all samples "
                 "of one shape, or use --shape 1"
+            )
+        if form != told_form:
+            raise ConfigError(
+                f"a micro-batch of {kind.num_samples} samples sends the form {json.dumps(form)} "
+                f"across a cut, where {json.dumps(told_form)} crossed a cut before; give all "
+                "samples the same keys and lengths, or use --shape 1"
             )
 
     def finish(self) -> None:
@@ -101,6 +116,7 @@ class OutLink:
 
 class _Posted(NamedTuple):
     specs: Specs
+    form: Form
     arrived: Callable[[], list[Tensor]]
 
 
@@ -118,7 +134,7 @@ class InLink:
     def __init__(self, group: Group, device: torch.device, *, is_told_specs: bool) -> None:
         self._receiver = open_receiver(group, device)
         self._is_told = is_told_specs
-        self._specs: dict[Kind, Specs] = {}
+        self._specs: dict[Kind, tuple[Specs, Form]] = {}
         self._expected: deque[Kind] = deque()
         self._posted: deque[_Posted] = deque()
 
@@ -129,10 +145,17 @@ class InLink:
 
     def learn(self, kind: Kind, specs: Specs) -> None:
         """Says what a kind of message looks like."""
-        self._specs.setdefault(kind, specs)
+        self._specs.setdefault(kind, (specs, None))
 
     def receive(self) -> list[Tensor]:
+        """The tensors of the next expected message, see `receive_formed`."""
+        return self.receive_formed()[0]
+
+    def receive_formed(self) -> tuple[list[Tensor], Form]:
         """The next expected message, as leaves on the device that require grad where sent so.
+
+        Returns:
+            Its tensors, and what the sender says that they are put together to.
 
         Raises:
             RuntimeError: the sender is gone, or sent nothing within the group's timeout.
@@ -141,12 +164,12 @@ class InLink:
             if self._expected[0] not in self._specs and self._is_told:
                 self._specs[self._expected[0]] = unpacked(self._receiver.post(PACKED)()[0])
             self._post()
-        specs, arrived = self._posted.popleft()
+        specs, form, arrived = self._posted.popleft()
         tensors = arrived()
         self._post()
         for tensor, spec in zip(tensors, specs, strict=True):
             tensor.requires_grad_(spec.requires_grad)
-        return tensors
+        return tensors, form
 
     def _post(self) -> None:
         while (
@@ -154,5 +177,5 @@ class InLink:
             and len(self._posted) < _POSTED_AHEAD
             and self._expected[0] in self._specs
         ):
-            specs = self._specs[self._expected.popleft()]
-            self._posted.append(_Posted(specs, self._receiver.post(specs)))
+            specs, form = self._specs[self._expected.popleft()]
+            self._posted.append(_Posted(specs, form, self._receiver.post(specs)))

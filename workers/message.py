@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workers.nest import Form
+
 _SPEC_BYTES = 64 << 10
 
 
@@ -44,10 +46,15 @@ def described(specs: Specs) -> str:
     return " and ".join(tensors) or "nothing"
 
 
-def packed(specs: Specs) -> Tensor:
-    """Specs as a tensor that can be sent; its own specs are always `PACKED`."""
+def packed(specs: Specs, form: Form = None) -> Tensor:
+    """Specs as a tensor that can be sent; its own specs are always `PACKED`.
+
+    Args:
+        specs: of the tensors of a message.
+        form: what they are put together to (`workers.nest`); None: the receiver knows.
+    """
     rows = [(list(s.shape), str(s.dtype).removeprefix("torch."), s.requires_grad) for s in specs]
-    data = json.dumps(rows).encode()
+    data = json.dumps([rows, form]).encode()
     if len(data) > _SPEC_BYTES:
         raise RuntimeError(f"{len(specs)} tensors cross one cut, more than a message can describe")
     found = torch.full((_SPEC_BYTES,), ord(" "), dtype=torch.uint8)
@@ -55,7 +62,8 @@ def packed(specs: Specs) -> Tensor:
     return found
 
 
-def unpacked(tensor: Tensor) -> Specs:
-    """The specs that `packed` was given."""
-    rows = json.loads(tensor.cpu().numpy().tobytes())
-    return tuple(TensorSpec(tuple(dims), getattr(torch, name), grad) for dims, name, grad in rows)
+def unpacked(tensor: Tensor) -> tuple[Specs, Form]:
+    """The specs and the form that `packed` was given."""
+    rows, form = json.loads(tensor.cpu().numpy().tobytes())
+    specs = (TensorSpec(tuple(dims), getattr(torch, name), grad) for dims, name, grad in rows)
+    return tuple(specs), form

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Sequence, Sized
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,7 +18,8 @@ BUILT_IN = {
     "image-classification": "workers.recipes.image_classification",
     "characters": "workers.recipes.characters",
 }
-Sample = tuple[object, object]
+Sample = Any
+"""(input, target), or what the recipe's `DataSets.split` makes these of."""
 
 
 class UnreadableSample(ConfigError):
@@ -29,7 +30,10 @@ class SampleSet(Sized, Protocol):
     """A map-style data set: `len()` and samples by index."""
 
     def __getitem__(self, index: int, /) -> Sample:
-        """One (input, target); the input is a tensor, or a tuple of them for several inputs.
+        """One (input, target); a tuple as the input is several inputs.
+
+        Both are tensors, numbers, numpy arrays, or dicts, tuples and lists of these. A sample may
+        be a dict, too; then the entry "target" or "label" is the target, the rest the input.
 
         What is random about it may use the generators of torch, random and numpy: they are
         seeded by (seed, epoch, index) before each call.
@@ -47,6 +51,11 @@ class DataSets:
     train: SampleSet
     val: SampleSet | None
     num_outputs: int
+    collate: Callable[[list[Any]], Any] | None = None
+    """Joins the samples of one micro-batch; None: the data set's own `collate` or `collate_fn`,
+    else leaf by leaf."""
+    split: Callable[[Any], tuple[Any, Any]] | None = None
+    """Gives (input, target) of what `collate` gives, or of a sample where there is no collate."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,10 +90,10 @@ class Recipe(Protocol):
         launcher's check of the cuts.
         """
 
-    def loss(self, output: object, target: Tensor) -> Tensor:
+    def loss(self, output: object, target: Any) -> Tensor:  # noqa: ANN401 (nested tensors)
         """Scalar mean over the samples of one micro-batch."""
 
-    def metrics(self, output: object, target: Tensor) -> dict[str, Tensor]:
+    def metrics(self, output: object, target: Any) -> dict[str, Tensor]:  # noqa: ANN401
         """Scalar sums over the samples of one micro-batch, such as {"top1": number right}.
 
         The names must be the same in every call; the first decides which checkpoint is best

@@ -6,12 +6,12 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from launcher.errors import ConfigError
+from workers.collate import Collate
 from workers.order import mix_seed
 from workers.recipe import Sample, SampleSet, UnreadableSample
 
@@ -19,10 +19,11 @@ MAX_UNREADABLE_IN_A_ROW = 1000
 
 
 class Batch(NamedTuple):
-    """The samples of one micro-batch, stacked along a new first dimension."""
+    """The samples of one micro-batch, stacked along a new first dimension; nested tensors."""
 
-    inputs: tuple[Tensor, ...]
-    target: Tensor
+    inputs: tuple[Any, ...]
+    """What the model is called with."""
+    target: Any
     num_unreadable: int
     """Samples of it that another one stands in for."""
 
@@ -51,12 +52,21 @@ class Reader:
         samples: the single samples.
         seed: of the run.
         skip_unreadable: put the next readable sample in an unreadable one's place.
+        collate: joins the samples of a micro-batch.
     """
 
-    def __init__(self, samples: SampleSet, *, seed: int, skip_unreadable: bool) -> None:
+    def __init__(
+        self,
+        samples: SampleSet,
+        *,
+        seed: int,
+        skip_unreadable: bool,
+        collate: Collate = Collate(),  # noqa: B008 (frozen)
+    ) -> None:
         self._samples = samples
         self._seed = seed
         self._skip_unreadable = skip_unreadable
+        self._collate = collate
 
     def __getitem__(self, request: Request) -> Answer:
         """Reads; an error that the user can act on is the answer's message."""
@@ -68,9 +78,10 @@ class Reader:
                     sample, message = self._read(index, request.epoch)
                     samples.append(sample)
                     unreadable += message
+                inputs, target = self._collate(samples, request.indices)
         except ConfigError as exc:
             return Answer(None, (str(exc),))
-        return Answer(_stacked(samples, len(unreadable)), tuple(unreadable))
+        return Answer(Batch(inputs, target, len(unreadable)), tuple(unreadable))
 
     def _read(self, index: int, epoch: int) -> tuple[Sample, list[str]]:
         """The sample, or the next readable one in data-set order and why it stands there."""
@@ -114,14 +125,3 @@ def _seed_random(seed: int) -> None:
     numpy = sys.modules.get("numpy")
     if numpy:
         numpy.random.seed(seed % 2**32)
-
-
-def _stacked(samples: Sequence[Sample], num_unreadable: int) -> Batch:
-    inputs = [value if isinstance(value, tuple) else (value,) for value, _ in samples]
-    columns = zip(*inputs, strict=True)
-    target = _column([target for _, target in samples])
-    return Batch(tuple(_column(column) for column in columns), target, num_unreadable)
-
-
-def _column(values: Sequence[object]) -> Tensor:
-    return torch.stack([torch.as_tensor(value) for value in values])

@@ -10,6 +10,7 @@ from functools import partial
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
@@ -30,11 +31,12 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
     Collective: the bundle.
 
     Raises:
-        ConfigError: the data set is empty.
+        ConfigError: the data set is empty, or gives no samples by index.
     """
     data = recipe.open_data() if session.place.stage == 0 else None
     own = None
     if data is not None:
+        check_indexed(data)
         info = DataInfo(
             num_train=len(data.train),
             num_val=0 if data.val is None else len(data.val),
@@ -45,6 +47,18 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
     if not info.num_train:
         raise ConfigError("the training data is empty; give DATA with at least one sample")
     return info, data
+
+
+def check_indexed(data: DataSets) -> None:
+    """Raises ConfigError for a stream: which sample is whose follows from its index (I1)."""
+    for name, samples in (("train", data.train), ("val", data.val)):
+        is_indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
+        if samples is not None and (not is_indexed or isinstance(samples, IterableDataset)):
+            raise ConfigError(
+                f"DataSets({name}=...) is a {type(samples).__name__}, which gives no samples by "
+                "index; give an object with len() and samples[i], such as a list of all samples, "
+                "or of their places in files"
+            )
 
 
 def make_stage(

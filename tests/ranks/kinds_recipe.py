@@ -1,0 +1,99 @@
+"""A recipe of many kinds, which DATA names: nested samples, weighted losses, odd optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD, Optimizer
+
+from launcher.config import TrainConfig
+from workers.recipe import DataInfo, DataSets
+
+CLASSES = 3
+LENGTH = 24
+
+
+class Boxes(NamedTuple):
+    """A target that has names."""
+
+    label: Any
+    weights: Any
+
+
+class Nested:
+    """Samples whose input and target are dicts, lists and named tuples."""
+
+    def __init__(self, form: str) -> None:
+        generator = torch.Generator().manual_seed(5)
+        self._x = torch.randn(LENGTH, 6, generator=generator)
+        self._form = form
+
+    def __len__(self) -> int:
+        return LENGTH
+
+    def __getitem__(self, index: int, /) -> Any:
+        x = self._x[index]
+        batch = {"image": x, "more": [x[:2].numpy(), {"scale": float(index % 4)}]}
+        label = index % CLASSES
+        if self._form == "dict":
+            return {**batch, "label": label}
+        return batch, Boxes(label, (np.float32(0.5), [1.0, 2.0]))
+
+
+class Two(nn.Module):
+    """Takes a nested input as one argument; `head` is a good place to cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+        self.side = nn.Linear(2, 5)
+        self.head = nn.Linear(5, CLASSES)
+
+    def forward(self, batch: Any) -> Tensor:
+        side = self.side(batch["more"][0]) * batch["more"][1]["scale"].unsqueeze(1)
+        result: Tensor = self.head(torch.tanh(self.body(batch["image"]) + side))
+        return result
+
+
+class Kinds:
+    """Whatever DATA says."""
+
+    unit = "samples"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+
+    def check(self) -> None:
+        """Nothing can be missing."""
+
+    def open_data(self) -> DataSets:
+        form = "dict" if self._config.data == "dict" else "pair"
+        return DataSets(train=Nested(form), val=None, num_outputs=CLASSES)
+
+    def model(self, info: DataInfo) -> nn.Module:
+        return Two()
+
+    def loss(self, output: object, target: Any) -> Any:
+        assert isinstance(output, Tensor)
+        if self._config.data == "dict":
+            return cross_entropy(output, target)
+        (half, pair) = target.weights
+        assert half.shape == (len(output),)
+        assert [tuple(item.shape) for item in pair] == [(2,)] * len(output)
+        return cross_entropy(output, target.label) * half.mean() * pair.sum(1).mean()
+
+    def metrics(self, output: object, target: Any) -> dict[str, Tensor]:
+        return {}
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        return SGD([{"params": [p for _, p in parameters]}], lr=self._config.lr)
+
+
+def recipe(config: TrainConfig) -> Kinds:
+    """What --recipe looks for."""
+    return Kinds(config)

@@ -1,0 +1,86 @@
+"""Kinds of samples, losses and optimizers train through bundles as in a plain loop."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from launcher.config import TrainConfig
+from tests.ranks.harness import run_ranks
+from tests.ranks.test_parity import losses_of
+from tests.ranks.test_resume import trains
+from workers.collate import Collate
+from workers.lr import lr_factor
+from workers.order import mix_seed, num_steps, sample_order, step_microbatches
+from workers.recipe import DataInfo, load_recipe
+
+CONFIG = TrainConfig(
+    data="",
+    recipe=str(Path(__file__).with_name("kinds_recipe.py")),
+    shape=(1,),
+    batch_size=8,
+    microbatch_size=2,
+    epochs=2,
+    lr=0.2,
+    precision="float64",
+    share="equal",
+    timeout_s=30.0,
+    snapshot="off",
+)
+
+
+def plain_losses(config: TrainConfig) -> list[float]:
+    """The losses of a loop without bundles and without micro-batches."""
+    recipe = load_recipe(config)
+    data = recipe.open_data()
+    torch.manual_seed(mix_seed(config.seed))
+    model = recipe.model(DataInfo(num_train=len(data.train), num_val=0, num_outputs=3))
+    assert isinstance(model, nn.Module)
+    model.double()
+    optimizer = recipe.optimizer(model.named_parameters())
+    highest = optimizer.param_groups[0]["lr"]
+    per_epoch = num_steps(len(data.train), config.batch_size)
+    losses = []
+    for step in range(config.epochs * per_epoch):
+        epoch, in_epoch = divmod(step, per_epoch)
+        order = sample_order(config.seed, epoch, len(data.train))
+        size = config.batch_size
+        (indices,) = step_microbatches(order, in_epoch, batch_size=size, microbatch_size=size)
+        samples = [data.train[i] for i in indices]
+        inputs, target = Collate.of(data, data.train)(samples, indices)
+        loss = recipe.loss(model(*_doubled(inputs)), _doubled(target))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def _doubled(value: object) -> object:
+    """As `torch.utils._pytree` does it, not as the code under test."""
+
+    def double(tensor: Tensor) -> Tensor:
+        return tensor.double() if tensor.is_floating_point() else tensor
+
+    return torch.utils._pytree.tree_map(double, value)
+
+
+def bundled_losses(config: TrainConfig, devices: tuple[int, ...], folder: Path) -> list[float]:
+    run_ranks(devices, trains(replace(config, run_dir=str(folder / "run"))), folder)
+    return losses_of(folder)
+
+
+@pytest.mark.parametrize("data", ["pair", "dict"])
+def test_nested_inputs_and_targets_arrive_as_they_were(data: str, tmp_path: Path) -> None:
+    config = replace(CONFIG, data=data)
+    plain = plain_losses(config)
+    assert len(set(plain)) == 6
+    alone = bundled_losses(config, (1,), tmp_path / "alone")
+    cut = replace(config, shape=(1, 1), cut=("head",))
+    assert alone == pytest.approx(plain, rel=1e-12)
+    assert bundled_losses(cut, (4,), tmp_path / "cut") == pytest.approx(plain, rel=1e-12)
