@@ -20,7 +20,7 @@ from launcher.agreement import TERMS_VARIABLE, terms_of
 from launcher.board import BOARD_VARIABLE, Board
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
-from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, ConfigError, NodeError
+from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, ConfigError, NodeError, meaning_of
 from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
 from launcher.hardware import THREADS_VARIABLE
@@ -85,7 +85,10 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     if has_store:
         wait_for_meeting(node.meeting, is_store=is_store, say=say)
     with StopSignals(board) as signals:
-        return _run(plan, Start(server_pid, keeps_store, board, signals), say)
+        code = _run(plan, Start(server_pid, keeps_store, board, signals), say)
+    if code and plan.launch.value.max_nodes > 1:
+        say(f"node {node.name} ends with exit code {code}: {meaning_of(code)}")
+    return code
 
 
 def load(*modules: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -10,6 +11,22 @@ EXIT_FAILED = 1
 EXIT_CONFIG = 2
 EXIT_NODE = 3
 EXIT_RESUMABLE = 75
+
+_MEANINGS = {
+    EXIT_DONE: "done",
+    EXIT_FAILED: "the run failed",
+    EXIT_CONFIG: "an option, a file or a name is wrong",
+    EXIT_NODE: "this machine is not fit",
+    EXIT_RESUMABLE: "stopped before its end, on purpose; the same command goes on from there",
+}
+
+
+def meaning_of(exit_code: int) -> str:
+    """What an exit code of ours says, in words."""
+    number = exit_code - 128
+    if number in set(signal.Signals):
+        return f"ended at once by {signal.Signals(number).name}"
+    return _MEANINGS.get(exit_code, "the run failed")
 
 
 class BundleError(Exception):

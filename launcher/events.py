@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 log = logging.getLogger(__name__)
+
+_TAIL_BYTES = 256 << 10
 
 
 class Events:
@@ -72,11 +74,24 @@ class Events:
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
     """The lines of all nodes by wall clock; one that a crash cut short is left out."""
-    found = []
-    for file in sorted(folder.glob("*.jsonl")):
-        for line in file.read_bytes().splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict) and "event" in row:
-                    found.append(row)
+    files = sorted(folder.glob("*.jsonl"))
+    found = [row for file in files for row in _rows(file.read_bytes())]
     return sorted(found, key=lambda row: str(row.get("wall", "")))
+
+
+def read_tail(file: Path) -> list[dict[str, Any]]:
+    """The last lines of one node; none where the file cannot be read."""
+    try:
+        with file.open("rb") as stream:
+            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
+            return list(_rows(stream.read()))
+    except OSError:
+        return []
+
+
+def _rows(data: bytes) -> Iterator[dict[str, Any]]:
+    for line in data.splitlines():
+        with suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and "event" in row:
+                yield row

@@ -16,6 +16,10 @@ from launcher.files import write_text
 from launcher.paths import RunPaths
 
 State = Literal["done", "stopped", "failed"]
+Event = Mapping[str, Any]
+
+FAULTS = ("failed", "rank gone", "rank stopped", "rank silent")
+"""Events about a rank that has failed."""
 
 _TOGETHER_S = 2.0
 """A failure and what follows from it on other ranks and nodes come within this time, seconds."""
@@ -88,41 +92,90 @@ def first_error(folder: Path) -> FirstError | None:
     return first_of(read_events(folder))
 
 
-def first_of(events: Sequence[Mapping[str, Any]]) -> FirstError | None:
+def first_of(events: Sequence[Event]) -> FirstError | None:
     """Pure: the failure among events, in order of the wall clock, that the others follow from."""
-    recent: list[Mapping[str, Any]] = []
-    for event in events:
-        if event["event"] == "first step":
-            recent.clear()
-        elif event["event"] in ("failed", "rank gone", "rank stopped", "rank silent"):
-            recent.append(event)
-    if not recent:
-        return None
-    begin = _seconds(recent[0])
-    together = [event for event in recent if _seconds(event) - begin <= _TOGETHER_S]
-    story = min(together, key=lambda event: _rank_of_story(event, together))
-    text = str(story.get("text") or f"local rank {story.get('local_rank')}: {story.get('why')}")
+    last_step = max((i for i, event in enumerate(events) if _is_step(event)), default=-1)
+    found = incidents(events[last_step + 1 :])
+    return error_of(found[0][0]) if found else None
+
+
+def error_of(event: Event) -> FirstError:
+    """A failure that the event logs have, in the words of an outcome."""
+    lost = lost_node(event)
+    text = str(event.get("text") or f"local rank {event.get('local_rank')}: {event.get('why')}")
     return FirstError(
-        node=str(story.get("node", "")),
-        local_rank=int(story.get("local_rank", -1)),
-        text=text,
-        when=str(story.get("wall", "")),
+        node=lost or str(event.get("node", "")),
+        local_rank=-1 if lost else int(event.get("local_rank", -1)),
+        text=str(event.get("why")) if lost else text,
+        when=str(event.get("wall", "")),
     )
 
 
-def _rank_of_story(event: Mapping[str, Any], together: Iterable[Mapping[str, Any]]) -> int:
+def incidents(events: Sequence[Event]) -> list[list[Event]]:
+    """Pure: failures that belong together; of each only those that the others follow from.
+
+    A node that is lost takes the connections of all ranks with it: what they say of it is no
+    failure of theirs. Its own end is seen by whoever keeps the rendezvous.
+
+    Args:
+        events: of all nodes, in order of the wall clock.
+    """
+    together: list[list[Event]] = []
+    for event in events:
+        if _is_step(event) or not (event["event"] in FAULTS or lost_node(event)):
+            continue
+        if not together or not are_together(together[-1][0], event):
+            together.append([])
+        together[-1].append(event)
+    return [_beginnings(each) for each in together]
+
+
+def are_together(one: Event, other: Event) -> bool:
+    """Whether two events are close enough for one to follow from the other."""
+    return abs(_seconds(one) - _seconds(other)) <= _TOGETHER_S
+
+
+def _beginnings(together: Sequence[Event]) -> list[Event]:
+    ranked = [(_rank_of_story(event, together), event) for event in together]
+    least = min(rank for rank, _ in ranked)
+    found: dict[object, Event] = {}
+    for rank, event in ranked:
+        if rank == least:
+            found.setdefault(lost_node(event) or _who(event), event)
+    return list(found.values())
+
+
+def lost_node(event: Event) -> str:
+    """The node whose end this event is about; empty for others, and where it left in good order."""
+    is_end = event["event"] in ("coordinator: lost", "coordinator: over")
+    return str(event.get("lost") or "") if is_end else ""
+
+
+def is_own_error(event: Event) -> bool:
+    """Whether a rank failed of itself, and not because another one had ended."""
+    text = str(event.get("text"))
+    return event["event"] == "failed" and not any(word in text for word in _FOLLOWERS)
+
+
+def _is_step(event: Event) -> bool:
+    return bool(event["event"] == "first step")
+
+
+def _rank_of_story(event: Event, together: Iterable[Event]) -> int:
     """0 for what stands at the beginning of things, more for what follows from others."""
+    if lost_node(event):
+        return 1
     if event["event"] == "failed":
-        return 2 if any(word in str(event.get("text")) for word in _FOLLOWERS) else 0
+        return 0 if is_own_error(event) else 2
     has_told = any(other["event"] == "failed" and _who(other) == _who(event) for other in together)
     return 3 if has_told else 1
 
 
-def _who(event: Mapping[str, Any]) -> tuple[object, object]:
+def _who(event: Event) -> tuple[object, object]:
     return event.get("node"), event.get("local_rank")
 
 
-def _seconds(event: Mapping[str, Any]) -> float:
+def _seconds(event: Event) -> float:
     try:
         return datetime.fromisoformat(str(event["wall"])).timestamp()
     except (KeyError, ValueError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import MutableMapping
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +13,15 @@ from typing import Self
 from launcher.board import BOARD_VARIABLE, Board, agents_board
 from launcher.budget import Attempt, Budget, final_code
 from launcher.errors import EXIT_FAILED
-from launcher.events import Events
-from launcher.outcome import Outcome, first_error, write_outcome
+from launcher.events import Events, read_tail
+from launcher.outcome import (
+    Outcome,
+    error_of,
+    first_error,
+    incidents,
+    is_own_error,
+    write_outcome,
+)
 from launcher.paths import RunPaths
 from launcher.watch import Watch
 
@@ -32,6 +40,7 @@ class Ranks:
         self._budget = Budget(most=give_up_after)
         self._watch = Watch(board, events, lease_s=lease_s)
         self._is_running = False
+        self._begun_s = 0.0
         self.has_run = False
         """Whether a start of the workers was in a round."""
 
@@ -59,6 +68,7 @@ class Ranks:
         """A new start of the workers is about to come."""
         self._board.clear_rows()
         self._is_running = self.has_run = True
+        self._begun_s = time.monotonic()
 
     def settle(self, *, over: str) -> str:
         """Takes in how the last start of the workers ended, all of which have.
@@ -82,6 +92,23 @@ class Ranks:
         )
         self._budget = self._budget.after(attempt)
         return self._budget.verdict(attempt)
+
+    def story(self, node_name: str) -> str:
+        """What went wrong here in the last start, which is to be followed by another one.
+
+        Empty where nothing did, or where it only follows from what went wrong on another node; a
+        rank that has died without a word is told of by the one who watches it.
+        """
+        if not self.has_run or not self._board.run_dir:
+            return ""
+        file = RunPaths(Path(self._board.run_dir)).node_events(node_name)
+        rows = [row for row in read_tail(file) if row.get("t_s", 0.0) >= self._begun_s]
+        own = [row for found in incidents(rows) for row in found if is_own_error(row)]
+        if not own:
+            return ""
+        error = error_of(own[0])
+        where = f"local rank {error.local_rank} failed"
+        return f"node {node_name}: {where}: {error.last_line}; all ranks start again"
 
     def failed(self, reason: str) -> None:
         """The run has failed, which is written down where no other node has done so."""

@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.outcome import Outcome
+from launcher.outcome import FAULTS, Event, Outcome, are_together, incidents, lost_node
 
 Rows = Sequence[Mapping[str, Any]]
 
-FAULTS = {
+_WORDS = {
     "rank gone": "died",
     "rank stopped": "was stopped",
     "rank silent": "was silent",
@@ -99,7 +99,7 @@ def status_of(
         step_s=step_s,
         goodput=_goodput(metrics, step_s),
         checkpoint=checkpoint,
-        failures=tuple(_failure_text(row) for row in events if row.get("event") in FAULTS)[
+        failures=tuple(_failure_text(row) for found in incidents(events) for row in found)[
             -num_failures:
         ],
         recoveries=tuple(recoveries(events))[-num_failures:],
@@ -138,13 +138,16 @@ def _goodput(metrics: Rows, step_s: float | None) -> float | None:
     return min(1.0, num_steps * step_s / (times[-1] - times[0]))
 
 
-def _failure_text(row: Mapping[str, Any]) -> str:
+def _failure_text(row: Event) -> str:
+    lost = lost_node(row)
+    if lost:
+        return f"{row.get('wall', '')[:19]}  {lost} was lost: {row.get('why')}"
     where = f"{row.get('node')}"
     if "local_rank" in row:
         where += f", local rank {row['local_rank']}"
     lines = str(row.get("text") or row.get("why") or "").strip().splitlines()
     said = f": {lines[-1]}" if lines else ""
-    return f"{row.get('wall', '')[:19]}  {where} {FAULTS[str(row['event'])]}{said}"
+    return f"{row.get('wall', '')[:19]}  {where} {_WORDS[str(row['event'])]}{said}"
 
 
 _PHASES = {
@@ -160,15 +163,16 @@ _SIGNS = (*FAULTS, "over", "cut off", "coordinator: over", "coordinator: lost")
 
 def recoveries(events: Rows) -> list[Recovery]:
     """Every interruption, from its first sign at a node to that node's next finished step."""
+    causes = [row for found in incidents(events) for row in found]
     found = []
     for node in sorted({str(row.get("node")) for row in events}):
-        found += _of_node(node, [row for row in events if row.get("node") == node])
+        found += _of_node(node, [row for row in events if row.get("node") == node], causes)
     return sorted(found, key=lambda recovery: recovery.when)
 
 
-def _of_node(node: str, events: Rows) -> list[Recovery]:
+def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
     found: list[Recovery] = []
-    sign: Mapping[str, Any] | None = None
+    sign: Event | None = None
     phases: dict[str, float] = {}
     has_stepped = False
     for row in sorted(events, key=lambda row: float(row.get("t_s", 0.0))):
@@ -185,7 +189,7 @@ def _of_node(node: str, events: Rows) -> list[Recovery]:
                 Recovery(
                     node=node,
                     when=str(sign.get("wall", "")),
-                    why=_why(sign),
+                    why=_why(sign, causes),
                     phases=phases,
                 )
             )
@@ -193,8 +197,13 @@ def _of_node(node: str, events: Rows) -> list[Recovery]:
     return found
 
 
-def _why(sign: Mapping[str, Any]) -> str:
-    event = str(sign.get("event"))
-    if event in FAULTS:
-        return f"local rank {sign.get('local_rank')} {FAULTS[event]}"
-    return str(sign.get("why") or event)
+def _why(sign: Event, causes: Rows) -> str:
+    """What began an interruption: here the first sign is often what follows from it."""
+    cause = next((cause for cause in causes if are_together(cause, sign)), None)
+    if cause is None:
+        return str(sign.get("why") or "its agent was started again")
+    lost = lost_node(cause)
+    if lost:
+        return f"node {lost} was lost"
+    where = "" if cause.get("node") == sign.get("node") else f" of node {cause.get('node')}"
+    return f"local rank {cause.get('local_rank')}{where} {_WORDS[str(cause['event'])]}"

@@ -143,6 +143,7 @@ class Watch:
         rank.is_told = True
 
     def _note(self, rank: _Rank, event: str, why: str) -> None:
+        log.warning("local rank %d (process %d): %s", rank.local_rank, rank.pid, why)
         self._events.note(event, {"local_rank": rank.local_rank, "pid": rank.pid, "why": why})
 
     def _forget(self, pidfd: int) -> None:

@@ -96,6 +96,15 @@ class Session:
         return (self.place.bundle, self.place.stage, self.place.replica) == (0, last, 0)
 
     @property
+    def is_speaker(self) -> bool:
+        """Whether this rank tells the console of its node where it stands; the reporter's does."""
+        place, places = self.place, self.topology.places
+        here = [each for each in places if each.node == place.node and not each.is_spare]
+        last = self.topology.num_stages - 1
+        has_reporter = any((p.bundle, p.stage, p.replica) == (0, last, 0) for p in here)
+        return here[0].rank == place.rank and not has_reporter
+
+    @property
     def is_writer(self) -> bool:
         """Whether this rank writes its stage into checkpoints."""
         return self.place.bundle == 0 and self.place.replica == 0

@@ -21,6 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from launcher.board import Board
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig, parse_train_argv
+from launcher.console import ConsoleHandler
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.hardware import apply_layout, rank_layout, read_cpus
@@ -146,6 +147,8 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         progress = resumed.progress if resumed else START
         source = resumed.source if resumed else "nothing"
         life.events.note("restored", {"step": progress.step, "source": source})
+        if session.is_speaker:
+            log.info("%s", where_line(session, progress.step, source))
         request = StopRequest(
             paths,
             lambda: life.is_told_to_stop,
@@ -165,6 +168,18 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
             write_outcome(paths, run.outcome)
         life.events.note("stops" if run.is_stopped else "done", {"step": run.step})
     return run
+
+
+def where_line(session: Session, step: int, source: str) -> str:
+    """Which bundles a node has a part in, and from where it trains on; for its console."""
+    places = session.topology.places
+    bundles = sorted({p.bundle for p in places if p.node == session.place.node and p.bundle >= 0})
+    shown = f"bundles {bundles[0]} to {bundles[-1]}" if bundles[1:] else f"bundle {bundles[0]}"
+    begin = f"goes on after step {step}, from a {source}" if step else "begins"
+    return (
+        f"node {session.arrival.node_name}: {shown} of {session.topology.num_bundles}; "
+        f"training {begin}"
+    )
 
 
 def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
@@ -215,7 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A rank that was told to stop returns 0 to an agent, which would start it again otherwise; the
     agent's board, and outcome.json, say that it was.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()], force=True)
     life = Liveness.none()
     try:
         env = RankEnv.from_mapping(os.environ)
@@ -232,8 +247,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         env = replace(env, num_cores=layout.cores)
         if not apply_layout(layout) and env.local_rank == 0:
             log.warning(
-                "another job of yours on node %s is pinned to CPUs that this one would take: its "
-                "ranks are not pinned (--no-affinity says so from the start)",
+                "node %s: ranks of another agent of yours are pinned to CPUs that its ranks would "
+                "be: these are not pinned (--no-affinity says so from the start)",
                 env.node_name,
             )
         if env.is_launched:

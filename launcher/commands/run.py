@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
+from launcher.console import open_console, tell
 from launcher.errors import EXIT_DONE
 from launcher.hardware import read_hardware
 from launcher.launch_config import LaunchConfig
@@ -101,4 +101,5 @@ def run(args: argparse.Namespace) -> int:
 
 def say(text: str) -> None:
     """Tells the user, on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    open_console()
+    tell(text)

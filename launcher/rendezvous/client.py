@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -161,7 +162,9 @@ class Client:
         except Stranger as exc:
             self._refused(index, str(exc))
         except (OSError, TimeoutError, ValueError, AssertionError) as exc:
-            self._refused(index, getattr(exc, "strerror", None) or "does not answer")
+            number = getattr(exc, "errno", None)
+            reason = f"cannot be reached: {os.strerror(number).lower()}" if number else ""
+            self._refused(index, reason or "does not answer")
         if writer is not None:
             writer.close()
         return None

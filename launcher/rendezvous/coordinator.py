@@ -161,20 +161,26 @@ def _with_peer(state: State, peer: Peer) -> State:
     return replace(state, peers={**state.peers, peer.seat.name: peer})
 
 
-def lose(state: State, name: str, why: str) -> tuple[State, list[Wish]]:
-    """Forgets a node: this start of it is dead, whatever it may still say."""
+def lose(state: State, name: str, why: str, *, is_fault: bool = True) -> tuple[State, list[Wish]]:
+    """Forgets a node: this start of it is dead, whatever it may still say.
+
+    Args:
+        why: what it does or what is wrong with it, to stand behind its name.
+        is_fault: it did not go of its own accord.
+    """
     if name not in state.peers:
         return state, []
     peers = {key: peer for key, peer in state.peers.items() if key != name}
-    lost = state.lost | {state.peers[name].seat.incarnation}
-    return replace(state, peers=peers, lost=lost), [Note(event="lost", details={"why": why})]
+    lost = {**state.lost, state.peers[name].seat.incarnation: why}
+    details = {"why": f"node {name} {why}", "lost": name if is_fault else ""}
+    return replace(state, peers=peers, lost=lost), [Note(event="lost", details=details)]
 
 
 def _expire(state: State, name: str) -> tuple[State, list[Wish]]:
     if name in state.peers:
         incarnation = state.peers[name].seat.incarnation
         state = replace(state, silent=state.silent | {incarnation})
-    return lose(state, name, f"node {name} is silent")
+    return lose(state, name, "is silent")
 
 
 def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]]:
@@ -189,7 +195,7 @@ def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]
         _with_peer(state, peer),
         num_arrivals=state.num_arrivals + 1,
         gone=gone,
-        lost=state.lost - {report.seat.incarnation},
+        lost={key: why for key, why in state.lost.items() if key != report.seat.incarnation},
         silent=state.silent - {report.seat.incarnation},
         highest_term=max(state.highest_term, report.promised),
     )
@@ -254,7 +260,7 @@ def _progress(state: State, peer: Peer, message: Hosted | Accept) -> State:
 
 def _leave(state: State, peer: Peer, leave: Leave) -> tuple[State, list[Wish]]:
     name = peer.seat.name
-    state, notes = lose(state, name, f"node {name} leaves: {leave.reason}")
+    state, notes = lose(state, name, f"leaves: {leave.reason}", is_fault=leave.is_failure)
     missing = state.rules.min_nodes - len(state.peers)
     if not leave.is_failure or missing <= 0 or state.phase is not Phase.ACTIVE:
         return state, notes

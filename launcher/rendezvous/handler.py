@@ -29,6 +29,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from launcher.console import open_console, tell
 from launcher.errors import EXIT_RESUMABLE
 from launcher.events import Events
 from launcher.network import LOOPBACK, own_addresses, resolve, route_to
@@ -46,6 +47,7 @@ from launcher.rendezvous.settings import (
     parse_endpoints,
     read_token,
 )
+from launcher.rendezvous.told import Waiting, joined_line
 
 BACKEND = "bundle"
 
@@ -119,6 +121,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         self._events.note("asks for a round")
         self._node.want(self._num_workers)
         deadline = begin + self._conf.join_timeout
+        waiting = Waiting(self._node.member.seat.name, begin)
         stop_by = math.inf
         while True:
             self._check_open()
@@ -132,6 +135,7 @@ class BundleRendezvousHandler(RendezvousHandler):
                 raise SystemExit(EXIT_RESUMABLE)
             if time.monotonic() > deadline:
                 raise RendezvousTimeoutError(self._why_none())
+            self._tell_waiting(waiting, deadline)
             try:
                 order = self._node.orders.get(timeout=POLL_S)
             except queue.Empty:
@@ -145,6 +149,8 @@ class BundleRendezvousHandler(RendezvousHandler):
                     waited_s = round(time.monotonic() - begin, 4)
                     details = {"round": order.round.number, "waited_s": waited_s}
                     self._events.note("in a round", details)
+                    if not self._node.is_alone:
+                        tell(joined_line(order.round, self._node.member.seat.name))
                     return info
                 self._node.want(self._num_workers)
 
@@ -154,6 +160,14 @@ class BundleRendezvousHandler(RendezvousHandler):
         if why and self._node.member.closed is None:
             self.set_closed(why)
             raise RendezvousClosedError(why)
+        story = "" if why else self._ranks.story(self._node.member.seat.name)
+        if story:
+            tell(story)
+
+    def _tell_waiting(self, waiting: Waiting, deadline: float) -> None:
+        line = waiting.line(self._node.obstacle, time.monotonic(), deadline)
+        if line and not self._node.is_alone:
+            tell(line)
 
     def _check_open(self) -> None:
         closed = self._node.member.closed
@@ -253,6 +267,8 @@ class BundleRendezvousHandler(RendezvousHandler):
         closed = self._node.member.closed
         if closed is not None and not closed.is_success:
             self._ranks.failed(closed.reason)
+        elif closed is not None and not self._node.is_alone:
+            tell(f"node {self._node.member.seat.name}: the run is over: {closed.reason}")
         self._resources.close()
         return True
 
@@ -264,6 +280,7 @@ def create_handler(params: RendezvousParameters) -> RendezvousHandler:
         ConfigError: an endpoint or a setting is wrong.
         RendezvousConnectionError: this node's endpoint cannot be kept.
     """
+    open_console()
     conf = Conf.from_mapping(params.config)
     resources = ExitStack()
     wanted = conf.node_name or os.environ.get(NAME_VARIABLE, "")

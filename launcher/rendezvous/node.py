@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.agreement import difference
+from launcher.console import tell
 from launcher.events import Events
 from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
@@ -41,6 +42,7 @@ from launcher.rendezvous.messages import (
 from launcher.rendezvous.server import Server
 from launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
 from launcher.rendezvous.tasks import Tasks
+from launcher.rendezvous.told import Obstacle, event_line, obstacle_of
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +110,17 @@ class Node:
     def member(self) -> Member:
         """What this node knows right now; any thread may look."""
         return self._client.member
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether the job has no other node."""
+        return self._request.nodes[1] == 1
+
+    @property
+    def obstacle(self) -> Obstacle:
+        """What keeps this node, which waits for a round."""
+        in_touch = self._client.is_in_touch
+        return obstacle_of(self.member, self.refusals, is_in_touch=in_touch)
 
     @property
     def refusals(self) -> list[str]:
@@ -297,6 +310,9 @@ class Node:
             case LookForClaim(round=round_):
                 self._tasks.spawn(self._look(round_))
             case Tell(event=event, why=why, number=number):
+                line = event_line(wish, self.member.seat.name)
+                if line and not self.is_alone:
+                    tell(line)
                 self._events.note(event, {"round": number, "why": why})
                 log.info("%s round %s: %s", event, number, why)
                 if event == "closed":

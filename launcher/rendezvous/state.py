@@ -105,7 +105,8 @@ class State:
     over: why there is no round in force; over_at: since when.
     num_there_at: since when enough nodes for a first round are there.
     gone: candidates whose agents have ended, as some node found out; lost: incarnations that this
-        coordinator saw go; silent: those of them that said nothing any more, as behind a cut cable.
+        coordinator saw go, and why; silent: those of them that said nothing any more, as behind a
+        cut cable.
     waits_for: what keeps the next round, in plain words; retry_at: no proposal before then.
     """
 
@@ -125,7 +126,7 @@ class State:
     num_there_at: float | None = None
     proposal: Proposal | None = None
     gone: frozenset[int] = frozenset()
-    lost: frozenset[str] = frozenset()
+    lost: Mapping[str, str] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
     closed: Closed | None = None
     waits_for: str = ""

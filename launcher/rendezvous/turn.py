@@ -66,8 +66,7 @@ class _Turn:
         for name, peer in self.state.peers.items():
             broken_at = peer.broken_at
             if broken_at is not None and self.now - broken_at >= self.state.rules.grace_s:
-                why = f"the connection to node {name} is broken"
-                self.state, notes = lose(self.state, name, why)
+                self.state, notes = lose(self.state, name, "has broken its connection")
                 self.wishes += notes
 
     def _gather(self) -> None:
@@ -151,9 +150,9 @@ class _Turn:
         elif state.in_force:
             why = self._end_of(state.in_force)
             if why:
-                number = state.in_force.number
                 self.state = replace(state, in_force=None, over=why, over_at=self.now)
-                self._note("over", round=number, why=why)
+                lost = self._lost_unseen(state.in_force)
+                self._note("over", round=state.in_force.number, why=why, lost=lost)
         elif not state.may_go_on(state.grounds, state.followers, self.now):
             self._tell()  # those who are left learn that their round is over
             self._step_down(self._missing_quorum())
@@ -184,7 +183,9 @@ class _Turn:
             peer = state.peers.get(seat.name)
             if peer is None or peer.seat.incarnation != seat.incarnation:
                 if self._is_dead(seat):
-                    return f"node {seat.name} is lost"
+                    unseen = "was started again" if peer else "does not come"
+                    why = state.lost.get(seat.incarnation, unseen)
+                    return f"node {seat.name} is lost, it {why}"
                 continue
             # Of this round, or of a later one that the fence let others begin.
             is_back = peer.report.is_waiting and id_of(peer.report.last) >= round_.id
@@ -195,6 +196,13 @@ class _Turn:
             new = [seat.name for seat in self._choice() if seat.name not in names]
             return f"node {', '.join(new)} joins"
         return ""
+
+    def _lost_unseen(self, round_: Round) -> str:
+        """The name of a node that has died while this coordinator did not know it; else empty."""
+        state = self.state
+        here = {peer.seat.incarnation for peer in state.peers.values()} | state.lost.keys()
+        missing = (seat for seat in round_.seats if seat.incarnation not in here)
+        return next((seat.name for seat in missing if self._is_dead(seat)), "")
 
     def _is_dead(self, seat: Seat) -> bool:
         """True for a node that is not here and need not be waited for."""
@@ -293,7 +301,10 @@ class _Turn:
         assert state.num_there_at is not None
         if self.now - state.num_there_at >= rules.first_wait_s:
             return ""
-        return f"{num_come} of at most {rules.max_nodes} nodes are here, the first round waits"
+        return (
+            f"{num_come} of at most {rules.max_nodes} nodes are here; the first round waits "
+            f"{rules.first_wait_s:g} s for more"
+        )
 
     def _too_few(self) -> str:
         rules = self.state.rules

@@ -215,6 +215,10 @@ def test_whatever_dies_under_plain_torchrun_the_others_go_on(
         stop.touch()
         for agent in nodes.agents.values():
             assert agent.wait(timeout=LIMIT_S) == 0, nodes.text()
+        assert f"node n{one} is lost, it has broken its connection" in nodes.text()
+        assert f"node n{other} is lost, it is silent" in nodes.text()
+        assert f"node n{one} joins; its ranks start again" in nodes.text()
+        assert "the run is over: the workers have finished" in nodes.text()
 
 
 def test_the_loss_of_the_only_endpoint_is_told_within_seconds(tmp_path: Path) -> None:

@@ -89,6 +89,15 @@ def test_a_signal_to_one_node_stops_ranks_of_other_stages_on_others_after_the_sa
     events = (run_dir / "rendezvous" / "events").glob("*.jsonl")
     rows = [json.loads(line) for file in events for line in file.read_text().splitlines()]
     assert [row["step"] for row in rows if row["event"] == "stops"] == [done, done]
+    for line in (  # every node's console tells its own story
+        "node n0: bundle 0 of 1; training begins",
+        "is in round 1 with node n0: rank",
+        "is in round 1 with node n1: rank",
+        "node n0: the run is over: ",
+        "node n0 ends with exit code 75: stopped before its end, on purpose",
+        "node n1 ends with exit code 75: stopped before its end, on purpose",
+    ):
+        assert agents.text().count(line) == 1, agents.text()
 
 
 def test_drain_stops_a_run_from_outside(agents: Agents, tmp_path: Path) -> None:

@@ -1,6 +1,13 @@
 import pytest
 
-from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError, nearest
+from launcher.errors import (
+    BundleError,
+    CheckpointError,
+    ConfigError,
+    NodeError,
+    meaning_of,
+    nearest,
+)
 
 
 def test_each_kind_of_error_has_its_exit_code() -> None:
@@ -21,3 +28,17 @@ def test_nearest_names_what_is_close_else_the_first_few(
     name: str, valid: list[str], text: str
 ) -> None:
     assert nearest(name, valid) == text
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        (0, "done"),
+        (3, "this machine is not fit"),
+        (75, "stopped before its end, on purpose; the same command goes on from there"),
+        (143, "ended at once by SIGTERM"),
+        (9, "the run failed"),
+    ],
+)
+def test_an_exit_code_has_a_meaning(code: int, text: str) -> None:
+    assert meaning_of(code) == text

@@ -43,6 +43,41 @@ def test_an_error_of_its_own_stands_before_a_lost_connection_and_its_own_end() -
     assert (first.local_rank, first.last_line) == (1, "ValueError: boom")
 
 
+def lost_b(second: float, **details: object) -> dict[str, Any]:
+    why = "node b has broken its connection"
+    return event(second, "a", "coordinator: lost", why=why, lost="b") | details
+
+
+def test_a_lost_node_stands_before_the_survivor_whose_connections_broke() -> None:
+    """A killed node takes connections with it at once; that it is gone is known a little later."""
+    first = first_of(
+        [
+            event(1.0, "a", "first step", local_rank=0),
+            event(3.0, "a", "failed", local_rank=0, text=LOST_PEER),
+            event(3.1, "a", "failed", local_rank=1, text=LOST_PEER),
+            lost_b(3.3),
+        ]
+    )
+    assert first == FirstError(
+        node="b",
+        local_rank=-1,
+        text="node b has broken its connection",
+        when="2026-01-01T00:00:03.300+00:00",
+    )
+
+
+def test_a_node_that_goes_of_its_own_accord_is_no_failure() -> None:
+    assert first_of([lost_b(3.0, lost="")]) is None
+    assert first_of([event(3.0, "a", "coordinator: over", why="node c joins", lost="")]) is None
+
+
+def test_an_error_of_its_own_stands_before_the_loss_of_its_node() -> None:
+    """The agent of a node whose rank failed may give up: that is what follows."""
+    first = first_of([event(3.0, "b", "failed", local_rank=1, text="ValueError: x"), lost_b(3.5)])
+    assert first is not None
+    assert (first.node, first.local_rank) == ("b", 1)
+
+
 def test_without_a_failure_there_is_no_first_error() -> None:
     assert first_of([event(1.0, "a", "first step"), event(2.0, "a", "over", why="x")]) is None
 

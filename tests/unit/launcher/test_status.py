@@ -62,6 +62,33 @@ def test_a_running_run_is_told_with_goodput_and_recovery() -> None:
     assert status.failures == ("2026-01-01T00:00:05  a, local rank 1 died: it was killed",)
 
 
+LOST = "Traceback ...\nRuntimeError: [gloo/transport] Connection closed by peer"
+NODE_KILLED = [
+    event(1.0, "in a round", round=1),
+    event(2.0, "first step", local_rank=0),
+    event(5.0, "failed", local_rank=0, text=LOST),
+    event(5.1, "asks for a round"),
+    event(5.3, "coordinator: lost", why="node b is silent", lost="b"),
+    event(5.4, "in a round", round=2),
+    event(5.9, "first step", local_rank=0),
+]
+
+
+def test_a_lost_node_is_named_and_not_the_survivor_that_noticed() -> None:
+    status = status_of(HISTORY, NODE_KILLED, None, checkpoint=2, now=110.0)
+    assert status.failures == ("2026-01-01T00:00:05  b was lost: node b is silent",)
+    (recovery,) = status.recoveries
+    assert (recovery.node, recovery.why) == ("a", "node b was lost")
+
+
+def test_a_rank_that_died_elsewhere_is_named_with_its_node() -> None:
+    elsewhere = event(4.9, "rank gone", local_rank=1, why="it was killed") | {"node": "b"}
+    events = sorted([*NODE_KILLED[:4], elsewhere, *NODE_KILLED[5:]], key=lambda row: row["wall"])
+    status = status_of(HISTORY, events, None, checkpoint=2, now=110.0)
+    assert [recovery.why for recovery in status.recoveries] == ["local rank 1 of node b died"]
+    assert status.failures == ("2026-01-01T00:00:04  b, local rank 1 died: it was killed",)
+
+
 def test_a_run_that_says_nothing_is_not_called_running() -> None:
     assert status_of(HISTORY, [], None, checkpoint=None, now=1000.0).state == "quiet"
     assert status_of([], [], None, checkpoint=None, now=1000.0).state == "not begun"

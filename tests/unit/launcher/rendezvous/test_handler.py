@@ -232,6 +232,36 @@ def test_too_few_nodes_in_time_are_told_by_name(job: Job) -> None:
         one.next_rendezvous()
 
 
+def test_every_node_is_told_that_it_is_in_and_who_is_lost(
+    job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    two._node.stop()
+    wait_until(lambda: one.num_nodes_waiting() == 1)
+    lines = [record.message for record in caplog.records if record.name == "launcher.console"]
+    assert "node n1: round 1 is over: node n2 is lost, it " in lines[-1]
+    assert lines[-1].endswith("; its ranks start again")
+    (first, ranks), (second, others) = (line.split(": ") for line in sorted(lines[:2]))
+    assert first == "node n1 is in round 1 with node n2"
+    assert second == "node n2 is in round 1 with node n1"
+    assert {ranks, others} == {f"ranks {pair} of 4 are here" for pair in ("0 to 1", "2 to 3")}
+
+
+def test_an_endpoint_where_nobody_is_is_told_within_seconds(
+    job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    job.nodes = (2, 2)
+    lost = job.start(2, join_timeout=4)
+    with pytest.raises(RendezvousTimeoutError, match="refuses connections"):
+        lost.next_rendezvous()
+    told = [record.message for record in caplog.records if record.name == "launcher.console"]
+    assert told[0].startswith(
+        f"node n2 waits: no endpoint of the rendezvous answers: 127.0.0.1:{job.port} refuses "
+        "connections; it goes on trying; it gives up in "
+    )
+
+
 def test_a_name_that_another_node_has_is_refused(job: Job) -> None:
     job.meet(job.start(1), job.start(2))
     with pytest.raises(RendezvousClosedError, match="node name 'n2' is taken by"):

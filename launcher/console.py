@@ -1,0 +1,43 @@
+"""What the user of a node reads: lines on stderr, of the agent and of its ranks.
+
+A progress bar is rewritten in place and ends without a line break, and it may be another process's.
+So on a terminal every line first wipes what stands there; the bar comes again with its next step.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+_WIPE = "\r\x1b[K"
+log = logging.getLogger(__name__)
+
+
+class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic in stubs only
+    """Writes records to stderr as they are, never behind a progress bar."""
+
+    def __init__(self) -> None:
+        super().__init__(sys.stderr)
+        self.setFormatter(logging.Formatter("%(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes one record."""
+        if self.stream.isatty():
+            self.stream.write(_WIPE)
+        super().emit(record)
+
+
+def open_console() -> None:
+    """Has the agent's lines come out on stderr; where the program has set up logging, there.
+
+    Of what the launcher's modules log only warnings come out, and all that is given to `tell`.
+    """
+    log.setLevel(logging.INFO)
+    package = logging.getLogger("launcher")
+    if not logging.getLogger().handlers and not package.handlers:
+        package.addHandler(ConsoleHandler())
+
+
+def tell(text: str) -> None:
+    """A line for the user of this node."""
+    log.info("%s", text)
