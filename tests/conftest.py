@@ -7,7 +7,17 @@ import os
 import pytest
 from hypothesis import settings
 
+from launcher.hardware import count_gpus
+
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
+GPU_VARIABLE = "BUNDLERUN_TEST_GPU"
+
+# Before torch is loaded, and for all children. Tests fork ranks from this process, which must not
+# start CUDA, not even to look; and on a machine with GPUs, ranks that are to run on the CPU would
+# take them.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+if not os.environ.get(GPU_VARIABLE):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 # Threads that spin at the end of an operation waste whole time slices on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -18,10 +28,26 @@ settings.load_profile("bundlerun")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones run where they are asked for; Slurm has a variable of its own."""
-    if os.environ.get(SLOW_VARIABLE) == "all":
-        return
-    skip = pytest.mark.skip(reason=f"slow: {SLOW_VARIABLE}=all runs it")
+    """Skips what is not asked for, or cannot run here, and says so."""
     for item in items:
-        if item.get_closest_marker("slow") and not item.get_closest_marker("slurm"):
-            item.add_marker(skip)
+        reason = _why_slow(item) or _why_gpu(item)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _why_slow(item: pytest.Item) -> str:
+    """The slow ones run where they are asked for; Slurm has a variable of its own."""
+    if os.environ.get(SLOW_VARIABLE) == "all" or item.get_closest_marker("slurm"):
+        return ""
+    return f"slow: {SLOW_VARIABLE}=all runs it" if item.get_closest_marker("slow") else ""
+
+
+def _why_gpu(item: pytest.Item) -> str:
+    """Tests of GPUs and of the CPU run apart: whoever sees a GPU takes it."""
+    wanted = [mark.args[0] if mark.args else 1 for mark in item.iter_markers("gpu")]
+    if not os.environ.get(GPU_VARIABLE):
+        return f"needs a GPU: {GPU_VARIABLE}=1 runs it, and nothing else" if wanted else ""
+    if not wanted:
+        return f"for the CPU: runs without {GPU_VARIABLE}"
+    needed, found = max(wanted), count_gpus(os.environ)
+    return f"needs {needed} GPUs, this machine shows {found}" if found < needed else ""

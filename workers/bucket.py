@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from workers import device as door
+
 _MOST_WIDENED = 16 << 10
 """Elements of the first bucket: it is short, because it doubles float32, and leaves early."""
 
@@ -50,7 +52,7 @@ class Bucket:
         dtype = torch.float64 if num_extra or not parameters else parameters[0].dtype
         length = num_extra + sum(sizes) + len(parameters)
         wire = allocate(length, dtype) if allocate is not None else None
-        if wire is None or device.type != "cpu":
+        if wire is None or door.is_gpu(device):
             self.flat = torch.zeros(length, dtype=dtype, device=device)
         else:
             self.flat = wire
@@ -65,7 +67,7 @@ class Bucket:
             part.view_as(p)
             for part, p in zip(self._gradients.split(sizes), parameters, strict=True)
         ]
-        self._event = torch.cuda.Event() if device.type == "cuda" else None
+        self._event = door.Event() if door.is_gpu(device) else None
 
     @property
     def num_bytes(self) -> int:
@@ -112,7 +114,7 @@ class Bucket:
         """Brings the gradients to where they are summed."""
         if self.wire is not self.flat:
             self.wire.copy_(self.flat, non_blocking=True)
-            torch.cuda.current_stream(self.flat.device).synchronize()
+            door.finish(self.flat.device)
 
     def unload_wire(self) -> None:
         """Brings the sums back."""

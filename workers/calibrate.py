@@ -18,6 +18,7 @@ from statistics import median
 import torch
 
 from launcher.files import write_text
+from workers import device as door
 from workers.bucket import Bucket
 from workers.comm import Group
 from workers.legs import Chain
@@ -125,8 +126,8 @@ class Calibration:
 
     def _measure(self, chains: dict[Scheme, Chain]) -> tuple[list[dict[Scheme, float]], int]:
         """Rounds of measurements, and the number of buckets in each of them."""
+        self._round(chains, 1)  # opens connections, which may take longer than all the rest
         started = time.monotonic()
-        self._round(chains, 1)  # opens connections
         probe = sum(self._round(chains, self._num_for_probe()).values())
         probe_bytes = sum(b.num_bytes for b in self._buckets[: self._num_for_probe()])
         left = self._agreed(BUDGET_S - (time.monotonic() - started))
@@ -162,8 +163,7 @@ class Calibration:
                 chain.launch(bucket)
             for _ in range(num_buckets):
                 chain.take().wait_ready()
-            if self._device.type == "cuda":
-                torch.cuda.current_stream().synchronize()
+            door.finish(self._buckets[0].flat.device)
             own.append(time.perf_counter() - start)
         of_all = torch.stack(self._group.all_gather(self._tensor(own)))
         return dict(zip(chains, of_all.max(0).values.tolist(), strict=True))

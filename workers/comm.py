@@ -23,16 +23,19 @@ from torch._C._distributed_c10d import (
     BroadcastOptions,
     PrefixStore,
     ProcessGroupGloo,
-    ProcessGroupNCCL,
     ReduceOptions,
     Store,
     Work,
 )
 
 from launcher.errors import NodeError
+from workers import device as door
 
+_CPU = torch.device("cpu")
 _SAFE_CHUNK_BYTES = 4 << 20
 """A peer that is killed in a longer gloo message can leave the other side waiting (measured)."""
+_LINK_CTAS = 4
+"""Processors of a GPU that a link may use; 32 else, of an H100's 132."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,7 @@ class Network:
         backend: "gloo" or "nccl", for what carries tensors of the model.
         timeout_s: longest wait inside one collective or transfer, seconds.
         address: this node's own address; empty: torch chooses (GLOO_SOCKET_IFNAME counts).
+        device: where this rank's tensors are.
     """
 
     store: Store
@@ -52,6 +56,7 @@ class Network:
     backend: str
     timeout_s: float
     address: str = ""
+    device: torch.device = _CPU
 
 
 class _Backend(Protocol):
@@ -65,6 +70,7 @@ class _Backend(Protocol):
     def allgather(
         self, out: list[list[Tensor]], tensors: list[Tensor], options: AllgatherOptions
     ) -> Work: ...
+    def shutdown(self) -> None: ...
 
 
 class Group:
@@ -82,6 +88,7 @@ class Group:
         backend: str,
         *,
         is_one_node: bool = False,
+        is_link: bool = False,
     ) -> None:
         """Collective: every rank of `ranks`, each making its groups in one global order."""
         self.ranks = tuple(ranks)
@@ -90,10 +97,15 @@ class Group:
         self.is_one_node = is_one_node
         """Whether all members are on one node, so that they may share memory."""
         self.timeout_s = network.timeout_s
+        self.device = network.device if backend == "nccl" else _CPU
+        """Where tensors must be: NCCL takes none of the CPU's, gloo none of a GPU's."""
         store = PrefixStore(f"group/{name}", network.store)
         timeout = timedelta(seconds=network.timeout_s)
-        make = _make_nccl if backend == "nccl" else _make_gloo
-        self._pg = make(store, self.index, len(self.ranks), timeout, network.address)
+        place = (store, self.index, len(self.ranks), timeout)
+        if backend == "nccl":
+            self._pg = make_nccl(*place, is_link=is_link)
+        else:
+            self._pg = _make_gloo(*place, network.address)
 
     @property
     def size(self) -> int:
@@ -130,13 +142,22 @@ class Group:
         self._pg.allgather([found], [tensor], AllgatherOptions()).wait()
         return found
 
+    def close(self) -> None:
+        """Ends the communicator; all that was begun is done by then.
+
+        Collective: every member, each closing its groups in one global order. NCCL asks for that
+        at a good end, else its threads warn; gloo does not.
+        """
+        if self.backend == "nccl":
+            self._pg.shutdown()
+
     def all_gather_json(self, value: object) -> list[Any]:
         """The JSON values of all members, in order of `ranks`."""
         data = json.dumps(value).encode()
-        sizes = self.all_gather(torch.tensor([len(data)]))
+        sizes = self.all_gather(door.placed(torch.tensor([len(data)]), self.device))
         padded = torch.zeros(max(int(s) for s in sizes), dtype=torch.uint8)
         padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        found = self.all_gather(padded)
+        found = self.all_gather(door.placed(padded, self.device))
         return [
             json.loads(bytes(part[: int(size)].tolist()))
             for part, size in zip(found, sizes, strict=True)
@@ -161,12 +182,33 @@ def _make_gloo(store: Store, index: int, size: int, timeout: timedelta, address:
     return made
 
 
-def _make_nccl(store: Store, index: int, size: int, timeout: timedelta, address: str) -> _Backend:
+def make_nccl(
+    store: Store, index: int, size: int, timeout: timedelta, *, is_link: bool
+) -> _Backend:
+    """A communicator of NCCL, which builds of torch for the CPU do not have.
+
+    Args:
+        is_link: whether it is for messages between two ranks.
+    """
+    from torch._C._distributed_c10d import ProcessGroupNCCL
+
     options = ProcessGroupNCCL.Options()
     options._timeout = timeout
+    tune_nccl(options, is_link=is_link)
     made: Any = ProcessGroupNCCL(store, index, size, options)
     backend: _Backend = made
     return backend
+
+
+def tune_nccl(options: Any, *, is_link: bool) -> None:  # noqa: ANN401
+    """Sets what leaves the most of a GPU to computing, as far as this torch knows of it.
+
+    Streams of high priority come from a pool of their own, so that none of NCCL's is one of ours.
+    A receive spins until its message is there, on every processor that it may use.
+    """
+    options.is_high_priority_stream = True
+    if is_link and hasattr(options, "config"):
+        options.config.max_ctas = _LINK_CTAS
 
 
 def own_address(master_addr: str, master_port: int) -> str:

@@ -65,7 +65,7 @@ class MicrobatchLoader:
             num_workers = num_loaders(
                 config.loader_workers,
                 num_cores=num_cores,
-                has_gpu=torch.cuda.is_available(),
+                has_gpu=pin_memory,
             )
         reader = Reader(
             samples,

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from workers import device as door
 from workers.bundle import StepWork
 from workers.collate import Collate
 from workers.data import MicrobatchLoader
@@ -159,6 +160,6 @@ def _loader(
         samples,
         config=config,
         collate=Collate.of(data, samples),
-        pin_memory=session.device.type == "cuda",
+        pin_memory=door.is_gpu(session.device),
         num_cores=session.arrival.num_cores,
     )

@@ -25,6 +25,13 @@ class Groups:
     """All replicas of the stage, where the sync may need it."""
     links: dict[Link, Group]
 
+    def close(self) -> None:
+        """Ends all of them, in the order in which they were made."""
+        legs = (*self.exchange, self.collect, self.distribute, self.flat, self.bundle)
+        for group in (*legs, *self.links.values()):
+            if group is not None:
+                group.close()
+
 
 def make_groups(topology: Topology, place: Place, network: Network, sync: str) -> Groups:
     """Makes the groups of `place`, and only those.
@@ -66,6 +73,7 @@ def make_groups(topology: Topology, place: Place, network: Network, sync: str) -
                 (link.src, link.dst),
                 network.backend,
                 is_one_node=topology.places[link.src].node == topology.places[link.dst].node,
+                is_link=True,
             )
             for link in topology.bundle_links(place.bundle)
             if place.rank in (link.src, link.dst)

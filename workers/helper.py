@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 
+from workers import device as door
+
 T = TypeVar("T")
 
 
@@ -40,8 +42,7 @@ class Helper:
         return future
 
     def _run(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
+        door.enter(self._device)
         failure: Exception | None = None
         while True:
             future, act = self._inbox.get()

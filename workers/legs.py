@@ -14,12 +14,12 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Protocol
 
 import torch
 
+from workers import device as door
 from workers.bucket import Bucket
 from workers.meters import Meters, Phase
 
@@ -36,6 +36,23 @@ class Action(Protocol):
     def begin(self, bucket: Bucket) -> Finish:
         """Starts, and returns what ends it; at most two are under way, ended in order."""
         ...
+
+
+class _Joined:
+    """Several legs as one: in the order of the legs, on one stream."""
+
+    def __init__(self, actions: Sequence[Action]) -> None:
+        self.phase: Phase = actions[-1].phase
+        self._actions = actions
+
+    def begin(self, bucket: Bucket) -> Finish:
+        for action in self._actions:
+            action.begin(bucket)()
+        return _nothing
+
+
+def _nothing() -> None:
+    """What is left to do where each leg has been finished."""
 
 
 Box = queue.SimpleQueue["Bucket | Exception | None"]
@@ -63,11 +80,8 @@ class Leg(threading.Thread):
 
     def run(self) -> None:
         """Works until the end, or until something goes wrong."""
-        stream: AbstractContextManager[object] = nullcontext()
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-            stream = torch.cuda.stream(torch.cuda.Stream(self._device))
-        with stream:
+        door.enter(self._device)
+        with door.on_stream(self._device, self._action.phase):
             try:
                 while self._work():
                     pass
@@ -109,12 +123,23 @@ class Chain:
         device: where the gradients are.
         timeout_s: longest wait for one bucket in one leg, seconds.
         meters: gets the time of each leg.
+        in_one_thread: whether all legs of a bucket are begun by one thread, one after the other.
+            NCCL wants the operations of all communicators in one order on all ranks, and a thread
+            for each leg would gain nothing, as none of them waits.
     """
 
     def __init__(
-        self, actions: Sequence[Action], device: torch.device, timeout_s: float, meters: Meters
+        self,
+        actions: Sequence[Action],
+        device: torch.device,
+        timeout_s: float,
+        meters: Meters,
+        *,
+        in_one_thread: bool = False,
     ) -> None:
         self.actions = tuple(actions)
+        if in_one_thread:
+            actions = [_Joined(actions)]
         self._done: Box = queue.SimpleQueue()
         self._timeout_s = timeout_s
         self._legs = [Leg(action, device, meters) for action in actions]

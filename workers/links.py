@@ -4,7 +4,8 @@
     receiver  spec? t0 t1 | t0 t1 | ...        the spec travels once per kind of message
 
 Both ends know the kind of every message (training or not, how many samples), so from the second
-message of a kind on the receiver posts its buffers before the data is there.
+message of a kind on the receiver posts its buffers before the data is there, where the transport
+lets it.
 
 Why ranks cannot wait for each other in a circle:
 
@@ -41,8 +42,6 @@ from workers.transports import open_receiver, open_sender
 
 __all__ = ["InLink", "Kind", "OutLink", "TensorSpec", "specs_of"]
 
-_POSTED_AHEAD = 2
-"""Double buffering: one message arrives while the one before is worked on."""
 _MAX_AHEAD = 32
 """Enough for groups of up to 32 micro-batches where ranks have several chunks."""
 
@@ -163,7 +162,7 @@ class InLink:
         if not self._posted:
             if self._expected[0] not in self._specs and self._is_told:
                 self._specs[self._expected[0]] = unpacked(self._receiver.post(PACKED)()[0])
-            self._post()
+            self._post(at_least=1)
         specs, form, arrived = self._posted.popleft()
         tensors = arrived()
         self._post()
@@ -171,11 +170,8 @@ class InLink:
             tensor.requires_grad_(spec.requires_grad)
         return tensors, form
 
-    def _post(self) -> None:
-        while (
-            self._expected
-            and len(self._posted) < _POSTED_AHEAD
-            and self._expected[0] in self._specs
-        ):
+    def _post(self, at_least: int = 0) -> None:
+        most = max(self._receiver.posts_ahead, at_least)
+        while self._expected and len(self._posted) < most and self._expected[0] in self._specs:
             specs, form = self._specs[self._expected.popleft()]
             self._posted.append(_Posted(specs, form, self._receiver.post(specs)))

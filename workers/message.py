@@ -12,6 +12,8 @@ from torch import Tensor
 from workers.nest import Form
 
 _SPEC_BYTES = 64 << 10
+POSTED_AHEAD = 2
+"""Double buffering: one message arrives while the one before is worked on."""
 
 
 class Kind(NamedTuple):

@@ -1,7 +1,12 @@
-"""Messages between GPUs through NCCL, on a stream of their own per link.
+"""Messages between GPUs through NCCL.
 
 NCCL lets each operation wait for the stream that is current where it is started, and `wait()` of
 its handle makes the current stream wait for it; the rank itself waits for neither.
+
+A receive is a kernel that occupies the GPU until its message is there, and much of what CUDA does
+waits for all kernels that were started before: it loads a kernel at its first use, takes memory
+from the driver, has few queues. So a receive is posted when the rank comes to it and no earlier:
+all that its message waits for on this GPU has been started by then.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from workers import device as door
 from workers.comm import Group
 from workers.message import Specs, specs_of
 
@@ -44,15 +50,14 @@ class NcclSender:
     def __init__(self, group: Group) -> None:
         self._group = group
         self._left: deque[_Sent] = deque()
-        self._device = torch.device("cuda", torch.cuda.current_device())
-        self._stream = torch.cuda.Stream(self._device)
+        self._device = group.device
         self.send([_HELLO])
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """Sends what the current stream will have made by then."""
         while self._left and self._left[0].has_left:
             self._left.popleft()
-        ready = [t.contiguous().to(self._device, non_blocking=True) for t in tensors]
+        ready = [door.placed(t.contiguous(), self._device) for t in tensors]
         works = [work for t in ready for work in self._group.send(t, _RECEIVER)]
         self._left.append(_Sent(ready, works))
 
@@ -60,10 +65,10 @@ class NcclSender:
         """Returns when no more messages than that are still to leave."""
         while len(self._left) > most_left:
             # Not the compute stream: what it is given next has nothing to wait for here.
-            with torch.cuda.stream(self._stream):
+            with door.on_stream(self._device, "link"):
                 for work in self._left.popleft().works:
                     work.wait()
-            self._stream.synchronize()
+                door.finish(self._device)
 
     def finish(self) -> None:
         """Returns when all messages have left."""
@@ -80,17 +85,18 @@ class NcclReceiver:
         device: where tensors are received.
     """
 
+    posts_ahead = 0
+
     def __init__(self, group: Group, device: torch.device) -> None:
         self._group = group
         self._device = device
-        self._stream = torch.cuda.Stream(device)
         self.post(specs_of([_HELLO]))()
 
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
         """Gets ready for the next message; what it returns gives it to the current stream."""
-        # Memory of the link's own stream, which is idle: were it the compute stream's, NCCL would
-        # have to wait for all compute before it, because that may still use the memory.
-        with torch.cuda.stream(self._stream):
+        # Memory of a stream that is idle: were it the compute stream's, NCCL would have to wait for
+        # all compute before it, because that may still use the memory.
+        with door.on_stream(self._device, "link"):
             buffers = [torch.empty(s.shape, dtype=s.dtype, device=self._device) for s in specs]
             works = [work for b in buffers for work in self._group.receive(b, _SENDER)]
         return partial(self._arrived, buffers, works)
@@ -98,7 +104,7 @@ class NcclReceiver:
     def _arrived(self, buffers: list[Tensor], works: list[Work]) -> list[Tensor]:
         for work in works:
             work.wait()
-        current = torch.cuda.current_stream(self._device)
+        current = door.current_stream(self._device)
         for buffer in buffers:
             buffer.record_stream(current)
         return buffers

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any, Literal, cast
 
@@ -22,10 +23,15 @@ from launcher.agreement import difference, terms_of
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
 from launcher.topology import Place, Topology
+from workers import device as door
 from workers.comm import Network, own_address
 from workers.env import RankEnv
 from workers.groups import Groups, make_groups
+from workers.hello import Hello, choose_backend, for_all
 from workers.round_store import own_part
+from workers.schemes import settled_sync
+
+log = logging.getLogger(__name__)
 
 _END = "end"
 End = Literal["lost", "safe", "stopped"]
@@ -50,6 +56,8 @@ class Arrival:
     """Text that all ranks of this round share, and no other round has."""
     num_cores: int = 1
     """This rank's share of the cores of its node."""
+    note: str = ""
+    """What the user should know of how the ranks talk."""
 
     @property
     def is_speaker(self) -> bool:
@@ -63,6 +71,8 @@ class Session:
 
     arrival: Arrival
     groups: Groups
+    sync: str
+    """How gradients meet: as configured, and "auto" only where that is to be measured."""
 
     @property
     def topology(self) -> Topology:
@@ -109,6 +119,14 @@ class Session:
         """Whether this rank writes its stage into checkpoints."""
         return self.place.bundle == 0 and self.place.replica == 0
 
+    def close(self) -> None:
+        """Ends the communicators at a good end; after a bad one others may be gone.
+
+        Collective: every rank that is not spare.
+        """
+        door.drain(self.device)
+        self.groups.close()
+
     def gather_bundle(self, value: object) -> list[Any]:
         """JSON values of all ranks of this bundle, in order of stage, then replica.
 
@@ -116,16 +134,6 @@ class Session:
         """
         group = self.groups.bundle
         return [value] if group is None else group.all_gather_json(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hello:
-    """What a node says when it comes to a round. terms: see `launcher.agreement`."""
-
-    name: str
-    num_ranks: int
-    can_use_nccl: bool
-    terms: Mapping[str, str]
 
 
 def open_store(env: RankEnv, timeout_s: float) -> Store:
@@ -177,21 +185,27 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
             together do not hold one bundle.
         NodeError: the transport asked for does not work here.
     """
-    device = _device(env)
+    device = door.own_device(env.local_rank)
+    num_seen = 1 if env.has_own_device else env.local_world_size
     hello = Hello(
         name=env.node_name,
         num_ranks=env.local_world_size,
-        can_use_nccl=_can_use_nccl(env, device),
+        has_nccl=is_nccl_available(),
+        gpus=tuple(door.gpus_of(num_seen)) if door.is_gpu(device) else (),
         terms=_terms(config, env),
     )
     nodes, token = _meet(env, store, hello)
     topology = Topology(config.shape, tuple(node.num_ranks for node in nodes), config.chunks)
+    backend, note = choose_backend(
+        config.transport, nodes, num_stages=topology.num_stages, has_gpus=door.is_gpu(device)
+    )
     network = Network(
         store=PrefixStore("groups", store),
         rank=env.rank,
-        backend=_backend(config.transport, all(node.can_use_nccl for node in nodes)),
+        backend=backend,
         timeout_s=config.timeout_s,
         address=_address(env),
+        device=device,
     )
     return Arrival(
         topology=topology,
@@ -202,6 +216,7 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
         node_name=env.node_name,
         token=token,
         num_cores=env.num_cores,
+        note=note,
     )
 
 
@@ -210,8 +225,14 @@ def join(config: TrainConfig, arrival: Arrival) -> Session:
 
     Collective: every rank that is not.
     """
-    groups = make_groups(arrival.topology, arrival.place, arrival.network, config.sync)
-    return Session(arrival=arrival, groups=groups)
+    network = arrival.network
+    is_rounded = config.exchange_dtype != "float32"
+    sync = settled_sync(config.sync, network.backend, is_rounded=is_rounded)
+    groups = make_groups(arrival.topology, arrival.place, network, sync)
+    session = Session(arrival=arrival, groups=groups, sync=sync)
+    if arrival.note and session.is_reporter:
+        log.info(arrival.note)
+    return session
 
 
 def wait_for_end(store: Store) -> End:
@@ -248,7 +269,7 @@ def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
             node.name if counts[node.name] == 1 else f"{node.name} (node {i})": node.terms
             for i, node in enumerate(nodes)
         }
-        plain = [asdict(replace(node, terms={})) for node in nodes]
+        plain = [asdict(node) for node in for_all(nodes)]
         answer = [difference(by_node), plain, os.urandom(4).hex()]
         store.set("nodes", json.dumps(answer))
     unlike, found, token = json.loads(store.get("nodes"))
@@ -277,32 +298,6 @@ def _hellos(env: RankEnv, store: Store) -> Iterator[Hello]:
         hello = Hello(**json.loads(store.get(f"node/{node}")))
         yield hello
         node, num_ranks = node + 1, num_ranks + hello.num_ranks
-
-
-def _device(env: RankEnv) -> torch.device:
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    device = torch.device("cuda", env.local_rank % torch.cuda.device_count())
-    torch.cuda.set_device(device)
-    return device
-
-
-def _can_use_nccl(env: RankEnv, device: torch.device) -> bool:
-    """NCCL needs a GPU for each rank; ranks that share one talk through CPU memory."""
-    return (
-        device.type == "cuda"
-        and is_nccl_available()
-        and (env.has_own_device or env.local_world_size <= torch.cuda.device_count())
-    )
-
-
-def _backend(transport: str, can_use_nccl: bool) -> str:
-    if transport == "nccl" and not can_use_nccl:
-        raise NodeError(
-            "--transport nccl needs a GPU of its own for every rank on every node; "
-            "use --transport auto or cpu"
-        )
-    return "nccl" if can_use_nccl and transport != "cpu" else "gloo"
 
 
 def _address(env: RankEnv) -> str:

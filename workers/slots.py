@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from launcher.errors import NodeError
-from workers.message import Specs, TensorSpec, specs_of
+from workers.message import POSTED_AHEAD, Specs, TensorSpec, specs_of
 from workers.node_memory import NodeMemory
 
 _SENDER, _RECEIVER = 0, 1
@@ -120,6 +120,8 @@ class SlotReceiver:
     Args:
         memory: joins sender and receiver, in this order, with `NUM_CHANNELS`.
     """
+
+    posts_ahead = POSTED_AHEAD
 
     def __init__(self, memory: NodeMemory) -> None:
         self._memory = memory

@@ -26,6 +26,7 @@ from torch import Tensor
 from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError, NodeError
 from workers.comm import Group
+from workers.device import Registration
 from workers.helper import Helper
 from workers.meters import Meters
 from workers.session import Session
@@ -135,7 +136,9 @@ class Snapshots:
         """Waits a moment for the copy under way; what is sealed stays."""
         answers: tuple[Future[Any] | None, ...] = (self._fed, self._copied, self._agreed)
         under_way = [answer for answer in answers if answer is not None]
-        concurrent.futures.wait(under_way, _LAST_COPY_S)
+        if not concurrent.futures.wait(under_way, _LAST_COPY_S).not_done:
+            for turns in (self._pieces, self._kept):
+                turns.close()
 
     def finish_copy(self, limit_s: float) -> None:
         """Waits until this rank's copy is whole, at most so many seconds; asks no other rank."""
@@ -251,6 +254,7 @@ class _Turns:
         self._role = role
         self._device = device
         self._slots: list[Slot | None] = [None, None]
+        self._registered: list[Registration | None] = [None, None]
         self._turn = 0
 
     def write(self, label: Label, tensors: Mapping[str, Tensor], copy: DeviceCopy) -> None:
@@ -264,7 +268,7 @@ class _Turns:
         slot = self._slots[self._turn]
         if slot is None or slot.layout.specs != specs:
             if slot is not None:
-                copy.forget(slot)
+                self._end_registration(self._turn)
                 slot.remove()
             self._slots[self._turn] = None
             role = f"{self._role}-{'ab'[self._turn]}"
@@ -272,6 +276,16 @@ class _Turns:
             layout = Layout.of(specs)
             slot = self._room.make_slot(self._token, role, layout, num_slots=left)
             self._slots[self._turn] = slot
-            copy.prepare(slot)
+            self._registered[self._turn] = copy.prepare(slot)
         copy.write(slot, label, tensors)
         self._turn = 1 - self._turn
+
+    def close(self) -> None:
+        """Takes the memory back from the GPU; the pieces stay."""
+        for turn in range(len(self._slots)):
+            self._end_registration(turn)
+
+    def _end_registration(self, turn: int) -> None:
+        registered, self._registered[turn] = self._registered[turn], None
+        if registered is not None:
+            registered.end()

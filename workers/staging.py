@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from workers import device as door
 from workers.message import Specs
 
 
@@ -22,11 +23,14 @@ class Copies(NamedTuple):
     """Tensors that are being copied, and when they are there."""
 
     tensors: list[Tensor]
-    done: torch.cuda.Event
+    done: door.Event
 
 
 class Staging:
-    """One direction of one link has one, and with it a stream; used by its rank and its helper.
+    """One direction of one link has one; used by its rank and its helper.
+
+    All links of a rank have one stream to copy out and one to copy in, because a copy waits for
+    this GPU's compute at most, and a copy in for nothing.
 
     Args:
         device: the GPU.
@@ -34,27 +38,25 @@ class Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device)
 
-    def mark(self) -> torch.cuda.Event:
+    def mark(self) -> door.Event:
         """When all that the current stream has been given so far is done."""
-        event = torch.cuda.Event()
-        event.record(torch.cuda.current_stream(self._device))
-        return event
+        return door.mark(self._device)
 
-    def copy_out(self, tensors: Iterable[Tensor], ready: torch.cuda.Event) -> Copies:
+    def copy_out(self, tensors: Iterable[Tensor], ready: door.Event) -> Copies:
         """Starts to copy to pinned memory what is there from `ready` on."""
         found = []
-        with torch.cuda.stream(self._stream):
-            self._stream.wait_event(ready)
+        stream = door.stream(self._device, "copy out")
+        with door.on_stream(self._device, "copy out"):
+            stream.wait_event(ready)
             for tensor in tensors:
                 # Pinned memory comes from torch's cache, which knows of the copies under way.
                 copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
                 copy.copy_(tensor, non_blocking=True)
                 if tensor.is_cuda:
-                    tensor.record_stream(self._stream)
+                    tensor.record_stream(stream)
                 found.append(copy)
-            return Copies(found, self._stream.record_event())
+            return Copies(found, door.mark(self._device))
 
     def buffers(self, specs: Specs) -> list[Tensor]:
         """Pinned memory to receive into."""
@@ -62,13 +64,13 @@ class Staging:
 
     def copy_in(self, tensors: Iterable[Tensor]) -> Copies:
         """Starts to copy from pinned memory to the GPU."""
-        with torch.cuda.stream(self._stream):
-            found = [tensor.to(self._device, non_blocking=True) for tensor in tensors]
-            return Copies(found, self._stream.record_event())
+        with door.on_stream(self._device, "copy in"):
+            found = [door.placed(tensor, self._device) for tensor in tensors]
+            return Copies(found, door.mark(self._device))
 
     def use(self, copies: Copies) -> list[Tensor]:
         """The copies on the GPU, for the current stream."""
-        current = torch.cuda.current_stream(self._device)
+        current = door.current_stream(self._device)
         current.wait_event(copies.done)
         for tensor in copies.tensors:
             tensor.record_stream(current)

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from launcher.errors import ConfigError
+from workers import device as door
 from workers.bucket import Allocate, Bucket, cut_into_buckets
 from workers.calibrate import Calibration, Choice
 from workers.exchange import roundings_of
@@ -94,6 +95,8 @@ class GradientSync:
         is_alone = not any((groups.collect, groups.exchange, groups.flat))
         cut = [[]] if is_alone else cut_into_buckets(trained, bucket_bytes)
         self._arena = _shared_arena(groups, device, cut, num_extra)
+        shared = None if self._arena is None else self._arena.memory.own
+        self._registered = None if shared is None else door.register(shared, device)
         allocate = _allocate(self._arena, groups, device)
         self._gate: Gate | None = None
         self._scratch = [Bucket([], length, device, allocate) for length in _SCRATCH_NUMBERS]
@@ -106,11 +109,15 @@ class GradientSync:
         self._next = 0
         self._part_of = {p: number for number, part in enumerate(trained) for p in part}
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
+        all_groups = (groups.collect, groups.flat, *groups.exchange)
         compress_to = None if exchange_dtype == torch.float32 else exchange_dtype
 
         def start(scheme: Scheme) -> Chain | None:
             actions = scheme_actions(scheme, groups, self._arena, num_shards, compress_to)
-            return Chain(actions, device, timeout_s, meters) if actions else None
+            if not actions:
+                return None
+            is_nccl = any(g is not None and g.backend == "nccl" for g in all_groups)
+            return Chain(actions, device, timeout_s, meters, in_one_thread=is_nccl)
 
         self._chain: Chain | None = None
         self._situation = situation
@@ -259,6 +266,8 @@ class GradientSync:
         """Ends the threads."""
         if self._chain is not None:
             self._chain.close()
+        if self._registered is not None:
+            self._registered.end()
 
     def _accumulated(self, parameter: Tensor) -> None:
         """Notes that autograd has added to a gradient.
@@ -319,18 +328,11 @@ def _shared_arena(
     memory = NodeMemory.connect(group, 2 * sum(sizes), num_channels=NUM_CHANNELS)
     if memory is None:
         return None
-    if device.type == "cuda":
-        _pin(memory.own)
     return NodeArena(memory, sum(sizes))
 
 
 def _length(parameters: Sequence[Parameter]) -> int:
     return sum(p.numel() for p in parameters) + len(parameters)
-
-
-def _pin(memory: Tensor) -> None:
-    """Lets the GPU copy from and to this memory by itself; where it cannot, copies take longer."""
-    torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), 0)
 
 
 def _allocate(arena: NodeArena | None, groups: Groups, device: torch.device) -> Allocate | None:
@@ -339,7 +341,7 @@ def _allocate(arena: NodeArena | None, groups: Groups, device: torch.device) -> 
         return arena.allocate
     all_groups = (groups.collect, groups.flat, *groups.exchange)
     uses_gloo = any(g is not None and g.backend == "gloo" for g in all_groups)
-    if device.type == "cuda" and uses_gloo:
+    if door.is_gpu(device) and uses_gloo:
         return _pinned
     return None
 

@@ -103,6 +103,7 @@ def train(config: TrainConfig, env: RankEnv, store: Store, life: Liveness | None
         run = _run(config, session, life, is_first_start=env.attempt == 0)
         if session.is_reporter and session.topology.spare_ranks:
             tell_end(store, "stopped" if run.is_stopped else "safe" if run.is_saved else "lost")
+        session.close()
     return EXIT_RESUMABLE if run.is_stopped else EXIT_DONE
 
 

@@ -118,7 +118,7 @@ class Trainer:
             chunk_parameters(self.stage, config.chunks),
             num_extra=_NUM_SUMS + StatisticsPool.size(self.stage),
             groups=self._session.groups,
-            scheme=config.sync,
+            scheme=self._session.sync,
             num_shards=topology.num_shards(place.stage),
             device=self._session.device,
             bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes),

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from workers import device as door
 from workers.comm import Group
 from workers.helper import Helper
-from workers.message import Specs
+from workers.message import POSTED_AHEAD, Specs
 from workers.nccl import NcclReceiver, NcclSender
 from workers.node_memory import NodeMemory
 from workers.slots import NUM_CHANNELS, SlotReceiver, SlotSender
@@ -53,6 +54,9 @@ class Sender(Protocol):
 class Receiver(Protocol):
     """The receiving end of a link."""
 
+    posts_ahead: int
+    """Messages that may be posted before the rank comes to them."""
+
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
         """Gets ready for the next message; what it returns waits for it, called in order."""
         ...
@@ -64,9 +68,7 @@ def open_sender(group: Group) -> Sender:
         return NcclSender(group)
     memory = _connect(group)
     sender = GlooSender(group) if memory is None else SlotSender(memory)
-    if torch.cuda.is_available():
-        return StagedSender(sender, torch.device("cuda", torch.cuda.current_device()))
-    return sender
+    return StagedSender(sender, door.current_gpu()) if door.num_gpus() else sender
 
 
 def open_receiver(group: Group, device: torch.device) -> Receiver:
@@ -74,7 +76,7 @@ def open_receiver(group: Group, device: torch.device) -> Receiver:
     if group.backend == "nccl":
         return NcclReceiver(group, device)
     memory = _connect(group)
-    if device.type == "cpu":
+    if not door.is_gpu(device):
         return GlooReceiver(group) if memory is None else SlotReceiver(memory)
     staging = Staging(device)
     receiver = GlooReceiver(group, staging.buffers) if memory is None else SlotReceiver(memory)
@@ -143,6 +145,8 @@ class GlooReceiver:
         group: sender first, receiver second.
         allocate: gives the memory.
     """
+
+    posts_ahead = POSTED_AHEAD
 
     def __init__(self, group: Group, allocate: Callable[[Specs], list[Tensor]] = _empty) -> None:
         self._group = group
@@ -222,6 +226,8 @@ class StagedReceiver:
         staging: takes it to the GPU.
         device: the GPU.
     """
+
+    posts_ahead = POSTED_AHEAD
 
     def __init__(self, receiver: Receiver, staging: Staging, device: torch.device) -> None:
         self._receiver = receiver

@@ -12,6 +12,7 @@ from torch.distributed import Store
 
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_links import BOTH, TRAIN, assert_message, link_ends, message, unstaged
+from workers import device as door
 from workers.comm import Group, Network
 from workers.env import RankEnv
 from workers.links import InLink, OutLink
@@ -63,19 +64,22 @@ def test_messages_staged_for_a_gpu_stay_in_order(shares: bool, tmp_path: Path) -
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("carrier", ["memory", "gloo", "nccl"])
+@pytest.mark.parametrize(
+    "carrier", ["memory", "gloo", pytest.param("nccl", marks=pytest.mark.gpu(2))]
+)
 def test_messages_between_gpus_arrive_whole_and_in_order(carrier: str, tmp_path: Path) -> None:
-    if carrier == "nccl" and torch.cuda.device_count() < 2:
-        pytest.skip("needs two CUDA devices for NCCL")
     count = 20
 
     def main(env: RankEnv, store: Store) -> None:
-        device = torch.device("cuda", env.rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
+        device = door.own_device(env.local_rank)
         backend = "nccl" if carrier == "nccl" else "gloo"
         network = Network(
-            store=store, rank=env.rank, backend=backend, timeout_s=60, address="127.0.0.1"
+            store=store,
+            rank=env.rank,
+            backend=backend,
+            timeout_s=60,
+            address="127.0.0.1",
+            device=device,
         )
         both = Group(network, "both", (0, 1), "gloo")
         group = Group(network, "link", (0, 1), backend, is_one_node=carrier == "memory")

@@ -136,7 +136,6 @@ def test_one_microbatch_per_step_is_torchs_own_batch_norm(tmp_path: Path) -> Non
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("nodes", [(2,), (2, 2)], ids=str)
 def test_ranks_that_share_a_gpu_train_like_the_unsplit_model(
     nodes: tuple[int, ...], reference: Reference, tmp_path: Path
@@ -145,8 +144,7 @@ def test_ranks_that_share_a_gpu_train_like_the_unsplit_model(
     assert_close(state, reference.state, 1e-8)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices for NCCL")
+@pytest.mark.gpu(2)
 def test_nccl_trains_like_the_unsplit_model(reference: Reference, tmp_path: Path) -> None:
     state = bundle_run(replace(CONFIG, shape=(1, 1), transport="nccl"), (2,), tmp_path)
     assert_close(state, reference.state, 1e-8)

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import Store
 
 from launcher.checkpoints import Progress
+from tests.ranks.harness import run_ranks
+from workers import device as door
+from workers.env import RankEnv
 from workers.snapshot_device import DeviceCopy
 from workers.snapshot_piece import Label, Layout, Spec
 from workers.snapshot_slot import Slot, read_piece
@@ -31,12 +36,13 @@ def check_copy(device: torch.device, path: Path) -> None:
     for _ in range(3):
         tensors["weight"] = tensors["weight"] @ torch.eye(700, device=device) + 1  # still going on
         copy = DeviceCopy.after_now(device)
-        copy.prepare(slot)
+        registered = copy.prepare(slot)
         copy.write(slot, LABEL, tensors)
         found = read_piece(path)
         assert found is not None
         assert all(torch.equal(found.tensor(name), tensors[name].cpu()) for name in tensors)
-        copy.forget(slot)
+        if registered is not None:
+            registered.end()
 
 
 def test_tensors_in_cpu_memory_are_copied(tmp_path: Path) -> None:
@@ -44,9 +50,16 @@ def test_tensors_in_cpu_memory_are_copied(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_tensors_on_a_gpu_are_copied_as_they_were_when_the_optimizer_ended(tmp_path: Path) -> None:
-    check_copy(torch.device("cuda", 0), tmp_path / "p")
+    def main(env: RankEnv, store: Store) -> None:
+        device = door.own_device(0)
+        assert door.is_gpu(device)
+        check_copy(device, tmp_path / "p")  # on a disk, perhaps: not registered
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            check_copy(device, Path(folder) / "p")
+        torch.zeros(1, device=device).fill_(1.0)  # the next kernel hears of no failure
+
+    run_ranks((1,), main, tmp_path)
 
 
 def test_what_a_copy_costs_is_the_time_on_a_core() -> None:

@@ -1,0 +1,120 @@
+"""What is said to NCCL, with a stand-in that takes only what NCCL takes; gloo does the work."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store
+
+from launcher.topology import Topology
+from tests.ranks.harness import run_ranks
+from workers import comm
+from workers import device as door
+from workers.bucket import Bucket
+from workers.comm import Group, Network
+from workers.env import RankEnv
+from workers.groups import make_groups
+from workers.legs import Chain
+from workers.meters import Meters
+from workers.schemes import scheme_actions
+
+NODES = (2, 1)
+
+
+class OnGpu(Tensor):
+    """Stands for a tensor on a GPU, and so does all that is made of it."""
+
+
+class StandIn:
+    """A communicator that refuses tensors of the CPU, as ProcessGroupNCCL does."""
+
+    begun: list[tuple[str, int]] = []  # noqa: RUF012 # by this rank, over all communicators
+    num_closed = 0
+
+    def __init__(self, gloo: Any) -> None:
+        self._gloo = gloo
+
+    def __getattr__(self, name: str) -> Any:
+        def begin(tensors: list[Any], *rest: Any) -> Any:
+            StandIn.begun.append((name, threading.get_ident()))
+            return getattr(self._gloo, name)(plain(tensors), *map(plain, rest))
+
+        return begin
+
+    def shutdown(self) -> None:
+        StandIn.num_closed += 1
+
+
+def plain(value: Any) -> Any:
+    """For gloo; raises ValueError for a tensor of the CPU."""
+    if isinstance(value, list):
+        return [plain(each) for each in value]
+    if isinstance(value, Tensor):
+        if not isinstance(value, OnGpu):
+            raise ValueError("Tensors must be CUDA and dense")
+        return value.as_subclass(Tensor)
+    return value
+
+
+@pytest.fixture
+def network_of(monkeypatch: pytest.MonkeyPatch) -> Any:
+    def make(store: Store, index: int, size: int, limit: timedelta, *, is_link: bool) -> StandIn:
+        return StandIn(comm._make_gloo(store, index, size, limit, "127.0.0.1"))
+
+    monkeypatch.setattr(comm, "make_nccl", make)
+    monkeypatch.setattr(door, "placed", lambda tensor, device: tensor.as_subclass(OnGpu))
+    return lambda env, store: Network(store=store, rank=env.rank, backend="nccl", timeout_s=20)
+
+
+def test_json_and_legs_go_to_nccl_as_it_wants_them(tmp_path: Path, network_of: Any) -> None:
+    """JSON on the device; all communicators used by one thread in one order; closed at the end."""
+    topology = Topology((1,), NODES)
+
+    def main(env: RankEnv, store: Store) -> None:
+        network = network_of(env, PrefixStore("json", store))
+        group = Group(network, "all", range(sum(NODES)), "nccl")
+        assert group.all_gather_json({"rank": env.rank}) == [{"rank": r} for r in range(3)]
+        with pytest.raises(ValueError, match="must be CUDA"):
+            group.all_gather(torch.zeros(1))
+        group.close()
+        assert StandIn.num_closed == 1
+
+        StandIn.begun.clear()
+        network = network_of(env, PrefixStore("legs", store))
+        groups = make_groups(topology, topology.places[env.rank], network, "local-master")
+        actions = scheme_actions("local-master", groups, None, 1, None)
+        cpu = torch.device("cpu")
+        chain = Chain(actions, cpu, 20, Meters(), in_one_thread=True)
+        parameters = list(nn.Linear(3, 3).parameters())
+        buckets = [Bucket([p], 0, cpu, None) for p in parameters]
+        for bucket in buckets:
+            bucket.wire = bucket.flat = bucket.flat.fill_(env.rank + 1.0).as_subclass(OnGpu)
+            chain.launch(bucket)
+        for bucket in buckets:
+            assert chain.take() is bucket
+            assert bucket.flat.tolist() == [6.0] * bucket.flat.numel()
+        leads, has_mate = env.rank in (0, 2), env.rank in (0, 1)
+        wanted = ["reduce"] * has_mate + ["allreduce"] * leads + ["broadcast"] * has_mate
+        assert [name for name, _ in StandIn.begun] == wanted * len(buckets)
+        assert len({thread for _, thread in StandIn.begun}) == 1
+        chain.close()
+
+    run_ranks(NODES, main, tmp_path)
+
+
+def test_a_torch_without_nccl_trains(tmp_path: Path) -> None:
+    words = "--image-size=32 --batch-size=4 --synthetic-samples=8 --max-steps=1 --no-validate"
+    argv = [*words.split(), f"--run-dir={tmp_path}", "synthetic"]
+    hidden = "import torch._C._distributed_c10d as c; c.__dict__.pop('ProcessGroupNCCL', None)"
+    code = f"{hidden}; from workers.train import main; raise SystemExit(main({argv}))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr

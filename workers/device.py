@@ -1,0 +1,206 @@
+"""The door to the device (I17): what a rank asks of a GPU, it asks here.
+
+    stream     one for each purpose of a rank: torch hands out 32, then the first one again
+    event      a mark in a stream that another one waits for
+    register   lets the GPU copy from and to memory that others map too
+
+CUDA and ROCm have one name in torch, "cuda". On the CPU there are no streams, and nobody asks.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from workers.meters import Phase
+
+log = logging.getLogger(__name__)
+
+Event = torch.cuda.Event
+Stream = torch.cuda.Stream
+
+Purpose = Literal["copy out", "copy in", "link", "snapshot", "sync"] | Phase
+"""What a rank has a stream of its own for; the legs of a sync go by their phase."""
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+MIG = "MIG-"
+_IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
+"""File systems without a disk behind them."""
+
+
+def is_gpu(device: torch.device) -> bool:
+    """Whether what is said here of GPUs holds for `device`."""
+    return device.type == "cuda"
+
+
+def num_gpus() -> int:
+    """GPUs that this process sees and can use."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
+    """The device of a local rank; ranks share GPUs where there are fewer. Starts CUDA."""
+    slices = mig_slices(environ)
+    if slices:
+        environ[_VISIBLE] = slices[local_rank % len(slices)]
+    if not num_gpus():
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank % num_gpus())
+    torch.cuda.set_device(device)
+    return device
+
+
+def mig_slices(environ: Mapping[str, str]) -> list[str]:
+    """The slices of GPUs (MIG) that are visible; CUDA shows a process one of them at most."""
+    names = [name.strip() for name in environ.get(_VISIBLE, "").split(",")]
+    return names if names[0].startswith(MIG) else []
+
+
+def gpus_of(num_ranks: int) -> list[str]:
+    """The GPU of each local rank of this node, by name; slices of one GPU are one for NCCL."""
+    if num_ranks > 1 and mig_slices(os.environ):
+        return ["slices of one GPU"] * num_ranks
+    found = [str(torch.cuda.get_device_properties(i).uuid) for i in range(num_gpus())]
+    return [found[rank % len(found)] for rank in range(num_ranks)]
+
+
+def current_gpu() -> torch.device:
+    """What this thread's calls refer to."""
+    return torch.device("cuda", torch.cuda.current_device())
+
+
+def enter(device: torch.device) -> None:
+    """Lets the calls of this thread refer to `device`; threads start with the first GPU."""
+    if is_gpu(device):
+        torch.cuda.set_device(device)
+
+
+def placed(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on `device`."""
+    return tensor.to(device, non_blocking=True)
+
+
+@functools.cache
+def stream(device: torch.device, purpose: Purpose) -> Stream:
+    """The stream of this process for one purpose; one more would be somebody else's, soon."""
+    return Stream(device)
+
+
+def current_stream(device: torch.device) -> Stream:
+    """What this thread's work on `device` goes to."""
+    return torch.cuda.current_stream(device)
+
+
+def on_stream(device: torch.device, purpose: Purpose) -> AbstractContextManager[object]:
+    """Sends this thread's work to the stream of a purpose; on the CPU it does nothing."""
+    return torch.cuda.stream(stream(device, purpose)) if is_gpu(device) else nullcontext()
+
+
+def mark(device: torch.device) -> Event:
+    """A mark behind all that the current stream of a GPU has been given."""
+    event = Event()
+    event.record(current_stream(device))
+    return event
+
+
+def finish(device: torch.device) -> None:
+    """Returns when the current stream has done all that it has been given."""
+    if is_gpu(device):
+        current_stream(device).synchronize()
+
+
+def drain(device: torch.device) -> None:
+    """Returns when the device has done all that this process has given it."""
+    if is_gpu(device):
+        torch.cuda.synchronize(device)
+
+
+# --- memory that others map, too
+
+
+class Runtime(Protocol):
+    """What we need of the CUDA runtime; codes other than 0 are failures."""
+
+    def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
+        """Lets the GPU at memory of the CPU."""
+        ...
+
+    def cudaHostUnregister(self, address: int) -> int:
+        """Undoes that."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """Memory that the GPU copies from and to by itself, until `end`."""
+
+    runtime: Runtime
+    device: torch.device
+    address: int
+
+    def end(self) -> None:
+        """Takes it back; before the memory goes."""
+        if int(self.runtime.cudaHostUnregister(self.address)):
+            _forget_error(self.device)
+
+
+def register(
+    memory: Tensor, device: torch.device, *, file: Path | None = None
+) -> Registration | None:
+    """Lets the GPU copy from and to `memory` by itself; None where it cannot: copies take longer.
+
+    Args:
+        memory: flat, mapped by this process.
+        device: the GPU.
+        file: what is mapped, if it has a path. A file on a disk is not registered: the kernel
+            writes its pages to the disk behind the GPU's back, and newer ones refuse.
+    """
+    if not is_gpu(device) or not memory.numel() or (file is not None and not is_in_memory(file)):
+        return None
+    runtime = _runtime()
+    num_bytes = memory.numel() * memory.element_size()
+    code = int(runtime.cudaHostRegister(memory.data_ptr(), num_bytes, 0))
+    if code:
+        _forget_error(device)
+        log.info("the GPU cannot map %d bytes of memory (code %d): slower copies", num_bytes, code)
+        return None
+    return Registration(runtime, device, memory.data_ptr())
+
+
+def _runtime() -> Runtime:
+    runtime: Runtime = torch.cuda.cudart()
+    return runtime
+
+
+def _forget_error(device: torch.device) -> None:
+    """Takes up the failure that the CUDA runtime keeps for the next launch of a kernel.
+
+    It would be raised there, as if the kernel had failed; torch has no other way to read it.
+    """
+    try:
+        torch.empty(1, device=device).fill_(1.0)
+    except RuntimeError as exc:
+        log.info("what was refused: %s", str(exc).splitlines()[0])
+
+
+def is_in_memory(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether a file has no disk behind it."""
+    kinds = dict(_kinds_of_devices(mounts))
+    number = path.stat().st_dev
+    return kinds.get(number, "") in _IN_MEMORY
+
+
+def _kinds_of_devices(mounts: Path) -> Iterator[tuple[int, str]]:
+    for line in mounts.read_text(encoding="utf-8").splitlines():
+        first, _, last = line.partition(" - ")
+        major, _, minor = first.split()[2].partition(":")
+        yield os.makedev(int(major), int(minor)), last.split()[0]

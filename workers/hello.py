@@ -1,0 +1,87 @@
+"""Pure: what nodes say when they come to a round, and how their ranks talk from then on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from launcher.errors import NodeError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """What a node says when it comes to a round.
+
+    Args:
+        name: of the node.
+        num_ranks: that it has.
+        has_nccl: whether its torch has NCCL.
+        gpus: of its ranks, by a name that no other GPU in the world has; nothing on the CPU.
+        is_shared: whether some GPU of it has several ranks; known once all have said theirs.
+        terms: see `launcher.agreement`.
+    """
+
+    name: str
+    num_ranks: int
+    has_nccl: bool = False
+    gpus: Sequence[str] = ()
+    is_shared: bool = False
+    terms: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def can_use_nccl(self) -> bool:
+        """NCCL wants a GPU for each rank."""
+        return self.has_nccl and not self.is_shared
+
+
+def for_all(nodes: Sequence[Hello]) -> list[Hello]:
+    """The same without what only the first rank reads; and whether ranks share GPUs.
+
+    Several agents of one machine give their ranks the same GPUs and do not know of each other.
+    """
+    num_ranks = Counter(gpu for node in nodes for gpu in node.gpus)
+    return [
+        replace(
+            node,
+            terms={},
+            gpus=(),
+            has_nccl=node.has_nccl and bool(node.gpus),
+            is_shared=any(num_ranks[gpu] > 1 for gpu in node.gpus),
+        )
+        for node in nodes
+    ]
+
+
+def choose_backend(
+    transport: str, nodes: Sequence[Hello], *, num_stages: int, has_gpus: bool
+) -> tuple[str, str]:
+    """The backend for what is on the devices, and what the user should know of the choice.
+
+    Args:
+        transport: as configured.
+        nodes: of the round, as `for_all` gives them.
+        num_stages: of a bundle; several of them talk in the middle of a step.
+        has_gpus: whether there is anything to choose.
+
+    Raises:
+        NodeError: NCCL is asked for and cannot be had.
+    """
+    is_shared = any(node.is_shared for node in nodes)
+    can_use_nccl = all(node.can_use_nccl for node in nodes)
+    if transport == "nccl" and not can_use_nccl:
+        why = "several ranks share a GPU" if is_shared else "some node has no GPUs, or no NCCL"
+        raise NodeError(
+            f"--transport nccl needs a GPU of its own for every rank on every node, and {why}; "
+            "use --transport auto or cpu"
+        )
+    if transport == "cpu" or not has_gpus:
+        return "gloo", ""
+    if transport == "auto" and is_shared:
+        return "gloo", "several ranks share a GPU, so all talk through CPU memory"
+    if transport == "auto" and can_use_nccl and num_stages > 1:
+        return "gloo", (
+            "stages talk through CPU memory, the careful way: NCCL between stages has not been "
+            "tried on two GPUs yet; --transport nccl takes it"
+        )
+    return ("nccl", "") if can_use_nccl else ("gloo", "")
