@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from launcher.errors import BundleError
+from launcher.errors import EXIT_CONFIG, BundleError, nearest
 from launcher.options import kebab
+from launcher.usage import parsed, shorten
 
 COMMANDS = {
     "run": "start this node's part of a training run",
@@ -26,8 +27,13 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     words = kebab(sys.argv[1:] if argv is None else argv)
-    parser = _parser(words[0] if words else "")
-    args = parser.parse_args(words)
+    command = words[0] if words else ""
+    parser = _parser(command)
+    if command and command not in COMMANDS and not command.startswith("-"):
+        text = f"error: unknown command {command!r}; {nearest(command, COMMANDS)}"
+        print(text, file=sys.stderr)
+        return EXIT_CONFIG
+    args = parsed(parser, words)
     if not hasattr(args, "perform"):
         parser.print_help()
         return 0
@@ -58,7 +64,8 @@ def _parser(command: str) -> argparse.ArgumentParser:
         if name == command:
             module = importlib.import_module(f"launcher.commands.{name}")
             module.add_arguments(sub)
-            sub.set_defaults(perform=module.run)
+            shorten(sub)
+            sub.set_defaults(perform=module.run, parser=sub)
     return parser
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from launcher.errors import ConfigError
+from launcher.launch_config import LaunchConfig
 from launcher.options import (
     Resolved,
     add_options,
@@ -26,6 +27,7 @@ from launcher.options import (
 )
 from launcher.schedule import SCHEDULES
 from launcher.topology import check_shape
+from launcher.usage import DATA_VARIABLE, check_variables, parsed, shorten
 
 _WHAT = "what to train"
 _BATCH = "batch and bundles"
@@ -391,12 +393,17 @@ def train_config(
     Raises:
         ConfigError: DATA is missing or a value is wrong.
     """
-    data = args.data if args.data is not None else toml.get("data", default_data)
+    places = (
+        (args.data, "option"),
+        (environ.get(DATA_VARIABLE), f"environment {DATA_VARIABLE}"),
+        (toml.get("data"), toml_name),
+        (default_data, "default"),
+    )
+    data, source = next((data, source) for data, source in places if data is not None)
     if not data:
         raise ConfigError("DATA is missing; give an ImageFolder root, or `synthetic`")
     resolved = resolve(TrainConfig, vars(args), environ=environ, toml=toml, toml_name=toml_name)
     value = replace(resolved.value, data=str(data))
-    source = "option" if args.data is not None else toml_name if "data" in toml else "default"
     return Resolved(value, {"data": source, **resolved.sources})
 
 
@@ -413,6 +420,8 @@ def parse_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> TrainCo
         allow_abbrev=False,
     )
     add_train_arguments(parser)
-    args = parser.parse_args(kebab(argv))
+    shorten(parser)
+    args = parsed(parser, kebab(argv))
+    check_variables(environ, (TrainConfig, LaunchConfig))
     toml, name = toml_of(args, TrainConfig)
     return train_config(args, environ=environ, toml=toml, toml_name=name).value

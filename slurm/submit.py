@@ -16,6 +16,7 @@ from launcher.options import kebab
 from launcher.paths import RunPaths
 from launcher.plan import WORKER_MODULE, plan_elsewhere
 from launcher.preflight import check_data, check_torch, check_writable
+from launcher.usage import parsed, shorten
 from slurm.checks import check_devices, check_interval, check_queue, site_notes
 from slurm.jobs import Slurm
 from slurm.render import Kind, script
@@ -63,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     request = request_of(args, tuple(without_run_dir(words)))
     parser = argparse.ArgumentParser(prog="bundlerun submit ... --", allow_abbrev=False)
     add_config_arguments(parser)
-    train, launch = read_configs(parser.parse_args(words), os.environ)
+    shorten(parser)
+    train, launch = read_configs(parsed(parser, words), os.environ)
     run_dir = Path(train.value.run_dir).absolute()
     check_devices(request, train.value, launch.value)
     plan_elsewhere((request.gpus_per_node or launch.value.slots,) * request.nodes[1], train, launch)

@@ -20,6 +20,7 @@ from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, plan_here
 from launcher.preflight import check_data, check_torch, check_writable
 from launcher.slurm_env import slurm_defaults
+from launcher.usage import check_variables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +48,7 @@ def read_configs(
     Raises:
         ConfigError: a value is wrong.
     """
+    check_variables(environ, (TrainConfig, LaunchConfig))
     toml, name = toml_of(args, TrainConfig, LaunchConfig)
     train = train_config(
         args, environ=environ, toml=toml, toml_name=name, default_data=default_data

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from launcher.cli import COMMANDS, main
 from launcher.commands.plan import parse_nodes
+from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from launcher.launch_config import LaunchConfig
+from launcher.usage import check_variables
 
 
 @pytest.mark.parametrize(
@@ -76,10 +81,82 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
     assert len(captured.err.splitlines()) == 1
 
 
-def test_an_unknown_option_is_not_guessed() -> None:
+@pytest.mark.parametrize(
+    ("words", "usage", "message"),
+    [
+        (
+            "run --batch 64 synthetic",
+            "run [OPTIONS] [DATA]",
+            "unknown option --batch; nearest: --ba",
+        ),
+        ("run --max-step=3 synthetic", "run [OPTIONS] [DATA]", "--max-step; nearest: --max-steps"),
+        ("plan --node 2x2", "plan [OPTIONS] [DATA]", "unknown option --node; nearest: --nodes"),
+        ("status a b", "status [-h] [--json] RUN_DIR|JOB", "one argument too many: 'b'"),
+        ("drain x --wiat 3", "drain [-h]", "unknown option --wiat; nearest: --wait"),
+        ("export x -o y.pt --besst", "export [-h]", "unknown option --besst; nearest: --best"),
+        ("submit -- --modle x y", "submit ... -- [OPTIONS] [DATA]", "--modle; nearest: --model"),
+    ],
+)
+def test_an_unknown_option_has_the_commands_own_usage_and_the_nearest_name(
+    words: str, usage: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as exited:
-        main(["run", "--batch", "64", "synthetic"])
+        main(shlex.split(words))
     assert exited.value.code == 2
+    first, *_, last = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"usage: bundlerun {usage}")
+    assert last.startswith("error: ")
+    assert message in last
+
+
+def test_an_unknown_command_has_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stauts", "x"]) == 2
+    assert capsys.readouterr().err == "error: unknown command 'stauts'; nearest: status\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_right"),
+    [
+        ("BUNDLERUN_LEARNING_RATE", False),
+        ("BUNDLERUN_BATCHSIZE", False),
+        ("BUNDLERUN_BATCH_SIZE", True),
+        ("BUNDLERUN_SLOTS", True),
+        ("BUNDLERUN_BOARD", True),
+        ("BUNDLERUN_TEST_SLOW", True),
+        ("BUNDLERUN_SERVICE_HOST", True),
+        ("BUNDLERUN_HEAD_PORT_29400_TCP_ADDR", True),
+        ("OTHER_LEARNING_RATE", True),
+    ],
+)
+def test_a_variable_that_nobody_would_read_is_refused(
+    name: str, is_right: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "8")
+    assert main(["plan", "--nodes=1x2"]) == (0 if is_right else 2)
+    assert (
+        f"unknown variable {name} in the environment; nearest: " in capsys.readouterr().err
+    ) is (not is_right)
+
+
+def test_all_variables_of_the_project_are_known() -> None:
+    """Else a program of ours would be refused for a variable that another one of ours has set."""
+    root = Path(__file__).parents[3]
+    folders = ("launcher", "workers", "splits", "slurm", "benchmarks", "examples")
+    files = [path for folder in folders for path in (root / folder).rglob("*.py")]
+    found = {
+        name for path in files for name in re.findall(r'"(BUNDLERUN_[A-Z_]+)"', path.read_text())
+    }
+    assert "BUNDLERUN_BOARD" in found
+    check_variables(dict.fromkeys(found, ""), (TrainConfig, LaunchConfig))
+
+
+def test_the_data_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BUNDLERUN_DATA", "/data/x")
+    assert main(["plan", "--nodes=1x2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["config"]["data"]
+    assert found == {"value": "/data/x", "source": "environment BUNDLERUN_DATA"}
 
 
 def test_a_bare_schedule_draws_the_configured_one(

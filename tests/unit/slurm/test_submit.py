@@ -37,7 +37,7 @@ def submit(*words: str) -> int:
         ([*NODES, "--kind=classic", "--", *TRAIN], "--kind classic has a fixed number of nodes"),
         ([*NODES, "--spares=-1", "--", *TRAIN], "--spares -1 must be 0 or more"),
         ([*NODES, "--", "--nnodes=3", *TRAIN], "--nnodes is set by the batch script"),
-        ([*NODES, "--", "--modle=x", *TRAIN], "unrecognized arguments: --modle=x"),
+        ([*NODES, "--", "--modle=x", *TRAIN], "unknown option --modle; nearest: --model"),
         ([*NODES], "DATA is missing"),
         ([*NODES, "--", '--run-dir=a"b', *TRAIN], "has a quote"),
         ([*NODES, "--dry-run", "--kind=array", "--", *TRAIN], "fixed number of nodes"),

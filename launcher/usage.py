@@ -1,0 +1,85 @@
+"""What is typed or set wrongly, told with the nearest right name: options and variables."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+from launcher.errors import EXIT_CONFIG, ConfigError, nearest
+from launcher.options import ENV_PREFIX, options_of
+
+DATA_VARIABLE = "BUNDLERUN_DATA"
+NOT_OPTIONS = frozenset(
+    {
+        "BUNDLERUN_BOARD",
+        DATA_VARIABLE,
+        "BUNDLERUN_SLURM_NONCE",
+        "BUNDLERUN_SLURM_VERSIONS",
+        "BUNDLERUN_TERMS",
+        "BUNDLERUN_TOKEN",
+    }
+)
+"""Variables of ours that are no options."""
+_FOR_TESTS = ("BUNDLERUN_TEST_", "BUNDLERUN_FAULTS")
+_KUBERNETES = re.compile(r".*_SERVICE_(HOST|PORT(_\w+)?)|.*_PORT(_\d+_(TCP|UDP)(_\w+)?)?")
+"""What Kubernetes sets in every container for a service whose name begins with bundlerun."""
+_LONG = 10
+"""Options above which the usage line does not list them."""
+
+
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments; `parser`, or the subcommand's own where one has set `parser`, says what fits.
+
+    Raises:
+        SystemExit: something is unknown, missing or wrong: code 2, after the usage and one line.
+    """
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        refuse(getattr(args, "parser", parser), unknown)
+    return args
+
+
+def refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    """Ends the program with the nearest name for the first word that `parser` does not know."""
+    flags = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"]
+    if flags:
+        valid = [each for action in parser._actions for each in action.option_strings]
+        text = f"unknown option {flags[0]}; {nearest(flags[0], valid, limit=3)}"
+    else:
+        text = f"one argument too many: {unknown[0]!r}"
+    parser.print_usage(sys.stderr)
+    parser.exit(EXIT_CONFIG, f"error: {text} ({parser.prog} --help lists all)\n")
+
+
+def shorten(parser: argparse.ArgumentParser) -> None:
+    """Leaves a usage of one line where there are many options."""
+    actions = parser._actions
+    if sum(bool(action.option_strings) for action in actions) <= _LONG:
+        return
+    shown = [_shown(action) for action in actions if not action.option_strings]
+    parser.usage = " ".join([parser.prog, "[OPTIONS]", *shown]).replace("%", "%%")
+
+
+def _shown(action: argparse.Action) -> str:
+    name = str(action.metavar or action.dest)
+    return f"[{name}]" if action.nargs in ("?", "*") else name
+
+
+def check_variables(environ: Mapping[str, str], classes: Iterable[type]) -> None:
+    """Raises ConfigError for a BUNDLERUN_ variable that nobody would read.
+
+    Passed over in silence it would train another model than the one that is meant.
+
+    Args:
+        classes: whose options may be given by variables.
+    """
+    options = {ENV_PREFIX + field.name.upper() for c in classes for field in options_of(c)}
+    for name in environ:
+        is_ours = name.startswith(ENV_PREFIX) and name not in options and name not in NOT_OPTIONS
+        if is_ours and not name.startswith(_FOR_TESTS) and not _KUBERNETES.fullmatch(name):
+            raise ConfigError(
+                f"unknown variable {name} in the environment; {nearest(name, options, limit=3)}; "
+                "name it right, or unset it"
+            )
