@@ -13,6 +13,7 @@ from launcher.errors import ConfigError, nearest
 from splits.balance import balanced_cuts
 from splits.extract import extract
 from splits.flow import Flow
+from splits.modes import read_modes
 from splits.stage import Stage, attach, outermost, state_paths
 from splits.state import find_attribute, named_state, names_by_id, tensors_of
 from splits.trace import ModuleTracer, trace_modes
@@ -62,6 +63,7 @@ class TracedModel:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
+        self._modes = read_modes(model)
         self._graphs = trace_modes(model)
         self._train = Flow(self._graphs.train, model)
         self._eval = Flow(self._graphs.eval, model)
@@ -201,6 +203,8 @@ class TracedModel:
         for chunk, (in_train, in_eval) in enumerate(zip(train, eval_, strict=True)):
             stage.set_part(in_train, training=True, chunk=chunk)
             stage.set_part(in_eval, training=False, chunk=chunk)
+        if self._modes is not None:
+            stage.set_modes(self._modes)
         stage.training = self.model.training
         return stage
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
 
 from launcher.errors import ConfigError
+from splits.modes import Modes, PartMode
 from splits.state import find_attribute
 
 Forward = Callable[..., Any]
@@ -94,6 +95,18 @@ class Stage(nn.Module):
         self._forwards: dict[tuple[int, bool], Forward] = {}
         self._outputs: dict[tuple[int, bool], tuple[str, ...]] = {}
         self._paths: dict[int, list[str]] = {}
+        self._modes: dict[bool, PartMode] = {}
+
+    def set_modes(self, modes: Modes) -> None:
+        """Sets what the model's own `train` does; its submodules must be there."""
+        self._modes = {mode: found.within(self) for mode, found in modes.items()}
+
+    def train(self, mode: bool = True) -> Self:
+        """Goes into a mode as the model itself does, what it freezes included."""
+        super().train(mode)
+        if mode in self._modes:
+            self._modes[mode].apply()
+        return self
 
     def set_part(self, part: StagePart, *, training: bool, chunk: int = 0) -> None:
         """Sets what a chunk does in one mode; its submodules must be there."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 
 from launcher.errors import ConfigError
+from splits.modes import modes_kept
 
 _CONTAINERS: tuple[type, ...] = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CONSTANT = "_tensor_constant"
@@ -121,8 +121,11 @@ def trace_modes(model: nn.Module) -> ModeGraphs:
     """
     before = set(vars(model))
     try:
-        with _modes_kept(model):
-            train, eval_ = _trace(model.train()), _trace(model.eval())
+        with modes_kept(model):
+            model.train()
+            train = _trace(model)
+            model.eval()
+            eval_ = _trace(model)
         made = [name for name in vars(model) if name not in before and name.startswith(_CONSTANT)]
         constants = {name: getattr(model, name) for name in made}
     finally:
@@ -144,13 +147,3 @@ def _trace(model: nn.Module) -> fx.Graph:
                 f"({str(exc).splitlines()[0] if str(exc) else type(exc).__name__}); move the part "
                 "that depends on values into a submodule, or return the list of stages from build"
             ) from exc
-
-
-@contextlib.contextmanager
-def _modes_kept(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -52,7 +52,6 @@ class StatisticsPool:
 
     def __init__(self, module: nn.Module, sums: Tensor) -> None:
         layers = tracking_layers(module)
-        self._stage = module
         self._layers = list(layers.values())
         self.sums = sums
         self._vectors = _Vectors(self._layers, sums) if layers else None
@@ -81,7 +80,7 @@ class StatisticsPool:
             self._vectors.move()
 
     def _gather(self, forward: Forward, *inputs: Tensor) -> Any:  # noqa: ANN401 - any output
-        if self._vectors is None or not self._stage.training:
+        if self._vectors is None or not torch.is_grad_enabled():
             return forward(*inputs)
         self._pass = _Pass(self._layers)
         try:

@@ -122,6 +122,8 @@ class Bundle:
         forwards: Sequence[Forward] = (),
     ) -> None:
         self.stage = stage
+        # Not what the stage says: a model's own train() may set anything.
+        self._is_training = False
         self.pipeline = Pipeline.of(topology, schedule)
         self._forwards = forwards or chunk_forwards(stage, topology.chunks)
         self._shape = topology.shape
@@ -162,6 +164,7 @@ class Bundle:
                 something to do, before its gradients become final.
             on_forwards_done: called once, before the former is, when the outcome is complete.
         """
+        self._is_training = True
         self.stage.train()
         order = self.pipeline.order(self._place.stage, self._place.replica, len(work.sizes))
         split = frozenset(a.key for a in order if a.kind is Pass.WEIGHT)
@@ -172,6 +175,7 @@ class Bundle:
     @torch.no_grad()
     def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> Outcome:
         """Runs the forwards of one step in evaluation mode; arguments as for `train`."""
+        self._is_training = False
         self.stage.eval()
         order = self.pipeline.forward_order(self._place.stage, self._place.replica, len(work.sizes))
         step = _Step(work=work, batches=batches)
@@ -224,7 +228,7 @@ class Bundle:
         return self._in[kind, sender, self._peer(sender, j)]
 
     def _kind(self, work: StepWork, j: int) -> Kind:
-        return Kind(self.stage.training, work.sizes[j])
+        return Kind(self._is_training, work.sizes[j])
 
     def _expect(self, work: StepWork, order: Order) -> None:
         """Announces to each incoming link what will come in this step, in order."""
@@ -263,17 +267,17 @@ class Bundle:
         arguments, target = self._input(step, chunk, j)
         is_last = chunk == self._last_chunk
         with self._meters.phase("forward"), self._autocast():
-            if self.stage.training:
+            if self._is_training:
                 # Dropout depends on these alone, not on the topology (I1).
                 torch.manual_seed(mix_seed(work.seed, work.step, work.first + j, chunk))
             result = self._forwards[action.chunk](*arguments)
             outputs = [self._judge(step, j, result, target)] if is_last else _tensors(result)
         if not is_last:
-            if self.stage.training:
+            if self._is_training:
                 self._learn_gradients(work, chunk, j, outputs)
             form = _form_of(_arguments(result))
             self._send(LinkKind.ACTIVATION, chunk, chunk + 1, work, j, outputs, form)
-        if self.stage.training:
+        if self._is_training:
             step.in_flight[action.key] = _InFlight(_tensors(arguments), outputs)
 
     def _learn_gradients(self, work: StepWork, chunk: int, j: int, outputs: list[Tensor]) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from launcher.config import TrainConfig
 from workers.lr import lr_factor
@@ -31,7 +32,7 @@ def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
     model = recipe.model(info)
     assert isinstance(model, nn.Module)
     dtype = torch.float64 if config.precision == "float64" else torch.float32
-    model.to(dtype)
+    model.to(dtype).train()
     seen = _watch_batchnorms(model)
     optimizer = recipe.optimizer(model.named_parameters())
     highest = optimizer.param_groups[0]["lr"]
@@ -66,21 +67,25 @@ def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
     return result
 
 
-def _watch_batchnorms(model: nn.Module) -> dict[nn.BatchNorm2d, list[Tensor]]:
+def _watch_batchnorms(model: nn.Module) -> dict[_BatchNorm, list[Tensor]]:
     """Collects what goes through each batch norm, and keeps torch from moving its statistics."""
-    seen: dict[nn.BatchNorm2d, list[Tensor]] = {}
+    seen: dict[_BatchNorm, list[Tensor]] = {}
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, _BatchNorm):
             seen[module] = []
-            module.register_forward_hook(
-                lambda m, inputs, _: seen[m].append(inputs[0].detach().double())
+            module.register_forward_pre_hook(
+                lambda m, inputs: (
+                    seen[m].append(inputs[0].detach().double()) if m.training else None
+                )
             )
     return seen
 
 
-def _move_running_statistics(seen: dict[nn.BatchNorm2d, list[Tensor]]) -> None:
+def _move_running_statistics(seen: dict[_BatchNorm, list[Tensor]]) -> None:
     """Undoes torch's per-micro-batch moves and does one over all samples of the step."""
     for module, inputs in seen.items():
+        if not inputs:
+            continue
         values = torch.cat([x.transpose(0, 1).flatten(1) for x in inputs], dim=1)
         inputs.clear()
         kept = module.__dict__.setdefault(
