@@ -55,6 +55,7 @@ class MyRecipe:
     """Every method that a recipe needs."""
 
     unit = "pairs"
+    shares = ("close",)
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config

@@ -71,7 +71,8 @@ class Recipe(Protocol):
     """What a recipe file's `recipe(config)` returns. No method may depend on the topology.
 
     It may have `num_outputs() -> int` besides, what `open_data` will say, known quickly: then a
-    model that depends on it is checked before any rank starts.
+    model that depends on it is checked before any rank starts. And it may have `shares`, the names
+    of metrics that are shares of the samples, such as top1: the console tells them in percent.
     """
 
     unit: str

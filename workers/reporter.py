@@ -21,6 +21,7 @@ from launcher.paths import RunPaths
 from launcher.topology import Topology
 from workers.metrics import MetricsWriter
 from workers.trainer import StepSums
+from workers.words import Course
 
 log = logging.getLogger(__name__)
 
@@ -46,19 +47,18 @@ class Reporter:
     Args:
         config: of the run.
         topology: of this round.
-        unit: what one sample is called, plural.
-        steps_per_epoch: for the progress bar.
+        course: where the run goes to.
     """
 
-    def __init__(
-        self, config: TrainConfig, topology: Topology, unit: str, steps_per_epoch: int
-    ) -> None:
+    def __init__(self, config: TrainConfig, topology: Topology, course: Course) -> None:
         self._config = config
-        self._unit = unit
-        self._steps_per_epoch = steps_per_epoch
+        self._course = course
         self._paths = RunPaths(Path(config.run_dir))
         self._summary = Summary()
         self._samples = 0
+        self._epoch_start = 0.0
+        self._first_step = 0
+        self._untold = ""
         self._finished: Mapping[str, Any] | None = None
         self._bar: tqdm[NoReturn] | None = None
         self._writer = MetricsWriter(self._paths, config.tensorboard)
@@ -91,8 +91,9 @@ class Reporter:
         self._summary = _read_summary(self._paths)
         self._summary.epochs, self._summary.steps = progress.epoch, progress.step
         log.info(
-            "resumed after step %d (epoch %d), from a %s", progress.step, progress.epoch, source
-        )
+            "resumed after step %d, in epoch %d, from a %s",
+            progress.step, progress.epoch + 1, source,
+        )  # fmt: skip
         self._writer.write("restart", step=progress.step, epoch=progress.epoch, source=source)
 
     def snapshot_steps(self, every: int, share: float) -> None:
@@ -112,12 +113,14 @@ class Reporter:
         """Opens the progress bar where somebody watches."""
         self._epoch_start = time.perf_counter()
         self._samples = 0
+        self._first_step = epoch * self._course.steps_per_epoch + first_step
         if sys.stderr.isatty():
             self._bar = tqdm(
-                total=self._steps_per_epoch,
+                total=self._course.steps_in(epoch),
                 initial=first_step,
-                desc=f"epoch {epoch + 1}/{self._config.epochs}",
-                unit="step",
+                desc=self._course.epoch_text(epoch),
+                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
+                dynamic_ncols=True,
                 file=sys.stderr,
             )
 
@@ -143,15 +146,22 @@ class Reporter:
         self._writer.release()
         self._summary.steps = step + 1
         self._samples += row["samples"]
+        seconds = max(1e-9, time.perf_counter() - self._epoch_start)
+        step_s = seconds / (step + 1 - self._first_step)
+        pace = (self._samples / seconds, step_s * (self._course.num_steps - step - 1))
+        is_last = step + 1 == self._course.num_steps
         if self._bar is not None:
+            self._bar.set_postfix_str(self._course.bar_text(row, *pace), refresh=False)
             self._bar.update()
-            self._bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-        elif (step + 1) % self._config.log_steps == 0:
-            log.info(
-                "step %d  epoch %d/%d  loss %.4f  %s  %.1f %s/s",
-                step + 1, row["epoch"] + 1, self._config.epochs, row["loss"], _text(row["metrics"]),
-                self._samples / (time.perf_counter() - self._epoch_start), self._unit,
-            )  # fmt: skip
+            return
+        self._untold = self._course.step_text(row, *pace)
+        if is_last or (step + 1) % self._config.log_steps == 0:
+            self._tell_step()
+
+    def _tell_step(self) -> None:
+        if self._untold:
+            log.info("%s", self._untold)
+        self._untold = ""
 
     def end_epoch(
         self, epoch: int, step: int, phases: Mapping[str, float], num_unreadable: int
@@ -191,11 +201,11 @@ class Reporter:
         first = next(iter(sums.metrics), "loss")
         best = self._summary.best
         if not best or values[first] > best[first]:
-            self._summary.best = {**values, "epoch": epoch + 1}
+            self._summary.best = {**values, "epoch": epoch}
         self._writer.write("eval", step=step, epoch=epoch, loss=sums.loss, metrics=sums.metrics)
         log.info(
-            "epoch %d/%d  validation  loss %.4f  %s",
-            epoch + 1, self._config.epochs, sums.loss, _text(sums.metrics),
+            "%s  validation  loss %.4f  %s",
+            self._course.epoch_text(epoch), sums.loss, self._course.metrics_text(sums.metrics),
         )  # fmt: skip
 
     def finish(self, *, is_stopped: bool = False) -> None:
@@ -204,6 +214,7 @@ class Reporter:
         summary = self._summary
         _write(self._paths.summary, json.dumps(asdict(summary), indent=2))
         if is_stopped:
+            self._tell_step()
             log.info(
                 "stopped after step %d, as asked; the same command goes on from there",
                 summary.steps,
@@ -211,7 +222,7 @@ class Reporter:
             self._writer.write("stop", step=summary.steps)
             return
         self._writer.write("end", **asdict(summary))
-        for line in summary_lines(summary, self._unit):
+        for line in summary_lines(summary, self._course):
             log.info("%s", line)
         log.info("run folder   %s", self._paths.root)
 
@@ -250,21 +261,23 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{plural if number != 1 else ''}"
 
 
-def _text(metrics: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {value:.2%}" for name, value in metrics.items())
-
-
-def summary_lines(summary: Summary, unit: str) -> list[str]:
+def summary_lines(summary: Summary, course: Course) -> list[str]:
     """The summary for people, a line each."""
-    epochs, steps = _count(summary.epochs, "epoch"), _count(summary.steps, "step")
-    lines = [f"done         {epochs}, {steps}"]
+    steps = f"{_count(summary.steps, 'step')} of {course.num_steps}"
+    lines = [f"done         {steps}, epoch {summary.epochs} of {course.epochs}"]
     if summary.validation:
-        values = {k: v for k, v in summary.validation.items() if k != "loss"}
-        lines.append(f"accuracy     {_text(values)} (loss {summary.validation['loss']:.4f})")
-    lines.append(f"throughput   {summary.samples_per_s:.1f} {unit}/s over {summary.train_s:.1f} s")
+        values, loss = dict(summary.validation), summary.validation["loss"]
+        del values["loss"]
+        text = "  ".join(filter(None, [course.metrics_text(values), f"loss {loss:.4f}"]))
+        lines.append(f"validation   {text}")
+    lines.append(
+        f"throughput   {summary.samples_per_s:.1f} {course.unit}/s over {summary.train_s:.1f} s"
+    )
     parts = [f"{p} {s:.1f}" for p, s in summary.phases.items() if s >= 0.05]
     if parts:
         lines.append("seconds      " + ", ".join(parts) + " (mean over ranks)")
     if summary.num_unreadable:
-        lines.append(f"unreadable   {summary.num_unreadable} reads, replaced by the next {unit}")
+        lines.append(
+            f"unreadable   {summary.num_unreadable} reads, replaced by the next readable one"
+        )
     return lines

@@ -54,6 +54,7 @@ from workers.snapshot_pace import Pace
 from workers.stage import check_stages, make_stage, open_data
 from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer
+from workers.words import Course
 
 log = logging.getLogger(__name__)
 
@@ -139,9 +140,9 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
             life.before_end(snapshots.finish_copy)
         reporter = None
         if session.is_reporter:
-            reporter = stack.enter_context(
-                Reporter(config, session.topology, recipe.unit, feed.steps_per_epoch)
-            )
+            shares = getattr(recipe, "shares", ())
+            course = Course.of(config, feed.steps_per_epoch, recipe.unit, shares)
+            reporter = stack.enter_context(Reporter(config, session.topology, course))
             paths.outcome.unlink(missing_ok=True)
             if resumed is not None:
                 reporter.resumed(resumed.progress, resumed.source)

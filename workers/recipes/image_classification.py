@@ -39,6 +39,7 @@ class ImageClassification:
     """Images (3, height, width), a class for each; cross entropy, top-1 and top-5."""
 
     unit = "images"
+    shares = ("top1", "top5")
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config

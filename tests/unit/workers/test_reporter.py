@@ -1,0 +1,93 @@
+"""What the console says of a run, on a terminal and in a log."""
+
+from __future__ import annotations
+
+import io
+import logging
+from pathlib import Path
+
+import pytest
+
+from launcher.config import TrainConfig
+from launcher.console import ConsoleHandler
+from launcher.topology import Topology
+from workers.reporter import Reporter
+from workers.trainer import StepSums
+from workers.words import Course
+
+
+class Screen(io.StringIO):
+    """What a terminal was sent."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def run(tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False) -> None:
+    """Two epochs of three steps, or as many of them."""
+    config = TrainConfig(
+        data="x", run_dir=str(tmp_path), epochs=2, max_steps=max_steps, log_steps=100
+    )
+    course = Course.of(config, 3, "images", ("top1",))
+    with Reporter(config, Topology((1,), (1,)), course) as reporter:
+        for epoch in range(2):
+            reporter.start_epoch(epoch, 0)
+            for step in range(3 * epoch, 3 * epoch + course.steps_in(epoch)):
+                row = {
+                    "step": step, "epoch": epoch, "loss": 1.0 / (step + 1), "lr": 0.1,
+                    "samples": 8, "metrics": {"top1": 0.25},
+                }  # fmt: skip
+                reporter.step(row)
+                logging.getLogger("workers.reporter").warning("a warning of step %d", step)
+            if course.steps_in(epoch):
+                reporter.end_epoch(epoch, 3 * epoch + 3, {}, 0)
+                reporter.validated(epoch, 3 * epoch + 3, StepSums(loss=0.5, metrics={"top1": 0.5}))
+        reporter.finish(is_stopped=is_stopped)
+
+
+def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+    """A terminal as stderr; not a fixture, as pytest sets stderr anew for the test itself."""
+    made = Screen()
+    monkeypatch.setattr("sys.stderr", made)
+    handler = ConsoleHandler()
+    logger = logging.getLogger("workers.reporter")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    monkeypatch.setattr(logger, "propagate", False)
+    return made
+
+
+def test_the_bar_says_step_lr_speed_and_time_left_and_no_line_is_glued_to_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    terminal = screen(monkeypatch)
+    run(tmp_path)
+    text = terminal.getvalue()
+    assert "epoch 1/2 " in text
+    assert "step 3/6, loss 0.3333, lr 0.1, " in text
+    assert " images/s, 0:00:0" in text
+    for line in text.split("\n"):
+        last = line.rpartition("\r")[2]
+        assert not ("warning" in last and "%|" in last), line
+    assert text.count("\r\x1b[Ka warning of step ") == 6
+
+
+@pytest.mark.parametrize(("is_stopped", "max_steps"), [(False, 4), (True, 0)])
+def test_the_last_step_is_told_with_its_metrics(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, is_stopped: bool, max_steps: int
+) -> None:
+    caplog.set_level(logging.INFO)
+    run(tmp_path, max_steps=max_steps, is_stopped=is_stopped)
+    (line,) = [each for each in caplog.messages if each.startswith("step ")]
+    wanted = "step 4/4  epoch 2/2  loss 0.2500" if max_steps else "step 6/6  epoch 2/2  loss 0.1667"
+    assert line.startswith(f"{wanted}  top1 25.00%  lr 0.1  ")
+
+
+def test_the_summary_calls_nothing_an_accuracy(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    caplog.set_level(logging.INFO)
+    run(tmp_path, max_steps=4)
+    assert "done         4 steps of 4, epoch 2 of 2" in caplog.messages
+    assert "validation   top1 50.00%  loss 0.5000" in caplog.messages
+    assert "accuracy" not in caplog.text

@@ -1,0 +1,89 @@
+"""Pure: how the progress of a run reads, on the bar and in the lines of a log."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from launcher.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Course:
+    """Where a run goes to, and how its numbers are called.
+
+    Args:
+        unit: what one sample is called, plural.
+        shares: metrics that are shares of the samples, which are told in percent.
+    """
+
+    steps_per_epoch: int
+    epochs: int
+    max_steps: int
+    unit: str
+    shares: Collection[str] = ()
+
+    @classmethod
+    def of(
+        cls, config: TrainConfig, steps_per_epoch: int, unit: str, shares: Collection[str] = ()
+    ) -> Course:
+        """That of a run."""
+        return cls(
+            steps_per_epoch=steps_per_epoch,
+            epochs=config.epochs,
+            max_steps=config.max_steps,
+            unit=unit,
+            shares=shares,
+        )
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run."""
+        steps = self.epochs * self.steps_per_epoch
+        return min(steps, self.max_steps) if self.max_steps else steps
+
+    def steps_in(self, epoch: int) -> int:
+        """Steps that the epoch has before it, or the run, is over."""
+        return max(0, min(self.steps_per_epoch, self.num_steps - epoch * self.steps_per_epoch))
+
+    def epoch_text(self, epoch: int) -> str:
+        """People count epochs from 1, files from 0."""
+        return f"epoch {epoch + 1}/{self.epochs}"
+
+    def metrics_text(self, metrics: Mapping[str, float]) -> str:
+        """The metrics, shares in percent and others as they are."""
+        return "  ".join(
+            f"{name} {value:.2%}" if name in self.shares else f"{name} {value:.4g}"
+            for name, value in metrics.items()
+        )
+
+    def step_text(self, row: Mapping[str, Any], samples_per_s: float, left_s: float) -> str:
+        """One step in a log: which of how many, loss, metrics, learning rate, speed, time left.
+
+        Args:
+            row: step (from 0), epoch, loss, lr, metrics.
+            left_s: seconds that the rest of the steps take at this speed.
+        """
+        parts = [
+            f"step {row['step'] + 1}/{self.num_steps}",
+            self.epoch_text(row["epoch"]),
+            f"loss {row['loss']:.4f}",
+            self.metrics_text(row["metrics"]),
+            f"lr {row['lr']:.3g}",
+            f"{samples_per_s:.1f} {self.unit}/s",
+            f"{_duration(left_s)} left",
+        ]
+        return "  ".join(filter(None, parts))
+
+    def bar_text(self, row: Mapping[str, Any], samples_per_s: float, left_s: float) -> str:
+        """The same beside a bar, which has the epoch itself."""
+        return (
+            f"step {row['step'] + 1}/{self.num_steps}, loss {row['loss']:.4f}, lr {row['lr']:.3g}, "
+            f"{samples_per_s:.1f} {self.unit}/s, {_duration(left_s)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
