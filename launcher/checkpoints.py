@@ -69,6 +69,8 @@ class Checkpoint:
     parts: tuple[Part, ...]
     config: Mapping[str, object]
     versions: Mapping[str, str]
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What is to be known of the data: classes, preprocessing, or what a recipe says."""
 
     @property
     def step(self) -> int:
@@ -101,6 +103,7 @@ def manifest_text(
     parts: Sequence[Part],
     config: Mapping[str, object],
     versions: Mapping[str, str],
+    about: Mapping[str, Any] | None = None,
 ) -> str:
     """The manifest of a checkpoint, JSON, with a checksum over itself."""
     body = {
@@ -114,6 +117,7 @@ def manifest_text(
         "weight_map": {name: part.file for part in parts for name in part.names},
         "config": dict(config),
         "versions": dict(versions),
+        "about": dict(about or {}),
     }
     return json.dumps({**body, "sha256": _digest(body)}, indent=1)
 
@@ -168,6 +172,7 @@ def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
         ),
         config=body["config"],
         versions=body["versions"],
+        about=body.get("about", {}),  # checkpoints of earlier versions have none
     )
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -65,11 +66,13 @@ class Checkpoints:
         *,
         token: str = "0",
         config: TrainConfig | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self._paths = paths
         self._keep = keep
         self._token = token
         self._config: dict[str, object] = {} if config is None else asdict(config)
+        self._about = dict(about or {})
         self._newest_written: int | None = None
 
     def sweep(self) -> None:
@@ -127,7 +130,7 @@ class Checkpoints:
         folder, final = self._temporary(step), self._paths.checkpoint(step)
         try:
             _check_parts(folder, parts)
-            text = manifest_text(progress, parts, self._config, _versions())
+            text = manifest_text(progress, parts, self._config, _versions(), self._about)
             _write_text(folder / MANIFEST, text)
             _sync_folder(folder)
             _move(folder, final)

@@ -117,6 +117,7 @@ class Keeper:
         session: this rank's place.
         trainer: has the state.
         restore: finds snapshots; None: there are none.
+        about: what is to be known of the data, for checkpoints.
     """
 
     def __init__(
@@ -125,13 +126,14 @@ class Keeper:
         session: Session,
         trainer: Trainer,
         restore: Restore | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self._session = session
         self._trainer = trainer
         self._restore = restore
         self._paths = RunPaths(Path(config.run_dir))
         self._checkpoints = Checkpoints(
-            self._paths, config.keep, token=session.token, config=config
+            self._paths, config.keep, token=session.token, config=config, about=about
         )
 
     def resume(self, found: Found) -> Resumed | None:

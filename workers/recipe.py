@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
@@ -56,6 +56,9 @@ class DataSets:
     else leaf by leaf."""
     split: Callable[[Any], tuple[Any, Any]] | None = None
     """Gives (input, target) of what `collate` gives, or of a sample where there is no collate."""
+    about: Mapping[str, Any] = field(default_factory=dict)
+    """What who uses the trained model has to know of the data, such as the names of the classes;
+    what JSON can say. It is in each checkpoint, and beside each export."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +68,7 @@ class DataInfo:
     num_train: int
     num_val: int
     num_outputs: int
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Recipe(Protocol):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,12 +43,29 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
             num_train=len(data.train),
             num_val=0 if data.val is None else len(data.val),
             num_outputs=data.num_outputs,
+            about=checked_about(data.about),
         )
         own = asdict(info)
     info = DataInfo(**session.gather_bundle(own)[0])
     if not info.num_train:
         raise ConfigError("the training data is empty; give DATA with at least one sample")
     return info, data
+
+
+def checked_about(about: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be known of the data, as JSON gives it back.
+
+    Raises:
+        ConfigError: JSON cannot say it.
+    """
+    try:
+        found: dict[str, Any] = json.loads(json.dumps(about, allow_nan=False))
+    except (TypeError, ValueError) as exc:
+        raise ConfigError(
+            f"DataSets(about=...) is not what JSON can say: {exc}; give texts, numbers, lists and "
+            "dicts of them"
+        ) from exc
+    return found
 
 
 def check_indexed(data: DataSets) -> None:

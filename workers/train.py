@@ -127,7 +127,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         )
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)
-        keeper = Keeper(config, session, trainer, restore)
+        keeper = Keeper(config, session, trainer, restore, info.about)
         resumed = keeper.resume(found)
         if resumed is None:
             trainer.copy_from_first()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 from collections.abc import Callable
+from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun export`."""
     parser.description = (
         "Write the model of a run as one plain state_dict, which the unsplit model loads with "
-        "strict=True."
+        "strict=True, and FILE.json with its classes and the preprocessing of its input."
     )
     parser.add_argument("run_folder", metavar="RUN", help="run folder, as given to --run-dir")
     parser.add_argument(
@@ -70,7 +73,9 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = pick(paths, step=args.step, best=args.best)
     state = model_state(checkpoint)
     _write_beside(output, _writer(output, state))
-    print(f"{output}: {len(state)} tensors of step {checkpoint.step}")
+    beside = output.with_name(f"{output.name}.json")
+    _write_beside(beside, partial(_write_about, checkpoint))
+    print(f"{output}: {len(state)} tensors of step {checkpoint.step}; {beside.name}: about them")
     return EXIT_DONE
 
 
@@ -147,6 +152,24 @@ def model_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
     return {name[len(_MODEL) :]: tensors[name] for name in names}
 
 
+def about_model(checkpoint: Checkpoint) -> dict[str, object]:
+    """What who uses the model has to know: which it is, its classes, what is done to the input."""
+    config, progress = checkpoint.config, checkpoint.progress
+    return {
+        "recipe": config.get("recipe"),
+        "model": config.get("model"),
+        "step": progress.step,
+        "epoch": progress.epoch,
+        "metrics": {name: value for name, value in progress.metrics.items() if isfinite(value)},
+        "versions": dict(checkpoint.versions),
+        **checkpoint.about,
+    }
+
+
+def _write_about(checkpoint: Checkpoint, path: Path) -> None:
+    path.write_text(json.dumps(about_model(checkpoint), indent=2) + "\n", encoding="utf-8")
+
+
 def _writer(output: Path, state: dict[str, Tensor]) -> Callable[[Path], None]:
     if output.suffix == ".pt":
         import torch
@@ -163,7 +186,10 @@ def _write_beside(output: Path, write: Callable[[Path], None]) -> None:
 
     temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files 0600
         write(temporary)
+        temporary.chmod(mode)
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class ImageClassification:
             train=ImageSamples(self._root / "train", train, kept_in),
             val=ImageSamples(self._root / "val", val, kept_in) if has_val else None,
             num_outputs=self._config.num_classes or len(classes),
+            about={"classes": classes, "preprocessing": preprocessing(self._config)},
         )
 
     def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
@@ -132,6 +134,26 @@ def heads(output: object) -> tuple[Tensor, list[Tensor]]:
     )
 
 
+def preprocessing(config: TrainConfig) -> dict[str, Any]:
+    """What is done to an image before the model sees it, in validation and after training.
+
+    Image in RGB, `resize` (one number: the shorter side), the middle `center_crop`, each of
+    0 to 255 divided by 255, then normalised by `mean` and `std`.
+    """
+    size = config.image_size
+    is_plain = config.augment == "none"
+    return {
+        "color": "RGB",
+        "resize": [size, size] if is_plain else round(size * 256 / 224),
+        "interpolation": "bilinear",
+        "antialias": True,
+        "center_crop": size,
+        "scale": 255,
+        "mean": list(_MEAN),
+        "std": list(_STD),
+    }
+
+
 def transforms(config: TrainConfig) -> tuple[Transform, Transform]:
     """From a PIL image to a normalised float32 tensor, for training and for validation."""
     size = config.image_size
@@ -141,12 +163,11 @@ def transforms(config: TrainConfig) -> tuple[Transform, Transform]:
         v2.Normalize(_MEAN, _STD),
         v2.ToPureTensor(),
     ]
+    known = preprocessing(config)
+    val = v2.Compose([v2.Resize(known["resize"]), v2.CenterCrop(size), *as_tensor])
     if config.augment == "none":
-        plain = v2.Compose([v2.Resize((size, size)), *as_tensor])
-        return plain, plain
+        return val, val
     train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *as_tensor])
-    larger = round(size * 256 / 224)
-    val = v2.Compose([v2.Resize(larger), v2.CenterCrop(size), *as_tensor])
     return train, val
 
 

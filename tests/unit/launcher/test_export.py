@@ -1,16 +1,23 @@
 import argparse
+import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torchvision.models import resnet18
+from torchvision.transforms import InterpolationMode, v2
 
 from launcher.checkpoints import Progress
 from launcher.commands import export
+from launcher.config import TrainConfig
 from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
 from launcher.paths import RunPaths
 from workers.checkpoint import Checkpoints
+from workers.recipe import load_recipe
+from workers.stage import checked_about
 from workers.state import state_tensors
 
 
@@ -64,6 +71,56 @@ def test_torchvision_loads_the_export_strictly_and_computes_the_same(tmp_path: P
         assert int(found["bn1.num_batches_tracked"]) == 1
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize("suffix", export.SUFFIXES)
+def test_files_have_the_mode_that_the_umask_gives(
+    run_folder: Path, suffix: str, umask: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        export.run(parse(str(run_folder), "-o", str(run_folder / f"m{suffix}")))
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in run_folder.glob(f"m{suffix}*")}
+    assert modes == {0o666 & ~umask}
+
+
+@pytest.mark.parametrize("augment", ["none", "imagenet"])
+def test_the_exports_json_has_the_classes_and_rebuilds_the_preprocessing(
+    tmp_path: Path, augment: str
+) -> None:
+    """Compared with what validation does, through an image folder and a real checkpoint."""
+    for name in ("train/cat", "train/ape", "val/cat", "val/ape"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        noise = torch.randint(0, 256, (50, 70, 3), dtype=torch.uint8).numpy()
+        Image.fromarray(noise).save(tmp_path / "data" / name / "a.png")
+    config = TrainConfig(
+        data=str(tmp_path / "data"), run_dir=str(tmp_path), image_size=32, augment=augment
+    )
+    data = load_recipe(config).open_data()
+    paths = RunPaths(tmp_path)
+    checkpoints = Checkpoints(paths, keep=9, config=config, about=checked_about(data.about))
+    part = checkpoints.write_part(1, "stage-0", {"model.a": torch.ones(1)})
+    checkpoints.commit(1, [part], Progress(step=1, epoch=1, step_in_epoch=0, samples_seen=2))
+    export.run(parse(str(tmp_path), "-o", str(tmp_path / "m.safetensors")))
+
+    about = json.loads((tmp_path / "m.safetensors.json").read_text())
+    assert (about["model"], about["classes"]) == ("resnet18", ["ape", "cat"])
+    known = about["preprocessing"]
+    transform = v2.Compose(  # as in docs/checkpoints.md
+        [
+            v2.Resize(known["resize"], InterpolationMode(known["interpolation"])),
+            v2.CenterCrop(known["center_crop"]),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(known["mean"], known["std"]),
+        ]
+    )
+    image = Image.open(tmp_path / "data" / "val" / "ape" / "a.png").convert(known["color"])
+    assert data.val is not None
+    assert torch.equal(transform(image), data.val[0][0])
+
+
 @pytest.mark.parametrize(
     ("options", "step"), [((), 3), (("--best",), 2), (("--step", "1"), 1)], ids=str
 )
@@ -75,7 +132,7 @@ def test_the_checkpoint_can_be_chosen(
     export.run(parse(str(run_folder), "-o", str(output), *options))
 
     assert load_file(output)["a"].item() == step
-    assert capsys.readouterr().out == f"{output}: 1 tensors of step {step}\n"
+    assert capsys.readouterr().out.startswith(f"{output}: 1 tensors of step {step};")
 
 
 def test_a_damaged_newest_one_is_passed_over_but_not_one_asked_for(run_folder: Path) -> None:
