@@ -11,6 +11,7 @@ from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.launch_config import LaunchConfig
+from launcher.microbatch import LEAST_SAMPLES, MOST_SAMPLES, default_samples
 from launcher.options import (
     Resolved,
     add_options,
@@ -36,8 +37,6 @@ _DATA = "data"
 _RUN = "run"
 _SNAPSHOT = "snapshot"
 _TUNE = "execution"
-
-DEFAULT_MICROBATCH = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +84,8 @@ class TrainConfig:
     )
     microbatch_size: int = option(
         0,
-        "samples of one micro-batch (0: the largest divisor of the batch size up to "
-        f"{DEFAULT_MICROBATCH})",
+        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, down to {LEAST_SAMPLES} where many "
+        "bundles or stages need more micro-batches; settled at the first start of a run)",
         group=_BATCH,
         parse=int,
     )
@@ -318,10 +317,10 @@ class TrainConfig:
 
     @property
     def samples_per_microbatch(self) -> int:
-        """Samples of a full micro-batch; never depends on the number of bundles (I1)."""
+        """Samples of a full micro-batch; where nobody has said or settled it, as for one bundle."""
         if self.microbatch_size:
             return self.microbatch_size
-        return max(d for d in _divisors(self.batch_size) if d <= DEFAULT_MICROBATCH)
+        return default_samples(self.batch_size, len(self.shape), 1)
 
     @property
     def num_microbatches(self) -> int:
@@ -407,7 +406,7 @@ def train_config(
     return Resolved(value, {"data": source, **resolved.sources})
 
 
-def parse_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> TrainConfig:
+def read_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> Resolved[TrainConfig]:
     """Reads the command line of `workers.train`.
 
     Raises:
@@ -424,4 +423,9 @@ def parse_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> TrainCo
     args = parsed(parser, kebab(argv))
     check_variables(environ, (TrainConfig, LaunchConfig))
     toml, name = toml_of(args, TrainConfig)
-    return train_config(args, environ=environ, toml=toml, toml_name=name).value
+    return train_config(args, environ=environ, toml=toml, toml_name=name)
+
+
+def parse_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> TrainConfig:
+    """The values that `read_train_argv` finds."""
+    return read_train_argv(argv, environ).value

@@ -82,6 +82,8 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     if check:
         check(plan.train.value)
     keep_agent_log(Path(node.log_dir))
+    for line in plan.warnings():
+        say(line)
     if has_store:
         wait_for_meeting(node.meeting, is_store=is_store, say=say)
     with StopSignals(board) as signals:

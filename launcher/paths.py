@@ -43,6 +43,11 @@ class RunPaths:
         return self.root / "run-id"
 
     @property
+    def microbatch(self) -> Path:
+        """The size of micro-batches that the first start has settled, JSON."""
+        return self.root / "microbatch.json"
+
+    @property
     def outcome(self) -> Path:
         """How the run ended, JSON; absent while it has not."""
         return self.root / "outcome.json"

@@ -34,6 +34,8 @@ def plan_text(plan: LaunchPlan, *, max_rows: int = MAX_ROWS, shows_schedule: boo
     topology = plan.topology
     parts = [
         _summary(topology),
+        _batch_line(plan),
+        *(f"! {line}" for line in plan.warnings()),
         *_section("nodes", picture(topology, max_rows)),
         *_section("ranks", rank_table(topology, max_rows)),
         *_section("groups", group_lines(topology, max_rows)),
@@ -57,6 +59,16 @@ def _summary(topology: Topology) -> str:
         f"{_count(topology.num_bundles, 'bundle')} of shape {shape} "
         f"({_count(topology.num_stages, 'stage')}) on {_count(topology.num_nodes, 'node')}, "
         f"{_count(topology.world_size, 'rank')}" + (f", {spare} of them spare" if spare else "")
+    )
+
+
+def _batch_line(plan: LaunchPlan) -> str:
+    batch, is_said = plan.batch, plan.train.value.microbatch_size
+    source = "" if is_said else ", as the run began" if plan.kept_samples else ", by default"
+    per_bundle = _count(plan.bundle_microbatches, "micro-batch", "micro-batches")
+    return (
+        f"a step of {_count(batch.size, 'sample')}: micro-batches of {batch.samples}{source}; "
+        f"{per_bundle} for a bundle at most"
     )
 
 

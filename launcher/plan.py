@@ -18,8 +18,11 @@ from launcher.hardware import (
     choose_devices,
     rank_layout,
 )
+from launcher.idle import Batch, idle_share, num_workless, warnings
 from launcher.launch_config import LaunchConfig
+from launcher.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
 from launcher.network import Meeting
+from launcher.one_device import for_one_device, in_one_stage
 from launcher.options import Resolved, argv_of
 from launcher.paths import RunPaths
 from launcher.schedule import Pipeline
@@ -58,6 +61,10 @@ class LaunchPlan:
     launch: Resolved[LaunchConfig]
     node: NodePlan | None
     module: str = field(default=WORKER_MODULE)
+    kept_samples: int = 0
+    """Samples of a micro-batch, where an earlier start of the run has settled that; else 0."""
+    num_idle: int = 0
+    """Devices that run no rank, on all nodes."""
 
     @property
     def here(self) -> NodePlan:
@@ -71,9 +78,31 @@ class LaunchPlan:
         return Pipeline.of(self.topology, self.train.value.schedule)
 
     @property
+    def batch(self) -> Batch:
+        """A step's samples, and how they are cut."""
+        train, num_bundles = self.train.value, self.topology.num_bundles
+        settled = train.microbatch_size or self.kept_samples
+        samples = settled or default_samples(train.batch_size, len(train.shape), num_bundles)
+        return Batch(size=train.batch_size, samples=samples)
+
+    @property
     def bundle_microbatches(self) -> int:
         """Micro-batches of a full step that a bundle does, where all are equally fast."""
-        return -(-self.train.value.num_microbatches // self.topology.num_bundles)
+        return -(-self.batch.num_microbatches // self.topology.num_bundles)
+
+    def warnings(self) -> list[str]:
+        """What of the devices this plan does not use, with the way to use it."""
+        found = []
+        shape, size = ",".join(map(str, self.topology.shape)), bundle_size(self.topology.shape)
+        num_unused = self.num_idle + len(self.topology.spare_ranks)
+        if num_unused:
+            total = self.num_idle + self.topology.world_size
+            found.append(
+                f"devices that no bundle uses: {num_unused:,} of {total:,}, as a bundle of shape "
+                f"{shape} takes {size}; give another --shape, or nodes of "
+                f"a multiple of {size} devices"
+            )
+        return [*found, *warnings(self.pipeline, self.batch, self.topology.num_bundles)]
 
     @property
     def timeline(self) -> Timeline:
@@ -148,6 +177,7 @@ def plan_document(plan: LaunchPlan) -> dict[str, object]:
         ],
         "links": [{**link._asdict(), "kind": link.kind.value} for link in topology.links],
         "schedule": _schedule(plan),
+        "idle": _idle(plan),
         "node": asdict(plan.node) if plan.node else None,
         "module": plan.module,
         "argv": plan.argv,
@@ -177,6 +207,17 @@ def _schedule(plan: LaunchPlan) -> dict[str, object]:
     }
 
 
+def _idle(plan: LaunchPlan) -> dict[str, object]:
+    batch, num_bundles = plan.batch, plan.topology.num_bundles
+    return {
+        "devices": plan.num_idle + len(plan.topology.spare_ranks),
+        "bundles_without_work": num_workless(batch, num_bundles),
+        "share_of_time": idle_share(plan.pipeline, batch, num_bundles),
+        "samples_per_microbatch": batch.samples,
+        "warnings": plan.warnings(),
+    }
+
+
 def _place(place: Place) -> dict[str, object]:
     return {**place._asdict(), "is_spare": place.is_spare}
 
@@ -200,10 +241,16 @@ def plan_elsewhere(
     Raises:
         ConfigError: they do not hold one bundle.
     """
+    if nodes == (1,):
+        train = in_one_stage(train)
     shape = train.value.shape
     used = tuple(usable_devices(shape, count) for count in nodes)
     return LaunchPlan(
-        topology=Topology(shape, used, train.value.chunks), train=train, launch=launch, node=None
+        topology=Topology(shape, used, train.value.chunks),
+        train=train,
+        launch=launch,
+        node=None,
+        num_idle=sum(nodes) - sum(used),
     )
 
 
@@ -221,6 +268,7 @@ def plan_here(
     Raises:
         ConfigError, NodeError: the devices do not do for what is asked.
     """
+    train = for_one_device(train, launch.value, hardware)
     shape = train.value.shape
     devices = choose_devices(hardware, shape, kind=launch.value.devices, slots=launch.value.slots)
     num_procs = choose_num_procs(train.value, launch.value, devices)
@@ -244,10 +292,22 @@ def plan_here(
         log_dir=launch.value.log_dir
         or str(RunPaths(Path(train.value.run_dir)).node_logs(node_name)),
         environment=worker_environment(
-            devices, node_name, meeting.local_addr, threads=layouts[0].threads
+            devices,
+            node_name,
+            meeting.local_addr,
+            threads=layouts[0].threads,
+            num_bundles=topology.num_bundles,
         ),
     )
-    return LaunchPlan(topology=topology, train=train, launch=launch, node=node)
+    is_asked = bool(launch.value.bundles or launch.value.num_procs)
+    return LaunchPlan(
+        topology=topology,
+        train=train,
+        launch=launch,
+        node=node,
+        kept_samples=kept_samples(RunPaths(Path(train.value.run_dir)), train.value.batch_size),
+        num_idle=0 if is_asked else (devices.count - num_procs) * launch.value.max_nodes,
+    )
 
 
 def choose_num_procs(train: TrainConfig, launch: LaunchConfig, devices: Devices) -> int:
@@ -277,17 +337,20 @@ def choose_num_procs(train: TrainConfig, launch: LaunchConfig, devices: Devices)
     if num_procs < size and launch.max_nodes == 1:
         raise NodeError(
             f"{num_procs} devices do not hold one bundle of shape {shape} ({size} devices), and "
-            f"{has}; give a smaller --shape, or more nodes with --nnodes"
+            f"{has}; give a smaller --shape, --nproc-per-node {size} --transport cpu to share "
+            "devices, or more nodes with --nnodes"
         )
     return num_procs
 
 
 def worker_environment(
-    devices: Devices, node_name: str, local_addr: str, *, threads: int
+    devices: Devices, node_name: str, local_addr: str, *, threads: int, num_bundles: int
 ) -> dict[str, str]:
     """What is set for the agent and its workers, in addition to torchrun's own variables."""
     environment = {
         "BUNDLERUN_NODE_NAME": node_name,
+        # The first round may have fewer nodes than are to come.
+        BUNDLES_VARIABLE: str(num_bundles),
         THREADS_VARIABLE: str(threads),
         # Else no restart of a job of several nodes recovers: stale addresses in a reused store.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",

@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.agreement import TERMS_VARIABLE
 from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
+from launcher.microbatch import BUNDLES_VARIABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +35,8 @@ class RankEnv:
     """This rank's share of the node's cores; not from the agent, but worked out here."""
     has_agents_store: bool = False
     """Whether the store at the master's address is one that an agent keeps over all restarts."""
+    planned_bundles: int = 0
+    """Bundles of the job once all its nodes have come, where the agent says."""
     terms: str = ""
     """What this node must have as the others have it, JSON, where the agent says; else empty."""
 
@@ -78,6 +81,7 @@ class RankEnv:
             is_launched=True,
             has_agents_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             terms=environ.get(TERMS_VARIABLE, ""),
+            planned_bundles=_number(environ, BUNDLES_VARIABLE, "0"),
         )
 
 

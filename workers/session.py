@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
@@ -22,6 +23,8 @@ from torch.distributed.rendezvous import rendezvous
 from launcher.agreement import difference, terms_of
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
+from launcher.microbatch import default_samples, keep_samples, kept_samples
+from launcher.paths import RunPaths
 from launcher.topology import Place, Topology
 from workers import device as door
 from workers.comm import Network, own_address
@@ -34,6 +37,7 @@ from workers.schemes import settled_sync
 log = logging.getLogger(__name__)
 
 _END = "end"
+_SAMPLES = "samples"
 End = Literal["lost", "safe", "stopped"]
 """The end for spare ranks: the last state is not on disk, or it is, or so with steps left to do."""
 _LONGEST_WAIT = timedelta(days=20)
@@ -56,6 +60,8 @@ class Arrival:
     """Text that all ranks of this round share, and no other round has."""
     num_cores: int = 1
     """This rank's share of the cores of its node."""
+    samples_per_microbatch: int
+    """As configured, or as the first rank has settled it for the whole run."""
     note: str = ""
     """What the user should know of how the ranks talk."""
 
@@ -217,6 +223,7 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
         token=token,
         num_cores=env.num_cores,
         note=note,
+        samples_per_microbatch=_settled_samples(config, env, store, topology.num_bundles),
     )
 
 
@@ -276,6 +283,24 @@ def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
     if unlike:
         raise ConfigError(unlike)
     return [Hello(**node) for node in found], str(token)
+
+
+def _settled_samples(config: TrainConfig, env: RankEnv, store: Store, num_bundles: int) -> int:
+    """Samples of a micro-batch in this run, which its first start settles; the same on all ranks.
+
+    Collective: every rank.
+    """
+    if config.microbatch_size:
+        return config.microbatch_size
+    if env.rank == 0:
+        paths = RunPaths(Path(config.run_dir))
+        samples = kept_samples(paths, config.batch_size)
+        if not samples:
+            num_bundles = max(num_bundles, env.planned_bundles)
+            samples = default_samples(config.batch_size, len(config.shape), num_bundles)
+            keep_samples(paths, config.batch_size, samples)
+        store.set(_SAMPLES, str(samples))
+    return int(store.get(_SAMPLES))
 
 
 def _speaks_for_node(env: RankEnv) -> bool:

@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
@@ -20,15 +20,19 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from launcher.board import Board
 from launcher.checkpoints import Progress
-from launcher.config import TrainConfig, parse_train_argv
+from launcher.config import TrainConfig, read_train_argv
 from launcher.console import ConsoleHandler
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.hardware import apply_layout, rank_layout, read_cpus
+from launcher.idle import Batch, warnings
+from launcher.one_device import in_one_stage
 from launcher.outcome import write_outcome
 from launcher.paths import RunPaths
 from launcher.preflight import check_torch, check_writable
+from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
+from launcher.topology import Topology
 from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper, Resumed, look
@@ -96,16 +100,26 @@ def train(config: TrainConfig, env: RankEnv, store: Store, life: Liveness | None
     life = life or Liveness.none()
     with life:
         arrival = arrive(config, env, store)
+        config = replace(config, microbatch_size=arrival.samples_per_microbatch)
         if arrival.place.is_spare:
             end = stand_by(config, arrival, life)
             return EXIT_RESUMABLE if end == "stopped" else EXIT_DONE
         session = join(config, arrival)
+        if session.is_reporter and not env.planned_bundles:  # else the launcher has said it
+            for line in idle_by_plan(config, session.topology):
+                log.warning(line)
         life.events.note("met", {"rank": session.place.rank})
         run = _run(config, session, life, is_first_start=env.attempt == 0)
         if session.is_reporter and session.topology.spare_ranks:
             tell_end(store, "stopped" if run.is_stopped else "safe" if run.is_saved else "lost")
         session.close()
     return EXIT_RESUMABLE if run.is_stopped else EXIT_DONE
+
+
+def idle_by_plan(config: TrainConfig, topology: Topology) -> Iterator[str]:
+    """What the user should know of time that nobody uses."""
+    batch = Batch(size=config.batch_size, samples=config.samples_per_microbatch)
+    return warnings(Pipeline.of(topology, config.schedule), batch, topology.num_bundles)
 
 
 def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_start: bool) -> Run:
@@ -236,7 +250,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     life = Liveness.none()
     try:
         env = RankEnv.from_mapping(os.environ)
-        config = parse_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
+        found = read_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
+        config = (in_one_stage(found) if env.is_launched and env.world_size == 1 else found).value
         life = _liveness(config, env)
         layout = rank_layout(
             env.local_rank,

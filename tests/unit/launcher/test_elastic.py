@@ -31,7 +31,7 @@ def test_the_users_own_number_of_gpu_queues_counts(own: str | None, wanted: str)
         layouts=(),
         meeting=Meeting(address=LOOPBACK, port=0, is_here=True, local_addr=LOOPBACK),
         log_dir="",
-        environment=worker_environment(gpus, "n", LOOPBACK, threads=1),
+        environment=worker_environment(gpus, "n", LOOPBACK, threads=1, num_bundles=1),
     )
     environ = {} if own is None else {CONNECTIONS: own}
     set_environment(environ, node)

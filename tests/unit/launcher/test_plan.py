@@ -52,6 +52,29 @@ def test_the_plan_shows_exactly_what_the_workers_will_read() -> None:
     assert parse_train_argv(plan.argv, {}) == train.value
 
 
+def test_devices_and_bundles_without_work_are_told_with_the_plan() -> None:
+    train = resolved_train(batch_size=256, microbatch_size=32)
+    text = plan_text(plan_elsewhere((8,) * 4 + (5, 4), train, resolved_launch()))
+    assert "! devices that no bundle uses: 1 of 41" in text
+    assert "! 12 of 20 bundles have no work" in text
+    assert "! 80% of the devices' time is idle by plan" in text
+    full = plan_elsewhere((8,), resolved_train(batch_size=256), resolved_launch())
+    assert full.warnings() == []
+    assert plan_document(full)["idle"]["samples_per_microbatch"] == 8  # type: ignore[index]
+
+
+def test_devices_that_the_user_leaves_idle_are_no_waste() -> None:
+    train = resolved_train(batch_size=256)
+    assert here(train, resolved_launch(slots=6, bundles=1)).warnings() == []
+    (line,) = here(train, resolved_launch(slots=3)).warnings()
+    assert "1 of 3" in line
+
+
+def test_ranks_hear_of_the_bundles_that_are_to_come() -> None:
+    plan = here(resolved_train(), resolved_launch(nnodes="1:4", rdzv_endpoint="a", slots=4))
+    assert plan.here.environment["BUNDLERUN_PLANNED_BUNDLES"] == "8"
+
+
 def test_the_document_is_json_with_all_ranks_groups_links_and_sources() -> None:
     plan = here(resolved_train(), resolved_launch(nnodes="2", rdzv_endpoint="a", slots=4))
     document = json.loads(plan.to_json())

@@ -1,0 +1,77 @@
+"""How many samples a micro-batch has where `--microbatch-size` does not say.
+
+A pipeline is full with a few micro-batches per stage in each bundle, so their size follows from the
+number of bundles, those that are planned. It is settled once, when the run starts for the first
+time, and kept in the run folder: from then on nothing that comes or goes may change it (I1).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+
+from launcher.files import write_text
+from launcher.paths import RunPaths
+
+log = logging.getLogger(__name__)
+
+BUNDLES_VARIABLE = "BUNDLERUN_PLANNED_BUNDLES"
+"""How an agent tells its ranks the number of bundles once all nodes have come."""
+MOST_SAMPLES = 32
+LEAST_SAMPLES = 8
+"""Batch norms see a micro-batch; with fewer samples their noise costs accuracy (Wu, He: Group
+Normalization, 2018: 0.2 points at 16 samples, 1 at 8, 4 at 4). So fewer are for the user to ask."""
+PER_STAGE = 4
+"""Micro-batches per stage that each bundle of a pipeline gets at least."""
+MOST_IDLE = 0.15
+"""Share of the devices' time that may be idle by plan before it is told."""
+
+
+def default_samples(batch_size: int, num_stages: int, num_bundles: int) -> int:
+    """Samples of a micro-batch: as many as keep all devices at work, where the batch allows."""
+    divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
+    usual = [d for d in divisors if LEAST_SAMPLES <= d <= MOST_SAMPLES]
+    usual = usual or [max(d for d in divisors if d <= MOST_SAMPLES)]
+    idle = {d: idle_about(batch_size // d, num_stages, num_bundles) for d in usual}
+    fewest = num_bundles * enough_microbatches(num_stages)
+    full = [d for d in usual if idle[d] <= MOST_IDLE and batch_size // d >= fewest]
+    return max(full, default=min(usual, key=lambda d: (idle[d], -d)))
+
+
+def enough_microbatches(num_stages: int) -> int:
+    """Micro-batches that a bundle should have; without a pipeline to fill one is enough."""
+    if num_stages == 1:
+        return 1
+    until_idle = math.ceil((num_stages - 1) * (1 - MOST_IDLE) / MOST_IDLE)
+    return max(PER_STAGE * num_stages, until_idle)
+
+
+def idle_about(num_microbatches: int, num_stages: int, num_bundles: int) -> float:
+    """The share of the devices' time that is idle in 1f1b, where all stages are equally long."""
+    longest = -(-num_microbatches // num_bundles) + num_stages - 1
+    return 1 - num_microbatches / (num_bundles * longest)
+
+
+def kept_samples(paths: RunPaths, batch_size: int) -> int:
+    """What an earlier start of the run has settled for this batch size; 0 where none has."""
+    try:
+        kept = json.loads(paths.microbatch.read_text(encoding="utf-8"))
+        samples = int(kept["samples"])
+        return samples if kept["batch_size"] == batch_size and batch_size % samples == 0 else 0
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return 0
+
+
+def keep_samples(paths: RunPaths, batch_size: int, samples: int) -> None:
+    """Keeps for later starts what this one has settled."""
+    text = json.dumps({"batch_size": batch_size, "samples": samples})
+    try:
+        write_text(paths.microbatch, text + "\n")
+    except OSError as exc:
+        log.warning(
+            "%s could not be written (%s): give later starts --microbatch-size %d",
+            paths.microbatch,
+            exc.strerror,
+            samples,
+        )

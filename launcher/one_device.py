@@ -1,0 +1,31 @@
+"""What becomes of the default shape in a job that has one device to put it on.
+
+All nodes of a job decide alike: one of several nodes always has the default shape, as a bundle may
+span nodes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from launcher.config import TrainConfig
+from launcher.hardware import Hardware
+from launcher.launch_config import LaunchConfig
+from launcher.options import Resolved
+
+
+def for_one_device(
+    train: Resolved[TrainConfig], launch: LaunchConfig, hardware: Hardware
+) -> Resolved[TrainConfig]:
+    """The same, in one stage where this is the only node and has one device."""
+    num_gpus = hardware.num_gpus if launch.devices != "cpu" and not launch.slots else 0
+    num_devices = launch.num_procs or launch.slots or num_gpus
+    return in_one_stage(train) if launch.max_nodes == 1 and num_devices == 1 else train
+
+
+def in_one_stage(train: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
+    """The same in one stage, unless the user says how the model is cut."""
+    value, sources = train.value, train.sources
+    if sources["shape"] != "default" or value.cut or value.chunks > 1:
+        return train
+    return Resolved(replace(value, shape=(1,)), {**sources, "shape": "default for one device"})

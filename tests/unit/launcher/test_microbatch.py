@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.microbatch import (
+    LEAST_SAMPLES,
+    MOST_IDLE,
+    MOST_SAMPLES,
+    default_samples,
+    enough_microbatches,
+    idle_about,
+    keep_samples,
+    kept_samples,
+)
+from launcher.paths import RunPaths
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_stages", "num_bundles", "samples"),
+    [
+        (256, 1, 1, 32),
+        (256, 1, 8, 32),  # one each: no pipeline to fill
+        (256, 2, 1, 32),
+        (256, 2, 4, 8),  # eight GPUs, two to a bundle: 8 micro-batches for each bundle
+        (1280, 2, 20, 8),
+        (256, 2, 20, 8),  # the batch allows no more
+        (100, 1, 3, 20),  # as even as it gets
+        (7, 2, 1, 7),
+        (13 * 17, 2, 4, 13),
+    ],
+)
+def test_stages_of_all_bundles_get_enough_microbatches_where_the_batch_allows(
+    batch_size: int, num_stages: int, num_bundles: int, samples: int
+) -> None:
+    assert default_samples(batch_size, num_stages, num_bundles) == samples
+
+
+@given(st.integers(1, 5000), st.integers(1, 8), st.integers(1, 100))
+def test_it_is_the_largest_that_leaves_little_idle(batch: int, stages: int, bundles: int) -> None:
+    chosen = default_samples(batch, stages, bundles)
+    assert batch % chosen == 0
+    assert chosen <= MOST_SAMPLES
+
+    def is_full(samples: int) -> bool:
+        count = batch // samples
+        enough = count >= bundles * enough_microbatches(stages)
+        return enough and idle_about(count, stages, bundles) <= MOST_IDLE
+
+    usual = [d for d in range(LEAST_SAMPLES, MOST_SAMPLES + 1) if batch % d == 0]
+    if any(map(is_full, usual)):
+        assert is_full(chosen)
+        assert not any(is_full(d) for d in usual if d > chosen)
+
+
+@given(st.integers(1, 40))
+def test_enough_is_four_per_stage_and_little_idle(num_stages: int) -> None:
+    count = enough_microbatches(num_stages)
+    assert idle_about(count, num_stages, 1) <= MOST_IDLE + 1e-9
+    assert num_stages == 1 or count >= 4 * num_stages
+
+
+def test_what_is_kept_is_for_one_batch_size(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path / "run")
+    assert kept_samples(paths, 256) == 0
+    keep_samples(paths, 256, 8)
+    assert kept_samples(paths, 256) == 8
+    assert kept_samples(paths, 128) == 0
+    for damaged in ('{"batch_size": 256}', "[]", "7", '{"batch_size": 256, "samples": 0}', ""):
+        paths.microbatch.write_text(damaged)
+        assert kept_samples(paths, 256) == 0
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run").touch()
+    keep_samples(RunPaths(tmp_path / "run"), 256, 8)
+    assert "--microbatch-size 8" in caplog.text

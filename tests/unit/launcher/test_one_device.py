@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import pytest
+
+from launcher.config import read_train_argv
+from launcher.hardware import Cpus, Hardware
+from launcher.launch_config import LaunchConfig
+from launcher.one_device import for_one_device
+
+
+def shape(num_gpus: int, words: str = "", **launch: object) -> tuple[tuple[int, ...], str]:
+    train = read_train_argv([*words.split(), "synthetic"], {})
+    hardware = Hardware(num_gpus=num_gpus, cpus=Cpus(numa_nodes=(((0,),),)), memory_bytes=1)
+    found = for_one_device(train, LaunchConfig(**launch), hardware)  # type: ignore[arg-type]
+    return found.value.shape, found.sources["shape"]
+
+
+def test_one_gpu_trains_the_model_uncut() -> None:
+    assert shape(1) == ((1,), "default for one device")
+    assert shape(0, slots=1)[0] == (1,)
+    assert shape(8, nproc_per_node="1")[0] == (1,)
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "words", "launch"),
+    [
+        (2, "", {}),
+        (0, "", {}),  # CPU slots are as many as a bundle needs
+        (1, "", {"nnodes": "2", "rdzv_endpoint": "a:1"}),  # a bundle spans two nodes
+        (1, "", {"nnodes": "1:4", "rdzv_endpoint": "a:1"}),
+        (1, "", {"slots": 2}),
+        (1, "", {"nproc_per_node": "2"}),  # two ranks that share it
+        (1, "", {"devices": "cpu"}),
+        (1, "--cut layer3", {}),  # the user says stages
+    ],
+)
+def test_everything_else_has_the_default_shape(
+    num_gpus: int, words: str, launch: dict[str, object]
+) -> None:
+    assert shape(num_gpus, words, **launch) == ((1, 1), "default")
+
+
+def test_a_shape_that_is_said_counts() -> None:
+    assert shape(1, "--shape 1,1") == ((1, 1), "option")
