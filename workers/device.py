@@ -124,6 +124,13 @@ def drain(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def memory(device: torch.device) -> tuple[int, int, int, int]:
+    """Bytes of a GPU: this process's peak, what it holds; what is free, and all there is."""
+    free, capacity = torch.cuda.mem_get_info(device)
+    peak, own = torch.cuda.max_memory_reserved(device), torch.cuda.memory_reserved(device)
+    return peak, own, free, capacity
+
+
 # --- memory that others map, too
 
 

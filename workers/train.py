@@ -37,6 +37,7 @@ from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper, Resumed, look
 from workers.liveness import Liveness, process_age_s
+from workers.memory_guard import MemoryGuard
 from workers.meters import Meters
 from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
@@ -127,7 +128,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
     recipe = load_recipe(config)
     meters = Meters()
     # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
-    with ExitStack() as stack, life:
+    with ExitStack() as stack, life, MemoryGuard(config, session.device) as guard:
         info, data = open_data(recipe, session)
         feed = Feed(config, session, info, data)
         stack.callback(feed.close)
@@ -175,6 +176,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         run = Run(
             config, session, feed, trainer, keeper, meters, reporter, snapshots, life, request, stop
         )
+        guard.num_finished = lambda: run.step - progress.step
         run.train_from(progress)
         if restore is not None:
             restore.room.is_done = run.is_saved

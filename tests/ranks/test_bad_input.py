@@ -192,3 +192,24 @@ def test_a_run_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
     assert code == 3
     assert said.startswith("error: ")
     assert len(said.splitlines()) == 1
+
+
+def test_a_first_step_without_memory_is_not_tried_again(tmp_path: Path) -> None:
+    model = tmp_path / "hungry.py"
+    model.write_text(
+        "from torch import nn\n"
+        "class Hungry(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.head = nn.Linear(1, 10)\n"
+        "    def forward(self, x):\n"
+        "        if self.training and len(x) == 8:\n"
+        "            raise MemoryError\n"
+        "        return self.head(x.mean((1, 2, 3))[:, None])\n"
+        "def build(n):\n"
+        "    return Hungry()\n"
+    )
+    words = f"--model={model}:build --shape=1 --image-size=8 --batch-size=8 --microbatch-size=8"
+    code, said = end_of([*words.split(), f"--run-dir={tmp_path / 'run'}", "synthetic"], tmp_path)
+    assert code == 2, said
+    assert "use --microbatch-size 4" in said

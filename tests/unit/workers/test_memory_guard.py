@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from workers import device as door
+from workers.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
+
+GIB = 1 << 30
+CONFIG = TrainConfig(data="synthetic", batch_size=96, microbatch_size=24)
+GPU = torch.device("cuda", 0)
+
+
+def own_fault(monkeypatch: pytest.MonkeyPatch, others: int = 0) -> None:
+    """A GPU of 80 GiB that this process fills."""
+    own = 78 * GIB - others
+    monkeypatch.setattr(door, "memory", lambda device: (own, own, GIB, 80 * GIB))
+
+
+def test_the_first_step_without_memory_ends_with_peak_capacity_and_the_way_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_fault(monkeypatch)
+    with (
+        pytest.raises(ConfigError, match=r"78\.0 GiB of 80\.0 .* 24 .* --microbatch-size 12"),
+        MemoryGuard(CONFIG, GPU),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_later_steps_and_others_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raised(error: Exception, num_finished: int = 0) -> type[BaseException]:
+        with pytest.raises(Exception) as found, MemoryGuard(CONFIG, GPU) as guard:  # noqa: PT011, PT012
+            guard.num_finished = lambda: num_finished
+            raise error
+        return found.type
+
+    own_fault(monkeypatch)
+    assert raised(torch.OutOfMemoryError()) is ConfigError
+    assert raised(torch.OutOfMemoryError(), num_finished=1) is torch.OutOfMemoryError
+    assert raised(KeyError()) is KeyError
+    # A rank that was killed a moment ago still holds its memory: the next start may go well.
+    own_fault(monkeypatch, others=70 * GIB)
+    assert raised(torch.OutOfMemoryError()) is torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize(
+    ("samples", "way"), [(32, "--microbatch-size 16"), (9, "--microbatch-size 3"), (1, "--shape")]
+)
+def test_half_the_microbatch_is_recommended_while_there_is_one(samples: int, way: str) -> None:
+    config = TrainConfig(data="synthetic", batch_size=samples, microbatch_size=samples)
+    use = MemoryUse(peak=1, capacity=1, others=0)
+    assert way in why_out_of_memory(config, use)
+    assert way in why_out_of_memory(config, None)

@@ -1,0 +1,94 @@
+"""Says what to do where memory runs out in the first step: another start would repeat it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from workers import device as door
+
+_GIB = 1 << 30
+_MOST_OF_OTHERS = 0.1
+"""Share of a GPU that other processes may hold before it is they who leave no room. A rank that was
+killed is one of them for a second or two, until the driver has taken back its memory."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Of one device, bytes.
+
+    Args:
+        peak: the most that this process has had at once.
+        capacity: of the device.
+        others: what other processes hold.
+    """
+
+    peak: int
+    capacity: int
+    others: int
+
+
+class MemoryGuard:
+    """Around the work of a rank: turns its own lack of memory into an error with a way on.
+
+    Args:
+        config: of the run.
+        device: where the stage lives.
+    """
+
+    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+        self.num_finished: Callable[[], int] = lambda: 0
+        """Gives the steps that this start has finished."""
+        self._config = config
+        self._device = device
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Raises ConfigError in place of an error that is its own fault and will come again."""
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self.num_finished():
+            text = why_out_of_memory(self._config, _use(self._device))
+            if text:
+                raise ConfigError(text) from error
+
+
+def _use(device: torch.device) -> MemoryUse | None:
+    if not door.is_gpu(device):
+        return None
+    peak, own, free, capacity = door.memory(device)
+    return MemoryUse(peak=peak, capacity=capacity, others=max(0, capacity - free - own))
+
+
+def why_out_of_memory(config: TrainConfig, use: MemoryUse | None) -> str:
+    """What is wrong and what to do; empty where others hold the memory, and may give it back.
+
+    Args:
+        use: of the GPU; None: it was the memory of the node.
+    """
+    samples = config.samples_per_microbatch
+    way = "give a --shape of more stages"
+    if samples > 1:
+        half = max(d for d in range(1, samples // 2 + 1) if samples % d == 0)
+        way = f"use --microbatch-size {half}, or a --shape of more stages"
+    if use is None:
+        return (
+            f"no memory left on this node in the first step, with micro-batches of {samples}; {way}"
+        )
+    if use.others > _MOST_OF_OTHERS * use.capacity:
+        return ""
+    return (
+        f"no GPU memory left in the first step: this rank had {use.peak / _GIB:.1f} GiB of "
+        f"{use.capacity / _GIB:.1f} at its peak, with micro-batches of {samples} samples; {way}"
+    )
