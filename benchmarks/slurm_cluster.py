@@ -87,7 +87,9 @@ class Cluster:
             for name, value in os.environ.items()
             if not name.startswith(("SLURM", "SBATCH", "BUNDLERUN", "PYTEST"))
         }
-        return kept | {"SLURM_CONF": str(self.folder / "etc/slurm.conf")}
+        # Its GPUs are devices of other kinds: CPU slots stand for them.
+        conf = str(self.folder / "etc/slurm.conf")
+        return kept | {"SLURM_CONF": conf, "BUNDLERUN_DEVICES": "cpu"}
 
     def address(self, node: str) -> str:
         """Of a node, or of the controller."""

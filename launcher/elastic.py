@@ -77,7 +77,9 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     os.environ[THREADS_VARIABLE] = node.environment[THREADS_VARIABLE]
     if own_folder is not None:
         tempfile.tempdir = str(own_folder)  # torch's agent leaves files there; the ranks do not
-    check_gpus(node)
+    launch_options = plan.launch.value
+    is_cpu_asked = launch_options.devices == "cpu" or launch_options.slots > 0
+    check_gpus(node, is_cpu_asked=is_cpu_asked)
     check = getattr(importlib.import_module(plan.module), "preflight", None)
     if check:
         check(plan.train.value)
@@ -251,14 +253,26 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
     }
 
 
-def check_gpus(node: NodePlan) -> None:
-    """Raises NodeError where torch finds fewer GPUs than the plan uses; never starts CUDA."""
+def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> None:
+    """Raises NodeError where torch finds other devices than the plan uses; never starts CUDA.
+
+    Args:
+        is_cpu_asked: whether the user wants the CPU.
+    """
     import torch
 
     if node.devices.kind != "gpu":
+        kind = torch.accelerator.current_accelerator(check_available=True)
+        if kind is not None and not is_cpu_asked:
+            raise NodeError(
+                f"this node has devices of the kind {kind.type!r}, which bundlerun does not use; "
+                "use --devices cpu to train on the CPU"
+            )
         return
+    # CUDA shows a process one slice of a GPU (MIG) at most; each rank gets its own.
+    has_slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
     found = torch.cuda.device_count()
-    if found < node.devices.count:
+    if found < (1 if has_slices else node.devices.count):
         raise NodeError(
             f"this node shows {node.devices.count} GPUs, torch can use {found}; check the driver "
             f"and the build of torch {torch.__version__}, or use --devices cpu"

@@ -24,6 +24,7 @@ import psutil
 
 from launcher.cgroups import cpu_quota
 from launcher.errors import ConfigError, NodeError
+from launcher.gpus import count_gpus
 from launcher.pinning import claim_cpus
 from launcher.topology import bundle_size
 
@@ -240,24 +241,6 @@ def _own_quota(sys: Path) -> float | None:
     except OSError:
         return None
     return cpu_quota(own, sys / "fs/cgroup")
-
-
-def count_gpus(environ: Mapping[str, str], dev: Path = Path("/dev")) -> int:
-    """GPUs that a rank started from here would see, found without torch.
-
-    A device file that torch cannot use is found out at the start (`launcher.preflight`).
-    """
-    present = sum(1 for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None or not present:
-        return present
-    count = 0
-    for name in filter(None, (part.strip() for part in visible.split(","))):
-        known = int(name) < present if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
-        if not known:
-            break  # CUDA, too, stops at the first that is not there
-        count += 1
-    return count
 
 
 def read_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:

@@ -3,7 +3,7 @@
 SLURM_STEP_NODELIST=n[1-4]   ->  --nnodes 1:4, --rdzv-endpoint n1's,n2's,n3's address:port
 SLURM_JOB_ID, _STEP_ID, _RESTART_COUNT   ->  --rdzv-id slurm-7.0-r2, and the port
 SLURMD_NODENAME              ->  --node-name
-SLURM_GPUS_ON_NODE           ->  --slots, where no GPU can be seen: each stands for one
+SLURM_GPUS_ON_NODE           ->  --slots, with --devices cpu: each stands for one
 
 So `srun bundlerun run` needs no options for any of these.
 """
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.errors import ConfigError, NodeError
-from launcher.hardware import count_gpus
+from launcher.gpus import count_gpus
 from launcher.network import endpoint_text, is_loopback, resolve, route_to
 
 NUM_CANDIDATES = 3
@@ -193,6 +193,7 @@ def slurm_defaults(
 
     Raises:
         ConfigError: Slurm started several tasks here, or a node has no address for others.
+        NodeError: Slurm gave the node GPUs that nobody sees.
     """
     task = SlurmTask.from_environ(environ)
     if task is None:
@@ -203,11 +204,11 @@ def slurm_defaults(
         task,
         candidate_addresses(task, names) if needs_endpoint else (),
         num_visible_gpus=count_gpus(environ),
+        devices=said("devices"),
+        slots=said("slots"),
     )
     if said("standalone"):
         found.pop("nnodes", None)
-    if said("devices") == "gpu":
-        found.pop("slots", None)
     if needs_endpoint and said("rdzv_backend") not in ("", "bundle"):
         found["rdzv_endpoint"] = found["rdzv_endpoint"].split(",")[0]
         found["nnodes"] = str(len(task.nodes))
@@ -226,15 +227,22 @@ def node_address(node: str) -> str:
 
 
 def launch_defaults(
-    task: SlurmTask, addresses: Sequence[str], *, num_visible_gpus: int
+    task: SlurmTask,
+    addresses: Sequence[str],
+    *,
+    num_visible_gpus: int,
+    devices: str = "",
+    slots: str = "",
 ) -> dict[str, str]:
     """The options that follow from a task.
 
     Args:
         addresses: of the candidates; none where the endpoint is known.
+        devices: what the user says about this option, empty where nothing; slots: the same.
 
     Raises:
         ConfigError: Slurm started more than one task here.
+        NodeError: Slurm gave the node GPUs that nobody sees.
     """
     if task.local_id:
         raise ConfigError(
@@ -246,6 +254,12 @@ def launch_defaults(
         found["nnodes"] = f"1:{len(task.nodes)}"
     if addresses:
         found["rdzv_endpoint"] = ",".join(endpoint_text(each, task.port) for each in addresses)
-    if task.num_gpus and not num_visible_gpus:
+    if task.num_gpus and not num_visible_gpus and not slots:
+        if devices != "cpu":
+            raise NodeError(
+                f"Slurm gave node {task.node!r} {task.num_gpus} GPUs, and none can be seen: no "
+                "device file that CUDA_VISIBLE_DEVICES lets through; check the driver there, or "
+                "train on the CPU with --devices cpu, a slot for each"
+            )
         found["slots"] = str(task.num_gpus)
     return found

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from launcher.commands.run import add_config_arguments, read_configs
 from launcher.errors import EXIT_DONE, ConfigError
+from launcher.one_device import in_one_stage
 from launcher.options import kebab
 from launcher.paths import RunPaths
 from launcher.plan import WORKER_MODULE, plan_elsewhere
@@ -67,8 +68,11 @@ def run(args: argparse.Namespace) -> int:
     shorten(parser)
     train, launch = read_configs(parsed(parser, words), os.environ)
     run_dir = Path(train.value.run_dir).absolute()
+    nodes = (request.gpus_per_node or launch.value.slots,) * request.nodes[1]
+    if nodes == (1,):
+        train = in_one_stage(train)
     check_devices(request, train.value, launch.value)
-    plan_elsewhere((request.gpus_per_node or launch.value.slots,) * request.nodes[1], train, launch)
+    plan_elsewhere(nodes, train, launch)
     try:
         text = script(script_of(request, run_dir, sys.executable))
     except ValueError as exc:

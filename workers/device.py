@@ -47,6 +47,12 @@ def num_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def unused_kind() -> str:
+    """The kind of devices that torch could use here and bundlerun does not; else empty."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "" if found is None or is_gpu(found) else found.type
+
+
 def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
     """The device of a local rank; ranks share GPUs where there are fewer. Starts CUDA."""
     slices = mig_slices(environ)

@@ -33,6 +33,7 @@ from launcher.preflight import check_torch, check_writable
 from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
 from launcher.topology import Topology
+from workers.device import unused_kind
 from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper, Resumed, look
@@ -264,6 +265,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             environ=os.environ,
         )
         env = replace(env, num_cores=layout.cores)
+        if not env.planned_bundles and env.local_rank == 0 and (kind := unused_kind()):
+            log.warning("bundlerun does not use devices of the kind %r: this is the CPU", kind)
         if not apply_layout(layout) and env.local_rank == 0:
             log.warning(
                 "node %s: ranks of another agent of yours are pinned to CPUs that its ranks would "

@@ -11,7 +11,6 @@ from launcher.hardware import (
     Hardware,
     RankLayout,
     choose_devices,
-    count_gpus,
     default_slots,
     num_threads,
     parse_cpu_list,
@@ -143,31 +142,6 @@ def test_the_option_counts_more_than_the_variable_and_that_more_than_the_cores(
     environ = {} if variable is None else {"OMP_NUM_THREADS": variable}
     assert num_threads(option, environ, num_ranks, 8) == expected
     assert num_threads(option, {**environ, "MKL_NUM_THREADS": "5"}, num_ranks, 8) == expected
-
-
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [
-        (None, 3),
-        ("", 0),
-        ("0,2", 2),
-        ("1,7,0", 1),
-        ("-1", 0),
-        ("GPU-a,GPU-b", 2),
-        ("NoDevFiles", 0),
-    ],
-)
-def test_visible_gpus_are_counted_as_cuda_counts_them(
-    tmp_path: Path, visible: str | None, count: int
-) -> None:
-    for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
-        (tmp_path / name).touch()
-    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-    assert count_gpus(environ, tmp_path) == count
-
-
-def test_without_a_gpu_the_variable_makes_none(tmp_path: Path) -> None:
-    assert count_gpus({"CUDA_VISIBLE_DEVICES": "GPU-a"}, tmp_path) == 0
 
 
 def node(num_gpus: int, cores: int = 8) -> Hardware:

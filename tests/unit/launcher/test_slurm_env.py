@@ -106,9 +106,15 @@ def test_a_step_of_one_node_needs_no_endpoint() -> None:
     assert defaults(SLURM_STEP_NODELIST="n2") == {"rdzv_id": "slurm-7.0-r0", "node_name": "n2"}
 
 
-def test_gpus_that_cannot_be_seen_count_as_slots() -> None:
-    assert defaults(SLURM_GPUS_ON_NODE="3")["slots"] == "3"
-    assert "slots" not in defaults({"devices": "gpu"}, SLURM_GPUS_ON_NODE="3")
+def test_cpu_slots_stand_for_gpus_where_the_user_wants_the_cpu() -> None:
+    assert defaults({"devices": "cpu"}, SLURM_GPUS_ON_NODE="3")["slots"] == "3"
+    assert "slots" not in defaults({"devices": "cpu", "slots": "2"}, SLURM_GPUS_ON_NODE="3")
+
+
+@pytest.mark.parametrize("said", [{}, {"devices": "auto"}, {"devices": "gpu"}])
+def test_gpus_that_nobody_sees_are_an_error(said: dict[str, str]) -> None:
+    with pytest.raises(NodeError, match=r"3 GPUs, and none can be seen.* --devices cpu"):
+        defaults(said, SLURM_GPUS_ON_NODE="3")
 
 
 def test_what_the_user_says_needs_no_names() -> None:
