@@ -7,15 +7,18 @@ time, and kept in the run folder: from then on nothing that comes or goes may ch
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
 
+from launcher.errors import NodeError
 from launcher.files import write_text
 from launcher.paths import RunPaths
 
 log = logging.getLogger(__name__)
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BUNDLES_VARIABLE = "BUNDLERUN_PLANNED_BUNDLES"
 """How an agent tells its ranks the number of bundles once all nodes have come."""
 MOST_SAMPLES = 32
@@ -64,13 +67,22 @@ def kept_samples(paths: RunPaths, batch_size: int) -> int:
 
 
 def keep_samples(paths: RunPaths, batch_size: int, samples: int) -> None:
-    """Keeps for later starts what this one has settled."""
+    """Keeps for later starts what this one has settled.
+
+    Raises:
+        NodeError: the run folder cannot be written; a disk that is full is only told.
+    """
     text = json.dumps({"batch_size": batch_size, "samples": samples})
     try:
         write_text(paths.microbatch, text + "\n")
     except OSError as exc:
+        if exc.errno not in _FULL:
+            raise NodeError(
+                f"cannot write --run-dir {str(paths.root)!r}: {exc.strerror}; give a folder that "
+                "you may write"
+            ) from exc
         log.warning(
-            "%s could not be written (%s): give later starts --microbatch-size %d",
+            "cannot write %s: %s; give later starts --microbatch-size %d",
             paths.microbatch,
             exc.strerror,
             samples,

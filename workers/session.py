@@ -292,15 +292,16 @@ def _settled_samples(config: TrainConfig, env: RankEnv, store: Store, num_bundle
     """
     if config.microbatch_size:
         return config.microbatch_size
-    if env.rank == 0:
-        paths = RunPaths(Path(config.run_dir))
-        samples = kept_samples(paths, config.batch_size)
-        if not samples:
-            num_bundles = max(num_bundles, env.planned_bundles)
-            samples = default_samples(config.batch_size, len(config.shape), num_bundles)
-            keep_samples(paths, config.batch_size, samples)
-        store.set(_SAMPLES, str(samples))
-    return int(store.get(_SAMPLES))
+    if env.rank != 0:
+        return int(store.get(_SAMPLES))
+    paths = RunPaths(Path(config.run_dir))
+    kept = kept_samples(paths, config.batch_size)
+    num_bundles = max(num_bundles, env.planned_bundles)
+    samples = kept or default_samples(config.batch_size, len(config.shape), num_bundles)
+    store.set(_SAMPLES, str(samples))
+    if not kept:
+        keep_samples(paths, config.batch_size, samples)
+    return samples
 
 
 def _speaks_for_node(env: RankEnv) -> bool:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher import microbatch
+from launcher.errors import NodeError
 from launcher.microbatch import (
     LEAST_SAMPLES,
     MOST_IDLE,
@@ -74,9 +77,18 @@ def test_what_is_kept_is_for_one_batch_size(tmp_path: Path) -> None:
         assert kept_samples(paths, 256) == 0
 
 
-def test_a_folder_that_cannot_be_written_is_told_and_no_more(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
+    with pytest.raises(NodeError, match="cannot write --run-dir"):
+        keep_samples(RunPaths(tmp_path / "run"), 256, 8)
+
+
+def test_a_full_disk_is_told_and_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(microbatch, "write_text", full)
     keep_samples(RunPaths(tmp_path / "run"), 256, 8)
     assert "--microbatch-size 8" in caplog.text
