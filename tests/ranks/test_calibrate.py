@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from torch import nn
 from torch.distributed import PrefixStore, Store
 
 from launcher.topology import Topology
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_sync import make_sync
-from workers import exchange, node_legs
+from workers import calibrate, exchange, node_legs
 from workers.bucket import Bucket
-from workers.calibrate import BUDGET_S, Choice, read_choice, write_choice
+from workers.calibrate import BUDGET_S, Calibration, Choice, read_choice, write_choice
 from workers.env import RankEnv
 from workers.legs import Finish
 
@@ -64,6 +67,26 @@ def test_what_is_slow_is_not_chosen_and_all_replicas_agree(
     run_ranks(NODES, main, tmp_path)
     found = [read_choice(tmp_path / f"{rank}.json") for rank in range(4)]
     assert found == [found[0]] * 4
+
+
+def test_opening_connections_is_not_in_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL takes seconds for it, more than all measurements are to take."""
+    now, sizes = [0.0], []
+
+    def measured(self: Calibration, chains: object, num_buckets: int) -> dict[str, float]:
+        now[0] += 10 * BUDGET_S if not sizes else 0.01 * num_buckets
+        sizes.append(num_buckets)
+        return {"flat": 0.01 * num_buckets}
+
+    monkeypatch.setattr(calibrate.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Calibration, "_round", measured)
+    monkeypatch.setattr(Calibration, "_agreed", lambda self, seconds: seconds)
+    cpu = torch.device("cpu")
+    group: Any = SimpleNamespace(backend="gloo")
+    buckets = [Bucket(list(nn.Linear(9, 9).parameters()), 0, cpu, None) for _ in range(5)]
+    rounds, num_buckets = Calibration(group, buckets, "")._measure({})
+    assert num_buckets == 5
+    assert len(rounds) > 1
 
 
 def test_a_known_choice_is_taken_where_it_fits_and_only_the_first_replicas(

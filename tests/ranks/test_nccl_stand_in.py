@@ -106,6 +106,9 @@ def test_json_and_legs_go_to_nccl_as_it_wants_them(tmp_path: Path, network_of: A
         assert [name for name, _ in StandIn.begun] == wanted * len(buckets)
         assert len({thread for _, thread in StandIn.begun}) == 1
         chain.close()
+        StandIn.num_closed = 0
+        groups.close()
+        assert StandIn.num_closed == leads + 2 * has_mate
 
     run_ranks(NODES, main, tmp_path)
 

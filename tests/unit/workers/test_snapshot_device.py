@@ -12,6 +12,7 @@ from launcher.checkpoints import Progress
 from tests.ranks.harness import run_ranks
 from workers import device as door
 from workers.env import RankEnv
+from workers.snapshot import _Turns
 from workers.snapshot_device import DeviceCopy
 from workers.snapshot_piece import Label, Layout, Spec
 from workers.snapshot_slot import Slot, read_piece
@@ -67,3 +68,40 @@ def test_what_a_copy_costs_is_the_time_on_a_core() -> None:
     before = clock()
     time.sleep(0.2)
     assert clock() - before < 0.1
+
+
+class _Room:
+    """Makes slots in one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def make_slot(self, token: str, role: str, layout: Layout, *, num_slots: int) -> Slot:
+        return Slot(self._folder / f"{token}-{role}", layout)
+
+
+class _Registered:
+    """Stands for memory that a GPU maps."""
+
+    under_way = 0
+
+    def __init__(self) -> None:
+        _Registered.under_way += 1
+
+    def end(self) -> None:
+        _Registered.under_way -= 1
+
+
+def test_slots_are_taken_back_from_the_gpu_when_replaced_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "register", lambda memory, device, *, file: _Registered())
+    cpu = torch.device("cpu")
+    turns = _Turns(_Room(tmp_path), "t", "role", cpu)  # type: ignore[arg-type]
+    for size in (3, 3, 3, 5, 5):  # another layout: new slots
+        turns.write(LABEL, {"weight": torch.ones(size)}, DeviceCopy.after_now(cpu))
+        assert _Registered.under_way <= 2
+    assert _Registered.under_way == 2
+    turns.close()
+    turns.close()
+    assert _Registered.under_way == 0
