@@ -24,7 +24,7 @@ from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, ConfigError, NodeError, m
 from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
 from launcher.hardware import THREADS_VARIABLE
-from launcher.leftovers import mark_own, sweep
+from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
 from launcher.outcome import read_outcome
@@ -60,6 +60,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     set_environment(os.environ, node)
     os.environ[THREADS_VARIABLE] = "1"  # this process must have no threads when it forks
     sweep()
+    quiet_tracker(os.environ)
     own_folder = mark_own()
     os.environ[TERMS_VARIABLE] = json.dumps(terms_of(plan.train.value))
     board = Board.create()

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import suppress
 from multiprocessing import process, util
 from pathlib import Path
@@ -19,6 +19,8 @@ from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "bundlerun-mp"
+_WARNINGS = "PYTHONWARNINGS"
+_QUIET = "ignore:resource_tracker:UserWarning"
 _util: Any = util
 
 
@@ -41,6 +43,16 @@ def mark_own(temp: Path | None = None) -> Path | None:
     config["tempdir"] = str(folder)
     _util.Finalize(None, shutil.rmtree, args=[str(folder), True], exitpriority=-100)
     return folder
+
+
+def quiet_tracker(environ: MutableMapping[str, str]) -> None:
+    """Has the process that clears up after a killed one do so without a word about "leaks".
+
+    It is Python's resource tracker; it takes its warning filters from the environment, as do those
+    of the ranks. What it does stays as it is.
+    """
+    known = environ.get(_WARNINGS, "")
+    environ[_WARNINGS] = f"{known},{_QUIET}" if known else _QUIET
 
 
 def own_mark() -> str:

@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from launcher.leftovers import own_mark, sweep
+import pytest
+
+from launcher.leftovers import own_mark, quiet_tracker, sweep
 
 KILLED = """
 import multiprocessing, os, signal, sys
@@ -53,3 +55,24 @@ def test_an_orderly_end_leaves_nothing(tmp_path: Path) -> None:
     done = run(tmp_path, "end")
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("is_quiet", [False, True])
+def test_the_tracker_of_a_killed_process_clears_up_without_a_word(is_quiet: bool) -> None:
+    environ = {"PYTHONWARNINGS": "default::DeprecationWarning"}
+    if is_quiet:
+        quiet_tracker(environ)
+    script = (
+        "import multiprocessing, os, signal\n"
+        "lock = multiprocessing.get_context('spawn').Lock()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # Its output ends with the tracker, which ends after the process.
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environ,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    assert (b"leaked semaphore" in done.stderr) is not is_quiet
+    assert environ["PYTHONWARNINGS"].startswith("default::DeprecationWarning")
