@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.slurm_cluster import Cluster
+from launcher.continuation import newest_step
 from launcher.events import read_events
 from launcher.paths import RunPaths
-from slurm.batch import newest_step
 from slurm.jobs import Job, job_from_text
 
 HERE = Path(__file__).resolve().parent

@@ -159,7 +159,11 @@ class TrainConfig:
     )
 
     run_dir: str = option(
-        "runs/latest", "run folder; resumes what is there", group=_RUN, per_node=True
+        "",
+        "run folder; resumes what is there (default: a new one in runs/, which runs/latest leads "
+        "to)",
+        group=_RUN,
+        per_node=True,
     )
     seed: int = option(0, "seed of everything random", group=_RUN, parse=int, kept=True)
     log_steps: int = option(
@@ -419,8 +423,13 @@ def read_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> Resolved
         allow_abbrev=False,
     )
     add_train_arguments(parser)
+    # What deepspeed and torch's old launcher append; the environment says it too.
+    parser.add_argument("--local-rank", help=argparse.SUPPRESS)
     shorten(parser)
     args = parsed(parser, kebab(argv))
+    local_rank = environ.get("LOCAL_RANK", args.local_rank)
+    if args.local_rank not in (None, local_rank):
+        raise ConfigError(f"--local-rank {args.local_rank}, but LOCAL_RANK={local_rank}")
     check_variables(environ, (TrainConfig, LaunchConfig))
     toml, name = toml_of(args, TrainConfig)
     return train_config(args, environ=environ, toml=toml, toml_name=name)

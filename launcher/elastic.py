@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, MutableMapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.agreement import TERMS_VARIABLE, terms_of
 from launcher.board import BOARD_VARIABLE, Board
+from launcher.claim import CLAIM_VARIABLE, Claim
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, ConfigError, NodeError, meaning_of
@@ -47,11 +48,12 @@ STORE_BACKENDS = ("c10d", "static")
 OUR_BACKEND = "bundle"
 
 
-def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
+def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None = None) -> int:
     """Runs this node's part of `plan` and returns the exit code.
 
     Args:
         say: is told what the user should know.
+        claim: on the run folder, which is free as far as one can see; None: not claimed here.
 
     Raises:
         BundleError: this node or its configuration is not fit; no worker has started.
@@ -62,7 +64,10 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     sweep()
     quiet_tracker(os.environ)
     own_folder = mark_own()
-    os.environ[TERMS_VARIABLE] = json.dumps(terms_of(plan.train.value))
+    terms = terms_of(plan.train.value)
+    os.environ[TERMS_VARIABLE] = json.dumps(terms)
+    if claim is not None:
+        os.environ[CLAIM_VARIABLE] = "1"
     board = Board.create()
     os.environ[BOARD_VARIABLE] = board.where
     load("torch")
@@ -84,13 +89,14 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None]) -> int:
     check = getattr(importlib.import_module(plan.module), "preflight", None)
     if check:
         check(plan.train.value)
-    keep_agent_log(Path(node.log_dir))
-    for line in plan.warnings():
-        say(line)
-    if has_store:
-        wait_for_meeting(node.meeting, is_store=is_store, say=say)
-    with StopSignals(board) as signals:
-        code = _run(plan, Start(server_pid, keeps_store, board, signals), say)
+    with claim.take(terms) if claim else nullcontext():
+        keep_agent_log(Path(node.log_dir))
+        for line in plan.warnings():
+            say(line)
+        if has_store:
+            wait_for_meeting(node.meeting, is_store=is_store, say=say)
+        with StopSignals(board) as signals:
+            code = _run(plan, Start(server_pid, keeps_store, board, signals), say)
     if code and plan.launch.value.max_nodes > 1:
         say(f"node {node.name} ends with exit code {code}: {meaning_of(code)}")
     return code

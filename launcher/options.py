@@ -190,7 +190,7 @@ def resolve(
     environ: Mapping[str, str],
     toml: Mapping[str, object],
     toml_name: str = "TOML file",
-    site: Mapping[str, str] | None = None,
+    site: Mapping[str, tuple[str, str]] | None = None,
 ) -> Resolved[T]:
     """Layers option, environment, TOML file, the site's and our default into one `cls`.
 
@@ -198,7 +198,7 @@ def resolve(
         given: what argparse found, by field name.
         environ: the environment; `BUNDLERUN_<FIELD>` is read.
         toml: keys of the TOML file, in either spelling; keys of other classes are passed over.
-        site: what the batch system says, by field name.
+        site: what the batch system says, by field name: who says it, and the text.
 
     Raises:
         ConfigError: a value does not fit its option; `cls` may raise it too.
@@ -215,7 +215,8 @@ def resolve(
         elif field.name in file_values:
             source, where, raw = toml_name, f"{toml_name}: {field.name}", file_values[field.name]
         elif site and field.name in site:
-            source, where, raw = "Slurm", f"Slurm: {field.name}", site[field.name]
+            source, raw = site[field.name]
+            where = f"{source}: {field.name}"
         else:
             sources[field.name] = "default"
             continue

@@ -105,6 +105,16 @@ class RunPaths:
         return self.events / f"{node_name}.jsonl"
 
     @property
+    def claims(self) -> Path:
+        """Which run holds this folder, and the one before, a file each."""
+        return self.root / "rendezvous" / "claims"
+
+    @property
+    def terms(self) -> Path:
+        """What the last start of the run was made of, JSON; the next one is compared with it."""
+        return self.root / "terms.json"
+
+    @property
     def slurm_job(self) -> Path:
         """Which Slurm job has this folder, JSON."""
         return self.root / "slurm-job.json"

@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
-from launcher.checkpoints import checkpoint_folders
+from launcher.continuation import newest_step
 from launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
 from launcher.events import Events, read_events
 from launcher.outcome import read_outcome
@@ -210,27 +210,6 @@ def read_end(paths: RunPaths, srun_code: int) -> End:
         code=outcome.exit_code,
         reason=outcome.reason,
     )
-
-
-def newest_step(paths: RunPaths) -> int:
-    """How far the run has come: the newest checkpoint, or the last step of its history."""
-    folders = checkpoint_folders(paths)
-    steps = [int(folders[0].name.rpartition("-")[2])] if folders else [0]
-    try:
-        with paths.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-            lines = file.read().splitlines()
-    except OSError:
-        lines = []
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            steps.append(row["step"])
-            break
-    return max(steps)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.agreement import TERMS_VARIABLE
+from launcher.claim import CLAIM_VARIABLE
 from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
+from launcher.launchers import rank_variables
 from launcher.microbatch import BUNDLES_VARIABLE
 
 
@@ -37,16 +39,22 @@ class RankEnv:
     """Whether the store at the master's address is one that an agent keeps over all restarts."""
     planned_bundles: int = 0
     """Bundles of the job once all its nodes have come, where the agent says."""
+    run_id: str = ""
+    """The job's name, where torch's agent started this rank; it has none else."""
+    is_claimed: bool = False
+    """Whether the agent holds the run folder."""
     terms: str = ""
     """What this node must have as the others have it, JSON, where the agent says; else empty."""
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> RankEnv:
-        """Reads torchrun's variables; without RANK this is the only process.
+        """Reads torchrun's variables, or other launchers'; without RANK this is the only process.
 
         Raises:
-            ConfigError: a variable is missing or no number.
+            ConfigError: a variable is missing or no number, or this is one of several processes
+                that do not know of each other.
         """
+        environ = rank_variables(environ)
         name = environ.get("BUNDLERUN_NODE_NAME") or socket.gethostname()
         address = environ.get("BUNDLERUN_LOCAL_ADDR", "")
         if "RANK" not in environ:
@@ -80,6 +88,8 @@ class RankEnv:
             master_port=_number(environ, "MASTER_PORT"),
             is_launched=True,
             has_agents_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            run_id=environ.get("TORCHELASTIC_RUN_ID", ""),
+            is_claimed=CLAIM_VARIABLE in environ,
             terms=environ.get(TERMS_VARIABLE, ""),
             planned_bundles=_number(environ, BUNDLES_VARIABLE, "0"),
         )

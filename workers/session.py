@@ -155,7 +155,7 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
         _wait_for_store(env, timeout_s)
     try:
         # torch lists the iterator's element untyped.
-        store: Store = next(rendezvous("env://", timeout=timeout))[0]
+        store: Store = next(rendezvous("env://", env.rank, env.world_size, timeout=timeout))[0]
     except (RuntimeError, ValueError) as exc:
         raise NodeError(
             f"the first node's store at {env.master_addr}:{env.master_port} cannot be reached "

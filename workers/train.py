@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,7 @@ from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
 from workers.restore import Restore
 from workers.run import Run
+from workers.run_start import claimed_folder, with_run_folder
 from workers.session import (
     Arrival,
     End,
@@ -84,7 +85,13 @@ def check_inputs(config: TrainConfig) -> None:
     load_recipe(config).check()
 
 
-def train(config: TrainConfig, env: RankEnv, store: Store, life: Liveness | None = None) -> int:
+def train(
+    config: TrainConfig,
+    env: RankEnv,
+    store: Store,
+    life: Liveness | None = None,
+    claim: AbstractContextManager[None] | None = None,
+) -> int:
     """Joins the round and trains to the end, or until the run is told to stop.
 
     Args:
@@ -92,6 +99,7 @@ def train(config: TrainConfig, env: RankEnv, store: Store, life: Liveness | None
         env: what the agent told this rank.
         store: where the ranks of this round meet; fresh.
         life: what the agent sees of this rank; None: nobody looks.
+        claim: holds the run folder, once it is known that the ranks fit together.
 
     Returns:
         The exit code: done, or stopped and resumable.
@@ -100,8 +108,10 @@ def train(config: TrainConfig, env: RankEnv, store: Store, life: Liveness | None
         BundleError: what the user can act on.
     """
     life = life or Liveness.none()
-    with life:
+    with ExitStack() as held, life:
         arrival = arrive(config, env, store)
+        if claim is not None:
+            held.enter_context(claim)
         config = replace(config, microbatch_size=arrival.samples_per_microbatch)
         if arrival.place.is_spare:
             end = stand_by(config, arrival, life)
@@ -255,6 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         env = RankEnv.from_mapping(os.environ)
         found = read_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
         config = (in_one_stage(found) if env.is_launched and env.world_size == 1 else found).value
+        config = with_run_folder(config, env)
         life = _liveness(config, env)
         layout = rank_layout(
             env.local_rank,
@@ -281,7 +292,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if sum(config.shape) > 1:
                 log.info("one process without a launcher: the model is trained unsplit")
                 config = replace(config, shape=(1,), cut=(), chunks=1, schedule="auto")
-        code = train(config, env, open_store(env, config.timeout_s), life)
+        store = open_store(env, config.timeout_s)
+        code = train(config, env, store, life, claimed_folder(config, env))
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
         life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from launcher.commands.run_folder import run_paths
+from launcher.commands.run_folder import add_run_argument, run_paths
 from launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from launcher.outcome import read_outcome
 from launcher.stop_request import request_stop
@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Ask a run to stop: all ranks finish the same step and write a checkpoint, and the "
         "command of each node ends with exit code 75. The same command goes on from there."
     )
-    parser.add_argument("run_dir", metavar="RUN_DIR|JOB", help="run folder, or Slurm job")
+    add_run_argument(parser)
     parser.add_argument(
         "--wait",
         type=float,
@@ -33,8 +33,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the request; 0 where it is written, and, if waited for, followed."""
     paths = run_paths(args.run_dir)
-    if not paths.root.is_dir():
-        raise ConfigError(f"there is no run folder {args.run_dir!r}; give that of a run")
     ended = read_outcome(paths)
     if ended is not None:
         print(f"the run has ended already: {ended.state}, {ended.reason}")

@@ -22,6 +22,7 @@ from launcher.checkpoints import (
 )
 from launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
 from launcher.paths import RunPaths
+from launcher.run_folder import LATEST
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Write the model of a run as one plain state_dict, which the unsplit model loads with "
         "strict=True, and FILE.json with its classes and the preprocessing of its input."
     )
-    parser.add_argument("run_folder", metavar="RUN", help="run folder, as given to --run-dir")
+    parser.add_argument(
+        "run_folder",
+        nargs="?",
+        default=str(LATEST),
+        metavar="RUN",
+        help="run folder, as given to --run-dir (default: %(default)s)",
+    )
     parser.add_argument(
         "-o",
         "--output",

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import socket
+from dataclasses import replace
 
 from launcher.commands.run import add_config_arguments, make_plan, read_configs
 from launcher.errors import EXIT_DONE, ConfigError
@@ -60,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
     if shows_schedule and args.schedule is CONFIGURED:
         del args.schedule
     train, launch = read_configs(args, os.environ, default_data="DATA")
+    if not train.value.run_dir:
+        train = replace(train, value=replace(train.value, run_dir="RUN_DIR"))
     if args.nodes is not None:
         plan = plan_elsewhere(parse_nodes(args.nodes), train, launch)
     else:

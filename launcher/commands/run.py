@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from launcher.agreement import terms_of
+from launcher.claim import Claim, Holder
 from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
 from launcher.console import open_console, tell
-from launcher.errors import EXIT_DONE
+from launcher.continuation import changed_lines, why_done
+from launcher.errors import EXIT_DONE, ConfigError
 from launcher.hardware import read_hardware
 from launcher.launch_config import LaunchConfig
+from launcher.launchers import check_one_per_node, torchrun_variables
 from launcher.network import Meeting, resolve_meeting
 from launcher.node_name import claimed_name
 from launcher.options import Resolved, add_options, resolve, said
+from launcher.paths import RunPaths
 from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, plan_here
 from launcher.preflight import check_data, check_torch, check_writable
-from launcher.slurm_env import slurm_defaults
+from launcher.run_folder import NO_FOLDER, default_folder, entered
+from launcher.slurm_env import SlurmTask, slurm_defaults
 from launcher.usage import check_variables
 
 
@@ -53,11 +60,29 @@ def read_configs(
     train = train_config(
         args, environ=environ, toml=toml, toml_name=name, default_data=default_data
     )
-    site = slurm_defaults(environ, partial(said, given=vars(args), environ=environ, toml=toml))
+    site = _site(environ, partial(said, given=vars(args), environ=environ, toml=toml))
     launch = resolve(
         LaunchConfig, vars(args), environ=environ, toml=toml, toml_name=name, site=site
     )
-    return train, launch
+    return _with_folder(train, launch, environ), launch
+
+
+def _with_folder(
+    train: Resolved[TrainConfig], launch: Resolved[LaunchConfig], environ: Mapping[str, str]
+) -> Resolved[TrainConfig]:
+    """Fills in the run folder; it stays empty where several nodes would not agree on one."""
+    given = train.value.run_dir
+    folder = entered(Path(given)) if given else default_folder(launch, environ)
+    return replace(train, value=replace(train.value, run_dir=str(folder or "")))
+
+
+def _site(environ: Mapping[str, str], said: Callable[[str], str]) -> dict[str, tuple[str, str]]:
+    """Launch options that torchrun's variables give, and else Slurm."""
+    found = torchrun_variables(environ)
+    slurm = slurm_defaults(environ, lambda name: said(name) or found.get(name, ("", ""))[1])
+    return {name: ("Slurm", text) for name, text in slurm.items()} | {
+        name: (f"environment {variable}", text) for name, (variable, text) in found.items()
+    }
 
 
 def make_plan(
@@ -85,8 +110,13 @@ def make_plan(
 def run(args: argparse.Namespace) -> int:
     """Starts the ranks and returns when they have ended; or shows the plan."""
     train, launch = read_configs(args, os.environ)
+    if not launch.value.standalone:
+        check_one_per_node(os.environ, launch.value.max_nodes)
     meeting = resolve_meeting(launch.value)
-    job = f"{launch.value.rdzv_id} {Path(train.value.run_dir).absolute()}"
+    if not train.value.run_dir:
+        raise ConfigError(NO_FOLDER)
+    paths = RunPaths(Path(train.value.run_dir))
+    job = f"{launch.value.rdzv_id} {paths.root.absolute()}"
     with claimed_name(job, launch.value.node_name) as name:
         plan = make_plan(train, launch, os.environ, meeting, name)
         if args.dry_run:
@@ -94,11 +124,31 @@ def run(args: argparse.Namespace) -> int:
             return EXIT_DONE
         check_torch()
         check_data(train.value.data, train.value.recipe)
-        check_writable(Path(train.value.run_dir), "--run-dir")
+        check_writable(paths.root, "--run-dir")
         check_writable(Path(plan.here.log_dir), "--log-dir")
+        claim = Claim(paths, holder_of(launch.value, os.environ, name), say)
+        claim.check()
+        for line in changed_lines(paths, terms_of(train.value)):
+            say(line)
+        done = why_done(paths, train.value)
+        if done:
+            say(done)
+            return EXIT_DONE
         from launcher import elastic
 
-        return elastic.launch(plan, say=say)
+        return elastic.launch(plan, say=say, claim=claim)
+
+
+def holder_of(launch: LaunchConfig, environ: Mapping[str, str], node_name: str) -> Holder:
+    """Who claims the run folder: this agent, for a job that its other nodes call the same."""
+    task = SlurmTask.from_environ(environ)
+    if task is not None and not launch.standalone:
+        job = f"slurm {task.job_id}.{task.step_id}"
+    elif launch.max_nodes == 1:
+        job = f"alone {os.urandom(8).hex()}"
+    else:
+        job = f"{launch.rdzv_id} at {launch.rdzv_endpoint}"
+    return Holder.of_process(job, "bundlerun run", node=node_name)
 
 
 def say(text: str) -> None:

@@ -5,25 +5,42 @@ The package `slurm` imports this one; so it is named here and not imported, as t
 
 from __future__ import annotations
 
+import argparse
 import importlib
 from pathlib import Path
 from typing import Any
 
+from launcher.errors import ConfigError
 from launcher.paths import RunPaths
+from launcher.run_folder import LATEST, entered
 
 _REPORT = "slurm.report"
+
+
+def add_run_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the argument that `run_paths` reads."""
+    parser.add_argument(
+        "run_dir",
+        nargs="?",
+        default=str(LATEST),
+        metavar="RUN_DIR|JOB",
+        help="run folder, or Slurm job (default: %(default)s)",
+    )
 
 
 def run_paths(text: str) -> RunPaths:
     """The run in the folder `text`, or of the job with that number.
 
     Raises:
-        ConfigError: the job has no run folder.
+        ConfigError: there is no such folder, or the job has none.
         NodeError: it is a number, and here is no Slurm.
     """
     if text.isdecimal() and not Path(text).exists():
         return RunPaths(importlib.import_module(_REPORT).run_dir_of_job(int(text)))
-    return RunPaths(Path(text))
+    paths = RunPaths(entered(Path(text)))
+    if not paths.root.is_dir():
+        raise ConfigError(f"there is no run folder {text!r}; give that of a run")
+    return paths
 
 
 def job_report(paths: RunPaths) -> dict[str, Any] | None:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.checkpoints import survey
-from launcher.commands.run_folder import job_report, run_paths
-from launcher.errors import EXIT_DONE, ConfigError
+from launcher.commands.run_folder import add_run_argument, job_report, run_paths
+from launcher.errors import EXIT_DONE
 from launcher.events import read_events
 from launcher.outcome import read_outcome
 from launcher.status import Status, status_of
@@ -22,15 +22,13 @@ from launcher.status import Status, status_of
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun status`."""
     parser.description = "Show how a run fares: step, nodes, failures, checkpoints, goodput."
-    parser.add_argument("run_dir", metavar="RUN_DIR|JOB", help="run folder, or Slurm job")
+    add_run_argument(parser)
     parser.add_argument("--json", action="store_true", help="one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the status."""
     paths = run_paths(args.run_dir)
-    if not paths.root.is_dir():
-        raise ConfigError(f"there is no run folder {args.run_dir!r}; give that of a run")
     found = survey(paths).found
     status = status_of(
         read_rows(paths.metrics),

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from launcher.continuation import newest_step
 from launcher.errors import ConfigError
 from launcher.paths import RunPaths
 from slurm import batch
-from slurm.batch import Batch, BatchJob, newest_step, run_dir_of
+from slurm.batch import Batch, BatchJob, run_dir_of
 from slurm.jobs import Slurm
 from tests.unit.slurm.conftest import FakeSlurm
 

@@ -1,0 +1,99 @@
+"""Another start in a run folder: what it goes on from, what has changed, what is done already."""
+
+from __future__ import annotations
+
+import json
+import os
+
+from launcher.agreement import Terms, changes, kept_terms
+from launcher.checkpoints import checkpoint_folders, survey
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from launcher.files import write_text
+from launcher.outcome import read_outcome
+from launcher.paths import RunPaths
+
+_TAIL_BYTES = 65536
+
+
+def newest_step(paths: RunPaths) -> int:
+    """How far the run has come: the newest checkpoint, or the last step of its history."""
+    folders = checkpoint_folders(paths)
+    steps = [int(folders[0].name.rpartition("-")[2])] if folders else [0]
+    try:
+        with paths.metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        lines = []
+    for line in reversed(lines):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            steps.append(row["step"])
+            break
+    return max(steps)
+
+
+def has_begun(paths: RunPaths) -> bool:
+    """Whether there is something in the folder that a start would go on from."""
+    return newest_step(paths) > 0
+
+
+def changed_lines(paths: RunPaths, terms: Terms) -> list[str]:
+    """What is not as at the last start in this folder, a line each; nothing in a new one.
+
+    Raises:
+        ConfigError: something has changed that a run which goes on must keep.
+    """
+    kept = _read(paths)
+    if not kept or not has_begun(paths):
+        return []
+    changed = changes(kept, terms)
+    barred = [text for name, text in changed.items() if name in kept_terms()]
+    if barred:
+        raise ConfigError(
+            f"the run in {str(paths.root)!r} cannot go on so: {'; '.join(barred)}; give another "
+            "--run-dir for a new run, or what it was before"
+        )
+    return list(changed.values())
+
+
+def keep_terms(paths: RunPaths, terms: Terms) -> None:
+    """Keeps them for the next start.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    write_text(paths.terms, json.dumps(dict(terms), indent=1) + "\n")
+
+
+def _read(paths: RunPaths) -> dict[str, str]:
+    try:
+        found = json.loads(paths.terms.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
+def why_done(paths: RunPaths, config: TrainConfig) -> str:
+    """Says so where the run in this folder has done all that `config` asks for; else empty."""
+    outcome = read_outcome(paths)
+    if outcome is None or outcome.state != "done":
+        return ""
+    newest = next(iter(survey(paths).found), None)
+    if newest is None or newest.step != outcome.step:
+        return ""
+    progress = newest.progress
+    if 0 < config.max_steps <= progress.step:
+        more = f"--max-steps above {config.max_steps}"
+    elif progress.epoch >= config.epochs:
+        more = f"--epochs above {config.epochs}"
+    else:
+        return ""
+    return (
+        f"the run in {str(paths.root)!r} is done already, after step {progress.step}; give {more} "
+        "to go on with it, or another --run-dir for a new run"
+    )

@@ -1,0 +1,66 @@
+"""Where a run lies that nobody gave a folder: a new one each time, the same on all of its nodes.
+
+runs/20261127-144012-3f9a     one process or one node
+runs/slurm-7.0                a job step of Slurm, over all its starts
+runs/NAME                     several nodes of the job --rdzv-id NAME, or torchrun's
+runs/latest                   a link to the newest
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from launcher.launch_config import LaunchConfig
+from launcher.options import Resolved
+from launcher.slurm_env import SlurmTask
+
+RUNS = Path("runs")
+LATEST = RUNS / "latest"
+NO_FOLDER = (
+    "several nodes need one run folder, and nothing here says which; give all of them the same "
+    "--run-dir, on a file system that they share"
+)
+
+
+def new_folder() -> Path:
+    """A name that no other run has."""
+    return RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def folder_of_job(name: str) -> Path:
+    """The folder of the job that all its nodes know by this name."""
+    return RUNS / quote(name, safe=" @+=,")
+
+
+def default_folder(launch: Resolved[LaunchConfig], environ: Mapping[str, str]) -> Path | None:
+    """The run folder of what `bundlerun run` starts; None where several nodes would differ."""
+    task = SlurmTask.from_environ(environ)
+    if task is not None and not launch.value.standalone:
+        return folder_of_job(f"slurm-{task.job_id}.{task.step_id}")
+    if launch.value.max_nodes == 1:
+        return new_folder()
+    is_named = launch.sources.get("rdzv_id", "default") != "default"
+    return folder_of_job(launch.value.rdzv_id) if is_named else None
+
+
+def entered(folder: Path) -> Path:
+    """The folder itself where it is a link, which may soon point to another run."""
+    return folder.parent / folder.readlink() if folder.is_symlink() else folder
+
+
+def point_latest(folder: Path) -> None:
+    """Makes `runs/latest` lead to a folder of `runs`, unless something that is no link lies there.
+
+    A convenience: where it cannot be made, the run goes on without.
+    """
+    if folder.parent != RUNS or (LATEST.exists() and not LATEST.is_symlink()):
+        return
+    beside = RUNS / f".latest-{os.getpid()}"
+    with suppress(OSError):
+        beside.symlink_to(folder.name)
+        beside.replace(LATEST)

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from launcher import claim as module
+from launcher.claim import Claim, Holder
+from launcher.errors import ConfigError
+from launcher.files import write_text
+from launcher.paths import RunPaths
+
+LIMIT_S = 20.0
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> RunPaths:
+    return RunPaths(tmp_path / "run")
+
+
+def claim_of(paths: RunPaths, job: str, said: list[str] | None = None, **holder: object) -> Claim:
+    me = replace(Holder.of_process(job, "a test"), **holder)
+    return Claim(paths, me, (said if said is not None else []).append)
+
+
+def put(paths: RunPaths, number: int, **holder: object) -> Path:
+    """A claim as another process would have left it."""
+    path = paths.claims / f"{number:06d}.json"
+    write_text(path, json.dumps(asdict(replace(Holder.of_process("other", "a test"), **holder))))
+    return path
+
+
+@contextmanager
+def another_process() -> Iterator[int]:
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    try:
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_until(is_so: object) -> None:
+    deadline = time.monotonic() + LIMIT_S
+    while not is_so():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def names(paths: RunPaths) -> list[str]:
+    return sorted(path.name for path in paths.claims.iterdir())
+
+
+def test_a_second_run_is_told_who_has_the_folder(paths: RunPaths) -> None:
+    with claim_of(paths, "one", node="n1").take({}), pytest.raises(ConfigError) as caught:
+        claim_of(paths, "two").check()
+    text = str(caught.value)
+    assert f"is in use by process {os.getpid()} on node n1 (a test, since 20" in text
+    assert "give another --run-dir, or end that run first: bundlerun drain" in text
+
+
+def test_looking_leaves_nothing(paths: RunPaths) -> None:
+    claim_of(paths, "one").check()
+    assert not paths.root.exists()
+
+
+def test_a_run_that_has_ended_frees_the_folder_and_keeps_its_number(paths: RunPaths) -> None:
+    with claim_of(paths, "one").take({}):
+        assert names(paths) == ["000001.json"]
+    assert names(paths) == ["000001.over"]
+    with claim_of(paths, "two").take({}):
+        assert names(paths) == ["000002.json"]
+
+
+def test_the_claim_of_a_killed_process_binds_nobody_at_once(paths: RunPaths) -> None:
+    with another_process() as pid:
+        started = Holder.of_process("", "", pid=pid).started
+        put(paths, 1, pid=pid, started=started)
+        with pytest.raises(ConfigError, match=f"process {pid} "):
+            claim_of(paths, "two").check()
+        os.kill(pid, signal.SIGKILL)  # it stays a zombie, as under a first process that waits not
+        wait_until(lambda: Holder.of_process("", "", pid=pid).started == 0)
+        before = time.monotonic()
+        with claim_of(paths, "two").take({}):
+            assert time.monotonic() - before < module.WATCH_S
+            assert names(paths) == ["000002.json"]
+
+
+def test_a_process_id_that_was_given_again_is_another_process(paths: RunPaths) -> None:
+    put(paths, 1, pid=os.getpid(), started=1)
+    claim_of(paths, "two").check()
+
+
+def test_nodes_of_one_job_share_the_claim(paths: RunPaths) -> None:
+    with another_process() as pid:
+        first = Holder.of_process("job", "a test", pid=pid)
+        put(paths, 1, **asdict(first))
+        with claim_of(paths, "job").take({}):
+            assert names(paths) == ["000001.json"]
+        assert names(paths) == ["000001.json"]  # not ours to release
+
+
+def test_a_job_that_starts_again_where_its_holder_was_killed_claims_anew(paths: RunPaths) -> None:
+    put(paths, 1, job="job", pid=os.getpid(), started=1)
+    with claim_of(paths, "job").take({}):
+        assert names(paths) == ["000002.json"]
+
+
+def test_the_next_start_by_the_same_agent_goes_on_with_its_claim(paths: RunPaths) -> None:
+    claim_of(paths, "job").take({})  # its rank died here
+    with claim_of(paths, "job").take({}):
+        assert names(paths) == ["000001.json"]
+    assert names(paths) == ["000001.over"]
+
+
+def test_another_machines_claim_holds_as_long_as_it_is_touched(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said = put(paths, 1, machine="elsewhere", node="far"), list[str]()
+    is_over = threading.Event()
+
+    def touch() -> None:
+        while not is_over.wait(0.05):
+            os.utime(path, (1.0, time.monotonic()))  # its clock is not ours
+
+    other = threading.Thread(target=touch)
+    other.start()
+    try:
+        with pytest.raises(ConfigError, match="on node far"):
+            claim_of(paths, "two", said).check(watch_s=LIMIT_S)
+    finally:
+        is_over.set()
+        other.join()
+    assert "looking for up to 20 s whether it still is" in said[0]
+    with claim_of(paths, "two", said).take({}, watch_s=0.6):
+        assert names(paths) == ["000002.json"]
+
+
+def test_where_the_holder_of_a_job_is_gone_another_of_its_nodes_takes_over(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.02)
+    monkeypatch.setattr(module, "TAKE_OVER_S", 0.1)
+    put(paths, 1, job="job", machine="elsewhere")
+    with claim_of(paths, "job").take({}):
+        wait_until(lambda: names(paths) == ["000002.json"])
+        with pytest.raises(ConfigError):
+            claim_of(paths, "two").check()
+
+
+def test_a_holder_that_ends_leaves_the_claim_to_the_nodes_that_go_on(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.02)
+    first = put(paths, 1, job="job", machine="elsewhere")
+    with claim_of(paths, "job").take({}):
+        first.rename(first.with_suffix(".over"))
+        wait_until(lambda: names(paths) == ["000002.json"])
+
+
+def test_the_holder_touches_its_claim(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.02)
+    with claim_of(paths, "one").take({}):
+        path = paths.claims / "000001.json"
+        before = path.stat().st_mtime_ns
+        wait_until(lambda: path.stat().st_mtime_ns != before)
+
+
+def test_of_many_that_come_at_once_exactly_one_has_the_folder(paths: RunPaths) -> None:
+    ready, held, refused = threading.Barrier(8), list[Claim](), list[str]()
+
+    def come(number: int) -> None:
+        claim = claim_of(paths, f"job {number}")
+        ready.wait()
+        try:
+            held.append(claim.take({}))
+        except ConfigError as exc:
+            refused.append(str(exc))
+
+    threads = [threading.Thread(target=come, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(LIMIT_S)
+    assert (len(held), len(refused)) == (1, 7)
+    assert len(names(paths)) == 1
+    held[0].release()
+
+
+def test_a_claim_made_on_an_old_view_of_the_folder_is_withdrawn(paths: RunPaths) -> None:
+    late = claim_of(paths, "late")
+    put(paths, 7)  # alive; `late` looked before it was there, when 4 was the last number
+    assert not late._is_made([])
+    assert names(paths) == ["000007.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"job": "x"}'])
+def test_a_claim_that_cannot_be_read_binds_nobody(paths: RunPaths, text: str) -> None:
+    write_text(paths.claims / "000003.json", text)
+    with claim_of(paths, "one").take({}):
+        assert names(paths) == ["000004.json"]
+
+
+def test_a_new_start_clears_the_end_of_an_old_one_and_keeps_its_terms(paths: RunPaths) -> None:
+    write_text(paths.outcome, "{}")
+    with claim_of(paths, "one").take({"--lr": "0.1"}):
+        assert not paths.outcome.exists()
+        assert json.loads(paths.terms.read_text()) == {"--lr": "0.1"}
+
+
+def test_a_node_that_joins_its_job_clears_nothing(paths: RunPaths) -> None:
+    put(paths, 1, job="job", machine="elsewhere")
+    write_text(paths.outcome, "{}")
+    with claim_of(paths, "job").take({"--lr": "0.1"}):
+        assert paths.outcome.exists()
+        assert not paths.terms.exists()
+
+
+def test_a_run_that_was_frozen_and_taken_for_dead_ends(tmp_path: Path) -> None:
+    script = (
+        "import sys, time; from pathlib import Path; from launcher import claim; "
+        "from launcher.paths import RunPaths; claim.BEAT_S = 0.02; "
+        "me = claim.Holder.of_process('frozen', 'a test'); "
+        "claim.Claim(RunPaths(Path(sys.argv[1])), me, print).take({}); time.sleep(30)"
+    )
+    paths = RunPaths(tmp_path)
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    try:
+        wait_until((paths.claims / "000001.json").exists)
+        os.kill(process.pid, signal.SIGSTOP)
+        put(paths, 2)
+        (paths.claims / "000001.json").unlink()
+        os.kill(process.pid, signal.SIGCONT)
+        assert process.wait(LIMIT_S) == 2
+    finally:
+        process.kill()
+        process.wait()

@@ -1,0 +1,87 @@
+"""The run folder of a rank that no agent of ours has started: which it is, and that it is ours.
+
+torchrun                    the first rank claims it for the agent, which outlives its ranks
+another launcher            the first rank claims it
+nobody                      this process does
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.agreement import terms_of
+from launcher.claim import Claim, Holder, process_tag
+from launcher.config import TrainConfig
+from launcher.continuation import changed_lines
+from launcher.errors import ConfigError
+from launcher.paths import RunPaths
+from launcher.run_folder import NO_FOLDER, entered, folder_of_job, new_folder
+from workers.env import RankEnv
+
+_UNNAMED = ("", "none")
+"""What torchrun calls a job that nobody has named."""
+
+log = logging.getLogger(__name__)
+
+
+def with_run_folder(config: TrainConfig, env: RankEnv) -> TrainConfig:
+    """The configuration with a run folder, the same on all ranks and in all attempts of a job.
+
+    Raises:
+        ConfigError: none is given, and ranks would differ.
+    """
+    if config.run_dir:
+        return replace(config, run_dir=str(entered(Path(config.run_dir))))
+    if not env.is_launched:
+        folder = new_folder()
+    elif env.run_id not in _UNNAMED:
+        folder = folder_of_job(env.run_id)
+    elif env.run_id and env.local_world_size == env.world_size:
+        folder = folder_of_job(f"torchrun-{process_tag(os.getppid())}")
+    else:
+        raise ConfigError(NO_FOLDER)
+    return replace(config, run_dir=str(folder))
+
+
+@contextmanager
+def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
+    """Holds the run folder, and says what has changed in it since the last start.
+
+    A rank that fails leaves its agent's claim as it is: the next attempt goes on with it.
+
+    Raises:
+        ConfigError: another run has the folder, or what is in it cannot go on so.
+        NodeError: it cannot be written.
+    """
+    if env.is_claimed or env.rank != 0:
+        yield
+        return
+    paths, terms = RunPaths(Path(config.run_dir)), terms_of(config)
+    claim = Claim(paths, _holder(env), log.warning)
+    claim.check()
+    for line in changed_lines(paths, terms):
+        log.warning(line)
+    claim.take(terms)
+    try:
+        yield
+    except BaseException:
+        if not env.is_launched:
+            claim.release()
+        raise
+    claim.release()
+
+
+def _holder(env: RankEnv) -> Holder:
+    if not env.is_launched:
+        return Holder.of_process(f"alone {os.urandom(8).hex()}", "python -m workers.train")
+    if not env.run_id:
+        job = f"at {env.master_addr}:{env.master_port}"
+        return Holder.of_process(job, "a rank of a launcher", node=env.node_name)
+    agent = os.getppid()
+    name = process_tag(agent) if env.run_id in _UNNAMED else env.run_id
+    return Holder.of_process(f"torchrun {name}", "torchrun", node=env.node_name, pid=agent)
