@@ -107,14 +107,24 @@ def make_stage(
     else:
         torch.manual_seed(seed)
         model = build_on_default_device(build)
-    stages: Sequence[nn.Module] = make_stages(
-        model,
-        cut=config.cut,
-        num_stages=len(config.shape),
-        chunks=config.chunks,
-        model_name=config.model,
-    )
-    return stages[stage]
+    return _stages(config, model)[stage]
+
+
+def _stages(config: TrainConfig, model: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
+    try:
+        stages: Sequence[nn.Module] = make_stages(
+            model,
+            cut=config.cut,
+            num_stages=len(config.shape),
+            chunks=config.chunks,
+            model_name=config.model,
+        )
+    except ConfigError as exc:
+        if len(config.shape) == 1 or config.cut:
+            raise
+        # Nobody has asked for a cut there, nor perhaps for several stages.
+        raise ConfigError(f"{exc}; or train the model uncut, with --shape 1") from exc
+    return stages
 
 
 def _try_optimizer(recipe: Recipe, model: nn.Module | Sequence[nn.Module]) -> None:

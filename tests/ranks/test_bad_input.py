@@ -213,3 +213,22 @@ def test_a_first_step_without_memory_is_not_tried_again(tmp_path: Path) -> None:
     code, said = end_of([*words.split(), f"--run-dir={tmp_path / 'run'}", "synthetic"], tmp_path)
     assert code == 2, said
     assert "use --microbatch-size 4" in said
+
+
+def test_a_model_that_cannot_be_cut_is_told_of_the_shape_that_does_not_cut(tmp_path: Path) -> None:
+    model = tmp_path / "uncut.py"
+    model.write_text(
+        "from torch import nn\n"
+        "class Branches(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.head = nn.Linear(3, 10)\n"
+        "    def forward(self, x):\n"
+        "        x = self.head(x.mean((2, 3)))\n"
+        "        return x if x.sum() > 0 else -x\n"
+        "def build(n):\n"
+        "    return Branches()\n"
+    )
+    code, said = end_of([f"--model={model}:build", "--image-size=8", "synthetic"], tmp_path)
+    assert code == 2
+    assert "or train the model uncut, with --shape 1" in said

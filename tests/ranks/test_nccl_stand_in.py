@@ -7,6 +7,7 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -111,6 +112,15 @@ def test_json_and_legs_go_to_nccl_as_it_wants_them(tmp_path: Path, network_of: A
         assert StandIn.num_closed == leads + 2 * has_mate
 
     run_ranks(NODES, main, tmp_path)
+
+
+def test_links_leave_the_gpu_to_computing_where_this_torch_lets_them() -> None:
+    link, legs, old = (SimpleNamespace(config=SimpleNamespace(max_ctas=-1)) for _ in range(3))
+    del old.config
+    for options, is_link in ((link, True), (legs, False), (old, True)):
+        comm.tune_nccl(options, is_link=is_link)
+        assert options.is_high_priority_stream
+    assert (link.config.max_ctas, legs.config.max_ctas) == (4, -1)
 
 
 def test_a_torch_without_nccl_trains(tmp_path: Path) -> None:
