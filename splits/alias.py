@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 from torch import fx, nn
 
@@ -30,6 +32,22 @@ _VIEWS = {
     "view",
     "view_as",
 }
+IN_PLACE_OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": operator.iadd,
+    "sub": operator.isub,
+    "mul": operator.imul,
+    "truediv": operator.itruediv,
+    "floordiv": operator.ifloordiv,
+    "mod": operator.imod,
+    "pow": operator.ipow,
+    "matmul": operator.imatmul,
+    "and": operator.iand,
+    "or": operator.ior,
+    "xor": operator.ixor,
+    "lshift": operator.ilshift,
+    "rshift": operator.irshift,
+}
+"""What `x += y` and its like call, by name."""
 # Dropout hands its input through in evaluation.
 _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._DropoutNd)
 
@@ -40,7 +58,7 @@ def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
-    if node.kwargs.get("inplace"):
+    if node.kwargs.get("inplace") or node.target in IN_PLACE_OPERATORS.values():
         return True
     name = _name(node)
     return name == "setitem" or (name.endswith("_") and not name.endswith("__"))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from torch import fx
 
 from splits.flow import Flow
+from splits.region import enter_regions
 from splits.stage import StagePart, overwritable
 
 
@@ -37,14 +38,16 @@ class _Extraction:
             is_size = node in self._flow.values and bool(node.users)
             if self._is_mine(node) and not is_size:
                 self._take(node)
+        outputs: tuple[str, ...] = ()
         if self._stage == len(self._cuts):
             (output,) = self._flow.graph.find_nodes(op="output")
             self._graph.output(fx.node.map_arg(output.args[0], self._take))
-            return StagePart(graph=self._graph, outputs=())
-        sent = self._flow.crossing(self._cuts[self._stage])
-        self._graph.output(tuple(self._take(node) for node in sent))
-        names = self._flow.qualified_names
-        return StagePart(graph=self._graph, outputs=tuple(names[node] for node in sent))
+        else:
+            sent = self._flow.crossing(self._cuts[self._stage])
+            self._graph.output(tuple(self._take(node) for node in sent))
+            outputs = tuple(self._flow.qualified_names[node] for node in sent)
+        enter_regions(self._graph)
+        return StagePart(graph=self._graph, outputs=outputs)
 
     def _receive(self) -> None:
         if self._stage == 0:

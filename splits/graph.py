@@ -31,7 +31,9 @@ class Boundary:
     """Tensors that cross in evaluation."""
 
 
-def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[nn.Module]:
+def cut_model(
+    model: nn.Module, cuts: Sequence[str], num_inputs: int | None = None
+) -> list[nn.Module]:
     """The stages of `model`, one more than cuts.
 
     A stage takes the tensors of the stage before it as positional arguments and returns a tuple of
@@ -41,12 +43,13 @@ def cut_model(model: nn.Module, cuts: Sequence[str]) -> list[nn.Module]:
     Args:
         model: on any device, `meta` included.
         cuts: module or node names, each meaning "a stage begins here"; any order.
+        num_inputs: arguments that the model is called with; None: those without a default.
 
     Raises:
         ConfigError: the model cannot be traced, or a cut is unknown, given twice, or divides what
             belongs together.
     """
-    return TracedModel(model).cut(cuts)
+    return TracedModel(model, num_inputs).cut(cuts)
 
 
 def boundary_names(model: nn.Module) -> list[str]:
@@ -57,14 +60,18 @@ def boundary_names(model: nn.Module) -> list[str]:
 class TracedModel:
     """A model and every place where it can be cut.
 
+    Args:
+        model: on any device.
+        num_inputs: arguments that it is called with; None: those without a default.
+
     Raises:
         ConfigError: the model cannot be traced.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, num_inputs: int | None = None) -> None:
         self.model = model
         self._modes = read_modes(model)
-        self._graphs = trace_modes(model)
+        self._graphs = trace_modes(model, num_inputs)
         self._train = Flow(self._graphs.train, model)
         self._eval = Flow(self._graphs.eval, model)
 

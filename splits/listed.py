@@ -36,7 +36,7 @@ class ListedStage(nn.Module):
 
     def forward(self, *inputs: Tensor, chunk: int = 0) -> object:
         """What the last module of a chunk returns."""
-        result: object = tuple(overwritable(t) if t.requires_grad else t for t in inputs)
+        result: object = tuple(map(overwritable, inputs))
         for module in self.chunk_modules(chunk):
             result = module(*_as_tuple(result))
         is_last = self._is_last and chunk == len(self._names) - 1

@@ -10,6 +10,7 @@ from typing import Any, Protocol, Self, cast
 import torch
 from torch import Tensor, fx, nn
 from torch.nn import Parameter
+from torch.utils._pytree import tree_map_only
 
 from launcher.errors import ConfigError
 from splits.modes import Modes, PartMode
@@ -39,13 +40,12 @@ class _Received(torch.autograd.Function):
         return gradient
 
 
-def overwritable(tensor: Tensor) -> Tensor:
-    """The tensor, in the same memory, as a result of autograd's.
+def overwritable(received: object) -> object:
+    """The tensors, in the same memory, as results of autograd's; they may be nested.
 
-    What a stage receives is a leaf, which in-place operations may not change.
+    What a stage receives are leaves, which in-place operations may not change.
     """
-    received: Tensor = _Received.apply(tensor)
-    return received
+    return tree_map_only(Tensor, _Received.apply, received)
 
 
 def chunk_forwards(stage: nn.Module, num_chunks: int) -> list[Forward]:

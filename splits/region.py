@@ -1,0 +1,80 @@
+"""Contexts of a forward around some of its operations: `no_grad`, `inference_mode`, `autocast`.
+
+    with torch.no_grad():          a   no_grad      enter no_grad, a, b
+        x = b(a(x))                b   no_grad      leave, c
+    x = c(x)                       c
+
+fx records operations only. So each remembers the contexts around it, and a stage enters them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch.amp import autocast_mode
+from torch.autograd import grad_mode
+
+Leave = tuple[Callable[..., Any], fx.Node]
+REGION = "region"
+"""Where the `meta` of a node has its region; nothing there: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Autocast:
+    """What one `torch.autocast` says."""
+
+    device: str
+    dtype: torch.dtype
+    is_enabled: bool
+    is_cached: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """The contexts around an operation, as far as they differ from those around the forward."""
+
+    grad: bool | None = None
+    is_inference: bool = False
+    autocasts: tuple[Autocast, ...] = ()
+
+
+def region_of(node: fx.Node) -> Region | None:
+    """The region that a node was recorded in."""
+    return cast("Region | None", node.meta.get(REGION))
+
+
+def enter_regions(graph: fx.Graph) -> None:
+    """Makes a graph enter and leave the regions of its nodes.
+
+    The calls are those that torch has for graphs: torch.compile knows them.
+    """
+    last: Region | None = None
+    leave: list[Leave] = []
+    for node in [n for n in graph.nodes if n.op not in ("placeholder", "get_attr")]:
+        region = None if node.op == "output" else region_of(node)
+        if region == last:
+            continue
+        with graph.inserting_before(node):
+            for function, argument in reversed(leave):
+                graph.call_function(function, (argument,))
+            leave = list(_enter(graph, region)) if region else []
+        last = region
+
+
+def _enter(graph: fx.Graph, region: Region) -> Iterator[Leave]:
+    """Adds the calls that enter a region; yields those that leave it, in the opposite order."""
+    if region.is_inference:
+        mode = graph.call_function(grad_mode._enter_inference_mode, (True,))
+        yield grad_mode._exit_inference_mode, mode
+    elif region.grad is not None:
+        before = graph.call_function(torch.is_grad_enabled)
+        graph.call_function(torch._C._set_grad_enabled, (region.grad,))
+        yield torch._C._set_grad_enabled, before
+    for one in region.autocasts:
+        values = (one.device, one.dtype, one.is_enabled, one.is_cached)
+        mode = graph.call_function(autocast_mode._enter_autocast, values)
+        yield autocast_mode._exit_autocast, mode
