@@ -16,6 +16,7 @@ from launcher.topology import Link, LinkKind, Place, Topology
 from splits.stage import Forward, chunk_forwards
 from workers.comm import Group
 from workers.links import InLink, Kind, OutLink, specs_of
+from workers.loss import LossCheck, Share, share_of
 from workers.meters import Meters
 from workers.nest import Form, built, form_of, leaves, mapped
 from workers.order import mix_seed
@@ -48,15 +49,20 @@ class Outcome:
     """What the last stage found; stays empty elsewhere."""
 
     loss: Tensor | None = None
-    """This rank's share of the mean loss of the step."""
+    """This rank's share of the loss of the step, see `workers.loss`."""
+    weight: Tensor | float | None = None
+    """Of its micro-batches' losses, where they say one."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Sums over this rank's samples."""
     num_samples: int = 0
     num_unreadable: int = 0
 
-    def add(self, loss: Tensor, metrics: dict[str, Tensor], num_samples: int) -> None:
+    def add(self, share: Share, metrics: dict[str, Tensor], num_samples: int) -> None:
         """Adds one micro-batch."""
+        loss = share.loss.detach().double()
         self.loss = loss if self.loss is None else self.loss + loss
+        if share.weight is not None:
+            self.weight = share.weight + (0.0 if self.weight is None else self.weight)
         for name, value in metrics.items():
             self.metrics[name] = self.metrics.get(name, 0) + value.double()
         self.num_samples += num_samples
@@ -124,6 +130,8 @@ class Bundle:
         self.stage = stage
         # Not what the stage says: a model's own train() may set anything.
         self._is_training = False
+        self.loss_check: LossCheck | None = None
+        """Looks at what the last stage finds in training."""
         self.pipeline = Pipeline.of(topology, schedule)
         self._forwards = forwards or chunk_forwards(stage, topology.chunks)
         self._shape = topology.shape
@@ -309,13 +317,16 @@ class Bundle:
         dtype = torch.float64 if is_wide else tensor.dtype
         return tensor.to(self._device, dtype, non_blocking=True)
 
-    def _judge(self, step: _Step, j: int, result: object, target: Any) -> Tensor:  # noqa: ANN401
-        """The loss of one micro-batch, weighted by its samples over the step's (I1)."""
+    def _judge(self, step: _Step, j: int, result: object, target: object) -> Tensor:
+        """One micro-batch's share of the loss of the step."""
         size = step.work.sizes[j]
-        loss = self._recipe.loss(result, target) * (size / step.work.num_samples)
+        found = self._recipe.loss(result, target)
+        share = share_of(found, size, step.work.num_samples)
         with torch.no_grad():
-            step.outcome.add(loss.detach().double(), self._recipe.metrics(result, target), size)
-        return loss
+            step.outcome.add(share, self._recipe.metrics(result, target), size)
+        if self.loss_check is not None and self._is_training:
+            self.loss_check.look(found, result, target, size)
+        return share.loss
 
     def _backward(self, step: _Step, action: Action) -> None:
         chunk, j = self._chunk(action), action.microbatch

@@ -95,8 +95,12 @@ class Recipe(Protocol):
         launcher's check of the cuts.
         """
 
-    def loss(self, output: object, target: Any) -> Tensor:  # noqa: ANN401 (nested tensors)
-        """Scalar mean over the samples of one micro-batch."""
+    def loss(self, output: Any, target: Any) -> Tensor | tuple[Tensor, Tensor | float]:  # noqa: ANN401
+        """Scalar mean over the samples of one micro-batch; or (sum, weight).
+
+        The latter is for a mean over anything else, such as labelled pixels: the loss of a step is
+        the sum of all its sums over the sum of all its weights.
+        """
 
     def metrics(self, output: object, target: Any) -> dict[str, Tensor]:  # noqa: ANN401
         """Scalar sums over the samples of one micro-batch, such as {"top1": number right}.

@@ -157,6 +157,8 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         resumed = keeper.resume(found)
         if resumed is None:
             trainer.copy_from_first()
+            if session.is_reporter:
+                trainer.check_loss()
         else:
             feed.check_resumable(resumed.progress, resumed.source)
         snapshots = None

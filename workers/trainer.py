@@ -21,7 +21,7 @@ from workers.bucket import bucket_bytes
 from workers.bundle import Bundle, Outcome, StepWork
 from workers.calibrate import read_choice, write_choice
 from workers.forward_state import ForwardState
-from workers.lr import lr_factor
+from workers.loss import LossCheck
 from workers.meters import Meters
 from workers.recipe import Recipe
 from workers.replica_check import ReplicaCheck
@@ -29,17 +29,22 @@ from workers.samples import Batch
 from workers.session import Session
 from workers.state import state_tensors
 from workers.sync import GradientSync
+from workers.update import StepLoss, Update
 
 log = logging.getLogger(__name__)
 
 _NUM_METRICS = 16
 _STOP = 1 + _NUM_METRICS
 """Where ranks that are told to stop are counted: behind the loss and the metrics."""
-_FOUND = _STOP + 1
+_WEIGHT = _STOP + 1
+"""Where the weights of losses are, and behind it how many ranks have said one."""
+_FOUND = _WEIGHT + 2
 """Where tensors are counted that a forward was seen to write."""
 _CHECK = _FOUND + 1
 """Where the numbers that compare the replicas begin."""
 _NUM_SUMS = _CHECK + replica_check.NUM_SUMS
+_TIGHT, _LOOSE = 1e-3, 2e-2
+"""How far a loss may be from the mean of its samples' losses, relatively, by rounding."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +52,7 @@ class StepSums:
     """What one step, or one evaluation, came to over all bundles; known on the last stage."""
 
     loss: float
-    """Mean over the samples."""
+    """Mean over the samples, or over what the recipe's losses weigh."""
     metrics: dict[str, float]
     """Means over the samples, such as {"top1": 0.97}."""
 
@@ -72,13 +77,14 @@ class Trainer:
         meters: Meters,
     ) -> None:
         self._config = config
+        self._recipe = recipe
         self._session = session
         self._meters = meters
         if config.precision == "float64":
             stage = stage.double()
         self.stage = stage.to(session.device)
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
-        self._highest_lr = [group["lr"] for group in self.optimizer.param_groups]
+        self._update = Update(config, session, self.stage, self.optimizer)
         self.sync = self._make_sync()
         self._sums = self.sync.extra[:_NUM_SUMS]
         self.wants_stop = False
@@ -148,21 +154,22 @@ class Trainer:
             on_forwards_done=partial(self._write_sums, self._sums),
         )
         self.sync.finish()
-        num_stops, num_found, *check = self._sums[_STOP:].tolist()
+        sums = self._sums.tolist()
+        num_stops, _, _, num_found, *check = sums[_STOP:]
         self.heard_stop = num_stops > 0
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
         with self._meters.phase("optimizer"), torch.no_grad():
             self._statistics.apply()
-            if self._config.clip_norm:
-                self._clip(self._config.clip_norm)
-            factor = lr_factor(self._config, work.step, steps_per_epoch)
-            for group, highest in zip(self.optimizer.param_groups, self._highest_lr, strict=True):
-                group["lr"] = highest * factor
-            self.optimizer.step()
+            self._update.apply(
+                _loss_of(sums),
+                num_samples=work.num_samples,
+                step=work.step,
+                steps_per_epoch=steps_per_epoch,
+            )
         if self._config.verify_replicas:
             self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
-        self.last_sums = _read_sums(self._sums, outcome, work.num_samples)
+        self.last_sums = _read_sums(sums, outcome, work.num_samples)
         return outcome
 
     def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> StepSums:
@@ -174,9 +181,9 @@ class Trainer:
         outcome = self.bundle.evaluate(work, batches)
         sums = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._session.device)
         self._write_sums(sums, outcome)
-        sums = self.sync.all_sum(sums)
-        self._forward_state.settle(float(sums[_FOUND]), is_first=self._does_first(work))
-        return _read_sums(sums, outcome, work.num_samples)
+        found = self.sync.all_sum(sums).tolist()
+        self._forward_state.settle(found[_FOUND], is_first=self._does_first(work))
+        return _read_sums(found, outcome, work.num_samples)
 
     def _does_first(self, work: StepWork) -> bool:
         """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""
@@ -194,6 +201,9 @@ class Trainer:
             )
         for index, value in enumerate([outcome.loss, *outcome.metrics.values()]):
             sums[index] = value
+        if outcome.weight is not None:
+            sums[_WEIGHT] = outcome.weight
+            sums[_WEIGHT + 1] = 1.0
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums numbers over all active ranks of the job.
@@ -211,6 +221,11 @@ class Trainer:
         """Starts every replica of a stage from the first one's parameters and buffers."""
         self.sync.copy_from_first([t.detach() for t in self.stage.state_dict().values()])
 
+    def check_loss(self) -> None:
+        """Has the losses of the first micro-batches looked at; by one rank of the last stage."""
+        tolerance = _LOOSE if self._config.precision == "bfloat16" else _TIGHT
+        self.bundle.loss_check = LossCheck(self._recipe, self._session.device, tolerance)
+
     def state(self) -> dict[str, Tensor]:
         """The whole state of the stage by name, not copied."""
         return state_tensors(self.stage, self.optimizer)
@@ -219,34 +234,21 @@ class Trainer:
         """Ends the threads."""
         self.sync.close()
 
-    def _clip(self, max_norm: float) -> None:
-        """Scales the gradients of the whole model to a norm of at most `max_norm`.
-
-        Source: `torch.nn.utils.clip_grad_norm_`; the squares meet across stages.
-        """
-        gradients = [p.grad for p in self.stage.parameters() if p.grad is not None]
-        squares = [float(g.double().square().sum()) for g in gradients]
-        positions = self._session.topology.positions
-        per_position = self._session.gather_bundle(math.fsum(squares))
-        norm = math.sqrt(
-            math.fsum(v for v, (_, r) in zip(per_position, positions, strict=True) if r == 0)
-        )
-        scale = min(1.0, max_norm / (norm + 1e-6))
-        for gradient in gradients:
-            gradient.mul_(scale)
-
 
 def _compiled(forward: Forward) -> Forward:
     compiled: Forward = torch.compile(forward)
     return compiled
 
 
-def _read_sums(sums: Tensor, outcome: Outcome, num_samples: int) -> StepSums:
-    loss, *metrics = sums[:_STOP].tolist()
+def _loss_of(sums: Sequence[float]) -> StepLoss:
+    return StepLoss(sums[0], sums[_WEIGHT], sums[_WEIGHT + 1])
+
+
+def _read_sums(sums: Sequence[float], outcome: Outcome, num_samples: int) -> StepSums:
     return StepSums(
-        loss=loss,
+        loss=_loss_of(sums).mean(num_samples),
         metrics={
             name: value / max(1, num_samples)
-            for name, value in zip(outcome.metrics, metrics, strict=False)
+            for name, value in zip(outcome.metrics, sums[1:_STOP], strict=False)
         },
     )

@@ -53,8 +53,11 @@ def plain_losses(config: TrainConfig) -> list[float]:
         samples = [data.train[i] for i in indices]
         inputs, target = Collate.of(data, data.train)(samples, indices)
         loss = recipe.loss(model(*_doubled(inputs)), _doubled(target))
+        loss = loss[0] / loss[1] if isinstance(loss, tuple) else loss
         optimizer.zero_grad()
         loss.backward()
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
         optimizer.step()
         losses.append(loss.item())
@@ -84,3 +87,14 @@ def test_nested_inputs_and_targets_arrive_as_they_were(data: str, tmp_path: Path
     cut = replace(config, shape=(1, 1), cut=("head",))
     assert alone == pytest.approx(plain, rel=1e-12)
     assert bundled_losses(cut, (4,), tmp_path / "cut") == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.4])
+def test_a_loss_that_says_its_weight_is_that_of_one_batch(clip_norm: float, tmp_path: Path) -> None:
+    config = replace(CONFIG, data="weights", clip_norm=clip_norm)
+    plain = plain_losses(config)
+    for size, shape, devices in ((1, (1,), (1,)), (2, (1, 1), (4,)), (4, (1,), (1, 1))):
+        cut = ("head",) if len(shape) > 1 else ()
+        changed = replace(config, microbatch_size=size, shape=shape, cut=cut)
+        losses = bundled_losses(changed, devices, tmp_path / str(size))
+        assert losses == pytest.approx(plain, rel=1e-12), f"micro-batches of {size}"

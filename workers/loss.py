@@ -1,0 +1,167 @@
+"""What a recipe's loss says of one micro-batch, and its share of the whole step's.
+
+    loss() gives          share of the step's loss, known at once      what it is divided by at last
+    a mean                mean x samples / samples of the step         nothing: it is the mean
+    (sum, weight)         sum / samples of the step                    weight / samples, of the step
+
+The weight of a step is known when all its forwards are done, and backwards begin before that. So
+gradients are those of the shares, and all are scaled once their sums are there (`workers.update`).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from operator import itemgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from launcher.errors import ConfigError
+from workers.nest import leaves, mapped
+from workers.recipe import Recipe
+from workers.samples import kept_random_state
+
+log = logging.getLogger(__name__)
+
+_RIGHT = "a mean over the samples, a scalar tensor, or (sum, weight)"
+
+
+class Share(NamedTuple):
+    """One micro-batch's part of the step's loss."""
+
+    loss: Tensor
+    weight: Tensor | float | None
+    """What the recipe says; None where the loss is a mean."""
+
+
+def share_of(found: object, size: int, num_samples: int) -> Share:
+    """The share of a micro-batch.
+
+    Args:
+        found: what `Recipe.loss` gave.
+        size: samples of the micro-batch.
+        num_samples: of the step, over all bundles.
+
+    Raises:
+        ConfigError: it is neither a scalar nor (sum, weight).
+    """
+    loss: object = found
+    weight: object = None
+    if isinstance(found, (tuple, list)) and len(found) == 2:
+        loss, weight = found
+    if not isinstance(loss, Tensor):
+        raise ConfigError(f"loss() gives {type(found).__name__}, not {_RIGHT}")
+    for name, value in (("loss()", loss), ("the weight of loss()", weight)):
+        if isinstance(value, Tensor) and value.numel() != 1:
+            raise ConfigError(f"{name} gives the shape {list(value.shape)}, not {_RIGHT}")
+    if weight is None:
+        return Share(loss * (size / num_samples), None)
+    if not isinstance(weight, (Tensor, int, float)):
+        raise ConfigError(f"loss() gives a weight of type {type(weight).__name__}, not {_RIGHT}")
+    return Share(loss / num_samples, weight.detach() if isinstance(weight, Tensor) else weight)
+
+
+class LossCheck:
+    """Finds a loss that is a mean over something else than samples, in the first micro-batches.
+
+    Such a loss (class weights, ignore_index, a mean over boxes) depends on how the batch is cut
+    into micro-batches. The loss of some samples at once is compared with the mean of their single
+    losses; a difference is told once. What is random, or remembers its calls, is not compared.
+
+    Args:
+        recipe: its loss is called on a copy, so that nothing of it changes.
+        device: where the samples are.
+        tolerance: relative, of the numbers compared.
+    """
+
+    SAMPLES = 64
+    """Enough to meet a rare class, few enough to cost nothing."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, tolerance: float = 1e-3) -> None:
+        self._recipe = recipe
+        self._device = device
+        self._tolerance = tolerance
+        self._left = self.SAMPLES
+        self._single: tuple[object, object] | None = None
+
+    def look(self, found: object, output: object, target: object, size: int) -> None:
+        """Compares one micro-batch; two of a single sample each are taken together."""
+        if self._left <= 0:
+            return
+        self._left -= size
+        if not isinstance(found, Tensor) or not _is_cut_by_sample((output, target), size):
+            self._left = 0
+            return
+        output, target = mapped(_detached, (output, target))
+        if size == 1:
+            if self._single is None:
+                self._single = output, target
+                return
+            output, target = _joined(self._single, (output, target))
+            self._single, size = None, 2
+        with _nothing_changes(self._recipe, self._device) as loss:
+            self._compare(loss, output, target, size)
+
+    def _compare(
+        self, loss: Callable[[Any, Any], Any], output: object, target: object, size: int
+    ) -> None:
+        try:
+            whole, again = float(loss(output, target)), float(loss(output, target))
+            parts = [mapped(itemgetter(slice(i, i + 1)), (output, target)) for i in range(size)]
+            mean = math.fsum(float(loss(*part)) for part in parts) / size
+        except Exception as exc:
+            # A user's loss may rely on the number of samples; then there is nothing to compare.
+            self._left = 0
+            log.info("loss() takes no single samples, and is not compared with them: %s", exc)
+            return
+        if not math.isfinite(whole) or not self._alike(whole, again):
+            self._left = 0
+        elif not self._alike(whole, mean):
+            self._left = 0
+            log.warning(
+                "the loss of %d samples at once is %.6g, the mean of their single losses %.6g: it "
+                "is no mean over samples, so what is learnt depends on --microbatch-size; let "
+                "loss() return (sum, weight), as docs/recipes.md says",
+                size, whole, mean,
+            )  # fmt: skip
+
+    def _alike(self, one: float, other: float) -> bool:
+        return abs(one - other) <= self._tolerance * max(abs(one), abs(other)) + 1e-7
+
+
+def _is_cut_by_sample(value: object, size: int) -> bool:
+    """Whether each leaf has a first dimension of one entry per sample."""
+    return all(
+        isinstance(leaf.value, Tensor) and leaf.value.ndim and len(leaf.value) == size
+        for leaf in leaves(value)
+    )
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach()
+
+
+def _joined(one: object, other: object) -> Any:  # noqa: ANN401 (as they are)
+    behind: Iterator[Any] = (leaf.value for leaf in leaves(other))
+    return mapped(lambda tensor: torch.cat([tensor, next(behind)]), one)
+
+
+@contextmanager
+def _nothing_changes(
+    recipe: Recipe, device: torch.device
+) -> Iterator[Callable[[object, object], Any]]:
+    """The loss of a copy of the recipe; random numbers are as before afterwards."""
+    own = copy.copy(recipe)
+    for name, value in list(getattr(own, "__dict__", {}).items()):
+        if isinstance(value, nn.Module):
+            setattr(own, name, copy.deepcopy(value))
+        elif isinstance(value, (list, dict, set, Tensor)):
+            setattr(own, name, value.clone() if isinstance(value, Tensor) else copy.copy(value))
+    devices = [device] if device.type == "cuda" else []
+    with torch.no_grad(), kept_random_state(), torch.random.fork_rng(devices=devices):
+        yield own.loss
