@@ -276,6 +276,7 @@ def read_tensors(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Tens
     Raises:
         CheckpointError: a tensor is missing or a file cannot be read.
     """
+    import torch
     from safetensors import SafetensorError, safe_open
 
     where, wanted = checkpoint.weight_map, list(names)
@@ -284,7 +285,10 @@ def read_tensors(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Tens
         path = checkpoint.folder / file
         try:
             with safe_open(path, framework="pt") as opened:
-                tensors |= {n: opened.get_tensor(n) for n in wanted if where[n] == file}
+                found = {n: opened.get_tensor(n) for n in wanted if where[n] == file}
+                pairs = json.loads((opened.metadata() or {}).get("complex", "[]"))
         except (OSError, SafetensorError) as exc:
             raise CheckpointError(f"cannot read {str(path)!r}: {exc}") from exc
+        # A copy: in the file they are aligned to 8 bytes, and complex128 needs 16.
+        tensors |= found | {n: torch.view_as_complex(found[n].clone()) for n in pairs if n in found}
     return tensors

@@ -3,6 +3,8 @@
     first bucket, float64    | extra: loss, counts, batch-norm sums | gradients | used |
     any other, one dtype                                            | gradients | used |
 
+Complex gradients are summed as pairs of reals; they have buckets of their own, behind the first.
+
 Every parameter's gradient is a view of its bucket, so nothing is gathered before it travels. `used`
 has one number per parameter: on how many ranks it got a gradient.
 """
@@ -48,8 +50,9 @@ class Bucket:
     ) -> None:
         self.parameters = list(parameters)
         self.pending = 0
-        sizes = [p.numel() for p in parameters]
-        dtype = torch.float64 if num_extra or not parameters else parameters[0].dtype
+        sizes = [_num_reals(p) for p in parameters]
+        own = parameters[0].dtype.to_real() if parameters else torch.float64
+        dtype = torch.float64 if num_extra else own
         length = num_extra + sum(sizes) + len(parameters)
         wire = allocate(length, dtype) if allocate is not None else None
         if wire is None or door.is_gpu(device):
@@ -61,10 +64,10 @@ class Bucket:
             [num_extra, sum(sizes), len(parameters)]
         )
         self._gradients = self._widened
-        if parameters and parameters[0].dtype != dtype:
-            self._gradients = torch.zeros_like(self._widened, dtype=parameters[0].dtype)
+        if own != dtype:
+            self._gradients = torch.zeros_like(self._widened, dtype=own)
         self.views = [
-            part.view_as(p)
+            _shaped(part, p)
             for part, p in zip(self._gradients.split(sizes), parameters, strict=True)
         ]
         self._event = door.Event() if door.is_gpu(device) else None
@@ -122,6 +125,17 @@ class Bucket:
             self.flat.copy_(self.wire, non_blocking=True)
 
 
+def _num_reals(parameter: Parameter) -> int:
+    return parameter.numel() * (2 if parameter.is_complex() else 1)
+
+
+def _shaped(part: Tensor, parameter: Parameter) -> Tensor:
+    """A part of a bucket as the gradient of a parameter."""
+    if not parameter.is_complex():
+        return part.view_as(parameter)
+    return torch.view_as_complex(part.view(*parameter.shape, 2))
+
+
 def bucket_bytes(bucket_mb: float, num_nodes: int) -> int:
     """The size of a bucket where `bucket_mb` says one; else what suits that many nodes."""
     return int(1e6 * (bucket_mb or min(max(_MB_PER_NODE * num_nodes, _LEAST_MB), _MOST_MB)))
@@ -146,11 +160,15 @@ def cut_into_buckets(
 
 
 def _first_bucket(parameters: Sequence[Parameter]) -> list[Parameter]:
-    """The first parameters that are short together; else the first one that is short."""
+    """The first parameters that are short together; else the first one that is short.
+
+    No complex ones: behind an odd number of sums their pairs would not be aligned.
+    """
     found: list[Parameter] = []
     for parameter in parameters:
         size = sum(p.numel() for p in found) + parameter.numel()
-        if size <= _MOST_WIDENED and all(p.dtype == parameter.dtype for p in found):
+        is_like = all(p.dtype == parameter.dtype for p in found) and not parameter.is_complex()
+        if size <= _MOST_WIDENED and is_like:
             found.append(parameter)
         elif found:
             break

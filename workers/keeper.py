@@ -26,7 +26,7 @@ from launcher.paths import RunPaths
 from workers.checkpoint import Checkpoints
 from workers.restore import Restore, Restored
 from workers.session import Session
-from workers.state import load_state_tensors, stage_names
+from workers.state import stage_names
 from workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class Keeper:
         return Resumed(progress=restored.progress, snapshot=(restored.step, restored.token))
 
     def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        load_state_tensors(self._trainer.stage, self._trainer.optimizer, tensors)
+        self._trainer.load(tensors)
 
     def _load_feedback(self, restore: Restore, restored: Restored) -> None:
         """Takes up what this rank's exchange had kept; another layout has no use for it."""

@@ -1,13 +1,15 @@
-"""The optimizers that the options name, for recipes that want no other."""
+"""The optimizers that the options name, and what a recipe's own has to be."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable
 
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer, SparseAdam
 
 from launcher.config import TrainConfig
+from launcher.errors import ConfigError
 
 
 def make_optimizer(
@@ -19,3 +21,38 @@ def make_optimizer(
     if config.optimizer == "adamw":
         return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+
+
+def check_optimizer(optimizer: object, stage: nn.Module) -> None:
+    """Raises ConfigError for an optimizer that no bundle can use."""
+    name = type(optimizer).__name__
+    if not isinstance(optimizer, Optimizer):
+        raise ConfigError(
+            f"the recipe's optimizer() gives {name}, not a torch.optim.Optimizer; give one over "
+            "the parameters that it gets"
+        )
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ConfigError(
+            f"the optimizer {name} runs the model several times in a step (its step needs a "
+            "closure), which bundles cannot do; use one that does not, such as AdamW"
+        )
+    if isinstance(optimizer, SparseAdam):
+        raise ConfigError(
+            f"the optimizer {name} takes sparse gradients only, and gradients are summed dense; "
+            "use Adam or AdamW, for which an embedding may stay sparse=True"
+        )
+    extra = optimizer.state_dict().keys() - {"state", "param_groups"}
+    if extra:
+        raise ConfigError(
+            f"the optimizer {name} keeps {min(extra)!r} beside its state and groups, which no "
+            "checkpoint would have; let it keep that in `state`, with a parameter"
+        )
+    own = set(stage.parameters())
+    strangers = [p for group in optimizer.param_groups for p in group["params"] if p not in own]
+    if strangers:
+        raise ConfigError(
+            f"the optimizer {name} has {len(strangers)} parameters that are not the model's, such "
+            f"as one of shape {list(strangers[0].shape)}: no other bundle would hear of them; make "
+            "them part of the model"
+        )

@@ -141,7 +141,7 @@ class Run:
             "step": work.step,
             "epoch": epoch,
             "loss": sums.loss,
-            "lr": self._trainer.optimizer.param_groups[0]["lr"],
+            "lr": self._trainer.groups.lr,
             "samples": work.num_samples,
             "metrics": sums.metrics,
         }

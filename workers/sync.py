@@ -212,6 +212,10 @@ class GradientSync:
             if self._gate is not None:
                 self._gate.before_first()
                 self._gate.before_last()
+            for parameter in self._parameters:
+                # With other replicas it is summed into a dense bucket; one alone is no exception.
+                if parameter.grad is not None and parameter.grad.is_sparse:
+                    parameter.grad = parameter.grad.to_dense()
             return
         self._armed.clear()
         for number in range(self._next, len(self._buckets)):

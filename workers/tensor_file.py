@@ -4,6 +4,9 @@
     header      JSON: name -> dtype, shape, begin and end in the data; padded with spaces to 8 bytes
     data        the tensors, row-major, widest dtype first so that each starts aligned
 
+Complex tensors are pairs of reals, (real, imaginary), along a last dimension of 2; their names are
+in the header's metadata, as a list in JSON under "complex".
+
 Source: the format section of the safetensors README. The library's own `save_file` reports a full
 disk as its own error without the errno, and its `save` needs the file's size again in memory.
 """
@@ -34,7 +37,26 @@ _DTYPES = {
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
+    torch.uint16: "U16",
+    torch.uint32: "U32",
+    torch.uint64: "U64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
 }
+_PAIRS = {
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
+
+
+def check_dtypes(tensors: Mapping[str, Tensor]) -> None:
+    """Raises CheckpointError for a tensor that `write_tensors` could not write."""
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided:
+            raise CheckpointError(f"cannot write {name!r}: its layout is {tensor.layout}")
+        if _real_dtype(tensor) not in _DTYPES:
+            raise CheckpointError(f"cannot write {name!r}: dtype {tensor.dtype} is not supported")
 
 
 class Written(NamedTuple):
@@ -54,6 +76,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     digest = hashlib.sha256()
     size = 0
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    check_dtypes(tensors)
     header = _header(tensors, names)
     with path.open("wb") as file:
         for chunk in chain([memoryview(header)], (_bytes_of(tensors[name]) for name in names)):
@@ -66,21 +89,25 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
     return flat.view(torch.uint8).numpy().data
 
 
+def _real_dtype(tensor: Tensor) -> torch.dtype:
+    return _PAIRS.get(tensor.dtype, tensor.dtype)
+
+
 def _header(tensors: Mapping[str, Tensor], names: list[str]) -> bytes:
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    pairs = sorted(name for name in names if tensors[name].is_complex())
+    metadata = {"format": "pt"} | ({"complex": json.dumps(pairs)} if pairs else {})
+    entries: dict[str, object] = {"__metadata__": metadata}
     begin = 0
     for name in names:
         tensor = tensors[name]
-        if tensor.dtype not in _DTYPES:
-            raise CheckpointError(f"cannot write {name!r}: dtype {tensor.dtype} is not supported")
         end = begin + tensor.numel() * tensor.element_size()
         entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "dtype": _DTYPES[_real_dtype(tensor)],
+            "shape": [*tensor.shape, *([2] if tensor.is_complex() else [])],
             "data_offsets": [begin, end],
         }
         begin = end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.config import TrainConfig
+from launcher.errors import CheckpointError, ConfigError
 from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers import replica_check
@@ -23,12 +24,15 @@ from workers.calibrate import read_choice, write_choice
 from workers.forward_state import ForwardState
 from workers.loss import LossCheck
 from workers.meters import Meters
+from workers.optimizer import check_optimizer
+from workers.param_groups import ParamGroups
 from workers.recipe import Recipe
 from workers.replica_check import ReplicaCheck
 from workers.samples import Batch
 from workers.session import Session
-from workers.state import state_tensors
+from workers.state import load_state_tensors, state_tensors
 from workers.sync import GradientSync
+from workers.tensor_file import check_dtypes
 from workers.update import StepLoss, Update
 
 log = logging.getLogger(__name__)
@@ -84,7 +88,11 @@ class Trainer:
             stage = stage.double()
         self.stage = stage.to(session.device)
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
-        self._update = Update(config, session, self.stage, self.optimizer)
+        check_optimizer(self.optimizer, self.stage)
+        self.groups = ParamGroups(self.optimizer, speaks=session.is_reporter)
+        self._update = Update(config, session, self.stage, self.optimizer, self.groups)
+        self._check_kept()
+        self._has_stepped = False
         self.sync = self._make_sync()
         self._sums = self.sync.extra[:_NUM_SUMS]
         self.wants_stop = False
@@ -143,6 +151,9 @@ class Trainer:
         """Does one optimizer step; `last_sums` and `heard_stop` then have what it came to.
 
         Collective: every active rank.
+
+        Raises:
+            ConfigError: a loss is no loss, or no checkpoint could hold what the optimizer keeps.
         """
         self.sync.start_step()
         self._replicas.write(self._sums[_CHECK:], work.step)
@@ -167,6 +178,9 @@ class Trainer:
                 step=work.step,
                 steps_per_epoch=steps_per_epoch,
             )
+        if not self._has_stepped:
+            self._has_stepped = True
+            self._check_kept()
         if self._config.verify_replicas:
             self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
         self.last_sums = _read_sums(sums, outcome, work.num_samples)
@@ -228,7 +242,23 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """The whole state of the stage by name, not copied."""
-        return state_tensors(self.stage, self.optimizer)
+        return state_tensors(self.stage, self.optimizer, self.groups)
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `state` gave, for the names of this stage.
+
+        Raises:
+            CheckpointError: it is of another model.
+            ConfigError: it is of another optimizer.
+        """
+        load_state_tensors(self.stage, self.optimizer, tensors, self.groups)
+
+    def _check_kept(self) -> None:
+        """Raises ConfigError for what no checkpoint could hold; not only when the first is due."""
+        try:
+            check_dtypes(self.state())
+        except CheckpointError as exc:
+            raise ConfigError(f"this run could not be saved: {exc}") from exc
 
     def close(self) -> None:
         """Ends the threads."""

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from workers.lr import lr_factor
+from workers.param_groups import ParamGroups
 from workers.session import Session
 
 
@@ -51,17 +52,23 @@ class Update:
         config: of the run.
         session: this rank's place.
         stage: has the gradients.
-        optimizer: over its parameters, learning rate at its highest.
+        optimizer: over its parameters.
+        groups: of the optimizer, learning rate at its highest.
     """
 
     def __init__(
-        self, config: TrainConfig, session: Session, stage: nn.Module, optimizer: Optimizer
+        self,
+        config: TrainConfig,
+        session: Session,
+        stage: nn.Module,
+        optimizer: Optimizer,
+        groups: ParamGroups,
     ) -> None:
         self._config = config
         self._session = session
         self._stage = stage
         self._optimizer = optimizer
-        self._highest_lr = [group["lr"] for group in optimizer.param_groups]
+        self._groups = groups
         self._is_weighted: bool | None = None
         """Whether losses say their weight; None: not known yet."""
 
@@ -84,9 +91,7 @@ class Update:
         if scale != 1.0:
             for gradient in gradients:
                 gradient.mul_(scale)
-        factor = lr_factor(self._config, step, steps_per_epoch)
-        for group, highest in zip(self._optimizer.param_groups, self._highest_lr, strict=True):
-            group["lr"] = highest * factor
+        self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
         self._optimizer.step()
 
     def _scale(self, loss: StepLoss, num_samples: int, gradients: list[Tensor]) -> float:

@@ -60,6 +60,38 @@ class Two(nn.Module):
         return result
 
 
+class Complex(Two):
+    """Has complex parameters and a complex buffer; complex numbers cross the cut at `turn`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Linear(5, 5, dtype=torch.complex128)
+        self.turn = nn.Linear(5, 5, dtype=torch.complex128)
+        self.register_buffer(
+            "phases", torch.polar(torch.ones(5), torch.arange(5.0)).to(torch.cfloat)
+        )
+
+    def forward(self, batch: Any) -> Tensor:
+        turned = self.turn(self.wide(self.body(batch["image"]).to(torch.complex128)))
+        result: Tensor = self.head((turned * self.phases).abs())
+        return result
+
+
+class Sparse(Two):
+    """Has an embedding with sparse gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Embedding(4, 5, sparse=True)
+
+    def forward(self, batch: Any) -> Tensor:
+        result: Tensor = self.head(torch.tanh(self.body(batch["more"][1]["scale"].long())))
+        return result
+
+
+MODELS = {"complex": Complex, "sparse": Sparse}
+
+
 class Kinds:
     """Whatever DATA says."""
 
@@ -76,7 +108,7 @@ class Kinds:
         return DataSets(train=Nested(form), val=None, num_outputs=CLASSES)
 
     def model(self, info: DataInfo) -> nn.Module:
-        return Two()
+        return MODELS.get(self._config.data, Two)()
 
     def loss(self, output: object, target: Any) -> Any:
         assert isinstance(output, Tensor)

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from launcher.checkpoints import read_tensors, survey
 from launcher.config import TrainConfig
+from launcher.paths import RunPaths
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_parity import losses_of
 from tests.ranks.test_resume import trains
@@ -98,3 +100,25 @@ def test_a_loss_that_says_its_weight_is_that_of_one_batch(clip_norm: float, tmp_
         changed = replace(config, microbatch_size=size, shape=shape, cut=cut)
         losses = bundled_losses(changed, devices, tmp_path / str(size))
         assert losses == pytest.approx(plain, rel=1e-12), f"micro-batches of {size}"
+
+
+def test_complex_parameters_are_summed_clipped_and_kept(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="complex", clip_norm=0.1)
+    plain = plain_losses(config)
+    assert bundled_losses(config, (1, 1), tmp_path / "two") == pytest.approx(plain, rel=1e-12)
+    half = replace(config, shape=(1, 1), cut=("turn",), max_steps=2, snapshot="on")
+    bundled_losses(half, (2,), tmp_path / "cut")
+    whole = replace(config, max_steps=0)
+    found = bundled_losses(whole, (1,), tmp_path / "cut")
+    assert found == pytest.approx(plain, rel=1e-12), "as resumed from what was kept"
+    newest = survey(RunPaths(tmp_path / "cut" / "run")).found[0]
+    tensors = read_tensors(newest, ["model.turn.weight", "model.phases"])
+    assert {t.dtype for t in tensors.values()} == {torch.complex128, torch.complex64}
+    assert tensors["model.phases"].shape == (5,)
+
+
+def test_sparse_gradients_are_summed_as_dense_ones(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="sparse")
+    plain = plain_losses(config)
+    assert bundled_losses(config, (1,), tmp_path / "one") == pytest.approx(plain, rel=1e-12)
+    assert bundled_losses(config, (1, 1), tmp_path / "two") == pytest.approx(plain, rel=1e-12)

@@ -80,7 +80,10 @@ def test_any_memory_layout_is_written_in_row_major_order(tmp_path: Path) -> None
 
 
 def test_an_unsupported_dtype_is_named_and_nothing_is_left(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"'z'.*complex64"):
-        write_tensors(tmp_path / "part", {"z": torch.zeros(2, dtype=torch.complex64)})
+    strange = torch.quantize_per_tensor(torch.zeros(2), 0.1, 0, torch.qint8)
+    with pytest.raises(CheckpointError, match=r"'z'.*qint8"):
+        write_tensors(tmp_path / "part", {"z": strange})
+    with pytest.raises(CheckpointError, match=r"'z'.*sparse_coo"):
+        write_tensors(tmp_path / "part", {"z": torch.eye(2).to_sparse()})
 
     assert not list(tmp_path.iterdir())

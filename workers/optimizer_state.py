@@ -1,0 +1,254 @@
+"""What an optimizer keeps, as named tensors, the same names however the model is split.
+
+    optimizer.W.momentum_buffer          a tensor that it keeps for the parameter W
+    optimizer.W.step#int                 a Python number that it keeps for it
+    optimizer.W.factors#form             anything nested: JSON bytes, see `workers.nest`, ...
+    optimizer.W.factors#0  #1  ...       ... and the tensors in it
+    optimizer.W.@group#form              what the optimizer has changed in the group of W
+    optimizer.W.@kind#form               the optimizer's class; only with a stage's first parameter
+
+So a value of a group is kept with each of its parameters. Where groups of several stages meet in
+one, as another cut makes them, the value of the parameter that comes first in the model holds, and
+it is told where they differ.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from launcher.errors import CheckpointError, ConfigError
+from workers.nest import built, form_of, leaves, mapped
+from workers.param_groups import ParamGroups
+
+OPTIMIZER = "optimizer."
+_NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {
+    "bool": bool,
+    "int": int,
+    "float": float,
+}
+_FORM = "#form"
+_GROUP, _KIND = "@group", "@kind"
+_PLAIN_KEY = re.compile(r"\w+")
+_ROOM = 64
+"""A form's bytes are a multiple of it: the layout of a snapshot changes less often."""
+
+log = logging.getLogger(__name__)
+
+
+def owner_of(name: str) -> str | None:
+    """The parameter whose optimizer state `name` is; None for anything else."""
+    return name[len(OPTIMIZER) :].rpartition(".")[0] if name.startswith(OPTIMIZER) else None
+
+
+# --- to tensors
+
+
+def optimizer_tensors(
+    module: nn.Module, optimizer: Optimizer, groups: ParamGroups | None
+) -> Iterator[tuple[str, Tensor]]:
+    """The whole state of the optimizer by name, detached but not copied.
+
+    Raises:
+        CheckpointError: something is neither tensor nor number nor these nested.
+    """
+    what = type(optimizer).__name__
+    named = dict(module.named_parameters())
+    strays = optimizer.state.keys() - set(named.values())
+    if strays:
+        raise CheckpointError(
+            f"cannot keep what {what} has for {len(strays)} keys that are no parameters of the "
+            f"model, such as {_shown(min(strays, key=str))}; it has to keep that with a parameter, "
+            "or in a group"
+        )
+    records = {} if groups is None else groups.records()
+    for number, (name, parameter) in enumerate(named.items()):
+        for key, value in _by_key(optimizer.state.get(parameter, {})):
+            yield from _kept(f"{OPTIMIZER}{name}.{key}", value, f"{key!r} of {what} for {name!r}")
+        if parameter in records:
+            place = f"a group of {what}"
+            yield from _nested(f"{OPTIMIZER}{name}.{_GROUP}", records[parameter], place)
+        if number == 0:
+            yield from _nested(f"{OPTIMIZER}{name}.{_KIND}", _kind(optimizer), what)
+
+
+def _kind(optimizer: Optimizer) -> str:
+    return type(optimizer).__name__
+
+
+def _shown(key: object) -> str:
+    return f"a tensor of {list(key.shape)}" if isinstance(key, Tensor) else repr(key)
+
+
+def _by_key(state: Mapping[Any, object]) -> Iterator[tuple[str, object]]:
+    """The entries of a parameter's state; those that no name can hold come together under one."""
+    odd = {}
+    for key, value in state.items():
+        if isinstance(key, str) and _PLAIN_KEY.fullmatch(key):
+            yield key, value
+        else:
+            odd[key] = value
+    if odd:
+        yield "", odd
+
+
+def _kept(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield full, value.detach()
+    elif type(value) in _NUMBERS.values() and _fits(value):
+        dtype = torch.float64 if isinstance(value, float) else torch.int64
+        yield f"{full}#{type(value).__name__}", torch.tensor(value, dtype=dtype)
+    else:
+        yield from _nested(full, value, place)
+
+
+def _fits(value: Any) -> bool:  # noqa: ANN401 (a number)
+    return isinstance(value, float) or -(1 << 63) <= value < 1 << 63
+
+
+def _nested(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]]:
+    value = mapped(_plain, value)
+    try:
+        text = json.dumps(form_of(value, lambda item: isinstance(item, Tensor))).encode()
+    except TypeError as exc:
+        raise CheckpointError(
+            f"cannot keep {place}: {exc}, which is neither a tensor nor a number; keep tensors and "
+            "numbers there, in lists, tuples and dicts as you like"
+        ) from exc
+    padded = bytearray(text.ljust(-(-len(text) // _ROOM) * _ROOM))
+    yield full + _FORM, torch.frombuffer(padded, dtype=torch.uint8)
+    tensors = [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
+    yield from ((f"{full}#{i}", tensor.detach()) for i, tensor in enumerate(tensors))
+
+
+def _plain(value: object) -> object:
+    """A numpy scalar as the number that it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+# --- and back
+
+
+def load_optimizer(
+    module: nn.Module,
+    optimizer: Optimizer,
+    tensors: Mapping[str, Tensor],
+    groups: ParamGroups | None,
+) -> None:
+    """Puts what `optimizer_tensors` gave into an optimizer, in place of what it has.
+
+    A parameter that was not trained before, or is not any more, begins anew.
+
+    Raises:
+        CheckpointError: there is state for a parameter that the model does not have.
+        ConfigError: it is another optimizer's.
+    """
+    by_owner = _values(module, tensors)
+    _check_kind(optimizer, by_owner)
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
+    states: dict[Tensor, dict[Any, object]] = {}
+    records: dict[Tensor, Any] = {}
+    dropped = []
+    for owner, values in by_owner.items():
+        parameter = parameters[owner]
+        record = values.pop(_GROUP, None)
+        if parameter not in group_of:
+            dropped += [owner] if values else []
+            continue
+        if record is not None:
+            records[parameter] = record
+        odd: Any = values.pop("", {})
+        placed = {
+            key: _placed(key, value, parameter, group_of[parameter])
+            for key, value in [*values.items(), *odd.items()]
+        }
+        if placed:
+            states[parameter] = placed
+    _tell(type(optimizer).__name__, module, dropped, states, group_of)
+    optimizer.state.clear()
+    optimizer.state.update(states)
+    if groups is not None:
+        groups.load({p: records[p] for p in parameters.values() if p in records})
+
+
+def _values(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
+    """What is kept, by parameter and key, put together again."""
+    known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    found: dict[str, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        owner = owner_of(name)
+        if owner is None:
+            continue
+        if owner not in known:
+            raise CheckpointError(
+                f"the checkpoint has {name!r}, which is of no parameter of the model"
+            )
+        key, _, what = name[len(OPTIMIZER) + len(owner) + 1 :].partition("#")
+        if what in _NUMBERS:
+            found.setdefault(owner, {})[key] = _NUMBERS[what](tensor.item())
+        elif what == "form":
+            form = json.loads(bytes(tensor.tolist()))
+            base = name.removesuffix("form")
+            numbered = (tensors[f"{base}{number}"] for number in range(len(tensors)))
+            found.setdefault(owner, {})[key] = built(form, iter(numbered))
+        elif not what:
+            found.setdefault(owner, {})[key] = tensor
+    return found
+
+
+def _check_kind(optimizer: Optimizer, by_owner: Mapping[str, dict[str, Any]]) -> None:
+    for values in by_owner.values():
+        then = values.pop(_KIND, _kind(optimizer))
+        if then != _kind(optimizer):
+            raise ConfigError(
+                f"the state to resume from is of the optimizer {then}, and this run has "
+                f"{_kind(optimizer)}; go on with {then} (--optimizer, or the recipe's optimizer), "
+                "or start anew in another --run-dir, with weights that `bundlerun export` takes out"
+            )
+
+
+def _tell(
+    what: str,
+    module: nn.Module,
+    dropped: Sequence[str],
+    states: Mapping[Tensor, object],
+    group_of: Mapping[Tensor, object],
+) -> None:
+    if dropped:
+        log.warning(
+            "%s does not train %d parameters any more, such as %r: what it kept for them is left",
+            what, len(dropped), dropped[0],
+        )  # fmt: skip
+    new = [n for n, p in module.named_parameters() if p in group_of and p not in states]
+    if new and states:
+        log.warning(
+            "the state to resume from has nothing that %s keeps for %d of its parameters, such as "
+            "%r: they begin anew", what, len(new), new[0],
+        )  # fmt: skip
+
+
+def _placed(key: object, value: object, parameter: Tensor, group: Mapping[str, object]) -> object:
+    """A copy of a parameter's state where the optimizer expects it."""
+    on_device = key != "step" or bool(group.get("capturable") or group.get("fused"))
+    device = parameter.device if on_device else torch.device("cpu")
+    return mapped(lambda v: _like(v, parameter, device) if isinstance(v, Tensor) else v, value)
+
+
+def _like(tensor: Tensor, parameter: Tensor, device: torch.device) -> Tensor:
+    """A copy of optimizer state in the parameter's memory layout, dtype kept.
+
+    torch's own `Optimizer.load_state_dict` casts state to the parameter's dtype, which would not
+    be bit-equal for an optimizer that keeps float32 state of bfloat16 parameters.
+    """
+    if tensor.shape != parameter.shape:
+        return tensor.to(device, copy=True)
+    return torch.empty_like(parameter, dtype=tensor.dtype, device=device).copy_(tensor).detach()

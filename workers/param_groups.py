@@ -1,0 +1,160 @@
+"""The groups of an optimizer: their learning rate, and what the optimizer itself changes in them.
+
+The run's own course of the learning rate holds, `--lr-schedule`, unless a scheduler of torch's was
+made for the optimizer, or the optimizer changes its learning rate itself. Then that one holds, and
+what it has come to is part of the state. So are all other numbers of a group that have changed
+since the optimizer was made: Prodigy's `d`, the `k` of schedule-free ones.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import logging
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from workers.nest import form_of, leaves, mapped
+
+log = logging.getLogger(__name__)
+
+
+class ParamGroups:
+    """The groups of one optimizer, from when it was made.
+
+    Args:
+        optimizer: as the recipe gives it.
+        speaks: whether this rank says what is to be told.
+    """
+
+    def __init__(self, optimizer: Optimizer, *, speaks: bool = False) -> None:
+        self._groups = optimizer.param_groups
+        self._speaks = speaks
+        self._highest = [float(group["lr"]) for group in self._groups]
+        self._first = [mapped(_copied, _numbers(group)) for group in self._groups]
+        self._schedulers = _schedulers_of(optimizer)
+        self._has_own_lr = bool(self._schedulers)
+        self._set: list[float] | None = None
+        self.lr = self._highest[0]
+        """Of the first group, as the last step used it."""
+
+    def set_lr(self, factor: float) -> None:
+        """Sets the learning rate of a step, its highest value times `factor`, unless another does.
+
+        What somebody else has set since the last call is not touched, from then on.
+        """
+        now = [float(group["lr"]) for group in self._groups]
+        if not self._has_own_lr and self._set not in (None, now):
+            self._has_own_lr = True
+            if self._speaks:
+                log.warning(
+                    "the optimizer sets its learning rate itself: it holds from now on, and "
+                    "--lr-schedule does not"
+                )
+        if not self._has_own_lr:
+            now = [highest * factor for highest in self._highest]
+            for group, lr in zip(self._groups, now, strict=True):
+                _assign(group, "lr", lr)
+            # As the group holds it: a float32 tensor rounds.
+            now = [float(group["lr"]) for group in self._groups]
+            self._set = now
+        self.lr = now[0]
+
+    def records(self) -> dict[Tensor, dict[str, Any]]:
+        """What is to be kept, by parameter; nothing where no group has changed."""
+        schedulers = [scheduler.state_dict() for scheduler in self._schedulers]
+        found = {}
+        for group, first in zip(self._groups, self._first, strict=True):
+            changed = {
+                key: value
+                for key, value in _numbers(group).items()
+                if (key != "lr" or self._has_own_lr)
+                and not (key in first and _is_same(value, first[key]))
+            }
+            record = {"group": changed, "schedulers": schedulers}
+            if changed or schedulers:
+                found.update(dict.fromkeys(group["params"], record))
+        return found
+
+    def load(self, records: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Takes up what `records` gave, in the order of the model's parameters."""
+        for group in self._groups:
+            own = set(group["params"])
+            kept = [record for parameter, record in records.items() if parameter in own]
+            for key in dict.fromkeys(key for record in kept for key in record["group"]):
+                values = [record["group"][key] for record in kept if key in record["group"]]
+                if not all(_is_same(value, values[0]) for value in values):
+                    self._tell_difference(key)
+                _assign(group, key, values[0])
+                self._has_own_lr |= key == "lr"
+        states: list[Any] = next((r["schedulers"] for r in records.values()), [])
+        for scheduler, state in zip(self._schedulers, states, strict=False):
+            _load_scheduler(scheduler, state)
+
+    def _tell_difference(self, key: str) -> None:
+        log.warning(
+            "the optimizer's %r differs between parameters that are in one group now: that of the "
+            "first of them holds", key,
+        )  # fmt: skip
+
+
+def _numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+def _copied(value: object) -> object:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.copy(value)
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values, nested as they may be, are equal to the bit."""
+
+    def leaf(item: object) -> bool:
+        return isinstance(item, Tensor) or type(item) not in (bool, int, float, str, type(None))
+
+    if json.dumps(form_of(one, leaf)) != json.dumps(form_of(other, leaf)):
+        return False
+    pairs = zip(leaves(one), leaves(other), strict=True)
+    return all(
+        torch.equal(a.value, b.value.to(a.value.device))
+        if isinstance(a.value, Tensor) and isinstance(b.value, Tensor)
+        else a.value is b.value or a.value == b.value
+        for a, b in pairs
+    )
+
+
+def _assign(group: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 (any number)
+    """Sets a number of a group; a tensor stays the one that compiled code knows."""
+    old = group.get(key)
+    if isinstance(old, Tensor):
+        with torch.no_grad():
+            old.copy_(torch.as_tensor(value))
+        return
+    device = group["params"][0].device if group["params"] else torch.device("cpu")
+    group[key] = mapped(lambda v: v.to(device, copy=True) if isinstance(v, Tensor) else v, value)
+
+
+def _schedulers_of(optimizer: Optimizer) -> list[LRScheduler]:
+    """The schedulers that were made for an optimizer, without those that another one steps."""
+    if not any("initial_lr" in group for group in optimizer.param_groups):
+        return []  # each makes this entry
+    alive = [o for o in gc.get_objects() if issubclass(type(o), LRScheduler)]
+    made = [s for s in alive if getattr(s, "optimizer", None) is optimizer]
+    inner = {id(child) for s in made for child in getattr(s, "_schedulers", ())}
+    return sorted((s for s in made if id(s) not in inner), key=lambda s: type(s).__name__)
+
+
+def _load_scheduler(scheduler: LRScheduler, state: Mapping[str, Any]) -> None:
+    counters = {
+        key: Counter(value)
+        for key, value in state.items()
+        if isinstance(getattr(scheduler, key, None), Counter)
+    }
+    scheduler.load_state_dict({**state, **counters})
