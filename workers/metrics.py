@@ -20,7 +20,7 @@ from launcher.paths import RunPaths
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Kind = Literal["start", "step", "epoch", "eval", "checkpoint", "restart", "stop", "end"]
+Kind = Literal["start", "step", "epoch", "eval", "restart", "stop", "end"]
 
 log = logging.getLogger(__name__)
 
