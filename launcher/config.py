@@ -74,7 +74,7 @@ class TrainConfig:
 
     shape: tuple[int, ...] = option(
         (1, 1),
-        "devices per stage of a bundle; 1 is data parallel only",
+        "devices per stage of a bundle; 1 is data parallel only, and what a single device has",
         group=_BATCH,
         parse=number_list,
         metavar="W[,W...]",

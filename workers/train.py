@@ -113,13 +113,14 @@ def train(
         if claim is not None:
             held.enter_context(claim)
         config = replace(config, microbatch_size=arrival.samples_per_microbatch)
+        # Else the launcher has said it.
+        if arrival.is_speaker and arrival.topology.num_bundles != env.planned_bundles:
+            for line in idle_by_plan(config, arrival.topology):
+                log.warning(line)
         if arrival.place.is_spare:
             end = stand_by(config, arrival, life)
             return EXIT_RESUMABLE if end == "stopped" else EXIT_DONE
         session = join(config, arrival)
-        if session.is_reporter and not env.planned_bundles:  # else the launcher has said it
-            for line in idle_by_plan(config, session.topology):
-                log.warning(line)
         life.events.note("met", {"rank": session.place.rank})
         run = _run(config, session, life, is_first_start=env.attempt == 0)
         if session.is_reporter and session.topology.spare_ranks:

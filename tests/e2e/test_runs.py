@@ -186,6 +186,7 @@ def test_no_worker_outlives_a_killed_agent(agents: Agents, tmp_path: Path) -> No
     while not history(tmp_path / "run", "step"):
         assert time.monotonic() < deadline, agents.text()
         time.sleep(0.02)
+    assert "33% of the devices' time is idle by plan" in agents.text()
     workers = psutil.Process(agent.pid).children(recursive=True)
     assert len(workers) >= 4
     agent.kill()

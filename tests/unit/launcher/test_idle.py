@@ -56,4 +56,8 @@ def test_few_samples_for_batch_norms_are_said() -> None:
 
 
 def test_a_step_of_many_microbatches_is_not_simulated() -> None:
-    assert idle_share(pipeline(1, 1), Batch(size=1 << 30, samples=1), 1) == 0
+    assert 0 < idle_share(pipeline(1, 1), Batch(size=1 << 30, samples=1), 1) < 1e-6
+    near = idle_share(pipeline(1, 1, 1), Batch(size=199, samples=1), 1)
+    assert idle_share(pipeline(1, 1, 1), Batch(size=200, samples=1), 1) == pytest.approx(
+        near, rel=0.01
+    )
