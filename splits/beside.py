@@ -70,8 +70,17 @@ def random_state(model: nn.Module) -> dict[str, object]:
     return found
 
 
-def settings() -> dict[str, object]:
-    """Settings of torch that hold for operations, besides those that a region keeps."""
+MODES = "a mode of torch"
+
+
+def settings(least_modes: object = (0, 0)) -> dict[str, object]:
+    """Settings of torch that hold for operations, besides those that a region keeps.
+
+    Args:
+        least_modes: what `MODES` counts as where fewer modes are on.
+    """
+    modes = (torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack())
+    assert isinstance(least_modes, tuple)
     return {
         "the default dtype": torch.get_default_dtype(),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
@@ -84,10 +93,7 @@ def settings() -> dict[str, object]:
         ),
         "the settings of cuDNN": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark),
         "hooks on saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(True),
-        "a mode of torch": (
-            torch._C._len_torch_function_stack(),
-            torch._C._len_torch_dispatch_stack(),
-        ),
+        MODES: tuple(map(max, modes, least_modes)),
     }
 
 

@@ -16,6 +16,7 @@ from torch.fx.proxy import ParameterProxy
 from launcher.errors import ConfigError
 from splits.alias import IN_PLACE_OPERATORS
 from splits.beside import (
+    MODES,
     Unkept,
     attributes,
     difference,
@@ -135,7 +136,8 @@ class ModuleTracer(fx.Tracer):
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:  # noqa: ANN401 - as fx has it
         """A node that knows the contexts around it."""
-        changed = difference(self._outer, settings())
+        # A mode of torch, as of `with torch.device("meta")`, is off while it handles an operation.
+        changed = difference(self._outer, settings(least_modes=self._outer[MODES]))
         if changed:
             raise Unkept(f"sets {changed}")
         node = super().create_node(*args, **kwargs)

@@ -184,3 +184,10 @@ def test_a_file_without_a_model_is_refused(
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--model '.*none.py': no such file"):
         build_model(f"{tmp_path}/none.py:build", 3)
+
+
+def test_a_model_is_cut_on_the_meta_device_too() -> None:
+    """As the launcher checks the cuts; `with torch.device(...)` is a mode of torch."""
+    with torch.device("meta"):
+        stages = make_stages(build_model("resnet18", 10), cut=(), num_stages=2)
+    assert len(stages) == 2
