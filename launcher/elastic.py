@@ -30,7 +30,7 @@ from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
 from launcher.outcome import read_outcome
 from launcher.paths import RunPaths
-from launcher.plan import CONNECTIONS, LaunchPlan, NodePlan
+from launcher.plan import LaunchPlan, NodePlan
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.settings import TOKEN_VARIABLE
@@ -197,10 +197,7 @@ def set_environment(environ: MutableMapping[str, str], node: NodePlan) -> None:
     """
     for option in fields(TrainConfig):
         environ.pop(ENV_PREFIX + option.name.upper(), None)
-    own = environ.get(CONNECTIONS)
     environ.update(node.environment)
-    if own is not None:
-        environ[CONNECTIONS] = own
 
 
 def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:

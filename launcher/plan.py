@@ -30,9 +30,6 @@ from launcher.timeline import Costs, Timeline, simulate
 from launcher.topology import Place, Topology, bundle_size, usable_devices
 
 WORKER_MODULE = "workers.train"
-CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
-"""Queues of a GPU: with the usual 8, streams that have nothing to do with each other share one, and
-what waits for another rank holds up what that rank waits for. The user's own number counts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,6 +358,4 @@ def worker_environment(
         environment["BUNDLERUN_LOCAL_ADDR"] = local_addr
     if devices.kind == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
-    else:
-        environment[CONNECTIONS] = "32"
     return environment

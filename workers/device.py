@@ -31,6 +31,9 @@ Stream = torch.cuda.Stream
 Purpose = Literal["copy out", "copy in", "link", "snapshot", "sync"] | Phase
 """What a rank has a stream of its own for; the legs of a sync go by their phase."""
 
+_CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
+"""Queues of a GPU: with the usual 8, streams that have nothing to do with each other share one, and
+what waits for another rank holds up what that rank waits for. The user's own number counts."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 MIG = "MIG-"
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
@@ -55,6 +58,7 @@ def unused_kind() -> str:
 
 def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
     """The device of a local rank; ranks share GPUs where there are fewer. Starts CUDA."""
+    environ.setdefault(_CONNECTIONS, "32")
     slices = mig_slices(environ)
     if slices:
         environ[_VISIBLE] = slices[local_rank % len(slices)]

@@ -5,7 +5,7 @@ import pytest
 from launcher.elastic import load, set_environment
 from launcher.hardware import Devices
 from launcher.network import LOOPBACK, Meeting
-from launcher.plan import CONNECTIONS, NodePlan, worker_environment
+from launcher.plan import NodePlan
 
 
 def test_a_variable_that_lost_against_an_option_does_not_reach_the_workers() -> None:
@@ -20,23 +20,6 @@ def test_a_variable_that_lost_against_an_option_does_not_reach_the_workers() -> 
     environ = {"BUNDLERUN_LR": "9", "BUNDLERUN_NODE_NAME": "n", "HOME": "/root"}
     set_environment(environ, node)
     assert environ == {"BUNDLERUN_NODE_NAME": "n", "HOME": "/root", "OMP_NUM_THREADS": "1"}
-
-
-@pytest.mark.parametrize(("own", "wanted"), [(None, "32"), ("1", "1")])
-def test_the_users_own_number_of_gpu_queues_counts(own: str | None, wanted: str) -> None:
-    gpus = Devices(kind="gpu", count=2)
-    node = NodePlan(
-        name="n",
-        devices=gpus,
-        layouts=(),
-        meeting=Meeting(address=LOOPBACK, port=0, is_here=True, local_addr=LOOPBACK),
-        log_dir="",
-        environment=worker_environment(gpus, "n", LOOPBACK, threads=1, num_bundles=1),
-    )
-    environ = {} if own is None else {CONNECTIONS: own}
-    set_environment(environ, node)
-    assert environ[CONNECTIONS] == wanted
-    assert "CUDA_VISIBLE_DEVICES" not in environ
 
 
 def test_the_garbage_collector_works_again_after_an_import_that_failed() -> None:

@@ -98,6 +98,17 @@ def test_a_rank_has_one_stream_for_each_purpose(monkeypatch: pytest.MonkeyPatch)
     door.stream.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("own", "wanted"), [({}, "32"), ({"CUDA_DEVICE_MAX_CONNECTIONS": "1"}, "1")]
+)
+def test_the_users_own_number_of_gpu_queues_counts(
+    own: dict[str, str], wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "num_gpus", lambda: 0)
+    door.own_device(0, own)
+    assert own["CUDA_DEVICE_MAX_CONNECTIONS"] == wanted
+
+
 def test_each_rank_gets_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(door, "num_gpus", lambda: 0)
     environ = {"CUDA_VISIBLE_DEVICES": "MIG-a, MIG-b"}
