@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,7 @@ from launcher.outcome import (
     write_outcome,
 )
 from launcher.paths import RunPaths
+from launcher.stop_request import forget_request, request_stop
 from launcher.watch import Watch
 
 
@@ -63,6 +65,12 @@ class Ranks:
     def is_told_to_stop(self) -> bool:
         """Whether this node is to stop in good order."""
         return self._board.is_told_to_stop
+
+    def pass_on_stop(self) -> None:
+        """This node goes, as it is told to stop, without a round to do so in: the run is to, too."""
+        if self._board.run_dir:
+            with suppress(OSError):  # it goes all the same; who told it may tell another
+                request_stop(RunPaths(Path(self._board.run_dir)), "a node was told to stop")
 
     def begin(self) -> None:
         """A new start of the workers is about to come."""
@@ -125,6 +133,7 @@ class Ranks:
             first_error=first_error(paths.events),
         )
         write_outcome(paths, outcome, is_last_word=False)
+        forget_request(paths)
 
     def __enter__(self) -> Self:
         self._watch.start()

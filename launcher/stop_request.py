@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 
 from launcher.files import write_text
 from launcher.paths import RunPaths
@@ -15,3 +16,9 @@ def request_stop(paths: RunPaths, why: str) -> None:
         OSError: the folder cannot be written.
     """
     write_text(paths.drain, json.dumps({"why": why}) + "\n")
+
+
+def forget_request(paths: RunPaths) -> None:
+    """Takes the request away: the run that it was for has ended."""
+    with suppress(OSError):  # a folder that is read-only now; the next run obeys it, and says so
+        paths.drain.unlink(missing_ok=True)

@@ -67,6 +67,12 @@ class Outcome:
             self.metrics[name] = self.metrics.get(name, 0) + value.double()
         self.num_samples += num_samples
 
+    def merge(self, later: Outcome) -> None:
+        """Adds another part of the same pass."""
+        if later.loss is not None:
+            self.add(Share(later.loss, later.weight), later.metrics, later.num_samples)
+        self.num_unreadable += later.num_unreadable
+
 
 Edge = tuple[LinkKind, int, int]
 """Kind and chunk of a link, and the replica at its other end."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
@@ -15,6 +16,9 @@ from workers.order import num_steps, sample_order, share_out, step_microbatches
 from workers.recipe import DataInfo, DataSets, SampleSet
 from workers.samples import Batch
 from workers.session import Session
+
+_FORWARDS_OF_A_STEP = 3
+"""A step's forwards and backwards take about three times as long as its forwards alone."""
 
 
 class Feed:
@@ -98,15 +102,20 @@ class Feed:
         )
         return works, self._batches(self._train, steps, epoch)
 
-    def validation(self) -> tuple[StepWork, Iterator[Batch]]:
-        """The work of one pass over the validation samples, and this rank's batches."""
-        microbatches = step_microbatches(
-            range(self._info.num_val),
-            0,
-            batch_size=self._info.num_val,
-            microbatch_size=self._config.samples_per_microbatch,
-        )
-        return self._work(0, microbatches), self._batches(self._val, [microbatches], 0)
+    def validation(self) -> tuple[list[StepWork], Iterator[Batch]]:
+        """The work of one pass over the validation samples, in parts, and this rank's batches.
+
+        A part takes about as long as a step of training: between two, a run may be stopped.
+        """
+        size = self._config.samples_per_microbatch
+        part = size * num_steps(_FORWARDS_OF_A_STEP * self._config.batch_size, size)
+        order = range(self._info.num_val)
+        parts = [
+            step_microbatches(order, index, batch_size=part, microbatch_size=size)
+            for index in range(num_steps(len(order), part))
+        ]
+        works = [replace(self._work(0, each), num_samples=len(order)) for each in parts]
+        return works, self._batches(self._val, parts, 0)
 
     def close(self) -> None:
         """Ends the loading processes."""

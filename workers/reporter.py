@@ -86,8 +86,9 @@ class Reporter:
             progress: how far the run had come.
             source: "snapshot" or "checkpoint".
         """
-        is_snapshot = source == "snapshot"
-        self._writer.forget(progress.step, with_ends=is_snapshot, last=progress.row)
+        # The epoch's end comes behind its last step's snapshot, and behind a stop while it lasts.
+        is_end_to_come = source == "snapshot" or progress.step_in_epoch == self._steps_per_epoch
+        self._writer.forget(progress.step, with_ends=is_end_to_come, last=progress.row)
         self._summary = _read_summary(self._paths)
         self._summary.epochs, self._summary.steps = progress.epoch, progress.step
         log.info(

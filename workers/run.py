@@ -60,6 +60,7 @@ class Run:
         self._life = life
         self._request = request
         self._stop = stop
+        trainer.wants_stop = stop.finish
 
     @property
     def is_saved(self) -> bool:
@@ -106,8 +107,7 @@ class Run:
             if self._is_over(self.step):
                 break
             start = time.perf_counter()
-            self._stop.begin(self._trainer.heard_stop)
-            self._trainer.wants_stop = self._request.is_heard
+            self._stop.begin(self._request.is_heard)
             outcome = self._trainer.step(work, batches, feed.steps_per_epoch)
             self.step += 1
             self._life.finished(self.step)
@@ -119,7 +119,7 @@ class Run:
             self._num_microbatches += len(work.sizes)
             if reporter is not None:
                 reporter.step(row, is_kept=is_kept)
-            if self._stop.finish():
+            if self._trainer.heard_stop:
                 self._stop_after(epoch)
                 return
             self._maybe_save(epoch)
@@ -181,12 +181,19 @@ class Run:
         )
 
     def _end_epoch(self, epoch: int) -> None:
-        """Measures, validates and saves; where the run was stopped inside the epoch, just so."""
+        """Measures, validates and saves; where the run ends inside the epoch, just so.
+
+        Told to stop while it validates, it does so at once, and whoever goes on begins here.
+        """
         self._share_measurements(epoch)
         metrics: dict[str, float] = {}
         if self._feed.has_validation:
             with self._meters.phase("validate"):
-                sums = self._trainer.evaluate(*self._feed.validation())
+                works, batches = self._feed.validation()
+                sums = self._trainer.evaluate(works, batches, is_told=lambda: self._request.is_heard)
+            if sums is None:
+                self._stop_after(epoch)
+                return
             metrics = sums.metrics
             if self._reporter is not None:
                 self._reporter.validated(epoch, self.step, sums)

@@ -1,23 +1,25 @@
 """How all ranks come to stop after the same step, when somebody has asked for it.
 
-    step s      a rank of stage i is told: its 1 is in the small sums of the sync
-                all replicas of stage i know, as they have the same sum
-    step s+1    each bundle takes the greatest of what its stages know, behind the step
-                all stages of all bundles know the same: this was the last step
+    step s      begins       each rank tells its bundle whether it has heard of a request
+                forwards     go on meanwhile
+                sync         its small sums have a 1 from each bundle in which somebody has
+                ends         all replicas of a stage have the same sum, and all stages of a bundle
+                             have put in the same: all ranks know the same, this was the last step
 
-So nobody decides by a clock, and no rank asks any other outside its bundle.
+So nobody decides by a clock, and no rank asks any other outside its bundle. Between steps, in a
+validation, all ranks ask each other outright: that is seldom.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 
 import torch
 from torch.distributed import Work
 
 from launcher.paths import RunPaths
+from launcher.stop_request import forget_request
 from workers.comm import Group
 from workers.session import Session
 
@@ -28,11 +30,12 @@ LOOK_S = 0.5
 class StopRequest:
     """Whether this rank has heard that the run is to stop.
 
-    The reporter looks for the request file, once for all.
+    The reporter looks for the request file, once for all. Whenever that was written, it counts: a
+    start, a node that joins and a resume do not take it for an old one. It goes with the end of
+    the run (`forget`), and who begins a new one clears what a dead run has left.
 
     Args:
         is_told: whether this node is told to, by a signal.
-        is_first_start: a request that is there already is an old one.
         clock: seconds, monotonic.
     """
 
@@ -42,17 +45,14 @@ class StopRequest:
         is_told: Callable[[], bool],
         *,
         is_reporter: bool,
-        is_first_start: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._file = paths.drain
+        self._paths = paths
         self._is_told = is_told
         self._is_reporter = is_reporter
         self._clock = clock
         self._looked_at = -LOOK_S
         self._is_there = False
-        if is_reporter and is_first_start:
-            self.forget()  # it was meant for a run that is no more
 
     @property
     def is_heard(self) -> bool:
@@ -60,22 +60,22 @@ class StopRequest:
         return self._is_told() or (self._is_reporter and self._look())
 
     def forget(self) -> None:
-        """Removes the request."""
-        with suppress(OSError):
-            self._file.unlink(missing_ok=True)
+        """The run has ended, so that there is nothing left to ask of it; by the reporter."""
+        if self._is_reporter:
+            forget_request(self._paths)
 
     def _look(self) -> bool:
         now = self._clock()
         if not self._is_there and now - self._looked_at >= LOOK_S:
             self._looked_at = now
-            self._is_there = self._file.exists()
+            self._is_there = self._paths.drain.exists()
         return self._is_there
 
 
 class StopWord:
-    """Tells the stages of a bundle what each has heard from its replicas.
+    """Tells the ranks of a bundle what each has heard.
 
-    Collective: the bundle, in all calls.
+    Collective: the bundle, in all calls; `begin` and `finish` take turns.
     """
 
     def __init__(self, session: Session) -> None:
@@ -88,13 +88,13 @@ class StopWord:
         self._work: Work | None = None
 
     def begin(self, heard: bool) -> None:
-        """Sends what this stage has heard by the end of the step before; behind this step."""
+        """Sends what this rank has heard, behind the forwards of the step that begins."""
         self._word.fill_(float(heard))
         if self._group is not None:
             self._work = self._group.all_reduce(self._word)
 
     def finish(self) -> bool:
-        """Whether the step that is finished now was the last."""
+        """Whether any rank of the bundle has heard of a request."""
         if self._work is not None:
             self._work.wait()
             self._work = None

@@ -122,7 +122,7 @@ def train(
             return EXIT_RESUMABLE if end == "stopped" else EXIT_DONE
         session = join(config, arrival)
         life.events.note("met", {"rank": session.place.rank})
-        run = _run(config, session, life, is_first_start=env.attempt == 0)
+        run = _run(config, session, life)
         if session.is_reporter and session.topology.spare_ranks:
             tell_end(store, "stopped" if run.is_stopped else "safe" if run.is_saved else "lost")
         session.close()
@@ -135,7 +135,7 @@ def idle_by_plan(config: TrainConfig, topology: Topology) -> Iterator[str]:
     return warnings(Pipeline.of(topology, config.schedule), batch, topology.num_bundles)
 
 
-def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_start: bool) -> Run:
+def _run(config: TrainConfig, session: Session, life: Liveness) -> Run:
     paths = RunPaths(Path(config.run_dir))
     recipe = load_recipe(config)
     meters = Meters()
@@ -184,7 +184,6 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
             paths,
             lambda: life.is_told_to_stop,
             is_reporter=session.is_reporter,
-            is_first_start=is_first_start,
         )
         stop = StopWord(session)
         run = Run(
@@ -195,9 +194,8 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         if restore is not None:
             restore.room.is_done = run.is_saved
         if session.is_reporter:
-            if run.is_stopped:
-                request.forget()
             write_outcome(paths, run.outcome)
+            request.forget()  # not before the outcome: who has asked asks again until that is there
         life.events.note("stops" if run.is_stopped else "done", {"step": run.step})
     return run
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -95,10 +94,10 @@ class Trainer:
         self._has_stepped = False
         self.sync = self._make_sync()
         self._sums = self.sync.extra[:_NUM_SUMS]
-        self.wants_stop = False
-        """Whether this rank has heard that the run is to stop; goes out with the next step."""
+        self.wants_stop: Callable[[], bool] = _never
+        """Whether a rank of this bundle has heard that the run is to stop; asked once a step."""
         self.heard_stop = False
-        """Whether some replica of this stage wanted to stop in the last step; they all agree."""
+        """Whether some bundle wanted to stop in the last step; all ranks agree."""
         self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
         place, topology = session.place, session.topology
         self._replicas = ReplicaCheck(
@@ -162,7 +161,7 @@ class Trainer:
             work,
             batches,
             before_last_backward=self.sync.arm,
-            on_forwards_done=partial(self._write_sums, self._sums),
+            on_forwards_done=self._forwards_done,
         )
         self.sync.finish()
         sums = self._sums.tolist()
@@ -186,18 +185,36 @@ class Trainer:
         self.last_sums = _read_sums(sums, outcome, work.num_samples)
         return outcome
 
-    def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> StepSums:
+    def _forwards_done(self, outcome: Outcome) -> None:
+        """The small sums of the step are complete."""
+        self._write_sums(self._sums, outcome)
+        self._sums[_STOP] = float(self.wants_stop())
+
+    def evaluate(
+        self, works: Sequence[StepWork], batches: Iterator[Batch], *, is_told: Callable[[], bool]
+    ) -> StepSums | None:
         """Mean loss and metrics over the validation samples; right on the last stage only.
 
         Collective: every active rank.
+
+        Args:
+            works: the pass in parts.
+            is_told: whether this rank has heard that the run is to stop; asked before each part.
+
+        Returns:
+            None where a rank has, on all ranks.
         """
         self._forward_state.begin_step()
-        outcome = self.bundle.evaluate(work, batches)
+        outcome = Outcome()
+        for work in works:
+            if any(self.total([float(is_told())])):
+                return None
+            outcome.merge(self.bundle.evaluate(work, batches))
         sums = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._session.device)
         self._write_sums(sums, outcome)
         found = self.sync.all_sum(sums).tolist()
-        self._forward_state.settle(found[_FOUND], is_first=self._does_first(work))
-        return _read_sums(found, outcome, work.num_samples)
+        self._forward_state.settle(found[_FOUND], is_first=self._does_first(works[0]))
+        return _read_sums(found, outcome, works[0].num_samples)
 
     def _does_first(self, work: StepWork) -> bool:
         """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""
@@ -205,7 +222,6 @@ class Trainer:
 
     def _write_sums(self, sums: Tensor, outcome: Outcome) -> None:
         """Puts in what this rank has to say of the step, once its forwards are done."""
-        sums[_STOP] = float(self.wants_stop)
         sums[_FOUND] = float(self._forward_state.count_found())
         if outcome.loss is None:
             return
@@ -268,6 +284,10 @@ class Trainer:
 def _compiled(forward: Forward) -> Forward:
     compiled: Forward = torch.compile(forward)
     return compiled
+
+
+def _never() -> bool:
+    return False
 
 
 def _loss_of(sums: Sequence[float]) -> StepLoss:

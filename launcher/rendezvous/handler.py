@@ -132,6 +132,8 @@ class BundleRendezvousHandler(RendezvousHandler):
                 waits = self._ranks.has_run and not self._node.member.is_spare
                 stop_by = min(stop_by, time.monotonic() + (STOP_WAIT_S if waits else 0.0))
             if time.monotonic() > stop_by:
+                if self._ranks.has_run:
+                    self._ranks.pass_on_stop()
                 raise SystemExit(EXIT_RESUMABLE)
             if time.monotonic() > deadline:
                 raise RendezvousTimeoutError(self._why_none())
