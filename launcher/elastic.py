@@ -21,7 +21,14 @@ from launcher.board import BOARD_VARIABLE, Board
 from launcher.claim import CLAIM_VARIABLE, Claim
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
-from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, ConfigError, NodeError, meaning_of
+from launcher.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    ConfigError,
+    NodeError,
+    meaning_of,
+)
 from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
 from launcher.hardware import THREADS_VARIABLE
@@ -172,8 +179,8 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         raise NodeError(
             f"the nodes did not meet at {where}: {exc}; see {node.log_dir}/{AGENT_LOG}"
         ) from exc
-    is_stopped = any(row.exit_code == EXIT_RESUMABLE for _, row in start.board.rows())
-    return EXIT_RESUMABLE if is_stopped else EXIT_DONE
+    codes = {row.exit_code for _, row in start.board.rows()}
+    return next((code for code in (EXIT_RESUMABLE, EXIT_FAILED) if code in codes), EXIT_DONE)
 
 
 def _start_agent(plan: LaunchPlan, start: Start) -> None:

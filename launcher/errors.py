@@ -17,7 +17,7 @@ _MEANINGS = {
     EXIT_FAILED: "the run failed",
     EXIT_CONFIG: "an option, a file or a name is wrong",
     EXIT_NODE: "this machine is not fit",
-    EXIT_RESUMABLE: "stopped before its end, on purpose; the same command goes on from there",
+    EXIT_RESUMABLE: "stopped before its end, or its state is not on disk; the same command goes on",
 }
 
 

@@ -22,3 +22,14 @@ def write_text(path: Path, text: str) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def is_absent(path: Path) -> bool:
+    """Whether there is surely nothing at `path`; a folder that does not answer is no proof."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False

@@ -19,6 +19,7 @@ from typing import Any
 
 SHARED_MEMORY = Path("/dev/shm")
 _PREFIX = "bundlerun-mp"
+_MARK = rf"{_PREFIX}-(\d+)-(\d+)-(\d+)"
 _WARNINGS = "PYTHONWARNINGS"
 _QUIET = "ignore:resource_tracker:UserWarning"
 _util: Any = util
@@ -60,6 +61,18 @@ def own_mark() -> str:
     return f"{_PREFIX}-{os.getuid()}-{_namespace()}-{os.getpid()}"
 
 
+def is_alive(mark: str) -> bool:
+    """Whether the process that a mark names may live; no mark, or one from elsewhere: it may."""
+    match = re.fullmatch(_MARK, mark)
+    if match is None or (int(match[1]), int(match[2])) != (os.getuid(), _namespace()):
+        return True
+    try:
+        state = Path(f"/proc/{match[3]}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"  # dead, and nobody has asked for its exit code yet
+
+
 def sweep(
     *,
     shared: Path = SHARED_MEMORY,
@@ -70,7 +83,7 @@ def sweep(
     alive = is_alive or (lambda pid: Path(f"/proc/{pid}").exists())
     swept = []
     for path in _marked(shared, temp or Path(tempfile.gettempdir())):
-        match = re.search(rf"{_PREFIX}-(\d+)-(\d+)-(\d+)", path.name)
+        match = re.search(_MARK, path.name)
         if match is None or alive(int(match[3])):
             continue
         if (int(match[1]), int(match[2])) != (os.getuid(), _namespace()):

@@ -15,7 +15,11 @@ from pathlib import Path
 from typing import TextIO
 
 from launcher.errors import ConfigError
+from launcher.leftovers import is_alive, own_mark
 
+ORPHANS_S = 3.0
+"""How long a claim is waited for whose agent is dead: what that has forked may hold it so long."""
+_POLL_S = 0.02
 SWEEP_AFTER_S = 3600.0
 """Age of a lock's file from which it is looked at; only to save work, a lock that is held stays."""
 
@@ -41,15 +45,18 @@ def claimed_name(job: str, wanted: str = "", *, folder: Path | None = None) -> I
     names = [wanted] if wanted else chain([host], (f"{host}-{number}" for number in count(2)))
     for name in names:
         path = where / f"bundlerun-{os.getuid()}-{_digest(f'{job} {name}')}.lock"
-        lock = _lock(path)
+        lock = _lock(path) or _lock_after_orphans(path)
         if lock is not None:
+            lock.write(own_mark())
+            lock.flush()
             try:
                 yield name
             finally:
                 _release(path, lock)
             return
     raise ConfigError(
-        f"--node-name {wanted!r} is taken by another agent of this job; give each its own"
+        f"--node-name {wanted!r} is taken by another agent of this job ({_holder(path)}); give "
+        "each its own"
     )
 
 
@@ -64,16 +71,45 @@ def _lock(path: Path) -> TextIO | None:
     that nobody else will meet, and tries again.
     """
     while True:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        file = os.fdopen(descriptor, "w")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        file = os.fdopen(descriptor, "r+")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.close()
             return None
         if _is_at(path, file):
+            file.truncate(0)
             return file
         file.close()
+
+
+def _lock_after_orphans(path: Path) -> TextIO | None:
+    """The lock of an agent that was killed a moment ago, once all that it had forked has ended.
+
+    A node that is killed whole and started again at once would else be another node.
+    """
+    deadline = time.monotonic() + ORPHANS_S
+    while not is_alive(_read(path)) and time.monotonic() < deadline:
+        lock = _lock(path)
+        if lock is not None:
+            return lock
+        time.sleep(_POLL_S)
+    return None
+
+
+def _read(path: Path) -> str:
+    """The mark of who holds a lock; empty where it is just being taken."""
+    with suppress(OSError, UnicodeError):
+        return path.read_text(encoding="ascii")
+    return ""
+
+
+def _holder(path: Path) -> str:
+    mark = _read(path)
+    if is_alive(mark):
+        return f"process {mark.rpartition('-')[2]}"
+    return f"what its dead agent left still runs after {ORPHANS_S:g} s"
 
 
 def _is_at(path: Path, file: TextIO) -> bool:

@@ -165,6 +165,11 @@ class SnapshotPaths:
         """What the processes of a run hold for as long as they live."""
         return folder / "lock"
 
+    @staticmethod
+    def mark(folder: Path) -> Path:
+        """Says that what is in a folder is on no disk, JSON."""
+        return folder / "unsaved.json"
+
     def piece(self, token: str, role: str) -> Path:
         """The file of one piece.
 

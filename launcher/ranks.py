@@ -67,7 +67,7 @@ class Ranks:
         return self._board.is_told_to_stop
 
     def pass_on_stop(self) -> None:
-        """This node goes, as it is told to stop, without a round to do so in: the run is to, too."""
+        """A node that is told to stop goes without a round to do so in: the run is to stop, too."""
         if self._board.run_dir:
             with suppress(OSError):  # it goes all the same; who told it may tell another
                 request_stop(RunPaths(Path(self._board.run_dir)), "a node was told to stop")

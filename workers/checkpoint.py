@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -114,7 +115,8 @@ class Checkpoints:
             written = write_tensors(path, tensors)
             _sync_folder(folder)
         except OSError as exc:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):  # what made the writing fail may make this fail, too
+                path.unlink(missing_ok=True)
             raise self._cannot_write(path, exc) from exc
         return Part(file=path.name, names=tuple(tensors), **written._asdict())
 

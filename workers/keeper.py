@@ -26,6 +26,7 @@ from launcher.paths import RunPaths
 from workers.checkpoint import Checkpoints
 from workers.restore import Restore, Restored
 from workers.session import Session
+from workers.snapshot_mark import Mark
 from workers.state import stage_names
 from workers.trainer import Trainer
 
@@ -135,6 +136,8 @@ class Keeper:
         self._checkpoints = Checkpoints(
             self._paths, config.keep, token=session.token, config=config, about=about
         )
+        self.why_unsaved = "it was not written"
+        """What became of the last checkpoint that could not be written; bundle 0 knows."""
 
     def resume(self, found: Found) -> Resumed | None:
         """Loads the newest state there is, a snapshot or a checkpoint; None where there is none.
@@ -195,8 +198,25 @@ class Keeper:
         if self._session.place.bundle != 0:
             return
         found = self._session.gather_bundle(self._write_part(progress.step))
+        failure = ""
         if self._session.is_reporter:
-            self._commit(progress, [f for f in found if f is not None])
+            failure = self._commit(progress, [f for f in found if f is not None])
+        failures = [text for text in self._session.gather_bundle(failure) if text]
+        if failures:
+            self.why_unsaved = failures[0]
+            self.mark_unsaved(progress.step)
+        elif self._restore is not None:
+            self._restore.room.unmark()
+
+    @property
+    def where_in_memory(self) -> str:
+        """The folder of this node's snapshots; empty without any."""
+        return "" if self._restore is None else self._restore.room.where
+
+    def mark_unsaved(self, step: int) -> None:
+        """What the memory of this node has up to `step` is on no disk: nobody is to sweep it."""
+        if self._restore is not None:
+            self._restore.room.mark(Mark(run_dir=str(self._paths.root.absolute()), step=step))
 
     def _write_part(self, step: int) -> dict[str, Any] | None:
         if not self._session.is_writer:
@@ -208,7 +228,8 @@ class Keeper:
         except CheckpointError as exc:
             return {"error": str(exc)}
 
-    def _commit(self, progress: Progress, parts: list[dict[str, Any]]) -> None:
+    def _commit(self, progress: Progress, parts: list[dict[str, Any]]) -> str:
+        """Makes the checkpoint exist; why it does not, where that fails."""
         try:
             for part in parts:
                 if "error" in part:
@@ -218,7 +239,12 @@ class Keeper:
             self._checkpoints.prune()
         except CheckpointError as exc:
             self._checkpoints.abandon(progress.step)
-            log.warning("no checkpoint of step %d: %s; training goes on", progress.step, exc)
+            log.warning(
+                "no checkpoint of step %d: %s; the next one is tried in its turn",
+                progress.step, exc,
+            )  # fmt: skip
+            return str(exc)
+        return ""
 
     def _damage_anywhere(self, checkpoint: Checkpoint) -> str | None:
         """What is wrong with the files that some rank needs; None on all ranks or on none.

@@ -31,7 +31,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from launcher.board import Board, Row
 from launcher.entry import AFTERMATH_S
-from launcher.errors import EXIT_FAILED, BundleError
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 
 BEAT_S = 0.25
@@ -61,6 +61,7 @@ class Liveness:
         self._agent_fd = -1
         self._signals = -1
         self._num_steps = 0
+        self._has_agreed = False
         self._before_end: Callable[[float], None] = lambda _: None
         self._on_stop: Callable[[], None] | None = None
         if is_launched:
@@ -116,6 +117,7 @@ class Liveness:
 
     def agree_to_stop(self) -> None:
         """All ranks stop after this step, and their next start would, too."""
+        self._has_agreed = True
         if self._board is not None:
             self._board.agree_to_stop()
 
@@ -144,6 +146,18 @@ class Liveness:
         """The process is about to end in good order."""
         if self._row is not None:
             self._row.end(exit_code)
+
+    def code_for_agent(self, code: int) -> int:
+        """What the process of a run that is over ends with.
+
+        bundlerun's agent reads `code` from the board. It, and torchrun's for a run that was told to
+        stop, would start again what ends with another code than 0.
+        """
+        if not self.is_launched:
+            return code
+        is_bundleruns = multiprocessing.parent_process() is not None
+        is_as_asked = code == EXIT_RESUMABLE and self._has_agreed
+        return EXIT_DONE if is_bundleruns or is_as_asked else code
 
     def end_now(self, exit_code: int) -> None:
         """Ends the process, save for a copy of the state that is under way; never returns."""

@@ -9,12 +9,17 @@ import json
 import logging
 import math
 import os
+import shutil
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import FileIO
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from launcher.errors import ConfigError
+from launcher.files import is_absent
 from launcher.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -22,11 +27,16 @@ if TYPE_CHECKING:
 
 Kind = Literal["start", "step", "epoch", "eval", "restart", "stop", "end"]
 
+_MOST_LATE = 10_000
+"""Lines that are kept for a disk that is full: some megabytes."""
+
 log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
-    """Appends to the history of a run; one rank has it. A full disk costs lines, not the run.
+    """Appends to the history of a run; one rank has it. A full disk does not end the run.
+
+    Lines that cannot be written wait for room, the newest `_MOST_LATE`.
 
     Args:
         paths: of the run.
@@ -44,21 +54,41 @@ class MetricsWriter:
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        self._paths = paths
         self._path = paths.metrics
         self._clock = clock
         self._warned = False
+        self._late: deque[bytes] = deque(maxlen=_MOST_LATE)
         self._held: tuple[bytes, Kind, Mapping[str, object]] | None = None
         self._events = _summary_writer(paths) if tensorboard else None
         try:
-            paths.root.mkdir(parents=True, exist_ok=True)
-            self._file = self._path.open("ab", buffering=0)
-            self._beside = os.open(paths.held_metrics, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            self._file, self._beside = _open(paths)
             self._torn = _ends_torn(paths)
         except OSError as exc:
             raise ConfigError(
                 f"cannot write --run-dir {str(paths.root)!r}: {exc.strerror}; give a folder that "
                 "you may write"
             ) from exc
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the file, or its folder, has been deleted or renamed under the run."""
+        return is_absent(self._path)
+
+    def make_again(self) -> None:
+        """Puts the history, which the open file still has, where it was.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        file, beside = _open(self._paths)
+        lost, self._file = self._file, file
+        os.close(self._beside)
+        self._beside = beside
+        with lost, Path(f"/proc/self/fd/{lost.fileno()}").open("rb") as old:
+            shutil.copyfileobj(old, file)
+        if self._held is not None:
+            os.pwrite(beside, self._held[0], 0)
 
     def write(self, kind: Kind, **values: object) -> None:
         """Appends one line that another process can read at once.
@@ -94,16 +124,22 @@ class MetricsWriter:
         return (json.dumps(line, allow_nan=False) + "\n").encode()
 
     def _put(self, line: bytes, kind: Kind, values: Mapping[str, object]) -> None:
+        self._late.append(line)
         try:
-            self._append(line)
+            self._write_late()
             self._write_events(kind, values)
         except OSError as exc:
             self._warn_once(exc)
 
+    def _write_late(self) -> None:
+        while self._late:
+            self._append(self._late[0])
+            self._late.popleft()
+
     def forget(
         self, step: int, *, with_ends: bool, last: Mapping[str, object] | None = None
-    ) -> None:
-        """Takes out what the history says of steps that are to be done again.
+    ) -> int:
+        """Takes out what the history says of steps that are to be done again; how many lines.
 
         A line that was kept back comes in where it is about a step that stays, and so does `last`:
         who writes may have died between finishing a step and writing.
@@ -118,13 +154,16 @@ class MetricsWriter:
                 cut, lines = _tail(file, step)
                 file.seek(cut)
                 kept = [line for line in lines if not _is_after(line, step, with_ends)]
+                num_out = len(lines) - len(kept)
                 held = os.pread(self._beside, _BLOCK_BYTES, 0).partition(b"\n")[0] + b"\n"
                 candidates = [held, self._line("step", last)] if last else [held]
                 kept += _missing(kept, candidates, step)
                 file.write(b"".join(kept))
                 file.truncate()
+            return num_out
         except OSError as exc:
             self._warn_once(exc)
+            return 0
 
     def _append(self, line: bytes) -> None:
         """A line that a full disk cut short must not swallow the next one as well."""
@@ -145,12 +184,22 @@ class MetricsWriter:
     def _warn_once(self, exc: OSError) -> None:
         if not self._warned:
             log.warning(
-                "cannot write %r: %s; training goes on without it", str(self._path), exc.strerror
+                "cannot write %r: %s; training goes on, the newest %d lines wait for room",
+                str(self._path),
+                exc.strerror,
+                _MOST_LATE,
             )
         self._warned = True
 
     def close(self) -> None:
         """Ends the files."""
+        try:
+            self._write_late()
+        except OSError as exc:
+            log.warning(
+                "the last %d lines of %r are lost: %s",
+                len(self._late), str(self._path), exc.strerror,
+            )  # fmt: skip
         self._file.close()
         os.close(self._beside)
         try:
@@ -169,6 +218,14 @@ class MetricsWriter:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _open(paths: RunPaths) -> tuple[FileIO, int]:
+    """The history, and the file for the line that is kept back."""
+    paths.root.mkdir(parents=True, exist_ok=True)
+    file = paths.metrics.open("ab", buffering=0)
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    return file, os.open(paths.held_metrics, flags, 0o644)
 
 
 def plain(value: object) -> object:

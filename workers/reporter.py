@@ -17,6 +17,7 @@ from tqdm import tqdm
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.files import write_text
+from launcher.outcome import Outcome
 from launcher.paths import RunPaths
 from launcher.topology import Topology
 from workers.metrics import MetricsWriter
@@ -60,6 +61,8 @@ class Reporter:
         self._first_step = 0
         self._untold = ""
         self._finished: Mapping[str, Any] | None = None
+        self.has_lost_folder = False
+        """Whether the run folder was deleted or renamed under the run."""
         self._bar: tqdm[NoReturn] | None = None
         self._writer = MetricsWriter(self._paths, config.tensorboard)
         _write(self._paths.config, config.to_json())
@@ -84,11 +87,18 @@ class Reporter:
 
         Args:
             progress: how far the run had come.
-            source: "snapshot" or "checkpoint".
+            source: "snapshot", "checkpoint", or "nothing", where neither was left.
         """
         # The epoch's end comes behind its last step's snapshot, and behind a stop while it lasts.
-        is_end_to_come = source == "snapshot" or progress.step_in_epoch == self._steps_per_epoch
-        self._writer.forget(progress.step, with_ends=is_end_to_come, last=progress.row)
+        is_end_to_come = (
+            source != "checkpoint" or progress.step_in_epoch == self._course.steps_per_epoch
+        )
+        num_out = self._writer.forget(progress.step, with_ends=is_end_to_come, last=progress.row)
+        if source == "nothing":
+            if num_out:
+                log.warning("begins at step 0 again: there is neither a snapshot nor a checkpoint")
+                self._writer.write("restart", step=0, epoch=0, source=source)
+            return
         self._summary = _read_summary(self._paths)
         self._summary.epochs, self._summary.steps = progress.epoch, progress.step
         log.info(
@@ -96,6 +106,23 @@ class Reporter:
             progress.step, progress.epoch + 1, source,
         )  # fmt: skip
         self._writer.write("restart", step=progress.step, epoch=progress.epoch, source=source)
+
+    def looks_lost(self) -> bool:
+        """Whether the run folder was deleted or renamed under the run; made anew then, and told."""
+        if not self._writer.is_gone:
+            return False
+        self.has_lost_folder = True
+        log.error(
+            "%s was deleted or renamed while the run goes on, and what other nodes need with it: "
+            "the run stops, with its history and its state in a new folder of that name",
+            self._paths.root,
+        )
+        try:
+            self._writer.make_again()
+        except OSError as exc:
+            log.error("cannot make %s again: %s", self._paths.root, exc.strerror)
+        _write(self._paths.config, self._config.to_json())
+        return True
 
     def snapshot_steps(self, every: int, share: float) -> None:
         """Says how often snapshots are taken from now on.
@@ -209,18 +236,26 @@ class Reporter:
             self._course.epoch_text(epoch), sums.loss, self._course.metrics_text(sums.metrics),
         )  # fmt: skip
 
-    def finish(self, *, is_stopped: bool = False) -> None:
-        """Writes the summary, and says it where the run is done."""
+    def finish(self, outcome: Outcome, *, is_as_asked: bool = True) -> None:
+        """Writes the summary, and says it where the run is done; else what became of it.
+
+        Args:
+            outcome: how the run ended.
+            is_as_asked: it was told to stop, and did so with its state on disk.
+        """
         self.all_finished()
         summary = self._summary
         _write(self._paths.summary, json.dumps(asdict(summary), indent=2))
-        if is_stopped:
+        if outcome.state != "done":
             self._tell_step()
-            log.info(
-                "stopped after step %d, as asked; the same command goes on from there",
-                summary.steps,
-            )
             self._writer.write("stop", step=summary.steps)
+            if is_as_asked:
+                log.info(
+                    "stopped after step %d, as asked; the same command goes on from there",
+                    summary.steps,
+                )
+            else:
+                log.error("%s", outcome.reason)
             return
         self._writer.write("end", **asdict(summary))
         for line in summary_lines(summary, self._course):

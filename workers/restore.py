@@ -284,7 +284,7 @@ def _run_id(paths: RunPaths) -> str:
     """The run's id; made where there is none, so that a folder that is made anew is a new run.
 
     Raises:
-        NodeError: the run folder cannot be made or written; a full disk is no reason to end.
+        NodeError: the run folder cannot be made or written: nothing of the run could be kept.
     """
     try:
         text = paths.run_id.read_text(encoding="ascii").strip()
@@ -296,15 +296,10 @@ def _run_id(paths: RunPaths) -> str:
     try:
         write_text(paths.run_id, f"{made}\n")
     except OSError as exc:
-        if exc.errno not in _FULL:
-            raise NodeError(
-                f"cannot write --run-dir {str(paths.root)!r}: {exc.strerror}; give a folder that "
-                "you may write"
-            ) from exc
-        log.warning(
-            "cannot write %s: %s; the next start will not find this one's snapshots",
-            paths.run_id, exc.strerror,
-        )  # fmt: skip
+        remedy = "make room" if exc.errno in _FULL else "give a folder that you may write"
+        raise NodeError(
+            f"cannot write --run-dir {str(paths.root)!r}: {exc.strerror}; {remedy}"
+        ) from exc
     return made
 
 

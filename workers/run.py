@@ -13,9 +13,9 @@ from typing import Any
 
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
-from launcher.errors import EXIT_DONE, EXIT_RESUMABLE
 from launcher.outcome import Outcome
 from workers.bundle import StepWork
+from workers.ending import Kept, outcome_of
 from workers.feed import Feed
 from workers.keeper import Keeper
 from workers.liveness import Liveness
@@ -49,6 +49,10 @@ class Run:
         """Finished steps."""
         self.is_stopped = False
         """Whether the run was told to stop before its end."""
+        self.kept: Kept = "nowhere"
+        """Where the last state is, once the run is over."""
+        self._has_lost_folder = False
+        self._epoch = 0
         self._config = config
         self._session = session
         self._feed = feed
@@ -63,39 +67,67 @@ class Run:
         trainer.wants_stop = stop.finish
 
     @property
-    def is_saved(self) -> bool:
-        """Whether there is a checkpoint of the last step, as far as this rank sees."""
-        return self._keeper.is_saved(self.step)
-
-    @property
     def outcome(self) -> Outcome:
-        """How the run ended."""
-        if self.is_stopped:
-            kept = "a checkpoint" if self.is_saved else "no checkpoint, as it could not be written"
-            return Outcome(
-                state="stopped",
-                exit_code=EXIT_RESUMABLE,
-                reason=f"told to stop; there is {kept} of step {self.step}",
-                step=self.step,
-            )
-        return Outcome(state="done", exit_code=EXIT_DONE, reason="all steps done", step=self.step)
+        """How the run ended; state and code are the same on all ranks, the words the reporter's."""
+        return outcome_of(
+            self.step,
+            is_stopped=self.is_stopped,
+            has_lost_folder=self._has_lost_folder,
+            kept=self.kept,
+            why=self._keeper.why_unsaved,
+            where=self._keeper.where_in_memory,
+        )
 
     def train_from(self, progress: Progress) -> None:
         """Trains from `progress` to the end of the run."""
-        self.step = progress.step
+        self.step, self._epoch = progress.step, progress.epoch
         for epoch in range(progress.epoch, self._config.epochs):
             first = progress.step_in_epoch if epoch == progress.epoch else 0
             self._train_epoch(epoch, first)
             if self.is_stopped or self._is_over(self.step):
                 break
+        self.kept = self._keep_last()
         if self._reporter is not None:
-            self._reporter.finish(is_stopped=self.is_stopped)
+            is_as_asked = self.kept == "disk" and not self._has_lost_folder
+            self._reporter.finish(self.outcome, is_as_asked=is_as_asked)
+
+    def _keep_last(self) -> Kept:
+        """Where the last state is, all ranks alike; what no disk has, memory is made to have."""
+        if self._snapshots is not None:
+            self._snapshots.before_last()
+        if not self._is_missing():
+            return "disk"
+        in_epoch = self.step - self._epoch * self._feed.steps_per_epoch
+        if self._has_lost_folder:  # after the last checkpoint
+            self._save(self._epoch, in_epoch, {})
+            if not self._is_missing():
+                return "disk"
+        progress = self._progress(self._epoch, in_epoch, {})
+        is_lost = self._snapshots is None or not self._snapshots.save_last(progress)
+        if any(self._trainer.total([float(is_lost)])):
+            return "nowhere"
+        self._keeper.mark_unsaved(self.step)
+        return "memory"
+
+    def _is_missing(self) -> bool:
+        """Whether there is no checkpoint of the last step, and what of the folder; the same on all.
+
+        Collective: every active rank.
+        """
+        is_missing = has_lost = False
+        if self._reporter is not None:
+            has_lost = self._reporter.looks_lost() or self._reporter.has_lost_folder
+            is_missing = not self._keeper.is_saved(self.step)
+        num_missing, num_lost = self._trainer.total([float(is_missing), float(has_lost)])
+        self._has_lost_folder = num_lost > 0
+        return num_missing > 0
 
     def _is_over(self, step: int) -> bool:
         return 0 < self._config.max_steps <= step
 
     def _train_epoch(self, epoch: int, first: int) -> None:
         feed, reporter = self._feed, self._reporter
+        self._epoch = epoch
         self.step = epoch * feed.steps_per_epoch + first
         self._num_unreadable = 0
         self._num_microbatches = 0
@@ -190,7 +222,8 @@ class Run:
         if self._feed.has_validation:
             with self._meters.phase("validate"):
                 works, batches = self._feed.validation()
-                sums = self._trainer.evaluate(works, batches, is_told=lambda: self._request.is_heard)
+                is_told = lambda: self._request.is_heard  # noqa: E731
+                sums = self._trainer.evaluate(works, batches, is_told=is_told)
             if sums is None:
                 self._stop_after(epoch)
                 return

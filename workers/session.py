@@ -38,8 +38,9 @@ log = logging.getLogger(__name__)
 
 _END = "end"
 _SAMPLES = "samples"
-End = Literal["lost", "safe", "stopped"]
-"""The end for spare ranks: the last state is not on disk, or it is, or so with steps left to do."""
+End = Literal["lost", "safe", "stopped", "unsaved", "failed"]
+"""The end for spare ranks: no word of it; the last state is on disk, or so with steps left to do;
+it is in memory alone; it is nowhere."""
 _LONGEST_WAIT = timedelta(days=20)
 """About the most milliseconds that the store can count."""
 

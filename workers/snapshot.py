@@ -89,6 +89,8 @@ class Snapshots:
         self._agreed: Future[None] | None = None
         self._waited = 0.0
         self._num_saved = 0
+        self._newest = -1 if restored is None else restored[0]
+        """The last step that there is a snapshot of, or is to be."""
         self._is_off = False
 
     def _bundle_group(self) -> Group | None:
@@ -104,9 +106,12 @@ class Snapshots:
         Call it when a step is finished, and change nothing of the state before the sync of the
         next has gone through `before_first` and `before_last`.
         """
-        if not self.pace.is_due(progress.step):
-            return
+        if self.pace.is_due(progress.step):
+            self._begin(progress)
+
+    def _begin(self, progress: Progress) -> None:
         self._num_saved += 1
+        self._newest = progress.step
         copy = DeviceCopy.after_now(self._session.device)
         self._fed = self._helper.add(partial(self._copy_feedback, progress, copy, self._num_saved))
         self._copied = self._helper.add(partial(self._copy_share, progress, copy))
@@ -131,6 +136,16 @@ class Snapshots:
             self.pace.taken(self._fed.result() + self._copied.result() + self._waited)
         self._fed = self._copied = self._agreed = None
         self._waited = 0.0
+
+    def save_last(self, progress: Progress) -> bool:
+        """Keeps the last state of the run, due or not; whether this rank has its share of it.
+
+        Collective: the bundle, once all ranks of all bundles have come out of `before_last`.
+        """
+        if self._newest != progress.step:
+            self._begin(progress)
+            self.before_last()
+        return not self._is_off
 
     def close(self) -> None:
         """Waits a moment for the copy under way; what is sealed stays."""

@@ -7,7 +7,7 @@
 
 The pieces outlive the ranks; that is what they are for. A folder whose lock is free belongs to a
 run that ended badly. It may start again any moment, so it is left alone for a while, unless its
-memory is needed.
+memory is needed. What is on no disk (`unsaved.json`) is left alone for good, and told at starts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pathlib import Path
 
 from launcher.errors import NodeError
 from launcher.paths import SnapshotPaths
+from workers.snapshot_mark import Mark, read_mark, set_mark, tell_marked
 from workers.snapshot_piece import Layout
 from workers.snapshot_slot import Slot
 
@@ -80,6 +81,8 @@ def sweep(
 ) -> int:
     """Removes what dead runs of a user left beside those of `paths`; returns the number of runs.
 
+    What is on no disk stays: its own run, or its user, removes it.
+
     Args:
         grace_s: those that were alive so short ago stay, seconds.
         clock: seconds since the epoch.
@@ -97,6 +100,8 @@ def _sweep_one(folder: Path, newest: float) -> bool:
         return False
     try:
         if os.fstat(descriptor).st_mtime > newest or not _is_free(descriptor):
+            return False
+        if read_mark(folder) is not None:
             return False
         shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -173,9 +178,26 @@ class SnapshotRoom:
         return (path for paths in self._paths for path in paths.pieces())
 
     def sweep(self) -> None:
-        """Removes what dead runs left; by one rank of the node, at the start."""
+        """Removes what dead runs left, tells of what stays; by one rank of the node, at a start."""
         for paths in self._paths:
             sweep(paths)
+            tell_marked(folder for folder in paths.all_folders() if folder != paths.folder)
+
+    @property
+    def where(self) -> str:
+        """The folder that pieces of this node go to first."""
+        return str(self._paths[0].folder)
+
+    def mark(self, mark: Mark) -> None:
+        """What is here is on no disk, and stays whatever becomes of the run."""
+        for paths in self._paths:
+            if paths.folder.is_dir():
+                set_mark(paths.folder, mark)
+
+    def unmark(self) -> None:
+        """A newer state than what is here is on disk."""
+        for paths in self._paths:
+            paths.mark(paths.folder).unlink(missing_ok=True)
 
     def make_slot(self, token: str, role: str, layout: Layout, *, num_slots: int = 1) -> Slot:
         """A new file for pieces of a layout.

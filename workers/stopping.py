@@ -18,6 +18,7 @@ from collections.abc import Callable
 import torch
 from torch.distributed import Work
 
+from launcher.files import is_absent
 from launcher.paths import RunPaths
 from launcher.stop_request import forget_request
 from workers.comm import Group
@@ -36,6 +37,7 @@ class StopRequest:
 
     Args:
         is_told: whether this node is told to, by a signal.
+        is_lost: whether the run folder has gone, after which a run had better stop, too.
         clock: seconds, monotonic.
     """
 
@@ -45,11 +47,13 @@ class StopRequest:
         is_told: Callable[[], bool],
         *,
         is_reporter: bool,
+        is_lost: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._paths = paths
         self._is_told = is_told
         self._is_reporter = is_reporter
+        self._is_lost = is_lost
         self._clock = clock
         self._looked_at = -LOOK_S
         self._is_there = False
@@ -68,7 +72,7 @@ class StopRequest:
         now = self._clock()
         if not self._is_there and now - self._looked_at >= LOOK_S:
             self._looked_at = now
-            self._is_there = self._paths.drain.exists()
+            self._is_there = not is_absent(self._paths.drain) or self._is_lost()
         return self._is_there
 
 

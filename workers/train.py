@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from launcher.board import Board
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig, read_train_argv
 from launcher.console import ConsoleHandler
-from launcher.errors import EXIT_DONE, EXIT_RESUMABLE, BundleError
+from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.hardware import apply_layout, rank_layout, read_cpus
 from launcher.idle import Batch, warnings
@@ -34,6 +34,7 @@ from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
 from launcher.topology import Topology
 from workers.device import unused_kind
+from workers.ending import end_for_spares
 from workers.env import RankEnv
 from workers.feed import Feed
 from workers.keeper import Keeper, Resumed, look
@@ -65,6 +66,13 @@ from workers.words import Course
 
 log = logging.getLogger(__name__)
 
+SPARE_CODES: Mapping[End, int] = {
+    "lost": EXIT_DONE,
+    "safe": EXIT_DONE,
+    "stopped": EXIT_RESUMABLE,
+    "unsaved": EXIT_RESUMABLE,
+    "failed": EXIT_FAILED,
+}
 START = Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0)
 
 # Loaded with this module, not by each rank: bundlerun forks the ranks from a process that has it.
@@ -102,7 +110,7 @@ def train(
         claim: holds the run folder, once it is known that the ranks fit together.
 
     Returns:
-        The exit code: done, or stopped and resumable.
+        The exit code: done, stopped and resumable, or failed, as the last state is lost.
 
     Raises:
         BundleError: what the user can act on.
@@ -118,15 +126,14 @@ def train(
             for line in idle_by_plan(config, arrival.topology):
                 log.warning(line)
         if arrival.place.is_spare:
-            end = stand_by(config, arrival, life)
-            return EXIT_RESUMABLE if end == "stopped" else EXIT_DONE
+            return SPARE_CODES[stand_by(config, arrival, life)]
         session = join(config, arrival)
         life.events.note("met", {"rank": session.place.rank})
         run = _run(config, session, life)
         if session.is_reporter and session.topology.spare_ranks:
-            tell_end(store, "stopped" if run.is_stopped else "safe" if run.is_saved else "lost")
+            tell_end(store, end_for_spares(run.outcome, run.kept))
         session.close()
-    return EXIT_RESUMABLE if run.is_stopped else EXIT_DONE
+    return run.outcome.exit_code
 
 
 def idle_by_plan(config: TrainConfig, topology: Topology) -> Iterator[str]:
@@ -167,16 +174,15 @@ def _run(config: TrainConfig, session: Session, life: Liveness) -> Run:
             snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
             stack.callback(snapshots.close)
             life.before_end(snapshots.finish_copy)
+        progress = resumed.progress if resumed else START
+        source = resumed.source if resumed else "nothing"
         reporter = None
         if session.is_reporter:
             shares = getattr(recipe, "shares", ())
             course = Course.of(config, feed.steps_per_epoch, recipe.unit, shares)
             reporter = stack.enter_context(Reporter(config, session.topology, course))
             paths.outcome.unlink(missing_ok=True)
-            if resumed is not None:
-                reporter.resumed(resumed.progress, resumed.source)
-        progress = resumed.progress if resumed else START
-        source = resumed.source if resumed else "nothing"
+            reporter.resumed(progress, source)
         life.events.note("restored", {"step": progress.step, "source": source})
         if session.is_speaker:
             log.info("%s", where_line(session, progress.step, source))
@@ -184,6 +190,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness) -> Run:
             paths,
             lambda: life.is_told_to_stop,
             is_reporter=session.is_reporter,
+            is_lost=reporter.looks_lost if reporter is not None else lambda: False,
         )
         stop = StopWord(session)
         run = Run(
@@ -192,7 +199,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness) -> Run:
         guard.num_finished = lambda: run.step - progress.step
         run.train_from(progress)
         if restore is not None:
-            restore.room.is_done = run.is_saved
+            restore.room.is_done = run.kept == "disk"
         if session.is_reporter:
             write_outcome(paths, run.outcome)
             request.forget()  # not before the outcome: who has asked asks again until that is there
@@ -223,7 +230,7 @@ def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
     restore = Restore(config, arrival, is_reporter=False)
     restore.lend()
     end = wait_for_end(arrival.store)
-    restore.room.is_done = end != "lost"
+    restore.room.is_done = end in ("safe", "stopped")
     restore.room.close()
     return end
 
@@ -255,11 +262,7 @@ def make_snapshots(
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs this rank to its end and returns the exit code.
-
-    A rank that was told to stop returns 0 to an agent, which would start it again otherwise; the
-    agent's board, and outcome.json, say that it was.
-    """
+    """Runs this rank to its end and returns the exit code, as its agent is to see it."""
     logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()], force=True)
     life = Liveness.none()
     try:
@@ -295,12 +298,14 @@ def main(argv: Sequence[str] | None = None) -> int:
                 config = replace(config, shape=(1,), cut=(), chunks=1, schedule="auto")
         store = open_store(env, config.timeout_s)
         code = train(config, env, store, life, claimed_folder(config, env))
+        life.ends(code)
+        return life.code_for_agent(code)
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
         life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})
         code = exc.exit_code
     life.ends(code)
-    return EXIT_DONE if code == EXIT_RESUMABLE and life.is_launched else code
+    return code
 
 
 def _liveness(config: TrainConfig, env: RankEnv) -> Liveness:

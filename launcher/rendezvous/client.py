@@ -95,12 +95,13 @@ class Client:
             self._writer.write(encode(message))
 
     async def flush(self, wait_s: float) -> None:
-        """Waits until what was said has left this process."""
+        """Waits until what was said has left this process, which says no more."""
+        writer, self._writer = self._writer, None  # a beat behind the end would fail
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(wait_s):
-                if self._writer is not None:
-                    await self._writer.drain()
-                    self._writer.write_eof()
+                if writer is not None:
+                    await writer.drain()
+                    writer.write_eof()
 
     async def run(self) -> None:
         """Searches and listens until cancelled, or the job is closed."""

@@ -21,6 +21,7 @@ from torch.distributed import Store
 
 from launcher.checkpoints import survey
 from launcher.config import TrainConfig
+from launcher.errors import EXIT_RESUMABLE
 from launcher.paths import RunPaths
 from launcher.topology import Topology
 from tests.ranks.harness import free_port, outcomes, run_ranks
@@ -160,7 +161,7 @@ def test_a_frozen_rank_ends_all_others_in_time(tmp_path: Path) -> None:
     assert thawed.read_text() == "3 others had ended"
 
 
-def test_a_disk_on_which_nothing_can_be_written_any_more_does_not_end_the_run(
+def test_a_disk_on_which_nothing_can_be_written_any_more_does_not_end_the_run_early(
     tmp_path: Path,
 ) -> None:
     config = two_stages(tmp_path, checkpoint_steps=2, max_steps=NUM_STEPS)
@@ -181,9 +182,9 @@ def test_a_disk_on_which_nothing_can_be_written_any_more_does_not_end_the_run(
             return honest(self, work, *rest)  # type: ignore[arg-type]
 
         Trainer.step = step  # type: ignore[method-assign, assignment]
-        train(config, env, store)
+        assert train(config, env, store) == EXIT_RESUMABLE
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-        for what in ("no checkpoint of step 4", "metrics.jsonl", "summary.json", "run folder"):
+        for what in ("no checkpoint of step 4", "metrics.jsonl", "summary.json", "on no disk"):
             assert (env.rank == 1) == any(what in line for line in said), what
 
     run_ranks((2,), main, tmp_path)
@@ -208,7 +209,7 @@ def test_a_full_disk_costs_a_checkpoint_and_nothing_else(
 
     def main(env: RankEnv, store: Store) -> None:
         logging.basicConfig(filename=said, force=True)
-        train(config, env, store)
+        assert train(config, env, store) == EXIT_RESUMABLE
 
     run_ranks((2,), main, tmp_path)
     assert len(losses_of(tmp_path)) == 4

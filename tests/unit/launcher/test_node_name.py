@@ -1,10 +1,15 @@
 import os
+import signal
 import socket
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from launcher import node_name
 from launcher.errors import ConfigError
 from launcher.node_name import claimed_name
 
@@ -31,6 +36,47 @@ def test_a_name_that_another_agent_has_is_refused(tmp_path: Path) -> None:
             pass
         with claimed_name("job", "n2", folder=tmp_path) as other:
             assert other == "n2"
+
+
+@contextmanager
+def killed_agent(folder: Path, orphan_s: float) -> Iterator[None]:
+    """An agent that was killed, and what it had forked, which lives on for some seconds."""
+    up, tell = os.pipe()
+    agent = os.fork()
+    if not agent:
+        with claimed_name("job", "n1", folder=folder):
+            parent = os.getpid()
+            if os.fork():
+                os.kill(parent, signal.SIGKILL)
+            while os.getppid() == parent:
+                time.sleep(0.001)
+            os.write(tell, os.getpid().to_bytes(4, "little"))
+            time.sleep(orphan_s)
+            os._exit(0)
+    orphan = int.from_bytes(os.read(up, 4), "little")
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(orphan, signal.SIGKILL)
+        os.waitpid(agent, 0)
+
+
+def test_a_node_that_is_killed_and_started_again_at_once_keeps_its_name(tmp_path: Path) -> None:
+    with killed_agent(tmp_path, 0.3), claimed_name("job", "n1", folder=tmp_path) as name:
+        assert name == "n1"
+
+
+def test_what_a_dead_agent_left_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node_name, "ORPHANS_S", 0.1)
+    with (
+        killed_agent(tmp_path, 60),
+        pytest.raises(ConfigError, match=r"what its dead agent left still runs after 0\.1 s"),
+        claimed_name("job", "n1", folder=tmp_path),
+    ):
+        pass
 
 
 def test_no_lock_is_left_behind(tmp_path: Path) -> None:

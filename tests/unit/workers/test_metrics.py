@@ -6,7 +6,7 @@ import resource
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,7 @@ def test_a_restart_appends_and_starts_a_line_of_its_own_after_a_torn_one(paths: 
     assert [json.loads(line)["step"] for line in (lines[0], lines[2])] == [1, 2]
 
 
-def test_a_full_disk_is_said_once_and_whole_lines_follow(
+def test_a_full_disk_is_said_once_and_the_lines_wait_for_room(
     paths: RunPaths, caplog: pytest.LogCaptureFixture
 ) -> None:
     with MetricsWriter(paths) as writer:
@@ -85,10 +85,25 @@ def test_a_full_disk_is_said_once_and_whole_lines_follow(
         writer.write("end", step=20)
 
     assert len(full) == 200
-    assert json.loads(paths.metrics.read_text().splitlines()[-1])["kind"] == "end"
+    whole = []
+    for line in paths.metrics.read_text().splitlines():
+        with suppress(ValueError):  # one was cut short, and is there once more
+            whole.append(json.loads(line))
+    assert [line["step"] for line in whole] == list(range(21))
+    assert whole[-1]["kind"] == "end"
     warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "training goes on" in warnings[0].getMessage()
+
+
+def test_what_never_finds_room_is_said_at_the_end(
+    paths: RunPaths, caplog: pytest.LogCaptureFixture
+) -> None:
+    with no_file_beyond(200), MetricsWriter(paths) as writer:
+        for step in range(20):
+            writer.write("step", step=step)
+    assert "lines of" in caplog.text
+    assert "are lost: File too large" in caplog.text
 
 
 def test_a_run_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from launcher.errors import NodeError
 from launcher.paths import SnapshotPaths
 from workers import snapshot_folder
 from workers.snapshot_folder import GRACE_S, SnapshotFolder, SnapshotRoom, sweep
+from workers.snapshot_mark import Mark, read_mark, set_mark
 from workers.snapshot_piece import Layout, Spec
 
 LAYOUT = Layout.of({"a": Spec("float32", (1000, 250))})  # 1 MB
@@ -68,6 +69,26 @@ def test_leftovers_of_dead_runs_are_swept(tmp_path: Path) -> None:
         assert sweep(own.paths, grace_s=0) == 1
         assert not young.exists()
         assert paths_in(tmp_path, "living").folder.exists()
+
+
+def test_what_is_on_no_disk_is_told_and_not_swept(
+    memory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = dead(paths_in(memory / "shm", "kept"), GRACE_S + 60)
+    set_mark(kept, Mark(run_dir="/runs/mine", step=12))
+    room = SnapshotRoom.of("run", "node", "")
+    room.sweep()
+    assert kept.exists()
+    assert sweep(paths_in(memory / "shm"), grace_s=0) == 0
+    for text in (f"{kept} (0.0 MB) keeps step 12", "/runs/mine", "start that run again", "rm -r"):
+        assert text in caplog.text
+    own = SnapshotRoom.of("kept", "node/0", "")  # its own run, which has come to a good end
+    assert read_mark(kept) is not None
+    own.unmark()
+    assert read_mark(kept) is None
+    own.is_done = True
+    own.close()
+    assert not kept.exists()
 
 
 def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
