@@ -94,8 +94,8 @@ def test_a_signal_to_one_node_stops_ranks_of_other_stages_on_others_after_the_sa
         "is in round 1 with node n0: rank",
         "is in round 1 with node n1: rank",
         "node n0: the run is over: ",
-        "node n0 ends with exit code 75: stopped before its end, on purpose",
-        "node n1 ends with exit code 75: stopped before its end, on purpose",
+        "node n0 ends with exit code 75: stopped before its end",
+        "node n1 ends with exit code 75: stopped before its end",
     ):
         assert agents.text().count(line) == 1, agents.text()
 
