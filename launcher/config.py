@@ -111,7 +111,13 @@ class TrainConfig:
 
     epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int)
     max_steps: int = option(0, "stop after this many steps (0: never)", group=_OPTIM, parse=int)
-    optimizer: str = option("sgd", "optimizer", group=_OPTIM, choices=("sgd", "adamw"), kept=True)
+    optimizer: str = option(
+        "sgd",
+        "optimizer of the recipes that come with bundlerun",
+        group=_OPTIM,
+        choices=("sgd", "adamw"),
+        kept=True,
+    )
     lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
     momentum: float = option(0.9, "momentum of SGD", group=_OPTIM, parse=float)
     weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
@@ -129,7 +135,9 @@ class TrainConfig:
     )
     lr_step_epochs: int = option(30, "step schedule: epochs per step", group=_OPTIM, parse=int)
     lr_gamma: float = option(0.1, "step schedule: factor per step", group=_OPTIM, parse=float)
-    label_smoothing: float = option(0.0, "label smoothing", group=_OPTIM, parse=float)
+    label_smoothing: float = option(
+        0.0, "share of the target that is spread over all classes", group=_OPTIM, parse=float
+    )
     clip_norm: float = option(
         0.0, "clip the gradient to this global norm (0: no clipping)", group=_OPTIM, parse=float
     )

@@ -17,7 +17,10 @@ _MEANINGS = {
     EXIT_FAILED: "the run failed",
     EXIT_CONFIG: "an option, a file or a name is wrong",
     EXIT_NODE: "this machine is not fit",
-    EXIT_RESUMABLE: "stopped before its end, or its state is not on disk; the same command goes on",
+    EXIT_RESUMABLE: (
+        "stopped before its end, or its state is not on disk; the same command with "
+        "--run-dir goes on"
+    ),
 }
 
 

@@ -119,8 +119,17 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
             )
             continue
         group.add_argument(
-            flag_of(field.name), default=argparse.SUPPRESS, metavar=meta["metavar"], help=text
+            flag_of(field.name), default=argparse.SUPPRESS, metavar=_metavar(field), help=text
         )
+
+
+def _metavar(field: dataclasses.Field[Any]) -> str | None:
+    """What stands for the value in the help; None: the name of the option."""
+    meta = field.metadata
+    if meta["choices"]:
+        return "{" + ",".join(meta["choices"]) + "}"
+    is_number = meta["parse"] in (int, float)
+    return meta["metavar"] or ("N" if is_number else None)
 
 
 def kebab(argv: Iterable[str]) -> list[str]:

@@ -25,7 +25,7 @@ def check_devices(request: Request, train: TrainConfig, launch: LaunchConfig) ->
     if not per_node:
         raise ConfigError(
             "--gpus-per-node is missing; for nodes without GPUs give --devices cpu --slots N "
-            "behind --"
+            "after --"
         )
     size, least = bundle_size(train.shape), request.nodes[0]
     if per_node * least < size:

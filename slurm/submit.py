@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun submit`."""
     parser.description = (
         "Check what can be checked before the queue, write a batch script, submit it. Options of "
-        "`bundlerun run` and DATA come behind --."
+        "`bundlerun run` and DATA come after --."
     )
     add = parser.add_argument
     add("--nodes", default="1", metavar="MIN[:MAX]", help="nodes that train (default: 1)")
-    add("--spares", type=int, default=0, help="nodes beside, which take a lost one's place")
+    add("--spares", type=int, default=0, help="additional nodes, which take a lost one's place")
     add("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of each node")
     add("--cpus-per-node", type=int, default=0, metavar="N", help="CPUs of each node, at least")
     add("--time", default="", help="time limit, H:M:S; the run goes on in the next start")

@@ -251,8 +251,9 @@ class Reporter:
             self._writer.write("stop", step=summary.steps)
             if is_as_asked:
                 log.info(
-                    "stopped after step %d, as asked; the same command goes on from there",
+                    "stopped after step %d, as asked; with --run-dir %s the same command goes on",
                     summary.steps,
+                    self._paths.root,
                 )
             else:
                 log.error("%s", outcome.reason)

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun drain`."""
     parser.description = (
         "Ask a run to stop: all ranks finish the same step and write a checkpoint, and the "
-        "command of each node ends with exit code 75. The same command goes on from there."
+        "command of each node ends with exit code 75. The same command, with --run-dir RUN_DIR, "
+        "goes on from there."
     )
     add_run_argument(parser)
     parser.add_argument(

@@ -35,7 +35,11 @@ def test_nearest_names_what_is_close_else_the_first_few(
     [
         (0, "done"),
         (3, "this machine is not fit"),
-        (75, "stopped before its end, on purpose; the same command goes on from there"),
+        (
+            75,
+            "stopped before its end, or its state is not on disk; the same command with "
+            "--run-dir goes on",
+        ),
         (143, "ended at once by SIGTERM"),
         (9, "the run failed"),
     ],

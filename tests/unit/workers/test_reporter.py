@@ -10,6 +10,7 @@ import pytest
 
 from launcher.config import TrainConfig
 from launcher.console import ConsoleHandler
+from launcher.outcome import Outcome, State
 from launcher.topology import Topology
 from workers.reporter import Reporter
 from workers.trainer import StepSums
@@ -42,7 +43,8 @@ def run(tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False) -> None
             if course.steps_in(epoch):
                 reporter.end_epoch(epoch, 3 * epoch + 3, {}, 0)
                 reporter.validated(epoch, 3 * epoch + 3, StepSums(loss=0.5, metrics={"top1": 0.5}))
-        reporter.finish(is_stopped=is_stopped)
+        state: State = "stopped" if is_stopped else "done"
+        reporter.finish(Outcome(state=state, exit_code=0, reason="", step=max_steps or 6))
 
 
 def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
