@@ -82,8 +82,9 @@ class Row:
         self._words[_STEPS] += 1
 
     def end(self, exit_code: int) -> None:
-        """The rank is about to end with this code."""
-        self._words[_VERDICT] = exit_code + 1
+        """The rank is about to end with this code; what it has said before counts more."""
+        if not self._words[_VERDICT]:
+            self._words[_VERDICT] = exit_code + 1
 
     def clear(self) -> None:
         """Nobody is here."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from launcher.errors import EXIT_CONFIG, EXIT_RESUMABLE
+from launcher.errors import EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL
 
-FINAL_CODES = (EXIT_CONFIG, EXIT_RESUMABLE)
+FINAL_CODES = (EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL)
 """Exit codes of a rank that another start would only repeat."""
 
 
@@ -48,6 +48,8 @@ class Budget:
     def verdict(self, attempt: Attempt) -> str:
         """Why there is not to be another start after `attempt`; empty where there is."""
         final = final_code(attempt.exit_codes)
+        if final == VERDICT_FINAL:
+            return "another start would come to the same"
         if final is not None:
             return f"a rank ended with exit code {final}, which another start would not change"
         if self.most and self.num_barren >= self.most:

@@ -141,6 +141,12 @@ class TrainConfig:
     clip_norm: float = option(
         0.0, "clip the gradient to this global norm (0: no clipping)", group=_OPTIM, parse=float
     )
+    on_nan: str = option(
+        "stop",
+        "where a step's loss is no finite number: end the run, leave the step out, or go on",
+        group=_OPTIM,
+        choices=("stop", "skip", "ignore"),
+    )
 
     image_size: int = option(224, "side of the image, pixels", group=_DATA, parse=int)
     augment: str = option(

@@ -32,10 +32,19 @@ def meaning_of(exit_code: int) -> str:
     return _MEANINGS.get(exit_code, "the run failed")
 
 
+VERDICT_FINAL = 4
+"""What a rank that ends with 1 tells its agent where another start would only do the same."""
+
+
 class BundleError(Exception):
     """A failure that a message explains; anything else that escapes is our bug."""
 
     exit_code = EXIT_FAILED
+
+    @property
+    def verdict(self) -> int:
+        """What the rank's agent is told: the exit code, or that no other start is worth it."""
+        return self.exit_code
 
 
 class ConfigError(BundleError):
@@ -48,6 +57,15 @@ class NodeError(BundleError):
     """The machine can be fixed: a device, a port, a disk, a version."""
 
     exit_code = EXIT_NODE
+
+
+class DivergedError(BundleError):
+    """Training has come to what is no number; doing it again would, too."""
+
+    @property
+    def verdict(self) -> int:
+        """See `VERDICT_FINAL`."""
+        return VERDICT_FINAL
 
 
 class CheckpointError(BundleError):

@@ -13,7 +13,7 @@ from typing import Self
 
 from launcher.board import BOARD_VARIABLE, Board, agents_board
 from launcher.budget import Attempt, Budget, final_code
-from launcher.errors import EXIT_FAILED
+from launcher.errors import EXIT_FAILED, VERDICT_FINAL
 from launcher.events import Events, read_tail
 from launcher.outcome import (
     Outcome,
@@ -127,7 +127,7 @@ class Ranks:
         code = final_code(code for row in rows if (code := row.exit_code) is not None)
         outcome = Outcome(
             state="failed",
-            exit_code=EXIT_FAILED if code is None else code,
+            exit_code=EXIT_FAILED if code in (None, VERDICT_FINAL) else code,
             reason=reason,
             step=max((row.step for row in rows), default=0),
             first_error=first_error(paths.events),

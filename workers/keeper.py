@@ -224,6 +224,7 @@ class Keeper:
         tensors = self._trainer.state()
         name = f"stage-{self._session.place.stage}"
         try:
+            self._trainer.check_finite()
             return asdict(self._checkpoints.write_part(step, name, tensors))
         except CheckpointError as exc:
             return {"error": str(exc)}

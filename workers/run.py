@@ -176,6 +176,7 @@ class Run:
             "lr": self._trainer.groups.lr,
             "samples": work.num_samples,
             "metrics": sums.metrics,
+            **({} if self._trainer.counts else {"left_out": True}),
         }
 
     def _take_snapshot(self, epoch: int, step_s: float, row: Mapping[str, Any]) -> bool:

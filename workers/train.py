@@ -304,6 +304,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
         life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})
         code = exc.exit_code
+        life.ends(exc.verdict)
+        return code
     life.ends(code)
     return code
 

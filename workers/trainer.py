@@ -96,6 +96,8 @@ class Trainer:
         self._sums = self.sync.extra[:_NUM_SUMS]
         self.wants_stop: Callable[[], bool] = _never
         """Whether a rank of this bundle has heard that the run is to stop; asked once a step."""
+        self.counts = True
+        """Whether the last step changed anything; not where --on-nan skip left it out."""
         self.heard_stop = False
         """Whether some bundle wanted to stop in the last step; all ranks agree."""
         self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
@@ -153,6 +155,7 @@ class Trainer:
 
         Raises:
             ConfigError: a loss is no loss, or no checkpoint could hold what the optimizer keeps.
+            DivergedError: the loss is no finite number, and --on-nan says to end.
         """
         self.sync.start_step()
         self._replicas.write(self._sums[_CHECK:], work.step)
@@ -170,13 +173,14 @@ class Trainer:
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
         with self._meters.phase("optimizer"), torch.no_grad():
-            self._statistics.apply()
-            self._update.apply(
+            self.counts = self._update.apply(
                 _loss_of(sums),
                 num_samples=work.num_samples,
                 step=work.step,
                 steps_per_epoch=steps_per_epoch,
             )
+            if self.counts:
+                self._statistics.apply()
         if not self._has_stepped:
             self._has_stepped = True
             self._check_kept()
@@ -268,6 +272,12 @@ class Trainer:
             ConfigError: it is of another optimizer.
         """
         load_state_tensors(self.stage, self.optimizer, tensors, self.groups)
+
+    def check_finite(self) -> None:
+        """Raises CheckpointError where a parameter is not; --on-nan ignore lets it be."""
+        trained = [p.detach() for p in self.stage.parameters() if p.requires_grad and p.numel()]
+        if self._config.on_nan != "ignore" and not all(bool(p.isfinite().all()) for p in trained):
+            raise CheckpointError("a parameter is no finite number; --on-nan ignore saves it so")
 
     def _check_kept(self) -> None:
         """Raises ConfigError for what no checkpoint could hold; not only when the first is due."""

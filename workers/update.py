@@ -8,6 +8,7 @@ the same numbers, so every rank does the same.
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import NamedTuple
 
@@ -16,10 +17,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from launcher.config import TrainConfig
-from launcher.errors import ConfigError
+from launcher.errors import ConfigError, DivergedError
 from workers.lr import lr_factor
 from workers.param_groups import ParamGroups
 from workers.session import Session
+
+MOST_LEFT_OUT = 20
+"""Steps in a row; then leaving out leads nowhere."""
+
+log = logging.getLogger(__name__)
 
 
 class StepLoss(NamedTuple):
@@ -43,6 +49,14 @@ class StepLoss(NamedTuple):
     def mean(self, num_samples: int) -> float:
         """The loss of the step."""
         return self.share * self.scale(num_samples)
+
+
+class _Found(NamedTuple):
+    """What all ranks know of a step: what gradients are multiplied by, loss, are both numbers."""
+
+    scale: float
+    loss: float
+    is_finite: bool
 
 
 class Update:
@@ -71,8 +85,9 @@ class Update:
         self._groups = groups
         self._is_weighted: bool | None = None
         """Whether losses say their weight; None: not known yet."""
+        self._num_left_out = 0
 
-    def apply(self, loss: StepLoss, *, num_samples: int, step: int, steps_per_epoch: int) -> None:
+    def apply(self, loss: StepLoss, *, num_samples: int, step: int, steps_per_epoch: int) -> bool:
         """Does it.
 
         Collective: the bundle.
@@ -83,35 +98,63 @@ class Update:
             step: its number in the run.
             steps_per_epoch: for the learning rate.
 
+        Returns:
+            Whether the step counts; not where --on-nan skip leaves it out. All ranks agree.
+
         Raises:
             ConfigError: some losses say a weight and others do not.
+            DivergedError: loss or gradients are no finite numbers, and --on-nan says to end.
         """
         gradients = [p.grad for p in self._stage.parameters() if p.grad is not None]
-        scale = self._scale(loss, num_samples, gradients)
-        if scale != 1.0:
+        found = self._agree(loss, num_samples, gradients)
+        if self._config.on_nan != "ignore" and not found.is_finite:
+            self._leave_out(found, step)
+            return False
+        self._num_left_out = 0
+        if found.scale != 1.0:
             for gradient in gradients:
-                gradient.mul_(scale)
+                gradient.mul_(found.scale)
         self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
         self._optimizer.step()
+        return True
 
-    def _scale(self, loss: StepLoss, num_samples: int, gradients: list[Tensor]) -> float:
-        """What gradients are to be multiplied by, for the step's mean and its clipped norm."""
-        most = self._config.clip_norm
-        scale, square = loss.scale(num_samples), _square(gradients) if most else 0.0
-        if most or self._is_weighted is not False:
-            mine = [scale, float(bool(loss.num_weighted)), square]
-            words = self._session.gather_bundle(mine)
-            scale, is_weighted, _ = words[-1]  # the last stage knows the loss
-            self._note(bool(is_weighted))
+    def _leave_out(self, found: _Found, step: int) -> None:
+        self._num_left_out += 1
+        what = f"the loss of step {step + 1} is {found.loss:g}"
+        if math.isfinite(found.loss):
+            what = f"the gradient of step {step + 1} is no finite number"
+        if self._config.on_nan == "stop":
+            raise DivergedError(
+                f"{what}; nothing of this step was kept, and checkpoints are as they were; use a "
+                "lower --lr, --clip-norm or --warmup-epochs, or leave such steps out with "
+                "--on-nan skip"
+            )
+        if self._num_left_out >= MOST_LEFT_OUT:
+            raise DivergedError(
+                f"{what}, as in the {MOST_LEFT_OUT - 1} steps before, which were all left out; use "
+                "a lower --lr, --clip-norm or --warmup-epochs, and look at the data"
+            )
+        if self._session.is_reporter:
+            log.warning("%s: the step is left out", what)
+
+    def _agree(self, loss: StepLoss, num_samples: int, gradients: list[Tensor]) -> _Found:
+        """What the step comes to, the same on all ranks that need it."""
+        most, skips = self._config.clip_norm, self._config.on_nan == "skip"
+        scale, mean = loss.scale(num_samples), loss.mean(num_samples)
+        square = _square(gradients) if most or skips else 0.0
+        if most or skips or self._is_weighted is None or self._is_weighted:
+            words = self._session.gather_bundle([scale, mean, square, loss.num_weighted])
+            scale, mean, _, num_weighted = words[-1]  # the last stage knows the loss
+            self._note(num_weighted > 0)
             positions = self._session.topology.positions
             firsts = (w[2] for w, (_, replica) in zip(words, positions, strict=True) if not replica)
             square = math.fsum(firsts)
         elif loss.num_weighted:
             self._note(True)
-        if not most:
-            return scale
-        norm = scale * math.sqrt(square)
-        return scale * min(1.0, most / (norm + 1e-6))
+        is_finite = math.isfinite(mean) and math.isfinite(square)
+        if most and is_finite:
+            scale *= min(1.0, most / (scale * math.sqrt(square) + 1e-6))
+        return _Found(scale, mean, is_finite)
 
     def _note(self, is_weighted: bool) -> None:
         if self._is_weighted not in (None, is_weighted):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from torch import Tensor, nn
 from launcher.checkpoints import read_tensors, survey
 from launcher.config import TrainConfig
 from launcher.paths import RunPaths
-from tests.ranks.harness import run_ranks
+from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_parity import losses_of
-from tests.ranks.test_resume import trains
+from tests.ranks.test_resume import history, trains
 from workers.collate import Collate
 from workers.lr import lr_factor
 from workers.order import mix_seed, num_steps, sample_order, step_microbatches
@@ -61,7 +62,8 @@ def plain_losses(config: TrainConfig) -> list[float]:
         if config.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
         optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
-        optimizer.step()
+        if loss.isfinite() or config.on_nan != "skip":
+            optimizer.step()
         losses.append(loss.item())
     return losses
 
@@ -122,3 +124,48 @@ def test_sparse_gradients_are_summed_as_dense_ones(tmp_path: Path) -> None:
     plain = plain_losses(config)
     assert bundled_losses(config, (1,), tmp_path / "one") == pytest.approx(plain, rel=1e-12)
     assert bundled_losses(config, (1, 1), tmp_path / "two") == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize(("shape", "devices"), [((1,), (2,)), ((1, 1), (4,))], ids=str)
+def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoint(
+    shape: tuple[int, ...], devices: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = replace(
+        CONFIG, data="nan", shape=shape, cut=("head",)[: len(shape) - 1], checkpoint_steps=1
+    )
+    plain = plain_losses(config)
+    number = next(i for i, loss in enumerate(plain) if math.isnan(loss))
+    assert number > 0
+    config = replace(config, run_dir=str(tmp_path / "run"))
+    ends = outcomes(devices, trains(config), tmp_path, 60)
+    told = [text for text in ends.values() if f"the loss of step {number + 1} is nan" in text]
+    assert len(told) == sum(devices) // len(shape), "all replicas of the last stage"
+    assert all("DivergedError" in text for text in told)
+    assert losses_of(tmp_path) == pytest.approx(plain[:number], rel=1e-12)
+    newest = survey(RunPaths(tmp_path / "run")).found[0]
+    assert newest.step == number
+    tensors = read_tensors(newest, newest.weight_map)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize(("shape", "devices"), [((1,), (2,)), ((1, 1), (4,))], ids=str)
+def test_steps_without_a_number_are_left_out_on_all_ranks(
+    shape: tuple[int, ...], devices: tuple[int, ...], tmp_path: Path
+) -> None:
+    config = replace(
+        CONFIG, data="nan", shape=shape, cut=("head",)[: len(shape) - 1], on_nan="skip",
+        verify_replicas=True,
+    )  # fmt: skip
+    plain = plain_losses(config)
+    assert sum(map(math.isnan, plain)) == 2
+    losses = bundled_losses(config, devices, tmp_path)
+    assert list(map(float, losses)) == pytest.approx(plain, rel=1e-12, nan_ok=True)
+    rows = [row for row in history(tmp_path) if row["kind"] == "step"]
+    assert [bool(row.get("left_out")) for row in rows] == list(map(math.isnan, plain))
+
+
+def test_who_wants_it_may_go_on_without_numbers(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="nan", on_nan="ignore", checkpoint_steps=1)
+    losses = bundled_losses(config, (1,), tmp_path / "ignore")
+    assert math.isnan(float(losses[-1]))
+    assert survey(RunPaths(tmp_path / "ignore" / "run")).found[0].step == 6

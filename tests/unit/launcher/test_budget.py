@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.budget import Attempt, Budget
+from launcher.errors import VERDICT_FINAL
 
 
 def after(budget: Budget, *attempts: Attempt) -> tuple[Budget, str]:
@@ -49,7 +50,9 @@ def test_without_a_limit_it_goes_on_for_ever() -> None:
     assert after(Budget(most=0), *[BARREN] * 100)[1] == ""
 
 
-@pytest.mark.parametrize(("code", "is_final"), [(0, False), (1, False), (2, True), (3, False)])
+@pytest.mark.parametrize(
+    ("code", "is_final"), [(0, False), (1, False), (2, True), (3, False), (VERDICT_FINAL, True)]
+)
 def test_a_wrong_configuration_is_not_tried_again(code: int, is_final: bool) -> None:
     _, why = after(Budget(most=3), Attempt(num_steps=5, exit_codes=(0, code)))
     assert (why != "") == is_final

@@ -1,0 +1,118 @@
+"""What a step does to one stage's parameters, without other ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError, DivergedError
+from workers.param_groups import ParamGroups
+from workers.update import MOST_LEFT_OUT, StepLoss, Update
+
+
+class Alone:
+    """A session of one rank; `others` are what the stages in front say."""
+
+    is_reporter = True
+
+    def __init__(self) -> None:
+        self.topology = self
+        self.positions = [(0, 0)]
+        self.count = 0
+
+    def gather_bundle(self, value: object) -> list[object]:
+        self.count += 1
+        return [value]
+
+
+class Case:
+    def __init__(self, **options: Any) -> None:
+        self.model = nn.Linear(2, 1, bias=False)
+        nn.init.zeros_(self.model.weight)
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.0)
+        self.session: Any = Alone()
+        config = TrainConfig(data="x", lr=1.0, lr_schedule="constant", **options)
+        groups = ParamGroups(optimizer)
+        self._update = Update(config, self.session, self.model, optimizer, groups)
+        self._step = 0
+
+    @torch.no_grad()
+    def step(self, loss: StepLoss, gradient: float = 3.0) -> list[float]:
+        """What a step changes; nothing where it was left out."""
+        before = self.model.weight.clone()
+        self.model.weight.grad = torch.full((1, 2), gradient)
+        counts = self._update.apply(loss, num_samples=4, step=self._step, steps_per_epoch=9)
+        self._step += 1
+        moved = (before - self.model.weight).flatten().tolist()
+        return moved if counts else []
+
+
+PLAIN = StepLoss(1.0, 0.0, 0.0)
+NAN = StepLoss(float("nan"), 0.0, 0.0)
+
+
+def test_gradients_are_scaled_by_the_weight_and_then_clipped() -> None:
+    assert Case().step(PLAIN) == [3.0, 3.0]
+    assert Case().step(StepLoss(1.0, 8.0, 1.0)) == [1.5, 1.5]
+    assert Case().step(StepLoss(0.0, 0.0, 1.0)) == [0.0, 0.0]
+    clipped = Case(clip_norm=2**0.5).step(StepLoss(1.0, 8.0, 1.0))
+    assert clipped == pytest.approx([1.0, 1.0], rel=1e-5)
+    assert Case(clip_norm=9.0).step(StepLoss(1.0, 8.0, 1.0)) == [1.5, 1.5]
+
+
+def test_ranks_ask_each_other_once_only_where_nothing_needs_it() -> None:
+    plain, weighted, clipped = Case(), Case(), Case(clip_norm=1.0)
+    for _ in range(3):
+        plain.step(PLAIN)
+        weighted.step(StepLoss(1.0, 8.0, 1.0))
+        clipped.step(PLAIN)
+    counts = [case.session.count for case in (plain, weighted, clipped)]
+    assert counts == [1, 3, 3]
+
+
+def test_losses_are_of_one_kind_in_all_steps() -> None:
+    case = Case()
+    case.step(PLAIN)
+    with pytest.raises(ConfigError, match="in some steps and a mean in others"):
+        case.step(StepLoss(1.0, 8.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "gradient", "message"),
+    [
+        ({}, NAN, 3.0, "the loss of step 1 is nan; nothing of this step"),
+        ({}, StepLoss(float("inf"), 0.0, 0.0), 3.0, "the loss of step 1 is inf"),
+        ({"clip_norm": 1.0}, PLAIN, float("nan"), "the gradient of step 1 is no finite number"),
+    ],
+)
+def test_what_is_no_number_ends_the_run_before_it_changes_anything(
+    options: dict[str, Any], loss: StepLoss, gradient: float, message: str
+) -> None:
+    case = Case(**options)
+    with pytest.raises(DivergedError, match=message):
+        case.step(loss, gradient)
+    assert case.model.weight.flatten().tolist() == [0.0, 0.0]
+
+
+def test_steps_are_left_out_or_taken_as_the_option_says(caplog: pytest.LogCaptureFixture) -> None:
+    case = Case(on_nan="skip")
+    assert case.step(NAN) == []
+    assert case.step(PLAIN, float("inf")) == []
+    assert case.step(PLAIN) == [3.0, 3.0]
+    assert [record.message for record in caplog.records] == [
+        "the loss of step 1 is nan: the step is left out",
+        "the gradient of step 2 is no finite number: the step is left out",
+    ]
+    assert Case(on_nan="ignore").step(NAN) == [3.0, 3.0]
+
+
+def test_no_run_leaves_all_steps_out() -> None:
+    case = Case(on_nan="skip")
+    for _ in range(MOST_LEFT_OUT - 1):
+        case.step(NAN)
+    with pytest.raises(DivergedError, match=f"as in the {MOST_LEFT_OUT - 1} steps before"):
+        case.step(NAN)
