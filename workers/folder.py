@@ -40,6 +40,10 @@ class ImageSamples:
     def __len__(self) -> int:
         return len(self._images)
 
+    def names_digest(self) -> str:
+        """For `workers.same_data`."""
+        return self._images.digest()
+
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
         """The transformed image and its class.
 

@@ -64,6 +64,14 @@ class ImageIndex:
         name = folder.names[number - self._ends[position]]  # counted from the end
         return os.path.join(self._root, folder.path, name), folder.number  # noqa: PTH118 (quick)
 
+    def digest(self) -> str:
+        """What another list of images, or another order, does not have; wherever they lie."""
+        total = hashlib.sha256()
+        for folder in self._folders:
+            total.update(os.fsencode("\0".join((folder.path, str(folder.number), *folder.names))))
+            total.update(b"\0\0")
+        return total.hexdigest()[:12]
+
 
 def open_index(root: Path, kept_in: Path | None) -> ImageIndex:
     """The index of the images below `root`, as kept by an earlier start or else listed now.

@@ -27,7 +27,11 @@ class UnreadableSample(ConfigError):
 
 
 class SampleSet(Sized, Protocol):
-    """A map-style data set: `len()` and samples by index."""
+    """A map-style data set: `len()` and samples by index.
+
+    With a method `names_digest() -> str`, nodes compare it before the first step, so that all read
+    the same samples in the same order.
+    """
 
     def __getitem__(self, index: int, /) -> Sample:
         """One (input, target); a tuple as the input is several inputs.

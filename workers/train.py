@@ -46,6 +46,7 @@ from workers.reporter import Reporter
 from workers.restore import Restore
 from workers.run import Run
 from workers.run_start import claimed_folder, with_run_folder
+from workers.same_data import check_same_data
 from workers.session import (
     Arrival,
     End,
@@ -149,6 +150,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness) -> Run:
     # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
     with ExitStack() as stack, life, MemoryGuard(config, session.device) as guard:
         info, data = open_data(recipe, session)
+        check_same_data(info, data, session)
         feed = Feed(config, session, info, data)
         stack.callback(feed.close)
         restore = None

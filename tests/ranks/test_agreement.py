@@ -6,13 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from torch.distributed import Store
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from tests.ranks.harness import run_ranks
 from workers.env import RankEnv
+from workers.image_index import open_index
 from workers.session import arrive
+from workers.train import train
 
 
 def test_all_ranks_of_nodes_that_differ_say_which_option_it_is(tmp_path: Path) -> None:
@@ -31,3 +34,34 @@ def test_nodes_that_agree_meet_where_nobody_says_how_many_they_are(tmp_path: Pat
         assert arrival.topology.devices_per_node == (2, 1)
 
     run_ranks((2, 1), main, tmp_path)
+
+
+def images(root: Path, *names: str) -> str:
+    for name in names:
+        for part in ("train", "val"):
+            path = root / part / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 9)).save(path)
+    return str(root)
+
+
+def test_nodes_with_other_files_in_the_same_classes_are_refused(tmp_path: Path) -> None:
+    roots = [
+        images(tmp_path / "a", "ape/1.png", "bat/1.png"),
+        images(tmp_path / "b", "ape/1.png", "bat/2.png"),
+    ]
+
+    def main(env: RankEnv, store: Store) -> None:
+        config = TrainConfig(
+            data=roots[env.node], shape=(1,), image_size=32, run_dir=str(tmp_path / "run")
+        )
+        with pytest.raises(ConfigError, match=r"the list of training samples is \w+ on node0 and"):
+            train(config, env, store)
+
+    run_ranks((1, 1), main, tmp_path)
+
+
+def test_copies_of_the_data_at_other_places_are_the_same_data(tmp_path: Path) -> None:
+    roots = [images(tmp_path / name, "ape/1.png", "bat/1.png") for name in ("a", "b")]
+    one, two = (open_index(Path(root) / "train", None) for root in roots)
+    assert one.digest() == two.digest()
