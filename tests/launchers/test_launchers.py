@@ -1,0 +1,194 @@
+"""The launchers that people have, ours and others': each starts two ranks, or is told what to do.
+
+Launchers are looked for next to this Python and on the PATH; `make test-launchers` says which are
+not there. The four that need nothing run in each test.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from launcher.outcome import read_outcome
+from launcher.paths import RunPaths
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 200
+PYTHON = sys.executable
+PATH = f"{Path(PYTHON).parent}{os.pathsep}{os.environ['PATH']}"
+MODEL = f"{ROOT / 'tests/ranks/tiny_model.py'}:build"
+OPTIONS = (
+    "--shape=1", f"--model={MODEL}", "--image-size=8", "--batch-size=8", "--microbatch-size=4",
+    "--synthetic-samples=32", "--epochs=1", "--no-affinity",
+)  # fmt: skip
+FOREIGN = ("OMPI_", "PMI_", "PMIX_", "SLURM_", "PET_", "MASTER_", "BUNDLERUN_")
+MPI = (
+    "mpirun", "--allow-run-as-root", "--oversubscribe", "-x", "PATH", "-x", "PYTHONPATH", "-x",
+    "OMP_NUM_THREADS",
+)  # fmt: skip
+WORKER = (PYTHON, "-m", "workers.train")
+RUN = ("bundlerun", "run", "--devices=cpu")
+
+
+def launched(
+    words: Sequence[str], folder: Path, more: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Runs a launcher in `folder`, with a run folder in it."""
+    program = shutil.which(words[0], path=PATH)
+    if program is None:
+        pytest.skip(f"{words[0]} is not installed")
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN)}
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environ |= {"PATH": PATH, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(more or {})}
+    done = subprocess.run(
+        [program, *words[1:], f"--run-dir={folder / 'run'}", *OPTIONS, "synthetic"],
+        capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environ, cwd=folder,
+    )  # fmt: skip
+    print(done.stdout, done.stderr, sep="\n")
+    return done
+
+
+def check_trained(folder: Path, num_bundles: int) -> None:
+    """One run, of so many ranks, has come to its end."""
+    paths = RunPaths(folder / "run")
+    outcome = read_outcome(paths)
+    assert outcome is not None
+    assert (outcome.state, outcome.step) == ("done", 4)
+    rows = [json.loads(line) for line in paths.metrics.read_text().splitlines()]
+    starts = [row for row in rows if "bundles" in row]
+    assert [row["bundles"] for row in starts] == [num_bundles]
+    assert [row["step"] for row in rows if row.get("loss") and row.get("lr")] == [0, 1, 2, 3]
+    assert [path.suffix for path in paths.claims.iterdir()] == [".over"]
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+# ---------------------------------------------------------------- what needs no other program
+
+
+def test_bundlerun_starts_two_ranks(tmp_path: Path) -> None:
+    assert launched([*RUN, "--slots=2"], tmp_path).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+def test_torchrun_starts_two_ranks(tmp_path: Path) -> None:
+    words = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "workers.train"]
+    assert launched(words, tmp_path).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+def test_bundlerun_takes_torchruns_variables_as_kubeflow_sets_them(tmp_path: Path) -> None:
+    pet = {"PET_NNODES": "1", "PET_NPROC_PER_NODE": "2", "PET_RDZV_ID": "a-job"}
+    assert launched([*RUN, "--slots=2"], tmp_path, pet).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+def test_python_alone_is_one_rank(tmp_path: Path) -> None:
+    assert launched(WORKER, tmp_path).returncode == 0
+    check_trained(tmp_path, 1)
+
+
+# ---------------------------------------------------------------- MPI and Slurm
+
+
+@pytest.mark.slow
+def test_mpirun_of_ranks_that_know_of_nobody_is_refused(tmp_path: Path) -> None:
+    done = launched([*MPI, "-np", "2", *WORKER], tmp_path)
+    assert done.returncode == 2
+    assert "of 2 that Open MPI started, and nothing tells them where to meet" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_mpirun_of_ranks_that_are_told_where_to_meet_trains(tmp_path: Path) -> None:
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    words = [*MPI, "-x", "MASTER_ADDR", "-x", "MASTER_PORT", "-np", "2", *WORKER]
+    assert launched(words, tmp_path, meeting).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_mpirun_of_bundlerun_is_one_per_node(tmp_path: Path) -> None:
+    done = launched([*MPI, "-np", "2", *RUN, "--slots=2"], tmp_path)
+    assert done.returncode == 2
+    assert "use mpirun --map-by ppr:1:node bundlerun run" in done.stderr
+    assert launched([*MPI, "-np", "1", *RUN, "--slots=2"], tmp_path).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_srun_of_ranks_that_know_of_nobody_is_refused(tmp_path: Path) -> None:
+    if shutil.which("sinfo") is None or subprocess.run(["sinfo"], timeout=30).returncode:
+        pytest.skip("here is no Slurm")
+    done = launched(["srun", "-n2", *WORKER], tmp_path)
+    assert done.returncode == 2
+    assert "of 2 that srun started" in done.stderr
+
+
+# ---------------------------------------------------------------- others that start ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "accelerate launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
+        "--dynamo_backend=no --module workers.train",
+        "ft_launcher --standalone --nproc-per-node=2 -m workers.train",
+        "dlrover-run --standalone --nproc_per_node=2 -m workers.train",
+        "deepspeed --num_accelerators=2 --module workers.train",
+        "torchx run --scheduler=local_cwd dist.ddp -j 1x2 -m workers.train --",
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_a_launcher_of_others_starts_two_ranks(words: str, tmp_path: Path) -> None:
+    done = launched(words.split(), tmp_path, {"MASTER_PORT": free_port()})
+    assert done.returncode == 0
+    check_trained(tmp_path, 2)
+
+
+SCRIPT = "import sys\nfrom workers.train import main\nsys.exit(main())\n"
+
+
+@pytest.mark.slow
+def test_fabric_starts_two_ranks(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    words = ["fabric", "run", "--accelerator=cpu", "--devices=2", str(script)]
+    assert launched(words, tmp_path).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+RAY = """
+import sys
+from ray.train import ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+def work(config):
+    from workers.train import main
+    assert main(config["argv"]) == 0
+TorchTrainer(
+    work, train_loop_config={"argv": sys.argv[1:]}, torch_config=TorchConfig(backend="gloo"),
+    scaling_config=ScalingConfig(num_workers=2),
+).fit()
+"""
+
+
+@pytest.mark.slow
+def test_rays_workers_are_two_ranks(tmp_path: Path) -> None:
+    pytest.importorskip("ray.train.torch", reason="ray is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(RAY)
+    assert launched([PYTHON, str(script)], tmp_path).returncode == 0
+    check_trained(tmp_path, 2)
