@@ -33,6 +33,7 @@ from launcher.continuation import keep_terms
 from launcher.errors import EXIT_CONFIG, ConfigError, NodeError
 from launcher.paths import RunPaths
 from launcher.run_folder import point_latest
+from launcher.stop_request import forget_request
 
 CLAIM_VARIABLE = "BUNDLERUN_CLAIMED"
 """Tells ranks that their agent holds the run folder."""
@@ -88,8 +89,23 @@ class Holder:
         """Whether its process is there, for one that can be seen."""
         return _started(self.pid) == self.started
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since its process began; of this machine."""
+        ticks = os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started / ticks
+
     def __str__(self) -> str:
         return f"process {self.pid} on node {self.node} ({self.how}, since {self.since})"
+
+
+def is_older(written_at: float, *, now: float, than_s: float) -> bool:
+    """Whether a file is older than a process of that age; in doubt, by a second, it is not.
+
+    Both times are of the wall clock, the file's perhaps of a file server's: that far off, a
+    request of an earlier start is obeyed, or one of the first seconds has to be made again.
+    """
+    return now - written_at > than_s + 1.0
 
 
 def process_tag(pid: int) -> str:
@@ -196,6 +212,25 @@ class Claim:
             f"{watch_s:g} s whether it still is"
         )
         return _is_touched(found, watch_s)
+
+    def clear(self) -> None:
+        """Takes away what an earlier start has left of its end, and requests to stop of that time.
+
+        By whoever begins a start, early: a request from now on is meant for it. The nodes that
+        come later leave it alone.
+        """
+        if any(self._is_of_job(found.holder) for found in _found(self._paths.claims)):
+            return
+        with suppress(OSError):  # a folder that is not there yet, or a full disk
+            self._paths.outcome.unlink(missing_ok=True)
+            written_at = self._paths.drain.stat().st_mtime
+            if is_older(written_at, now=time.time(), than_s=self._me.age_s):
+                forget_request(self._paths)
+
+    def _is_of_job(self, holder: Holder | None) -> bool:
+        if holder is None or holder.job != self._me.job:
+            return False
+        return not holder.is_here or holder.lives_here
 
     def take(self, terms: Mapping[str, str], *, watch_s: float = WATCH_S) -> Self:
         """Makes a claim, or joins that of this process's own job, and keeps it until released.

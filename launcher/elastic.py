@@ -33,6 +33,7 @@ from launcher.failure import explain, explain_end
 from launcher.fork_server import start_fork_server
 from launcher.hardware import THREADS_VARIABLE
 from launcher.leftovers import mark_own, quiet_tracker, sweep
+from launcher.limits import check_shared_memory, raise_open_files
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
 from launcher.outcome import read_outcome
@@ -70,6 +71,10 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     os.environ[THREADS_VARIABLE] = "1"  # this process must have no threads when it forks
     sweep()
     quiet_tracker(os.environ)
+    check_shared_memory(node.num_procs)
+    few_files = raise_open_files()
+    if few_files:
+        say(few_files)
     own_folder = mark_own()
     terms = terms_of(plan.train.value)
     os.environ[TERMS_VARIABLE] = json.dumps(terms)

@@ -66,6 +66,7 @@ def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
     claim.check()
     for line in changed_lines(paths, terms):
         log.warning(line)
+    claim.clear()
     claim.take(terms)
     try:
         yield

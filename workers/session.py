@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -45,6 +45,9 @@ _LONGEST_WAIT = timedelta(days=20)
 """About the most milliseconds that the store can count."""
 
 _STORE_POLL_S = 0.02
+NAME_S = 30.0
+"""How long the first node's name may have no address."""
+_NAME_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +150,11 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
     """The store of this round; a private one when this is the only process.
 
     Raises:
-        NodeError: the first node's store did not answer in time.
+        NodeError: the first node's store did not answer in time, or has no address.
     """
     if not env.is_launched:
         return HashStore()
+    wait_for_name(env.master_addr, min(timeout_s, NAME_S))
     timeout = timedelta(seconds=timeout_s)
     if env.rank != 0:
         _wait_for_store(env, timeout_s)
@@ -164,6 +168,34 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
         ) from exc
     store.set_timeout(timeout)
     return own_part(store, env, timeout_s)
+
+
+def wait_for_name(
+    name: str, limit_s: float, *, resolve: Callable[..., object] = socket.getaddrinfo
+) -> None:
+    """Returns once the first node's name has an address: a cluster's name server may be late.
+
+    torch would try for the whole time that a collective may take, and say nothing.
+
+    Raises:
+        NodeError: it has none within the limit.
+    """
+    deadline, has_said = time.monotonic() + limit_s, False
+    while True:
+        try:
+            resolve(name, None)
+            return
+        except (OSError, UnicodeError) as exc:
+            reason = getattr(exc, "strerror", None) or exc
+            if time.monotonic() >= deadline:
+                raise NodeError(
+                    f"MASTER_ADDR {name!r} cannot be resolved: {reason}; set it to an address of "
+                    "the first node"
+                ) from exc
+        if not has_said:
+            log.warning("waiting up to %g s for an address of MASTER_ADDR %r", limit_s, name)
+        has_said = True
+        time.sleep(min(_NAME_POLL_S, limit_s))
 
 
 def _wait_for_store(env: RankEnv, timeout_s: float) -> None:

@@ -26,6 +26,7 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.hardware import apply_layout, rank_layout, read_cpus
 from launcher.idle import Batch, warnings
+from launcher.limits import raise_open_files
 from launcher.one_device import in_one_stage
 from launcher.outcome import write_outcome
 from launcher.paths import RunPaths
@@ -272,6 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         found = read_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
         config = (in_one_stage(found) if env.is_launched and env.world_size == 1 else found).value
         config = with_run_folder(config, env)
+        raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
         life = _liveness(config, env)
         layout = rank_layout(
             env.local_rank,

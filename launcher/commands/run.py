@@ -134,6 +134,7 @@ def run(args: argparse.Namespace) -> int:
         if done:
             say(done)
             return EXIT_DONE
+        claim.clear()
         from launcher import elastic
 
         return elastic.launch(plan, say=say, claim=claim)

@@ -37,7 +37,7 @@ from launcher.node_name import claimed_name
 from launcher.ranks import Ranks
 from launcher.rendezvous.member import Enter, OpenStore
 from launcher.rendezvous.messages import Round, RoundId, Seat
-from launcher.rendezvous.node import Node, Request, candidate_index
+from launcher.rendezvous.node import Node, Request, own_endpoints, unkept
 from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.round_store import NUMBER_KEY, RoundStore, open_store, reach_store
 from launcher.rendezvous.settings import (
@@ -91,6 +91,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         self._resources = resources
         self._stores: dict[RoundId, TCPStore] = {}
         self._num_workers = conf.num_workers
+        self._unkept: list[str] = []
         self._is_down = False
 
     def get_backend(self) -> str:
@@ -153,6 +154,7 @@ class BundleRendezvousHandler(RendezvousHandler):
                     self._events.note("in a round", details)
                     if not self._node.is_alone:
                         tell(joined_line(order.round, self._node.member.seat.name))
+                        self._tell_unkept(order.round)
                     return info
                 self._node.want(self._num_workers)
 
@@ -170,6 +172,15 @@ class BundleRendezvousHandler(RendezvousHandler):
         line = waiting.line(self._node.obstacle, time.monotonic(), deadline)
         if line and not self._node.is_alone:
             tell(line)
+
+    def _tell_unkept(self, round_: Round) -> None:
+        """A stand-by that nobody is was meant to be one; once each time that changes."""
+        before, self._unkept = self._unkept, unkept(self._node.endpoints, round_.seats)
+        if self._unkept and self._unkept != before:
+            tell(
+                f"node {self._node.member.seat.name}: no node keeps {', '.join(self._unkept)}: "
+                "nobody would take over there (each agent keeps one endpoint of its own address)"
+            )
 
     def _check_open(self) -> None:
         closed = self._node.member.closed
@@ -317,11 +328,12 @@ def request_of(params: RendezvousParameters, conf: Conf, name: str) -> Request:
         incarnation=os.urandom(8).hex(),
         address=resolve(local_addr) if local_addr else address_towards(endpoints, own),
         num_workers=conf.num_workers,
-        candidate=candidate_index(addresses, own, local_addr),
+        candidate=-1,
     )
     return Request(
         seat=seat,
         endpoints=endpoints,
+        own_endpoints=own_endpoints(addresses, own, local_addr),
         nodes=(params.min_nodes, params.max_nodes),
         conf=conf,
         token=read_token(conf, os.environ, params.run_id),
@@ -338,22 +350,24 @@ def address_towards(endpoints: Sequence[Endpoint], own: Collection[str]) -> str:
 
 
 def started(request: Request, events: Events) -> Node:
-    """The node's thread; where another agent of this machine keeps the endpoint, without one.
+    """The node's thread, which keeps the first of its endpoints that no other agent keeps.
 
     Raises:
         RendezvousConnectionError: this node cannot listen at its endpoint.
     """
+    for candidate in request.own_endpoints:
+        node = Node(replace(request, seat=replace(request.seat, candidate=candidate)), events)
+        try:
+            node.start()
+            return node
+        except OSError as exc:
+            endpoint = request.endpoints[candidate]
+            node.stop()
+            is_ours = exc.errno == errno.EADDRINUSE and is_rendezvous(endpoint.host, endpoint.port)
+            if not is_ours:
+                reason = (exc.strerror or str(exc)).lower()
+                raise RendezvousConnectionError(f"cannot listen at {endpoint}: {reason}") from exc
+            # Another agent of this machine was quicker.
     node = Node(request, events)
-    try:
-        node.start()
-    except OSError as exc:
-        endpoint = request.endpoints[request.seat.candidate]
-        node.stop()
-        is_ours = exc.errno == errno.EADDRINUSE and is_rendezvous(endpoint.host, endpoint.port)
-        if not is_ours:
-            reason = (exc.strerror or str(exc)).lower()
-            raise RendezvousConnectionError(f"cannot listen at {endpoint}: {reason}") from exc
-        # Another agent of this machine was quicker.
-        node = Node(replace(request, seat=replace(request.seat, candidate=-1)), events)
-        node.start()
+    node.start()
     return node

@@ -62,6 +62,7 @@ class Request:
 
     nodes: fewest and most of a round.
     seat: who this node is; its `candidate` says which of the endpoints it keeps, -1 for none.
+    own_endpoints: which of them it may keep, in order.
     terms: what it must have as the others have it; none: nothing is compared.
     """
 
@@ -71,6 +72,7 @@ class Request:
     conf: Conf
     token: bytes
     run_id: str
+    own_endpoints: Sequence[int] = ()
     terms: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -115,6 +117,11 @@ class Node:
     def is_alone(self) -> bool:
         """Whether the job has no other node."""
         return self._request.nodes[1] == 1
+
+    @property
+    def endpoints(self) -> Sequence[Endpoint]:
+        """The endpoints of the job, in order."""
+        return self._request.endpoints
 
     @property
     def obstacle(self) -> Obstacle:
@@ -334,8 +341,8 @@ def _fence(request: Request) -> Fence | None:
     return Fence(Path(folder) / request.run_id, request.seat.candidate) if folder else None
 
 
-def candidate_index(addresses: Sequence[str], own: Collection[str], local_addr: str) -> int:
-    """Which endpoint this node keeps, -1 for none.
+def own_endpoints(addresses: Sequence[str], own: Collection[str], local_addr: str) -> list[int]:
+    """Which endpoints this node may keep, in order; it keeps the first that no other agent has.
 
     Args:
         addresses: of the endpoints.
@@ -344,8 +351,16 @@ def candidate_index(addresses: Sequence[str], own: Collection[str], local_addr: 
             are told apart by it.
     """
     if local_addr in addresses:
-        return addresses.index(local_addr)
-    for index, address in enumerate(addresses):
-        if address in own and not (local_addr and address.startswith("127.")):
-            return index
-    return -1
+        return [index for index, address in enumerate(addresses) if address == local_addr]
+    return [
+        index
+        for index, address in enumerate(addresses)
+        if address in own and not (local_addr and address.startswith("127."))
+    ]
+
+
+def unkept(endpoints: Sequence[Endpoint], seats: Sequence[Seat]) -> list[str]:
+    """The endpoints that no node of a round keeps; none where there is but one."""
+    kept = {seat.candidate for seat in seats}
+    found = [str(endpoint) for index, endpoint in enumerate(endpoints) if index not in kept]
+    return found if len(endpoints) > 1 else []

@@ -112,6 +112,29 @@ def test_drain_stops_a_run_from_outside(agents: Agents, tmp_path: Path) -> None:
     assert not RunPaths(run_dir).drain.exists()
 
 
+def test_a_request_in_the_first_moments_of_a_start_that_goes_on_is_obeyed(
+    agents: Agents, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    agents.start(bundlerun(run_dir, max_steps=2))
+    assert agents.wait() == [0], agents.text()
+    paths = RunPaths(run_dir)
+    paths.drain.write_text("{}")  # what a run has left that was killed before it obeyed
+    os.utime(paths.drain, (0, 0))
+    agent = agents.start(bundlerun(run_dir))
+    deadline = time.monotonic() + LIMIT_S
+    while paths.outcome.exists():  # which is the first thing to go
+        assert time.monotonic() < deadline
+        assert agent.poll() is None
+        time.sleep(0.001)
+    words = [str(BIN / "bundlerun"), "drain", str(run_dir)]
+    said = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=True)
+    assert said.stdout.startswith("asked")
+    assert agents.wait() == [0, 75], agents.text()
+    assert [row["step"] for row in history(run_dir, "step")] == [0, 1, 2]
+    assert not paths.drain.exists()
+
+
 def test_a_second_interrupt_ends_all_at_once(agents: Agents, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     # Steps of some seconds: the second signal comes before the first is followed.

@@ -245,3 +245,33 @@ def test_a_run_that_was_frozen_and_taken_for_dead_ends(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_who_begins_a_start_clears_what_is_older_than_it_and_keeps_a_newer_request(
+    paths: RunPaths,
+) -> None:
+    for path in (paths.outcome, paths.drain):
+        write_text(path, "{}")
+    claim_of(paths, "one").clear()  # the request came since this process began
+    assert not paths.outcome.exists()
+    assert paths.drain.exists()
+    os.utime(paths.drain, (0, 0))
+    claim_of(paths, "one").clear()
+    assert not paths.drain.exists()
+
+
+def test_a_node_that_joins_leaves_the_end_and_requests_of_its_job_alone(paths: RunPaths) -> None:
+    with claim_of(paths, "one").take({}), another_process() as pid:
+        for path in (paths.outcome, paths.drain):
+            write_text(path, "{}")
+        os.utime(paths.drain, (0, 0))
+        Claim(paths, Holder.of_process("one", "a test", pid=pid), print).clear()
+        assert paths.outcome.exists()
+        assert paths.drain.exists()
+
+
+@pytest.mark.parametrize(
+    ("written_at", "older"), [(89.0, False), (88.9, True), (99.5, False), (101.0, False)]
+)
+def test_what_is_older_than_a_process_of_ten_seconds(written_at: float, older: bool) -> None:
+    assert module.is_older(written_at, now=100.0, than_s=10.0) == older

@@ -25,19 +25,25 @@ from torch.distributed.elastic.rendezvous import (
 from launcher.paths import RunPaths
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
+from launcher.rendezvous.node import own_endpoints
 from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.token import ensure_token
 
 LIMIT_S = 30.0
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Job:
     """Nodes 127.0.0.1, ...: each with its handler; calls that block run in threads."""
 
     def __init__(self, nodes: tuple[int, int] = (1, 2), **conf: object) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port, self.second_port = free_port(), free_port()
+        self.ends = f"127.0.0.1:{self.port}"
         self.nodes = nodes
         self.conf = {"num_workers": 2, "heartbeat": 0.1} | conf
         self.handlers: list[BundleRendezvousHandler] = []
@@ -47,11 +53,10 @@ class Job:
         config = self.conf | {"node_name": f"n{index}"} | conf
         params = RendezvousParameters(
             "bundle",
-            f"127.0.0.1:{self.port}",
+            self.ends,
             run_id,
             *self.nodes,
-            local_addr=f"127.0.0.{index}",
-            **config,
+            **{"local_addr": f"127.0.0.{index}"} | config,
         )
         handler = get_handler()(params)
         assert isinstance(handler, BundleRendezvousHandler)
@@ -370,3 +375,37 @@ def test_a_first_node_that_starts_again_with_other_options_ends_alone(tmp_path: 
     assert (alone.world_size, two.num_nodes_waiting()) == (1, 0)
     two.shutdown()
     job.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def test_agents_of_one_address_keep_one_of_its_endpoints_each(
+    job: Job, caplog: pytest.LogCaptureFixture
+) -> None:
+    job.ends = f"127.0.0.1:{job.port},127.0.0.1:{job.second_port}"
+    one, two = (job.start(n, local_addr="127.0.0.1", node_name=f"n{n}") for n in (1, 2))
+    assert [h._node.member.seat.candidate for h in (one, two)] == [0, 1]
+    job.meet(one, two)
+    assert all(is_rendezvous("127.0.0.1", port) for port in (job.port, job.second_port))
+    assert "no node keeps" not in caplog.text
+    third = job.start(3, local_addr="127.0.0.1", node_name="n3")
+    assert third._node.member.seat.candidate == -1
+
+
+def test_an_endpoint_that_nobody_keeps_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    job = Job(nodes=(1, 2), first_wait=0)
+    job.ends = f"127.0.0.1:{job.port},127.0.0.1:{job.second_port}"
+    one = job.start(1)
+    try:
+        job.meet(one)
+    finally:
+        one.shutdown()
+    assert f"node n1: no node keeps 127.0.0.1:{job.second_port}" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("local_addr", "kept"),
+    [("", [0, 1, 3]), ("10.0.0.2", [1, 3]), ("10.0.0.9", [0, 1, 3]), ("127.0.0.1", [2])],
+)
+def test_a_node_may_keep_each_endpoint_of_its_own_address(local_addr: str, kept: list[int]) -> None:
+    addresses = ["10.0.0.1", "10.0.0.2", "127.0.0.1", "10.0.0.2", "10.0.0.7"]
+    found = own_endpoints(addresses, {"10.0.0.1", "10.0.0.2"}, local_addr)
+    assert found == kept
