@@ -151,9 +151,7 @@ class Chaos:
                     job.signal_rank(name, blow.local_rank, signal.SIGSTOP)
                 case "freeze node":
                     job.signal_node(name, signal.SIGSTOP)
-                    return lambda: (
-                        job.signal_node(name, signal.SIGCONT) if name in job.agents else None
-                    )
+                    return lambda: job.thaw_node(name)
                 case "cut link":
                     job.link(name, "down")
                     return lambda: job.link(name, "up")

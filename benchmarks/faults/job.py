@@ -163,6 +163,16 @@ class Job:
         """
         os.kill(self.rank_pid(name, local_rank), number)
 
+    def thaw_node(self, name: str) -> None:
+        """Everything of a node goes on that was frozen, whatever has become of its agent.
+
+        A rank that was frozen between its fork and its first look at its parent is no agent's any
+        more once that is killed; it ends as soon as it goes on, and only then.
+        """
+        for pid in self.orphans(name):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
     def kill_node(self, name: str) -> None:
         """Everything of a node ends at once; the others get no word of it but from its kernel."""
         self.signal_node(name, signal.SIGKILL)
@@ -268,14 +278,16 @@ class Job:
 
     # --- what must be so behind a run
 
-    def orphans(self) -> list[int]:
-        """Processes of this job that are left: by the mark in their environment."""
-        mark = f"{FOLDER_VARIABLE}={self.faults.root}".encode()
+    def orphans(self, name: str = "") -> list[int]:
+        """Processes of this job that are left, or of one node: by marks in their environment."""
+        marks = {f"{FOLDER_VARIABLE}={self.faults.root}".encode()}
+        if name:
+            marks.add(f"{NODE_VARIABLE}={name}".encode())
         found = []
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with suppress(OSError):
-                    if mark in (folder / "environ").read_bytes().split(b"\0"):
+                    if marks <= set((folder / "environ").read_bytes().split(b"\0")):
                         found.append(int(folder.name))
         return found
 

@@ -6,11 +6,15 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from benchmarks.faults.chaos import Chaos, Recovery
+from benchmarks.faults.inject import FOLDER_VARIABLE, NODE_VARIABLE
 from benchmarks.faults.job import ROOT, Job
 
 HARNESS = """
@@ -71,3 +75,30 @@ def test_blows_that_cost_steps_are_told(tmp_path: Path) -> None:
         one = Recovery(kinds=("cut link", "kill node"), took_s=1.0, whole_s=1.0, lost=lost)
         chaos.recoveries.append(one)
     assert chaos.losses() == ["cut link, then kill node: 2 finished steps lost"]
+
+
+def test_a_frozen_node_is_thawed_whatever_became_of_its_agent(tmp_path: Path) -> None:
+    job = Job(tmp_path, [])
+    marks = {FOLDER_VARIABLE: str(job.faults.root)}
+    frozen = {
+        name: psutil.Popen(["sleep", "600"], env=marks | {NODE_VARIABLE: name})
+        for name in ("n0", "n1")
+    }
+    try:
+        for process in frozen.values():
+            process.suspend()
+        wait_until(lambda: {p.status() for p in frozen.values()} == {psutil.STATUS_STOPPED})
+        job.thaw_node("n0")  # which is in no list of agents
+        wait_until(lambda: frozen["n0"].status() == psutil.STATUS_SLEEPING)
+        assert frozen["n1"].status() == psutil.STATUS_STOPPED
+    finally:
+        for process in frozen.values():
+            process.kill()
+            process.wait()
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

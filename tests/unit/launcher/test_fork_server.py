@@ -1,11 +1,16 @@
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+
+from launcher.fork_server import die_with_parent
 
 FAMILY = [sys.executable, str(Path(__file__).with_name("forked_family.py"))]
 
@@ -33,3 +38,29 @@ def test_server_and_worker_end_with_a_killed_launcher(how: list[str]) -> None:
     for process in alive:
         process.kill()
     assert [process.pid for process in alive] == []
+
+
+def test_a_process_frozen_before_its_first_look_at_its_parent_ends_once_it_goes_on() -> None:
+    up, tell = os.pipe()
+    server = os.fork()
+    if not server:
+        parent = os.getpid()
+        if os.fork():
+            signal.pause()
+        os.write(tell, os.getpid().to_bytes(4, "little"))
+        os.kill(os.getpid(), signal.SIGSTOP)
+        die_with_parent(parent)
+        signal.pause()
+    rank = psutil.Process(int.from_bytes(os.read(up, 4), "little"))
+    try:
+        deadline = time.monotonic() + 10
+        while rank.status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < deadline
+        os.kill(server, signal.SIGKILL)
+        os.waitpid(server, 0)
+        assert rank.status() == psutil.STATUS_STOPPED, "nobody else can end it"
+        rank.resume()
+        rank.wait(timeout=10)
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            rank.kill()
