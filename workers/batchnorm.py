@@ -21,7 +21,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
@@ -121,6 +121,12 @@ def tracking_layers(module: nn.Module) -> dict[str, _NormBase]:
             )
         found[name] = cast(_NormBase, layer)
     return found
+
+
+def has_own_forward(layer: _NormBase) -> bool:
+    """Whether a user has written what it does, not torch."""
+    function = getattr(layer.forward, "__func__", None)
+    return function not in (_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward)
 
 
 class _LentForward:

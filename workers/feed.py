@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
+from typing import Any
 
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
@@ -40,6 +42,7 @@ class Feed:
         self._width = session.topology.shape[0]
         self._info = info
         self._speeds = [1.0] * session.topology.num_bundles
+        self._begun: tuple[Iterator[StepWork], Iterator[Batch]] | None = None
         self._train = _loader(config, session, data, data.train if data else None)
         self._val = _loader(config, session, data, data.val if data else None)
 
@@ -91,9 +94,22 @@ class Feed:
     def set_speeds(self, seconds_per_microbatch: Sequence[float]) -> None:
         """Shares out by these from the next epoch on; the same on every rank."""
         self._speeds = list(seconds_per_microbatch)
+        self._begun = None
+
+    def first_inputs(self) -> tuple[Any, ...] | None:
+        """Those of the first micro-batch of the run, where it is this rank's, ahead of training."""
+        works, batches = self.epoch(0, 0)
+        first = next(batches, None)
+        if first is None:
+            return None
+        self._begun = works, chain([first], batches)
+        return first.inputs
 
     def epoch(self, epoch: int, first_step: int) -> tuple[Iterator[StepWork], Iterator[Batch]]:
         """The work of the steps left in an epoch, and this rank's batches for all of them."""
+        begun, self._begun = self._begun, None
+        if begun is not None and (epoch, first_step) == (0, 0):
+            return begun
         order = sample_order(self._config.seed, epoch, self._info.num_train)
         steps = [self._cut(order, step) for step in range(first_step, self.steps_per_epoch)]
         works = (

@@ -21,7 +21,12 @@ from torch import Tensor, nn
 
 from launcher.errors import ConfigError
 from splits.stage import Forward
-from workers.module_tensors import TensorPlace, tensor_places
+from workers.module_tensors import (
+    TensorPlace,
+    limited_embeddings,
+    may_be_written,
+    tensor_places,
+)
 
 log = logging.getLogger(__name__)
 
@@ -120,11 +125,11 @@ class ForwardState:
         if not self._stage.training or chunk not in self._to_compare:
             return {}
         self._to_compare.remove(chunk)
-        limited = _limited_embeddings(self._stage)
+        limited = limited_embeddings(self._stage)
         return {
             i: place.tensor.detach().clone()
             for i, place in enumerate(self._places)
-            if i not in self._start and _may_be_written(place, limited)
+            if i not in self._start and may_be_written(place, limited)
         }
 
     def _compare(self, copies: dict[int, Tensor]) -> None:
@@ -185,19 +190,6 @@ class ForwardState:
             # A chunk that leaves a tensor alone must not stand for the one that writes it.
             if self._num_chunks == 1 or start is None or not _is_equal(now, start):
                 self._kept[i] = now.clone()
-
-
-def _limited_embeddings(stage: nn.Module) -> set[int]:
-    """Embeddings that a forward scales down to their largest norm, by identity."""
-    kinds = (nn.Embedding, nn.EmbeddingBag)
-    limited = (m for m in stage.modules() if isinstance(m, kinds) and m.max_norm is not None)
-    return {id(m.weight) for m in limited}
-
-
-def _may_be_written(place: TensorPlace, limited: set[int]) -> bool:
-    """Of parameters that are trained there is no copy: that memory may not be there."""
-    tensor = place.tensor
-    return not place.is_parameter or not tensor.requires_grad or id(tensor) in limited
 
 
 def _device(places: Sequence[TensorPlace]) -> torch.device:

@@ -64,6 +64,11 @@ class Found:
     in_memory: int
 
     @property
+    def is_nothing(self) -> bool:
+        """Whether the run begins."""
+        return not self.on_disk.found and self.in_memory < 0
+
+    @property
     def is_snapshot(self) -> bool:
         """Whether it is a snapshot that is going to be loaded, for sure."""
         return self.in_memory > (self.on_disk.found[0].step if self.on_disk.found else -1)

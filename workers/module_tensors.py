@@ -57,3 +57,16 @@ def _all_places(module: nn.Module) -> Iterator[TensorPlace]:
                         is_parameter=is_parameter,
                         is_kept=key not in part._non_persistent_buffers_set,
                     )
+
+
+def limited_embeddings(stage: nn.Module) -> set[int]:
+    """Embeddings that a forward scales down to their largest norm, by identity."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    limited = (m for m in stage.modules() if isinstance(m, kinds) and m.max_norm is not None)
+    return {id(m.weight) for m in limited}
+
+
+def may_be_written(place: TensorPlace, limited: set[int]) -> bool:
+    """Of parameters that are trained there is no copy: that memory may not be there."""
+    tensor = place.tensor
+    return not place.is_parameter or not tensor.requires_grad or id(tensor) in limited

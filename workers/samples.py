@@ -88,7 +88,7 @@ class Reader:
         messages: list[str] = []
         for offset in range(min(len(self._samples), MAX_UNREADABLE_IN_A_ROW)):
             actual = (index + offset) % len(self._samples)
-            _seed_random(mix_seed(self._seed, epoch, actual))
+            seed_random(mix_seed(self._seed, epoch, actual))
             try:
                 return self._samples[actual], messages[:1]
             except UnreadableSample as exc:
@@ -118,7 +118,8 @@ def kept_random_state() -> Iterator[None]:
             numpy.random.set_state(numpy_state)
 
 
-def _seed_random(seed: int) -> None:
+def seed_random(seed: int) -> None:
+    """Seeds the generators of torch's CPU, Python and numpy."""
     # Not torch.manual_seed: it would seed the GPUs as well, which no transform draws from.
     torch.default_generator.manual_seed(seed)
     random.seed(seed)

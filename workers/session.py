@@ -125,6 +125,11 @@ class Session:
         return here[0].rank == place.rank and not has_reporter
 
     @property
+    def has_first_microbatch(self) -> bool:
+        """Whether this rank reads the first micro-batch of each step."""
+        return (self.place.bundle, self.place.stage, self.place.replica) == (0, 0, 0)
+
+    @property
     def is_writer(self) -> bool:
         """Whether this rank writes its stage into checkpoints."""
         return self.place.bundle == 0 and self.place.replica == 0

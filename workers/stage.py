@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +23,7 @@ from workers.blank import build_blank
 from workers.order import mix_seed
 from workers.recipe import DataInfo, DataSets, Recipe
 from workers.session import Session
+from workers.trial import Subject
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +88,7 @@ def make_stage(
     stage: int,
     *,
     is_loaded_later: bool = False,
+    check: Callable[[Subject], None] | None = None,
 ) -> nn.Module:
     """One stage of the freshly initialised model; the same numbers on every rank (seeded).
 
@@ -96,6 +98,7 @@ def make_stage(
         info: sizes of the data.
         stage: its number.
         is_loaded_later: leave out the initialisation, as all of the state is going to be loaded.
+        check: sees the model and all its stages; may refuse them.
 
     Raises:
         ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks.
@@ -107,7 +110,11 @@ def make_stage(
     else:
         torch.manual_seed(seed)
         model = build_on_default_device(build)
-    return _stages(config, model)[stage]
+    stages = _stages(config, model)
+    if check is not None:
+        (whole,) = make_stages(model, cut=(), num_stages=1)
+        check(Subject(whole=whole, stages=stages, chunks=config.chunks))
+    return stages[stage]
 
 
 def _stages(config: TrainConfig, model: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:

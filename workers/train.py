@@ -38,6 +38,7 @@ from workers.device import unused_kind
 from workers.ending import end_for_spares
 from workers.env import RankEnv
 from workers.feed import Feed
+from workers.fidelity import check_fidelity
 from workers.keeper import Keeper, Resumed, look
 from workers.liveness import Liveness, process_age_s
 from workers.memory_guard import MemoryGuard
@@ -131,7 +132,7 @@ def train(
             return SPARE_CODES[stand_by(config, arrival, life)]
         session = join(config, arrival)
         life.events.note("met", {"rank": session.place.rank})
-        run = _run(config, session, life)
+        run = _run(config, session, life, is_first_start=env.attempt == 0)
         if session.is_reporter and session.topology.spare_ranks:
             tell_end(store, end_for_spares(run.outcome, run.kept))
         session.close()
@@ -144,7 +145,7 @@ def idle_by_plan(config: TrainConfig, topology: Topology) -> Iterator[str]:
     return warnings(Pipeline.of(topology, config.schedule), batch, topology.num_bundles)
 
 
-def _run(config: TrainConfig, session: Session, life: Liveness) -> Run:
+def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_start: bool) -> Run:
     paths = RunPaths(Path(config.run_dir))
     recipe = load_recipe(config)
     meters = Meters()
@@ -159,8 +160,18 @@ def _run(config: TrainConfig, session: Session, life: Liveness) -> Run:
             restore = Restore(config, session.arrival, is_reporter=session.is_reporter)
             stack.callback(restore.room.close)
         found = look(config, session, restore)
+        check = partial(
+            check_fidelity, first_inputs=feed.first_inputs, longest_s=config.timeout_s / 4
+        )
+        # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
+        is_checker = session.has_first_microbatch and is_first_start and found.is_nothing
         stage = make_stage(
-            config, recipe, info, session.place.stage, is_loaded_later=found.is_snapshot
+            config,
+            recipe,
+            info,
+            session.place.stage,
+            is_loaded_later=found.is_snapshot,
+            check=check if is_checker else None,
         )
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)

@@ -46,7 +46,7 @@ class SampleLog:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.attempt = 0
         self._folder = folder
-        self._step = -1
+        self._step = 0  # also of what the check before the first step reads ahead
         folder.mkdir()
         step, read = Trainer.step, Reader.__getitem__
 

@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import Store
 
+from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
+from tests.ranks.test_resume import trains
+from workers.env import RankEnv
+from workers.train import train
 
 MODEL = f"{Path(__file__).with_name('users_model.py')}:build"
 USERS = replace(CONFIG, model=MODEL, clip_norm=0.0)
@@ -36,3 +41,22 @@ def test_subclasses_hooks_and_frozen_layers_train_as_in_plain_torch(
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
     assert torch.equal(state["frozen.running_mean"], torch.full((6,), 0.5).double())
+
+
+def test_a_model_that_its_stages_are_not_is_refused_at_the_first_start_only(
+    tmp_path: Path,
+) -> None:
+    model = MODEL.replace(":build", ":build_by_momentum")
+    config = replace(
+        USERS, model=model, shape=(1, 1), cut=("_2",), run_dir=str(tmp_path / "run"), max_steps=1
+    )
+    config = replace(config, precision="float32", timeout_s=10.0)
+    found = outcomes((2, 2), trains(config), tmp_path, 60.0)
+    assert "ConfigError: in training, Sequential in stages is not what it is by itself" in found[0]
+    assert "another result is '1'" in found[0]
+    assert sum("ConfigError" in text for text in found.values()) == 1
+
+    def restarts(env: RankEnv, store: Store) -> None:
+        train(config, replace(env, attempt=1), store)
+
+    run_ranks((2, 2), restarts, tmp_path)

@@ -45,3 +45,15 @@ class FineTuned(nn.Module):
 def build(num_outputs: int) -> nn.Module:
     """The model."""
     return FineTuned(num_outputs)
+
+
+class ByMomentum(nn.BatchNorm2d):
+    """Uses a setting that is another one while its buffers are lent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (self.momentum or 0.0)
+
+
+def build_by_momentum(num_outputs: int) -> nn.Module:
+    """A model that cannot be prepared without being another one."""
+    return nn.Sequential(nn.Conv2d(3, 6, 8), ByMomentum(6), nn.Flatten(), nn.Linear(6, num_outputs))
