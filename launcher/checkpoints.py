@@ -42,7 +42,9 @@ class Progress:
     step_in_epoch: int
     samples_seen: int
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """Validation metrics, the deciding one first; empty in the middle of an epoch."""
+    """Validation metrics; empty in the middle of an epoch."""
+    score: float | None = None
+    """How good the validation was, higher is better; None without one."""
     seed: int | None = None
     """What the order of samples is drawn from; None: not known."""
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -113,6 +115,7 @@ def manifest_text(
         "step_in_epoch": progress.step_in_epoch,
         "samples_seen": progress.samples_seen,
         "metrics": {name: _json_number(value) for name, value in progress.metrics.items()},
+        "score": None if progress.score is None else _json_number(progress.score),
         "files": {p.file: {"size_bytes": p.size_bytes, "sha256": p.sha256} for p in parts},
         "weight_map": {name: part.file for part in parts for name in part.names},
         "config": dict(config),
@@ -164,6 +167,7 @@ def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
             step_in_epoch=body["step_in_epoch"],
             samples_seen=body["samples_seen"],
             metrics={name: float(value) for name, value in body["metrics"].items()},
+            score=_score(body),
             seed=body["config"].get("seed"),
         ),
         parts=tuple(
@@ -174,6 +178,12 @@ def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
         versions=body["versions"],
         about=body.get("about", {}),  # checkpoints of earlier versions have none
     )
+
+
+def _score(body: Mapping[str, Any]) -> float | None:
+    """Manifests of before had none: the first metric decided."""
+    found = body.get("score", next(iter(body["metrics"].values()), None))
+    return None if found is None else float(found)
 
 
 def _check_size(path: Path, size_bytes: int) -> None:
@@ -260,12 +270,11 @@ def choose(
 
 
 def best_of(found: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The checkpoint with the highest first metric; the newest of equals, None without metrics."""
+    """The checkpoint with the highest score; the newest of equals, None without any."""
     scored = [
         (score, checkpoint.step, checkpoint)
         for checkpoint in found
-        for score in list(checkpoint.progress.metrics.values())[:1]
-        if not math.isnan(score)
+        if (score := checkpoint.progress.score) is not None and not math.isnan(score)
     ]
     return max(scored, key=lambda entry: entry[:2])[2] if scored else None
 

@@ -80,7 +80,8 @@ class Recipe(Protocol):
 
     It may have `num_outputs() -> int` besides, what `open_data` will say, known quickly: then a
     model that depends on it is checked before any rank starts. And it may have `shares`, the names
-    of metrics that are shares of the samples, such as top1: the console tells them in percent.
+    of metrics that are shares of the samples, such as top1: the console tells them in percent. And
+    `best`, a metric or "loss" and which way is better: ("mae", "min") or ("top1", "max").
     """
 
     unit: str
@@ -109,8 +110,8 @@ class Recipe(Protocol):
     def metrics(self, output: object, target: Any) -> dict[str, Tensor]:  # noqa: ANN401
         """Scalar sums over the samples of one micro-batch, such as {"top1": number right}.
 
-        The names must be the same in every call; the first decides which checkpoint is best
-        (higher is better).
+        The names must be the same in every call. Without `best`, the first decides which
+        checkpoint is best (higher is better); the loss, where there is none.
         """
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:

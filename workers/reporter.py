@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from launcher.files import write_text
 from launcher.outcome import Outcome
 from launcher.paths import RunPaths
 from launcher.topology import Topology
+from workers.best import LOSS, Best
 from workers.metrics import MetricsWriter
 from workers.trainer import StepSums
 from workers.words import Course
@@ -49,10 +51,19 @@ class Reporter:
         config: of the run.
         topology: of this round.
         course: where the run goes to.
+        best: which validation is.
     """
 
-    def __init__(self, config: TrainConfig, topology: Topology, course: Course) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        topology: Topology,
+        course: Course,
+        best: Best = Best(),  # noqa: B008 (frozen)
+    ) -> None:
         self._config = config
+        self._best = best
+        self._is_best_told = False
         self._course = course
         self._paths = RunPaths(Path(config.run_dir))
         self._summary = Summary()
@@ -226,14 +237,25 @@ class Reporter:
         """Reports one validation."""
         values = {**sums.metrics, "loss": sums.loss}
         self._summary.validation = values
-        first = next(iter(sums.metrics), "loss")
-        best = self._summary.best
-        if not best or values[first] > best[first]:
+        score, best = self._best.score(sums.loss, sums.metrics), self._summary.best
+        before = self._best.score(best["loss"], best) if best else math.nan
+        if math.isnan(before) or score > before:
             self._summary.best = {**values, "epoch": epoch}
+        self._tell_best(self._best.decides(sums.metrics))
         self._writer.write("eval", step=step, epoch=epoch, loss=sums.loss, metrics=sums.metrics)
         log.info(
             "%s  validation  loss %.4f  %s",
             self._course.epoch_text(epoch), sums.loss, self._course.metrics_text(sums.metrics),
+        )  # fmt: skip
+
+    def _tell_best(self, name: str) -> None:
+        """Says once by what the best checkpoint is found, where nobody has said it."""
+        if self._best.name or name == LOSS or name in self._course.shares or self._is_best_told:
+            return
+        self._is_best_told = True
+        log.info(
+            "the best checkpoint is the one with the highest %s; a recipe with "
+            'best = ("%s", "min") says otherwise', name, name,
         )  # fmt: skip
 
     def finish(self, outcome: Outcome, *, is_as_asked: bool = True) -> None:

@@ -25,7 +25,7 @@ from workers.session import Session
 from workers.snapshot import Snapshots
 from workers.snapshot_pace import share
 from workers.stopping import StopRequest, StopWord
-from workers.trainer import Trainer
+from workers.trainer import StepSums, Trainer
 
 
 class Run:
@@ -99,10 +99,10 @@ class Run:
             return "disk"
         in_epoch = self.step - self._epoch * self._feed.steps_per_epoch
         if self._has_lost_folder:  # after the last checkpoint
-            self._save(self._epoch, in_epoch, {})
+            self._save(self._epoch, in_epoch)
             if not self._is_missing():
                 return "disk"
-        progress = self._progress(self._epoch, in_epoch, {})
+        progress = self._progress(self._epoch, in_epoch)
         is_lost = self._snapshots is None or not self._snapshots.save_last(progress)
         if any(self._trainer.total([float(is_lost)])):
             return "nowhere"
@@ -161,7 +161,7 @@ class Run:
         """Keeps what there is, and lets no rank go before it is on disk."""
         self.is_stopped = True
         self._life.agree_to_stop()
-        self._save(epoch, self.step - epoch * self._feed.steps_per_epoch, {})
+        self._save(epoch, self.step - epoch * self._feed.steps_per_epoch)
         self._trainer.total([0.0])
 
     def _row(self, work: StepWork, epoch: int) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Run:
         in_epoch = self.step - epoch * self._feed.steps_per_epoch
         pace = self._snapshots.pace
         is_kept = pace.is_due(self.step)
-        self._snapshots.save(replace(self._progress(epoch, in_epoch, {}), row=row))
+        self._snapshots.save(replace(self._progress(epoch, in_epoch), row=row))
         if pace.stepped(step_s):
             cost, step = self._trainer.total(pace.measured())
             if pace.review(cost, step) and self._reporter is not None:
@@ -197,19 +197,20 @@ class Run:
         every = self._config.checkpoint_steps
         in_epoch = self.step - epoch * self._feed.steps_per_epoch
         if every and self.step % every == 0 and in_epoch < self._feed.steps_per_epoch:
-            self._save(epoch, in_epoch, {})
+            self._save(epoch, in_epoch)
 
-    def _save(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> None:
+    def _save(self, epoch: int, in_epoch: int, validation: StepSums | None = None) -> None:
         with self._meters.phase("checkpoint"):
-            self._keeper.save(self._progress(epoch, in_epoch, metrics))
+            self._keeper.save(self._progress(epoch, in_epoch, validation))
 
-    def _progress(self, epoch: int, in_epoch: int, metrics: dict[str, float]) -> Progress:
+    def _progress(self, epoch: int, in_epoch: int, validation: StepSums | None = None) -> Progress:
         return Progress(
             step=self.step,
             epoch=epoch,
             step_in_epoch=in_epoch,
             samples_seen=self._feed.samples_after(epoch, in_epoch),
-            metrics=metrics,
+            metrics={} if validation is None else validation.metrics,
+            score=None if validation is None else validation.score,
             seed=self._config.seed,
         )
 
@@ -219,7 +220,7 @@ class Run:
         Told to stop while it validates, it does so at once, and whoever goes on begins here.
         """
         self._share_measurements(epoch)
-        metrics: dict[str, float] = {}
+        sums = None
         if self._feed.has_validation:
             with self._meters.phase("validate"):
                 works, batches = self._feed.validation()
@@ -228,14 +229,13 @@ class Run:
             if sums is None:
                 self._stop_after(epoch)
                 return
-            metrics = sums.metrics
             if self._reporter is not None:
                 self._reporter.validated(epoch, self.step, sums)
         in_epoch = self.step - epoch * self._feed.steps_per_epoch
         if in_epoch == self._feed.steps_per_epoch:
-            self._save(epoch + 1, 0, metrics)
+            self._save(epoch + 1, 0, sums)
         else:
-            self._save(epoch, in_epoch, metrics)
+            self._save(epoch, in_epoch, sums)
         self._report_epoch_end()
 
     def _share_measurements(self, epoch: int) -> None:

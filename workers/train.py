@@ -34,6 +34,7 @@ from launcher.preflight import check_torch, check_writable
 from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
 from launcher.topology import Topology
+from workers.best import Best
 from workers.device import unused_kind
 from workers.ending import end_for_spares
 from workers.env import RankEnv
@@ -194,7 +195,8 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         if session.is_reporter:
             shares = getattr(recipe, "shares", ())
             course = Course.of(config, feed.steps_per_epoch, recipe.unit, shares)
-            reporter = stack.enter_context(Reporter(config, session.topology, course))
+            best = Best.of(recipe)
+            reporter = stack.enter_context(Reporter(config, session.topology, course, best))
             paths.outcome.unlink(missing_ok=True)
             reporter.resumed(progress, source)
         life.events.note("restored", {"step": progress.step, "source": source})

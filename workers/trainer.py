@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers import replica_check
 from workers.batchnorm import StatisticsPool
+from workers.best import Best
 from workers.bucket import bucket_bytes
 from workers.bundle import Bundle, Outcome, StepWork
 from workers.calibrate import read_choice, write_choice
@@ -58,6 +59,8 @@ class StepSums:
     """Mean over the samples, or over what the recipe's losses weigh."""
     metrics: dict[str, float]
     """Means over the samples, such as {"top1": 0.97}."""
+    score: float | None = None
+    """How good a validation was, higher is better; known to ranks that had a part in it."""
 
 
 class Trainer:
@@ -90,6 +93,7 @@ class Trainer:
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_reporter)
         self._update = Update(config, session, self.stage, self.optimizer, self.groups)
+        self._best = Best.of(recipe)
         self._check_kept()
         self._has_stepped = False
         self.sync = self._make_sync()
@@ -218,7 +222,10 @@ class Trainer:
         self._write_sums(sums, outcome)
         found = self.sync.all_sum(sums).tolist()
         self._forward_state.settle(found[_FOUND], is_first=self._does_first(works[0]))
-        return _read_sums(found, outcome, works[0].num_samples)
+        read = _read_sums(found, outcome, works[0].num_samples)
+        if outcome.loss is None:
+            return read
+        return replace(read, score=self._best.score(read.loss, read.metrics))
 
     def _does_first(self, work: StepWork) -> bool:
         """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""

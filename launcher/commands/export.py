@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--best",
         action="store_true",
-        help="the checkpoint with the best first metric in validation",
+        help="the checkpoint with the best validation, by what the recipe says is best",
     )
 
 
@@ -136,7 +136,7 @@ def _best(found: list[Checkpoint]) -> Checkpoint:
     chosen = best_of(found)
     if chosen is None:
         raise CheckpointError(
-            "--best needs a checkpoint with validation metrics, and none has; leave it out for "
+            "--best needs a checkpoint with a validation, and none has one; leave it out for "
             "the newest, or train with --validate"
         )
     return chosen

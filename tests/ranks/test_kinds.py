@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.checkpoints import read_tensors, survey
+from launcher.checkpoints import best_of, read_tensors, survey
 from launcher.config import TrainConfig
 from launcher.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
@@ -169,3 +169,18 @@ def test_who_wants_it_may_go_on_without_numbers(tmp_path: Path) -> None:
     losses = bundled_losses(config, (1,), tmp_path / "ignore")
     assert math.isnan(float(losses[-1]))
     assert survey(RunPaths(tmp_path / "ignore" / "run")).found[0].step == 6
+
+
+def test_the_best_checkpoint_stays_where_lower_is_better(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="best", lr=0.5, epochs=4, keep=1, validate=True)
+    bundled_losses(replace(config, shape=(1, 1), cut=("head",)), (2,), tmp_path)
+    values = {
+        row["step"]: row["metrics"]["mae"] for row in history(tmp_path) if row["kind"] == "eval"
+    }
+    best = min(values, key=values.__getitem__)
+    assert best != max(values), "else it is kept as the newest"
+    kept = survey(RunPaths(tmp_path / "run")).found
+    assert {checkpoint.step for checkpoint in kept} == {best, max(values)}
+    found = best_of(kept)
+    assert found is not None
+    assert found.step == best

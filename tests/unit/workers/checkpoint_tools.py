@@ -12,7 +12,14 @@ from workers.checkpoint import Checkpoints
 
 
 def progress(step: int, **metrics: float) -> Progress:
-    return Progress(step=step, epoch=1, step_in_epoch=3, samples_seen=64 * step, metrics=metrics)
+    return Progress(
+        step=step,
+        epoch=1,
+        step_in_epoch=3,
+        samples_seen=64 * step,
+        metrics=metrics,
+        score=next(iter(metrics.values()), None),
+    )
 
 
 def write(

@@ -1,6 +1,7 @@
 """Checkpoints written by some stages and read by others, damaged ones, and how many stay."""
 
 import errno
+import hashlib
 import json
 import logging
 import os
@@ -261,3 +262,12 @@ def test_an_old_checkpoint_that_cannot_be_removed_is_only_a_warning(
 
     assert checkpoints.prune() == []
     assert "cannot remove the old checkpoint 'step-000000001'" in caplog.text
+
+
+def test_a_checkpoint_of_before_is_judged_by_its_first_metric(checkpoints: Checkpoints) -> None:
+    folder = write(checkpoints, 1, top1=0.25, top5=0.5)
+    body = json.loads((folder / MANIFEST).read_text())
+    del body["sha256"], body["score"]
+    body["sha256"] = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(body))
+    assert [c.progress.score for c in checkpoints.candidates()] == [0.25]
