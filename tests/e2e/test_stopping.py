@@ -189,7 +189,8 @@ def test_a_run_that_finishes_no_step_is_given_up_with_its_first_error(
     assert outcome["first_error"]["text"].strip().endswith("ValueError: no such luck")
     assert "in forward" in outcome["first_error"]["text"]
     assert _events(run_dir).count('"in a round"') == 3
-    assert agents.text().count("ValueError: no such luck") == 1
+    assert agents.text().count("\nValueError: no such luck\n") == 1  # the end of the traceback
+    assert agents.text().count("failed: ValueError: no such luck; all ranks start again") == 2
     words = [str(BIN / "bundlerun"), "status", str(run_dir)]
     said = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=True)
     assert "failed (3 attempts in a row finished no step)" in said.stdout
