@@ -45,6 +45,7 @@ from launcher.rendezvous.settings import TOKEN_VARIABLE
 from launcher.rendezvous.token import ensure_token
 from launcher.signals import LEFT_TO_TORCH, StopSignals
 from launcher.topology import bundle_size
+from launcher.tracker import outlive_tracker
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -71,6 +72,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     os.environ[THREADS_VARIABLE] = "1"  # this process must have no threads when it forks
     sweep()
     quiet_tracker(os.environ)
+    outlive_tracker()
     check_shared_memory(node.num_procs)
     few_files = raise_open_files()
     if few_files:
