@@ -82,7 +82,7 @@ class Calibration:
     """Measures with the buckets of one stage, which are zero meanwhile.
 
     Args:
-        group: all replicas of the stage.
+        group: all replicas of the stage, over gloo; NCCL leaves nothing to choose.
         buckets: of this rank; the same sizes on every replica.
         situation: what the choice holds for besides the sizes of the buckets.
     """
@@ -176,8 +176,7 @@ class Calibration:
 
     @property
     def _device(self) -> torch.device:
-        wire = self._buckets[0].wire
-        return self._buckets[0].flat.device if self._group.backend == "nccl" else wire.device
+        return self._buckets[0].wire.device
 
     def _tensor(self, values: Sequence[float]) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float64, device=self._device)

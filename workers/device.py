@@ -28,14 +28,14 @@ log = logging.getLogger(__name__)
 Event = torch.cuda.Event
 Stream = torch.cuda.Stream
 
-Purpose = Literal["copy out", "copy in", "link", "snapshot", "sync"] | Phase
+Purpose = Literal["copy out", "copy in", "link", "snapshot"] | Phase
 """What a rank has a stream of its own for; the legs of a sync go by their phase."""
 
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 """Queues of a GPU: with the usual 8, streams that have nothing to do with each other share one, and
 what waits for another rank holds up what that rank waits for. The user's own number counts."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-MIG = "MIG-"
+_MIG = "MIG-"
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 """File systems without a disk behind them."""
 
@@ -72,7 +72,7 @@ def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) 
 def mig_slices(environ: Mapping[str, str]) -> list[str]:
     """The slices of GPUs (MIG) that are visible; CUDA shows a process one of them at most."""
     names = [name.strip() for name in environ.get(_VISIBLE, "").split(",")]
-    return names if names[0].startswith(MIG) else []
+    return names if names[0].startswith(_MIG) else []
 
 
 def gpus_of(num_ranks: int) -> list[str]:
