@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import Image
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS, default_loader
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from launcher.errors import ConfigError
-from workers.image_index import open_index
+from workers.image_index import is_hidden, open_index, walk
+from workers.pixels import as_rgb
 from workers.recipe import UnreadableSample
 
 _LAYOUT = "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE"
@@ -40,6 +42,11 @@ class ImageSamples:
     def __len__(self) -> int:
         return len(self._images)
 
+    @property
+    def hidden(self) -> list[str]:
+        """Hidden files and folders that were left out, where they were listed just now."""
+        return self._images.hidden
+
     def names_digest(self) -> str:
         """For `workers.same_data`."""
         return self._images.digest()
@@ -55,7 +62,8 @@ class ImageSamples:
 
     def _load(self, path: str) -> object:
         try:
-            return default_loader(path)
+            with Path(path).open("rb") as file, Image.open(file) as image:
+                return as_rgb(image)
         # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
         # and its own DecompressionBombError, which is none of them, for a size that is no size.
         except Exception as exc:
@@ -105,7 +113,7 @@ def _checked_classes(folder: Path) -> list[str]:
     if not folder.is_dir():
         raise ConfigError(f"DATA {str(folder.parent)!r} has no folder {folder.name!r}; {_LAYOUT}")
     with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
+        classes = sorted(e.name for e in entries if e.is_dir() and not is_hidden(e.name))
     if not classes:
         raise ConfigError(f"{str(folder)!r} has no class folders; {_LAYOUT}")
     if not any(_has_image(folder / name) for name in classes):
@@ -118,9 +126,7 @@ def _checked_classes(folder: Path) -> list[str]:
 
 def _has_image(folder: Path) -> bool:
     return any(
-        name.lower().endswith(IMG_EXTENSIONS)
-        for _, _, names in os.walk(folder, followlinks=True)
-        for name in names
+        name.lower().endswith(IMG_EXTENSIONS) for _, names, _ in walk(folder) for name in names
     )
 
 

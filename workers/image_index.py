@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -41,15 +41,36 @@ class Folder(NamedTuple):
     names: list[str]
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the data: `.ipynb_checkpoints`, `._1.jpg`, `.git`."""
+    return name.startswith(".")
+
+
+def walk(
+    folder: Path, fail: Callable[[OSError], None] | None = None
+) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Each folder from `folder` down, but hidden ones: its path, its files, what is hidden in it.
+
+    Args:
+        fail: is called where one cannot be listed.
+    """
+    for top, folders, files in os.walk(folder, onerror=fail, followlinks=True):
+        hidden = [name for name in (*folders, *files) if is_hidden(name)]
+        folders[:] = [name for name in folders if not is_hidden(name)]
+        yield top, [name for name in files if not is_hidden(name)], hidden
+
+
 class ImageIndex:
     """The images below one root, in order: by class, by folder, by name.
 
     Args:
         root: has a folder for each class.
         folders: in order.
+        hidden: what was left out, where somebody has just looked.
     """
 
-    def __init__(self, root: Path, folders: Sequence[Folder]) -> None:
+    def __init__(self, root: Path, folders: Sequence[Folder], hidden: Sequence[str] = ()) -> None:
+        self.hidden = list(hidden)
         self._root = str(root)
         self._folders = folders
         self._ends = list(accumulate(len(folder.names) for folder in folders))
@@ -83,21 +104,24 @@ def open_index(root: Path, kept_in: Path | None) -> ImageIndex:
     Raises:
         ConfigError: a class folder holds no image, or a folder cannot be listed.
     """
+    hidden: list[str] = []
     if kept_in is None:
-        return ImageIndex(root, _listed(root))
-    path = kept_in / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}.jsonl"
+        return ImageIndex(root, _listed(root, hidden), hidden)
+    # The name changes with the rules by which images are listed.
+    path = kept_in / f"{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]}-2.jsonl"
     folders = _kept(root, path)
     if folders is None:
         start_ns = time.time_ns()
-        folders = _listed(root)
+        folders = _listed(root, hidden)
         if max(folder.mtime_ns for folder in folders) < start_ns - _JUST_NOW_S * 1e9:
             _keep(path, folders)
-    return ImageIndex(root, folders)
+    return ImageIndex(root, folders, hidden)
 
 
-def _listed(root: Path) -> list[Folder]:
+def _listed(root: Path, hidden: list[str]) -> list[Folder]:
+    """The folders below `root`; adds what is left out to `hidden`."""
     try:
-        found = list(_list(root))
+        found = list(_list(root, hidden))
     except OSError as exc:
         raise ConfigError(f"cannot use {str(root)!r}: {exc}") from exc
     full = {folder.number for folder in found if folder.names}
@@ -111,16 +135,19 @@ def _listed(root: Path) -> list[Folder]:
     return found
 
 
-def _list(root: Path) -> Iterator[Folder]:
+def _list(root: Path, hidden: list[str]) -> Iterator[Folder]:
     def fail(exc: OSError) -> None:
         raise exc
 
     yield Folder(".", root.stat().st_mtime_ns, -1, [])
     with os.scandir(root) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir())
+        folders = sorted(entry.name for entry in entries if entry.is_dir())
+    hidden += [str(root / name) for name in folders if is_hidden(name)]
+    classes = [name for name in folders if not is_hidden(name)]
     for number, name in enumerate(classes):
-        for top, _, files in sorted(os.walk(root / name, onerror=fail, followlinks=True)):
+        for top, files, left_out in sorted(walk(root / name, fail)):
             names = sorted(file for file in files if file.lower().endswith(IMG_EXTENSIONS))
+            hidden += [os.path.join(top, name) for name in left_out]  # noqa: PTH118 (quick)
             yield Folder(os.path.relpath(top, root), os.stat(top).st_mtime_ns, number, names)  # noqa: PTH116
 
 

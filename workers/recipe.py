@@ -63,6 +63,8 @@ class DataSets:
     about: Mapping[str, Any] = field(default_factory=dict)
     """What who uses the trained model has to know of the data, such as the names of the classes;
     what JSON can say. It is in each checkpoint, and beside each export."""
+    remarks: Sequence[str] = ()
+    """What is to be said of the data, once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

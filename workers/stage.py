@@ -40,6 +40,9 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
     own = None
     if data is not None:
         check_indexed(data)
+        if session.place.bundle == 0 and session.place.replica == 0:
+            for remark in data.remarks:
+                log.info("%s", remark)
         info = DataInfo(
             num_train=len(data.train),
             num_val=0 if data.val is None else len(data.val),

@@ -67,9 +67,12 @@ class ImageClassification:
         self._check_num_classes(len(classes))
         kept_in = RunPaths(Path(self._config.run_dir)).image_lists
         has_val = self._config.validate
+        train_images = ImageSamples(self._root / "train", train, kept_in)
+        val_images = ImageSamples(self._root / "val", val, kept_in) if has_val else None
         return DataSets(
-            train=ImageSamples(self._root / "train", train, kept_in),
-            val=ImageSamples(self._root / "val", val, kept_in) if has_val else None,
+            train=train_images,
+            val=val_images,
+            remarks=_remarks([*train_images.hidden, *(val_images.hidden if val_images else ())]),
             num_outputs=self._config.num_classes or len(classes),
             about={"classes": classes, "preprocessing": preprocessing(self._config)},
         )
@@ -118,6 +121,15 @@ class ImageClassification:
                 f"--num-classes {self._config.num_classes} is less than the {found} class folders "
                 f"of {str(self._root / 'train')!r}; leave it out, or give {found} or more"
             )
+
+
+def _remarks(hidden: Sequence[str]) -> list[str]:
+    if not hidden:
+        return []
+    return [
+        f"{len(hidden)} hidden files and folders are left out, such as {hidden[0]!r}: they are no "
+        "images, and no classes"
+    ]
 
 
 def heads(output: object) -> tuple[Tensor, list[Tensor]]:

@@ -11,9 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from workers.folder import ImageSamples, check_folder
 from workers.recipe import UnreadableSample
+from workers.recipes.image_classification import ImageClassification
 
 Spoil = Callable[[Path], object]
 
@@ -141,3 +143,36 @@ def test_an_unreadable_image_is_named(root: Path, spoil: Spoil, reason: str) -> 
     assert str(caught.value).startswith(f"cannot read the image {str(path)!r}: ")
     assert str(caught.value).count(path.name) == 1
     assert "\n" not in str(caught.value)
+
+
+def test_hidden_folders_are_no_classes_and_hidden_files_no_images(root: Path) -> None:
+    plain = ImageSamples(root / "train", as_red)
+    assert plain.hidden == []
+    for name in (".ipynb_checkpoints", "cat/.ipynb_checkpoints"):
+        shutil.copytree(root / "train" / "dog", root / "train" / name)
+    shutil.copytree(root / "val" / "dog", root / "val" / ".ipynb_checkpoints")
+    (root / "train" / "cat" / "._0.png").write_bytes(b"no image")
+
+    assert check_folder(root, needs_val=True) == ["cat", "dog"]
+    samples = ImageSamples(root / "train", as_red)
+    assert samples.names_digest() == plain.names_digest()
+    assert {Path(name).name for name in samples.hidden} == {".ipynb_checkpoints", "._0.png"}
+    assert len(samples.hidden) == 3
+    assert [samples[i][1] for i in range(len(samples))] == [0, 0, 1, 1]
+
+
+def test_what_is_hidden_is_said_with_one_example(root: Path, tmp_path: Path) -> None:
+    (root / "train" / ".cache").mkdir()
+    config = TrainConfig(data=str(root), run_dir=str(tmp_path / "run"))
+    remarks = ImageClassification(config).open_data().remarks
+    assert len(remarks) == 1
+    assert "1 hidden files and folders are left out, such as" in remarks[0]
+    assert ".cache" in remarks[0]
+
+
+def test_an_image_of_unknown_scale_is_named(root: Path) -> None:
+    path = root / "train" / "cat" / "0.tif"
+    Image.new("F", (2, 2), 300.0).save(path)
+    samples = ImageSamples(root / "train", as_red)
+    with pytest.raises(UnreadableSample, match=r"0.tif.: its pixels are real numbers from 300 to"):
+        _ = samples[1]  # behind 0.png

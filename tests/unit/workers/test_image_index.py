@@ -42,9 +42,9 @@ def num_listed(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     calls: list[None] = []
     honest = image_index._listed
 
-    def listed(root: Path) -> list[image_index.Folder]:
+    def listed(root: Path, hidden: list[str]) -> list[image_index.Folder]:
         calls.append(None)
-        return honest(root)
+        return honest(root, hidden)
 
     monkeypatch.setattr(image_index, "_listed", listed)
     return calls
