@@ -68,6 +68,7 @@ class Characters:
             train=Windows(train),
             val=Windows(val) if self._config.validate else None,
             num_outputs=len(numbers),
+            about={"characters": "".join(numbers), "context": CONTEXT},
         )
 
     def model(self, info: DataInfo) -> nn.Module:

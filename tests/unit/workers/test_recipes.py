@@ -244,6 +244,7 @@ class TestCharacters:
         characters, following = tensors(data.train, 1)
 
         assert data.num_outputs == len(alphabet)
+        assert data.about == {"characters": "".join(alphabet), "context": 64}
         assert "".join(alphabet[i] for i in characters) == self.TEXT[64:128]
         assert "".join(alphabet[i] for i in following) == self.TEXT[65:129]
 
