@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,3 +118,12 @@ def test_each_rank_gets_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     environ = {"CUDA_VISIBLE_DEVICES": "0,1"}
     door.own_device(1, environ)
     assert environ["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_tests_of_the_cpu_see_no_gpu_and_looking_for_one_starts_nothing() -> None:
+    """Ranks of tests are forked from this process; CUDA must not have begun in it."""
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    assert os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
+    assert door.num_gpus() == 0
+    assert not torch.cuda.is_initialized()
+    assert not torch.cuda._is_in_bad_fork()
