@@ -318,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         life.ends(code)
         return life.code_for_agent(code)
     except BundleError as exc:
-        print(f"error: {exc}", file=sys.stderr, flush=True)  # noqa: T201
+        log.error("error: %s", exc)
         life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})
         code = exc.exit_code
         life.ends(exc.verdict)
