@@ -14,7 +14,6 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -28,6 +27,7 @@ from workers.samples import kept_random_state
 
 log = logging.getLogger(__name__)
 
+_MOST_COPIED_BYTES = 64 << 20
 _RIGHT = "a mean over the samples, a scalar tensor, or (sum, weight)"
 
 
@@ -74,7 +74,8 @@ class LossCheck:
     losses; a difference is told once. What is random, or remembers its calls, is not compared.
 
     Args:
-        recipe: its loss is called on a copy, so that nothing of it changes.
+        recipe: its loss is called on a copy, so that nothing of it changes; not at all where that
+            would be a large one.
         device: where the samples are.
         tolerance: relative, of the numbers compared.
     """
@@ -83,7 +84,7 @@ class LossCheck:
     """Enough to meet a rare class, few enough to cost nothing."""
 
     def __init__(self, recipe: Recipe, device: torch.device, tolerance: float = 1e-3) -> None:
-        self._recipe = recipe
+        self._loss = _copied(recipe)
         self._device = device
         self._tolerance = tolerance
         self._left = self.SAMPLES
@@ -94,7 +95,8 @@ class LossCheck:
         if self._left <= 0:
             return
         self._left -= size
-        if not isinstance(found, Tensor) or not _is_cut_by_sample((output, target), size):
+        is_scalar = isinstance(found, Tensor)
+        if self._loss is None or not is_scalar or not _is_cut_by_sample((output, target), size):
             self._left = 0
             return
         output, target = mapped(_detached, (output, target))
@@ -104,8 +106,9 @@ class LossCheck:
                 return
             output, target = _joined(self._single, (output, target))
             self._single, size = None, 2
-        with _nothing_changes(self._recipe, self._device) as loss:
-            self._compare(loss, output, target, size)
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.no_grad(), kept_random_state(), torch.random.fork_rng(devices=devices):
+            self._compare(self._loss, output, target, size)
 
     def _compare(
         self, loss: Callable[[Any, Any], Any], output: object, target: object, size: int
@@ -151,17 +154,16 @@ def _joined(one: object, other: object) -> Any:  # noqa: ANN401 (as they are)
     return mapped(lambda tensor: torch.cat([tensor, next(behind)]), one)
 
 
-@contextmanager
-def _nothing_changes(
-    recipe: Recipe, device: torch.device
-) -> Iterator[Callable[[object, object], Any]]:
-    """The loss of a copy of the recipe; random numbers are as before afterwards."""
+def _copied(recipe: Recipe) -> Callable[[Any, Any], Any] | None:
+    """The loss of a copy of the recipe, with modules, lists and tensors of its own."""
     own = copy.copy(recipe)
     for name, value in list(getattr(own, "__dict__", {}).items()):
         if isinstance(value, nn.Module):
+            if sum(t.nbytes for t in (*value.parameters(), *value.buffers())) > _MOST_COPIED_BYTES:
+                return None
             setattr(own, name, copy.deepcopy(value))
-        elif isinstance(value, (list, dict, set, Tensor)):
-            setattr(own, name, value.clone() if isinstance(value, Tensor) else copy.copy(value))
-    devices = [device] if device.type == "cuda" else []
-    with torch.no_grad(), kept_random_state(), torch.random.fork_rng(devices=devices):
-        yield own.loss
+        elif isinstance(value, Tensor) and value.nbytes <= _MOST_COPIED_BYTES:
+            setattr(own, name, value.clone())
+        elif isinstance(value, (list, dict, set)):
+            setattr(own, name, copy.copy(value))
+    return own.loss

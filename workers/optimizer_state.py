@@ -70,14 +70,16 @@ def optimizer_tensors(
             "or in a group"
         )
     records = {} if groups is None else groups.records()
+    encoded = {id(r): _encoded(r, f"a group of {what}") for r in records.values()}
     for number, (name, parameter) in enumerate(named.items()):
         for key, value in _by_key(optimizer.state.get(parameter, {})):
             yield from _kept(f"{OPTIMIZER}{name}.{key}", value, f"{key!r} of {what} for {name!r}")
         if parameter in records:
-            place = f"a group of {what}"
-            yield from _nested(f"{OPTIMIZER}{name}.{_GROUP}", records[parameter], place)
+            for suffix, tensor in encoded[id(records[parameter])].items():
+                yield f"{OPTIMIZER}{name}.{_GROUP}{suffix}", tensor
         if number == 0:
-            yield from _nested(f"{OPTIMIZER}{name}.{_KIND}", _kind(optimizer), what)
+            for suffix, tensor in _encoded(_kind(optimizer), what).items():
+                yield f"{OPTIMIZER}{name}.{_KIND}{suffix}", tensor
 
 
 def _kind(optimizer: Optimizer) -> str:
@@ -107,14 +109,16 @@ def _kept(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]]:
         dtype = torch.float64 if isinstance(value, float) else torch.int64
         yield f"{full}#{type(value).__name__}", torch.tensor(value, dtype=dtype)
     else:
-        yield from _nested(full, value, place)
+        for suffix, tensor in _encoded(value, place).items():
+            yield full + suffix, tensor
 
 
 def _fits(value: Any) -> bool:  # noqa: ANN401 (a number)
     return isinstance(value, float) or -(1 << 63) <= value < 1 << 63
 
 
-def _nested(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]]:
+def _encoded(value: object, place: str) -> dict[str, Tensor]:
+    """A nested value as tensors, by how their names end."""
     value = mapped(_plain, value)
     try:
         text = json.dumps(form_of(value, lambda item: isinstance(item, Tensor))).encode()
@@ -124,9 +128,9 @@ def _nested(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]
             "numbers there, in lists, tuples and dicts as you like"
         ) from exc
     padded = bytearray(text.ljust(-(-len(text) // _ROOM) * _ROOM))
-    yield full + _FORM, torch.frombuffer(padded, dtype=torch.uint8)
+    found = {_FORM: torch.frombuffer(padded, dtype=torch.uint8)}
     tensors = [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
-    yield from ((f"{full}#{i}", tensor.detach()) for i, tensor in enumerate(tensors))
+    return found | {f"#{number}": tensor.detach() for number, tensor in enumerate(tensors)}
 
 
 def _plain(value: object) -> object:

@@ -12,6 +12,7 @@ import copy
 import gc
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +22,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from workers.nest import form_of, leaves, mapped
+from workers.nest import branch_of, form_of, leaves, mapped
+
+_NONE = object()
+"""What an entry was that was not there."""
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +41,10 @@ class ParamGroups:
     def __init__(self, optimizer: Optimizer, *, speaks: bool = False) -> None:
         self._groups = optimizer.param_groups
         self._speaks = speaks
-        self._highest = [float(group["lr"]) for group in self._groups]
+        self._highest = self._now()
         self._first = [mapped(_copied, _numbers(group)) for group in self._groups]
         self._schedulers = _schedulers_of(optimizer)
-        self._has_own_lr = bool(self._schedulers)
+        self._has_own_lr = bool(self._schedulers) or any(map(math.isnan, self._highest))
         self._set: list[float] | None = None
         self.lr = self._highest[0]
         """Of the first group, as the last step used it."""
@@ -50,7 +54,7 @@ class ParamGroups:
 
         What somebody else has set since the last call is not touched, from then on.
         """
-        now = [float(group["lr"]) for group in self._groups]
+        now = self._now()
         if not self._has_own_lr and self._set not in (None, now):
             self._has_own_lr = True
             if self._speaks:
@@ -62,10 +66,13 @@ class ParamGroups:
             now = [highest * factor for highest in self._highest]
             for group, lr in zip(self._groups, now, strict=True):
                 _assign(group, "lr", lr)
-            # As the group holds it: a float32 tensor rounds.
-            now = [float(group["lr"]) for group in self._groups]
-            self._set = now
+            now = self._set = self._now()  # as the groups hold it: a float32 tensor rounds
         self.lr = now[0]
+
+    def _now(self) -> list[float]:
+        """The learning rates; NaN where the optimizer has none, or finds its own in each step."""
+        rates = (group.get("lr") for group in self._groups)
+        return [math.nan if rate is None else float(rate) for rate in rates]
 
     def records(self) -> dict[Tensor, dict[str, Any]]:
         """What is to be kept, by parameter; nothing where no group has changed."""
@@ -75,8 +82,7 @@ class ParamGroups:
             changed = {
                 key: value
                 for key, value in _numbers(group).items()
-                if (key != "lr" or self._has_own_lr)
-                and not (key in first and _is_same(value, first[key]))
+                if (self._has_own_lr if key == "lr" else not _is_same(value, first.get(key, _NONE)))
             }
             record = {"group": changed, "schedulers": schedulers}
             if changed or schedulers:
@@ -115,19 +121,19 @@ def _copied(value: object) -> object:
 
 def _is_same(one: object, other: object) -> bool:
     """Whether two values, nested as they may be, are equal to the bit."""
-
-    def leaf(item: object) -> bool:
-        return isinstance(item, Tensor) or type(item) not in (bool, int, float, str, type(None))
-
-    if json.dumps(form_of(one, leaf)) != json.dumps(form_of(other, leaf)):
+    if json.dumps(form_of(one, _is_opaque)) != json.dumps(form_of(other, _is_opaque)):
         return False
-    pairs = zip(leaves(one), leaves(other), strict=True)
     return all(
         torch.equal(a.value, b.value.to(a.value.device))
         if isinstance(a.value, Tensor) and isinstance(b.value, Tensor)
-        else a.value is b.value or a.value == b.value
-        for a, b in pairs
+        else a.value is b.value or bool(a.value == b.value)
+        for a, b in zip(leaves(one), leaves(other), strict=True)
     )
+
+
+def _is_opaque(value: object) -> bool:
+    """Whether JSON does not say what it is."""
+    return branch_of(value) is None and type(value) not in (bool, int, float, str, type(None))
 
 
 def _assign(group: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN401 (any number)

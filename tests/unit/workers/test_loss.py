@@ -101,9 +101,13 @@ def test_a_loss_that_takes_no_single_sample_is_left_alone(caplog: pytest.LogCapt
     assert [record.levelname for record in caplog.records] == ["INFO"]
 
 
+def test_a_large_model_in_the_recipe_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.loss._MOST_COPIED_BYTES", 7)
+    recipe = look(lambda o, t: cross_entropy(o, t, weight=WEIGHT), 4)
+    assert recipe.calls == []
+
+
 def test_no_more_than_some_samples_are_looked_at() -> None:
-    recipe: Any = Losses(cross_entropy)
-    check = LossCheck(recipe, CPU)
     count = 0
 
     def counted(output: Tensor, target: Tensor) -> Tensor:
@@ -111,7 +115,8 @@ def test_no_more_than_some_samples_are_looked_at() -> None:
         count += 1
         return cross_entropy(output, target)
 
-    recipe._function = counted
+    recipe: Any = Losses(counted)
+    check = LossCheck(recipe, CPU)
     for _ in range(50):
         check.look(torch.zeros(()), torch.zeros(8, 2), torch.zeros(8, dtype=torch.long), 8)
     assert count == LossCheck.SAMPLES // 8 * (2 + 8)

@@ -1,4 +1,5 @@
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -430,6 +431,28 @@ def test_our_course_of_the_learning_rate_gives_way_to_another(
 def with_own_lr(optimizer: torch.optim.Optimizer, groups: ParamGroups) -> float:
     (record,) = {id(r): r for r in groups.records().values()}.values()
     return float(record["group"]["lr"])
+
+
+def test_an_optimizer_without_a_learning_rate_finds_its_own() -> None:
+    optimizer = OPTIMIZERS["sgd"](make_model())
+    optimizer.param_groups[0]["lr"] = None
+    groups = ParamGroups(optimizer)
+    groups.set_lr(0.5)
+    assert optimizer.param_groups[0]["lr"] is None
+    assert math.isnan(groups.lr)
+
+
+def test_only_what_has_changed_in_a_group_is_kept() -> None:
+    optimizer = OPTIMIZERS["adamw"](make_model())
+    group = optimizer.param_groups[0]
+    group["trail"], group["hook"] = [1.0], print
+    groups = ParamGroups(optimizer)
+    groups.set_lr(0.5)
+    assert groups.records() == {}
+    group["trail"].append(2.0)
+    group["betas"] = (0.9, 0.99)
+    kept = groups.records()[group["params"][0]]["group"]
+    assert kept == {"trail": [1.0, 2.0], "betas": (0.9, 0.99)}
 
 
 def test_a_scheduler_of_torchs_holds_from_the_first_step() -> None:
