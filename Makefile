@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-slurm test-gpu test-cpu-torch test-all lint type format bench chaos venv clean
+.PHONY: help demo test test-unit test-slurm test-gpu test-cpu-torch sweep test-all lint type format bench chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,10 @@ test-gpu: $(READY) ## the tests for machines with a GPU or two; on such a machin
 
 test-cpu-torch: ## on a torch without NCCL, in an environment that is thrown away
 	tests/cpu_torch.sh $(ARGS)
+
+sweep: $(READY) ## every torchvision model and one of each timm family against plain torch: half an hour
+	$(RUN) -m pip install --quiet -e '.[sweep]'
+	$(RUN) -m tests.sweep_models $(ARGS)
 
 test-all: test lint type ## what CI runs
 
