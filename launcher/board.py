@@ -3,6 +3,7 @@
     agent (bundlerun run, torchrun)                     ranks of this start of the workers
       stop  ----------------------------------------->  read at each step
       agreed  <---------------------------------------  once all ranks stop; outlives their end
+      ending  ---------------------------------------->  read at SIGTERM: it is the agent's
       watch, budget, outcome  <-----------------------  a row each: pid, beat, steps, exit code
 
 The page has no name in any file system, so nothing is left of it whoever dies, and whenever. Ranks
@@ -16,6 +17,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from launcher.fault import Fault, FaultKind
+
 BOARD_VARIABLE = "BUNDLERUN_BOARD"
 NUM_ROWS = 1024
 """Most ranks of a node that have a row; more are not watched."""
@@ -24,8 +27,8 @@ _HEAD = 8
 _ROW = 8
 _TEXT_BYTES = 4096
 _BYTES = 8 * (_HEAD + _ROW * NUM_ROWS) + _TEXT_BYTES
-_STOP, _AGREED = 0, 1
-_PID, _BEAT, _STEPS, _STEP, _VERDICT = 0, 1, 2, 3, 4
+_STOP, _AGREED, _ENDING = 0, 1, 2
+_PID, _BEAT, _STEPS, _STEP, _VERDICT, _FAULT, _PLACE, _SPARE = range(_ROW)
 
 
 class Row:
@@ -33,7 +36,8 @@ class Row:
 
     `pid` is 0 where no rank has come yet. `beat_ns`: its last sign of life, monotonic clock.
     `steps`: steps that this start of it has finished; `step`: steps of the run that are finished.
-    `verdict`: one more than the exit code of an orderly end, 0 before it.
+    `verdict`: one more than the exit code of an orderly end, 0 before it. `fault`: what it raised.
+    `is_spare`: no bundle needs it.
     """
 
     def __init__(self, words: memoryview) -> None:
@@ -65,9 +69,19 @@ class Row:
         verdict = int(self._words[_VERDICT])
         return verdict - 1 if verdict else None
 
+    @property
+    def fault(self) -> Fault:
+        """See the class."""
+        return Fault(FaultKind(int(self._words[_FAULT])), int(self._words[_PLACE]))
+
+    @property
+    def is_spare(self) -> bool:
+        """See the class."""
+        return bool(self._words[_SPARE])
+
     def enter(self, pid: int, now_ns: int) -> None:
         """The rank has come; its row begins anew."""
-        for index in (_STEPS, _STEP, _VERDICT):
+        for index in range(_STEPS, _ROW):
             self._words[index] = 0
         self._words[_BEAT] = now_ns
         self._words[_PID] = pid
@@ -75,6 +89,19 @@ class Row:
     def beat(self, now_ns: int) -> None:
         """The rank is alive."""
         self._words[_BEAT] = now_ns
+
+    def begin_at(self, step: int) -> None:
+        """The rank begins where the run has finished so many steps."""
+        self._words[_STEP] = step
+
+    def stand_by(self) -> None:
+        """No bundle needs the rank."""
+        self._words[_SPARE] = 1
+
+    def fail(self, fault: Fault) -> None:
+        """The rank has raised something."""
+        self._words[_PLACE] = fault.place
+        self._words[_FAULT] = fault.kind
 
     def finish(self, step: int) -> None:
         """The rank has finished a step, and the run `step` of them."""
@@ -159,6 +186,15 @@ class Board:
         """Whether this node asks the run to stop, or all nodes have agreed to."""
         return self._words[_STOP] != 0 or self._words[_AGREED] != 0
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the agent ends this start of the ranks, whatever they were told before."""
+        return self._words[_ENDING] != 0
+
+    def end_start(self) -> None:
+        """The ranks of this start are to end."""
+        self._words[_ENDING] = 1
+
     def agree_to_stop(self) -> None:
         """All ranks stop after this step: should one end otherwise, the next start stops, too."""
         self._words[_AGREED] = 1
@@ -178,11 +214,15 @@ class Board:
         """For the next start of the workers; the ranks of the last have ended."""
         for _, row in self.rows():
             row.clear()
+        self._words[_ENDING] = 0
+
+
+def own_board(environ: Mapping[str, str]) -> Board | None:
+    """The page that this process has made before; None where it has not."""
+    known = Board.open(environ)
+    return known if known is not None and known.agent_pid == os.getpid() else None
 
 
 def agents_board(environ: Mapping[str, str]) -> Board:
     """The page of this agent: the one it has made already, else a new one."""
-    known = Board.open(environ)
-    if known is not None and known.agent_pid == os.getpid():
-        return known
-    return Board.create()
+    return own_board(environ) or Board.create()

@@ -6,44 +6,65 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from launcher.errors import EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL
+from launcher.fault import Fault, FaultKind
+from launcher.rendezvous.messages import EndCause
 
 FINAL_CODES = (EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL)
 """Exit codes of a rank that another start would only repeat."""
+
+_FAILURES = (None, EndCause.LOST, EndCause.ASKS)
+"""What ends a round where something failed, here or elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attempt:
     """How one start of the workers of this node ended.
 
-    num_steps: that it finished. exit_codes: of its ranks that ended in good order.
-    over: why the node had to leave the round; empty where its own ranks failed.
+    num_steps: that it finished; step: finished steps of the run. exit_codes: of its ranks that
+    ended in good order. faults: of those that raised. is_spare: no bundle needed its ranks.
+    over: why the node had to leave the round; None where its own ranks failed.
     """
 
     num_steps: int
+    step: int = 0
     exit_codes: tuple[int, ...] = ()
-    over: str = ""
+    faults: tuple[Fault, ...] = ()
+    is_spare: bool = False
+    over: EndCause | None = None
 
     @property
-    def is_failure(self) -> bool:
-        """Whether something failed, here or on another node; a node that joins is none."""
-        return not self.over or (self.over.startswith("node ") and not self.over.endswith("joins"))
+    def places(self) -> frozenset[int]:
+        """Where the program failed by itself."""
+        return frozenset(f.place for f in self.faults if f.kind >= FaultKind.PROGRAM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """How many attempts in a row may finish no step, and how many have.
+    """How many attempts in a row may finish no step that is new to the run, and how many have.
 
-    most: attempts in a row after which the run ends; 0: no limit.
+    most: attempts in a row after which the run ends; 0: no limit. furthest: most steps of the run
+    that were ever finished. places: where the program has failed by itself. is_repeated: it did at
+    one of those places once more.
     """
 
     most: int
     num_barren: int = 0
+    furthest: int = 0
+    places: frozenset[int] = frozenset()
+    is_repeated: bool = False
 
     def after(self, attempt: Attempt) -> Budget:
         """The budget once `attempt` has ended."""
-        if attempt.num_steps:
-            return replace(self, num_barren=0)
-        return replace(self, num_barren=self.num_barren + attempt.is_failure)
+        if attempt.is_spare:
+            return self
+        is_new = attempt.num_steps > 0 and attempt.step > self.furthest
+        return replace(
+            self,
+            num_barren=0 if is_new else self.num_barren + (attempt.over in _FAILURES),
+            furthest=max(self.furthest, attempt.step),
+            places=self.places | attempt.places,
+            is_repeated=bool(self.places & attempt.places),
+        )
 
     def verdict(self, attempt: Attempt) -> str:
         """Why there is not to be another start after `attempt`; empty where there is."""
@@ -52,8 +73,13 @@ class Budget:
             return "another start would come to the same"
         if final is not None:
             return f"a rank ended with exit code {final}, which another start would not change"
+        is_hopeless = any(fault.kind is FaultKind.HOPELESS for fault in attempt.faults)
+        if is_hopeless and self.furthest == 0:
+            return "the program fails before its first step, and would in another start"
+        if self.most and self.is_repeated:
+            return "the same error at the same place and step again, as in another start"
         if self.most and self.num_barren >= self.most:
-            return f"{self.num_barren} attempts in a row finished no step"
+            return f"{self.num_barren} attempts in a row finished no new step"
         return ""
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from launcher.errors import EXIT_CONFIG, BundleError, nearest
+from launcher.init import stand_before
 from launcher.options import kebab
 from launcher.usage import parsed, shorten
 
@@ -27,6 +28,10 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     words = kebab(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["run"], ["classic"]):
+        ended = stand_before()
+        if ended is not None:
+            return ended
     command = words[0] if words else ""
     parser = _parser(command)
     if command and command not in COMMANDS and not command.startswith("-"):

@@ -30,7 +30,7 @@ from launcher.errors import (
     meaning_of,
 )
 from launcher.failure import explain, explain_end
-from launcher.fork_server import start_fork_server
+from launcher.fork_server import kill_fork_server, start_fork_server
 from launcher.hardware import THREADS_VARIABLE
 from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.limits import check_shared_memory, raise_open_files
@@ -43,7 +43,7 @@ from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.settings import TOKEN_VARIABLE
 from launcher.rendezvous.token import ensure_token
-from launcher.signals import LEFT_TO_TORCH, StopSignals
+from launcher.signals import LEFT_TO_TORCH, NOT_HEARD, StopSignals, exit_now, leave_agent
 from launcher.topology import bundle_size
 from launcher.tracker import outlive_tracker
 
@@ -67,6 +67,39 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     Raises:
         BundleError: this node or its configuration is not fit; no worker has started.
     """
+    board = Board.create()
+    os.environ[BOARD_VARIABLE] = board.where
+    terms = terms_of(plan.train.value)
+    os.environ[TERMS_VARIABLE] = json.dumps(terms)
+    if claim is not None:
+        os.environ[CLAIM_VARIABLE] = "1"
+    node, launch_options = plan.here, plan.launch.value
+    with StopSignals(board, exit_now) as signals:
+        if not signals.is_heard:
+            say(NOT_HEARD)
+        try:
+            keeps_store = _prepare(plan, say)
+            with claim.take(terms) if claim else nullcontext():
+                keep_agent_log(Path(node.log_dir))
+                for line in plan.warnings():
+                    say(line)
+                if launch_options.rdzv_backend in STORE_BACKENDS:
+                    wait_for_meeting(node.meeting, is_store=is_store, say=say)
+                signals.end_at_once = leave_agent
+                code = _run(plan, Start(keeps_store, board, signals), say)
+        finally:
+            kill_fork_server()
+    if code and launch_options.max_nodes > 1:
+        say(f"node {node.name} ends with exit code {code}: {meaning_of(code)}")
+    return code
+
+
+def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
+    """Loads what the ranks need, starts their fork server, and checks what can be checked.
+
+    Returns:
+        Whether this agent keeps the store of torch's rendezvous.
+    """
     node = plan.here
     set_environment(os.environ, node)
     os.environ[THREADS_VARIABLE] = "1"  # this process must have no threads when it forks
@@ -78,12 +111,6 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     if few_files:
         say(few_files)
     own_folder = mark_own()
-    terms = terms_of(plan.train.value)
-    os.environ[TERMS_VARIABLE] = json.dumps(terms)
-    if claim is not None:
-        os.environ[CLAIM_VARIABLE] = "1"
-    board = Board.create()
-    os.environ[BOARD_VARIABLE] = board.where
     load("torch")
     backend = plan.launch.value.rdzv_backend
     has_store = backend in STORE_BACKENDS
@@ -93,7 +120,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
         is_ours = is_known if plan.launch.value.max_nodes > 1 else _nobodys
         keeps_store = check_port(node.meeting, is_store=is_ours)
     load(*PRELOAD, plan.module, "torch.distributed.launcher.api")
-    server_pid = start_fork_server((*PRELOAD, plan.module))
+    start_fork_server((*PRELOAD, plan.module))
     os.environ[THREADS_VARIABLE] = node.environment[THREADS_VARIABLE]
     if own_folder is not None:
         tempfile.tempdir = str(own_folder)  # torch's agent leaves files there; the ranks do not
@@ -103,17 +130,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     check = getattr(importlib.import_module(plan.module), "preflight", None)
     if check:
         check(plan.train.value)
-    with claim.take(terms) if claim else nullcontext():
-        keep_agent_log(Path(node.log_dir))
-        for line in plan.warnings():
-            say(line)
-        if has_store:
-            wait_for_meeting(node.meeting, is_store=is_store, say=say)
-        with StopSignals(board) as signals:
-            code = _run(plan, Start(server_pid, keeps_store, board, signals), say)
-    if code and plan.launch.value.max_nodes > 1:
-        say(f"node {node.name} ends with exit code {code}: {meaning_of(code)}")
-    return code
+    return keeps_store
 
 
 def load(*modules: str) -> None:
@@ -136,10 +153,9 @@ def load(*modules: str) -> None:
 class Start:
     """What the agent is started with.
 
-    server_pid: of the fork server. keeps_store: this agent keeps the store of torch's rendezvous.
+    keeps_store: this agent keeps the store of torch's rendezvous.
     """
 
-    server_pid: int
     keeps_store: bool
     board: Board
     signals: StopSignals
@@ -199,7 +215,7 @@ def _start_agent(plan: LaunchPlan, start: Start) -> None:
     launch = plan.launch.value
     keep_log = not (launch.redirects or launch.tee)
     elastic_launch(launch_config(plan, start.keeps_store), run_worker)(
-        plan.module, plan.argv, start.server_pid, keep_log
+        plan.module, plan.argv, os.getpid(), keep_log
     )
 
 

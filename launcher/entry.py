@@ -9,17 +9,23 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from launcher.board import Board
+from launcher.board import Board, Row
 from launcher.errors import EXIT_FAILED
-from launcher.fork_server import die_with_parent
+from launcher.fault import fault_of
+from launcher.fork_server import die_with_server
+from launcher.rank_signals import AgentsWord, end_process, hear_agent
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """torch's variable: where the first failure of a worker is written."""
 
 WORKER_LOG = "worker.log"
+
+NO_BEAT_YET_NS = 1 << 62
+"""In the future: nobody is silent who may not know that there is something to say."""
 
 AFTERMATH_S = 0.25
 """How long a failed worker stays, seconds: two looks of the agent at its default interval.
@@ -52,13 +58,13 @@ class Tee:
         return getattr(self._console, name)
 
 
-def run_worker(module: str, argv: Sequence[str], server_pid: int, keep_log: bool) -> None:
+def run_worker(module: str, argv: Sequence[str], agent_pid: int, keep_log: bool) -> None:
     """Calls `main(argv)` of `module` and exits with its code.
 
     Args:
         module: dotted name, as in `python -m`.
         argv: the command line without the program.
-        server_pid: the fork server that this process came from.
+        agent_pid: the process whose fork server this one came from.
         keep_log: copy what it prints to its log file.
 
     Raises:
@@ -66,9 +72,12 @@ def run_worker(module: str, argv: Sequence[str], server_pid: int, keep_log: bool
     """
     from torch.distributed.elastic.multiprocessing.errors import record
 
-    die_with_parent(server_pid)
-    # A terminal sends it to all; what becomes of the ranks is the agent's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with_server(agent_pid)
+    board = Board.open(os.environ)
+    row = _own_row(board)
+    if row is not None:
+        row.enter(os.getpid(), NO_BEAT_YET_NS)  # a rank that dies from here on has been one
+    hear_agent(AgentsWord.of_rank(board, os.environ), partial(_end, row))
     sys.argv = [module, *argv]
     error_file = os.environ.get(ERROR_FILE, "")
     if keep_log and error_file:
@@ -77,25 +86,29 @@ def run_worker(module: str, argv: Sequence[str], server_pid: int, keep_log: bool
         sys.stderr = Tee(sys.stderr, log)
     try:
         code = record(_main)(module, argv)
-    except Exception:
-        _tell_agent(EXIT_FAILED)
+    except Exception as exc:
+        if row is not None:
+            row.fail(fault_of(exc, row.step))
+            row.end(EXIT_FAILED)
         time.sleep(AFTERMATH_S)
         raise
     if code:
-        _tell_agent(code)
+        if row is not None:
+            row.end(code)
         if error_file:
             Path(error_file).write_text(_exit_note(code), encoding="utf-8")
         sys.exit(code)
 
 
-def _tell_agent(code: int) -> None:
-    """For programs that do not keep a row of the board themselves."""
-    board = Board.open(os.environ)
-    row = board.row(int(os.environ.get("LOCAL_RANK", "0"))) if board else None
+def _own_row(board: Board | None) -> Row | None:
+    return board.row(int(os.environ.get("LOCAL_RANK", "0"))) if board else None
+
+
+def _end(row: Row | None) -> None:
+    """By the agent's word, before this process hears it in its own way."""
     if row is not None:
-        if not row.pid:
-            row.enter(os.getpid(), time.monotonic_ns())
-        row.end(code)
+        row.end(128 + signal.SIGTERM)
+    end_process(128 + signal.SIGTERM)
 
 
 def _main(module: str, argv: Sequence[str]) -> int:

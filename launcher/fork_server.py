@@ -7,7 +7,8 @@
       `-- torch's elastic agent (this process), start method "forkserver"
 
 Python's own fork server is a fresh interpreter that imports its preloads again, after the launcher
-has done so. Only the start differs here; the server loop and the protocol are Python's.
+has done so. Only the start differs here; the server loop and the protocol are Python's. Should the
+server be killed, its workers end with it, and Python starts one of its own for the next ones.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ import os
 import signal
 import socket
 from collections.abc import Sequence
-from multiprocessing import connection, forkserver, util
+from contextlib import suppress
+from multiprocessing import connection, forkserver, resource_tracker, util
+from pathlib import Path
 from typing import Any
+
+from launcher.rank_signals import kept_from_children
 
 _PR_SET_PDEATHSIG = 1
 # The standard library's type stubs leave these out.
@@ -26,6 +31,7 @@ _connection: Any = connection
 _util: Any = util
 _forkserver: Any = forkserver
 _STATE = ("_forkserver_address", "_forkserver_alive_fd", "_forkserver_pid")
+_GUARD = "launcher.guarded"
 
 
 def start_fork_server(preload: Sequence[str]) -> int:
@@ -37,10 +43,20 @@ def start_fork_server(preload: Sequence[str]) -> int:
     Returns:
         The server's process id.
     """
-    if not _can_fork():
-        forkserver.set_forkserver_preload(list(preload))
-        forkserver.ensure_running()
-        return int(_forkserver._forkserver._forkserver_pid)
+    # What a whole group is sent (timeout, a terminal) is the launcher's to follow.
+    with kept_from_children():
+        resource_tracker.ensure_running()  # unblocks what it has not blocked
+    with kept_from_children():
+        forkserver.set_forkserver_preload([_GUARD, *preload])
+        return _fork() if _can_fork() else _ask_python()
+
+
+def _ask_python() -> int:
+    forkserver.ensure_running()
+    return int(_forkserver._forkserver._forkserver_pid)
+
+
+def _fork() -> int:
     address = _connection.arbitrary_address("AF_UNIX")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -74,6 +90,43 @@ def _serve(listener_fd: int, alive_r: int, launcher: int) -> None:
         forkserver.main(listener_fd, alive_r, [])
     finally:
         os._exit(0)
+
+
+def kill_fork_server() -> None:
+    """Ends the fork server of this process with all that it has forked, and waits for nobody.
+
+    A worker that torch was about to start, when its agent left, would else run on by itself, and
+    Python waits for it at the end.
+    """
+    pid = getattr(_forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_server_gone() -> bool:
+    """Whether the fork server of this process has ended, and was not replaced yet."""
+    pid = getattr(_forkserver._forkserver, "_forkserver_pid", None)
+    if pid is None:
+        return False
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def die_with_server(launcher: int) -> None:
+    """`die_with_parent` for a worker; its parent is some fork server of `launcher`."""
+    server = os.getppid()
+    die_with_parent(server)
+    if _parent_of(server) != launcher:  # the server was gone already, and somebody else is parent
+        os._exit(128 + signal.SIGKILL)
+
+
+def _parent_of(pid: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def die_with_parent(parent: int) -> None:

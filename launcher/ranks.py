@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 import time
@@ -11,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from launcher.board import BOARD_VARIABLE, Board, agents_board
+from launcher.board import BOARD_VARIABLE, Board, agents_board, own_board
 from launcher.budget import Attempt, Budget, final_code
 from launcher.errors import EXIT_FAILED, VERDICT_FINAL
 from launcher.events import Events, read_tail
+from launcher.fork_server import is_server_gone
 from launcher.outcome import (
     Outcome,
     error_of,
@@ -24,8 +26,11 @@ from launcher.outcome import (
     write_outcome,
 )
 from launcher.paths import RunPaths
+from launcher.rendezvous.messages import EndCause
 from launcher.stop_request import forget_request, request_stop
 from launcher.watch import Watch
+
+log = logging.getLogger(__name__)
 
 
 class Ranks:
@@ -34,11 +39,22 @@ class Ranks:
     Args:
         board: where they have their rows.
         lease_s: how long one may be stopped before it counts as dead.
-        give_up_after: attempts in a row that may finish no step; 0: any number.
+        give_up_after: attempts in a row that may finish no new step; 0: any number.
+        has_rows: every rank has a row of the board; where not, some programs never do.
     """
 
-    def __init__(self, board: Board, events: Events, *, lease_s: float, give_up_after: int) -> None:
+    def __init__(
+        self,
+        board: Board,
+        events: Events,
+        *,
+        lease_s: float,
+        give_up_after: int,
+        has_rows: bool = False,
+    ) -> None:
         self._board = board
+        self._has_rows = has_rows
+        self._events = events
         self._budget = Budget(most=give_up_after)
         self._watch = Watch(board, events, lease_s=lease_s)
         self._is_running = False
@@ -56,10 +72,11 @@ class Ranks:
         give_up_after: int,
     ) -> Ranks:
         """For the agent that this process is; its ranks find the board through `environ`."""
+        is_ours = own_board(environ) is not None  # made by `bundlerun run`: all ranks have a row
         board = agents_board(environ)
         environ[BOARD_VARIABLE] = board.where
         hear_usr1(board)
-        return cls(board, events, lease_s=lease_s, give_up_after=give_up_after)
+        return cls(board, events, lease_s=lease_s, give_up_after=give_up_after, has_rows=is_ours)
 
     @property
     def is_told_to_stop(self) -> bool:
@@ -78,11 +95,15 @@ class Ranks:
         self._is_running = self.has_run = True
         self._begun_s = time.monotonic()
 
-    def settle(self, *, over: str) -> str:
+    def end_start(self) -> None:
+        """The ranks are to leave their round."""
+        self._board.end_start()
+
+    def settle(self, *, over: EndCause | None) -> str:
         """Takes in how the last start of the workers ended, all of which have.
 
         Args:
-            over: why they had to leave their round; empty where they failed themselves.
+            over: why they had to leave their round; None where they failed themselves.
 
         Returns:
             Why there is not to be another one; empty where there is.
@@ -90,12 +111,21 @@ class Ranks:
         if not self._is_running:
             return ""
         self._is_running = False
+        if is_server_gone():
+            self._events.note("fork server gone", {"why": "it was killed, its ranks with it"})
+            log.warning(
+                "the process that the ranks are forked from is gone (killed, or out of memory?); "
+                "a new one loads torch again, which takes some seconds"
+            )
         rows = [row for _, row in self._board.rows()]
-        if not rows:
+        if not rows and not (self._has_rows or self._board.run_dir):
             return ""  # a program that does not say how it fares: torch's own limit holds
         attempt = Attempt(
             num_steps=max((row.steps for row in rows), default=0),
+            step=max((row.step for row in rows), default=0),
             exit_codes=tuple(code for row in rows if (code := row.exit_code) is not None),
+            faults=tuple(row.fault for row in rows if row.fault.kind),
+            is_spare=bool(rows) and all(row.is_spare for row in rows),
             over=over,
         )
         self._budget = self._budget.after(attempt)

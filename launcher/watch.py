@@ -103,7 +103,7 @@ class Watch:
             self._has_heard = True
             name = signal.Signals(number).name
             self._events.note("told to stop", {"why": name})
-            log.warning("%s: the run stops after this step; SIGINT ends it at once", name)
+            log.warning("%s", stop_text(name))
 
     def _look(self) -> None:
         known = {rank.pid for rank in self._ranks.values()}
@@ -150,6 +150,11 @@ class Watch:
         self._poll.unregister(pidfd)
         os.close(pidfd)
         del self._ranks[pidfd]
+
+
+def stop_text(name: str) -> str:
+    """What is told when a signal has asked the run to stop."""
+    return f"{name}: the run stops after this step; SIGINT ends it at once"
 
 
 def kernel_state(pid: int) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
 from launcher.fork_server import die_with_parent
+from launcher.rank_signals import keep_from_here
 from workers.collate import Collate
 from workers.recipe import SampleSet
 from workers.samples import Answer, Batch, Reader, Request
@@ -103,12 +104,16 @@ class MicrobatchLoader:
     def close(self) -> None:
         """Ends the loading processes."""
         shut_down = getattr(self._answers, "_shutdown_workers", None)  # torch has no public way
+        processes = getattr(self._answers, "_workers", ())
         if shut_down:
             try:
                 shut_down()
             except RuntimeError as exc:
                 if not _is_death(exc):  # raised from SIGCHLD; it was to end anyway
                     raise
+        for process in processes:
+            if process.is_alive():  # it reads and does not answer, and keeps SIGTERM from itself
+                process.kill()
         self._answers = iter(())
         self._loader = None
 
@@ -154,6 +159,7 @@ def _process_options(config: TrainConfig) -> dict[str, Any]:
 def _start_process(parent: int, worker: int) -> None:
     # It holds copies of the rank's sockets: peers would see a dead rank as alive while it lives.
     die_with_parent(parent)
+    keep_from_here()
 
 
 def _as_it_is(answer: Answer) -> Answer:

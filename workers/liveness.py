@@ -3,7 +3,7 @@
     thread        every BEAT_S             row of the board, which the agent's watch reads
                   agent gone               the process ends
                   SIGTERM (the agent ends  the process ends, once a copy of the state that is
-                  this start of it)        under way is whole
+                  this start of it)        under way is whole; not where the agent got it, too
     main thread   an exception             told, then the process ends: nothing is unwound, as
                                            that would wait for ranks that are gone
 
@@ -33,6 +33,8 @@ from launcher.board import Board, Row
 from launcher.entry import AFTERMATH_S
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
+from launcher.fault import fault_of
+from launcher.rank_signals import AgentsWord
 
 BEAT_S = 0.25
 LAST_COPY_S = 1.0
@@ -58,6 +60,7 @@ class Liveness:
         self.is_launched = is_launched
         self._board = board
         self._row: Row | None = None if board is None else board.row(local_rank)
+        self._word = AgentsWord.of_rank(board, os.environ)
         self._agent_fd = -1
         self._signals = -1
         self._num_steps = 0
@@ -79,9 +82,17 @@ class Liveness:
             self._follow(self._board.agent_pid)
         signals_r, signals_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals = signals_r
+        if threading.current_thread() is threading.main_thread():
+            self._hear(signals_w)
+        threading.Thread(target=self._run, name="bundlerun-liveness", daemon=True).start()
+
+    def _hear(self, signals_w: int) -> None:
         signal.set_wakeup_fd(signals_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
-        threading.Thread(target=self._run, name="bundlerun-liveness", daemon=True).start()
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, lambda *_: None)  # torchrun ends its ranks by that, too
+        if self._board is not None:
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the agent's
 
     def _follow(self, agent: int) -> None:
         """Ends with the agent, whatever stands between the two."""
@@ -102,13 +113,19 @@ class Liveness:
             ready = [fd for fd, _ in poll.poll(1000 * BEAT_S)]
             if self._agent_fd in ready:
                 self.end_now(128 + signal.SIGKILL)
-            if self._signals in ready and signal.SIGTERM in os.read(self._signals, 64):
-                self.end_now(128 + signal.SIGTERM)
+            if self._signals in ready:
+                self._obey(os.read(self._signals, 64))
             if self._row is not None:
                 self._row.beat(time.monotonic_ns())
             if self._on_stop is not None and self.is_told_to_stop:
                 self._on_stop()
                 self._on_stop = None
+
+    def _obey(self, heard: bytes) -> None:
+        if signal.SIGINT in heard:
+            self.end_now(128 + signal.SIGINT)
+        if signal.SIGTERM in heard and self._word.must_end():
+            self.end_now(128 + signal.SIGTERM)
 
     @property
     def is_told_to_stop(self) -> bool:
@@ -133,6 +150,16 @@ class Liveness:
     def before_end(self, act: Callable[[float], None]) -> None:
         """Has `act` called with a time limit, seconds, when this process is about to be ended."""
         self._before_end = act
+
+    def begins_at(self, step: int) -> None:
+        """The run had so many finished steps as this start of it began."""
+        if self._row is not None:
+            self._row.begin_at(step)
+
+    def stands_by(self) -> None:
+        """No bundle needs this rank."""
+        if self._row is not None:
+            self._row.stand_by()
 
     def finished(self, step: int) -> None:
         """A step is finished, and the run has `step` of them."""
@@ -181,6 +208,8 @@ class Liveness:
             return
         if isinstance(error, BundleError):
             return
+        if self._row is not None:
+            self._row.fail(fault_of(error, self._row.step))
         get_error_handler().record_exception(error)
         text = "".join(traceback.format_exception(error))
         self.events.note("failed", {"text": text, "exit_code": EXIT_FAILED})

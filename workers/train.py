@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.hardware import apply_layout, rank_layout, read_cpus
 from launcher.idle import Batch, warnings
+from launcher.init import stand_before
 from launcher.limits import raise_open_files
 from launcher.one_device import in_one_stage
 from launcher.outcome import write_outcome
@@ -34,6 +35,7 @@ from launcher.preflight import check_torch, check_writable
 from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
 from launcher.topology import Topology
+from workers.alone import alone
 from workers.best import Best
 from workers.device import unused_kind
 from workers.ending import end_for_spares
@@ -191,6 +193,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
             life.before_end(snapshots.finish_copy)
         progress = resumed.progress if resumed else START
         source = resumed.source if resumed else "nothing"
+        life.begins_at(progress.step)
         reporter = None
         if session.is_reporter:
             shares = getattr(recipe, "shares", ())
@@ -238,6 +241,7 @@ def where_line(session: Session, step: int, source: str) -> str:
 def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
     """What a spare rank does: lends what its node remembers, and waits for the end."""
     log.info("rank %d is spare: no bundle needs it", arrival.place.rank)
+    life.stands_by()
     life.events.note("spare", {"rank": arrival.place.rank})
     paths = RunPaths(Path(config.run_dir))
     life.when_told_to_stop(partial(request_stop, paths, f"node {arrival.node_name} is to stop"))
@@ -281,62 +285,76 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs this rank to its end and returns the exit code, as its agent is to see it."""
     logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()], force=True)
     life = Liveness.none()
-    try:
-        env = RankEnv.from_mapping(os.environ)
-        found = read_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
-        config = (in_one_stage(found) if env.is_launched and env.world_size == 1 else found).value
-        config = with_run_folder(config, env)
-        raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
-        life = _liveness(config, env)
-        layout = rank_layout(
-            env.local_rank,
-            env.local_world_size,
-            read_cpus(),
-            threads=config.threads,
-            affinity=config.affinity and env.is_launched,
-            environ=os.environ,
-        )
-        env = replace(env, num_cores=layout.cores)
-        if not env.planned_bundles and env.local_rank == 0 and (kind := unused_kind()):
-            log.warning("bundlerun does not use devices of the kind %r: this is the CPU", kind)
-        if not apply_layout(layout) and env.local_rank == 0:
-            log.warning(
-                "node %s: ranks of another agent of yours are pinned to CPUs that its ranks would "
-                "be: these are not pinned (--no-affinity says so from the start)",
-                env.node_name,
-            )
-        if env.is_launched:
-            # A wrong cut ends all ranks alike when they make their stages, which costs no more.
-            check_inputs(config)
-        else:
-            preflight(config)
-            if sum(config.shape) > 1:
-                log.info("one process without a launcher: the model is trained unsplit")
-                config = replace(config, shape=(1,), cut=(), chunks=1, schedule="auto")
-        store = open_store(env, config.timeout_s)
-        code = train(config, env, store, life, claimed_folder(config, env))
+    with ExitStack() as stack:
+        try:
+            env = RankEnv.from_mapping(os.environ)
+            found = read_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
+            alone_there = env.is_launched and env.world_size == 1
+            config = (in_one_stage(found) if alone_there else found).value
+            if not env.is_launched:
+                ended = stand_before()
+                if ended is not None:
+                    return ended
+            config = with_run_folder(config, env)
+            raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
+            life = stack.enter_context(_liveness(config, env))
+            env = _take_cores(config, env)
+            config = _checked(config, env)
+            store = open_store(env, config.timeout_s)
+            code = train(config, env, store, life, claimed_folder(config, env))
+        except BundleError as exc:
+            log.error("error: %s", exc)
+            life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})
+            life.ends(exc.verdict)
+            return exc.exit_code
         life.ends(code)
         return life.code_for_agent(code)
-    except BundleError as exc:
-        log.error("error: %s", exc)
-        life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})
-        code = exc.exit_code
-        life.ends(exc.verdict)
-        return code
-    life.ends(code)
-    return code
 
 
-def _liveness(config: TrainConfig, env: RankEnv) -> Liveness:
-    if not env.is_launched:
-        return Liveness.none()
+def _take_cores(config: TrainConfig, env: RankEnv) -> RankEnv:
+    """Gives this rank its threads and its share of the cores."""
+    layout = rank_layout(
+        env.local_rank,
+        env.local_world_size,
+        read_cpus(),
+        threads=config.threads,
+        affinity=config.affinity and env.is_launched,
+        environ=os.environ,
+    )
+    if not env.planned_bundles and env.local_rank == 0 and (kind := unused_kind()):
+        log.warning("bundlerun does not use devices of the kind %r: this is the CPU", kind)
+    if not apply_layout(layout) and env.local_rank == 0:
+        log.warning(
+            "node %s: ranks of another agent of yours are pinned to CPUs that its ranks would "
+            "be: these are not pinned (--no-affinity says so from the start)",
+            env.node_name,
+        )
+    return replace(env, num_cores=layout.cores)
+
+
+def _checked(config: TrainConfig, env: RankEnv) -> TrainConfig:
+    """What is trained here, which can be."""
+    if env.is_launched:
+        # A wrong cut ends all ranks alike when they make their stages, which costs no more.
+        check_inputs(config)
+        return config
+    preflight(config)
+    if sum(config.shape) > 1:
+        log.info("one process without a launcher: the model is trained unsplit")
+        config = replace(config, shape=(1,), cut=(), chunks=1, schedule="auto")
+    return config
+
+
+def _liveness(config: TrainConfig, env: RankEnv) -> AbstractContextManager[Liveness]:
     paths = RunPaths(Path(config.run_dir))
+    if not env.is_launched:
+        return alone(paths.root)
     who = {"local_rank": env.local_rank, "attempt": env.attempt}
     events = Events(paths.node_events(env.node_name), env.node_name, who)
     life = Liveness(Board.open(os.environ), events, env.local_rank, is_launched=True)
     life.tell_run_dir(paths.root)
     events.note("starts", {"pid": os.getpid(), "age_s": round(process_age_s(), 3)})
-    return life
+    return nullcontext(life)
 
 
 if __name__ == "__main__":

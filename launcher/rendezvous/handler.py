@@ -160,7 +160,7 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     def _settle_attempt(self) -> None:
         """Ends the job where what became of the last attempt says that another is in vain."""
-        why = self._ranks.settle(over=self._node.member.over)
+        why = self._ranks.settle(over=self._node.member.cause)
         if why and self._node.member.closed is None:
             self.set_closed(why)
             raise RendezvousClosedError(why)
@@ -252,7 +252,10 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """1 where the workers are to stop and this node is to come for another round, else 0."""
-        return int(self._node.member.must_leave)
+        must_leave = self._node.member.must_leave
+        if must_leave:
+            self._ranks.end_start()  # torch's agent sends them SIGTERM now
+        return int(must_leave)
 
     def shutdown(self) -> bool:
         """Leaves; after success, closes for all.

@@ -20,6 +20,7 @@ from launcher.rendezvous.messages import (
     Beat,
     Closed,
     Denied,
+    EndCause,
     Fenced,
     Go,
     Host,
@@ -45,7 +46,7 @@ class Member:
     left: the last round that it was in before a fence took its memory; fenced_by: see Report.
     offer: what is proposed to it; pending, grounds: what it accepted of that, as in Report.
     at: the round its workers are in; is_done: all of them have finished well.
-    over: why they must leave it, empty while they need not.
+    over: why they must leave it, empty while they need not; cause: the same in one word.
     guided_at: when an active coordinator was last heard; found: one was heard at all.
     sees_fence: a claim of this job was in the fence folder here, so that an end there is its end.
     hosting: the round whose store it is to open, so that one is opened once; port: its port.
@@ -64,6 +65,7 @@ class Member:
     offer: Propose | None = None
     at: Round | None = None
     over: str = ""
+    cause: EndCause | None = None
     is_waiting: bool = False
     is_done: bool = False
     known: int = 0
@@ -182,7 +184,9 @@ def want(member: Member, num_workers: int = 0) -> Turn:
         num_workers: how many it starts, once that is known.
     """
     seat = replace(member.seat, num_workers=num_workers or member.seat.num_workers)
-    return report(replace(member, seat=seat, is_waiting=True, is_done=False, at=None, over=""))
+    return report(
+        replace(member, seat=seat, is_waiting=True, is_done=False, at=None, over="", cause=None)
+    )
 
 
 def finished(member: Member) -> Turn:
@@ -242,9 +246,10 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
             )
         case Go(term=term, round=round_) if term == member.promised:
             return _go(member, round_, now)
-        case Over(id=id, reason=reason) if member.at and member.at.id == id and not member.over:
+        case Over(id=id) if member.at and member.at.id == id and not member.over:
+            reason = message.reason
             tell = Tell(event="over", why=reason, number=member.at.number)
-            return replace(member, over=reason), [tell]
+            return replace(member, over=reason, cause=message.cause), [tell]
         case Fenced(term=term, by=by, reason=reason) if term == member.promised:
             member = replace(
                 member,
@@ -255,6 +260,7 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
                 pending=None,
                 grounds=(),
                 over=reason if member.at else "",
+                cause=EndCause.LEFT_OUT if member.at else None,
             )
             return member, [Tell(event="fenced", why=reason), LookForClaim(round=by)]
         case Closed():
@@ -286,6 +292,7 @@ def _go(member: Member, round_: Round, now: float) -> Turn:
         offer=None,
         at=round_,
         over="",
+        cause=None,
         is_waiting=False,
         is_done=False,
         known=max(member.known, round_.number),
@@ -326,7 +333,7 @@ def tick(member: Member, now: float, *, where: str) -> Turn:
     if member.at and not member.over and silent_s > 2 * member.lease_s:
         over = f"no active coordinator at {where} for {silent_s:.1f} s"
         tell = Tell(event="cut off", why=over, number=member.at.number)
-        return replace(member, over=over), [tell]
+        return replace(member, over=over, cause=EndCause.CUT_OFF), [tell]
     return member, []
 
 

@@ -19,12 +19,28 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, is_dataclass
+from enum import StrEnum
 from functools import cache
 from types import UnionType
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 MAX_LINE_BYTES = 4 << 20
 """Longest line either side reads: a round of some 20,000 nodes."""
+
+
+class EndCause(StrEnum):
+    """Why a node has to leave its round.
+
+    LOST: another node is gone. ASKS: the ranks of another node have ended. JOINS: a node has come
+    that makes a better round. LEFT_OUT: others went on without it. CUT_OFF: nobody leads.
+    """
+
+    LOST = "lost"
+    ASKS = "asks"
+    JOINS = "joins"
+    LEFT_OUT = "left out"
+    CUT_OFF = "cut off"
+
 
 RoundId: TypeAlias = tuple[int, ...]
 """(term, number); later rounds have greater ones."""
@@ -201,6 +217,7 @@ class Over:
     """A round ends; come for the next."""
 
     id: RoundId
+    cause: EndCause
     reason: str
 
 
@@ -294,6 +311,8 @@ def _value(kind: Any, raw: object) -> object:  # noqa: ANN401 (a type, or a gene
         if not isinstance(raw, list):
             raise ValueError("no list where one belongs")
         return tuple(_value(get_args(kind)[0], each) for each in raw)
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return kind(str(raw))
     if is_dataclass(kind) and isinstance(kind, type):
         return _record(kind, raw)
     if type(raw) is not kind:

@@ -8,6 +8,7 @@ from enum import Enum
 
 from launcher.rendezvous.messages import (
     Closed,
+    EndCause,
     Pulse,
     Report,
     Round,
@@ -102,7 +103,7 @@ class State:
     since: when the phase, or its first node, began.
     base: the last round that may have been in force; in_force: the same while it is.
     grounds: the rounds of each of which the next one needs a quorum.
-    over: why there is no round in force; over_at: since when.
+    over: why there is no round in force, cause in one word; over_at: since when.
     num_there_at: since when enough nodes for a first round are there.
     gone: candidates whose agents have ended, as some node found out; lost: incarnations that this
         coordinator saw go, and why; silent: those of them that said nothing any more, as behind a
@@ -122,6 +123,7 @@ class State:
     grounds: tuple[Round, ...] = ()
     in_force: Round | None = None
     over: str = ""
+    cause: EndCause = EndCause.LEFT_OUT
     over_at: float = 0.0
     num_there_at: float | None = None
     proposal: Proposal | None = None

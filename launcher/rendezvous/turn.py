@@ -7,6 +7,7 @@ from dataclasses import replace
 from launcher.rendezvous.coordinator import Note, Send, Wish, close, history, lose, try_claim
 from launcher.rendezvous.messages import (
     NO_ROUND,
+    EndCause,
     Go,
     Host,
     Lead,
@@ -120,6 +121,7 @@ class _Turn:
                 # Accepted is not in force: others may have gone on without it.
                 in_force=base if any(r.last == base for r in reports) else None,
                 over="",
+                cause=EndCause.LEFT_OUT,
                 over_at=self.now,
                 silent=frozenset(),  # those have been waited for
                 num_there_at=None,
@@ -148,9 +150,10 @@ class _Turn:
         if state.highest_term > state.term:
             self._step_down("a later coordinator is about")
         elif state.in_force:
-            why = self._end_of(state.in_force)
-            if why:
-                self.state = replace(state, in_force=None, over=why, over_at=self.now)
+            end = self._end_of(state.in_force)
+            if end:
+                cause, why = end
+                self.state = replace(state, in_force=None, over=why, cause=cause, over_at=self.now)
                 lost = self._lost_unseen(state.in_force)
                 self._note("over", round=state.in_force.number, why=why, lost=lost)
         elif not state.may_go_on(state.grounds, state.followers, self.now):
@@ -176,8 +179,8 @@ class _Turn:
                 return f"{here} of the {of} nodes of round {round_.number} are here, no majority"
         return "a node knows of an earlier round, whose other nodes are not here"
 
-    def _end_of(self, round_: Round) -> str:
-        """Why a round in force is over; empty while it is not."""
+    def _end_of(self, round_: Round) -> tuple[EndCause, str] | None:
+        """Why a round in force is over; None while it is not."""
         state = self.state
         for seat in round_.seats:
             peer = state.peers.get(seat.name)
@@ -185,17 +188,17 @@ class _Turn:
                 if self._is_dead(seat):
                     unseen = "was started again" if peer else "does not come"
                     why = state.lost.get(seat.incarnation, unseen)
-                    return f"node {seat.name} is lost, it {why}"
+                    return EndCause.LOST, f"node {seat.name} is lost, it {why}"
                 continue
             # Of this round, or of a later one that the fence let others begin.
             is_back = peer.report.is_waiting and id_of(peer.report.last) >= round_.id
             if is_back or peer.report.at not in (NO_ROUND, round_.id):
-                return f"node {seat.name} asks for a new round"
+                return EndCause.ASKS, f"node {seat.name} asks for a new round"
         if is_better(self._choice(), round_.seats, state.rules.bundle_size):
             names = {seat.name for seat in round_.seats}
             new = [seat.name for seat in self._choice() if seat.name not in names]
-            return f"node {', '.join(new)} joins"
-        return ""
+            return EndCause.JOINS, f"node {', '.join(new)} joins"
+        return None
 
     def _lost_unseen(self, round_: Round) -> str:
         """The name of a node that has died while this coordinator did not know it; else empty."""
@@ -367,7 +370,8 @@ class _Turn:
             report.is_waiting or report.is_done
         )
         if is_elsewhere and state.phase is Phase.ACTIVE:
-            return Over(id=report.at, reason=state.over or "it was not in the last round")
+            reason = state.over or "it was not in the last round"
+            return Over(id=report.at, cause=state.cause, reason=reason)
         if proposal and proposal.round.has(peer.seat):
             return self._next_step(proposal, peer)
         if round_ and round_.has(peer.seat):

@@ -5,11 +5,11 @@ import pytest
 from torch.distributed.elastic.multiprocessing import SignalException
 
 from launcher.board import Board
-from launcher.signals import StopSignals
+from launcher.signals import StopSignals, leave_agent
 
 
 def test_before_a_first_rank_a_signal_ends_all_at_once() -> None:
-    with StopSignals(Board.create()) as signals, pytest.raises(SignalException):
+    with StopSignals(Board.create(), leave_agent) as signals, pytest.raises(SignalException):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signals.ended_by == signal.SIGTERM
 
@@ -17,7 +17,7 @@ def test_before_a_first_rank_a_signal_ends_all_at_once() -> None:
 def test_between_two_rounds_a_signal_waits_for_the_ranks_that_come() -> None:
     board = Board.create()
     board.run_dir = "/runs/r"
-    with StopSignals(board) as signals:
+    with StopSignals(board, leave_agent) as signals:
         os.kill(os.getpid(), signal.SIGTERM)
     assert (board.stop, signals.ended_by) == (signal.SIGTERM, None)
 
@@ -25,7 +25,7 @@ def test_between_two_rounds_a_signal_waits_for_the_ranks_that_come() -> None:
 def test_a_second_interrupt_ends_all_at_once() -> None:
     board = Board.create()
     board.run_dir = "/runs/r"
-    with StopSignals(board) as signals:
+    with StopSignals(board, leave_agent) as signals:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(SignalException):
             os.kill(os.getpid(), signal.SIGINT)

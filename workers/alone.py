@@ -1,0 +1,27 @@
+"""A run of one process that nobody has launched: it is its own agent."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from launcher.board import Board
+from launcher.events import Events
+from launcher.signals import NOT_HEARD, StopSignals, exit_now
+from workers.liveness import Liveness
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def alone(run_dir: Path) -> Iterator[Liveness]:
+    """While inside, a signal stops the run behind its step, and a second SIGINT ends it at once."""
+    board = Board.create()
+    life = Liveness(board, Events(None, ""), 0, is_launched=False)
+    life.tell_run_dir(run_dir)
+    with StopSignals(board, exit_now, tells_itself=True) as signals:
+        if not signals.is_heard:
+            log.info(NOT_HEARD)
+        yield life
