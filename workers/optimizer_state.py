@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,7 +36,6 @@ _NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {
 }
 _FORM = "#form"
 _GROUP, _KIND = "@group", "@kind"
-_PLAIN_KEY = re.compile(r"\w+")
 _ROOM = 64
 """A form's bytes are a multiple of it: the layout of a snapshot changes less often."""
 
@@ -60,26 +58,40 @@ def optimizer_tensors(
     Raises:
         CheckpointError: something is neither tensor nor number nor these nested.
     """
-    what = type(optimizer).__name__
-    named = dict(module.named_parameters())
-    strays = optimizer.state.keys() - set(named.values())
-    if strays:
-        raise CheckpointError(
-            f"cannot keep what {what} has for {len(strays)} keys that are no parameters of the "
-            f"model, such as {_shown(min(strays, key=str))}; it has to keep that with a parameter, "
-            "or in a group"
-        )
+    what = _kind(optimizer)
     records = {} if groups is None else groups.records()
-    encoded = {id(r): _encoded(r, f"a group of {what}") for r in records.values()}
-    for number, (name, parameter) in enumerate(named.items()):
-        for key, value in _by_key(optimizer.state.get(parameter, {})):
-            yield from _kept(f"{OPTIMIZER}{name}.{key}", value, f"{key!r} of {what} for {name!r}")
-        if parameter in records:
+    encoded = {
+        key: _encoded(record, f"a group of {what}")
+        for key, record in {id(r): r for r in records.values()}.items()
+    }
+    suffixed = _encoded(what, what)
+    num_kept = 0
+    for name, parameter in module.named_parameters():
+        state = optimizer.state.get(parameter)
+        num_kept += state is not None
+        full = f"{OPTIMIZER}{name}."
+        for key, value in _by_key(state or {}):
+            if isinstance(value, Tensor):
+                yield full + key, value.detach()
+            else:
+                yield from _kept(full + key, value, f"{key!r} of {what} for {name!r}")
+        if records and parameter in records:
             for suffix, tensor in encoded[id(records[parameter])].items():
-                yield f"{OPTIMIZER}{name}.{_GROUP}{suffix}", tensor
-        if number == 0:
-            for suffix, tensor in _encoded(_kind(optimizer), what).items():
-                yield f"{OPTIMIZER}{name}.{_KIND}{suffix}", tensor
+                yield f"{full}{_GROUP}{suffix}", tensor
+        for suffix, tensor in suffixed.items():
+            yield f"{full}{_KIND}{suffix}", tensor
+        suffixed = {}
+    if num_kept < len(optimizer.state):
+        _refuse_strays(module, optimizer)
+
+
+def _refuse_strays(module: nn.Module, optimizer: Optimizer) -> None:
+    strays = optimizer.state.keys() - set(module.parameters())
+    raise CheckpointError(
+        f"cannot keep what {_kind(optimizer)} has for {len(strays)} keys that are no parameters of "
+        f"the model, such as {_shown(min(strays, key=str))}; it has to keep that with a parameter, "
+        "or in a group"
+    )
 
 
 def _kind(optimizer: Optimizer) -> str:
@@ -94,7 +106,7 @@ def _by_key(state: Mapping[Any, object]) -> Iterator[tuple[str, object]]:
     """The entries of a parameter's state; those that no name can hold come together under one."""
     odd = {}
     for key, value in state.items():
-        if isinstance(key, str) and _PLAIN_KEY.fullmatch(key):
+        if isinstance(key, str) and key.isidentifier():
             yield key, value
         else:
             odd[key] = value
@@ -103,9 +115,7 @@ def _by_key(state: Mapping[Any, object]) -> Iterator[tuple[str, object]]:
 
 
 def _kept(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield full, value.detach()
-    elif type(value) in _NUMBERS.values() and _fits(value):
+    if type(value) in _NUMBERS.values() and _fits(value):
         dtype = torch.float64 if isinstance(value, float) else torch.int64
         yield f"{full}#{type(value).__name__}", torch.tensor(value, dtype=dtype)
     else:

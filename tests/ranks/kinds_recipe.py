@@ -91,7 +91,39 @@ class Sparse(Two):
         return result
 
 
-MODELS = {"complex": Complex, "sparse": Sparse}
+class SparseBuffer(Two):
+    """Has a buffer that no checkpoint can hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.eye(2).to_sparse())
+
+
+class Remembers(SGD):
+    """Scales by what it keeps: lists with each parameter, a number in each group."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # no loss
+        for group in self.param_groups:
+            group["k"] = group.get("k", 0) + 1
+            for parameter in group["params"]:
+                trail = self.state[parameter].setdefault("trail", {"means": [], "last": None})
+                trail["means"].append(parameter.grad.abs().mean())
+                trail["last"] = float(len(trail["means"]))
+                parameter.grad.mul_(sum(trail["means"]) / (group["k"] * trail["last"]))
+        super().step()
+
+
+class Hoards(SGD):
+    """Keeps an object, which no checkpoint can hold."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override] # no loss
+        super().step()
+        for parameter in self.param_groups[0]["params"]:
+            self.state[parameter]["lock"] = object()
+
+
+MODELS = {"complex": Complex, "sparse": Sparse, "sparse buffer": SparseBuffer}
+OPTIMIZERS = {"remembers": Remembers, "hoards": Hoards}
 
 
 class Kinds:
@@ -139,7 +171,8 @@ class Kinds:
         return {"mae": output.abs().sum()}  # grows while it learns
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
-        return SGD([{"params": [p for _, p in parameters]}], lr=self._config.lr)
+        make = OPTIMIZERS.get(self._config.data, SGD)
+        return make([{"params": [p for _, p in parameters]}], lr=self._config.lr)
 
 
 def recipe(config: TrainConfig) -> Kinds:

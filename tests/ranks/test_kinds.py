@@ -184,3 +184,27 @@ def test_the_best_checkpoint_stays_where_lower_is_better(tmp_path: Path) -> None
     found = best_of(kept)
     assert found is not None
     assert found.step == best
+
+
+def test_nested_state_and_numbers_of_groups_go_on_in_another_cut(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="remembers", snapshot="on")
+    plain = plain_losses(config)
+    cut = replace(config, shape=(1, 1), cut=("head",), max_steps=3)
+    bundled_losses(cut, (2,), tmp_path)
+    assert bundled_losses(config, (1, 1), tmp_path) == pytest.approx(plain, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("hoards", "this run could not be saved: cannot keep 'lock' of Hoards for 'body.weight'"),
+        ("sparse buffer", "this run could not be saved: cannot write 'model.mask': its layout is"),
+    ],
+)
+def test_what_no_checkpoint_could_hold_is_refused_with_the_first_step(
+    data: str, message: str, tmp_path: Path
+) -> None:
+    config = replace(CONFIG, data=data, run_dir=str(tmp_path / "run"))
+    (text,) = outcomes((1,), trains(config), tmp_path, 60).values()
+    assert "ConfigError" in text
+    assert message in text
