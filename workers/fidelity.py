@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -35,6 +36,8 @@ _WAY_ON = (
 _PLAIN = (bool, int, float, str)
 _COST_OF_TRAINING = 3
 """Forward and backward, in forwards."""
+_NUM_GRADIENTS = 3
+"""The model's, those of its stages, and as much again for all else."""
 
 
 def check_fidelity(
@@ -57,34 +60,39 @@ def check_fidelity(
 
 
 def _check(subject: Subject, inputs: tuple[Any, ...], longest_s: float) -> None:
-    start = time.perf_counter()
-    found = _runnable(subject, inputs)
-    if found is None:
-        return
-    inputs, own = found
-    cost_s = (time.perf_counter() - start) * 2 * (1 + _COST_OF_TRAINING)
-    if cost_s > longest_s:
-        log.info("the stages are not compared with the model: it would take some %.0f s", cost_s)
-        return
-    if subject.is_cut:
-        _compare(subject, inputs, own, training=False)
-    _compare(subject, inputs, run(subject, whole_pass, inputs, True), training=True)
-
-
-def _runnable(subject: Subject, inputs: tuple[Any, ...]) -> tuple[tuple[Any, ...], Result] | None:
-    """The first samples, or all where the model wants more, with what it makes of them."""
     reason: Exception | None = None
+    # The first samples, or all where the model wants more.
     for some in (_first_samples(inputs), inputs):
         try:
-            return some, run(subject, whole_pass, some, False)
+            own = _own_results(subject, some, longest_s)
         except Exception as exc:
             reason = exc
+            continue
+        for training, result in own.items():
+            _compare(subject, some, result, training=training)
+        return
     # It may want a GPU. If not, the first step says the same, with the user's own lines.
     log.info(
         "the stages are not compared with the model, which does not run on the CPU: %s: %s",
         type(reason).__name__, reason,
     )  # fmt: skip
-    return None
+
+
+def _own_results(subject: Subject, inputs: tuple[Any, ...], longest_s: float) -> dict[bool, Result]:
+    """What the model by itself makes of `inputs`, in each mode that there is to compare."""
+    start = time.perf_counter()
+    evaluated = run(subject, whole_pass, inputs, False)
+    cost_s = (time.perf_counter() - start) * 2 * (1 + _COST_OF_TRAINING)
+    want = _NUM_GRADIENTS * sum(p.nbytes for p in subject.whole.parameters() if p.requires_grad)
+    if cost_s > longest_s or want > psutil.virtual_memory().available:
+        log.info(
+            "the stages are not compared with the model: that would take some %.0f s and %.1f GB",
+            cost_s, want / 1e9,
+        )  # fmt: skip
+        return {}
+    # Whole models evaluate as they are.
+    found = {False: evaluated} if subject.is_cut else {}
+    return {**found, True: run(subject, whole_pass, inputs, True)}
 
 
 def _first_samples(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
