@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-slurm test-gpu test-cpu-torch test-signals sweep test-all lint type format bench chaos venv clean
+.PHONY: help demo test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-signals sweep test-all lint type format bench chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test-slurm: $(READY) ## jobs on a real Slurm of four nodes, with every fault; ne
 
 test-gpu: $(READY) ## the tests for machines with a GPU or two; on such a machine
 	BUNDLERUN_TEST_GPU=1 $(RUN) -m pytest -m gpu $(ARGS)
+
+test-launchers: $(READY) ## torchrun, mpirun, accelerate, deepspeed, Ray and others, where they are installed
+	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/launchers $(ARGS)
 
 test-cpu-torch: ## on a torch without NCCL, in an environment that is thrown away
 	tests/cpu_torch.sh $(ARGS)

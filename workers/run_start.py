@@ -41,7 +41,7 @@ def with_run_folder(config: TrainConfig, env: RankEnv) -> TrainConfig:
         folder = new_folder()
     elif env.run_id not in _UNNAMED:
         folder = folder_of_job(env.run_id)
-    elif env.run_id and env.local_world_size == env.world_size:
+    elif env.run_id and _is_one_node(env):
         folder = folder_of_job(f"torchrun-{process_tag(os.getppid())}")
     else:
         raise ConfigError(NO_FOLDER)
@@ -77,6 +77,10 @@ def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
     claim.release()
 
 
+def _is_one_node(env: RankEnv) -> bool:
+    return env.local_world_size == env.world_size
+
+
 def _holder(env: RankEnv) -> Holder:
     if not env.is_launched:
         return Holder.of_process(f"alone {os.urandom(8).hex()}", "python -m workers.train")
@@ -84,5 +88,7 @@ def _holder(env: RankEnv) -> Holder:
         job = f"at {env.master_addr}:{env.master_port}"
         return Holder.of_process(job, "a rank of a launcher", node=env.node_name)
     agent = os.getppid()
-    name = process_tag(agent) if env.run_id in _UNNAMED else env.run_id
+    name = env.run_id
+    if name in _UNNAMED and _is_one_node(env):
+        name = process_tag(agent)  # of several nodes the first rank may move to another agent
     return Holder.of_process(f"torchrun {name}", "torchrun", node=env.node_name, pid=agent)

@@ -1,0 +1,113 @@
+"""What `bundlerun run` refuses or tells before torch is imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.agreement import terms_of
+from launcher.claim import Claim, Holder
+from launcher.cli import main
+from launcher.commands.run import holder_of
+from launcher.config import TrainConfig
+from launcher.continuation import keep_terms
+from launcher.files import write_text
+from launcher.launch_config import LaunchConfig
+from launcher.paths import RunPaths
+
+RUN = "run --devices cpu --slots 1 --shape 1"
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run folder here, and no way to start anything."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "launcher.elastic", None)
+    for name in [n for n in os.environ if n.startswith(("SLURM_", "OMPI_", "PMI_", "PET_"))]:
+        monkeypatch.delenv(name)
+
+
+def refused(words: str, capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(shlex.split(words)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert len(err.splitlines()) == 1
+    return err
+
+
+def test_two_that_mpirun_starts_on_a_node_are_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (("RANK", 0), ("SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_SIZE", 2)):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))
+    err = refused(f"{RUN} --run-dir run synthetic", capsys)
+    assert "process 0 of 2 that Open MPI started, 2 on this node" in err
+    assert not Path("run").exists()
+
+
+def test_torchruns_variables_are_shown_by_plan_with_their_name(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PET_RDZV_ID", "a-job")
+    monkeypatch.setenv("PET_MAX_RESTARTS", "4")
+    assert main(shlex.split("plan --json --devices cpu --shape 1 synthetic")) == 0
+    launch = json.loads(capsys.readouterr().out)["launch"]
+    assert launch["rdzv_id"] == {"value": "a-job", "source": "environment PET_RDZV_ID"}
+    assert launch["max_restarts"] == {"value": 4, "source": "environment PET_MAX_RESTARTS"}
+
+
+def test_two_pods_that_are_told_of_each_other_need_a_place_to_meet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PET_NNODES", "2")
+    assert "--nnodes 2 needs --rdzv-endpoint" in refused(f"{RUN} --run-dir run synthetic", capsys)
+
+
+def test_a_wrong_variable_of_torchruns_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PET_MAX_RESTARTS", "often")
+    err = refused(f"{RUN} --run-dir run synthetic", capsys)
+    assert "environment PET_MAX_RESTARTS: max_restarts 'often' is not a whole number" in err
+
+
+def test_several_nodes_need_one_run_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = "--nnodes 2 --rdzv-endpoint 10.0.0.1:29400"
+    assert "give all of them the same --run-dir" in refused(f"{RUN} {nodes} synthetic", capsys)
+
+
+def test_a_folder_in_use_is_refused_with_who_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    with Claim(RunPaths(Path("run")), Holder.of_process("x", "a test"), print).take({}):
+        err = refused(f"{RUN} --run-dir run synthetic", capsys)
+    assert f"run folder 'run' is in use by process {os.getpid()} on node " in err
+
+
+def test_another_run_in_an_old_folder_is_refused_with_what_differs(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    paths = RunPaths(Path("run"))
+    keep_terms(paths, terms_of(TrainConfig(data="synthetic", shape=(1,))))
+    write_text(paths.metrics, '{"step": 4}\n')
+    err = refused(f"{RUN} --run-dir run --optimizer adamw --lr 0.3 synthetic", capsys)
+    assert "the run in 'run' cannot go on so: --optimizer was sgd, is adamw; give another" in err
+
+
+def test_nodes_of_one_job_are_one_holder_and_two_commands_are_two() -> None:
+    nodes = LaunchConfig(nnodes="2", rdzv_endpoint="a:1", rdzv_id="job")
+    assert holder_of(nodes, {}, "n1").job == holder_of(nodes, {}, "n2").job
+    other = LaunchConfig(nnodes="2", rdzv_endpoint="b:1", rdzv_id="job")
+    assert holder_of(nodes, {}, "n1").job != holder_of(other, {}, "n1").job
+    alone = LaunchConfig()
+    assert holder_of(alone, {}, "n1").job != holder_of(alone, {}, "n1").job
+
+
+def test_all_starts_of_a_slurm_step_are_one_holder() -> None:
+    environ = {"SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
+    first = holder_of(LaunchConfig(), environ, "n1")
+    again = holder_of(LaunchConfig(), environ | {"SLURM_RESTART_COUNT": "1"}, "n1")
+    assert first.job == again.job

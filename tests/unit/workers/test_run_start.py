@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from launcher.claim import process_tag
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from launcher.paths import RunPaths
+from workers.env import RankEnv
+from workers.run_start import _holder, claimed_folder, with_run_folder
+
+
+def env(num_nodes: int = 1, run_id: str = "none", **more: str) -> RankEnv:
+    """The first of two ranks per node, as torchrun starts it."""
+    environ = {
+        "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0",
+        "WORLD_SIZE": str(2 * num_nodes), "GROUP_WORLD_SIZE": str(num_nodes),
+        "MASTER_ADDR": "a", "MASTER_PORT": "1", "TORCHELASTIC_RUN_ID": run_id, **more,
+    }  # fmt: skip
+    return RankEnv.from_mapping({k: v for k, v in environ.items() if v})
+
+
+ALONE = RankEnv.from_mapping({})
+CONFIG = TrainConfig(data="synthetic")
+
+
+def test_a_process_alone_has_a_new_folder_each_time() -> None:
+    assert with_run_folder(CONFIG, ALONE).run_dir != with_run_folder(CONFIG, ALONE).run_dir
+
+
+def test_all_ranks_and_attempts_of_a_job_have_one_folder() -> None:
+    tag = process_tag(os.getppid())
+    assert with_run_folder(CONFIG, env()).run_dir == f"runs/torchrun-{tag}"
+    for num_nodes in (1, 2):
+        assert with_run_folder(CONFIG, env(num_nodes, "job")).run_dir == "runs/job"
+
+
+@pytest.mark.parametrize("run_id", ["none", ""])
+def test_nodes_that_would_not_agree_on_a_folder_need_one(run_id: str) -> None:
+    with pytest.raises(ConfigError, match="give all of them the same --run-dir"):
+        with_run_folder(CONFIG, env(2, run_id))
+
+
+def test_the_claim_of_torchrun_is_its_agents_on_whatever_node_the_first_rank_is() -> None:
+    assert _holder(env()).pid == os.getppid()
+    assert process_tag(os.getppid()) in _holder(env()).job
+    assert _holder(env(2)).job == "torchrun none"
+    assert _holder(env(2, "job")).job == "torchrun job"
+    assert _holder(env(2, "")).pid == os.getpid()
+
+
+def test_only_the_first_rank_claims_and_none_where_the_agent_does(tmp_path: Path) -> None:
+    config = TrainConfig(data="synthetic", run_dir=str(tmp_path / "run"))
+    for other in (env(RANK="1"), env(BUNDLERUN_CLAIMED="1")):
+        with claimed_folder(config, other):
+            assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("started", "suffix"), [(ALONE, ".over"), (env(), ".json")])
+def test_after_an_error_the_claim_stays_with_an_agent_that_may_start_again(
+    started: RankEnv, suffix: str, tmp_path: Path
+) -> None:
+    config = TrainConfig(data="synthetic", run_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="an error"), claimed_folder(config, started):
+        raise ConfigError("an error")
+    assert [path.suffix for path in RunPaths(tmp_path).claims.iterdir()] == [suffix]
+    with claimed_folder(config, started):
+        pass
+    assert [path.suffix for path in RunPaths(tmp_path).claims.iterdir()] == [".over"]
