@@ -130,17 +130,17 @@ class Kinds:
     """Whatever DATA says."""
 
     unit = "samples"
-    best = ("mae", "min")
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
+        self.best = ("mae", "min") if config.data == "best" else None
 
     def check(self) -> None:
         """Nothing can be missing."""
 
     def open_data(self) -> DataSets:
         samples = Nested(self._config.data)
-        val = samples if self._config.data == "best" else None
+        val = samples if self._config.data in ("best", "weights") else None
         return DataSets(train=samples, val=val, num_outputs=CLASSES)
 
     def model(self, info: DataInfo) -> nn.Module:

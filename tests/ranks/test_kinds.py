@@ -97,11 +97,17 @@ def test_nested_inputs_and_targets_arrive_as_they_were(data: str, tmp_path: Path
 def test_a_loss_that_says_its_weight_is_that_of_one_batch(clip_norm: float, tmp_path: Path) -> None:
     config = replace(CONFIG, data="weights", clip_norm=clip_norm)
     plain = plain_losses(config)
+    validations = []
     for size, shape, devices in ((1, (1,), (1,)), (2, (1, 1), (4,)), (4, (1,), (1, 1))):
         cut = ("head",) if len(shape) > 1 else ()
         changed = replace(config, microbatch_size=size, shape=shape, cut=cut)
         losses = bundled_losses(changed, devices, tmp_path / str(size))
         assert losses == pytest.approx(plain, rel=1e-12), f"micro-batches of {size}"
+        rows = history(tmp_path / str(size))
+        validations.append([row["loss"] for row in rows if row["kind"] == "eval"])
+    assert len(validations[0]) == 2
+    assert validations[1] == pytest.approx(validations[0], rel=1e-12)
+    assert validations[2] == pytest.approx(validations[0], rel=1e-12)
 
 
 def test_complex_parameters_are_summed_clipped_and_kept(tmp_path: Path) -> None:
