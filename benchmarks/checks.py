@@ -1,0 +1,161 @@
+"""What the checks of a run cost: those at its start, and those that ride along with each step.
+
+At the start, once per run:
+
+    terms        options, files, data and versions, which all nodes compare
+    fidelity     one small micro-batch through the stages and through the model as built
+    forward      what the first forward writes to the state, beyond batch norms
+    loss         whether it is a mean over samples
+
+In each step: a checksum of a slice of the state, and the versions of all its tensors. Each is timed
+by itself and divided by a step of the trainer; turns of all of them follow one another.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from statistics import median
+
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+from benchmarks.loop import (
+    BATCH,
+    MICROBATCH,
+    NUM_CLASSES,
+    NUM_WARM_UP,
+    TrainerLoop,
+    make_microbatches,
+    timed_ms,
+)
+from benchmarks.record import Check, Options, print_table
+from launcher.agreement import terms_of
+from launcher.config import TrainConfig
+from splits.models import make_stages
+from workers.fidelity import check_fidelity
+from workers.forward_state import ForwardState
+from workers.loss import LossCheck
+from workers.recipe import load_recipe
+from workers.replica_check import NUM_SUMS, ReplicaCheck
+from workers.trial import Subject
+
+CLAIM = "the checks of a run cost at most 0.3 s at its start and 0.2 % of a step"
+MOST_START_S = 0.3
+MOST_STEP_PERCENT = 0.2
+_IMAGE_SIZE = 64
+_CUT = ("layer2.1",)
+_NUM_ROUNDS = 20
+_LONGEST_S = 60.0
+
+
+def run(options: Options) -> None:
+    """Measures both, for the model of `make demo`."""
+    torch.set_num_threads(1)
+    num_rounds = options.rounds_or(_NUM_ROUNDS)
+    start_ms = {
+        name: median(timed_ms(once) for _ in range(num_rounds))
+        for name, once in start_checks().items()
+    }
+    step_ms, check_ms = measure_step(num_rounds)
+    rows = [(f"start: {name}", ms) for name, ms in start_ms.items()]
+    rows += [("a step of the trainer", step_ms), ("its checks", check_ms)]
+    print_table(("what", "ms"), rows)
+    checks = [
+        Check(
+            name="seconds of checks at the start, at most",
+            measured=sum(start_ms.values()) / 1000,
+            target=MOST_START_S,
+        ),
+        Check(
+            name="percent of a step, at most",
+            measured=100 * check_ms / step_ms,
+            target=MOST_STEP_PERCENT,
+        ),
+    ]
+    result = {"start_ms": start_ms, "step_ms": step_ms, "check_ms": check_ms}
+    options.record("checks", {"rounds": num_rounds, "batch": BATCH, **result}, checks)
+
+
+def start_checks() -> dict[str, Callable[[], float]]:
+    """Each check of the start, as it is done once."""
+    config = TrainConfig(data="synthetic", shape=(1, 1), cut=_CUT, num_classes=NUM_CLASSES)
+    images, targets = make_microbatches(_IMAGE_SIZE)[0]
+    model = resnet18(num_classes=NUM_CLASSES)
+    stages = make_stages(model, cut=_CUT, num_stages=2, model_name="resnet18")
+    (whole,) = make_stages(model, cut=(), num_stages=1)
+    subject = Subject(whole=whole, stages=stages)
+    outputs = model.eval()(images).detach()
+
+    def fidelity() -> float:
+        check_fidelity(subject, lambda: (images,), _LONGEST_S)
+        return 0.0
+
+    def terms() -> float:
+        terms_of(config)
+        return 0.0
+
+    def forward() -> float:
+        model.train()
+        state = ForwardState(model, 1, _itself)
+        state.begin_step()
+        state.watched(0, _nothing)(images)
+        return 0.0
+
+    def loss() -> float:
+        recipe = load_recipe(config)
+        check = LossCheck(recipe, torch.device("cpu"))
+        for _ in range(check.SAMPLES // MICROBATCH):
+            check.look(recipe.loss(outputs, targets), outputs, targets, MICROBATCH)
+        return 0.0
+
+    return {"terms": terms, "fidelity": fidelity, "forward": forward, "loss": loss}
+
+
+def measure_step(num_rounds: int) -> tuple[float, float]:
+    """Median milliseconds of a step of the trainer, and of what is checked in one; in turns."""
+    batch = make_microbatches(_IMAGE_SIZE)
+    build = partial(resnet18, num_classes=NUM_CLASSES)
+    checked = checks_of(build())
+    with closing(TrainerLoop(build, batch)) as loop:
+        for _ in range(NUM_WARM_UP):
+            loop.step()
+        steps, checks = [], []
+        for number in range(num_rounds):
+            steps.append(timed_ms(loop.step))
+            start = time.perf_counter()
+            checked(number)
+            checks.append(1000 * (time.perf_counter() - start))
+    return median(steps), median(checks)
+
+
+def checks_of(model: nn.Module) -> Callable[[int], None]:
+    """What a replica does in a step besides training: the argument is the step's number."""
+    # Of two replicas that say the same, which is what a rank hears where all is well.
+    replicas = ReplicaCheck(model, 0, 2)
+    state = ForwardState(model, 1, _itself)
+    forward = state.watched(0, _nothing)
+    sums = torch.zeros(NUM_SUMS, dtype=torch.float64)
+
+    def step(number: int) -> None:
+        replicas.write(sums, number)
+        state.begin_step()
+        for _ in range(BATCH // MICROBATCH):
+            forward(sums)
+        num_found = state.count_found()
+        replicas.check((2 * sums).tolist(), number)
+        state.settle(num_found, is_first=True)
+
+    step(0)  # the first one compares the state as well: that is the start's
+    return step
+
+
+def _itself(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+def _nothing(_: torch.Tensor) -> None:
+    pass
