@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.agreement import terms_of
+from launcher.checkpoints import MANIFEST, Progress, manifest_text
 from launcher.config import TrainConfig
 from launcher.continuation import changed_lines, has_begun, keep_terms, why_done
 from launcher.errors import ConfigError
@@ -90,6 +91,19 @@ def test_a_start_that_was_refused_leaves_the_terms_as_they_were(paths: RunPaths)
 def test_an_outcome_without_its_checkpoint_is_no_reason_to_do_nothing(paths: RunPaths) -> None:
     write_outcome(paths, Outcome(state="done", exit_code=0, reason="", step=4))
     assert why_done(paths, config(max_steps=4)) == ""
+
+
+def test_a_run_that_is_done_says_so_and_goes_on_where_more_is_asked_for(paths: RunPaths) -> None:
+    progress = Progress(step=4, epoch=2, step_in_epoch=0, samples_seen=64)
+    write_text(paths.checkpoint(4) / MANIFEST, manifest_text(progress, [], {}, {}))
+    write_outcome(paths, Outcome(state="done", exit_code=0, reason="", step=4))
+    assert "is done already, after step 4; give --epochs above 2" in why_done(
+        paths, config(epochs=2)
+    )
+    assert "give --max-steps above 4" in why_done(paths, config(max_steps=4))
+    assert why_done(paths, config(epochs=3)) == ""
+    write_outcome(paths, Outcome(state="stopped", exit_code=75, reason="", step=4))
+    assert why_done(paths, config(epochs=2)) == ""
 
 
 def launch(**values: object) -> Resolved[LaunchConfig]:
