@@ -187,7 +187,8 @@ def load_optimizer(
         }
         if placed:
             states[parameter] = placed
-    _tell(type(optimizer).__name__, module, dropped, states, group_of)
+    if groups is None or groups.speaks:
+        _tell(_kind(optimizer), module, dropped, states, group_of)
     optimizer.state.clear()
     optimizer.state.update(states)
     if groups is not None:

@@ -38,13 +38,16 @@ class ParamGroups:
         speaks: whether this rank says what is to be told.
     """
 
-    def __init__(self, optimizer: Optimizer, *, speaks: bool = False) -> None:
+    def __init__(self, optimizer: Optimizer, *, speaks: bool = True) -> None:
         self._groups = optimizer.param_groups
-        self._speaks = speaks
+        self.speaks = speaks
         self._highest = self._now()
         self._first = [mapped(_copied, _numbers(group)) for group in self._groups]
         self._schedulers = _schedulers_of(optimizer)
         self._has_own_lr = bool(self._schedulers) or any(map(math.isnan, self._highest))
+        if speaks and self._schedulers:
+            names = " and ".join(type(scheduler).__name__ for scheduler in self._schedulers)
+            log.info("the recipe's %s sets the learning rate, and --lr-schedule does not", names)
         self._set: list[float] | None = None
         self.lr = self._highest[0]
         """Of the first group, as the last step used it."""
@@ -57,7 +60,7 @@ class ParamGroups:
         now = self._now()
         if not self._has_own_lr and self._set not in (None, now):
             self._has_own_lr = True
-            if self._speaks:
+            if self.speaks:
                 log.warning(
                     "the optimizer sets its learning rate itself: it holds from now on, and "
                     "--lr-schedule does not"
@@ -96,7 +99,7 @@ class ParamGroups:
             kept = [record for parameter, record in records.items() if parameter in own]
             for key in dict.fromkeys(key for record in kept for key in record["group"]):
                 values = [record["group"][key] for record in kept if key in record["group"]]
-                if not all(_is_same(value, values[0]) for value in values):
+                if self.speaks and not all(_is_same(value, values[0]) for value in values):
                     self._tell_difference(key)
                 _assign(group, key, values[0])
                 self._has_own_lr |= key == "lr"

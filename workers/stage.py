@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils.data import IterableDataset
 
 from launcher.config import TrainConfig
@@ -113,11 +114,23 @@ def make_stage(
     else:
         torch.manual_seed(seed)
         model = build_on_default_device(build)
+    _refuse_lazy(model)
     stages = _stages(config, model)
     if check is not None:
         (whole,) = make_stages(model, cut=(), num_stages=1)
         check(Subject(whole=whole, stages=stages, chunks=config.chunks))
     return stages[stage]
+
+
+def _refuse_lazy(model: nn.Module | Sequence[nn.Module]) -> None:
+    """Raises ConfigError for parameters that have no shape before the first forward."""
+    for module in [model] if isinstance(model, nn.Module) else model:
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if is_lazy(tensor):
+                raise ConfigError(
+                    f"{name!r} of the model has no shape yet (a lazy module); give its sizes, or "
+                    "call the model once with a sample where it is built"
+                )
 
 
 def _stages(config: TrainConfig, model: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:

@@ -91,7 +91,7 @@ class Trainer:
         self.stage = stage.to(session.device)
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
         check_optimizer(self.optimizer, self.stage)
-        self.groups = ParamGroups(self.optimizer, speaks=session.is_reporter)
+        self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
         self._update = Update(config, session, self.stage, self.optimizer, self.groups)
         self._best = Best.of(recipe)
         self._check_kept()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 
 from launcher.config import TrainConfig
 from workers.recipe import DataInfo, DataSets
@@ -172,7 +173,11 @@ class Kinds:
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         make = OPTIMIZERS.get(self._config.data, SGD)
-        return make([{"params": [p for _, p in parameters]}], lr=self._config.lr)
+        optimizer = make([{"params": [p for _, p in parameters]}], lr=self._config.lr)
+        if self._config.data == "scheduled":
+            schedule = LambdaLR(optimizer, lambda step: (step + 1) / 4)
+            optimizer.register_step_post_hook(lambda *_: schedule.step())
+        return optimizer
 
 
 def recipe(config: TrainConfig) -> Kinds:

@@ -61,7 +61,8 @@ def plain_losses(config: TrainConfig) -> list[float]:
         loss.backward()
         if config.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
+        if config.data != "scheduled":
+            optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
         if loss.isfinite() or config.on_nan != "skip":
             optimizer.step()
         losses.append(loss.item())
@@ -198,6 +199,16 @@ def test_nested_state_and_numbers_of_groups_go_on_in_another_cut(tmp_path: Path)
     cut = replace(config, shape=(1, 1), cut=("head",), max_steps=3)
     bundled_losses(cut, (2,), tmp_path)
     assert bundled_losses(config, (1, 1), tmp_path) == pytest.approx(plain, rel=1e-12)
+
+
+def test_a_scheduler_of_the_recipe_holds_and_goes_on(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="scheduled")
+    plain = plain_losses(config)
+    cut = replace(config, shape=(1, 1), cut=("head",), max_steps=3)
+    bundled_losses(cut, (2,), tmp_path)
+    assert bundled_losses(config, (1, 1), tmp_path) == pytest.approx(plain, rel=1e-12)
+    rates = [row["lr"] for row in history(tmp_path) if row["kind"] == "step"]
+    assert rates == pytest.approx([config.lr * (step + 1) / 4 for step in range(6)])
 
 
 @pytest.mark.parametrize(

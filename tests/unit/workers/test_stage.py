@@ -102,3 +102,9 @@ def test_an_error_of_the_model_s_own_code_is_told_with_its_traceback() -> None:
     assert told.count("Traceback") == 1
     assert told.endswith("KeyError: 'my key'")
     assert "in build" in told.splitlines()[2]
+
+
+def test_a_parameter_without_a_shape_is_named() -> None:
+    recipe = with_model(lambda _: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))
+    with pytest.raises(ConfigError, match=r"'1.weight' of the model has no shape yet .a lazy"):
+        make_stage(TrainConfig(data="x", shape=(1,)), recipe, INFO, 0)
