@@ -11,12 +11,13 @@ Weights are random; of timm it takes a small model of each family. Half an hour 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
 import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -177,8 +178,8 @@ def first_line(exc: Exception) -> str:
     return (str(exc).splitlines() or [""])[0][:200]
 
 
-def torchvision_names() -> Iterator[str]:
-    return iter(torchvision.models.list_models(module=torchvision.models))
+def torchvision_names() -> list[str]:
+    return list(torchvision.models.list_models(module=torchvision.models))
 
 
 def torchvision_model(name: str) -> tuple[nn.Module, int]:
@@ -198,9 +199,9 @@ def timm() -> Any:
     return library
 
 
-def timm_names() -> Iterator[str]:
-    """A small model of each family."""
-    return filter(None, map(smallest, timm().list_modules()))
+def timm_names() -> list[str]:
+    """Its families."""
+    return list(timm().list_modules())
 
 
 def smallest(family: str) -> str:
@@ -215,14 +216,20 @@ def smallest(family: str) -> str:
             except Exception:  # some read numbers while they are built
                 continue
         sizes[name] = sum(p.numel() for p in model.parameters())
-    return min(sizes, key=lambda n: sizes[n]) if sizes else (names or [""])[0]
+    return min(sizes, key=lambda n: sizes[n]) if sizes else names[0]
 
 
 def timm_model(name: str) -> tuple[nn.Module, int]:
-    """A model and the size of its images: small ones where it takes them."""
+    """A model, or a small one of a family, and the size of its images: small if it takes them."""
+    if name in timm_names():
+        name = smallest(name)
     own: dict[str, Any] = timm().get_pretrained_cfg(name).to_dict()
     least = max(int((own.get("min_input_size") or own["input_size"])[-1]), SMALL_IMAGE)
-    for size, options in ((SMALL_IMAGE, {"img_size": SMALL_IMAGE}), (SMALL_IMAGE, {}), (least, {})):
+    small: dict[str, Any] = {"img_size": SMALL_IMAGE}
+    shallow: dict[str, Any] = {"depth": 2}
+    for options, size in itertools.product(
+        ({**small, **shallow}, small, shallow, {}), (SMALL_IMAGE, least)
+    ):
         try:
             model = timm_variant(name, options)
             with torch.no_grad():
@@ -255,9 +262,14 @@ LIBRARIES = {
 }
 
 
-def lines(library: str, chosen: Sequence[str]) -> Iterator[tuple[list[str], str]]:
-    names, build = LIBRARIES[library]
-    for name in chosen or names():
+def part(library: str, which: str) -> list[str]:
+    first, count = map(int, which.split("/"))
+    return LIBRARIES[library][0]()[first::count]
+
+
+def lines(library: str, names: Iterable[str]) -> Iterator[tuple[list[str], str]]:
+    _, build = LIBRARIES[library]
+    for name in names:
         start = time.perf_counter()
         try:
             found = check_model(*build(name))
@@ -270,13 +282,14 @@ def lines(library: str, chosen: Sequence[str]) -> Iterator[tuple[list[str], str]
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", choices=LIBRARIES, action="append")
+    parser.add_argument("--part", default="0/1", help="1/3: the second third of them")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args(argv)
     warnings.simplefilter("ignore")
     is_fine = True
     for library in args.library or LIBRARIES:
         counts: list[Counter[str]] = [Counter(), Counter()]
-        for found, line in lines(library, args.names):
+        for found, line in lines(library, args.names or part(library, args.part)):
             print(line, flush=True)
             for counter, text in zip(counts, found, strict=True):
                 counter[text.split(":")[0].split(" by ")[0]] += 1
