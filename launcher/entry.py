@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launcher.board import Board, Row
-from launcher.errors import EXIT_FAILED
+from launcher.errors import EXIT_DONE, EXIT_FAILED
 from launcher.fault import fault_of
 from launcher.fork_server import die_with_server
 from launcher.rank_signals import AgentsWord, end_process, hear_agent
@@ -92,9 +92,9 @@ def run_worker(module: str, argv: Sequence[str], agent_pid: int, keep_log: bool)
             row.end(EXIT_FAILED)
         time.sleep(AFTERMATH_S)
         raise
+    if row is not None:
+        row.end(code or EXIT_DONE)
     if code:
-        if row is not None:
-            row.end(code)
         if error_file:
             Path(error_file).write_text(_exit_note(code), encoding="utf-8")
         sys.exit(code)

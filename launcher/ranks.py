@@ -14,7 +14,7 @@ from typing import Self
 
 from launcher.board import BOARD_VARIABLE, Board, agents_board, own_board
 from launcher.budget import Attempt, Budget, final_code
-from launcher.errors import EXIT_FAILED, VERDICT_FINAL
+from launcher.errors import EXIT_FAILED, EXIT_RESUMABLE, VERDICT_FINAL
 from launcher.events import Events, read_tail
 from launcher.fork_server import is_server_gone
 from launcher.outcome import (
@@ -82,6 +82,11 @@ class Ranks:
     def is_told_to_stop(self) -> bool:
         """Whether this node is to stop in good order."""
         return self._board.is_told_to_stop
+
+    @property
+    def have_stopped(self) -> bool:
+        """Whether a rank of the last start has ended in good order with steps left to do."""
+        return any(row.exit_code == EXIT_RESUMABLE for _, row in self._board.rows())
 
     def pass_on_stop(self) -> None:
         """A node that is told to stop goes without a round to do so in: the run is to stop, too."""

@@ -114,8 +114,9 @@ class BundleRendezvousHandler(RendezvousHandler):
             RendezvousClosedError: the job has failed, or its only endpoint is lost.
             RendezvousTimeoutError: too few nodes came.
             SystemExit: the job has ended well, and this node was spare; or this node was told to
-                stop while it had no round. torch has no other way out: its
-                RendezvousGracefulExitError ends in an AttributeError of the launcher.
+                stop while it had no round, or has stopped, save for ranks that died in doing so.
+                torch has no other way out: its RendezvousGracefulExitError ends in an
+                AttributeError of the launcher.
         """
         begin = time.monotonic()
         self._settle_attempt()
@@ -161,9 +162,13 @@ class BundleRendezvousHandler(RendezvousHandler):
     def _settle_attempt(self) -> None:
         """Ends the job where what became of the last attempt says that another is in vain."""
         why = self._ranks.settle(over=self._node.member.cause)
-        if why and self._node.member.closed is None:
-            self.set_closed(why)
-            raise RendezvousClosedError(why)
+        if not why or self._node.member.closed is not None:
+            return
+        is_stopped = self._ranks.have_stopped
+        self.set_closed(why, is_success=is_stopped)
+        if is_stopped:  # one died on the way out; the other nodes are on theirs
+            raise SystemExit(EXIT_RESUMABLE)
+        raise RendezvousClosedError(why)
         story = "" if why else self._ranks.story(self._node.member.seat.name)
         if story:
             tell(story)
@@ -187,7 +192,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         if closed is None:
             return
         if closed.is_success:
-            raise SystemExit(0)
+            raise SystemExit(EXIT_RESUMABLE if self._ranks.is_told_to_stop else 0)
         raise (NodesDiffer if closed.is_difference else RendezvousClosedError)(closed.reason)
 
     def _why_none(self) -> str:

@@ -1,39 +1,62 @@
-"""What an agent tells of a start of its ranks that has failed."""
-
 from __future__ import annotations
-
-import time
-from pathlib import Path
 
 import pytest
 
 from launcher.board import Board
 from launcher.events import Events
-from launcher.paths import RunPaths
+from launcher.fault import Fault, FaultKind
 from launcher.ranks import Ranks
-
-OWN = "Traceback ...\nValueError: boom"
-FOLLOWER = "Traceback ...\nRuntimeError: [gloo] Connection closed by peer"
+from launcher.rendezvous.messages import EndCause
 
 
-@pytest.mark.parametrize(
-    ("texts", "story"),
-    [
-        ([], ""),
-        ([FOLLOWER], ""),
-        ([FOLLOWER, OWN], "node a: local rank 1 failed: ValueError: boom; all ranks start again"),
-    ],
-)
-def test_the_error_of_a_rank_that_starts_again_is_told_where_it_was(
-    tmp_path: Path, texts: list[str], story: str
-) -> None:
-    board, paths = Board.create(), RunPaths(tmp_path)
-    board.run_dir = str(tmp_path)
-    events = Events(paths.node_events("a"), "a")
-    events.note("failed", {"local_rank": 0, "text": "ValueError: of an earlier start"})
-    time.sleep(0.001)
-    ranks = Ranks(board, events, lease_s=1.5, give_up_after=3)
+def ranks_of(board: Board, *, has_rows: bool) -> Ranks:
+    return Ranks(board, Events(None, "n"), lease_s=1.5, give_up_after=3, has_rows=has_rows)
+
+
+@pytest.mark.parametrize("has_rows", [True, False])
+def test_ranks_that_die_before_they_say_anything_have_finished_no_step(has_rows: bool) -> None:
+    ranks = ranks_of(Board.create(), has_rows=has_rows)
+    why = []
+    for _ in range(3):
+        ranks.begin()
+        why.append(ranks.settle(over=None))
+    # Of a program that never says how it fares nothing is known; torch's own limit holds.
+    assert why == ["", "", "3 attempts in a row finished no new step" if has_rows else ""]
+
+
+def test_a_rank_that_has_spoken_once_is_one_of_those_who_do() -> None:
+    board = Board.create()
+    board.run_dir = "/runs/r"
+    ranks = ranks_of(board, has_rows=False)
+    for expected in ("", "", "3 attempts in a row finished no new step"):
+        ranks.begin()
+        assert ranks.settle(over=EndCause.ASKS) == expected
+
+
+def test_what_a_rank_raised_is_read_from_its_row() -> None:
+    board = Board.create()
+    ranks = ranks_of(board, has_rows=True)
+    row = board.row(0)
+    assert row is not None
+    for expected in ("", "the same error at the same place and step again, as in another start"):
+        ranks.begin()
+        row.enter(1, 0)
+        row.begin_at(7)
+        row.finish(8)
+        row.fail(Fault(FaultKind.PROGRAM, 77))
+        row.end(1)
+        assert ranks.settle(over=None) == expected
+
+
+def test_a_rank_that_stopped_in_good_order_says_so_for_one_that_died_on_the_way_out() -> None:
+    board = Board.create()
+    ranks = ranks_of(board, has_rows=True)
     ranks.begin()
-    for local_rank, text in enumerate(texts):
-        events.note("failed", {"local_rank": local_rank, "text": text})
-    assert ranks.story("a") == story
+    for local_rank, code in enumerate((75, None)):
+        row = board.row(local_rank)
+        assert row is not None
+        row.enter(1, 0)
+        if code is not None:
+            row.end(code)
+    assert ranks.settle(over=None) != ""
+    assert ranks.have_stopped
