@@ -143,7 +143,8 @@ def run(args: argparse.Namespace) -> int:
 def holder_of(launch: LaunchConfig, environ: Mapping[str, str], node_name: str) -> Holder:
     """Who claims the run folder: this agent, for a job that its other nodes call the same."""
     task = SlurmTask.from_environ(environ)
-    if task is not None and not launch.standalone:
+    # The parts of a heterogeneous job have ids of their own, and are told one for all.
+    if task is not None and launch.rdzv_id == task.rdzv_id and not launch.standalone:
         job = f"slurm {task.job_id}.{task.step_id}"
     elif launch.max_nodes == 1:
         job = f"alone {os.urandom(8).hex()}"

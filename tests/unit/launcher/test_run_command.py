@@ -108,6 +108,13 @@ def test_nodes_of_one_job_are_one_holder_and_two_commands_are_two() -> None:
 
 def test_all_starts_of_a_slurm_step_are_one_holder() -> None:
     environ = {"SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
-    first = holder_of(LaunchConfig(), environ, "n1")
-    again = holder_of(LaunchConfig(), environ | {"SLURM_RESTART_COUNT": "1"}, "n1")
-    assert first.job == again.job
+    first = holder_of(LaunchConfig(rdzv_id="slurm-7.0-r0"), environ, "n1")
+    again = environ | {"SLURM_RESTART_COUNT": "1"}
+    assert first.job == holder_of(LaunchConfig(rdzv_id="slurm-7.0-r1"), again, "n1").job
+
+
+def test_parts_of_a_heterogeneous_job_are_one_holder() -> None:
+    nodes = LaunchConfig(nnodes="2", rdzv_endpoint="a:1", rdzv_id="both")
+    environ = {"SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
+    first = holder_of(nodes, environ, "n1")
+    assert first.job == holder_of(nodes, environ | {"SLURM_JOB_ID": "8"}, "n2").job
