@@ -58,7 +58,7 @@ def point_latest(folder: Path) -> None:
 
     A convenience: where it cannot be made, the run goes on without.
     """
-    if folder.parent != RUNS or (LATEST.exists() and not LATEST.is_symlink()):
+    if folder.absolute().parent != RUNS.absolute() or (LATEST.exists() and not LATEST.is_symlink()):
         return
     beside = RUNS / f".latest-{os.getpid()}"
     with suppress(OSError):

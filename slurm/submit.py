@@ -17,6 +17,7 @@ from launcher.options import kebab
 from launcher.paths import RunPaths
 from launcher.plan import WORKER_MODULE, plan_elsewhere
 from launcher.preflight import check_data, check_torch, check_writable
+from launcher.run_folder import new_folder
 from launcher.usage import parsed, shorten
 from slurm.checks import check_devices, check_interval, check_queue, site_notes
 from slurm.jobs import Slurm
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
     add_config_arguments(parser)
     shorten(parser)
     train, launch = read_configs(parsed(parser, words), os.environ)
-    run_dir = Path(train.value.run_dir).absolute()
+    run_dir = Path(train.value.run_dir or new_folder()).absolute()
     nodes = (request.gpus_per_node or launch.value.slots,) * request.nodes[1]
     if nodes == (1,):
         train = in_one_stage(train)

