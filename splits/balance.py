@@ -1,6 +1,6 @@
 """Which cuts make parts of about equal cost; plain numbers in, plain numbers out.
 
-costs   3 1 | 1 4 | 2 2        three parts, cuts (3, 4), largest part 5
+costs   3 1 1 | 4 | 2 2        three parts, cuts (3, 4), largest part 5
 """
 
 from __future__ import annotations
@@ -8,16 +8,24 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
+from math import inf
 
 from launcher.errors import ConfigError
 
+SLACK = 0.03
+"""How much larger than the smallest possible the largest part may be, for a cheaper boundary."""
 
-def balanced_cuts(costs: Sequence[float], num_parts: int) -> tuple[int, ...]:
+
+def balanced_cuts(
+    costs: Sequence[float], num_parts: int, shares: Sequence[float] = ()
+) -> tuple[int, ...]:
     """Where to cut a row of costs so that the largest part is as small as it can be.
 
     Args:
         costs: cost of each piece, in order, 0 or more, any unit.
         num_parts: parts to make; each gets one piece at least.
+        shares: of the whole for each part, any unit; parts are as large as their share is. Nothing:
+            equal ones.
 
     Returns:
         The index of the first piece of each part but the first, increasing.
@@ -30,7 +38,7 @@ def balanced_cuts(costs: Sequence[float], num_parts: int) -> tuple[int, ...]:
             f"{len(costs)} pieces do not make {num_parts} parts; use 1 to {len(costs)}"
         )
     sums = list(accumulate(costs, initial=0))
-    starts = _best_starts(sums, num_parts)
+    starts = _best_starts(sums, num_parts, shares or [1] * num_parts)
     cuts: list[int] = []
     end = len(costs)
     for part in range(num_parts - 1, 0, -1):
@@ -43,28 +51,65 @@ def balanced_cuts(costs: Sequence[float], num_parts: int) -> tuple[int, ...]:
     return tuple(reversed(cuts))
 
 
-def _best_starts(sums: Sequence[float], num_parts: int) -> list[list[int]]:
-    """Per part and end, where the part starts when the pieces before the end are cut best.
-
-    The largest of the parts before the start grows with the start and the part itself shrinks, so
-    the best start is where the two meet, found by bisection.
-    """
+def _best_starts(sums: Sequence[float], num_parts: int, shares: Sequence[float]) -> list[list[int]]:
+    """Per part and end, where the part starts when the pieces before the end are cut best."""
     num_pieces = len(sums) - 1
-    largest = list(sums)
+    largest = [total / shares[0] for total in sums]
     starts = [[0] * (num_pieces + 1)]
     for part in range(1, num_parts):
         found = [0] * (num_pieces + 1)
-        best = list(largest)
-        for end in range(part + 1, num_pieces + 1):
-            meet = bisect_left(
-                range(part, end - 1), True, key=lambda s: largest[s] >= sums[end] - sums[s]
-            )
-            options = [start for start in (part + meet - 1, part + meet) if start >= part]
-            found[end] = min(options, key=lambda s: max(largest[s], sums[end] - sums[s]))
-            best[end] = max(largest[found[end]], sums[end] - sums[found[end]])
+        best = [inf] * (num_pieces + 1)
+        is_last = part == num_parts - 1
+        for end in [num_pieces] if is_last else range(part + 1, num_pieces + 1):
+            for start in range(end - 1, part - 1, -1):
+                own = (sums[end] - sums[start]) / shares[part]
+                if own >= best[end]:
+                    break  # it only grows from here on
+                if largest[start] < best[end]:
+                    best[end], found[end] = max(own, largest[start]), start
         starts.append(found)
         largest = best
     return starts
+
+
+def cheap_cuts(
+    costs: Sequence[float], prices: Sequence[float], shares: Sequence[float]
+) -> tuple[int, ...]:
+    """The cuts with the lowest price among those that are about as balanced as can be.
+
+    Args:
+        costs: cost of each piece, in order.
+        prices: of a cut before each piece.
+        shares: of the whole for each part.
+
+    Returns:
+        As `balanced_cuts`.
+
+    Raises:
+        ConfigError: there are fewer pieces than parts.
+    """
+    best = part_costs(costs, balanced_cuts(costs, len(shares), shares))
+    cap = (1 + SLACK) * max(cost / share for cost, share in zip(best, shares, strict=True))
+    sums = list(accumulate(costs, initial=0))
+    num_pieces = len(costs)
+    paid = [0.0 if total <= cap * shares[0] else inf for total in sums]
+    starts: list[dict[int, int]] = []
+    for part, share in enumerate(shares[1:], start=1):
+        ends = [num_pieces] if part == len(shares) - 1 else range(part + 1, num_pieces + 1)
+        now, found = [inf] * (num_pieces + 1), dict[int, int]()
+        for end in ends:
+            first = max(part, bisect_left(sums, sums[end] - cap * share))
+            start = min(range(first, end), key=lambda s: paid[s] + prices[s], default=end)
+            if start < end:
+                now[end], found[end] = paid[start] + prices[start], start
+        paid = now
+        starts.append(found)
+    cuts: list[int] = []
+    end = num_pieces
+    for found in reversed(starts):
+        end = found[end]
+        cuts.append(end)
+    return tuple(reversed(cuts))
 
 
 def part_costs(costs: Sequence[float], cuts: Sequence[int]) -> list[float]:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from torch import nn
 
 from launcher.errors import ConfigError, nearest
-from splits.balance import balanced_cuts
+from splits.balance import cheap_cuts
+from splits.costs import GraphCosts, graph_costs
 from splits.extract import extract
 from splits.flow import Flow
-from splits.modes import read_modes
+from splits.modes import modes_kept, read_modes
 from splits.stage import Stage, attach, outermost, state_paths
 from splits.state import find_attribute, named_state, names_by_id, tensors_of
 from splits.trace import ModuleTracer, trace_modes
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,21 +115,58 @@ class TracedModel:
         valid = set(self.names)
         return [name for name in self._train.boundaries() if name not in valid]
 
-    def equal_cuts(self, num_stages: int) -> tuple[str, ...]:
-        """Cuts into parts of about equal parameter bytes.
+    def equal_cuts(
+        self, num_parts: int, *, shares: Sequence[float] = (), inputs: Sequence[object] = ()
+    ) -> tuple[str, ...]:
+        """Cuts into parts of about equal operations; of about equal parameter bytes without inputs.
 
-        Prefers boundaries that a single tensor crosses, where there are enough.
+        Balance comes first. Among cuts that are about as balanced, those are taken that the fewest
+        bytes cross, or without inputs the fewest tensors.
+
+        Args:
+            num_parts: parts.
+            shares: of the whole for each part, any unit; nothing: equal ones.
+            inputs: what the model is called with; only shapes and types count.
 
         Raises:
             ConfigError: the model has too few boundaries.
         """
-        self._check_count(num_stages - 1)
-        narrow = [b for b in self.boundaries if b.num_tensors == 1]
-        chosen = narrow if len(narrow) >= num_stages - 1 else self.boundaries
-        starts = [0, *(b.train for b in chosen), len(self._train.steps)]
-        steps = self._train.step_costs()
+        self._check_count(num_parts - 1)
+        found = self._counted(inputs) if inputs else None
+        steps = found.operations if found else self._train.step_costs()
+
+        def price(boundary: Boundary) -> int:
+            if found:
+                return found.crossing_bytes(self._train, boundary.train)
+            return len(self._train.crossing(boundary.train))
+
+        # Where nothing is done between several boundaries, the cheapest stands for all.
+        done = list(accumulate(steps, initial=0))
+        places: dict[int, tuple[int, Boundary]] = {}
+        for boundary in self.boundaries:
+            option = (price(boundary), boundary)
+            known = places.setdefault(done[boundary.train], option)
+            if option[0] < known[0]:
+                places[done[boundary.train]] = option
+        chosen = list(places.values())
+        if len(chosen) < num_parts - 1:
+            chosen = [(price(b), b) for b in self.boundaries]
+        starts = [0, *(b.train for _, b in chosen), len(self._train.steps)]
         costs = [sum(steps[a:b]) for a, b in pairwise(starts)]
-        return tuple(chosen[i - 1].names[0] for i in balanced_cuts(costs, num_stages))
+        prices = [0, *(p for p, _ in chosen)]
+        cuts = cheap_cuts(costs, prices, shares or [1] * num_parts)
+        return tuple(chosen[i - 1][1].names[0] for i in cuts)
+
+    def _counted(self, inputs: Sequence[object]) -> GraphCosts | None:
+        """What the model costs; None where it does nothing that is counted, or needs numbers."""
+        with modes_kept(self.model):
+            self.model.train()
+            try:
+                found = graph_costs(self._train, self.model, inputs)
+            except Exception as exc:  # whatever an operation without numbers makes of it
+                log.debug("operations not counted, parameter bytes balanced: %s", exc)
+                return None
+        return found if any(found.operations) else None
 
     def _check_count(self, num_cuts: int) -> None:
         if num_cuts > len(self.boundaries):

@@ -28,8 +28,8 @@ class Family(Protocol):
         """Names that stand for module names."""
         ...
 
-    def default_cuts(self, model: nn.Module, num_stages: int) -> tuple[str, ...]:
-        """Cuts into that many stages; nothing where it has none to offer."""
+    def default_cuts(self, model: nn.Module, shares: Sequence[float]) -> tuple[str, ...]:
+        """Cuts into parts that have these shares of the work; nothing where it has none."""
         ...
 
 
@@ -89,7 +89,14 @@ def _checked(built: object, name: str) -> nn.Module | list[nn.Module]:
 
 
 def make_stages(
-    model: Model, *, cut: Sequence[str], num_stages: int, chunks: int = 1, model_name: str = ""
+    model: Model,
+    *,
+    cut: Sequence[str],
+    num_stages: int,
+    chunks: int = 1,
+    model_name: str = "",
+    widths: Sequence[int] = (),
+    inputs: Sequence[object] = (),
 ) -> list[nn.Module]:
     """The stages of a bundle, in order.
 
@@ -99,11 +106,14 @@ def make_stages(
 
     Args:
         model: the model, or its stages where it is already cut.
-        cut: names; a single number for that many parts of about equal parameter bytes; or nothing
-            for the default of the model's family.
+        cut: names; a single number for that many parts of about equal work; or nothing for the
+            default of the model's family.
         num_stages: stages of the shape.
         chunks: parts of the model that each stage has.
         model_name: name for messages.
+        widths: devices of each stage, among which its work is divided; nothing: one each.
+        inputs: what the model is called with, of which only shapes and types count; nothing: it
+            is not known, and parameter bytes stand for work.
 
     Raises:
         ConfigError: the cuts do not fit the model or the number of stages.
@@ -114,31 +124,38 @@ def make_stages(
         )
     if num_stages == 1:
         return [model]
-    traced = TracedModel(model)
-    return traced.cut(_chosen(traced, cut, num_stages * chunks), chunks)
+    traced = TracedModel(model, len(inputs) or None)
+    shares = [*(widths or [1] * num_stages)] * chunks
+    return traced.cut(_chosen(traced, cut, shares, inputs), chunks)
 
 
-def choose_cuts(model: nn.Module, *, cut: Sequence[str], num_stages: int) -> tuple[str, ...]:
-    """The module or node names at which `make_stages` would cut.
+def choose_cuts(
+    model: nn.Module, *, cut: Sequence[str], num_stages: int, inputs: Sequence[object] = ()
+) -> tuple[str, ...]:
+    """The module or node names at which `make_stages` would cut; arguments as there.
 
     Raises:
         ConfigError: the number of cuts does not fit the model or the number of stages.
     """
-    return _chosen(TracedModel(model), cut, num_stages) if num_stages > 1 else ()
+    if num_stages == 1:
+        return ()
+    return _chosen(TracedModel(model, len(inputs) or None), cut, [1] * num_stages, inputs)
 
 
-def _chosen(traced: TracedModel, cut: Sequence[str], num_stages: int) -> tuple[str, ...]:
-    family = _family(traced.model)
+def _chosen(
+    traced: TracedModel, cut: Sequence[str], shares: Sequence[int], inputs: Sequence[object]
+) -> tuple[str, ...]:
+    family, num_stages = _family(traced.model), len(shares)
     if not cut:
-        default = family.default_cuts(traced.model, num_stages) if family else ()
-        return default or traced.equal_cuts(num_stages)
+        default = family.default_cuts(traced.model, shares) if family else ()
+        return default or traced.equal_cuts(num_stages, shares=shares, inputs=inputs)
     if len(cut) == 1 and cut[0].isdecimal():
         if int(cut[0]) != num_stages:
             raise ConfigError(
                 f"--cut {cut[0]} asks for {cut[0]} equal parts and the shape has {num_stages} "
                 f"stages; use --cut {num_stages}, or names"
             )
-        return traced.equal_cuts(num_stages)
+        return traced.equal_cuts(num_stages, shares=shares, inputs=inputs)
     named = family.named_cuts(traced.model) if family else {}
     names = tuple(named.get(name, name) for name in cut)
     traced.check_names(names, also=list(named))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from torchvision.models import ResNet
 
@@ -21,15 +23,15 @@ def named_cuts(model: nn.Module) -> dict[str, str]:
     Returns:
         `half`: the middle of the work; `head`: the classifier with its pooling.
     """
-    return {"half": default_cuts(model, 2)[0], "head": "avgpool"}
+    return {"half": default_cuts(model, (1, 1))[0], "head": "avgpool"}
 
 
-def default_cuts(model: nn.Module, num_stages: int) -> tuple[str, ...]:
-    """Cuts into stages of about equal work; nothing where there are fewer blocks than stages."""
+def default_cuts(model: nn.Module, shares: Sequence[float]) -> tuple[str, ...]:
+    """Cuts into parts with these shares of the work; nothing where there are too few blocks."""
     names, costs = _block_costs(model)
-    if num_stages > len(costs):
+    if len(shares) > len(costs):
         return ()
-    return tuple(names[i].removesuffix(".0") for i in balanced_cuts(costs, num_stages))
+    return tuple(names[i].removesuffix(".0") for i in balanced_cuts(costs, len(shares), shares))
 
 
 def _block_costs(model: nn.Module) -> tuple[list[str], list[float]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 from torchvision.models import VGG
 
@@ -19,12 +21,13 @@ def named_cuts(model: nn.Module) -> dict[str, str]:
     return {**cuts, "head": "avgpool"}
 
 
-def default_cuts(model: nn.Module, num_stages: int) -> tuple[str, ...]:
-    """Cuts between blocks into stages of about equal work; nothing for more than five stages."""
+def default_cuts(model: nn.Module, shares: Sequence[float]) -> tuple[str, ...]:
+    """Cuts between blocks into parts with these shares of the work; nothing for more than five."""
     starts = _starts(model)
-    if num_stages > len(starts) + 1:
+    if len(shares) > len(starts) + 1:
         return ()
-    return tuple(starts[i - 1] for i in balanced_cuts(_block_costs(model), num_stages))
+    cuts = balanced_cuts(_block_costs(model), len(shares), shares)
+    return tuple(starts[i - 1] for i in cuts)
 
 
 def _features(model: nn.Module) -> list[tuple[str, nn.Module]]:

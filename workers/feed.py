@@ -133,6 +133,16 @@ class Feed:
         works = [replace(self._work(0, each), num_samples=len(order)) for each in parts]
         return works, self._batches(self._val, parts, 0)
 
+    def example(self, num_samples: int) -> tuple[Any, ...]:
+        """The inputs of a micro-batch of that many samples, the first of the data; on stage 0.
+
+        Raises:
+            BundleError: they cannot be read.
+        """
+        assert self._train is not None, "only stage 0 reads"
+        indices = range(min(num_samples, self._info.num_train))
+        return next(self._train.batches([indices], epoch=0)).inputs
+
     def close(self) -> None:
         """Ends the loading processes."""
         for loader in (self._train, self._val):

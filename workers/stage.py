@@ -21,6 +21,8 @@ from launcher.user_file import users_code
 from splits.meta import build_on_default_device
 from splits.models import make_stages
 from workers.blank import build_blank
+from workers.division import division_lines
+from workers.example import Example
 from workers.order import mix_seed
 from workers.recipe import DataInfo, DataSets, Recipe
 from workers.session import Session
@@ -93,6 +95,8 @@ def make_stage(
     *,
     is_loaded_later: bool = False,
     check: Callable[[Subject], None] | None = None,
+    example: Example = Example(),  # noqa: B008 (frozen)
+    say: Callable[[str], object] | None = None,
 ) -> nn.Module:
     """One stage of the freshly initialised model; the same numbers on every rank (seeded).
 
@@ -103,6 +107,8 @@ def make_stage(
         stage: its number.
         is_loaded_later: leave out the initialisation, as all of the state is going to be loaded.
         check: sees the model and all its stages; may refuse them.
+        example: what the model is called with.
+        say: is told how the work is divided among the stages.
 
     Raises:
         ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks.
@@ -115,10 +121,13 @@ def make_stage(
         torch.manual_seed(seed)
         model = build_on_default_device(build)
     _refuse_lazy(model)
-    stages = _stages(config, model)
+    stages = _stages(config, model, example)
     if check is not None:
         (whole,) = make_stages(model, cut=(), num_stages=1)
         check(Subject(whole=whole, stages=stages, chunks=config.chunks))
+    if say is not None and len(stages) > 1:
+        for line in division_lines(config, stages, example):
+            say(line)
     return stages[stage]
 
 
@@ -133,7 +142,9 @@ def _refuse_lazy(model: nn.Module | Sequence[nn.Module]) -> None:
                 )
 
 
-def _stages(config: TrainConfig, model: nn.Module | Sequence[nn.Module]) -> Sequence[nn.Module]:
+def _stages(
+    config: TrainConfig, model: nn.Module | Sequence[nn.Module], example: Example
+) -> Sequence[nn.Module]:
     try:
         stages: Sequence[nn.Module] = make_stages(
             model,
@@ -141,6 +152,8 @@ def _stages(config: TrainConfig, model: nn.Module | Sequence[nn.Module]) -> Sequ
             num_stages=len(config.shape),
             chunks=config.chunks,
             model_name=config.model,
+            widths=config.shape,
+            inputs=example.inputs,
         )
     except ConfigError as exc:
         if len(config.shape) == 1 or config.cut:

@@ -40,6 +40,7 @@ from workers.best import Best
 from workers.device import unused_kind
 from workers.ending import end_for_spares
 from workers.env import RankEnv
+from workers.example import share_example
 from workers.feed import Feed
 from workers.fidelity import check_fidelity
 from workers.keeper import Keeper, Resumed, look
@@ -175,6 +176,8 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
             session.place.stage,
             is_loaded_later=found.is_snapshot,
             check=check if is_checker else None,
+            example=share_example(feed, session, len(config.shape)),
+            say=log.info if session.is_reporter and is_first_start else None,
         )
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)

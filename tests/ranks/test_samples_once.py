@@ -17,6 +17,7 @@ from tests.ranks.reference import train_unsplit
 from tests.ranks.test_parity import assert_close, losses_of, run_state
 from tests.ranks.test_snapshot import killed_run, restarts, shaped
 from workers.checkpoint import Checkpoints
+from workers.feed import Feed
 from workers.order import num_steps
 from workers.samples import Reader, Request
 from workers.trainer import Trainer
@@ -47,20 +48,30 @@ class SampleLog:
         self.attempt = 0
         self._folder = folder
         self._step = 0  # also of what the check before the first step reads ahead
+        self._is_example = False  # read before any step, to know what the model is called with
         folder.mkdir()
-        step, read = Trainer.step, Reader.__getitem__
+        step, read, example = Trainer.step, Reader.__getitem__, Feed.example
+
+        def unnoted_example(feed: Feed, num_samples: int) -> object:
+            self._is_example = True
+            found = example(feed, num_samples)
+            self._is_example = False
+            return found
 
         def noted_step(trainer: Trainer, work: Any, *rest: Any) -> object:
             self._step = work.step
             return step(trainer, work, *rest)
 
         def noted_read(reader: Reader, request: Request) -> object:
+            if self._is_example:
+                return read(reader, request)
             row = [self.attempt, self._step, request.epoch, list(request.indices)]
             with (self._folder / str(os.getpid())).open("a") as file:
                 file.write(f"{json.dumps(row)}\n")
             return read(reader, request)
 
         monkeypatch.setattr(Trainer, "step", noted_step)
+        monkeypatch.setattr(Feed, "example", unnoted_example)
         monkeypatch.setattr(Reader, "__getitem__", noted_read)
 
     def of_last_attempts(self) -> dict[int, list[tuple[int, int]]]:

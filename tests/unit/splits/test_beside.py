@@ -357,3 +357,13 @@ def test_what_an_operator_changes_in_place_is_changed_under_all_names() -> None:
         assert torch.equal(got.outputs[0], right.outputs[0])
         for name, gradient in right.gradients.items():
             torch.testing.assert_close(got.gradients[name], gradient)
+
+
+def asserts(net: Any, x: Tensor) -> Tensor:
+    torch._assert(x.dim() == 2, "rows of numbers")
+    return net.mid(x)
+
+
+def test_a_default_device_around_the_trace_is_no_setting_of_the_model() -> None:
+    with torch.device("meta"):
+        assert len(cut_model(Net(asserts), ["mid"])) == 2

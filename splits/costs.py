@@ -1,0 +1,145 @@
+"""What each step of a graph costs: operations counted, and bytes of what it makes.
+
+The graph runs once without numbers (on the meta device), so it costs neither memory nor much time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import FlopCounterMode
+
+from splits.flow import Flow
+from splits.stage import chunk_forwards
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphCosts:
+    """Costs of one forward."""
+
+    operations: Sequence[int]
+    """Of each step of the flow: floating point operations of products and convolutions."""
+    num_bytes: Mapping[fx.Node, int]
+    """Of the tensors that each node makes."""
+
+    def crossing_bytes(self, flow: Flow, boundary: int) -> int:
+        """Bytes of what crosses a boundary."""
+        return sum(self.num_bytes.get(node, 0) for node in flow.crossing(boundary))
+
+
+def graph_costs(flow: Flow, model: nn.Module, inputs: Sequence[object]) -> GraphCosts:
+    """What a graph of `model` costs.
+
+    Args:
+        flow: of the graph; the model is in its mode.
+        model: keeps its state, and the numbers in it.
+        inputs: what the model is called with; only shapes and types count.
+
+    Raises:
+        Exception: any that an operation raises which needs numbers.
+    """
+    counter = FlopCounterMode(display=False)
+    with without_numbers(model), torch.no_grad(), counter:
+        counting = _Counting(model, flow, counter)
+        counting.run(*(tree_map_only(Tensor, _meta, value) for value in inputs))
+    return GraphCosts(operations=counting.operations, num_bytes=counting.num_bytes)
+
+
+class _Counting(fx.Interpreter):
+    def __init__(self, model: nn.Module, flow: Flow, counter: FlopCounterMode) -> None:
+        super().__init__(model, graph=flow.graph, garbage_collect_values=True)
+        self._flow = flow
+        self._counter = counter
+        self.operations = [0] * len(flow.steps)
+        self.num_bytes: dict[fx.Node, int] = {}
+
+    def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - any result
+        before = self._counter.get_total_flops()
+        result = super().run_node(n)
+        place = self._flow.place[n]
+        if 0 <= place < len(self.operations):
+            self.operations[place] += self._counter.get_total_flops() - before
+        self.num_bytes[n] = _bytes_of(result)
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCosts:
+    """What one stage does and sends on."""
+
+    operations: int
+    sent_bytes: int
+    parameter_bytes: int
+
+
+def costs_of_stages(
+    stages: Sequence[nn.Module], inputs: Sequence[object], chunks: int = 1
+) -> list[StageCosts]:
+    """What the stages of a model cost in one forward; arguments as for `graph_costs`.
+
+    Args:
+        chunks: parts of the model that each stage has.
+
+    Raises:
+        Exception: any that an operation raises which needs numbers.
+    """
+    operations, sent = [0] * len(stages), [0] * len(stages)
+    counter = FlopCounterMode(display=False)
+    with ExitStack() as stack:
+        for stage in stages:
+            stack.enter_context(without_numbers(stage))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(counter)
+        passed: Any = tuple(tree_map_only(Tensor, _meta, value) for value in inputs)
+        for part in range(len(stages) * chunks):
+            index, before = part % len(stages), counter.get_total_flops()
+            forward = chunk_forwards(stages[index], chunks)[part // len(stages)]
+            passed = forward(*passed)
+            operations[index] += counter.get_total_flops() - before
+            sent[index] += _bytes_of(passed) if part < len(stages) * chunks - 1 else 0
+    return [
+        StageCosts(
+            operations=operations[i],
+            sent_bytes=sent[i],
+            parameter_bytes=sum(p.numel() * p.element_size() for p in stage.parameters()),
+        )
+        for i, stage in enumerate(stages)
+    ]
+
+
+def _bytes_of(value: object) -> int:
+    tensors = [t for t in tree_leaves(value) if isinstance(t, Tensor)]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+@contextmanager
+def without_numbers(model: nn.Module) -> Iterator[None]:
+    """Puts tensors on the meta device into all places of the model's tensors for a while."""
+    made: dict[int, Tensor] = {}
+    saved: list[tuple[Any, str, object]] = []
+
+    def meta(tensor: Tensor) -> Tensor:
+        return made.setdefault(id(tensor), _meta(tensor))
+
+    for module in model.modules():
+        for holder in (module._parameters, module._buffers, vars(module)):
+            for name, value in holder.items():
+                if isinstance(value, (Tensor, list, tuple)):
+                    saved.append((holder, name, value))  # kept: an id is its own while it lives
+    try:
+        for holder, name, value in saved:
+            holder[name] = tree_map_only(Tensor, meta, value)
+        yield
+    finally:
+        for holder, name, value in saved:
+            holder[name] = value
+
+
+def _meta(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")

@@ -1,0 +1,96 @@
+"""How the work of a model is divided among its stages, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from torch import nn
+
+from launcher.config import TrainConfig
+from splits.costs import StageCosts, costs_of_stages
+from splits.listed import ListedStage
+from workers.example import Example
+
+WORST_LOAD = 1.3
+"""Of the most loaded device over the mean, before it is a warning: 65:35 in two equal stages."""
+
+
+def division_lines(
+    config: TrainConfig, stages: Sequence[nn.Module], example: Example
+) -> Iterator[str]:
+    """Yields a line about the stages, and one more where a device does much more than the others.
+
+    Args:
+        config: has the shape and the cut.
+        stages: all of them.
+        example: what the first is called with.
+    """
+    costs: list[StageCosts] | None = None
+    # An operation may need numbers, which an example has none of.
+    with suppress(Exception):
+        costs = costs_of_stages(stages, example.inputs, config.chunks) if example.inputs else None
+    if costs is None or not sum(cost.operations for cost in costs):
+        sizes = [sum(p.numel() * p.element_size() for p in stage.parameters()) for stage in stages]
+        shown = ", ".join(f"stage {i} {size / 1e6:.1f} MB" for i, size in enumerate(sizes))
+        yield f"parameters by stage, operations not counted: {shown}"
+        return
+    yield costs_line(costs, example.num_samples)
+    is_listed = isinstance(stages[0], ListedStage)
+    warning = load_warning(
+        costs, config.shape, cut=config.cut, chunks=config.chunks, is_listed=is_listed
+    )
+    if warning:
+        yield warning
+
+
+def costs_line(costs: Sequence[StageCosts], num_samples: int) -> str:
+    """What each stage has, per sample.
+
+    Args:
+        costs: of a forward of `num_samples` samples.
+    """
+    total = sum(cost.operations for cost in costs)
+    parts = [
+        f"stage {i} {cost.operations / total:.0%} "
+        f"({cost.operations / num_samples / 1e9:.3g} GFLOP), "
+        f"{cost.parameter_bytes / 1e6:.1f} MB of parameters"
+        + (f", sends {cost.sent_bytes / num_samples / 1e6:.3g} MB" if i < len(costs) - 1 else "")
+        for i, cost in enumerate(costs)
+    ]
+    return "operations by stage, for one sample forward: " + "; ".join(parts)
+
+
+def load_warning(
+    costs: Sequence[StageCosts],
+    shape: Sequence[int],
+    *,
+    cut: Sequence[str],
+    chunks: int,
+    is_listed: bool,
+) -> str | None:
+    """What to say, and to do, where a device of one stage does much more than the mean device.
+
+    Args:
+        costs: of each stage.
+        shape: devices of each stage.
+        cut, chunks: what --cut and --chunks say.
+        is_listed: whether the model came cut.
+    """
+    mean = sum(cost.operations for cost in costs) / sum(shape)
+    loads = [cost.operations / width / mean for cost, width in zip(costs, shape, strict=True)]
+    worst = max(range(len(loads)), key=lambda i: loads[i])
+    if loads[worst] <= WORST_LOAD:
+        return None
+    if is_listed:
+        mend = "move modules of it to a neighbour in the list"
+    elif len(cut) == 1 and cut[0].isdecimal():
+        mend = "no boundary divides the model better; give that stage more devices in --shape"
+    else:
+        mend = (
+            f"--cut {len(shape) * chunks} divides the operations as equally as the boundaries allow"
+        )
+    return (
+        f"warning: a device of stage {worst} does {loads[worst]:.1f} times the operations of the "
+        f"mean device, and the others wait for it; {mend}"
+    )

@@ -1,0 +1,83 @@
+"""What the model is called with, known on every rank: shapes and types, no numbers (I4).
+
+The first stage reads two samples for it, as it reads all: with its loading processes if there are
+any.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from launcher.errors import BundleError
+from workers.feed import Feed
+from workers.nest import Form, built, form_of, leaves
+from workers.session import Session
+
+log = logging.getLogger(__name__)
+NUM_SAMPLES = 2
+"""Enough for a batch norm, which takes no single value."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """The inputs of a small micro-batch; nothing where they could not be read."""
+
+    inputs: tuple[Any, ...] = ()
+    """Nested tensors on the meta device, which have a shape and a type."""
+    num_samples: int = NUM_SAMPLES
+
+
+def share_example(feed: Feed, session: Session, num_stages: int) -> Example:
+    """What the model is called with, the same on every rank of a bundle.
+
+    Collective: the bundle.
+
+    Args:
+        feed: of this rank.
+        session: has its place.
+        num_stages: of the bundle; one needs no example.
+    """
+    if num_stages == 1:
+        return Example()
+    own = _described(feed) if session.place.stage == session.place.replica == 0 else None
+    return example_of(session.gather_bundle(own)[0])
+
+
+def _described(feed: Feed) -> dict[str, Any] | None:
+    try:
+        inputs = feed.example(NUM_SAMPLES)
+    except BundleError as exc:
+        # The step that reads these samples says it, or does without them.
+        log.debug("no example of the inputs: %s", exc)
+        return None
+    return describe(inputs)
+
+
+def describe(inputs: tuple[Any, ...]) -> dict[str, Any]:
+    """Shapes and types of nested tensors, as JSON has them."""
+    tensors = [leaf.value for leaf in leaves(inputs) if isinstance(leaf.value, Tensor)]
+    return {
+        "form": form_of(inputs, lambda value: isinstance(value, Tensor)),
+        "tensors": [[list(t.shape), str(t.dtype).removeprefix("torch.")] for t in tensors],
+        "num_samples": tensors[0].shape[0] if tensors and tensors[0].dim() else NUM_SAMPLES,
+    }
+
+
+def example_of(described: Mapping[str, Any] | None) -> Example:
+    """The example that `describe` has described."""
+    if described is None:
+        return Example()
+    form: Form = described["form"]
+    made = (
+        torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        for shape, dtype in described["tensors"]
+    )
+    inputs = built(form, iter(made))
+    assert isinstance(inputs, tuple)
+    return Example(inputs=inputs, num_samples=described["num_samples"])
