@@ -84,12 +84,12 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
                 for line in plan.warnings():
                     say(line)
                 if launch_options.rdzv_backend in STORE_BACKENDS:
-                    wait_for_meeting(node.meeting, is_store=is_store, say=say)
+                    _meet_by_torch(plan, say)
                 signals.end_at_once = leave_agent
                 code = _run(plan, Start(keeps_store, board, signals), say)
         finally:
             kill_fork_server()
-    if code and launch_options.max_nodes > 1:
+    if launch_options.max_nodes > 1:
         say(f"node {node.name} ends with exit code {code}: {meaning_of(code)}")
     return code
 
@@ -131,6 +131,17 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
     if check:
         check(plan.train.value)
     return keeps_store
+
+
+def _meet_by_torch(plan: LaunchPlan, say: Callable[[str], None]) -> None:
+    """Waits for the node that keeps torch's store; how torch's rendezvous waits, nobody sees."""
+    node, launch = plan.here, plan.launch.value
+    wait_for_meeting(node.meeting, is_store=is_store, say=say)
+    if launch.max_nodes > 1:
+        say(
+            f"node {node.name} meets {launch.nnodes} nodes at {node.meeting}, by torch's "
+            f"rendezvous {launch.rdzv_backend}, which does not say for whom it waits"
+        )
 
 
 def load(*modules: str) -> None:

@@ -149,6 +149,7 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start_both(whole)
     assert agents.wait() == [0, 0], agents.text()
+    assert agents.text().count("by torch's rendezvous c10d, which does not say for whom") == 2
 
     start_both(killed)
     deadline = time.monotonic() + LIMIT_S
