@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
@@ -61,7 +62,7 @@ class StopSignals:
         # Between two rounds no rank is there, but those that come read the page, too.
         can_stop = bool(self._board.run_dir)
         if self._tells_itself and self._board.stop == 0:
-            os.write(2, f"{stop_text(name)}\n".encode())  # a handler may not print or log
+            _tell(stop_text(name))
         self._board.stop = number
         if is_again or not can_stop:
             self.ended_by = signal.Signals(number)
@@ -89,8 +90,14 @@ class StopSignals:
 
 def exit_now(number: signal.Signals, *, has_ranks: bool) -> NoReturn:
     """Ends this process, which has nothing yet that would have to be left in order."""
-    os.write(2, f"stopped by {number.name}\n".encode())
+    _tell(f"stopped by {number.name}")
     os._exit(128 + number)
+
+
+def _tell(text: str) -> None:
+    """For a handler, which may not print or log; behind SIGHUP the terminal is gone."""
+    with suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def leave_agent(number: signal.Signals, *, has_ranks: bool) -> NoReturn:

@@ -1,0 +1,29 @@
+"""What goes wrong in the thread that copies the state ends the run, at whatever step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launcher.checkpoints import Progress
+from tests.e2e.test_runs import train_words
+from workers.snapshot import Snapshots
+from workers.snapshot_device import DeviceCopy
+from workers.train import main
+
+
+@pytest.mark.parametrize("step", [2, 5])  # 5: the last one
+def test_an_error_in_the_thread_of_snapshots_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, step: int
+) -> None:
+    honest = Snapshots._copy_share
+
+    def copy_share(self: Snapshots, progress: Progress, copy: DeviceCopy) -> float:
+        if progress.step == step:
+            raise ValueError("no copy of this")
+        return honest(self, progress, copy)
+
+    monkeypatch.setattr(Snapshots, "_copy_share", copy_share)
+    with pytest.raises(ValueError, match="no copy of this"):
+        main(train_words(tmp_path / "run", epochs=1, snapshot_steps=1))
