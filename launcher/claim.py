@@ -346,7 +346,7 @@ class Claim:
         """Frees the folder for the next run."""
         self._is_over.set()
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(BEAT_S)  # a shared folder may not answer
         if self._own is not None:
             with suppress(OSError):
                 self._own.rename(self._own.with_suffix(".over"))
