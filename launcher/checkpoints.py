@@ -45,6 +45,8 @@ class Progress:
     """Validation metrics; empty in the middle of an epoch."""
     score: float | None = None
     """How good the validation was, higher is better; None without one."""
+    optimizer: str = ""
+    """The class of the optimizer; empty: not known."""
     seed: int | None = None
     """What the order of samples is drawn from; None: not known."""
     row: Mapping[str, Any] = field(default_factory=dict)
@@ -116,6 +118,7 @@ def manifest_text(
         "samples_seen": progress.samples_seen,
         "metrics": {name: _json_number(value) for name, value in progress.metrics.items()},
         "score": None if progress.score is None else _json_number(progress.score),
+        "optimizer": progress.optimizer,
         "files": {p.file: {"size_bytes": p.size_bytes, "sha256": p.sha256} for p in parts},
         "weight_map": {name: part.file for part in parts for name in part.names},
         "config": dict(config),
@@ -168,6 +171,7 @@ def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
             samples_seen=body["samples_seen"],
             metrics={name: float(value) for name, value in body["metrics"].items()},
             score=_score(body),
+            optimizer=body.get("optimizer", ""),
             seed=body["config"].get("seed"),
         ),
         parts=tuple(

@@ -24,6 +24,7 @@ from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, NodeError
 from launcher.paths import RunPaths
 from workers.checkpoint import Checkpoints
+from workers.optimizer import check_same_optimizer
 from workers.restore import Restore, Restored
 from workers.session import Session
 from workers.snapshot_mark import Mark
@@ -152,6 +153,7 @@ class Keeper:
 
         Raises:
             CheckpointError: the state is of another model.
+            ConfigError: it is of another optimizer.
         """
         chosen = None
         if not found.is_snapshot:
@@ -164,18 +166,19 @@ class Keeper:
         if chosen is None:
             return None
         names = stage_names(self._trainer.stage, chosen.weight_map)
-        self._load(self._checkpoints.load(chosen, names))
+        self._load(chosen.progress, self._checkpoints.load(chosen, names))
         return Resumed(progress=chosen.progress)
 
     def _from_memory(self, restore: Restore, on_disk: int) -> Resumed:
         stage = self._trainer.stage
         tells = partial(stage_names, stage) if self._session.is_writer else None
         restored = restore.fetch(on_disk, tells)
-        self._load(restore.load(restored, partial(stage_names, stage)))
+        self._load(restored.progress, restore.load(restored, partial(stage_names, stage)))
         self._load_feedback(restore, restored)
         return Resumed(progress=restored.progress, snapshot=(restored.step, restored.token))
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
+    def _load(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        check_same_optimizer(progress.optimizer, self._trainer.optimizer)
         self._trainer.load(tensors)
 
     def _load_feedback(self, restore: Restore, restored: Restored) -> None:

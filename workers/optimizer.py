@@ -56,3 +56,19 @@ def check_optimizer(optimizer: object, stage: nn.Module) -> None:
             f"as one of shape {list(strangers[0].shape)}: no other bundle would hear of them; make "
             "them part of the model"
         )
+
+
+def check_same_optimizer(before: str, optimizer: Optimizer) -> None:
+    """Raises ConfigError where the state to resume from is of an optimizer of another class.
+
+    Args:
+        before: the name of its class; empty: not known.
+        optimizer: of this run.
+    """
+    now = type(optimizer).__name__
+    if before not in ("", now):
+        raise ConfigError(
+            f"the state to resume from is of the optimizer {before}, and this run has {now}; go on "
+            f"with {before} (--optimizer, or the recipe's optimizer), or start anew in another "
+            "--run-dir, with weights that `bundlerun export` takes out"
+        )

@@ -5,7 +5,6 @@
     optimizer.W.factors#form             anything nested: JSON bytes, see `workers.nest`, ...
     optimizer.W.factors#0  #1  ...       ... and the tensors in it
     optimizer.W.@group#form              what the optimizer has changed in the group of W
-    optimizer.W.@kind#form               the optimizer's class; only with a stage's first parameter
 
 So a value of a group is kept with each of its parameters. Where groups of several stages meet in
 one, as another cut makes them, the value of the parameter that comes first in the model holds, and
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.errors import CheckpointError, ConfigError
+from launcher.errors import CheckpointError
 from workers.nest import built, form_of, leaves, mapped
 from workers.param_groups import ParamGroups
 
@@ -35,7 +34,7 @@ _NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {
     "float": float,
 }
 _FORM = "#form"
-_GROUP, _KIND = "@group", "@kind"
+_GROUP = "@group"
 _ROOM = 64
 """A form's bytes are a multiple of it: the layout of a snapshot changes less often."""
 
@@ -58,13 +57,12 @@ def optimizer_tensors(
     Raises:
         CheckpointError: something is neither tensor nor number nor these nested.
     """
-    what = _kind(optimizer)
+    what = type(optimizer).__name__
     records = {} if groups is None else groups.records()
     encoded = {
         key: _encoded(record, f"a group of {what}")
         for key, record in {id(r): r for r in records.values()}.items()
     }
-    suffixed = _encoded(what, what)
     num_kept = 0
     for name, parameter in module.named_parameters():
         state = optimizer.state.get(parameter)
@@ -78,9 +76,6 @@ def optimizer_tensors(
         if records and parameter in records:
             for suffix, tensor in encoded[id(records[parameter])].items():
                 yield f"{full}{_GROUP}{suffix}", tensor
-        for suffix, tensor in suffixed.items():
-            yield f"{full}{_KIND}{suffix}", tensor
-        suffixed = {}
     if num_kept < len(optimizer.state):
         _refuse_strays(module, optimizer)
 
@@ -88,14 +83,10 @@ def optimizer_tensors(
 def _refuse_strays(module: nn.Module, optimizer: Optimizer) -> None:
     strays = optimizer.state.keys() - set(module.parameters())
     raise CheckpointError(
-        f"cannot keep what {_kind(optimizer)} has for {len(strays)} keys that are no parameters of "
-        f"the model, such as {_shown(min(strays, key=str))}; it has to keep that with a parameter, "
-        "or in a group"
+        f"cannot keep what {type(optimizer).__name__} has for {len(strays)} keys that are no "
+        f"parameters of the model, such as {_shown(min(strays, key=str))}; it has to keep that "
+        "with a parameter, or in a group"
     )
-
-
-def _kind(optimizer: Optimizer) -> str:
-    return type(optimizer).__name__
 
 
 def _shown(key: object) -> str:
@@ -163,10 +154,8 @@ def load_optimizer(
 
     Raises:
         CheckpointError: there is state for a parameter that the model does not have.
-        ConfigError: it is another optimizer's.
     """
     by_owner = _values(module, tensors)
-    _check_kind(optimizer, by_owner)
     parameters = dict(module.named_parameters(remove_duplicate=False))
     group_of = {p: group for group in optimizer.param_groups for p in group["params"]}
     states: dict[Tensor, dict[Any, object]] = {}
@@ -188,7 +177,7 @@ def load_optimizer(
         if placed:
             states[parameter] = placed
     if groups is None or groups.speaks:
-        _tell(_kind(optimizer), module, dropped, states, group_of)
+        _tell(type(optimizer).__name__, module, dropped, states, group_of)
     optimizer.state.clear()
     optimizer.state.update(states)
     if groups is not None:
@@ -218,17 +207,6 @@ def _values(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, dict[
         elif not what:
             found.setdefault(owner, {})[key] = tensor
     return found
-
-
-def _check_kind(optimizer: Optimizer, by_owner: Mapping[str, dict[str, Any]]) -> None:
-    for values in by_owner.values():
-        then = values.pop(_KIND, _kind(optimizer))
-        if then != _kind(optimizer):
-            raise ConfigError(
-                f"the state to resume from is of the optimizer {then}, and this run has "
-                f"{_kind(optimizer)}; go on with {then} (--optimizer, or the recipe's optimizer), "
-                "or start anew in another --run-dir, with weights that `bundlerun export` takes out"
-            )
 
 
 def _tell(

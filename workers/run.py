@@ -211,6 +211,7 @@ class Run:
             samples_seen=self._feed.samples_after(epoch, in_epoch),
             metrics={} if validation is None else validation.metrics,
             score=None if validation is None else validation.score,
+            optimizer=type(self._trainer.optimizer).__name__,
             seed=self._config.seed,
         )
 

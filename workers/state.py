@@ -71,7 +71,6 @@ def load_state_tensors(
     Raises:
         CheckpointError: model names are missing or too many, a shape differs, or optimizer state
             is for a parameter that the model does not have. Nothing is changed then.
-        ConfigError: the state is of another optimizer. Nothing is changed then.
     """
     own = module.state_dict()
     given = {n[len(MODEL) :]: tensor for n, tensor in tensors.items() if n.startswith(MODEL)}

@@ -276,7 +276,6 @@ class Trainer:
 
         Raises:
             CheckpointError: it is of another model.
-            ConfigError: it is of another optimizer.
         """
         load_state_tensors(self.stage, self.optimizer, tensors, self.groups)
 

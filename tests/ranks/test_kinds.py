@@ -225,3 +225,12 @@ def test_what_no_checkpoint_could_hold_is_refused_with_the_first_step(
     (text,) = outcomes((1,), trains(config), tmp_path, 60).values()
     assert "ConfigError" in text
     assert message in text
+
+
+def test_a_run_does_not_go_on_with_another_optimizer(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="pair", max_steps=2, run_dir=str(tmp_path / "run"))
+    bundled_losses(config, (1,), tmp_path)
+    other = replace(config, data="remembers", max_steps=4)
+    (text,) = outcomes((1,), trains(other), tmp_path, 60).values()
+    assert "ConfigError" in text
+    assert "is of the optimizer SGD, and this run has Remembers" in text
