@@ -6,11 +6,14 @@ The ones that are not slow are one of each kind; `make test-signals` runs all.
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -82,7 +85,7 @@ ENDS = [
     pytest.param("meeting", "group", LATER, marks=slow),
     pytest.param("forward", "agent", LATER, marks=slow),
     pytest.param("forward", "group", LATER),
-    pytest.param("sync wait", "group", LATER, marks=slow),
+    pytest.param("step end", "group", LATER, marks=slow),
     pytest.param("validation", "agent", LATER, marks=slow),
     pytest.param("validation", "group", LATER, marks=slow),
     pytest.param("checkpoint write", "agent", LATER, marks=slow),
@@ -271,3 +274,35 @@ def test_called_from_a_thread_a_run_says_once_that_it_hears_no_signals(
     assert program.wait(timeout=LIMIT_S) == 0, agents.text()
     assert agents.text().count("not called from the main thread") == 1
     assert RunPaths(run_dir).checkpoint(5).is_dir()
+
+
+@slow
+def test_a_terminal_that_is_closed_stops_the_run_in_good_order(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    words = bundlerun(run_dir, slots=2, timeout_s=20)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(words[0], words)
+    os.set_blocking(terminal, False)
+    deadline = time.monotonic() + LIMIT_S
+    while len(history(run_dir, "step")) < 3:
+        assert time.monotonic() < deadline
+        with suppress(BlockingIOError):
+            os.read(terminal, 1 << 16)
+        time.sleep(0.02)
+    os.close(terminal)
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 75
+    check_stopped(run_dir, "")
+
+
+@slow
+def test_under_nohup_a_closed_terminal_is_nothing_to_a_run(agents: Agents, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    _, *words = bundlerun(run_dir, slots=2, **SMALL)
+    sent = [*actor("forward", "group", "SIGHUP", tmp_path), "bundlerun", *words]
+    assert agents.start(["nohup", *sent]).wait(timeout=LIMIT_S) == 0, agents.text()
+    assert (tmp_path / "sent").exists()
+    check_all_done(run_dir, agents.text(), restarts=0)
