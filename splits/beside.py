@@ -92,9 +92,13 @@ def settings(least_modes: object = (0, 0)) -> dict[str, object]:
             torch._C._get_cudnn_sdp_enabled(),
         ),
         "the settings of cuDNN": (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark),
-        "hooks on saved tensors": torch._C._autograd._top_saved_tensors_default_hooks(True),
+        "hooks on saved tensors (activation checkpointing does)": _saved_tensors_hooks(),
         MODES: tuple(map(max, modes, least_modes)),
     }
+
+
+def _saved_tensors_hooks() -> object:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
 def difference(before: Mapping[str, object], after: Mapping[str, object]) -> str | None:

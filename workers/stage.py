@@ -21,10 +21,12 @@ from launcher.user_file import users_code
 from splits.meta import build_on_default_device
 from splits.models import make_stages
 from workers.blank import build_blank
+from workers.collate import Collate
 from workers.division import division_lines
-from workers.example import Example
+from workers.example import NUM_SAMPLES, Example, describe, example_of
 from workers.order import mix_seed
 from workers.recipe import DataInfo, DataSets, Recipe
+from workers.samples import Reader, Request
 from workers.session import Session
 from workers.trial import Subject
 
@@ -46,17 +48,20 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
         if session.place.bundle == 0 and session.place.replica == 0:
             for remark in data.remarks:
                 log.info("%s", remark)
-        info = DataInfo(
-            num_train=len(data.train),
-            num_val=0 if data.val is None else len(data.val),
-            num_outputs=data.num_outputs,
-            about=checked_about(data.about),
-        )
-        own = asdict(info)
+        own = asdict(_info_of(data))
     info = DataInfo(**session.gather_bundle(own)[0])
     if not info.num_train:
         raise ConfigError("the training data is empty; give DATA with at least one sample")
     return info, data
+
+
+def _info_of(data: DataSets) -> DataInfo:
+    return DataInfo(
+        num_train=len(data.train),
+        num_val=0 if data.val is None else len(data.val),
+        num_outputs=data.num_outputs,
+        about=checked_about(data.about),
+    )
 
 
 def checked_about(about: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,3 +206,24 @@ class _Foreseen(DataInfo):
 
     def __getattr__(self, name: str) -> int:
         raise _NotOpenYet(name)
+
+
+def foreseen_division(config: TrainConfig, recipe: Recipe) -> list[str]:
+    """How a run would divide the work among its stages: reads two samples, makes no parameter.
+
+    Raises:
+        ConfigError: the data cannot be read, or the model cannot be cut as asked.
+    """
+    data = recipe.open_data()
+    check_indexed(data)
+    collate = Collate.of(data, data.train)
+    reader = Reader(
+        data.train, seed=config.seed, skip_unreadable=config.skip_unreadable, collate=collate
+    )
+    batch, messages = reader[Request(0, range(min(NUM_SAMPLES, len(data.train))))]
+    if batch is None:
+        raise ConfigError(messages[0])
+    example = example_of(describe(batch.inputs))
+    with torch.device("meta"):
+        model = build_on_default_device(partial(_build, recipe, _info_of(data)))
+        return list(division_lines(config, _stages(config, model, example), example))

@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -66,7 +67,7 @@ from workers.session import (
 from workers.snapshot import Snapshots
 from workers.snapshot_folder import SnapshotRoom
 from workers.snapshot_pace import Pace
-from workers.stage import check_stages, make_stage, open_data
+from workers.stage import check_stages, foreseen_division, make_stage, open_data
 from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer
 from workers.words import Course
@@ -91,6 +92,19 @@ def preflight(config: TrainConfig) -> None:
     """Raises BundleError for what can be known to fail before any rank meets another."""
     check_inputs(config)
     check_stages(config, load_recipe(config))
+
+
+def costs(config: TrainConfig) -> list[str]:
+    """What `bundlerun plan --costs` says of the stages; opens the data.
+
+    Raises:
+        BundleError: the data or the model does not do for it.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # lists of images would be kept in the run folder
+        config = replace(config, run_dir=folder)
+        recipe = load_recipe(config)
+        recipe.check()
+        return foreseen_division(config, recipe)
 
 
 def check_inputs(config: TrainConfig) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+import json
 import os
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import replace
 
 from launcher.commands.run import add_config_arguments, make_plan, read_configs
 from launcher.errors import EXIT_DONE, ConfigError
 from launcher.network import as_typed
 from launcher.picture import plan_text
-from launcher.plan import plan_elsewhere
+from launcher.plan import LaunchPlan, plan_document, plan_elsewhere
 
 CONFIGURED = "the configured schedule"
 """What a bare --schedule stands for."""
@@ -20,12 +23,19 @@ CONFIGURED = "the configured schedule"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun plan`."""
-    parser.description = "Show what would run where; starts nothing, needs no torch."
+    parser.description = (
+        "Show what would run where; starts nothing, and without --costs needs no torch."
+    )
     parser.add_argument(
         "--nodes",
         metavar="NxD[,NxD...]",
         help="machines that are not there: 4x8,2x4 is 4 nodes of 8 devices and 2 of 4 "
         "(default: --nnodes machines like this one)",
+    )
+    parser.add_argument(
+        "--costs",
+        action="store_true",
+        help="operations and bytes of each stage, too; needs torch, and reads two samples",
     )
     parser.add_argument("--json", action="store_true", help="one JSON document, not shortened")
     add_config_arguments(parser)
@@ -55,6 +65,18 @@ def parse_nodes(text: str) -> tuple[int, ...]:
     return tuple(nodes)
 
 
+def _section(lines: Sequence[str]) -> list[str]:
+    return ["", "costs", *(f"  {line}" for line in lines)] if lines else []
+
+
+def stage_costs(plan: LaunchPlan) -> list[str]:
+    """Lines about the work of each stage, from the program that the ranks run."""
+    if len(plan.train.value.shape) == 1:
+        return ["one stage has all of the operations"]
+    lines: list[str] = importlib.import_module(plan.module).costs(plan.train.value)
+    return lines
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
     shows_schedule = hasattr(args, "schedule")
@@ -68,5 +90,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         name = launch.value.node_name or socket.gethostname()
         plan = make_plan(train, launch, os.environ, as_typed(launch.value), name)
-    print(plan.to_json() if args.json else plan_text(plan, shows_schedule=shows_schedule))
+    costs = stage_costs(plan) if args.costs else []
+    if args.json:
+        print(json.dumps({**plan_document(plan), "costs": costs}, indent=2))
+    else:
+        print(plan_text(plan, shows_schedule=shows_schedule), *_section(costs), sep="\n")
     return EXIT_DONE

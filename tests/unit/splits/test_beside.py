@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from launcher.errors import ConfigError
 from splits.graph import boundary_names, cut_model
@@ -214,7 +215,17 @@ def own_backward_by_another_name(net: Any, x: Tensor) -> Tensor:
     return net.mid(doubled(x))
 
 
+def computed_again(net: Any, x: Tensor) -> Tensor:
+    return checkpoint(net.mid, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+def computed_again_in_the_old_way(net: Any, x: Tensor) -> Tensor:
+    return checkpoint(net.mid, x, use_reentrant=True)  # type: ignore[no-any-return]
+
+
 BESIDE: dict[Body, str] = {
+    computed_again: r"sets hooks on saved tensors \(activation checkpointing does\)",
+    computed_again_in_the_old_way: "applies the autograd function CheckpointFunction",
     layer_drop: r"draws random numbers \(Python's random\)",
     torch_drop: r"draws random numbers \(torch\)",
     numpy_scale: r"draws random numbers \(numpy\)",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from launcher.cli import main
 from launcher.config import TrainConfig
 from splits.costs import StageCosts
 from splits.models import make_stages
@@ -96,3 +97,11 @@ def test_an_example_keeps_form_shapes_and_types_on_its_way() -> None:
 
 def test_no_example_is_nothing() -> None:
     assert example_of(None).inputs == ()
+
+
+def test_plan_tells_the_costs_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "plan --nodes 1x2 --shape 1,1 --model resnet18 --cut layer4 --image-size 32 --costs"
+    assert main([*words.split(), "--json", "synthetic"]) == 0
+    line, warning = json.loads(capsys.readouterr().out)["costs"]
+    assert line.startswith("operations by stage, for one sample forward: stage 0 77%")
+    assert "stage 0 does 1.5 times" in warning
