@@ -1,10 +1,16 @@
+"""What an agent makes of how its ranks ended, and what it tells of it."""
+
 from __future__ import annotations
+
+import time
+from pathlib import Path
 
 import pytest
 
 from launcher.board import Board
 from launcher.events import Events
 from launcher.fault import Fault, FaultKind
+from launcher.paths import RunPaths
 from launcher.ranks import Ranks
 from launcher.rendezvous.messages import EndCause
 
@@ -60,3 +66,30 @@ def test_a_rank_that_stopped_in_good_order_says_so_for_one_that_died_on_the_way_
             row.end(code)
     assert ranks.settle(over=None) != ""
     assert ranks.have_stopped
+
+
+OWN = "Traceback ...\nValueError: boom"
+FOLLOWER = "Traceback ...\nRuntimeError: [gloo] Connection closed by peer"
+
+
+@pytest.mark.parametrize(
+    ("texts", "story"),
+    [
+        ([], ""),
+        ([FOLLOWER], ""),
+        ([FOLLOWER, OWN], "node a: local rank 1 failed: ValueError: boom; all ranks start again"),
+    ],
+)
+def test_the_error_of_a_rank_that_starts_again_is_told_where_it_was(
+    tmp_path: Path, texts: list[str], story: str
+) -> None:
+    board, paths = Board.create(), RunPaths(tmp_path)
+    board.run_dir = str(tmp_path)
+    events = Events(paths.node_events("a"), "a")
+    events.note("failed", {"local_rank": 0, "text": "ValueError: of an earlier start"})
+    time.sleep(0.001)
+    ranks = ranks_of(board, has_rows=True)
+    ranks.begin()
+    for local_rank, text in enumerate(texts):
+        events.note("failed", {"local_rank": local_rank, "text": text})
+    assert ranks.story("a") == story
