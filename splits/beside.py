@@ -129,12 +129,13 @@ def own_attributes(module: nn.Module) -> dict[str, object]:
 def attributes(model: nn.Module) -> Attributes:
     """The own attributes of each module, lists and dicts among them copied."""
     return {
-        module: {
-            name: copy(value) if type(value) in (list, dict, set) else value
-            for name, value in own_attributes(module).items()
-        }
+        module: {name: _own_copy(value) for name, value in own_attributes(module).items()}
         for module in model.modules()
     }
+
+
+def _own_copy(value: object) -> object:
+    return copy(value) if type(value) in (list, dict, set) else value
 
 
 def restore(before: Attributes) -> None:
@@ -144,7 +145,7 @@ def restore(before: Attributes) -> None:
             delattr(module, name)
         for name, value in values.items():
             if not _is_same(vars(module).get(name), value):
-                vars(module)[name] = value
+                vars(module)[name] = _own_copy(value)  # the next forward may write into it
 
 
 def keeps_results(model: nn.Module) -> tuple[nn.Module, str] | None:

@@ -315,7 +315,8 @@ def _trace(model: nn.Module, num_inputs: int | None) -> fx.Graph:
             return _trace_twice(model, opaque, num_inputs)
         except _Untraceable as exc:
             if type(exc.module) in opaque:
-                raise  # a mistake of ours: it would be tried for ever
+                name = type(exc.module).__name__  # it would be tried for ever
+                raise _refused(model, f"uses a {name}, which cannot be recorded whole") from exc
             opaque |= {type(exc.module)}
             restore(before)
         except Unkept as exc:

@@ -276,6 +276,29 @@ def test_a_submodule_that_does_it_is_taken_whole_and_does_it(body: Body) -> None
     assert_same(*results)
 
 
+class Caches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.cache: dict[str, Tensor] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.cache["twice"] = self.scale * 2
+        return x * self.cache["twice"]
+
+
+class AlsoCaches(Caches):
+    """Another class, so it is found after the first."""
+
+
+def test_several_modules_with_caches_are_taken_whole_one_after_the_other() -> None:
+    model = nn.Sequential(Caches(), nn.Linear(4, 4), AlsoCaches(), nn.Linear(4, 4))
+    assert boundary_names(model) == ["1", "2", "3"]
+    assert not model[0].cache
+    assert not model[2].cache
+    assert_kept(model, ["1", "2", "3"], training=False)
+
+
 def test_a_hook_on_a_container_runs_in_its_stage() -> None:
     model = Net(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
     calls: list[torch.Size] = []
