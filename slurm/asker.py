@@ -17,7 +17,7 @@ class Asker:
 
     Not a signal to the agent: while that has no ranks, because it starts or recovers, a signal
     would end it, and the run would lose what is in memory alone. The request waits for the ranks.
-    The first start removes what it takes for an old one, hence `insist`.
+    Who begins a start removes what is older than that, hence `insist`.
 
     Args:
         clock: monotonic, seconds.

@@ -216,6 +216,11 @@ class Keeper:
         elif self._restore is not None:
             self._restore.room.unmark()
 
+    def keep_run_id(self) -> None:
+        """The run folder was made anew; by one rank."""
+        if self._restore is not None:
+            self._restore.keep_run_id()
+
     @property
     def where_in_memory(self) -> str:
         """The folder of this node's snapshots; empty without any."""

@@ -75,14 +75,23 @@ class Restore:
         self._is_reporter = is_reporter
         self._node = arrival.place.node
         self._inventory: Inventory = ()
+        self._paths = RunPaths(Path(config.run_dir))
         if is_reporter:
-            self._store.set("run", _run_id(RunPaths(Path(config.run_dir))))
+            self._store.set("run", _run_id(self._paths))
+        self._run_id = self._store.get("run").decode()
         # A copy of a run folder has the same id.
-        run = f"{self._store.get('run').decode()} {Path(config.run_dir).resolve()}"
+        run = f"{self._run_id} {Path(config.run_dir).resolve()}"
         self.room = SnapshotRoom.of(run, arrival.node_name, config.snapshot_dir)
         if arrival.is_speaker:
             self.room.sweep()
             self._announce()
+
+    def keep_run_id(self) -> None:
+        """Lets the next start find the snapshots of this one, where the run folder was lost."""
+        try:
+            write_text(self._paths.run_id, f"{self._run_id}\n")
+        except OSError as exc:
+            log.error("cannot write %s: %s", self._paths.run_id, exc.strerror)
 
     def newest_step(self) -> int:
         """The step of the newest state that is whole; -1 where there is none.

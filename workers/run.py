@@ -120,6 +120,8 @@ class Run:
             is_missing = not self._keeper.is_saved(self.step)
         num_missing, num_lost = self._trainer.total([float(is_missing), float(has_lost)])
         self._has_lost_folder = num_lost > 0
+        if has_lost:
+            self._keeper.keep_run_id()
         return num_missing > 0
 
     def _is_over(self, step: int) -> bool:

@@ -86,6 +86,7 @@ def test_a_run_folder_that_goes_under_the_run_is_made_again_with_history_and_sta
     done = 4 if when == "in step 2" else NUM_STEPS
     assert steps_in(tmp_path) == list(range(done))
     assert survey(RunPaths(run)).found[0].step == done
+    assert RunPaths(run).run_id.exists()
     outcome = read_outcome(RunPaths(run))
     assert outcome is not None
     assert outcome.state == "stopped"
