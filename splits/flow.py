@@ -125,9 +125,27 @@ class Flow:
         return {
             boundary: f"puts {' = '.join(names[key])} into two stages"
             for key, used in self._uses_of_state().items()
-            if key in names and used
+            if key in names and used and key not in self.constants
             for boundary in range(min(used) + 1, max(used) + 1)
         }
+
+    @cached_property
+    def constants(self) -> set[int]:
+        """Identities of the buffers that several stages may hold: unsaved, and only read."""
+        modules = self._model.modules()
+        unsaved = {id(m._buffers[name]) for m in modules for name in m._non_persistent_buffers_set}
+        calls = [n for n in self.graph.nodes if n.op == "call_module"]
+        inside = {
+            id(t) for n in calls for t in tensors_of(self._model.get_submodule(str(n.target)))
+        }
+        state = dict(named_state(self._model))
+        written = {
+            id(state[str(node.target)])
+            for sharing in shared_memory(self.graph, self._model).values()
+            for node in sharing
+            if is_state(node) and node.target in state
+        }
+        return unsaved - inside - written
 
     def _uses_of_state(self) -> dict[int, list[int]]:
         state = dict(named_state(self._model))

@@ -190,7 +190,9 @@ class TracedModel:
             self._stage(places, range(index, num_parts, num_stages)) for index in range(num_stages)
         ]
         self._add_unused(stages)
-        check_apart(stages, names_by_id(self.model))
+        constants = self._train.constants & self._eval.constants
+        names = {k: v for k, v in names_by_id(self.model).items() if k not in constants}
+        check_apart(stages, names)
         return list[nn.Module](stages)
 
     def _sorted(self, cuts: Sequence[str]) -> list[Boundary]:

@@ -235,3 +235,35 @@ def test_a_stage_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(compiled(x), front(x))
     assert len(compiled(x)) == 2
     assert rear.training
+
+
+class Positions(nn.Module):
+    """A table that all layers read, as rotary embeddings are; it may be saved, or written."""
+
+    def __init__(self, persistent: bool, writes: bool) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.linspace(0, 1, 4), persistent=persistent)
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+        self._writes = writes
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._writes:
+            self.table.mul_(0.5)
+        for layer in self.layers:
+            x = layer(x) * self.table
+        return x
+
+
+def test_a_table_that_is_only_read_and_not_saved_may_be_in_several_stages() -> None:
+    model, x = Positions(persistent=False, writes=False), torch.randn(2, 4)
+    front, rear = cut_model(model, ["layers.1"])
+    assert torch.equal(rear(*front(x)), model(x))
+    assert [*front.state_dict(), *rear.state_dict()] == list(model.state_dict())
+
+
+@pytest.mark.parametrize(("persistent", "writes"), [(True, False), (False, True)])
+def test_a_table_that_is_saved_or_written_stays_in_one_stage(
+    persistent: bool, writes: bool
+) -> None:
+    with pytest.raises(ConfigError, match=r"'layers.1' puts table into two|the 0 boundaries of"):
+        cut_model(Positions(persistent=persistent, writes=writes), ["layers.1"])
