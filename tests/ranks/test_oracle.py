@@ -166,7 +166,10 @@ def meta_tensors(num_parts: int) -> list[tuple[tuple[Tensor, ...], tuple[Tensor,
 
 
 class _Tuple(nn.Module):
-    """Makes a tuple of the last part's output, too."""
+    """Makes a tuple of the last part's output, too; of copies, as torch detaches them in place.
+
+    A part that hands on what it has received still needs it for the gradients of its weights.
+    """
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -174,7 +177,8 @@ class _Tuple(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         result = self.part(*inputs)
-        return (result,) if isinstance(result, Tensor) else result
+        outputs = (result,) if isinstance(result, Tensor) else result
+        return tuple(output.clone() for output in outputs)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.ours} and {c.theirs.__name__}")
