@@ -46,6 +46,8 @@ class Card:
         Raises:
             Stranger: it did not.
         """
+        if not text:
+            return cls()
         try:
             name, terms = json.loads(text)
             return cls(name=str(name), terms={str(k): str(v) for k, v in terms.items()})
@@ -83,7 +85,8 @@ async def admit(
     _send(writer, {"challenge": mine})
     answer = await _read(reader)
     theirs, mac, who = (answer.get(key, "") for key in ("nonce", "mac", "who"))
-    if not hmac.compare_digest(mac, proof(token, run_id, "node", mine, theirs, who)):
+    proven = (mine, theirs, who) if who else (mine, theirs)  # who only asks says nothing of itself
+    if not hmac.compare_digest(mac, proof(token, run_id, "node", *proven)):
         _send(writer, {"denied": "another token or another --rdzv-id"})
         raise Stranger("a node with another token or another --rdzv-id")
     objection = objection_to(Card.of(who))
