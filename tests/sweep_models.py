@@ -171,6 +171,8 @@ def check_model(model: nn.Module, size: int) -> list[str]:
         stages = traced.cut(traced.equal_cuts(2))
     except ConfigError as exc:
         return [*found, f"refused: {first_line(exc)}"]
+    except Exception as exc:
+        return [*found, f"DIFFERS: the cut raises {type(exc).__name__}: {first_line(exc)}"]
     return [*found, verdict(model, stages, image, own)]
 
 
