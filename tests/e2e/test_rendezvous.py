@@ -22,7 +22,7 @@ import psutil
 import pytest
 
 from launcher.errors import EXIT_RESUMABLE
-from launcher.rendezvous.handshake import proof
+from launcher.rendezvous.handshake import Card, proof
 from launcher.rendezvous.messages import Peek, Status, decode, encode
 
 BIN = Path(sys.executable).parent
@@ -129,8 +129,10 @@ def leader(port: int, run_id: str = RUN_ID, token: str = RUN_ID) -> int:
             link.makefile("rwb") as file,
         ):
             theirs = json.loads(file.readline())["challenge"]
-            mac = proof(token.encode(), run_id, "node", theirs, "n")
-            file.write(json.dumps({"nonce": "n", "mac": mac}).encode() + b"\n" + encode(Peek()))
+            who = Card().text
+            mac = proof(token.encode(), run_id, "node", theirs, "n", who)
+            words = {"nonce": "n", "mac": mac, "who": who}
+            file.write(json.dumps(words).encode() + b"\n" + encode(Peek()))
             file.flush()
             file.readline()
             status = decode(file.readline())
