@@ -14,7 +14,7 @@ Running statistics of batch norms and instance norms go another way: see batchno
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +117,11 @@ class ForwardState:
         sums = self._all_sum(numbers if is_first else torch.zeros_like(numbers))
         for i, part in zip(self._written, sums.split([_num_numbers(t) for t in own]), strict=True):
             _overwrite(self._places[i].tensor, part)
+
+    def apart(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors` with copies of those that the next forward will write."""
+        written = {self._places[i].tensor.data_ptr() for i in self._written}
+        return {n: t.clone() if t.data_ptr() in written else t for n, t in tensors.items()}
 
     # --- noticing
 

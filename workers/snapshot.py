@@ -112,10 +112,22 @@ class Snapshots:
     def _begin(self, progress: Progress) -> None:
         self._num_saved += 1
         self._newest = progress.step
+        # Named here and not in the thread: the next forward lends buffers of batch norms.
+        tensors = self._named_state()
         copy = DeviceCopy.after_now(self._session.device)
         self._fed = self._helper.add(partial(self._copy_feedback, progress, copy, self._num_saved))
-        self._copied = self._helper.add(partial(self._copy_share, progress, copy))
+        self._copied = self._helper.add(partial(self._copy_share, progress, copy, tensors))
         self._agreed = self._helper.add(self._agree)
+
+    def _named_state(self) -> Mapping[str, Tensor]:
+        start = time.perf_counter()
+        try:
+            return self._state()
+        except CheckpointError as exc:
+            self._turn_off(exc)
+            return {}
+        finally:
+            self._waited += time.perf_counter() - start
 
     def before_first(self) -> None:
         """Returns once the first bucket may leave: it changes what the exchange keeps."""
@@ -182,14 +194,12 @@ class Snapshots:
                 self._write(self._kept, progress, tensors, len(tensors), copy, self._situation)
             return copy.clock() - start
 
-    def _copy_share(self, progress: Progress, copy: DeviceCopy) -> float:
+    def _copy_share(
+        self, progress: Progress, copy: DeviceCopy, tensors: Mapping[str, Tensor]
+    ) -> float:
         """Returns the seconds that it took from the cores that the ranks compute on."""
         with self._meters.phase("snapshot"):
             start = copy.clock()
-            try:
-                tensors = self._state()
-            except CheckpointError as exc:
-                self._turn_off(exc)
             if not self._is_off:
                 sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
                 mine = split_by_bytes(sizes, self._num_shares)[self._share]

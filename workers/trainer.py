@@ -268,8 +268,9 @@ class Trainer:
         self.bundle.loss_check = LossCheck(self._recipe, self._session.device, tolerance)
 
     def state(self) -> dict[str, Tensor]:
-        """The whole state of the stage by name, not copied."""
-        return state_tensors(self.stage, self.optimizer, self.groups)
+        """The whole state of the stage by name; not copied, but for what a forward writes."""
+        tensors = state_tensors(self.stage, self.optimizer, self.groups)
+        return self._forward_state.apart(tensors)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up what `state` gave, for the names of this stage.
@@ -288,7 +289,7 @@ class Trainer:
     def _check_kept(self) -> None:
         """Raises ConfigError for what no checkpoint could hold; not only when the first is due."""
         try:
-            check_dtypes(self.state())
+            check_dtypes(state_tensors(self.stage, self.optimizer, self.groups))
         except CheckpointError as exc:
             raise ConfigError(f"this run could not be saved: {exc}") from exc
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed import Store
 
 from launcher.config import TrainConfig
@@ -32,6 +32,7 @@ from workers.bundle import Bundle
 from workers.env import RankEnv
 from workers.restore import Restore
 from workers.restore_plan import Piece, newest_state
+from workers.snapshot import Snapshots
 from workers.snapshot_device import DeviceCopy
 from workers.snapshot_slot import Slot, read_piece
 from workers.sync import GradientSync
@@ -68,7 +69,7 @@ def shaped(shape: Shape, folder: Path, **changes: Any) -> TrainConfig:
 
 
 @contextmanager
-def at(owner: type, name: str, is_it: Callable[..., bool], act: Act) -> Iterator[None]:
+def at(owner: object, name: str, is_it: Callable[..., bool], act: Act) -> Iterator[None]:
     """Lets `act` happen in the ranks where a method is called as `is_it` says."""
     honest = getattr(owner, name)
 
@@ -82,6 +83,10 @@ def at(owner: type, name: str, is_it: Callable[..., bool], act: Act) -> Iterator
         yield
     finally:
         setattr(owner, name, honest)
+
+
+def always(*_: object) -> bool:
+    return True
 
 
 def counted(step: int) -> Callable[..., bool]:
@@ -209,6 +214,28 @@ def test_a_second_failure_right_after_the_first_loses_nothing_either(
     assert found[2] == KILLED_AT + 1
     assert_like_one_that_was_not(state, tmp_path, reference)
     assert not list(shared_memory.glob("*-node0"))
+
+
+@pytest.mark.parametrize(
+    ("model", "operation"), [("tiny_model", "batch_norm"), ("stateful_model", "linear")]
+)
+def test_a_copy_has_nothing_of_the_forward_that_runs_meanwhile(
+    model: str, operation: str, shared_memory: Path, tmp_path: Path
+) -> None:
+    # Batch norms get other buffers for their forward; other state is written where it is.
+    path = f"{Path(__file__).with_name(model)}.py:build"
+    changes: dict[str, Any] = {"model": path, "image_size": 8 if model == "tiny_model" else 4}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    killed.mkdir()
+    (killed / "shm").symlink_to(shared_memory)
+    wanted = run_state(shaped((1, 1), whole, **changes), (2, 2), whole)
+    late = at(Snapshots, "_copy_share", always, lambda: time.sleep(0.03))
+    slow = at(nn.functional, operation, always, lambda: time.sleep(0.02))
+    with late, slow:  # so the copy begins in the next forward, inside of such an operation
+        killed_run(shaped((1, 1), killed, **changes), (2, 2), killed, "backward", 0)
+    found = run_state(shaped((1, 1), killed, **changes), (2, 2), killed)
+    assert restarts(killed) == [(KILLED_AT, "snapshot")]
+    assert_close(found, wanted, 1e-10)
 
 
 MOVES: list[tuple[tuple[Shape, Nodes], tuple[Shape, Nodes], tuple[int, ...]]] = [
