@@ -88,9 +88,10 @@ def test_an_exit_code_that_says_something_is_passed_on(tmp_path: Path) -> None:
 def test_of_a_killed_rank_and_its_followers_the_killed_one_is_named(tmp_path: Path) -> None:
     done = run(actor_words(tmp_path, "die"))
     assert done.returncode == 1
-    first, second = done.stderr.splitlines()[:2]
-    assert first.startswith("local rank 1 ")  # as its agent sees it go
-    assert second.startswith("rank 1 (node n1, local rank 1) was killed by SIGKILL")
+    *seen, story = done.stderr.splitlines()
+    assert story.startswith("rank 1 (node n1, local rank 1) was killed by SIGKILL")
+    # Whoever of torch's agent and our watch looks first tells it; both look every 0.1 s.
+    assert all(line.startswith("local rank 1 ") for line in seen)
     assert "Traceback" not in done.stderr
 
 
