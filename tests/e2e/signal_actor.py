@@ -1,6 +1,6 @@
 """A program of ours that is sent a signal at one moment of its life.
 
-python signal_actor.py MOMENT TARGET SIGNAL FOLDER PROGRAM WORD...
+python -m tests.e2e.signal_actor MOMENT TARGET SIGNAL FOLDER PROGRAM WORD...
 
 MOMENT: a place of `benchmarks.faults.places`, or one of `EARLY` and `MORE`;
 "A, then B" kills a rank with SIGKILL at A, and means B behind that. TARGET: agent, group, server,

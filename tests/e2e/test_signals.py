@@ -25,7 +25,7 @@ from tests.e2e.test_stopping import bundlerun, outcome_of
 
 __all__ = ["agents"]  # a fixture
 
-ACTOR = Path(__file__).with_name("signal_actor.py")
+ACTOR = "tests.e2e.signal_actor"
 LIMIT_S = 90.0
 """Longest time from the start to the end, on a busy machine."""
 STEPS = 150
@@ -45,7 +45,7 @@ def start(
 
 
 def actor(moment: str, target: str, number: str, folder: Path) -> list[str]:
-    return [sys.executable, str(ACTOR), moment, target, number, str(folder)]
+    return [sys.executable, "-m", ACTOR, moment, target, number, str(folder)]
 
 
 def check_stopped(run_dir: Path, text: str) -> None:
