@@ -72,6 +72,11 @@ class Rounding:
         """Goes on from what `left` gave."""
         self._keep(bucket, left.clone())
 
+    def drop(self) -> None:
+        """Makes up for nothing of what was sent so far."""
+        for left, _ in self._kept.values():
+            left.zero_()
+
     def _keep(self, bucket: Bucket, left: Tensor) -> None:
         self._kept[bucket] = left, torch.empty_like(left, dtype=self._dtype)
 

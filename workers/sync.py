@@ -173,6 +173,14 @@ class GradientSync:
                 if kept is not None:
                     rounding.take_up(bucket, kept.to(bucket.wire.device))
 
+    def drop_feedback(self) -> None:
+        """Makes up for nothing that rounding has left; between `finish` and the next step.
+
+        What is no number would stay in it for good.
+        """
+        for rounding in roundings_of(self._actions).values():
+            rounding.drop()
+
     @property
     def _actions(self) -> Sequence[Action]:
         return () if self._chain is None else self._chain.actions

@@ -185,6 +185,8 @@ class Trainer:
             )
             if self.counts:
                 self._statistics.apply()
+            else:
+                self.sync.drop_feedback()
         if not self._has_stepped:
             self._has_stepped = True
             self._check_kept()
