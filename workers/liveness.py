@@ -80,6 +80,8 @@ class Liveness:
             self._row.enter(os.getpid(), time.monotonic_ns())
         if self._board is not None:
             self._follow(self._board.agent_pid)
+        elif "TORCHELASTIC_RUN_ID" in os.environ:  # torch's own rendezvous; another launcher's
+            self._follow(os.getppid())  # ranks may have a parent that goes on purpose
         signals_r, signals_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals = signals_r
         if threading.current_thread() is threading.main_thread():

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import pytest
 
 from launcher.board import BOARD_VARIABLE, Board
 from launcher.events import read_events
@@ -105,16 +107,21 @@ def test_steps_and_beats_are_on_the_board(tmp_path: Path) -> None:
     assert [row["step"] for row in read_events(tmp_path)] == [11]
 
 
-def test_a_rank_ends_with_its_agent_though_a_shell_stands_between_the_two(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.parametrize("has_board", [True, False])
+def test_a_rank_ends_with_its_agent(tmp_path: Path, has_board: bool) -> None:
     (tmp_path / "rank.py").write_text(RANK)
     agent = os.fork()
     if agent == 0:
-        board = Board.create()
-        environment = os.environ | {BOARD_VARIABLE: board.where, "OMP_NUM_THREADS": "1"}
-        words = f"{sys.executable} {tmp_path}/rank.py {tmp_path} wait; true"
-        subprocess.Popen(["sh", "-c", words], env=environment)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        words = [sys.executable, f"{tmp_path}/rank.py", str(tmp_path), "wait"]
+        if has_board:  # which says who the agent is, though a shell stands between the two
+            board = Board.create()
+            environment[BOARD_VARIABLE] = board.where
+            words = ["sh", "-c", " ".join(words) + "; true"]
+        else:  # torchrun with a rendezvous of torch
+            environment["TORCHELASTIC_RUN_ID"] = "none"
+            environment.pop(BOARD_VARIABLE, None)
+        subprocess.Popen(words, env=environment)
         time.sleep(600)
         os._exit(0)
     try:
@@ -123,7 +130,11 @@ def test_a_rank_ends_with_its_agent_though_a_shell_stands_between_the_two(
         os.kill(agent, signal.SIGKILL)
         os.waitpid(agent, 0)
     pid = int((tmp_path / "here").read_text())
-    wait_for(lambda: kernel_state(pid) in "XZ")
+    try:
+        wait_for(lambda: kernel_state(pid) in "XZ")
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def wait_for(what: Callable[[], bool]) -> None:
