@@ -4,7 +4,8 @@
 run folder keeps those of the last start, so that the next one can tell what has changed.
 
     --lr                        0.1
-    --recipe                    mine.py, content 5d41402abc4b
+    --recipe                    mine.py
+    content of --recipe         5d41402abc4b
     DATA                        10 classes: ape, bat, cat, ... (7d793037a076)
     code of bundlerun           0.1.0, 202cb962ac59
     torch                       2.14.1
@@ -31,7 +32,7 @@ DATA = "DATA"
 CODE = "the code of bundlerun"
 _PACKAGES = ("torch", "torchvision", "numpy")
 _FILES = ("recipe", "model")
-"""Options that may name a file, whose content counts and not its place."""
+"""Options that may name a file, whose name and content count and not its place."""
 _NUM_SHOWN = 3
 """Nodes with one value that are named, and things that differ that are told."""
 
@@ -41,8 +42,10 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
     terms = {}
     for field in options_of(TrainConfig):
         if not field.metadata["per_node"]:
-            value = text_of(getattr(config, field.name))
-            terms[flag_of(field.name)] = _file_text(value) if field.name in _FILES else value
+            flag, value = flag_of(field.name), text_of(getattr(config, field.name))
+            terms[flag] = value
+            if field.name in _FILES:
+                terms |= _file_terms(flag, value)
     data = data_card(config.data)
     if data:
         terms[DATA] = data
@@ -53,19 +56,19 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
 
 
 def kept_terms() -> set[str]:
-    """Those that a run which goes on must not change."""
+    """Those that a run which goes on must not change; a mended model file is the same model."""
     return {DATA} | {flag_of(f.name) for f in options_of(TrainConfig) if f.metadata["kept"]}
 
 
-def _file_text(value: str) -> str:
-    """A file by name and content, as nodes may have it at different places."""
+def _file_terms(flag: str, value: str) -> dict[str, str]:
+    """A file by name, and by content, as nodes may have it at different places."""
     path, colon, function = value.partition(".py:")
     file = Path(f"{path}.py" if colon else value)
     if not file.name.endswith(".py"):
-        return value
+        return {}
     name = file.name + (f":{function}" if colon else "")
     file = file.absolute()
-    return f"{name}, content {digest(files_behind(file), file.parent)}"
+    return {flag: name, f"content of {flag}": digest(files_behind(file), file.parent)}
 
 
 def _version(package: str) -> str:

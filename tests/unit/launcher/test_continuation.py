@@ -75,6 +75,20 @@ def test_other_data_is_refused_wherever_it_lies(paths: RunPaths, tmp_path: Path)
         changed_lines(paths, terms_of(config(data=str(other))))
 
 
+def test_a_model_file_may_change_and_is_told_but_not_give_way_to_another(
+    paths: RunPaths, tmp_path: Path
+) -> None:
+    file, other = tmp_path / "m.py", tmp_path / "n.py"
+    for each in (file, other):
+        each.write_text("def build(): ...\n")
+    keep_terms(paths, terms_of(config(model=f"{file}:build")))
+    file.write_text("def build(): ...  # a comment\n")
+    (line,) = changed_lines(paths, terms_of(config(model=f"{file}:build")))
+    assert line.startswith("content of --model was ")
+    with pytest.raises(ConfigError, match=r"--model was m.py:build, is n.py:build; give"):
+        changed_lines(paths, terms_of(config(model=f"{other}:build")))
+
+
 def test_a_folder_without_a_step_binds_nobody(paths: RunPaths) -> None:
     write_text(paths.metrics, json.dumps({"kind": "start"}) + "\n")
     assert not has_begun(paths)
