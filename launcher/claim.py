@@ -89,6 +89,14 @@ class Holder:
         """Whether its process is there, for one that can be seen."""
         return _started(self.pid) == self.started
 
+    def is_same_process(self, other: Holder) -> bool:
+        """Whether both are one process, whatever its job is called now."""
+        return self._process == other._process
+
+    @property
+    def _process(self) -> tuple[str, int, int]:
+        return self.machine, self.pid, self.started
+
     @property
     def age_s(self) -> float:
         """Seconds since its process began; of this machine."""
@@ -203,7 +211,7 @@ class Claim:
 
     def _binds(self, found: _Found, watch_s: float) -> bool:
         holder = found.holder
-        if holder is None or holder.job == self._me.job:
+        if holder is None or holder.job == self._me.job or holder.is_same_process(self._me):
             return False
         if holder.is_here:
             return holder.lives_here
@@ -278,7 +286,7 @@ class Claim:
             holder = found.holder
             if holder is None or holder.job != self._me.job:
                 continue
-            if holder.is_here and (holder.pid, holder.started) == (self._me.pid, self._me.started):
+            if holder.is_same_process(self._me):
                 self._own = found.path
                 return True
             if not holder.is_here or holder.lives_here:

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -42,12 +42,18 @@ def put(paths: RunPaths, number: int, **holder: object) -> Path:
 
 @contextmanager
 def another_process() -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100)"])
+    process = subprocess.Popen(["sleep", "100"])
     try:
         yield process.pid
     finally:
         process.kill()
         process.wait()
+
+
+def parents() -> dict[str, object]:
+    """The fields of a holder that is another process, and alive as long as this one."""
+    holder = Holder.of_process("", "", pid=os.getppid())
+    return {"pid": holder.pid, "started": holder.started}
 
 
 def wait_until(is_so: object) -> None:
@@ -63,7 +69,7 @@ def names(paths: RunPaths) -> list[str]:
 
 def test_a_second_run_is_told_who_has_the_folder(paths: RunPaths) -> None:
     with claim_of(paths, "one", node="n1").take({}), pytest.raises(ConfigError) as caught:
-        claim_of(paths, "two").check()
+        claim_of(paths, "two", **parents()).check()
     text = str(caught.value)
     assert f"is in use by process {os.getpid()} on node n1 (a test, since 20" in text
     assert "give another --run-dir, or end that run first: bundlerun drain" in text
@@ -123,6 +129,16 @@ def test_the_next_start_by_the_same_agent_goes_on_with_its_claim(paths: RunPaths
     assert names(paths) == ["000001.over"]
 
 
+def test_an_agent_whose_job_has_another_name_in_the_next_round_claims_under_that(
+    paths: RunPaths,
+) -> None:
+    """torchrun's job without a name: one node's has the agent's, several nodes' has none."""
+    claim_of(paths, "torchrun 7").take({})
+    with claim_of(paths, "torchrun none").take({}):
+        assert names(paths) == ["000002.json"]
+        assert "torchrun none" in (paths.claims / "000002.json").read_text()
+
+
 def test_another_machines_claim_holds_as_long_as_it_is_touched(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +171,7 @@ def test_where_the_holder_of_a_job_is_gone_another_of_its_nodes_takes_over(
     with claim_of(paths, "job").take({}):
         wait_until(lambda: names(paths) == ["000002.json"])
         with pytest.raises(ConfigError):
-            claim_of(paths, "two").check()
+            claim_of(paths, "two", **parents()).check()
 
 
 def test_a_holder_that_ends_leaves_the_claim_to_the_nodes_that_go_on(
@@ -179,19 +195,21 @@ def test_the_holder_touches_its_claim(paths: RunPaths, monkeypatch: pytest.Monke
 def test_of_many_that_come_at_once_exactly_one_has_the_folder(paths: RunPaths) -> None:
     ready, held, refused = threading.Barrier(8), list[Claim](), list[str]()
 
-    def come(number: int) -> None:
-        claim = claim_of(paths, f"job {number}")
+    def come(number: int, pid: int) -> None:
+        claim = Claim(paths, Holder.of_process(f"job {number}", "a test", pid=pid), print)
         ready.wait()
         try:
             held.append(claim.take({}))
         except ConfigError as exc:
             refused.append(str(exc))
 
-    threads = [threading.Thread(target=come, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(LIMIT_S)
+    with ExitStack() as processes:
+        pids = [processes.enter_context(another_process()) for _ in range(8)]
+        threads = [threading.Thread(target=come, args=each) for each in enumerate(pids)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(LIMIT_S)
     assert (len(held), len(refused)) == (1, 7)
     assert len(names(paths)) == 1
     held[0].release()

@@ -82,9 +82,10 @@ def test_several_nodes_need_one_run_folder(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_folder_in_use_is_refused_with_who_has_it(capsys: pytest.CaptureFixture[str]) -> None:
-    with Claim(RunPaths(Path("run")), Holder.of_process("x", "a test"), print).take({}):
+    other = Holder.of_process("x", "a test", pid=os.getppid())
+    with Claim(RunPaths(Path("run")), other, print).take({}):
         err = refused(f"{RUN} --run-dir run synthetic", capsys)
-    assert f"run folder 'run' is in use by process {os.getpid()} on node " in err
+    assert f"run folder 'run' is in use by process {other.pid} on node " in err
 
 
 def test_another_run_in_an_old_folder_is_refused_with_what_differs(
