@@ -162,16 +162,18 @@ class BundleRendezvousHandler(RendezvousHandler):
     def _settle_attempt(self) -> None:
         """Ends the job where what became of the last attempt says that another is in vain."""
         why = self._ranks.settle(over=self._node.member.cause)
-        if not why or self._node.member.closed is not None:
+        if self._node.member.closed is not None:
+            return
+        if not why:
+            story = self._ranks.story(self._node.member.seat.name)
+            if story:
+                tell(story)
             return
         is_stopped = self._ranks.have_stopped
         self.set_closed(why, is_success=is_stopped)
         if is_stopped:  # one died on the way out; the other nodes are on theirs
             raise SystemExit(EXIT_RESUMABLE)
         raise RendezvousClosedError(why)
-        story = "" if why else self._ranks.story(self._node.member.seat.name)
-        if story:
-            tell(story)
 
     def _tell_waiting(self, waiting: Waiting, deadline: float) -> None:
         line = waiting.line(self._node.obstacle, time.monotonic(), deadline)

@@ -22,6 +22,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
+from launcher.events import Events
 from launcher.paths import RunPaths
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
@@ -186,6 +187,21 @@ def test_success_ends_the_job_for_a_spare_node_too(job: Job) -> None:
     assert caught.value.code == 0
     assert one.is_closed()
     assert one.num_nodes_waiting() == 0
+
+
+def test_the_error_behind_another_start_is_told(
+    job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="launcher.console")
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    one._ranks._board.run_dir = str(tmp_path)
+    events = Events(RunPaths(tmp_path).node_events("n1"), "n1")
+    events.note("failed", {"local_rank": 1, "text": "Traceback ...\nValueError: boom"})
+    job.meet(one, two)
+    story = "node n1: local rank 1 failed: ValueError: boom; all ranks start again"
+    told = [record.message for record in caplog.records if record.name == "launcher.console"]
+    assert told.count(story) == 1
 
 
 def test_a_reason_to_close_is_everyones(job: Job) -> None:
