@@ -60,7 +60,7 @@ class StepSums:
     metrics: dict[str, float]
     """Means over the samples, such as {"top1": 0.97}."""
     score: float | None = None
-    """How good a validation was, higher is better; known to ranks that had a part in it."""
+    """How good a validation was, higher is better; known where the metrics are."""
 
 
 class Trainer:
@@ -104,6 +104,8 @@ class Trainer:
         """Whether the last step changed anything; not where --on-nan skip left it out."""
         self.heard_stop = False
         """Whether some bundle wanted to stop in the last step; all ranks agree."""
+        self._metric_names: tuple[str, ...] | None = None
+        """As the recipe last gave them here: a rank may have no micro-batch of a step."""
         self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
         place, topology = session.place, session.topology
         self._replicas = ReplicaCheck(
@@ -192,7 +194,7 @@ class Trainer:
             self._check_kept()
         if self._config.verify_replicas:
             self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
-        self.last_sums = _read_sums(sums, outcome, work.num_samples)
+        self.last_sums = self._read_sums(sums, outcome, work.num_samples)
         return outcome
 
     def _forwards_done(self, outcome: Outcome) -> None:
@@ -224,8 +226,8 @@ class Trainer:
         self._write_sums(sums, outcome)
         found = self.sync.all_sum(sums).tolist()
         self._forward_state.settle(found[_FOUND], is_first=self._does_first(works[0]))
-        read = _read_sums(found, outcome, works[0].num_samples)
-        if outcome.loss is None:
+        read = self._read_sums(found, outcome, works[0].num_samples)
+        if self._metric_names is None:
             return read
         return replace(read, score=self._best.score(read.loss, read.metrics))
 
@@ -247,6 +249,18 @@ class Trainer:
         if outcome.weight is not None:
             sums[_WEIGHT] = outcome.weight
             sums[_WEIGHT + 1] = 1.0
+
+    def _read_sums(self, sums: Sequence[float], outcome: Outcome, num_samples: int) -> StepSums:
+        """What the sums over all bundles say; `outcome` is this rank's part."""
+        if outcome.loss is not None:
+            self._metric_names = tuple(outcome.metrics)
+        return StepSums(
+            loss=_loss_of(sums).mean(num_samples),
+            metrics={
+                name: value / max(1, num_samples)
+                for name, value in zip(self._metric_names or (), sums[1:_STOP], strict=False)
+            },
+        )
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums numbers over all active ranks of the job.
@@ -311,13 +325,3 @@ def _never() -> bool:
 
 def _loss_of(sums: Sequence[float]) -> StepLoss:
     return StepLoss(sums[0], sums[_WEIGHT], sums[_WEIGHT + 1])
-
-
-def _read_sums(sums: Sequence[float], outcome: Outcome, num_samples: int) -> StepSums:
-    return StepSums(
-        loss=_loss_of(sums).mean(num_samples),
-        metrics={
-            name: value / max(1, num_samples)
-            for name, value in zip(outcome.metrics, sums[1:_STOP], strict=False)
-        },
-    )

@@ -17,6 +17,7 @@ from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_parity import losses_of
 from tests.ranks.test_resume import history, trains
 from workers.collate import Collate
+from workers.feed import Feed
 from workers.lr import lr_factor
 from workers.order import mix_seed, num_steps, sample_order, step_microbatches
 from workers.recipe import DataInfo, load_recipe
@@ -191,6 +192,26 @@ def test_the_best_checkpoint_stays_where_lower_is_better(tmp_path: Path) -> None
     found = best_of(kept)
     assert found is not None
     assert found.step == best
+
+
+def test_metrics_and_score_are_there_where_the_first_bundle_validates_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = Feed.validation
+
+    def by_the_other(self: Feed) -> object:
+        before, self._speeds = self._speeds, [1e6, 1.0]
+        found = honest(self)
+        self._speeds = before
+        return found
+
+    monkeypatch.setattr(Feed, "validation", by_the_other)
+    config = replace(CONFIG, data="best", validate=True, run_dir=str(tmp_path / "run"))
+    run_ranks((1, 1), trains(config), tmp_path)
+    values = [row["metrics"]["mae"] for row in history(tmp_path) if row["kind"] == "eval"]
+    scores = [c.progress.score for c in survey(RunPaths(tmp_path / "run")).found]
+    assert {round(score or 0.0, 9) for score in scores} == {round(-value, 9) for value in values}
+    assert len(scores) == 2
 
 
 def test_nested_state_and_numbers_of_groups_go_on_in_another_cut(tmp_path: Path) -> None:
