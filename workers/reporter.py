@@ -237,16 +237,25 @@ class Reporter:
         """Reports one validation."""
         values = {**sums.metrics, "loss": sums.loss}
         self._summary.validation = values
-        score, best = self._best.score(sums.loss, sums.metrics), self._summary.best
-        before = self._best.score(best["loss"], best) if best else math.nan
-        if math.isnan(before) or score > before:
+        name = self._best.decides(sums.metrics)
+        before = self._score(name, self._summary.best)
+        if math.isnan(before) or self._score(name, values) > before:
             self._summary.best = {**values, "epoch": epoch}
-        self._tell_best(self._best.decides(sums.metrics))
+        self._tell_best(name)
         self._writer.write("eval", step=step, epoch=epoch, loss=sums.loss, metrics=sums.metrics)
         log.info(
             "%s  validation  loss %.4f  %s",
             self._course.epoch_text(epoch), sums.loss, self._course.metrics_text(sums.metrics),
         )  # fmt: skip
+
+    def _score(self, name: str, values: Mapping[str, float]) -> float:
+        """How good a validation was, by `name`; NaN where it, of another recipe, has no such value.
+
+        That the recipe names what it never gives is the trainer's to say.
+        """
+        if name not in values:
+            return math.nan
+        return self._best.score(values["loss"], {name: values[name]})
 
     def _tell_best(self, name: str) -> None:
         """Says once by what the best checkpoint is found, where nobody has said it."""

@@ -74,3 +74,15 @@ def test_the_summary_keeps_the_best_and_says_what_nobody_said(
         r for r in caplog.messages if r.startswith("the best checkpoint is the one with the hig")
     ]
     assert len(told) == (not best.name)
+
+
+@pytest.mark.parametrize("best", [best_of(), best_of(("mae", "min"))])
+def test_a_best_of_before_without_what_decides_now_counts_as_none(
+    best: Best, tmp_path: Path
+) -> None:
+    config = TrainConfig(data="x", run_dir=str(tmp_path), epochs=4)
+    course = Course.of(config, 1, "samples")
+    with Reporter(config, Topology((1,), (1,)), course, best) as reporter:
+        reporter._summary.best = {"top1": 9.0, "loss": 0.5, "epoch": 0}
+        reporter.validated(1, 1, StepSums(loss=0.4, metrics={"mae": 0.1, "top1": 0.6}))
+        assert reporter._summary.best == {"mae": 0.1, "top1": 0.6, "loss": 0.4, "epoch": 1}
