@@ -36,7 +36,7 @@ from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.limits import check_shared_memory, raise_open_files
 from launcher.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
-from launcher.outcome import read_outcome
+from launcher.outcome import Outcome, read_outcome
 from launcher.paths import RunPaths
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.rendezvous.door import get_handler
@@ -201,6 +201,8 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         number = start.signals.ended_by or exc.sigval
         say(f"stopped by {number.name}")
         return 128 + number
+    except SystemExit as exc:  # the handler's, of a node without a round
+        return code_without_round(exc, read_outcome(RunPaths(Path(plan.train.value.run_dir))))
     except NodesDiffer as exc:
         raise ConfigError(str(exc)) from exc
     except RendezvousClosedError as exc:
@@ -215,6 +217,17 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         ) from exc
     codes = {row.exit_code for _, row in start.board.rows()}
     return next((code for code in (EXIT_RESUMABLE, EXIT_FAILED) if code in codes), EXIT_DONE)
+
+
+def code_without_round(end: SystemExit, outcome: Outcome | None) -> int:
+    """What a node ends with that had no round when the run ended: what the run ended with.
+
+    Args:
+        end: what the rendezvous says, which knows whether all went well, but not of a stop.
+        outcome: what this start of the run has written down; None where this node does not see it.
+    """
+    code = end.code if isinstance(end.code, int) else EXIT_DONE
+    return outcome.exit_code if code == EXIT_DONE and outcome is not None else code
 
 
 def _start_agent(plan: LaunchPlan, start: Start) -> None:

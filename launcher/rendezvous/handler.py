@@ -275,7 +275,8 @@ class BundleRendezvousHandler(RendezvousHandler):
         exc = sys.exc_info()[1]
         member = self._node.member
         if member.closed is None and exc is None and member.at is not None and not member.over:
-            self.set_closed("the workers have finished", is_success=True)
+            end = "have stopped, and can go on" if self._ranks.have_stopped else "have finished"
+            self.set_closed(f"the workers {end}", is_success=True)
         elif member.closed is None:
             is_failure = isinstance(exc, ChildFailedError)
             story = str(exc).strip().splitlines()

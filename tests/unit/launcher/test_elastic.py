@@ -1,10 +1,16 @@
 import gc
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from launcher import elastic
 from launcher.elastic import load, set_environment
 from launcher.hardware import Devices
 from launcher.network import LOOPBACK, Meeting
+from launcher.outcome import Outcome, write_outcome
+from launcher.paths import RunPaths
 from launcher.plan import NodePlan
 
 
@@ -27,3 +33,23 @@ def test_the_garbage_collector_works_again_after_an_import_that_failed() -> None
         load("no_such_module")
     assert gc.isenabled()
     gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("said", "written", "code"), [(0, 75, 75), (0, 0, 0), (0, None, 0), (75, None, 75)]
+)
+def test_a_node_that_was_spare_ends_as_the_run_does(
+    said: int, written: int | None, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if written is not None:
+        end = Outcome(state="stopped", exit_code=written, reason="told to stop", step=3)
+        write_outcome(RunPaths(tmp_path), end)
+
+    def agent(*_: object) -> None:
+        raise SystemExit(said)
+
+    monkeypatch.setattr(elastic, "_start_agent", agent)
+    train = SimpleNamespace(value=SimpleNamespace(run_dir=str(tmp_path)))
+    plan: Any = SimpleNamespace(here=SimpleNamespace(name="n"), train=train)
+    start: Any = None
+    assert elastic._run(plan, start, print) == code

@@ -24,6 +24,7 @@ from torch.distributed.elastic.rendezvous import (
 
 from launcher.events import Events
 from launcher.paths import RunPaths
+from launcher.ranks import Ranks
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
 from launcher.rendezvous.node import own_endpoints
@@ -202,6 +203,28 @@ def test_the_error_behind_another_start_is_told(
     story = "node n1: local rank 1 failed: ValueError: boom; all ranks start again"
     told = [record.message for record in caplog.records if record.name == "launcher.console"]
     assert told.count(story) == 1
+
+
+@pytest.mark.parametrize(
+    ("has_stopped", "end"),
+    [(False, "the workers have finished"), (True, "the workers have stopped, and can go on")],
+)
+def test_a_run_that_was_stopped_is_over_in_other_words_than_one_that_is_done(
+    has_stopped: bool,
+    end: str,
+    job: Job,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO", logger="launcher.console")
+    monkeypatch.setattr(Ranks, "have_stopped", has_stopped)
+    one, two = job.start(1), job.start(2)
+    job.meet(one, two)
+    two.shutdown()
+    wait_until(one.is_closed)
+    one.shutdown()
+    for name in ("n1", "n2"):
+        assert f"node {name}: the run is over: {end}" in caplog.messages
 
 
 def test_a_reason_to_close_is_everyones(job: Job) -> None:
