@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from launcher.errors import EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL
+from launcher.errors import (
+    EXIT_CONFIG,
+    EXIT_FAILED,
+    EXIT_NODE,
+    EXIT_RESUMABLE,
+    VERDICT_FINAL,
+)
 from launcher.fault import Fault, FaultKind
 from launcher.rendezvous.messages import EndCause
 
@@ -86,3 +93,16 @@ class Budget:
 def final_code(codes: Iterable[int]) -> int | None:
     """The exit code among `codes` that ends a run; None where none does."""
     return next((code for code in codes if code in FINAL_CODES), None)
+
+
+def code_of_failed(codes: Iterable[int]) -> int:
+    """What a run that has failed ends with, by the exit codes of the ranks of its last start.
+
+    What one rank says of its machine may be over in another start, and the others failed otherwise;
+    where all say so, the machine is what is wrong. A rank that the agent ended says nothing.
+    """
+    own = [code for code in codes if code != 128 + signal.SIGTERM]
+    final = final_code(own)
+    if final is not None:
+        return EXIT_FAILED if final == VERDICT_FINAL else final
+    return EXIT_NODE if own and all(code == EXIT_NODE for code in own) else EXIT_FAILED

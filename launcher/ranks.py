@@ -13,8 +13,8 @@ from types import TracebackType
 from typing import Self
 
 from launcher.board import BOARD_VARIABLE, Board, agents_board, own_board
-from launcher.budget import Attempt, Budget, final_code
-from launcher.errors import EXIT_FAILED, EXIT_RESUMABLE, VERDICT_FINAL
+from launcher.budget import Attempt, Budget, code_of_failed
+from launcher.errors import EXIT_RESUMABLE
 from launcher.events import Events, read_tail
 from launcher.fork_server import is_server_gone
 from launcher.outcome import (
@@ -159,10 +159,9 @@ class Ranks:
             return
         paths = RunPaths(Path(self._board.run_dir))
         rows = [row for _, row in self._board.rows()]
-        code = final_code(code for row in rows if (code := row.exit_code) is not None)
         outcome = Outcome(
             state="failed",
-            exit_code=EXIT_FAILED if code in (None, VERDICT_FINAL) else code,
+            exit_code=code_of_failed(code for row in rows if (code := row.exit_code) is not None),
             reason=reason,
             step=max((row.step for row in rows), default=0),
             first_error=first_error(paths.events),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.budget import Attempt, Budget
+from launcher.budget import Attempt, Budget, code_of_failed
 from launcher.errors import VERDICT_FINAL
 from launcher.fault import Fault, FaultKind
 from launcher.rendezvous.messages import EndCause
@@ -104,3 +104,23 @@ def test_without_a_limit_it_goes_on_for_ever() -> None:
 def test_a_wrong_configuration_is_not_tried_again(code: int, is_final: bool) -> None:
     _, why = after(Budget(most=3), Attempt(num_steps=5, step=5, exit_codes=(0, code)))
     assert (why != "") == is_final
+
+
+@pytest.mark.parametrize(
+    ("codes", "code"),
+    [
+        ((), 1),
+        ((1, 1), 1),
+        ((3, 3), 3),
+        ((3, 143), 3),
+        ((143,), 1),
+        ((3, 1), 1),
+        ((3, 2), 2),
+        ((0, 75), 75),
+        ((3, VERDICT_FINAL), 1),
+    ],
+)
+def test_a_machine_that_is_not_fit_is_what_the_run_ends_with(
+    codes: tuple[int, ...], code: int
+) -> None:
+    assert code_of_failed(codes) == code

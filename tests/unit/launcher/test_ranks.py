@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from launcher.board import Board
+from launcher.errors import EXIT_NODE
 from launcher.events import Events
 from launcher.fault import Fault, FaultKind
+from launcher.outcome import read_outcome
 from launcher.paths import RunPaths
 from launcher.ranks import Ranks
 from launcher.rendezvous.messages import EndCause
@@ -66,6 +68,20 @@ def test_a_rank_that_stopped_in_good_order_says_so_for_one_that_died_on_the_way_
             row.end(code)
     assert ranks.settle(over=None) != ""
     assert ranks.have_stopped
+
+
+def test_a_run_whose_ranks_all_blame_the_machine_is_written_down_so(tmp_path: Path) -> None:
+    board = Board.create()
+    board.run_dir = str(tmp_path)
+    for local_rank in (0, 1):
+        row = board.row(local_rank)
+        assert row is not None
+        row.enter(1, 0)
+        row.end(EXIT_NODE)
+    ranks_of(board, has_rows=True).failed("3 attempts in a row finished no new step")
+    outcome = read_outcome(RunPaths(tmp_path))
+    assert outcome is not None
+    assert outcome.exit_code == EXIT_NODE
 
 
 OWN = "Traceback ...\nValueError: boom"
