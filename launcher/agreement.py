@@ -7,7 +7,7 @@ run folder keeps those of the last start, so that the next one can tell what has
     --recipe                    mine.py
     content of --recipe         5d41402abc4b
     DATA                        10 classes: ape, bat, cat, ... (7d793037a076)
-    code of bundlerun           0.1.0, 202cb962ac59
+    the code of bundlerun       202cb962ac59
     torch                       2.14.1
 """
 
@@ -49,7 +49,7 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
     data = data_card(config.data)
     if data:
         terms[DATA] = data
-    terms[CODE] = f"{_version('bundlerun')}, {own_digest()}"
+    terms[CODE] = own_digest()  # an editable installation may give an old version
     terms |= {name: _version(name) for name in _PACKAGES}
     terms["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
     return terms
@@ -72,8 +72,9 @@ def _file_terms(flag: str, value: str) -> dict[str, str]:
 
 
 def _version(package: str) -> str:
+    """Without what stands behind "+": builds of one version for this CUDA or that."""
     try:
-        return metadata.version(package)
+        return metadata.version(package).partition("+")[0]
     except metadata.PackageNotFoundError:
         return "not installed"
 

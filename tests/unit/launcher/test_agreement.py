@@ -5,6 +5,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import pytest
+
 from launcher.agreement import CODE, DATA, changes, difference, kept_terms, terms_of
 from launcher.config import TrainConfig
 from launcher.data_card import data_card
@@ -98,6 +100,17 @@ def test_code_and_versions_are_compared() -> None:
     for name in (CODE, "torch", "torchvision", "numpy", "python"):
         other = {**terms, name: "another"}
         assert difference({"a": terms, "b": other}).startswith(f"{name} is ")
+
+
+def test_builds_of_one_version_and_what_an_installation_says_of_our_code_are_no_difference(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = []
+    for build in ("", "+cu130"):
+        monkeypatch.setattr("importlib.metadata.version", lambda name, b=build: f"2.14.1{b}")
+        found.append(terms_of(config()))
+    assert found[0]["torch"] == "2.14.1"
+    assert difference({"a": found[0], "b": found[1]}) == ""
 
 
 def test_a_run_that_goes_on_needs_its_data_model_optimizer_and_order_of_samples() -> None:
