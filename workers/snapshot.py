@@ -228,7 +228,7 @@ class Snapshots:
         )
         try:
             turns.write(label, tensors, copy)
-        except (OSError, NodeError) as exc:
+        except (OSError, NodeError, CheckpointError) as exc:
             self._turn_off(exc)
 
     def _turn_off(self, why: Exception) -> None:
@@ -287,6 +287,7 @@ class _Turns:
 
         Raises:
             OSError: there is no room.
+            CheckpointError: none for the label.
         """
         sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
         specs = {name: Spec.of(tensors[name]) for name in longest_first(sizes)}

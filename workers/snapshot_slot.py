@@ -26,14 +26,15 @@ import torch
 from torch import Tensor
 
 from launcher.checkpoints import Progress
+from launcher.errors import CheckpointError
 from workers.snapshot_bytes import CHECKSUM_BYTES, Bytes, checksum, copy_with_checksum
 from workers.snapshot_piece import Label, Layout, Spec
 
 _MAGIC = b"bundle-1"
 _SEAL = struct.Struct(f"<8sQQQ{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s")
 _TEXT_BEGIN = 64
-_SPARE_BYTES = 1024
-"""Room for a text to grow: numbers in the label get longer."""
+_LABEL_BYTES = 16 << 10
+"""Room for the label, which differs from step to step: it has what the step came to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ class Slot:
         self.path = path
         self.layout = layout
         self._tables = {name: [*spec] for name, spec in layout.specs.items()}
-        longest = len(json.dumps(self._tables)) + _SPARE_BYTES
-        self._data_begin = _page_end(_TEXT_BEGIN + longest)
+        self._most_text = len(json.dumps(self._tables)) + _LABEL_BYTES
+        self._data_begin = _page_end(_TEXT_BEGIN + self._most_text)
         size = self._data_begin + max(layout.num_bytes, 8)
         path.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -89,6 +90,9 @@ class Slot:
 
         Args:
             tensors: in CPU memory, those of the layout.
+
+        Raises:
+            CheckpointError: the label has no room.
         """
         self.open()
         places = ((self.layout.begins[name], tensors[name]) for name in self.layout.specs)
@@ -99,9 +103,17 @@ class Slot:
         self._memory[:_TEXT_BEGIN] = bytes(_TEXT_BEGIN)
 
     def seal(self, label: Label, data_sum: bytes) -> None:
-        """Says that what is in here is the piece `label`; `data_sum` is its checksum."""
+        """Says that what is in here is the piece `label`; `data_sum` is its checksum.
+
+        Raises:
+            CheckpointError: the label has no room.
+        """
         text = json.dumps({"label": asdict(label), "tensors": self._tables}).encode()
-        assert _TEXT_BEGIN + len(text) <= self._data_begin
+        if len(text) > self._most_text:
+            raise CheckpointError(
+                f"what is to be known of step {label.step} has no room in a snapshot, which has "
+                f"{_LABEL_BYTES} bytes for it; give metrics shorter names"
+            )
         self._memory[_TEXT_BEGIN : _TEXT_BEGIN + len(text)] = text
         lengths = (len(text), self._data_begin, self.layout.num_bytes)
         sums = (data_sum, _short_hash(text))

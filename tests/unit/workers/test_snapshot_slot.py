@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from launcher.checkpoints import Progress
+from launcher.errors import CheckpointError
 from workers.snapshot_piece import Label, Layout, Spec
 from workers.snapshot_slot import Slot, read_label, read_piece
 
@@ -61,6 +62,29 @@ def test_a_slot_is_written_again_and_again(tmp_path: Path) -> None:
     assert torch.equal(found.tensor("model.w"), TENSORS["model.w"] + 1)
 
 
+def with_metrics(length: int) -> Label:
+    """The label of a step with as many metrics as there may be, by names of that length."""
+    metrics = {f"{number:0{length}}": 0.0416666679084301 for number in range(16)}
+    return replace(LABEL, progress=replace(LABEL.progress, row={"step": 7, "metrics": metrics}))
+
+
+@pytest.mark.parametrize("num_tensors", range(60, 72))  # a page has 50 to 60 of them
+def test_metrics_with_long_names_have_room(tmp_path: Path, num_tensors: int) -> None:
+    tensors = {f"model.layer{i}.weight.and.such.names": torch.zeros(1) for i in range(num_tensors)}
+    label = with_metrics(500)
+    Slot(tmp_path / "p", layout_of(tensors)).write(label, tensors)
+    found = read_piece(tmp_path / "p")
+    assert found is not None
+    assert found.label == label
+
+
+def test_a_label_without_room_is_told_and_leaves_no_piece(tmp_path: Path) -> None:
+    slot = written(tmp_path / "p")
+    with pytest.raises(CheckpointError, match="of step 7 has no room in a snapshot"):
+        slot.write(with_metrics(5000), TENSORS)
+    assert read_piece(tmp_path / "p") is None
+
+
 def test_a_piece_without_tensors_is_one_too(tmp_path: Path) -> None:
     Slot(tmp_path / "p", layout_of({})).write(LABEL, {})
     found = read_piece(tmp_path / "p")
@@ -105,13 +129,15 @@ def test_every_byte_that_counts_is_checked(tmp_path: Path) -> None:
 
 def test_a_thousand_damages_are_never_taken_for_good(tmp_path: Path) -> None:
     path = tmp_path / "p"
-    written(path)
+    data_bytes = written(path).layout.num_bytes
     content = path.read_bytes()
+    data_begin, text_end = len(content) - data_bytes, content.index(b"\0", 64)
+    parts = [range(text_end), range(text_end, data_begin), range(data_begin, len(content))]
     choices = random.Random(0)
     num_noticed = 0
     for number in range(1000):
         damaged = bytearray(content)
-        place = choices.randrange(len(content))
+        place = choices.choice(choices.choice(parts))
         if number % 4 == 0:
             del damaged[place:]
         else:
