@@ -10,7 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from launcher.preflight import SYNTHETIC
+from launcher.preflight import SYNTHETIC, data_path
 
 _LOOK_BYTES = 1 << 20
 """Of a file, so much of its beginning and of its end is read."""
@@ -22,7 +22,7 @@ def data_card(data: str) -> str:
 
     Where the data lies is not part of it: nodes may have copies at different places.
     """
-    path = Path(data).expanduser()
+    path = data_path(data)
     try:
         if data == SYNTHETIC:
             return SYNTHETIC

@@ -49,12 +49,21 @@ def check_writable(folder: Path, option: str) -> None:
         )
 
 
+def data_path(data: str) -> Path:
+    """Where DATA lies; "~" is the home folder, which no shell has put there in a variable."""
+    path = Path(data)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # nobody of that name: as it is written, then
+        return path
+
+
 def check_data(data: str, recipe: str) -> None:
     """Raises ConfigError where a recipe that comes with bundlerun is given data that is not there.
 
     The recipe looks closer, once it is imported; a recipe of one's own may read DATA as it likes.
     """
-    if data != SYNTHETIC and not recipe.endswith(".py") and not Path(data).exists():
+    if data != SYNTHETIC and not recipe.endswith(".py") and not data_path(data).exists():
         raise ConfigError(
             f"no data at {data!r}: no such file or folder; give an ImageFolder root with train/ "
             f"and val/, a text file (--recipe characters), or {SYNTHETIC}"

@@ -9,7 +9,6 @@ It is one module that can be cut between any two of them: --cut block3.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from torch.optim import Optimizer
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from launcher.preflight import data_path
 from workers.optimizer import make_optimizer
 from workers.recipe import DataInfo, DataSets
 
@@ -44,7 +44,7 @@ class Characters:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self._path = Path(config.data).expanduser()
+        self._path = data_path(config.data)
 
     def check(self) -> None:
         """Raises ConfigError where the text file is missing or too short."""

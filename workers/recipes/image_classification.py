@@ -15,6 +15,7 @@ from torchvision.transforms import v2
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from launcher.paths import RunPaths
+from launcher.preflight import data_path
 from splits.models import build_model
 from workers.folder import ImageSamples, check_folder
 from workers.optimizer import make_optimizer
@@ -44,7 +45,7 @@ class ImageClassification:
 
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
-        self._root = Path(config.data).expanduser()
+        self._root = data_path(config.data)
 
     def check(self) -> None:
         """Raises ConfigError where the images are not laid out as they should be."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher.data_card import data_card
 from launcher.errors import ConfigError, NodeError
 from launcher.preflight import check_data, check_torch, check_writable
 
@@ -55,3 +56,14 @@ def test_missing_data_is_named_and_synthetic_needs_none(tmp_path: Path) -> None:
     check_data("synthetic", "image-classification")
     check_data(str(tmp_path), "image-classification")
     check_data("whatever it likes", "own.py")
+
+
+def test_data_below_the_home_folder_may_be_given_by_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x").mkdir()
+    check_data("~/x", "image-classification")
+    with pytest.raises(ConfigError, match="no data at '~nobody-here/x'"):
+        check_data("~nobody-here/x", "image-classification")
+    assert data_card("~nobody-here/x") == ""
