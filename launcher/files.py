@@ -6,6 +6,14 @@ import os
 from pathlib import Path
 
 
+def name_beside(path: Path) -> Path:
+    """A hidden name in the folder of `path` that nobody else takes, to be renamed to `path`.
+
+    Containers that share a folder may have the same process ids.
+    """
+    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
+
+
 def write_text(path: Path, text: str) -> None:
     """Puts `text` in place whole: a reader, or a crash, meets the old file or the new one.
 
@@ -13,7 +21,7 @@ def write_text(path: Path, text: str) -> None:
         OSError: the folder cannot be written or the disk is full; the old file stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    beside = name_beside(path)
     try:
         with beside.open("w", encoding="utf-8") as file:
             file.write(text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.events import read_events
-from launcher.files import write_text
+from launcher.files import name_beside, write_text
 from launcher.paths import RunPaths
 
 State = Literal["done", "stopped", "failed"]
@@ -69,7 +69,7 @@ def write_outcome(paths: RunPaths, outcome: Outcome, *, is_last_word: bool = Tru
         if is_last_word:
             write_text(paths.outcome, text)
             return
-        beside = paths.outcome.with_name(f"{paths.outcome.name}.{os.getpid()}")
+        beside = name_beside(paths.outcome)
         beside.write_text(text, encoding="utf-8")
         try:
             os.link(beside, paths.outcome)  # fails where another node was quicker

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from launcher.files import name_beside
 from launcher.launch_config import LaunchConfig
 from launcher.options import Resolved
 from launcher.slurm_env import SlurmTask
@@ -60,7 +61,7 @@ def point_latest(folder: Path) -> None:
     """
     if folder.absolute().parent != RUNS.absolute() or (LATEST.exists() and not LATEST.is_symlink()):
         return
-    beside = RUNS / f".latest-{os.getpid()}"
+    beside = name_beside(LATEST)
     with suppress(OSError):
         beside.symlink_to(folder.name)
         beside.replace(LATEST)

@@ -21,6 +21,7 @@ from launcher.checkpoints import (
     survey,
 )
 from launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
+from launcher.files import name_beside
 from launcher.paths import RunPaths
 from launcher.run_folder import LATEST
 
@@ -191,7 +192,7 @@ def _write_beside(output: Path, write: Callable[[Path], None]) -> None:
     """Writes under another name in the same folder, fsyncs and renames; cleans up on failure."""
     from safetensors import SafetensorError
 
-    temporary = output.with_name(f".{output.name}.tmp-{os.getpid()}")
+    temporary = name_beside(output)
     try:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files 0600

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.files import write_text
+from launcher.files import name_beside, write_text
 from launcher.rendezvous.coordinator import Claimed, TryClaim
 from launcher.rendezvous.messages import Closed, Round, Seat
 
@@ -147,7 +147,7 @@ class Fence:
 
     def _create(self, number: int, round_: Round) -> bool:
         file = self._file(number)
-        beside = file.with_name(f".{file.name}.{os.getpid()}-{round_.term}")
+        beside = name_beside(file)
         seats = [asdict(seat) for seat in round_.seats]
         document = {
             "term": round_.term,
