@@ -122,8 +122,14 @@ def no_autograd_function() -> Iterator[None]:
 
 
 def own_attributes(module: nn.Module) -> dict[str, object]:
-    """What a module has besides its parameters, buffers, submodules, hooks and mode."""
-    return {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+    """What a module has besides its parameters, submodules, hooks and mode."""
+    own = {name: value for name, value in vars(module).items() if name not in _OF_TORCH}
+    return own | _buffers(module)
+
+
+def _buffers(module: nn.Module) -> dict[str, Any]:
+    # A compiled module (torch.jit) has no dict of them: no Python of it replaces one.
+    return module._buffers if isinstance(module._buffers, dict) else {}
 
 
 def attributes(model: nn.Module) -> Attributes:
@@ -145,7 +151,8 @@ def restore(before: Attributes) -> None:
             delattr(module, name)
         for name, value in values.items():
             if not _is_same(vars(module).get(name), value):
-                vars(module)[name] = _own_copy(value)  # the next forward may write into it
+                holder = _buffers(module) if name in _buffers(module) else vars(module)
+                holder[name] = _own_copy(value)  # the next forward may write into it
 
 
 def keeps_results(model: nn.Module) -> tuple[nn.Module, str] | None:
@@ -153,6 +160,15 @@ def keeps_results(model: nn.Module) -> tuple[nn.Module, str] | None:
     for module in model.modules():
         for name, value in own_attributes(module).items():
             if _has_proxy(value):
+                return module, name
+    return None
+
+
+def changes_buffer(before: Attributes) -> tuple[nn.Module, str] | None:
+    """The module and its buffer that is another one than before, or was none."""
+    for module, values in before.items():
+        for name, value in _buffers(module).items():
+            if name not in values or values[name] is not value:
                 return module, name
     return None
 

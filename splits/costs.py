@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splits.flow import Flow
 from splits.stage import chunk_forwards
+from splits.undo import members_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +121,10 @@ def _bytes_of(value: object) -> int:
 
 @contextmanager
 def without_numbers(model: nn.Module) -> Iterator[None]:
-    """Puts tensors on the meta device into all places of the model's tensors for a while."""
+    """Puts tensors on the meta device into all places of the model's tensors for a while.
+
+    Members that a forward makes or changes meanwhile, such as a table or a counter, are put back.
+    """
     made: dict[int, Tensor] = {}
     saved: list[tuple[Any, str, object]] = []
 
@@ -132,13 +136,14 @@ def without_numbers(model: nn.Module) -> Iterator[None]:
             for name, value in holder.items():
                 if isinstance(value, (Tensor, list, tuple)):
                     saved.append((holder, name, value))  # kept: an id is its own while it lives
-    try:
-        for holder, name, value in saved:
-            holder[name] = tree_map_only(Tensor, meta, value)
-        yield
-    finally:
-        for holder, name, value in saved:
-            holder[name] = value
+    with members_kept([model]):
+        try:
+            for holder, name, value in saved:
+                holder[name] = tree_map_only(Tensor, meta, value)
+            yield
+        finally:
+            for holder, name, value in saved:
+                holder[name] = value
 
 
 def _meta(tensor: Tensor) -> Tensor:

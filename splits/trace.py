@@ -19,6 +19,7 @@ from splits.beside import (
     MODES,
     Unkept,
     attributes,
+    changes_buffer,
     difference,
     keeps_results,
     moved,
@@ -350,6 +351,8 @@ def _trace_twice(model: nn.Module, opaque: frozenset[type], num_inputs: int | No
         states.append(attributes(model))
         if found := keeps_results(model):
             raise _beside(model, found[0], f"keeps a result in {found[1]!r}, for use outside")
+        if found := changes_buffer(states[0]):
+            raise _beside(model, found[0], f"replaces the buffer {found[1]!r}")
     if found := moved(*states):
         raise _beside(model, found[0], f"changes {found[1]!r} in each call")
     graph, again = graphs

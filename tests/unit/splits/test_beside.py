@@ -287,6 +287,34 @@ class Caches(nn.Module):
         return x * self.cache["twice"]
 
 
+class ReplacesBuffer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls = self.get_buffer("calls") + 1
+        return x * self.calls
+
+
+class RegistersBuffer(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "mask"):
+            self.register_buffer("mask", torch.full((4,), 2.0))
+        return x * self.get_buffer("mask")
+
+
+@pytest.mark.parametrize("kind", [ReplacesBuffer, RegistersBuffer])
+def test_a_module_that_makes_a_buffer_is_taken_whole_and_left_as_it_was(
+    kind: type[nn.Module],
+) -> None:
+    model = Net(kind())
+    buffers = dict(model.body.named_buffers())
+    assert "body" in boundary_names(model)
+    assert dict(model.body.named_buffers()) == buffers
+    assert_kept(model, ["body"])
+
+
 class AlsoCaches(Caches):
     """Another class, so it is found after the first."""
 

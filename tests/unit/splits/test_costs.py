@@ -91,6 +91,37 @@ def test_counting_leaves_the_model_its_numbers() -> None:
     assert model.scale is scale
 
 
+class Remembers(nn.Module):
+    """Makes tables when it is called first, counts its calls, and replaces a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+        self.by_size: dict[int, Tensor] = {}
+        self.calls = 0
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.steps = self.get_buffer("steps") + 1
+        if self.table is None:
+            self.table = torch.ones(x.shape[-1], device=x.device)
+            self.register_buffer("mask", torch.ones(x.shape[-1], device=x.device))
+        table = self.by_size.setdefault(x.shape[-1], torch.ones(x.shape[-1], device=x.device))
+        return x * self.table * table * self.get_buffer("mask")
+
+
+def test_counting_leaves_nothing_of_what_a_forward_makes() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), Remembers(), nn.Linear(8, 8))
+    part = model[1]
+    x = torch.empty(2, 8, device="meta")
+    assert operations(make_stages(model, cut=["2"], num_stages=2, inputs=[x]), [x]) == [256, 256]
+    assert (part.table, part.calls, part.by_size) == (None, 0, {})
+    assert list(part._buffers) == ["steps"]
+    assert part.steps.device.type == "cpu"
+    assert model(torch.ones(2, 8)).shape == (2, 8)
+
+
 def test_tied_parameters_stay_one_while_counting() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
