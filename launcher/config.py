@@ -11,7 +11,7 @@ from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.launch_config import LaunchConfig
-from launcher.microbatch import LEAST_SAMPLES, MOST_SAMPLES, default_samples
+from launcher.microbatch import LEAST_SAMPLES, MOST_SAMPLES, default_samples, divisors
 from launcher.options import (
     Resolved,
     add_options,
@@ -284,7 +284,7 @@ class TrainConfig:
         if self.microbatch_size and self.batch_size % self.microbatch_size:
             raise ConfigError(
                 f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
-                f"{self.microbatch_size}; use one of {_divisors(self.batch_size)}"
+                f"{self.microbatch_size}; use one of {divisors(self.batch_size)}"
             )
         self._check_schedule()
         self._check_cut()
@@ -366,10 +366,6 @@ def _finite_above_0(config: TrainConfig, *names: str) -> None:
         value = getattr(config, name)
         if not 0 < value < math.inf:
             raise ConfigError(f"{flag_of(name)} {value} must be above 0, and finite")
-
-
-def _divisors(number: int) -> list[int]:
-    return [d for d in range(1, number + 1) if number % d == 0]
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:

@@ -33,13 +33,19 @@ MOST_IDLE = 0.15
 
 def default_samples(batch_size: int, num_stages: int, num_bundles: int) -> int:
     """Samples of a micro-batch: as many as keep all devices at work, where the batch allows."""
-    divisors = [d for d in range(1, batch_size + 1) if batch_size % d == 0]
-    usual = [d for d in divisors if LEAST_SAMPLES <= d <= MOST_SAMPLES]
-    usual = usual or [max(d for d in divisors if d <= MOST_SAMPLES)]
+    found = divisors(batch_size)
+    usual = [d for d in found if LEAST_SAMPLES <= d <= MOST_SAMPLES]
+    usual = usual or [max(d for d in found if d <= MOST_SAMPLES)]
     idle = {d: idle_about(batch_size // d, num_stages, num_bundles) for d in usual}
     fewest = num_bundles * enough_microbatches(num_stages)
     full = [d for d in usual if idle[d] <= MOST_IDLE and batch_size // d >= fewest]
     return max(full, default=min(usual, key=lambda d: (idle[d], -d)))
+
+
+def divisors(number: int) -> list[int]:
+    """All of them, the smallest first; for those up to the root each has its partner above it."""
+    low = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*low, *(number // d for d in low)})
 
 
 def enough_microbatches(num_stages: int) -> int:

@@ -14,6 +14,7 @@ from launcher.microbatch import (
     MOST_IDLE,
     MOST_SAMPLES,
     default_samples,
+    divisors,
     enough_microbatches,
     idle_about,
     keep_samples,
@@ -40,6 +41,15 @@ def test_stages_of_all_bundles_get_enough_microbatches_where_the_batch_allows(
     batch_size: int, num_stages: int, num_bundles: int, samples: int
 ) -> None:
     assert default_samples(batch_size, num_stages, num_bundles) == samples
+
+
+@given(st.integers(1, 5000))
+def test_divisors_are_all_that_divide(number: int) -> None:
+    assert divisors(number) == [d for d in range(1, number + 1) if number % d == 0]
+
+
+def test_a_batch_of_any_size_is_cut_without_counting_up_to_it() -> None:
+    assert default_samples(10**10, 1, 1) == 32
 
 
 @given(st.integers(1, 5000), st.integers(1, 8), st.integers(1, 100))
