@@ -6,7 +6,8 @@
 A claim is made in one go and under a number of its own, so that two that come at once make the
 same one, and one of them fails. Its holder touches it all the time. A holder of this machine is
 looked up by its process, whose death frees the folder at once; one of another machine by whether
-its claim is still touched, as seen from here: nobody compares the clocks of two machines.
+its claim is still touched, as seen from here. Ages are told by the file system, which dates a file
+that is touched now and the older one: nobody compares the clocks of two machines.
 
 The nodes of one job share a claim. Where its holder is gone, the next of them makes a new one.
 """
@@ -18,19 +19,19 @@ import json
 import os
 import random
 import re
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from launcher.continuation import keep_terms
 from launcher.errors import EXIT_CONFIG, ConfigError, NodeError
+from launcher.files import link_new
+from launcher.holder import TORCHRUN, Holder
 from launcher.paths import RunPaths
 from launcher.run_folder import point_latest
 from launcher.stop_request import forget_request
@@ -42,103 +43,25 @@ TAKE_OVER_S = 6.0
 """Silence of a holder after which another node of its job makes a new claim."""
 WATCH_S = 15.0
 """Silence of a holder on another machine after which another job takes the folder; longer."""
+TORCHRUN_WATCH_S = 90.0
+"""The same for torchrun, whose ranks hold the folder: for 30 s and more there may be none."""
 _MOST_TRIES = 100
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FILE = re.compile(r"(\d{6,})\.(json|over)")
 Say = Callable[[str], None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holder:
-    """Who claims a run folder.
-
-    job: the same on all nodes of a job, and no other job's. how: what was started. machine: this
-    start of it, and the space of its process ids. started: of the process, clock ticks since then.
-    since: for people, by that machine's clock.
-    """
-
-    job: str
-    how: str
-    node: str
-    machine: str
-    pid: int
-    started: int
-    since: str
-
-    @classmethod
-    def of_process(cls, job: str, how: str, *, node: str = "", pid: int | None = None) -> Holder:
-        """A process of this machine, which exists as long as the run; by default this one."""
-        pid = os.getpid() if pid is None else pid
-        return cls(
-            job=job,
-            how=how,
-            node=node or socket.gethostname(),
-            machine=_machine(),
-            pid=pid,
-            started=_started(pid) or 0,
-            since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
-        )
-
-    @property
-    def is_here(self) -> bool:
-        """Whether its process can be seen from here."""
-        return self.machine == _machine()
-
-    @property
-    def lives_here(self) -> bool:
-        """Whether its process is there, for one that can be seen."""
-        return _started(self.pid) == self.started
-
-    def is_same_process(self, other: Holder) -> bool:
-        """Whether both are one process, whatever its job is called now."""
-        return self._process == other._process
-
-    @property
-    def _process(self) -> tuple[str, int, int]:
-        return self.machine, self.pid, self.started
-
-    @property
-    def age_s(self) -> float:
-        """Seconds since its process began; of this machine."""
-        ticks = os.sysconf("SC_CLK_TCK")
-        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.started / ticks
-
-    def __str__(self) -> str:
-        return f"process {self.pid} on node {self.node} ({self.how}, since {self.since})"
-
-
 def is_older(written_at: float, *, now: float, than_s: float) -> bool:
     """Whether a file is older than a process of that age; in doubt, by a second, it is not.
 
-    Both times are of the wall clock, the file's perhaps of a file server's: that far off, a
-    request of an earlier start is obeyed, or one of the first seconds has to be made again.
+    Both times are the file system's.
     """
     return now - written_at > than_s + 1.0
 
 
-def process_tag(pid: int) -> str:
-    """A short text that no other process of this machine has, while it is up."""
-    return f"{_started(pid) or 0}-{pid}"
-
-
-def _machine() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-
-
-def _started(pid: int) -> int | None:
-    """When a process began, clock ticks since the start of the machine; None: it has ended."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    state, *rest = words.rpartition(")")[2].split()
-    return None if state in "ZX" else int(rest[18])
-
-
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A claim in the folder."""
+    """A claim in the folder; without a holder where it has ended, or cannot be read."""
 
     path: Path
     holder: Holder | None
@@ -149,14 +72,28 @@ class _Found:
 
     @property
     def is_over(self) -> bool:
-        return self.holder is None
+        return self.path.suffix == ".over"
+
+    @property
+    def who(self) -> str:
+        return str(self.holder or f"whoever wrote {self.path.name}, in a form unknown here")
+
+    @property
+    def watch_s(self) -> float:
+        """Silence after which nobody holds it, for one of another machine."""
+        is_torchruns = self.holder is not None and self.holder.how == TORCHRUN
+        return TORCHRUN_WATCH_S if is_torchruns else WATCH_S
 
     @property
     def touched_at(self) -> int:
-        """When, by the file server's clock; only to see whether it changes. 0: gone."""
-        with suppress(OSError):
-            return self.path.stat().st_mtime_ns
-        return 0
+        """When, by the file system's clock, nanoseconds. 0: gone. -1: it cannot be told."""
+        try:
+            with self.path.open("rb") as file:  # a network file system asks its server anew
+                return os.fstat(file.fileno()).st_mtime_ns
+        except FileNotFoundError:
+            return 0
+        except OSError:
+            return -1
 
 
 def _found(folder: Path) -> Iterator[_Found]:
@@ -169,7 +106,7 @@ def _found(folder: Path) -> Iterator[_Found]:
                 holder = Holder(**json.loads(path.read_text(encoding="utf-8")))
             except FileNotFoundError:
                 continue
-            except (OSError, ValueError, TypeError):  # of another version of bundlerun
+            except (OSError, ValueError, TypeError):  # of another version, or away for a moment
                 holder = None
         yield _Found(path, holder)
 
@@ -188,67 +125,59 @@ class Claim:
         self._me = me
         self._say = say
         self._own: Path | None = None
+        self._is_begun = False
+        self._has_told_full = False
+        self._silent: dict[Path, int] = {}
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def check(self, *, watch_s: float = WATCH_S) -> list[_Found]:
+    def check(self, *, watch_s: float | None = None) -> list[_Found]:
         """Looks, and writes nothing; returns the claims that are there, none of which binds us.
 
         Args:
-            watch_s: how long a claim of another machine is watched, seconds.
+            watch_s: how long a claim of another machine is watched, seconds; by default by how
+                its run was started.
 
         Raises:
             ConfigError: another run has the folder.
         """
         seen = list(_found(self._paths.claims))
         for found in seen:
-            if self._binds(found, watch_s):
+            if self._binds(found, found.watch_s if watch_s is None else watch_s):
                 raise ConfigError(
-                    f"run folder {str(self._paths.root)!r} is in use by {found.holder}; give "
+                    f"run folder {str(self._paths.root)!r} is in use by {found.who}; give "
                     f"another --run-dir, or end that run first: bundlerun drain {self._paths.root}"
                 )
         return seen
 
     def _binds(self, found: _Found, watch_s: float) -> bool:
         holder = found.holder
-        if holder is None or holder.job == self._me.job or holder.is_same_process(self._me):
+        if found.is_over or self._silent.get(found.path) == found.touched_at:
             return False
-        if holder.is_here:
-            return holder.lives_here
+        if holder is not None:
+            if holder.job == self._me.job or holder.is_same_process(self._me):
+                return False
+            if holder.is_here:
+                return holder.lives_here
         self._say(
-            f"run folder {str(self._paths.root)!r} was claimed by {holder}; looking for up to "
+            f"run folder {str(self._paths.root)!r} was claimed by {found.who}; looking for up to "
             f"{watch_s:g} s whether it still is"
         )
-        return _is_touched(found, watch_s)
+        touched_at = found.touched_at
+        if _is_touched(found, touched_at, watch_s):
+            return True
+        self._silent[found.path] = touched_at  # it need not be watched again, to take the folder
+        return False
 
-    def clear(self) -> None:
-        """Takes away what an earlier start has left of its end, and requests to stop of that time.
+    def take(self, *, watch_s: float | None = None) -> Self:
+        """Makes a claim, or joins that of this process's own job.
 
-        By whoever begins a start, early: a request from now on is meant for it. The nodes that
-        come later leave it alone.
-        """
-        if any(self._is_of_job(found.holder) for found in _found(self._paths.claims)):
-            return
-        with suppress(OSError):  # a folder that is not there yet, or a full disk
-            self._paths.outcome.unlink(missing_ok=True)
-            written_at = self._paths.drain.stat().st_mtime
-            if is_older(written_at, now=time.time(), than_s=self._me.age_s):
-                forget_request(self._paths)
-
-    def _is_of_job(self, holder: Holder | None) -> bool:
-        if holder is None or holder.job != self._me.job:
-            return False
-        return not holder.is_here or holder.lives_here
-
-    def take(self, terms: Mapping[str, str], *, watch_s: float = WATCH_S) -> Self:
-        """Makes a claim, or joins that of this process's own job, and keeps it until released.
-
-        Who makes it begins a start of the run: what an earlier one has left of its end goes, and
-        the folder keeps what this one is made of.
+        Who makes it begins a start of the run, early: what an earlier one has left of its end
+        goes, and requests to stop of that time. A request from now on is meant for this start;
+        the nodes that come later leave it alone.
 
         Args:
-            terms: see `launcher.agreement`.
-            watch_s: how long a claim of another machine is watched, seconds.
+            watch_s: see `check`.
 
         Raises:
             ConfigError: another run has the folder.
@@ -261,9 +190,30 @@ class Claim:
             time.sleep(random.uniform(0.01, 0.1))  # another came at once: one of the two is first
         else:
             raise NodeError(f"cannot claim {str(self._paths.root)!r}: it changes all the time")
-        if self._own is not None:
+        if self._is_begun:
             with suppress(OSError):  # a full disk: said by what needs it
-                self._paths.outcome.unlink(missing_ok=True)
+                self._clear()
+        return self
+
+    def _clear(self) -> None:
+        self._paths.outcome.unlink(missing_ok=True)
+        written_at = self._paths.drain.stat().st_mtime
+        if is_older(written_at, now=self._now(), than_s=self._me.age_s):
+            forget_request(self._paths)
+
+    def _now(self) -> float:
+        """By the file system's clock."""
+        os.utime(self._paths.claims)
+        return self._paths.claims.stat().st_mtime
+
+    def keep(self, terms: Mapping[str, str]) -> Self:
+        """Touches the claim until it is released, and keeps what this start is made of.
+
+        Args:
+            terms: see `launcher.agreement`.
+        """
+        if self._is_begun:
+            with suppress(OSError):  # a full disk
                 keep_terms(self._paths, terms)
             point_latest(self._paths.root)
         self._thread = threading.Thread(target=self._keep, name="bundlerun-claim", daemon=True)
@@ -287,11 +237,18 @@ class Claim:
             if holder is None or holder.job != self._me.job:
                 continue
             if holder.is_same_process(self._me):
-                self._own = found.path
+                self._own, self._is_begun = found.path, True
                 return True
-            if not holder.is_here or holder.lives_here:
+            if holder.lives_here if holder.is_here else self._is_fresh(found):
                 return True  # another node's
-        return self._is_made(seen)
+        self._is_begun = self._is_made(seen)
+        return self._is_begun
+
+    def _is_fresh(self, found: _Found) -> bool:
+        """Whether another machine's claim was touched a short time ago; in doubt, it was."""
+        with suppress(OSError):
+            return self._now() - found.touched_at / 1e9 < found.watch_s
+        return True
 
     def _is_made(self, seen: list[_Found]) -> bool:
         """Makes a claim; false where that failed as others came at the same time."""
@@ -301,12 +258,14 @@ class Claim:
         beside = folder / f".claim-{os.getpid()}-{random.getrandbits(32):08x}"
         try:
             beside.write_text(json.dumps(asdict(self._me)), encoding="utf-8")
-            os.link(beside, path)
+            link_new(beside, path)
         except (FileExistsError, FileNotFoundError):
             return False
         except OSError as exc:
             if exc.errno in _FULL:
-                self._say(f"cannot claim {str(self._paths.root)!r}: {exc.strerror}; going on")
+                if not self._has_told_full:
+                    self._say(f"cannot claim {str(self._paths.root)!r}: {exc.strerror}; going on")
+                self._has_told_full = True
                 return True
             raise self._unwritable(exc) from exc
         finally:
@@ -325,7 +284,7 @@ class Claim:
     def _keep(self) -> None:
         touched_at, since = 0, time.monotonic()
         while not self._is_over.wait(BEAT_S):
-            with suppress(OSError):  # a folder that is away for a while: others see to that
+            with suppress(OSError, NodeError):  # a folder that is away for a while
                 if self._own is not None:
                     self._touch(self._own)
                     continue
@@ -340,15 +299,21 @@ class Claim:
         try:
             os.utime(own)
         except FileNotFoundError:
-            other = next((f.holder for f in _found(self._paths.claims) if f.holder), None)
-            if other is not None and other.job != self._me.job and not self._is_over.is_set():
-                # This process was frozen for so long that it was taken for dead.
+            # This process was frozen for so long that it was taken for dead.
+            other = next((f for f in _found(self._paths.claims) if self._is_others(f)), None)
+            if other is None:
+                self._own = None  # another node's of this job, or nobody's any more
+            elif not self._is_over.is_set():
                 self._say(
-                    f"run folder {str(self._paths.root)!r} has been taken over by {other}, which "
-                    "this run did not hinder in time; it ends"
+                    f"run folder {str(self._paths.root)!r} has been taken over by {other.who}, "
+                    "which this run did not hinder in time; it ends"
                 )
                 os._exit(EXIT_CONFIG)
-            raise
+
+    def _is_others(self, found: _Found) -> bool:
+        """Whether a claim is, as far as one can see, another job's."""
+        holder = found.holder
+        return holder is not None and holder.job != self._me.job
 
     def release(self) -> None:
         """Frees the folder for the next run."""
@@ -371,12 +336,12 @@ class Claim:
         self.release()
 
 
-def _is_touched(found: _Found, limit_s: float) -> bool:
+def _is_touched(found: _Found, first: int, limit_s: float) -> bool:
     """Whether a claim is touched within a time, by this machine's clock."""
-    first, deadline = found.touched_at, time.monotonic() + limit_s
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         time.sleep(min(BEAT_S / 8, limit_s))
         now = found.touched_at
-        if now != first:
+        if now >= 0 and now != first:
             return now != 0
     return False

@@ -78,8 +78,10 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
         if not signals.is_heard:
             say(NOT_HEARD)
         try:
-            keeps_store = _prepare(plan, say)
-            with claim.take(terms) if claim else nullcontext():
+            with claim.take() if claim else nullcontext():  # early: a request to stop is ours now
+                keeps_store = _prepare(plan, say)
+                if claim is not None:
+                    claim.keep(terms)  # by a thread, which a process that forks must not have
                 keep_agent_log(Path(node.log_dir))
                 for line in plan.warnings():
                     say(line)

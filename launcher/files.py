@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
+
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What a file system says that has no hard links: vfat, some that are mounted by SMB or FUSE."""
 
 
 def name_beside(path: Path) -> Path:
@@ -30,6 +34,26 @@ def write_text(path: Path, text: str) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def link_new(beside: Path, path: Path) -> None:
+    """Puts a file in place where there is none yet: of many that try, one succeeds.
+
+    Where there are no links a reader may meet it while it is still empty.
+
+    Raises:
+        FileExistsError: another was first.
+        OSError: the folder cannot be written.
+    """
+    try:
+        os.link(beside, path)
+        return
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, beside.stat().st_mode & 0o777), "wb") as file:
+        file.write(beside.read_bytes())
 
 
 def is_absent(path: Path) -> bool:

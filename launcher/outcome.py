@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from launcher.events import read_events
-from launcher.files import name_beside, write_text
+from launcher.files import link_new, name_beside, write_text
 from launcher.paths import RunPaths
 
 State = Literal["done", "stopped", "failed"]
@@ -72,7 +71,7 @@ def write_outcome(paths: RunPaths, outcome: Outcome, *, is_last_word: bool = Tru
         beside = name_beside(paths.outcome)
         beside.write_text(text, encoding="utf-8")
         try:
-            os.link(beside, paths.outcome)  # fails where another node was quicker
+            link_new(beside, paths.outcome)  # fails where another node was quicker
         finally:
             beside.unlink(missing_ok=True)
 

@@ -15,10 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.agreement import terms_of
-from launcher.claim import Claim, Holder, process_tag
+from launcher.claim import Claim
 from launcher.config import TrainConfig
 from launcher.continuation import changed_lines
 from launcher.errors import ConfigError
+from launcher.holder import TORCHRUN, Holder, process_tag
 from launcher.paths import RunPaths
 from launcher.run_folder import NO_FOLDER, entered, folder_of_job, new_folder
 from workers.env import RankEnv
@@ -66,8 +67,7 @@ def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
     claim.check()
     for line in changed_lines(paths, terms):
         log.warning(line)
-    claim.clear()
-    claim.take(terms)
+    claim.take().keep(terms)
     try:
         yield
     except BaseException:
@@ -91,4 +91,4 @@ def _holder(env: RankEnv) -> Holder:
     name = env.run_id
     if name in _UNNAMED and _is_one_node(env):
         name = process_tag(agent)  # of several nodes the first rank may move to another agent
-    return Holder.of_process(f"torchrun {name}", "torchrun", node=env.node_name, pid=agent)
+    return Holder.of_process(f"torchrun {name}", TORCHRUN, node=env.node_name, pid=agent)

@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 
 from launcher.agreement import terms_of
-from launcher.claim import Claim, Holder
+from launcher.claim import Claim
 from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
 from launcher.console import open_console, tell
 from launcher.continuation import changed_lines, why_done
 from launcher.errors import EXIT_DONE, ConfigError
 from launcher.hardware import read_hardware
+from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
 from launcher.launchers import check_one_per_node, torchrun_variables
 from launcher.network import Meeting, resolve_meeting
@@ -134,7 +135,6 @@ def run(args: argparse.Namespace) -> int:
         if done:
             say(done)
             return EXIT_DONE
-        claim.clear()
         from launcher import elastic
 
         return elastic.launch(plan, say=say, claim=claim)

@@ -7,6 +7,7 @@ import secrets
 from contextlib import suppress
 
 from launcher.errors import NodeError
+from launcher.files import link_new
 from launcher.paths import RunPaths
 
 TOKEN_BYTES = 32
@@ -36,7 +37,7 @@ def ensure_token(paths: RunPaths) -> str:
             stream.flush()
             os.fsync(stream.fileno())
         with suppress(FileExistsError):
-            os.link(beside, file)
+            link_new(beside, file)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         raise NodeError(

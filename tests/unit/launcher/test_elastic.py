@@ -6,8 +6,14 @@ from typing import Any
 import pytest
 
 from launcher import elastic
+from launcher.agreement import TERMS_VARIABLE
+from launcher.board import BOARD_VARIABLE
+from launcher.claim import CLAIM_VARIABLE, Claim
+from launcher.config import TrainConfig
 from launcher.elastic import load, set_environment
+from launcher.errors import NodeError
 from launcher.hardware import Devices
+from launcher.holder import Holder
 from launcher.network import LOOPBACK, Meeting
 from launcher.outcome import Outcome, write_outcome
 from launcher.paths import RunPaths
@@ -53,3 +59,26 @@ def test_a_node_that_was_spare_ends_as_the_run_does(
     plan: Any = SimpleNamespace(here=SimpleNamespace(name="n"), train=train)
     start: Any = None
     assert elastic._run(plan, start, print) == code
+
+
+def test_the_run_folder_is_claimed_before_torch_is_imported_and_freed_where_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a request to stop that comes meanwhile is left alone by the nodes that come later."""
+    paths, seen = RunPaths(tmp_path), list[str]()
+
+    def prepare(*_: object) -> bool:
+        seen.extend(path.name for path in paths.claims.iterdir())
+        raise NodeError("the port is taken")
+
+    monkeypatch.setattr(elastic, "_prepare", prepare)
+    for name in (BOARD_VARIABLE, TERMS_VARIABLE, CLAIM_VARIABLE):
+        monkeypatch.setenv(name, "")
+    value = SimpleNamespace(value=TrainConfig(data="synthetic"))
+    plan: Any = SimpleNamespace(train=value, launch=SimpleNamespace(value=None), here=None)
+    claim = Claim(paths, Holder.of_process("job", "a test"), print)
+    with pytest.raises(NodeError):
+        elastic.launch(plan, say=print, claim=claim)
+    assert seen == ["000001.json"]
+    assert [path.name for path in paths.claims.iterdir()] == ["000001.over"]
+    assert not paths.terms.exists()

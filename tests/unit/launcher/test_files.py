@@ -1,11 +1,60 @@
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from launcher.files import write_text
+from launcher.claim import Claim
+from launcher.files import link_new, write_text
+from launcher.holder import Holder
+from launcher.outcome import Outcome, read_outcome, write_outcome
+from launcher.paths import RunPaths
+from launcher.rendezvous.token import ensure_token
+
+
+@pytest.fixture(params=[errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+def no_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system without hard links."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("no_links")
+def test_where_there_are_no_links_one_of_two_is_first_and_its_file_is_whole(tmp_path: Path) -> None:
+    beside, path = tmp_path / "beside", tmp_path / "file"
+    beside.write_text("mine")
+    beside.chmod(0o600)
+    link_new(beside, path)
+    assert path.read_text() == "mine"
+    assert path.stat().st_mode & 0o777 == 0o600
+    beside.write_text("too late")
+    with pytest.raises(FileExistsError):
+        link_new(beside, path)
+    assert path.read_text() == "mine"
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_run_needs_no_links_for_its_folder_token_and_outcome(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path)
+    with Claim(paths, Holder.of_process("job", "a test"), print).take():
+        assert [path.name for path in paths.claims.iterdir()] == ["000001.json"]
+    assert Path(ensure_token(paths)).read_text()
+    outcome = Outcome(state="failed", exit_code=1, reason="", step=4)
+    write_outcome(paths, outcome, is_last_word=False)
+    found = read_outcome(paths)
+    assert found is not None
+    assert found.step == 4
+
+
+def test_a_folder_that_cannot_be_written_is_no_file_system_without_links(tmp_path: Path) -> None:
+    (tmp_path / "beside").write_text("mine")
+    with pytest.raises(FileNotFoundError):
+        link_new(tmp_path / "beside", tmp_path / "away" / "file")
 
 
 def test_two_processes_of_one_id_in_two_containers_may_write_a_file_at_once(

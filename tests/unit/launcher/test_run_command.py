@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from launcher.agreement import terms_of
-from launcher.claim import Claim, Holder
+from launcher.claim import Claim
 from launcher.cli import main
 from launcher.commands.run import holder_of
 from launcher.config import TrainConfig
 from launcher.continuation import keep_terms
 from launcher.files import write_text
+from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
 from launcher.paths import RunPaths
 
@@ -83,7 +84,7 @@ def test_several_nodes_need_one_run_folder(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_folder_in_use_is_refused_with_who_has_it(capsys: pytest.CaptureFixture[str]) -> None:
     other = Holder.of_process("x", "a test", pid=os.getppid())
-    with Claim(RunPaths(Path("run")), other, print).take({}):
+    with Claim(RunPaths(Path("run")), other, print).take():
         err = refused(f"{RUN} --run-dir run synthetic", capsys)
     assert f"run folder 'run' is in use by process {other.pid} on node " in err
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.claim import process_tag
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from launcher.holder import process_tag
 from launcher.paths import RunPaths
 from workers.env import RankEnv
 from workers.run_start import _holder, claimed_folder, with_run_folder
