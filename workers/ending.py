@@ -47,8 +47,8 @@ def outcome_of(
         return _outcome("stopped", EXIT_RESUMABLE, f"{end}; there is {has} of step {step}", step)
     if kept == "nowhere":
         reason = (
-            f"{end}, but the state of step {step} is lost: {why}; there was no snapshot of it "
-            "either. Make room, then the same command goes on from the newest checkpoint"
+            f"{end}, but the state of step {step} is lost: {why}; no snapshot keeps it "
+            "either. Once that is mended, the same command goes on from the newest checkpoint"
         )
         return _outcome("failed", EXIT_FAILED, reason, step)
     return _outcome("done", EXIT_DONE, end, step)

@@ -144,6 +144,7 @@ class Keeper:
         )
         self.why_unsaved = "it was not written"
         """What became of the last checkpoint that could not be written; bundle 0 knows."""
+        self._refused_step = -1
 
     def resume(self, found: Found) -> Resumed | None:
         """Loads the newest state there is, a snapshot or a checkpoint; None where there is none.
@@ -160,8 +161,13 @@ class Keeper:
             chosen = self._checkpoints.newest(self._damage_anywhere, found.on_disk)
         on_disk = -1 if chosen is None else chosen.step
         if self._restore is not None and found.in_memory > on_disk:
-            return self._from_memory(self._restore, on_disk)
-        if self._restore is not None:
+            resumed = self._from_memory(self._restore, on_disk)
+            if self._is_finite_anywhere():
+                return resumed
+            if chosen is None:
+                chosen = self._checkpoints.newest(self._damage_anywhere, found.on_disk)
+            self._tell_refused(resumed.progress.step, chosen)
+        elif self._restore is not None:
             self._restore.decline()
         if chosen is None:
             return None
@@ -176,6 +182,27 @@ class Keeper:
         self._load(restored.progress, restore.load(restored, partial(stage_names, stage)))
         self._load_feedback(restore, restored)
         return Resumed(progress=restored.progress, snapshot=(restored.step, restored.token))
+
+    def _is_finite_anywhere(self) -> bool:
+        """Whether what is loaded is worth going on from; the same on all ranks.
+
+        A snapshot is taken before anybody sees what a gradient did that is no number.
+        """
+        try:
+            self._trainer.check_finite()
+        except CheckpointError:
+            return not any(self._trainer.total([1.0]))
+        return not any(self._trainer.total([0.0]))
+
+    def _tell_refused(self, step: int, instead: Checkpoint | None) -> None:
+        what = f"the snapshot of step {step} has a parameter that is no finite number"
+        if instead is None:
+            raise CheckpointError(
+                f"{what}, and there is no checkpoint; start anew in another --run-dir, with a "
+                "lower --lr or with --clip-norm"
+            )
+        if self._session.is_reporter:
+            log.warning("%s: goes on from the checkpoint of step %d instead", what, instead.step)
 
     def _load(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         check_same_optimizer(progress.optimizer, self._trainer.optimizer)
@@ -206,15 +233,22 @@ class Keeper:
         if self._session.place.bundle != 0:
             return
         found = self._session.gather_bundle(self._write_part(progress.step))
+        if any(part is not None and "refused" in part for part in found):
+            self._refused_step = progress.step
         failure = ""
         if self._session.is_reporter:
             failure = self._commit(progress, [f for f in found if f is not None])
         failures = [text for text in self._session.gather_bundle(failure) if text]
         if failures:
             self.why_unsaved = failures[0]
-            self.mark_unsaved(progress.step)
+            if not self.has_refused(progress.step):
+                self.mark_unsaved(progress.step)
         elif self._restore is not None:
             self._restore.room.unmark()
+
+    def has_refused(self, step: int) -> bool:
+        """Whether the state of `step` is not worth keeping; bundle 0 knows, all of it alike."""
+        return self._refused_step == step
 
     def keep_run_id(self) -> None:
         """The run folder was made anew; by one rank."""
@@ -238,6 +272,9 @@ class Keeper:
         name = f"stage-{self._session.place.stage}"
         try:
             self._trainer.check_finite()
+        except CheckpointError as exc:
+            return {"error": str(exc), "refused": True}
+        try:
             return asdict(self._checkpoints.write_part(step, name, tensors))
         except CheckpointError as exc:
             return {"error": str(exc)}

@@ -103,7 +103,11 @@ class Run:
             if not self._is_missing():
                 return "disk"
         progress = self._progress(self._epoch, in_epoch)
-        is_lost = self._snapshots is None or not self._snapshots.save_last(progress)
+        is_lost = (
+            self._keeper.has_refused(self.step)
+            or self._snapshots is None
+            or not self._snapshots.save_last(progress)
+        )
         if any(self._trainer.total([float(is_lost)])):
             return "nowhere"
         self._keeper.mark_unsaved(self.step)

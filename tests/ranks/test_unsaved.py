@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed import Store
@@ -16,7 +17,7 @@ from launcher.config import TrainConfig
 from launcher.errors import EXIT_FAILED, EXIT_RESUMABLE
 from launcher.outcome import Outcome, read_outcome
 from launcher.paths import RunPaths, SnapshotPaths
-from tests.ranks.harness import run_ranks
+from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.test_failures import two_stages
 from tests.ranks.test_parity import NUM_STEPS, assert_close, losses_of, run_state
@@ -25,6 +26,7 @@ from workers.env import RankEnv
 from workers.snapshot_folder import sweep
 from workers.snapshot_mark import read_mark
 from workers.train import train
+from workers.update import Update
 
 
 def ends_with(code: int, config: TrainConfig) -> Callable[[RankEnv, Store], None]:
@@ -116,3 +118,49 @@ def test_the_mark_goes_with_the_next_checkpoint_that_can_be_written(
     run_ranks((2,), main, tmp_path)
     assert [c.step for c in survey(RunPaths(tmp_path / "run")).found] == [NUM_STEPS, 4]
     assert len(losses_of(tmp_path)) == NUM_STEPS
+
+
+def spoils(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient of stage 1 that is no number, of a loss that is one, makes parameters so."""
+    honest = Update.apply
+
+    def apply(self: Update, *args: Any, **kwargs: Any) -> bool:
+        counts = honest(self, *args, **kwargs)
+        if kwargs["step"] == step and self._session.place.stage == 1:
+            next(self._stage.parameters()).data.view(-1)[0] = float("nan")
+        return counts
+
+    monkeypatch.setattr(Update, "apply", apply)
+
+
+def test_a_snapshot_that_is_no_number_is_passed_over_for_the_checkpoint(
+    tmp_path: Path, shared_memory: Path
+) -> None:
+    config = two_stages(tmp_path, max_steps=NUM_STEPS, snapshot_steps=1, checkpoint_steps=2)
+    with pytest.MonkeyPatch.context() as patch:
+        spoils(2, patch)
+        ended = outcomes((2,), ends_with(0, config), tmp_path, 60.0)
+    assert "the loss of step 4 is nan" in ended[1]
+    assert not any(read_mark(folder) for folder in shared_memory.iterdir())
+
+    state = run_state(config, (2,), tmp_path)
+    assert_close(state, train_unsplit(config, NUM_STEPS).state, 1e-10)
+    restarts = [row for row in history(tmp_path) if row["kind"] == "restart"]
+    assert [(row["step"], row["source"]) for row in restarts] == [(2, "checkpoint")]
+
+
+def test_what_is_no_number_is_not_kept_as_a_result(tmp_path: Path, shared_memory: Path) -> None:
+    config = two_stages(tmp_path, max_steps=NUM_STEPS, snapshot_steps=1)
+    with pytest.MonkeyPatch.context() as patch:
+        spoils(NUM_STEPS - 1, patch)
+        run_ranks((2,), ends_with(EXIT_FAILED, config), tmp_path)
+    assert not any(read_mark(folder) for folder in shared_memory.iterdir())
+    outcome = outcome_in(tmp_path)
+    assert (outcome.state, outcome.step) == ("failed", NUM_STEPS)
+    assert "a parameter is no finite number" in outcome.reason
+
+    ended = outcomes((2,), ends_with(0, config), tmp_path, 60.0)
+    assert all(
+        "there is no checkpoint; start anew in another --run-dir" in t for t in ended.values()
+    )
+    assert len(ended) == 2
