@@ -89,6 +89,7 @@ class Trainer:
         if config.precision == "float64":
             stage = stage.double()
         self.stage = stage.to(session.device)
+        self.stage.train()  # a model's own may say which parameters are trained: see them so
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)

@@ -43,6 +43,13 @@ def test_subclasses_hooks_and_frozen_layers_train_as_in_plain_torch(
     assert torch.equal(state["frozen.running_mean"], torch.full((6,), 0.5).double())
 
 
+def test_a_model_that_comes_frozen_trains_what_its_train_thaws(tmp_path: Path) -> None:
+    config = replace(USERS, model=MODEL.replace(":build", ":build_thawed"), shape=(1,))
+    wanted = train_unsplit(config, NUM_STEPS)
+    assert_close(run_state(config, (2,), tmp_path), wanted.state, 1e-10)
+    assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
+
+
 def test_a_model_that_its_stages_are_not_is_refused_at_the_first_start_only(
     tmp_path: Path,
 ) -> None:

@@ -57,3 +57,18 @@ class ByMomentum(nn.BatchNorm2d):
 def build_by_momentum(num_outputs: int) -> nn.Module:
     """A model that cannot be prepared without being another one."""
     return nn.Sequential(nn.Conv2d(3, 6, 8), ByMomentum(6), nn.Flatten(), nn.Linear(6, num_outputs))
+
+
+class Thawed(nn.Sequential):
+    """Comes frozen, for use; its `train` makes it trainable."""
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.requires_grad_(mode)
+        return self
+
+
+def build_thawed(num_outputs: int) -> nn.Module:
+    """A model of which nothing seems to be trained yet."""
+    layers = nn.Conv2d(3, 6, 8), nn.Flatten(), nn.Tanh(), nn.Linear(6, num_outputs)
+    return Thawed(*layers).eval()
