@@ -176,7 +176,8 @@ class GradientSync:
     def drop_feedback(self) -> None:
         """Makes up for nothing that rounding has left; between `finish` and the next step.
 
-        What is no number would stay in it for good.
+        What is no number would stay in it for good; and what is left of one step is of no use to
+        one whose gradients are scaled otherwise.
         """
         for rounding in roundings_of(self._actions).values():
             rounding.drop()

@@ -188,7 +188,7 @@ class Trainer:
             )
             if self.counts:
                 self._statistics.apply()
-            else:
+            if not self.counts or self._update.is_weighted:
                 self.sync.drop_feedback()
         if not self._has_stepped:
             self._has_stepped = True

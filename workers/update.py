@@ -87,6 +87,11 @@ class Update:
         """Whether losses say their weight; None: not known yet."""
         self._num_left_out = 0
 
+    @property
+    def is_weighted(self) -> bool:
+        """Whether losses are known to say a weight: then each step has a scale of its own."""
+        return bool(self._is_weighted)
+
     def apply(self, loss: StepLoss, *, num_samples: int, step: int, steps_per_epoch: int) -> bool:
         """Does it.
 

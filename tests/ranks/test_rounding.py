@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,8 @@ from launcher.config import TrainConfig
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_kinds import CONFIG
 from tests.ranks.test_resume import history, trains
+from workers.bundle import Outcome
+from workers.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
@@ -32,3 +35,20 @@ def test_a_step_that_is_left_out_leaves_nothing_to_make_up_for(tmp_path: Path) -
     assert len(steps) == 6
     # One sample in each epoch is no number.
     assert sum("left_out" in row for row in steps) == 2
+
+
+@pytest.mark.parametrize(("data", "makes_up"), [("named", True), ("weights", False)])
+def test_only_steps_of_one_scale_make_up_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, makes_up: bool
+) -> None:
+    honest = Trainer.step
+
+    def step(self: Trainer, *args: Any) -> Outcome:
+        outcome = honest(self, *args)
+        left = self.sync.feedback()
+        assert left
+        assert any(bool(tensor.any()) for tensor in left.values()) == makes_up
+        return outcome
+
+    monkeypatch.setattr(Trainer, "step", step)
+    run_ranks((1, 1), trains(replace(config(tmp_path, data), epochs=1)), tmp_path)
