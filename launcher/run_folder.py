@@ -54,6 +54,11 @@ def entered(folder: Path) -> Path:
     return folder.parent / folder.readlink() if folder.is_symlink() else folder
 
 
+def is_latest(folder: Path) -> bool:
+    """Whether it is the link that every new run moves, from whatever folder it is seen."""
+    return folder.absolute().parts[-2:] == LATEST.parts and folder.is_symlink()
+
+
 def point_latest(folder: Path) -> None:
     """Makes `runs/latest` lead to a folder of `runs`, unless something that is no link lies there.
 

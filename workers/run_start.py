@@ -21,7 +21,7 @@ from launcher.continuation import changed_lines
 from launcher.errors import ConfigError
 from launcher.holder import TORCHRUN, Holder, process_tag
 from launcher.paths import RunPaths
-from launcher.run_folder import NO_FOLDER, entered, folder_of_job, new_folder
+from launcher.run_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder
 from workers.env import RankEnv
 
 _UNNAMED = ("", "none")
@@ -30,14 +30,27 @@ _UNNAMED = ("", "none")
 log = logging.getLogger(__name__)
 
 
-def with_run_folder(config: TrainConfig, env: RankEnv) -> TrainConfig:
+def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | None) -> TrainConfig:
     """The configuration with a run folder, the same on all ranks and in all attempts of a job.
 
+    Args:
+        entered_before: where an earlier attempt of this agent ran, empty in the first one; None
+            where the agent keeps no board, so that nobody knows.
+
     Raises:
-        ConfigError: none is given, and ranks would differ.
+        ConfigError: none is given, and ranks would differ; or a link is, and attempts would.
     """
     if config.run_dir:
-        return replace(config, run_dir=str(entered(Path(config.run_dir))))
+        folder = Path(config.run_dir)
+        if env.run_id and is_latest(folder):
+            if entered_before is None:
+                raise ConfigError(
+                    f"--run-dir {config.run_dir!r} leads to another run as soon as one begins, and "
+                    "torchrun's next attempt would go on there; give the folder itself: "
+                    f"--run-dir {entered(folder)}"
+                )
+            folder = Path(entered_before or folder)
+        return replace(config, run_dir=str(entered(folder)))
     if not env.is_launched:
         folder = new_folder()
     elif env.run_id not in _UNNAMED:

@@ -312,9 +312,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ended = stand_before()
                 if ended is not None:
                     return ended
-            config = with_run_folder(config, env)
+            board = Board.open(os.environ) if env.is_launched else None
+            config = with_run_folder(config, env, board.run_dir if board else None)
             raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
-            life = stack.enter_context(_liveness(config, env))
+            life = stack.enter_context(_liveness(config, env, board))
             env = _take_cores(config, env)
             config = _checked(config, env)
             store = open_store(env, config.timeout_s)
@@ -362,13 +363,15 @@ def _checked(config: TrainConfig, env: RankEnv) -> TrainConfig:
     return config
 
 
-def _liveness(config: TrainConfig, env: RankEnv) -> AbstractContextManager[Liveness]:
+def _liveness(
+    config: TrainConfig, env: RankEnv, board: Board | None
+) -> AbstractContextManager[Liveness]:
     paths = RunPaths(Path(config.run_dir))
     if not env.is_launched:
         return alone(paths.root)
     who = {"local_rank": env.local_rank, "attempt": env.attempt}
     events = Events(paths.node_events(env.node_name), env.node_name, who)
-    life = Liveness(Board.open(os.environ), events, env.local_rank, is_launched=True)
+    life = Liveness(board, events, env.local_rank, is_launched=True)
     life.tell_run_dir(paths.root)
     events.note("starts", {"pid": os.getpid(), "age_s": round(process_age_s(), 3)})
     return nullcontext(life)

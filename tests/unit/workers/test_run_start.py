@@ -28,20 +28,42 @@ CONFIG = TrainConfig(data="synthetic")
 
 
 def test_a_process_alone_has_a_new_folder_each_time() -> None:
-    assert with_run_folder(CONFIG, ALONE).run_dir != with_run_folder(CONFIG, ALONE).run_dir
+    assert (
+        with_run_folder(CONFIG, ALONE, None).run_dir != with_run_folder(CONFIG, ALONE, None).run_dir
+    )
 
 
 def test_all_ranks_and_attempts_of_a_job_have_one_folder() -> None:
     tag = process_tag(os.getppid())
-    assert with_run_folder(CONFIG, env()).run_dir == f"runs/torchrun-{tag}"
+    assert with_run_folder(CONFIG, env(), None).run_dir == f"runs/torchrun-{tag}"
     for num_nodes in (1, 2):
-        assert with_run_folder(CONFIG, env(num_nodes, "job")).run_dir == "runs/job"
+        assert with_run_folder(CONFIG, env(num_nodes, "job"), None).run_dir == "runs/job"
 
 
 @pytest.mark.parametrize("run_id", ["none", ""])
 def test_nodes_that_would_not_agree_on_a_folder_need_one(run_id: str) -> None:
     with pytest.raises(ConfigError, match="give all of them the same --run-dir"):
-        with_run_folder(CONFIG, env(2, run_id))
+        with_run_folder(CONFIG, env(2, run_id), None)
+
+
+def test_the_link_to_the_newest_run_is_entered_once_by_an_agents_attempts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("runs/mine", "runs/other"):
+        Path(name).mkdir(parents=True)
+    Path("runs/latest").symlink_to("mine")
+    config = TrainConfig(data="synthetic", run_dir="runs/latest")
+    first = with_run_folder(config, env(), "").run_dir
+    assert first == with_run_folder(config, ALONE, None).run_dir == "runs/mine"
+    Path("runs/latest").unlink()
+    Path("runs/latest").symlink_to("other")  # a run that was started meanwhile
+    assert with_run_folder(config, env(), first).run_dir == "runs/mine"
+    with pytest.raises(ConfigError, match="give the folder itself: --run-dir runs/other"):
+        with_run_folder(config, env(), None)
+    Path("own").symlink_to("runs/mine")  # nobody else moves it
+    own = TrainConfig(data="synthetic", run_dir="own")
+    assert with_run_folder(own, env(), None).run_dir == "runs/mine"
 
 
 def test_the_claim_of_torchrun_is_its_agents_on_whatever_node_the_first_rank_is() -> None:
