@@ -38,7 +38,7 @@ class Holder:
             job=job,
             how=how,
             node=node or socket.gethostname(),
-            machine=_machine(),
+            machine=this_machine(),
             pid=pid,
             started=_started(pid) or 0,
             since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
@@ -47,7 +47,7 @@ class Holder:
     @property
     def is_here(self) -> bool:
         """Whether its process can be seen from here."""
-        return self.machine == _machine()
+        return self.machine == this_machine()
 
     @property
     def lives_here(self) -> bool:
@@ -77,7 +77,8 @@ def process_tag(pid: int) -> str:
     return f"{_started(pid) or 0}-{pid}"
 
 
-def _machine() -> str:
+def this_machine() -> str:
+    """Which one it is, since when it is up, and the space of process ids; no other has the same."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
 

@@ -19,7 +19,8 @@ from launcher.claim import Claim
 from launcher.config import TrainConfig
 from launcher.continuation import changed_lines
 from launcher.errors import ConfigError
-from launcher.holder import TORCHRUN, Holder, process_tag
+from launcher.holder import TORCHRUN, Holder, process_tag, this_machine
+from launcher.network import is_loopback
 from launcher.paths import RunPaths
 from launcher.run_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder
 from workers.env import RankEnv
@@ -99,6 +100,8 @@ def _holder(env: RankEnv) -> Holder:
         return Holder.of_process(f"alone {os.urandom(8).hex()}", "python -m workers.train")
     if not env.run_id:
         job = f"at {env.master_addr}:{env.master_port}"
+        if is_loopback(env.master_addr):
+            job += f" of {this_machine()}"  # every machine has such an address
         return Holder.of_process(job, "a rank of a launcher", node=env.node_name)
     agent = os.getppid()
     name = env.run_id

@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
         check_data(train.value.data, train.value.recipe)
         check_writable(paths.root, "--run-dir")
         check_writable(Path(plan.here.log_dir), "--log-dir")
-        claim = Claim(paths, holder_of(launch.value, os.environ, name), say)
+        claim = Claim(paths, holder_of(launch.value, os.environ, name, meeting), say)
         claim.check()
         for line in changed_lines(paths, terms_of(train.value)):
             say(line)
@@ -140,7 +140,9 @@ def run(args: argparse.Namespace) -> int:
         return elastic.launch(plan, say=say, claim=claim)
 
 
-def holder_of(launch: LaunchConfig, environ: Mapping[str, str], node_name: str) -> Holder:
+def holder_of(
+    launch: LaunchConfig, environ: Mapping[str, str], node_name: str, meeting: Meeting
+) -> Holder:
     """Who claims the run folder: this agent, for a job that its other nodes call the same."""
     task = SlurmTask.from_environ(environ)
     # The parts of a heterogeneous job have ids of their own, and are told one for all.
@@ -149,7 +151,7 @@ def holder_of(launch: LaunchConfig, environ: Mapping[str, str], node_name: str) 
     elif launch.max_nodes == 1:
         job = f"alone {os.urandom(8).hex()}"
     else:
-        job = f"{launch.rdzv_id} at {launch.rdzv_endpoint}"
+        job = f"{launch.rdzv_id} at {meeting.endpoints}"  # which nodes may write in many ways
     return Holder.of_process(job, "bundlerun run", node=node_name)
 
 

@@ -19,6 +19,7 @@ from launcher.continuation import keep_terms
 from launcher.files import write_text
 from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
+from launcher.network import resolve_meeting
 from launcher.paths import RunPaths
 
 RUN = "run --devices cpu --slots 1 --shape 1"
@@ -99,24 +100,34 @@ def test_another_run_in_an_old_folder_is_refused_with_what_differs(
     assert "the run in 'run' cannot go on so: --optimizer was sgd, is adamw; give another" in err
 
 
+def job_of(launch: LaunchConfig, environ: dict[str, str] | None = None) -> str:
+    return holder_of(launch, environ or {}, "n1", resolve_meeting(launch)).job
+
+
+def nodes(endpoint: str, **more: str) -> LaunchConfig:
+    return LaunchConfig(
+        nnodes="2", rdzv_endpoint=endpoint, local_addr="127.0.0.1", **({"rdzv_id": "job"} | more)
+    )
+
+
 def test_nodes_of_one_job_are_one_holder_and_two_commands_are_two() -> None:
-    nodes = LaunchConfig(nnodes="2", rdzv_endpoint="a:1", rdzv_id="job")
-    assert holder_of(nodes, {}, "n1").job == holder_of(nodes, {}, "n2").job
-    other = LaunchConfig(nnodes="2", rdzv_endpoint="b:1", rdzv_id="job")
-    assert holder_of(nodes, {}, "n1").job != holder_of(other, {}, "n1").job
-    alone = LaunchConfig()
-    assert holder_of(alone, {}, "n1").job != holder_of(alone, {}, "n1").job
+    assert job_of(nodes("127.0.0.1:1")) == job_of(nodes("127.0.0.1:1"))
+    assert job_of(nodes("127.0.0.1:1")) != job_of(nodes("127.0.0.2:1"))
+    assert job_of(LaunchConfig()) != job_of(LaunchConfig())
+
+
+def test_an_endpoint_may_be_written_in_many_ways() -> None:
+    assert job_of(nodes("localhost:29400")) == job_of(nodes("127.0.0.1"))
 
 
 def test_all_starts_of_a_slurm_step_are_one_holder() -> None:
     environ = {"SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
-    first = holder_of(LaunchConfig(rdzv_id="slurm-7.0-r0"), environ, "n1")
+    first = job_of(LaunchConfig(rdzv_id="slurm-7.0-r0"), environ)
     again = environ | {"SLURM_RESTART_COUNT": "1"}
-    assert first.job == holder_of(LaunchConfig(rdzv_id="slurm-7.0-r1"), again, "n1").job
+    assert first == job_of(LaunchConfig(rdzv_id="slurm-7.0-r1"), again)
 
 
 def test_parts_of_a_heterogeneous_job_are_one_holder() -> None:
-    nodes = LaunchConfig(nnodes="2", rdzv_endpoint="a:1", rdzv_id="both")
+    both = nodes("127.0.0.1:1", rdzv_id="both")
     environ = {"SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
-    first = holder_of(nodes, environ, "n1")
-    assert first.job == holder_of(nodes, environ | {"SLURM_JOB_ID": "8"}, "n2").job
+    assert job_of(both, environ) == job_of(both, environ | {"SLURM_JOB_ID": "8"})

@@ -9,6 +9,7 @@ from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from launcher.holder import process_tag
 from launcher.paths import RunPaths
+from workers import run_start
 from workers.env import RankEnv
 from workers.run_start import _holder, claimed_folder, with_run_folder
 
@@ -72,6 +73,19 @@ def test_the_claim_of_torchrun_is_its_agents_on_whatever_node_the_first_rank_is(
     assert _holder(env(2)).job == "torchrun none"
     assert _holder(env(2, "job")).job == "torchrun job"
     assert _holder(env(2, "")).pid == os.getpid()
+
+
+@pytest.mark.parametrize(
+    ("address", "is_one"), [("127.0.0.1", False), ("localhost", False), ("10.0.0.1", True)]
+)
+def test_ranks_that_meet_at_loopback_on_two_machines_are_two_jobs(
+    address: str, is_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = set()
+    for machine in ("a", "b"):
+        monkeypatch.setattr(run_start, "this_machine", lambda name=machine: name)
+        jobs.add(_holder(env(1, "", MASTER_ADDR=address)).job)
+    assert (len(jobs) == 1) == is_one
 
 
 def test_only_the_first_rank_claims_and_none_where_the_agent_does(tmp_path: Path) -> None:
