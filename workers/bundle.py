@@ -58,7 +58,16 @@ class Outcome:
     num_unreadable: int = 0
 
     def add(self, share: Share, metrics: dict[str, Tensor], num_samples: int) -> None:
-        """Adds one micro-batch."""
+        """Adds one micro-batch.
+
+        Raises:
+            ConfigError: its loss says a weight and those before do not, or the other way round.
+        """
+        if self.loss is not None and (self.weight is None) != (share.weight is None):
+            raise ConfigError(
+                "loss() gives (sum, weight) for some micro-batches and a mean for others; let it "
+                "give the same for all"
+            )
         loss = share.loss.detach().double()
         self.loss = loss if self.loss is None else self.loss + loss
         if share.weight is not None:

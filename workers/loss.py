@@ -36,7 +36,7 @@ class Share(NamedTuple):
 
     loss: Tensor
     weight: Tensor | float | None
-    """What the recipe says; None where the loss is a mean."""
+    """What the recipe says, in float64; None where the loss is a mean."""
 
 
 def share_of(found: object, size: int, num_samples: int) -> Share:
@@ -50,20 +50,20 @@ def share_of(found: object, size: int, num_samples: int) -> Share:
     Raises:
         ConfigError: it is neither a scalar nor (sum, weight).
     """
-    loss: object = found
-    weight: object = None
-    if isinstance(found, (tuple, list)) and len(found) == 2:
-        loss, weight = found
+    pair = found if isinstance(found, (tuple, list)) and len(found) == 2 else None
+    loss, weight = (found, None) if pair is None else pair
     if not isinstance(loss, Tensor):
         raise ConfigError(f"loss() gives {type(found).__name__}, not {_RIGHT}")
     for name, value in (("loss()", loss), ("the weight of loss()", weight)):
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ConfigError(f"{name} gives the shape {list(value.shape)}, not {_RIGHT}")
-    if weight is None:
+    if pair is None:
         return Share(loss * (size / num_samples), None)
     if not isinstance(weight, (Tensor, int, float)):
         raise ConfigError(f"loss() gives a weight of type {type(weight).__name__}, not {_RIGHT}")
-    return Share(loss / num_samples, weight.detach() if isinstance(weight, Tensor) else weight)
+    # Counts in bfloat16 would add up only to 256.
+    wide = weight.detach().double() if isinstance(weight, Tensor) else float(weight)
+    return Share(loss / num_samples, wide)
 
 
 class LossCheck:

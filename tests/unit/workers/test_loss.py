@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from launcher.errors import ConfigError
+from workers.bundle import Outcome
 from workers.loss import LossCheck, share_of
 from workers.update import StepLoss
 
@@ -130,6 +131,7 @@ def test_no_more_than_some_samples_are_looked_at() -> None:
         (torch.zeros(2), r"gives the shape \[2\], not"),
         ((torch.zeros(()), torch.zeros(2)), r"the weight of loss.. gives the shape \[2\]"),
         ((torch.zeros(()), "a"), "a weight of type str"),
+        ((torch.zeros(()), None), "a weight of type NoneType"),
     ],
 )
 def test_other_things_are_refused(found: object, message: str) -> None:
@@ -148,3 +150,20 @@ def test_a_step_in_which_nothing_counts_has_the_loss_zero() -> None:
     nothing = share_of((torch.tensor(0.0), torch.tensor(0)), 4, 4)
     step = StepLoss(float(nothing.loss), 0.0, 1.0)
     assert (step.mean(4), step.scale(4)) == (0.0, 0.0)
+
+
+def test_weights_add_up_whatever_their_dtype() -> None:
+    outcome = Outcome()
+    for _ in range(3):
+        found = torch.tensor(1.0), torch.tensor(255, dtype=torch.bfloat16)
+        outcome.add(share_of(found, 1, 3), {}, 1)
+    assert outcome.weight == 765.0
+
+
+@pytest.mark.parametrize("is_weighted", [True, False])
+def test_losses_are_of_one_kind_in_all_micro_batches(is_weighted: bool) -> None:
+    one = torch.tensor(1.0)
+    outcome = Outcome()
+    outcome.add(share_of((one, 2) if is_weighted else one, 1, 2), {}, 1)
+    with pytest.raises(ConfigError, match="for some micro-batches and a mean for others"):
+        outcome.add(share_of(one if is_weighted else (one, 2), 1, 2), {}, 1)
