@@ -1,7 +1,7 @@
 """Where a run lies that nobody gave a folder: a new one each time, the same on all of its nodes.
 
 runs/20261127-144012-3f9a     one process or one node
-runs/slurm-7.0                a job step of Slurm, over all its starts
+runs/slurm-7.0                a job step of Slurm, over all its starts; not what is typed in one
 runs/NAME                     several nodes of the job --rdzv-id NAME, or torchrun's
 runs/latest                   a link to the newest
 """
@@ -38,10 +38,17 @@ def folder_of_job(name: str) -> Path:
     return RUNS / quote(name, safe=" @+=,")
 
 
-def default_folder(launch: Resolved[LaunchConfig], environ: Mapping[str, str]) -> Path | None:
-    """The run folder of what `bundlerun run` starts; None where several nodes would differ."""
+def default_folder(
+    launch: Resolved[LaunchConfig], environ: Mapping[str, str], *, is_typed: bool
+) -> Path | None:
+    """The run folder of what `bundlerun run` starts; None where several nodes would differ.
+
+    Args:
+        is_typed: at a terminal, perhaps of a job step that is a shell, for many runs.
+    """
     task = SlurmTask.from_environ(environ)
-    if task is not None and not launch.value.standalone:
+    is_step = task is not None and not (is_typed and task.is_one_task)
+    if task is not None and is_step and not launch.value.standalone:
         return folder_of_job(f"slurm-{task.job_id}.{task.step_id}")
     if launch.value.max_nodes == 1:
         return new_folder()

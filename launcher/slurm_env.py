@@ -36,6 +36,7 @@ class SlurmTask:
         nodes: names of the step's nodes, in Slurm's order, the same on all.
         node: this one.
         num_gpus: that Slurm gave this node; None where the job asked for none.
+        num_tasks: of the step, on all of its nodes.
     """
 
     job_id: int
@@ -45,6 +46,7 @@ class SlurmTask:
     node: str
     local_id: int
     num_gpus: int | None
+    num_tasks: int = 1
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> SlurmTask | None:
@@ -66,7 +68,13 @@ class SlurmTask:
             node=environ.get("SLURMD_NODENAME") or nodes[min(index, len(nodes) - 1)],
             local_id=_number(environ, "SLURM_LOCALID", 0),
             num_gpus=int(gpus) if gpus.isdecimal() else None,
+            num_tasks=_number(environ, "SLURM_STEP_NUM_TASKS", len(nodes)),
         )
+
+    @property
+    def is_one_task(self) -> bool:
+        """Whether the step may be a shell in which people type one run after another."""
+        return len(self.nodes) == 1 and self.num_tasks == 1
 
     @property
     def rdzv_id(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -73,7 +74,8 @@ def _with_folder(
 ) -> Resolved[TrainConfig]:
     """Fills in the run folder; it stays empty where several nodes would not agree on one."""
     given = train.value.run_dir
-    folder = entered(Path(given)) if given else default_folder(launch, environ)
+    is_typed = sys.stdin is not None and sys.stdin.isatty()
+    folder = entered(Path(given)) if given else default_folder(launch, environ, is_typed=is_typed)
     return replace(train, value=replace(train.value, run_dir=str(folder or "")))
 
 

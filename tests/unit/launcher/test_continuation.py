@@ -125,8 +125,14 @@ def launch(**values: object) -> Resolved[LaunchConfig]:
     return Resolved(LaunchConfig(**values), sources)  # type: ignore[arg-type]
 
 
+def folder_of(
+    launch: Resolved[LaunchConfig], environ: dict[str, str], *, is_typed: bool = False
+) -> Path | None:
+    return default_folder(launch, environ, is_typed=is_typed)
+
+
 def test_a_node_alone_has_a_new_folder_each_time() -> None:
-    first, second = default_folder(launch(), {}), default_folder(launch(), {})
+    first, second = folder_of(launch(), {}), folder_of(launch(), {})
     assert first is not None
     assert second is not None
     assert first != second
@@ -135,15 +141,28 @@ def test_a_node_alone_has_a_new_folder_each_time() -> None:
 
 def test_nodes_of_a_named_job_have_one_folder() -> None:
     nodes = {"nnodes": "2", "rdzv_endpoint": "a:1"}
-    assert default_folder(launch(**nodes, rdzv_id="job 7/b"), {}) == Path("runs/job 7%2Fb")
-    assert default_folder(launch(**nodes), {}) is None
+    assert folder_of(launch(**nodes, rdzv_id="job 7/b"), {}) == Path("runs/job 7%2Fb")
+    assert folder_of(launch(**nodes), {}) is None
 
 
 def test_all_starts_of_a_slurm_job_have_one_folder() -> None:
     environ = {"SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7"}
-    assert default_folder(launch(), environ) == Path("runs/slurm-7.0")
+    assert folder_of(launch(), environ) == Path("runs/slurm-7.0")
     again = environ | {"SLURM_RESTART_COUNT": "2"}
-    assert default_folder(launch(), again) == Path("runs/slurm-7.0")
+    assert folder_of(launch(), again) == Path("runs/slurm-7.0")
+
+
+def test_runs_that_are_typed_in_a_shell_of_slurm_have_a_new_folder_each() -> None:
+    environ = {
+        "SLURM_STEP_NODELIST": "n1", "SLURM_PROCID": "0", "SLURM_JOB_ID": "7",
+        "SLURM_STEP_NUM_TASKS": "1",
+    }  # fmt: skip
+    first, second = (folder_of(launch(), environ, is_typed=True) for _ in range(2))
+    assert first != second
+    assert not {first, second} & {Path("runs/slurm-7.0")}
+    assert folder_of(launch(), environ) == Path("runs/slurm-7.0")
+    for more in ({"SLURM_STEP_NODELIST": "n[1-2]"}, {"SLURM_STEP_NUM_TASKS": "2"}):
+        assert folder_of(launch(), environ | more, is_typed=True) == Path("runs/slurm-7.0")
 
 
 def test_latest_leads_to_the_newest_and_is_entered_once(
