@@ -111,6 +111,32 @@ def _found(folder: Path) -> Iterator[_Found]:
         yield _Found(path, holder)
 
 
+def holder_now(paths: RunPaths) -> str:
+    """Who has the run folder, for people; empty where it is free, as far as one can see."""
+    held = (found.who for found in _found(paths.claims) if _is_held(found, paths.claims))
+    return next(held, "")
+
+
+def _is_held(found: _Found, folder: Path) -> bool:
+    """Whether a claim's process lives; elsewhere, whether it was touched a short time ago.
+
+    In doubt it is.
+    """
+    if found.is_over:
+        return False
+    if found.holder is not None and found.holder.is_here:
+        return found.holder.lives_here
+    with suppress(OSError):
+        return _now(folder) - found.touched_at / 1e9 < found.watch_s
+    return True
+
+
+def _now(folder: Path) -> float:
+    """By the file system's clock."""
+    os.utime(folder)
+    return folder.stat().st_mtime
+
+
 class Claim:
     """A run folder that this process may use; the claim itself may be another node's.
 
@@ -198,13 +224,8 @@ class Claim:
     def _clear(self) -> None:
         self._paths.outcome.unlink(missing_ok=True)
         written_at = self._paths.drain.stat().st_mtime
-        if is_older(written_at, now=self._now(), than_s=self._me.age_s):
+        if is_older(written_at, now=_now(self._paths.claims), than_s=self._me.age_s):
             forget_request(self._paths)
-
-    def _now(self) -> float:
-        """By the file system's clock."""
-        os.utime(self._paths.claims)
-        return self._paths.claims.stat().st_mtime
 
     def keep(self, terms: Mapping[str, str]) -> Self:
         """Touches the claim until it is released, and keeps what this start is made of.
@@ -239,16 +260,10 @@ class Claim:
             if holder.is_same_process(self._me):
                 self._own, self._is_begun = found.path, True
                 return True
-            if holder.lives_here if holder.is_here else self._is_fresh(found):
+            if _is_held(found, self._paths.claims):
                 return True  # another node's
         self._is_begun = self._is_made(seen)
         return self._is_begun
-
-    def _is_fresh(self, found: _Found) -> bool:
-        """Whether another machine's claim was touched a short time ago; in doubt, it was."""
-        with suppress(OSError):
-            return self._now() - found.touched_at / 1e9 < found.watch_s
-        return True
 
     def _is_made(self, seen: list[_Found]) -> bool:
         """Makes a claim; false where that failed as others came at the same time."""

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 
+from launcher.claim import holder_now
 from launcher.commands.run_folder import add_run_argument, run_paths
 from launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from launcher.outcome import read_outcome
@@ -34,10 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Writes the request; 0 where it is written, and, if waited for, followed."""
     paths = run_paths(args.run_dir)
-    ended = read_outcome(paths)
-    if ended is not None:
-        print(f"the run has ended already: {ended.state}, {ended.reason}")
-        return EXIT_DONE
+    before, holder = read_outcome(paths), holder_now(paths)
+    if before is not None:
+        print(f"the run has ended already: {before.state}, {before.reason}")
+        if not holder:
+            return EXIT_DONE
+        print(f"but {holder} has its folder, and may be about to go on with it")
     try:
         request_stop(paths, "bundlerun drain")
     except OSError as exc:
@@ -48,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     deadline = time.monotonic() + args.wait
     while time.monotonic() < deadline:
         ended = read_outcome(paths)
-        if ended is not None:
+        if ended is not None and (ended != before or not holder_now(paths)):
             print(f"{ended.state}: {ended.reason}")
             return EXIT_DONE if ended.state != "failed" else EXIT_FAILED
         time.sleep(_POLL_S)
