@@ -26,7 +26,7 @@ from pathlib import Path
 
 from launcher.errors import NodeError
 from launcher.paths import SnapshotPaths
-from workers.snapshot_mark import Mark, read_mark, set_mark, tell_marked
+from workers.snapshot_mark import Mark, set_mark, tell_marked, unsaved
 from workers.snapshot_piece import Layout
 from workers.snapshot_slot import Slot
 
@@ -101,7 +101,7 @@ def _sweep_one(folder: Path, newest: float) -> bool:
     try:
         if os.fstat(descriptor).st_mtime > newest or not _is_free(descriptor):
             return False
-        if read_mark(folder) is not None:
+        if unsaved(folder) is not None:
             return False
         shutil.rmtree(folder, ignore_errors=True)
     finally:

@@ -1,6 +1,7 @@
 """The mark on a snapshot that holds what is on no disk: whose it is, so that nobody else sweeps it.
 
-It is set where a checkpoint could not be written, and goes with the next one that could.
+It is set where a checkpoint could not be written, and goes with the next one that could. Only the
+nodes of bundle 0 hear of that one: on others, the mark counts no more as soon as it is there.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from launcher.checkpoints import survey
 from launcher.files import write_text
-from launcher.paths import SnapshotPaths
+from launcher.paths import RunPaths, SnapshotPaths
 
 _MB = 1e6
 
@@ -49,10 +51,22 @@ def read_mark(folder: Path) -> Mark | None:
         return None
 
 
+def unsaved(folder: Path) -> Mark | None:
+    """The mark of a snapshot folder while its run has no checkpoint as new; else None."""
+    mark = read_mark(folder)
+    if mark is None:
+        return None
+    try:
+        saved = survey(RunPaths(Path(mark.run_dir))).found
+    except OSError:  # it cannot be seen from here
+        return mark
+    return None if any(checkpoint.step >= mark.step for checkpoint in saved) else mark
+
+
 def tell_marked(folders: Iterable[Path]) -> None:
     """Says which snapshot folders are kept for their runs: memory must not fill without a word."""
     for folder in folders:
-        mark = read_mark(folder)
+        mark = unsaved(folder)
         if mark is not None:
             log.warning(
                 "%s (%.1f MB) keeps step %d of the run in %s, which is on no disk: start that run "

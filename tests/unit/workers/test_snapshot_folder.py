@@ -14,8 +14,10 @@ from types import SimpleNamespace
 import pytest
 
 from launcher.errors import NodeError
-from launcher.paths import SnapshotPaths
+from launcher.paths import RunPaths, SnapshotPaths
+from tests.unit.workers.checkpoint_tools import write
 from workers import snapshot_folder
+from workers.checkpoint import Checkpoints
 from workers.snapshot_folder import GRACE_S, SnapshotFolder, SnapshotRoom, sweep
 from workers.snapshot_mark import Mark, read_mark, set_mark
 from workers.snapshot_piece import Layout, Spec
@@ -89,6 +91,19 @@ def test_what_is_on_no_disk_is_told_and_not_swept(
     own.is_done = True
     own.close()
     assert not kept.exists()
+
+
+@pytest.mark.parametrize(("step", "is_kept"), [(11, True), (12, False), (13, False)])
+def test_a_mark_counts_until_its_run_has_a_checkpoint_of_that_step_or_later(
+    memory: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, step: int, is_kept: bool
+) -> None:
+    run_dir = tmp_path / "runs"
+    kept = dead(paths_in(memory / "shm", "kept"), GRACE_S + 60)
+    set_mark(kept, Mark(run_dir=str(run_dir), step=12))
+    write(Checkpoints(RunPaths(run_dir), keep=1), step)  # by bundle 0, on another node
+    SnapshotRoom.of("run", "node", "").sweep()
+    assert kept.exists() == is_kept
+    assert ("keeps step 12" in caplog.text) == is_kept
 
 
 def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
