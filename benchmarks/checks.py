@@ -8,7 +8,7 @@ At the start, once per run:
     loss         whether it is a mean over samples
 
 In each step: a checksum of a slice of the state, and the versions of all its tensors. Each is timed
-by itself and divided by a step of the trainer; turns of all of them follow one another.
+by itself and divided by a step of the trainer, in turns; processor time, of one thread.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from benchmarks.loop import (
     NUM_WARM_UP,
     TrainerLoop,
     make_microbatches,
-    timed_ms,
 )
 from benchmarks.record import Check, Options, print_table
 from launcher.agreement import terms_of
@@ -57,7 +56,7 @@ def run(options: Options) -> None:
     torch.set_num_threads(1)
     num_rounds = options.rounds_or(_NUM_ROUNDS)
     start_ms = {
-        name: median(timed_ms(once) for _ in range(num_rounds))
+        name: median(cpu_ms(once) for _ in range(num_rounds))
         for name, once in start_checks().items()
     }
     step_ms, check_ms = measure_step(num_rounds)
@@ -80,7 +79,14 @@ def run(options: Options) -> None:
     options.record("checks", {"rounds": num_rounds, "batch": BATCH, **result}, checks)
 
 
-def start_checks() -> dict[str, Callable[[], float]]:
+def cpu_ms(once: Callable[[], object]) -> float:
+    """Milliseconds of processor time."""
+    start = time.process_time()
+    once()
+    return 1000 * (time.process_time() - start)
+
+
+def start_checks() -> dict[str, Callable[[], None]]:
     """Each check of the start, as it is done once."""
     config = TrainConfig(data="synthetic", shape=(1, 1), cut=_CUT, num_classes=NUM_CLASSES)
     images, targets = make_microbatches(_IMAGE_SIZE)[0]
@@ -90,27 +96,23 @@ def start_checks() -> dict[str, Callable[[], float]]:
     subject = Subject(whole=whole, stages=stages)
     outputs = model.eval()(images).detach()
 
-    def fidelity() -> float:
+    def fidelity() -> None:
         check_fidelity(subject, lambda: (images,), _LONGEST_S)
-        return 0.0
 
-    def terms() -> float:
+    def terms() -> None:
         terms_of(config)
-        return 0.0
 
-    def forward() -> float:
+    def forward() -> None:
         model.train()
         state = ForwardState(model, 1, _itself)
         state.begin_step()
         state.watched(0, _nothing)(images)
-        return 0.0
 
-    def loss() -> float:
+    def loss() -> None:
         recipe = load_recipe(config)
         check = LossCheck(recipe, torch.device("cpu"))
         for _ in range(check.SAMPLES // MICROBATCH):
             check.look(recipe.loss(outputs, targets), outputs, targets, MICROBATCH)
-        return 0.0
 
     return {"terms": terms, "fidelity": fidelity, "forward": forward, "loss": loss}
 
@@ -125,10 +127,8 @@ def measure_step(num_rounds: int) -> tuple[float, float]:
             loop.step()
         steps, checks = [], []
         for number in range(num_rounds):
-            steps.append(timed_ms(loop.step))
-            start = time.perf_counter()
-            checked(number)
-            checks.append(1000 * (time.perf_counter() - start))
+            steps.append(cpu_ms(loop.step))
+            checks.append(cpu_ms(partial(checked, number)))
     return median(steps), median(checks)
 
 
