@@ -14,6 +14,7 @@ thread may be inside a collective, where it would never come to handle one.
 from __future__ import annotations
 
 import ctypes
+import logging
 import multiprocessing
 import os
 import select
@@ -35,6 +36,8 @@ from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.fault import fault_of
 from launcher.rank_signals import AgentsWord
+
+log = logging.getLogger(__name__)
 
 BEAT_S = 0.25
 LAST_COPY_S = 1.0
@@ -67,6 +70,7 @@ class Liveness:
         self._has_agreed = False
         self._before_end: Callable[[float], None] = lambda _: None
         self._on_stop: Callable[[], None] | None = None
+        self._has_told_failure = False
         if is_launched:
             self._begin()
 
@@ -120,8 +124,18 @@ class Liveness:
             if self._row is not None:
                 self._row.beat(time.monotonic_ns())
             if self._on_stop is not None and self.is_told_to_stop:
-                self._on_stop()
-                self._on_stop = None
+                self._try(self._on_stop)
+
+    def _try(self, act: Callable[[], None]) -> None:
+        """Does what a stop asks for; where a folder takes no file, again at the next beat."""
+        try:
+            act()
+        except OSError as exc:
+            if not self._has_told_failure:
+                log.warning("cannot pass on that the run is to stop: %s; trying on", exc)
+            self._has_told_failure = True
+            return
+        self._on_stop = None
 
     def _obey(self, heard: bytes) -> None:
         if signal.SIGINT in heard:

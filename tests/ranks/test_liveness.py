@@ -42,6 +42,17 @@ threading.Timer(0.3, copied.set).start()
 print("here", flush=True)
 if act == "wait":
     time.sleep(600)
+if act == "full":
+    tries = []
+
+    def pass_on():
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise OSError(28, "No space left on device")
+        (folder / "told").write_text(f"{len(tries)}")
+
+    life.when_told_to_stop(pass_on)
+    time.sleep(600)
 if act == "stuck":
     stuck = threading.Thread(target=time.sleep, args=[600])  # not a daemon: Python would wait
     stuck.start()
@@ -105,6 +116,19 @@ def test_steps_and_beats_are_on_the_board(tmp_path: Path) -> None:
     assert (row.pid, row.steps, row.step, row.exit_code) == (process.pid, 2, 12, 0)
     assert row.beat_ns > before
     assert [row["step"] for row in read_events(tmp_path)] == [11]
+
+
+def test_a_stop_that_no_folder_takes_is_passed_on_at_a_later_beat(tmp_path: Path) -> None:
+    board = Board.create()
+    with rank(tmp_path, board, "full") as process:
+        board.stop = signal.SIGTERM
+        wait_for(lambda: (tmp_path / "told").exists() and bool((tmp_path / "told").read_text()))
+        told = time.monotonic_ns()
+        wait_for(lambda: board.rows()[0][1].beat_ns > told)
+        process.kill()
+        _, said = process.communicate()
+    assert (tmp_path / "told").read_text() == "3"
+    assert said.count("cannot pass on that the run is to stop: [Errno 28]") == 1
 
 
 @pytest.mark.parametrize("has_board", [True, False])
