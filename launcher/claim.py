@@ -30,7 +30,7 @@ from typing import Self
 
 from launcher.continuation import keep_terms
 from launcher.errors import EXIT_CONFIG, ConfigError, NodeError
-from launcher.files import link_new
+from launcher.files import is_absent, link_new, write_text
 from launcher.holder import TORCHRUN, Holder
 from launcher.paths import RunPaths
 from launcher.run_folder import point_latest
@@ -152,6 +152,7 @@ class Claim:
         self._say = say
         self._own: Path | None = None
         self._is_begun = False
+        self._end_before = ""
         self._has_told_full = False
         self._silent: dict[Path, int] = {}
         self._is_over = threading.Event()
@@ -200,7 +201,8 @@ class Claim:
 
         Who makes it begins a start of the run, early: what an earlier one has left of its end
         goes, and requests to stop of that time. A request from now on is meant for this start;
-        the nodes that come later leave it alone.
+        the nodes that come later leave it alone. The end comes back where nothing comes of this
+        start: where its claim is released before it was ever to be kept.
 
         Args:
             watch_s: see `check`.
@@ -222,7 +224,9 @@ class Claim:
         return self
 
     def _clear(self) -> None:
-        self._paths.outcome.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            self._end_before = self._paths.outcome.read_text(encoding="utf-8", errors="replace")
+            self._paths.outcome.unlink()
         written_at = self._paths.drain.stat().st_mtime
         if is_older(written_at, now=_now(self._paths.claims), than_s=self._me.age_s):
             forget_request(self._paths)
@@ -335,6 +339,9 @@ class Claim:
         self._is_over.set()
         if self._thread is not None:
             self._thread.join(BEAT_S)  # a shared folder may not answer
+        elif self._end_before and is_absent(self._paths.outcome):
+            with suppress(OSError):  # a full disk
+                write_text(self._paths.outcome, self._end_before)
         if self._own is not None:
             with suppress(OSError):
                 self._own.rename(self._own.with_suffix(".over"))

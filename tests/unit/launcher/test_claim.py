@@ -250,6 +250,16 @@ def test_a_new_start_clears_the_end_of_an_old_one_and_keeps_its_terms(paths: Run
         assert json.loads(paths.terms.read_text()) == {"--lr": "0.1"}
 
 
+def test_a_start_of_which_nothing_comes_leaves_the_end_of_the_one_before(paths: RunPaths) -> None:
+    write_text(paths.outcome, '{"state": "done"}')
+    with claim_of(paths, "one").take():
+        assert not paths.outcome.exists()
+    assert paths.outcome.read_text() == '{"state": "done"}'
+    with claim_of(paths, "one").take().keep({}):
+        pass
+    assert not paths.outcome.exists()
+
+
 def test_a_node_that_joins_its_job_clears_nothing(paths: RunPaths) -> None:
     put(paths, 1, job="job", machine="elsewhere")
     write_text(paths.outcome, "{}")
