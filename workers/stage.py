@@ -20,6 +20,7 @@ from launcher.errors import ConfigError
 from launcher.user_file import users_code
 from splits.meta import build_on_default_device
 from splits.models import make_stages
+from splits.modes import modes_kept
 from workers.blank import build_blank
 from workers.collate import Collate
 from workers.division import division_lines
@@ -171,7 +172,9 @@ def _stages(
 def _try_optimizer(recipe: Recipe, model: nn.Module | Sequence[nn.Module]) -> None:
     """Lets the recipe make an optimizer, which may read the parameters, such as to keep a copy."""
     for module in [model] if isinstance(model, nn.Module) else model:
-        recipe.optimizer(module.named_parameters())
+        with modes_kept(module):
+            module.train()  # as where it is trained: that may say which parameters are
+            recipe.optimizer(module.named_parameters())
 
 
 def _build(recipe: Recipe, info: DataInfo) -> nn.Module | Sequence[nn.Module]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
-from typing import cast
+from typing import Self, cast
 
 import pytest
 import torch
@@ -108,3 +108,19 @@ def test_a_parameter_without_a_shape_is_named() -> None:
     recipe = with_model(lambda _: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))
     with pytest.raises(ConfigError, match=r"'1.weight' of the model has no shape yet .a lazy"):
         make_stage(TrainConfig(data="x", shape=(1,)), recipe, INFO, 0)
+
+
+def test_an_optimizer_is_tried_on_what_the_model_s_train_lets_be_trained() -> None:
+    class Thawed(nn.Sequential):
+        def train(self, mode: bool = True) -> Self:
+            super().train(mode)
+            return self.requires_grad_(mode)
+
+    def optimizer(named: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for _, p in named if p.requires_grad])  # none: an error
+
+    recipe = with_model(lambda _: Thawed(nn.Linear(2, 2)).eval(), optimizer=optimizer)
+    config = TrainConfig(data="x", shape=(1,))
+    stage = make_stage(config, recipe, INFO, 0, is_loaded_later=True)
+    assert not stage.training
+    assert not any(p.requires_grad for p in stage.parameters())
