@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ from workers.module_tensors import (
     may_be_written,
     tensor_places,
 )
+from workers.small_copies import SmallCopies, version
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,11 @@ log = logging.getLogger(__name__)
 class ForwardState:
     """Keeps what forwards write equal on all replicas of a stage.
 
-    What is written is noticed by the version counter of each tensor; in the first forward also by
-    comparing, as a write through `.data` counts no version.
+    What is written is noticed by the version counter of each tensor; in the first forward of
+    training, and of evaluation, also by comparing, as a write through `.data` counts no version.
+
+    Where a later micro-batch is the first ever to write a tensor, what the step began with is known
+    of small buffers only, see `SmallCopies`. Another keeps what is there at the end of that step.
 
     Args:
         stage: this rank's part of the model.
@@ -58,7 +63,7 @@ class ForwardState:
         self._places = tensor_places(stage)
         self._layouts = [(p.tensor.shape, p.tensor.dtype) for p in self._places]
         self._num_chunks = num_chunks
-        self._to_compare = set(range(num_chunks))
+        self._to_compare = set(product(range(num_chunks), (True, False)))
         self._has_run: set[int] = set()
         self._versions: list[int] = []
         self._found: set[int] = set()
@@ -66,22 +71,21 @@ class ForwardState:
         self._written: list[int] = []
         self._start: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {}
+        self._small = SmallCopies(stage, self._places)
 
     def begin_step(self) -> None:
         """The forwards of a step are about to come."""
         self._has_run.clear()
         self._kept.clear()
         self._start = {i: self._places[i].tensor.detach().clone() for i in self._written}
-        self._versions = [place.tensor._version for place in self._places]
+        self._versions = [version(place) for place in self._places]
+        self._small.refresh()
 
     def watched(self, chunk: int, forward: Forward) -> Forward:
         """`forward` of a chunk, which begins with the step's state each time."""
 
         def run(*inputs: Tensor) -> object:
-            for i, start in self._start.items():
-                # Through .data: what a backward still needs is as valid as after the model's own
-                # next write, and no less.
-                self._places[i].tensor.data.copy_(start)
+            self.undo()
             if chunk in self._has_run:
                 return forward(*inputs)
             self._has_run.add(chunk)
@@ -93,6 +97,14 @@ class ForwardState:
             return result
 
         return run
+
+    def undo(self) -> None:
+        """Takes back what the forwards since `begin_step` have written."""
+        self._notice_small()
+        for i, start in self._start.items():
+            # Through .data: what a backward still needs is as valid as after the model's own next
+            # write, and no less.
+            self._places[i].tensor.data.copy_(start)
 
     def count_found(self) -> int:
         """Tensors of which the other replicas have not heard yet; after the step's forwards."""
@@ -112,7 +124,7 @@ class ForwardState:
             self._agree()
         if not self._written:
             return
-        own = [self._kept.get(i, self._places[i].tensor) for i in self._written]
+        own = [self._kept.get(i, self._start.get(i, self._places[i].tensor)) for i in self._written]
         numbers = torch.cat([_numbers(tensor) for tensor in own])
         sums = self._all_sum(numbers if is_first else torch.zeros_like(numbers))
         for i, part in zip(self._written, sums.split([_num_numbers(t) for t in own]), strict=True):
@@ -126,10 +138,12 @@ class ForwardState:
     # --- noticing
 
     def _copies(self, chunk: int) -> dict[int, Tensor]:
-        """Before a chunk's first training forward: what it may write without a version."""
-        if not self._stage.training or chunk not in self._to_compare:
+        """Before a chunk's first forward in a mode: what it may write without a version."""
+        # Not what the stage says: a model's own train() may set anything.
+        case = chunk, torch.is_grad_enabled()
+        if case not in self._to_compare:
             return {}
-        self._to_compare.remove(chunk)
+        self._to_compare.remove(case)
         limited = limited_embeddings(self._stage)
         return {
             i: place.tensor.detach().clone()
@@ -144,15 +158,23 @@ class ForwardState:
                 self._found.add(i)
                 self._start[i] = copy
 
+    def _notice_small(self) -> None:
+        """Learns what small buffers began the step with that nobody knew to be written."""
+        for i, value in self._small.written():
+            if i not in self._start and self._places[i].tensor.shape == value.shape:
+                self._found.add(i)
+                self._start[i] = value
+
     def _notice(self) -> None:
         """Finds what was written since the step began.
 
         Raises:
             ConfigError: a forward changes the shape or dtype of what a checkpoint has to keep.
         """
+        self._notice_small()
         known = {*self._written, *self._caches}
-        for i, (place, version) in enumerate(zip(self._places, self._versions, strict=True)):
-            if place.tensor._version != version and i not in known:
+        for i, (place, before) in enumerate(zip(self._places, self._versions, strict=True)):
+            if version(place) != before and i not in known:
                 self._found.add(i)
         for i in list(self._found):
             place = self._places[i]
@@ -167,6 +189,7 @@ class ForwardState:
                     "persistent=False where it is a cache"
                 )
             self._caches.add(i)
+            self._start.pop(i, None)
         self._found -= self._caches
 
     def _agree(self) -> None:

@@ -221,6 +221,7 @@ class Trainer:
         outcome = Outcome()
         for work in works:
             if any(self.total([float(is_told())])):
+                self._forward_state.undo()  # it is done again, from the same state
                 return None
             outcome.merge(self.bundle.evaluate(work, batches))
         sums = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._session.device)

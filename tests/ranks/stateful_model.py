@@ -48,3 +48,22 @@ class Stateful(nn.Module):
 def build(num_outputs: int) -> nn.Module:
     """The model."""
     return Stateful(num_outputs)
+
+
+class CountsValidation(nn.Sequential):
+    """Counts the forwards in which it is evaluated."""
+
+    def __init__(self, num_outputs: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(48, num_outputs))
+        self.calls: Tensor
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            self.calls.add_(1)
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+def build_counting(num_outputs: int) -> nn.Module:
+    """A model whose state a validation moves."""
+    return CountsValidation(num_outputs)

@@ -127,6 +127,65 @@ def test_what_only_a_later_microbatch_writes_is_noticed() -> None:
     assert step(state, state.watched(0, module), [1.0, 2.0]) == 1
 
 
+def add_late(module: nn.Module, x: Tensor) -> None:
+    if x[0] > 1:
+        add(module, x)
+
+
+def replace_late(module: nn.Module, x: Tensor) -> None:
+    if x[0] > 1:
+        replace(module, x)
+
+
+@pytest.mark.parametrize("write", [add_late, replace_late])
+@pytest.mark.parametrize("shares", [[[1, 2, 4]], [[1, 2], [4]], [[1], [2], [4]]])
+def test_what_only_later_microbatches_write_is_taken_back_on_every_replica(
+    write: Write, shares: list[list[float]]
+) -> None:
+    meeting = Meeting(len(shares))
+    seen: list[float] = []
+    states: list[list[float]] = [[] for _ in shares]
+
+    def observed(module: nn.Module, x: Tensor) -> None:
+        seen.append(module.get_buffer("state")[0].item())
+        write(module, x)
+
+    def replica(rank: int) -> None:
+        module = Writer(observed)
+        state = ForwardState(module, 1, meeting.all_sum)
+        forward = state.watched(0, module)
+        for _ in range(2):
+            found = torch.tensor([float(step(state, forward, shares[rank]))]).double()
+            state.settle(float(meeting.all_sum(found)), is_first=rank == 0)
+        states[rank] = module.state.tolist()
+
+    meeting.run(replica)
+    assert states == [[0.0, 0.0]] * len(shares)
+    assert set(seen) == {0.0}
+
+
+@pytest.mark.parametrize("write", [add, add_unseen, replace, replace_data])
+def test_a_validation_that_is_broken_off_leaves_the_state_it_began_with(write: Write) -> None:
+    module = Writer(lambda module, x: None if torch.is_grad_enabled() else write(module, x))
+    state = ForwardState(module, 1, nobody)
+    forward = state.watched(0, module)
+    assert step(state, forward, [1.0, 2.0]) == 0
+    with torch.no_grad():
+        step(state, forward, [1.0, 2.0])
+    state.undo()
+    assert module.state.tolist() == [0.0, 0.0]
+
+
+def test_a_buffer_made_in_inference_mode_is_refused_by_name() -> None:
+    def write(module: nn.Module, x: Tensor) -> None:
+        with torch.inference_mode():
+            module.state = module.get_buffer("state") + 1
+
+    state = ForwardState(module := Writer(write), 1, nobody)
+    with pytest.raises(ConfigError, match=r"makes 'state' under torch.inference_mode"):
+        step(state, state.watched(0, module), [1.0])
+
+
 def test_a_cache_that_grows_is_nobodys_business() -> None:
     def write(module: nn.Module, x: Tensor) -> None:
         module.cache = torch.zeros(len(module.get_buffer("cache")) + 1)
@@ -134,7 +193,7 @@ def test_a_cache_that_grows_is_nobodys_business() -> None:
     module = Writer(write)
     state = ForwardState(module, 1, nobody)
     for _ in range(2):
-        assert step(state, state.watched(0, module), [1.0]) == 0
+        assert step(state, state.watched(0, module), [1.0, 2.0]) == 0
         state.settle(0.0, is_first=True)
 
 
