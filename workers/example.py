@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.errors import BundleError
+from launcher.errors import ConfigError
 from workers.feed import Feed
 from workers.nest import Form, built, form_of, leaves
 from workers.session import Session
@@ -42,6 +42,9 @@ def share_example(feed: Feed, session: Session, num_stages: int) -> Example:
         feed: of this rank.
         session: has its place.
         num_stages: of the bundle; one needs no example.
+
+    Raises:
+        NodeError: this node could not read them.
     """
     if num_stages == 1:
         return Example()
@@ -52,8 +55,10 @@ def share_example(feed: Feed, session: Session, num_stages: int) -> Example:
 def _described(feed: Feed) -> dict[str, Any] | None:
     try:
         inputs = feed.example(NUM_SAMPLES)
-    except BundleError as exc:
-        # The step that reads these samples says it, or does without them.
+    except ConfigError as exc:
+        # All bundles find the same. The step that reads these samples says it, or does without.
+        # What is wrong with this node (a loader died) ends the run: another bundle has an example,
+        # and would cut elsewhere.
         log.debug("no example of the inputs: %s", exc)
         return None
     return describe(inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,10 +12,11 @@ from torch import nn
 
 from launcher.cli import main
 from launcher.config import TrainConfig
+from launcher.errors import BundleError, ConfigError, NodeError
 from splits.costs import StageCosts
 from splits.models import make_stages
 from workers.division import costs_line, division_lines, load_warning
-from workers.example import Example, describe, example_of
+from workers.example import Example, describe, example_of, share_example
 
 
 def costs(*operations: int) -> list[StageCosts]:
@@ -97,6 +99,25 @@ def test_an_example_keeps_form_shapes_and_types_on_its_way() -> None:
 
 def test_no_example_is_nothing() -> None:
     assert example_of(None).inputs == ()
+
+
+def shared(error: BundleError) -> Example:
+    def example(num_samples: int) -> tuple[Any, ...]:
+        raise error
+
+    place = SimpleNamespace(stage=0, replica=0)
+    session: Any = SimpleNamespace(place=place, gather_bundle=lambda own: [own])
+    feed: Any = SimpleNamespace(example=example)
+    return share_example(feed, session, 2)
+
+
+def test_samples_that_no_bundle_can_read_are_no_example() -> None:
+    assert shared(ConfigError("sample 0 is no picture")) == Example()
+
+
+def test_a_node_that_cannot_read_does_not_cut_by_other_rules_than_the_others() -> None:
+    with pytest.raises(NodeError, match="a loading process died"):
+        shared(NodeError("a loading process died"))
 
 
 def test_plan_tells_the_costs_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
