@@ -151,6 +151,7 @@ class Claim:
         self._me = me
         self._say = say
         self._own: Path | None = None
+        self._is_new = False
         self._is_begun = False
         self._end_before = ""
         self._has_told_full = False
@@ -211,7 +212,6 @@ class Claim:
             ConfigError: another run has the folder.
             NodeError: it cannot be written.
         """
-        self._make_folder()
         for _ in range(_MOST_TRIES):
             if self._is_taken(self.check(watch_s=watch_s)):
                 break
@@ -246,6 +246,7 @@ class Claim:
         return self
 
     def _make_folder(self) -> None:
+        self._is_new = self._is_new or not self._paths.root.exists()
         try:
             self._paths.claims.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
@@ -271,6 +272,7 @@ class Claim:
 
     def _is_made(self, seen: list[_Found]) -> bool:
         """Makes a claim; false where that failed as others came at the same time."""
+        self._make_folder()
         folder = self._paths.claims
         number = max((found.number for found in seen), default=0) + 1
         path = folder / f"{number:06d}.json"
@@ -335,7 +337,7 @@ class Claim:
         return holder is not None and holder.job != self._me.job
 
     def release(self) -> None:
-        """Frees the folder for the next run."""
+        """Frees the folder for the next run; where no start came about, a new folder goes."""
         self._is_over.set()
         if self._thread is not None:
             self._thread.join(BEAT_S)  # a shared folder may not answer
@@ -344,7 +346,15 @@ class Claim:
                 write_text(self._paths.outcome, self._end_before)
         if self._own is not None:
             with suppress(OSError):
-                self._own.rename(self._own.with_suffix(".over"))
+                if self._is_new and self._thread is None:
+                    self._leave_nothing(self._own)
+                else:
+                    self._own.rename(self._own.with_suffix(".over"))
+
+    def _leave_nothing(self, own: Path) -> None:
+        own.unlink()
+        for folder in (self._paths.claims, self._paths.claims.parent, self._paths.root):
+            folder.rmdir()  # fails where another node has put something there
 
     def __enter__(self) -> Self:
         return self

@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -190,6 +191,16 @@ def test_a_holder_that_ends_leaves_the_claim_to_the_nodes_that_go_on(
     with claim_of(paths, "job").take().keep({}):
         first.rename(first.with_suffix(".over"))
         wait_until(lambda: names(paths) == ["000002.json"])
+
+
+def test_a_node_that_joined_claims_where_the_first_has_left_nothing(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_S", 0.02)
+    put(paths, 1, job="job", machine="elsewhere")
+    with claim_of(paths, "job").take().keep({}):
+        shutil.rmtree(paths.root)
+        wait_until((paths.claims / "000001.json").exists)
 
 
 def test_the_holder_touches_its_claim(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,11 +61,14 @@ def test_a_node_that_was_spare_ends_as_the_run_does(
     assert elastic._run(plan, start, print) == code
 
 
+@pytest.mark.parametrize("is_new", [True, False])
 def test_the_run_folder_is_claimed_before_torch_is_imported_and_freed_where_that_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_new: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So a request to stop that comes meanwhile is left alone by the nodes that come later."""
-    paths, seen = RunPaths(tmp_path), list[str]()
+    paths, seen = RunPaths(tmp_path / "run"), list[str]()
+    if not is_new:
+        paths.root.mkdir()
 
     def prepare(*_: object) -> bool:
         seen.extend(path.name for path in paths.claims.iterdir())
@@ -80,5 +83,7 @@ def test_the_run_folder_is_claimed_before_torch_is_imported_and_freed_where_that
     with pytest.raises(NodeError):
         elastic.launch(plan, say=print, claim=claim)
     assert seen == ["000001.json"]
-    assert [path.name for path in paths.claims.iterdir()] == ["000001.over"]
-    assert not paths.terms.exists()
+    assert paths.root.exists() == (not is_new)
+    if not is_new:
+        assert [path.name for path in paths.claims.iterdir()] == ["000001.over"]
+        assert not paths.terms.exists()
