@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from launcher.errors import EXIT_CONFIG, BundleError, nearest
+from launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
 from launcher.init import stand_before
 from launcher.options import kebab
 from launcher.usage import parsed, shorten
@@ -47,6 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
+    except PermissionError as exc:
+        print(f"error: no permission for {str(exc.filename)!r}; ask its owner", file=sys.stderr)
+        return EXIT_NODE
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `bundlerun plan | head`

@@ -266,9 +266,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_shape(self.shape)
-        _at_least(1, self, "batch_size", "chunks", "keep", "log_steps", "image_size")
+        _at_least(1, self, "batch_size", "epochs", "chunks", "keep", "log_steps", "image_size")
         _at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
-        _at_least(0, self, "microbatch_size", "epochs", "max_steps", "checkpoint_steps", "threads")
+        _at_least(0, self, "microbatch_size", "max_steps", "checkpoint_steps", "threads")
         _at_least(0, self, "num_classes", "lr", "momentum", "weight_decay", "clip_norm", "seed")
         _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma", "snapshot_steps")
         _at_least(-1, self, "loader_workers")

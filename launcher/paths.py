@@ -115,6 +115,24 @@ class RunPaths:
         return self.root / "terms.json"
 
     @property
+    def data_terms(self) -> Path:
+        """What the first start has seen of the samples, JSON."""
+        return self.root / "data.json"
+
+    @property
+    def is_used(self) -> bool:
+        """Whether a run has begun here, or is queued."""
+        marks = (
+            self.claims,
+            self.terms,
+            self.metrics,
+            self.checkpoints,
+            self.outcome,
+            self.slurm_job,
+        )
+        return any(path.exists() for path in marks)
+
+    @property
     def slurm_job(self) -> Path:
         """Which Slurm job has this folder, JSON."""
         return self.root / "slurm-job.json"

@@ -1,7 +1,7 @@
-"""Whether all nodes read the same data; known once it is open, where no glance could tell.
+"""Whether all nodes, and all starts of a run, read the same data; known once it is open.
 
 first rank of stage 0 of a node     sizes, names of the samples       data/NODE
-the reporter                        compares                          data
+the reporter                        compares, with the run folder too data
 all                                 go on, or end with the difference
 """
 
@@ -9,26 +9,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 
-from launcher.agreement import difference
+from launcher.agreement import Terms, changes, difference
 from launcher.errors import ConfigError
+from launcher.files import write_text
+from launcher.paths import RunPaths
 from workers.recipe import DataInfo, DataSets
 from workers.session import Session
 
+_SAMPLES, _CLASSES = "the number of training samples", "the number of classes"
+_LIST = "the list of training samples"
+_KEPT = (_SAMPLES, _CLASSES, _LIST)
+"""What a run that goes on must not change: with it goes the order of samples (I1)."""
 
-def check_same_data(info: DataInfo, data: DataSets | None, session: Session) -> None:
-    """Raises ConfigError, on all ranks, where nodes have other data.
+
+def check_same_data(
+    info: DataInfo, data: DataSets | None, session: Session, paths: RunPaths, *, is_new: bool
+) -> None:
+    """Raises ConfigError, on all ranks, where nodes have other data, or this start has.
 
     Collective: every active rank.
 
     Args:
         info: sizes of the data.
         data: the samples, on stage 0.
+        paths: of the run, which keep what its first start has seen.
+        is_new: whether the run begins.
     """
     topology, place, store = session.topology, session.place, session.store
-    if topology.num_nodes == 1:
-        return
-    nodes = [group.node for group in topology.sync_groups if group.stage == 0]
+    nodes = sorted({p.node for p in topology.places if p.stage == 0 and not p.is_spare})
     if data is not None and topology.collect_ranks(0, place.node)[0] == place.rank:
         said = [session.arrival.node_name, terms_of_data(info, data)]
         store.set(f"data/{place.node}", json.dumps(said))
@@ -37,19 +47,37 @@ def check_same_data(info: DataInfo, data: DataSets | None, session: Session) -> 
         for node in nodes:
             name, terms = json.loads(store.get(f"data/{node}"))
             by_node[f"{name} (node {node})" if name in by_node else name] = terms
-        store.set("data", json.dumps(difference(by_node)))
+        unlike = difference(by_node) or _unlike_before(paths, terms, is_new=is_new)
+        store.set("data", json.dumps(unlike))
     unlike = json.loads(store.get("data"))
     if unlike:
         raise ConfigError(unlike)
+
+
+def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
+    """What the samples have no more in common with those of the run's first start."""
+    kept = {name: terms[name] for name in _KEPT if name in terms}
+    try:
+        before = {} if is_new else json.loads(paths.data_terms.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    if not before:
+        # A full disk ends no run here: the checkpoints say it soon enough.
+        with suppress(OSError):
+            write_text(paths.data_terms, json.dumps(kept, indent=2) + "\n")
+        return ""
+    found = "; ".join(changes(before, kept).values())
+    way = "go on with the DATA of before, or start anew in another --run-dir"
+    return f"this run has other DATA: {found}; {way}" if found else ""
 
 
 def terms_of_data(info: DataInfo, data: DataSets) -> dict[str, str]:
     """What is compared, as `launcher.agreement` has it."""
     about = hashlib.sha256(json.dumps(info.about, sort_keys=True).encode()).hexdigest()[:12]
     terms = {
-        "the number of training samples": str(info.num_train),
+        _SAMPLES: str(info.num_train),
         "the number of validation samples": str(info.num_val),
-        "the number of classes": str(info.num_outputs),
+        _CLASSES: str(info.num_outputs),
         "what is known of DATA": about,
     }
     for part, samples in (("training", data.train), ("validation", data.val)):

@@ -170,7 +170,6 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
     # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
     with ExitStack() as stack, life, MemoryGuard(config, session.device) as guard:
         info, data = open_data(recipe, session)
-        check_same_data(info, data, session)
         feed = Feed(config, session, info, data)
         stack.callback(feed.close)
         restore = None
@@ -178,6 +177,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
             restore = Restore(config, session.arrival, is_reporter=session.is_reporter)
             stack.callback(restore.room.close)
         found = look(config, session, restore)
+        check_same_data(info, data, session, paths, is_new=found.is_nothing)
         check = partial(
             check_fidelity, first_inputs=feed.first_inputs, longest_s=config.timeout_s / 4
         )

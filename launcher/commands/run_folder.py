@@ -32,7 +32,7 @@ def run_paths(text: str) -> RunPaths:
     """The run in the folder `text`, or of the job with that number.
 
     Raises:
-        ConfigError: there is no such folder, or the job has none.
+        ConfigError: there is no such folder, no run in it, or the job has none.
         NodeError: it is a number, and here is no Slurm.
     """
     if text.isdecimal() and not Path(text).exists():
@@ -40,6 +40,8 @@ def run_paths(text: str) -> RunPaths:
     paths = RunPaths(entered(Path(text)))
     if not paths.root.is_dir():
         raise ConfigError(f"there is no run folder {text!r}; give that of a run")
+    if not paths.is_used:
+        raise ConfigError(f"no run has begun in {text!r}; give the folder of a run")
     return paths
 
 

@@ -12,6 +12,7 @@ from torch.distributed import Store
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from tests.ranks.harness import run_ranks
+from tests.ranks.test_parity import MODEL
 from workers.env import RankEnv
 from workers.image_index import open_index
 from workers.session import arrive
@@ -36,12 +37,12 @@ def test_nodes_that_agree_meet_where_nobody_says_how_many_they_are(tmp_path: Pat
     run_ranks((2, 1), main, tmp_path)
 
 
-def images(root: Path, *names: str) -> str:
+def images(root: Path, *names: str, side: int = 9) -> str:
     for name in names:
         for part in ("train", "val"):
             path = root / part / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (9, 9)).save(path)
+            Image.new("RGB", (side, side)).save(path)
     return str(root)
 
 
@@ -65,3 +66,29 @@ def test_copies_of_the_data_at_other_places_are_the_same_data(tmp_path: Path) ->
     roots = [images(tmp_path / name, "ape/1.png", "bat/1.png") for name in ("a", "b")]
     one, two = (open_index(Path(root) / "train", None) for root in roots)
     assert one.digest() == two.digest()
+
+
+@pytest.mark.parametrize("other", ["list", "size"])
+def test_a_run_does_not_go_on_with_other_images_of_the_same_classes(
+    other: str, tmp_path: Path
+) -> None:
+    def start(data: str, epochs: int) -> None:
+        config = TrainConfig(
+            data=data,
+            shape=(1,),
+            model=MODEL,
+            image_size=8,
+            augment="none",
+            epochs=epochs,
+            run_dir=str(tmp_path / "run"),
+        )
+        run_ranks((1,), lambda env, store: train(config, env, store) and None, tmp_path)
+
+    names = ["ape/1.png", "ape/2.png", "bat/1.png"]
+    mine, copy = (images(tmp_path / place, *names) for place in ("mine", "copy"))
+    changed = {"list": [*names[:2], "bat/3.png"], "size": names}[other]
+    others = images(tmp_path / "others", *changed, side=9 if other == "list" else 90)
+    start(mine, 1)
+    start(copy, 2)
+    with pytest.raises(AssertionError, match="this run has other DATA: the list of training sam"):
+        start(others, 3)

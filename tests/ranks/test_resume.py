@@ -119,8 +119,10 @@ def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
     run_ranks((2,), trains(config), tmp_path)
     found = outcomes((2,), trains(replace(config, max_steps=99, **change)), tmp_path, 60)
     assert sorted(found) == [0, 1]
+    other_data = "this run has other DATA: the number of training samples was 107, is 90"
+    reason = other_data if "synthetic_samples" in change else "the checkpoint of step"
     for text in found.values():
-        assert f"ConfigError: the checkpoint of step {stop_at} was taken " in text
+        assert f"ConfigError: {reason}" in text
         assert "seed" not in change or "resume with --seed" in text
     assert [c.step for c in survey(RunPaths(tmp_path / "run")).found] == [stop_at]
 

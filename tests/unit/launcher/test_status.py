@@ -114,6 +114,9 @@ def test_the_command_prints_text_and_one_json_document(
 def test_drain_leaves_a_request_unless_the_run_has_ended(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    assert main(["drain", str(tmp_path)]) == 2
+    assert "no run has begun in" in capsys.readouterr().err
+    (tmp_path / "metrics.jsonl").touch()
     assert main(["drain", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "drain.json").read_text()) == {"why": "bundlerun drain"}
     (tmp_path / "drain.json").unlink()
