@@ -8,22 +8,33 @@ from __future__ import annotations
 
 import logging
 import sys
+from contextlib import suppress
+from typing import TextIO
 
 _WIPE = "\r\x1b[K"
 log = logging.getLogger(__name__)
 
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic in stubs only
-    """Writes records to stderr as they are, never behind a progress bar."""
+    """Writes records to stderr as they are, never behind a progress bar.
+
+    To the stderr of the moment: a program that has this one's lines for a while may take it back.
+    """
 
     def __init__(self) -> None:
-        super().__init__(sys.stderr)
+        logging.Handler.__init__(self)
         self.setFormatter(logging.Formatter("%(message)s"))
+
+    @property
+    def stream(self) -> TextIO:  # an attribute there
+        """Where it writes."""
+        return sys.stderr
 
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one record."""
-        if self.stream.isatty():
-            self.stream.write(_WIPE)
+        with suppress(ValueError, OSError):  # a closed one: what follows says so, once
+            if self.stream.isatty():
+                self.stream.write(_WIPE)
         super().emit(record)
 
 
