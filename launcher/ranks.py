@@ -98,7 +98,7 @@ class Ranks:
         """A new start of the workers is about to come."""
         self._board.clear_rows()
         self._is_running = self.has_run = True
-        self._begun_s = time.monotonic()
+        self._begun_s = round(time.monotonic(), 4)  # as events have it: none comes to lie before
 
     def end_start(self) -> None:
         """The ranks are to leave their round."""
