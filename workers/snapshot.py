@@ -48,7 +48,8 @@ class Snapshots:
     Args:
         session: this rank's place in the round.
         room: where pieces go.
-        state: gives the whole state of this rank's stage by name, read in a thread of its own.
+        state: gives the whole state of this rank's stage by name; asked before the next forward
+            begins, and copied in a thread of its own while that runs.
         feedback: gives what the exchange of this rank keeps from step to step, by name.
         situation: what the feedback is for; short.
         meters: gets the time of the copy, and of what waits for it.
