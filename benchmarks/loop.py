@@ -17,12 +17,12 @@ from torchvision.models import resnet18
 
 from benchmarks.record import Options, print_table
 from launcher.config import TrainConfig
-from workers.bundle import StepWork
 from workers.env import RankEnv
 from workers.meters import Meters
 from workers.recipe import load_recipe
 from workers.samples import Batch
 from workers.session import Session, arrive, join, open_store
+from workers.step import StepWork
 from workers.trainer import Trainer
 
 CLAIM = "unsplit in one process, a step costs at most 2 % more than in a plain loop"

@@ -13,11 +13,12 @@ from torch.optim import SGD, Optimizer
 from benchmarks.forked import TIMEOUT_S, Seat
 from launcher.topology import Topology
 from workers.bucket import bucket_bytes
-from workers.bundle import Bundle, StepWork
+from workers.bundle import Bundle
 from workers.groups import make_groups
 from workers.meters import Meters
 from workers.recipe import DataInfo, DataSets
 from workers.samples import Batch
+from workers.step import StepWork
 from workers.sync import GradientSync
 
 MODES = ("local-master", "sharded", "flat")

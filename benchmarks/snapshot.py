@@ -26,7 +26,6 @@ from benchmarks.record import Check, Options, print_table
 from benchmarks.training import made
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
-from workers.bundle import StepWork
 from workers.env import RankEnv
 from workers.meters import Meters
 from workers.recipe import DataInfo
@@ -35,6 +34,7 @@ from workers.session import arrive, join
 from workers.snapshot import Snapshots
 from workers.snapshot_folder import SnapshotRoom
 from workers.snapshot_pace import Pace, interval
+from workers.step import StepWork
 
 CLAIM = "a snapshot every few steps, as many as it chooses, costs a rank at most 1 %"
 MOST_PERCENT = 1.0

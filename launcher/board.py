@@ -23,6 +23,13 @@ BOARD_VARIABLE = "BUNDLERUN_BOARD"
 NUM_ROWS = 1024
 """Most ranks of a node that have a row; more are not watched."""
 
+AFTERMATH_S = 0.25
+"""How long a failed worker stays, seconds: two looks of the agent at its default interval.
+
+Most failures follow another one: a killed rank breaks its peers' connections, and all are gone
+before the agent looks. So it sees the killed one first, and ends the others while they wait.
+"""
+
 _HEAD = 8
 _ROW = 8
 _TEXT_BYTES = 4096

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from launcher.board import Board, Row
+from launcher.board import AFTERMATH_S, Board, Row
 from launcher.errors import EXIT_DONE, EXIT_FAILED
 from launcher.fault import fault_of
 from launcher.fork_server import die_with_server
@@ -26,13 +26,6 @@ WORKER_LOG = "worker.log"
 
 NO_BEAT_YET_NS = 1 << 62
 """In the future: nobody is silent who may not know that there is something to say."""
-
-AFTERMATH_S = 0.25
-"""How long a failed worker stays, seconds: two looks of the agent at its default interval.
-
-Most failures follow another one: a killed rank breaks its peers' connections, and all are gone
-before the agent looks. So it sees the killed one first, and ends the others while they wait.
-"""
 
 
 class Tee:

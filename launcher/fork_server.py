@@ -13,19 +13,17 @@ server be killed, its workers end with it, and Python starts one of its own for 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection, forkserver, resource_tracker, util
-from pathlib import Path
 from typing import Any
 
+from launcher.process import die_with_parent, parent_of
 from launcher.rank_signals import kept_from_children
 
-_PR_SET_PDEATHSIG = 1
 # The standard library's type stubs leave these out.
 _connection: Any = connection
 _util: Any = util
@@ -117,27 +115,10 @@ def is_server_gone() -> bool:
 
 def die_with_server(launcher: int) -> None:
     """`die_with_parent` for a worker; its parent is some fork server of `launcher`."""
+    _let_go_of_server()
     server = os.getppid()
     die_with_parent(server)
-    if _parent_of(server) != launcher:  # the server was gone already, and somebody else is parent
-        os._exit(128 + signal.SIGKILL)
-
-
-def _parent_of(pid: int) -> int:
-    with suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
-
-
-def die_with_parent(parent: int) -> None:
-    """Has the kernel kill this process as soon as the process `parent`, which forked it, is gone.
-
-    Python's server and torch's workers notice only an orderly end: the former waits until the
-    workers are gone too, the latter get a SIGINT, which a rank that waits in gloo never sees.
-    """
-    _let_go_of_server()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:  # it was gone before the kernel knew
+    if parent_of(server) != launcher:  # the server was gone already, and somebody else is parent
         os._exit(128 + signal.SIGKILL)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 
-from launcher.fork_server import die_with_parent
+from launcher.process import die_with_parent
 from launcher.rank_signals import GROUP_SIGNALS
 
 signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)

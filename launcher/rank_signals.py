@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from launcher.board import Board
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE
-from launcher.watch import kernel_state
+from launcher.process import kernel_state
 
 GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 

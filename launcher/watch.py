@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from launcher.board import Board, Row
 from launcher.events import Events
+from launcher.process import kernel_state
 
 log = logging.getLogger(__name__)
 
@@ -155,12 +155,3 @@ class Watch:
 def stop_text(name: str) -> str:
     """What is told when a signal has asked the run to stop."""
     return f"{name}: the run stops after this step; SIGINT ends it at once"
-
-
-def kernel_state(pid: int) -> str:
-    """The kernel's letter for what a process does: R, S, D, T (stopped), Z (dead); X: no more."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "X"
-    return text[text.rindex(")") + 2]

@@ -16,72 +16,14 @@ from launcher.topology import Link, LinkKind, Place, Topology
 from splits.stage import Forward, chunk_forwards
 from workers.comm import Group
 from workers.links import InLink, Kind, OutLink, specs_of
-from workers.loss import LossCheck, Share, share_of
+from workers.loss import LossCheck, share_of
 from workers.meters import Meters
 from workers.nest import Form, built, form_of, leaves, mapped
 from workers.order import mix_seed
 from workers.recipe import Recipe
 from workers.samples import Batch
 from workers.split_backward import WeightPass, input_pass
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepWork:
-    """What one bundle does in one step.
-
-    Args:
-        seed: of the run.
-        step: number of the step in the run.
-        first: number in the step of this bundle's first micro-batch; they are consecutive.
-        sizes: samples in each of this bundle's micro-batches.
-        num_samples: samples of the step over all bundles.
-    """
-
-    seed: int
-    step: int
-    first: int
-    sizes: Sequence[int]
-    num_samples: int
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What the last stage found; stays empty elsewhere."""
-
-    loss: Tensor | None = None
-    """This rank's share of the loss of the step, see `workers.loss`."""
-    weight: Tensor | float | None = None
-    """Of its micro-batches' losses, where they say one."""
-    metrics: dict[str, Tensor] = field(default_factory=dict)
-    """Sums over this rank's samples."""
-    num_samples: int = 0
-    num_unreadable: int = 0
-
-    def add(self, share: Share, metrics: dict[str, Tensor], num_samples: int) -> None:
-        """Adds one micro-batch.
-
-        Raises:
-            ConfigError: its loss says a weight and those before do not, or the other way round.
-        """
-        if self.loss is not None and (self.weight is None) != (share.weight is None):
-            raise ConfigError(
-                "loss() gives (sum, weight) for some micro-batches and a mean for others; let it "
-                "give the same for all"
-            )
-        loss = share.loss.detach().double()
-        self.loss = loss if self.loss is None else self.loss + loss
-        if share.weight is not None:
-            self.weight = share.weight + (0.0 if self.weight is None else self.weight)
-        for name, value in metrics.items():
-            self.metrics[name] = self.metrics.get(name, 0) + value.double()
-        self.num_samples += num_samples
-
-    def merge(self, later: Outcome) -> None:
-        """Adds another part of the same pass."""
-        if later.loss is not None:
-            self.add(Share(later.loss, later.weight), later.metrics, later.num_samples)
-        self.num_unreadable += later.num_unreadable
-
+from workers.step import StepShare, StepWork
 
 Edge = tuple[LinkKind, int, int]
 """Kind and chunk of a link, and the replica at its other end."""
@@ -107,7 +49,7 @@ class _Step:
     batches: Iterator[Batch]
     split: frozenset[tuple[int, int]] = frozenset()
     """Whose backward is in two passes."""
-    outcome: Outcome = field(default_factory=Outcome)
+    outcome: StepShare = field(default_factory=StepShare)
     in_flight: dict[tuple[int, int], _InFlight] = field(default_factory=dict)
     half_done: dict[tuple[int, int], WeightPass] = field(default_factory=dict)
 
@@ -174,8 +116,8 @@ class Bundle:
         work: StepWork,
         batches: Iterator[Batch],
         before_last_backward: Callable[[int], object] = _nothing,
-        on_forwards_done: Callable[[Outcome], object] = _nothing,
-    ) -> Outcome:
+        on_forwards_done: Callable[[StepShare], object] = _nothing,
+    ) -> StepShare:
         """Runs forward and backward of one step; gradients are added to those there.
 
         Collective: every rank of the bundle.
@@ -196,7 +138,7 @@ class Bundle:
         return step.outcome
 
     @torch.no_grad()
-    def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> Outcome:
+    def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> StepShare:
         """Runs the forwards of one step in evaluation mode; arguments as for `train`."""
         self._is_training = False
         self.stage.eval()
@@ -213,7 +155,7 @@ class Bundle:
         step: _Step,
         order: Order,
         before_last_backward: Callable[[int], object],
-        on_forwards_done: Callable[[Outcome], object],
+        on_forwards_done: Callable[[StepShare], object],
     ) -> None:
         self._expect(step.work, order)
         last = last_backwards(order)

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
-from launcher.fork_server import die_with_parent
+from launcher.process import die_with_parent
 from launcher.rank_signals import keep_from_here
 from workers.collate import Collate
 from workers.recipe import SampleSet

@@ -11,13 +11,13 @@ from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from workers import device as door
-from workers.bundle import StepWork
 from workers.collate import Collate
 from workers.data import MicrobatchLoader
 from workers.order import num_steps, sample_order, share_out, step_microbatches
 from workers.recipe import DataInfo, DataSets, SampleSet
 from workers.samples import Batch
 from workers.session import Session
+from workers.step import StepWork
 
 _FORWARDS_OF_A_STEP = 3
 """A step's forwards and backwards take about three times as long as its forwards alone."""

@@ -13,7 +13,6 @@ thread may be inside a collective, where it would never come to handle one.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -30,11 +29,11 @@ from types import TracebackType
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from launcher.board import Board, Row
-from launcher.entry import AFTERMATH_S
+from launcher.board import AFTERMATH_S, Board, Row
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
 from launcher.fault import fault_of
+from launcher.process import follow_parent
 from launcher.rank_signals import AgentsWord
 
 log = logging.getLogger(__name__)
@@ -42,8 +41,6 @@ log = logging.getLogger(__name__)
 BEAT_S = 0.25
 LAST_COPY_S = 1.0
 """How long a rank that is to end waits for a copy of the state that is under way."""
-
-_PR_SET_PDEATHSIG = 1
 
 
 class Liveness:
@@ -106,7 +103,7 @@ class Liveness:
             self._agent_fd = os.pidfd_open(agent)
         if os.getppid() == agent:
             # A rank that is stopped, or has no interpreter to spare, ends as well.
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+            follow_parent()
         if self._agent_fd < 0 and not Path(f"/proc/{agent}").exists():
             os._exit(128 + signal.SIGKILL)
 

@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,19 +24,12 @@ from launcher.errors import ConfigError
 from workers.nest import leaves, mapped
 from workers.recipe import Recipe
 from workers.samples import kept_random_state
+from workers.step import Share
 
 log = logging.getLogger(__name__)
 
 _MOST_COPIED_BYTES = 64 << 20
 _RIGHT = "a mean over the samples, a scalar tensor, or (sum, weight)"
-
-
-class Share(NamedTuple):
-    """One micro-batch's part of the step's loss."""
-
-    loss: Tensor
-    weight: Tensor | float | None
-    """What the recipe says, in float64; None where the loss is a mean."""
 
 
 def share_of(found: object, size: int, num_samples: int) -> Share:

@@ -23,7 +23,7 @@ from launcher.paths import RunPaths
 from launcher.topology import Topology
 from workers.best import LOSS, Best
 from workers.metrics import MetricsWriter
-from workers.trainer import StepSums
+from workers.step import StepSums
 from workers.words import Course
 
 log = logging.getLogger(__name__)

@@ -14,7 +14,6 @@ from typing import Any
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.outcome import Outcome
-from workers.bundle import StepWork
 from workers.ending import Kept, outcome_of
 from workers.feed import Feed
 from workers.keeper import Keeper
@@ -24,8 +23,9 @@ from workers.reporter import Reporter
 from workers.session import Session
 from workers.snapshot import Snapshots
 from workers.snapshot_pace import share
+from workers.step import StepSums, StepWork
 from workers.stopping import StopRequest, StopWord
-from workers.trainer import StepSums, Trainer
+from workers.trainer import Trainer
 
 
 class Run:

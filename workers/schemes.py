@@ -22,22 +22,6 @@ Scheme = Literal["local-master", "sharded", "flat"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
 
 
-def settled_sync(sync: str, backend: str, *, is_rounded: bool) -> str:
-    """What `--sync` comes to on this network; "auto" is left where it is to be measured.
-
-    NCCL has its own way inside a node and between nodes, which one all-reduce leaves to it.
-
-    Args:
-        sync: as configured.
-        backend: what carries the gradients.
-        is_rounded: whether they are to travel between nodes in a shorter form, which no single
-            all-reduce could do.
-    """
-    if sync != "auto" or backend != "nccl":
-        return sync
-    return "local-master" if is_rounded else "flat"
-
-
 def whole_wire(bucket: Bucket) -> Tensor:
     """All of a bucket."""
     return bucket.wire

@@ -29,10 +29,9 @@ from launcher.topology import Place, Topology
 from workers import device as door
 from workers.comm import Network, own_address
 from workers.env import RankEnv
-from workers.groups import Groups, make_groups
+from workers.groups import Groups, make_groups, settled_sync
 from workers.hello import Hello, choose_backend, for_all
 from workers.round_store import own_part
-from workers.schemes import settled_sync
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from workers import replica_check
 from workers.batchnorm import StatisticsPool
 from workers.best import Best
 from workers.bucket import bucket_bytes
-from workers.bundle import Bundle, Outcome, StepWork
+from workers.bundle import Bundle
 from workers.calibrate import read_choice, write_choice
 from workers.forward_state import ForwardState
 from workers.loss import LossCheck
@@ -31,6 +31,7 @@ from workers.replica_check import ReplicaCheck
 from workers.samples import Batch
 from workers.session import Session
 from workers.state import load_state_tensors, state_tensors
+from workers.step import StepShare, StepSums, StepWork
 from workers.sync import GradientSync
 from workers.tensor_file import check_dtypes
 from workers.update import StepLoss, Update
@@ -49,18 +50,6 @@ _CHECK = _FOUND + 1
 _NUM_SUMS = _CHECK + replica_check.NUM_SUMS
 _TIGHT, _LOOSE = 1e-3, 2e-2
 """How far a loss may be from the mean of its samples' losses, relatively, by rounding."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StepSums:
-    """What one step, or one evaluation, came to over all bundles; known on the last stage."""
-
-    loss: float
-    """Mean over the samples, or over what the recipe's losses weigh."""
-    metrics: dict[str, float]
-    """Means over the samples, such as {"top1": 0.97}."""
-    score: float | None = None
-    """How good a validation was, higher is better; known where the metrics are."""
 
 
 class Trainer:
@@ -155,7 +144,7 @@ class Trainer:
             write_choice(kept, sync.choice)
         return sync
 
-    def step(self, work: StepWork, batches: Iterator[Batch], steps_per_epoch: int) -> Outcome:
+    def step(self, work: StepWork, batches: Iterator[Batch], steps_per_epoch: int) -> StepShare:
         """Does one optimizer step; `last_sums` and `heard_stop` then have what it came to.
 
         Collective: every active rank.
@@ -198,7 +187,7 @@ class Trainer:
         self.last_sums = self._read_sums(sums, outcome, work.num_samples)
         return outcome
 
-    def _forwards_done(self, outcome: Outcome) -> None:
+    def _forwards_done(self, outcome: StepShare) -> None:
         """The small sums of the step are complete."""
         self._write_sums(self._sums, outcome)
         self._sums[_STOP] = float(self.wants_stop())
@@ -218,7 +207,7 @@ class Trainer:
             None where a rank has, on all ranks.
         """
         self._forward_state.begin_step()
-        outcome = Outcome()
+        outcome = StepShare()
         for work in works:
             if any(self.total([float(is_told())])):
                 self._forward_state.undo()  # it is done again, from the same state
@@ -237,7 +226,7 @@ class Trainer:
         """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""
         return bool(work.sizes) and work.first == 0 and self._session.place.replica == 0
 
-    def _write_sums(self, sums: Tensor, outcome: Outcome) -> None:
+    def _write_sums(self, sums: Tensor, outcome: StepShare) -> None:
         """Puts in what this rank has to say of the step, once its forwards are done."""
         sums[_FOUND] = float(self._forward_state.count_found())
         if outcome.loss is None:
@@ -252,7 +241,7 @@ class Trainer:
             sums[_WEIGHT] = outcome.weight
             sums[_WEIGHT + 1] = 1.0
 
-    def _read_sums(self, sums: Sequence[float], outcome: Outcome, num_samples: int) -> StepSums:
+    def _read_sums(self, sums: Sequence[float], outcome: StepShare, num_samples: int) -> StepSums:
         """What the sums over all bundles say; `outcome` is this rank's part."""
         if outcome.loss is not None:
             self._metric_names = tuple(outcome.metrics)

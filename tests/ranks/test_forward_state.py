@@ -14,8 +14,8 @@ from launcher.checkpoints import read_tensors, survey
 from launcher.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_parity import CONFIG, assert_close, losses_of, run_state
-from workers.bundle import Outcome, StepWork
 from workers.env import RankEnv
+from workers.step import StepShare, StepWork
 from workers.train import train
 
 MODEL = f"{Path(__file__).with_name('stateful_model.py')}:build"
@@ -71,7 +71,7 @@ def test_replicas_that_differ_end_the_run_with_the_name(tmp_path: Path) -> None:
 
         honest = Trainer.step
 
-        def tampered(self: Trainer, work: StepWork, *rest: Any) -> Outcome:
+        def tampered(self: Trainer, work: StepWork, *rest: Any) -> StepShare:
             if work.step == 1 and env.rank == 1:
                 self.stage.norm2.running_var.data[3] += 1e-7
             return honest(self, work, *rest)

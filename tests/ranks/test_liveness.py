@@ -15,7 +15,7 @@ import pytest
 
 from launcher.board import BOARD_VARIABLE, Board
 from launcher.events import read_events
-from launcher.watch import kernel_state
+from launcher.process import kernel_state
 
 LIMIT_S = 60.0
 

@@ -12,7 +12,7 @@ from launcher.config import TrainConfig
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_kinds import CONFIG
 from tests.ranks.test_resume import history, trains
-from workers.bundle import Outcome
+from workers.step import StepShare
 from workers.trainer import Trainer
 
 
@@ -43,7 +43,7 @@ def test_only_steps_of_one_scale_make_up_for_each_other(
 ) -> None:
     honest = Trainer.step
 
-    def step(self: Trainer, *args: Any) -> Outcome:
+    def step(self: Trainer, *args: Any) -> StepShare:
         outcome = honest(self, *args)
         left = self.sync.feedback()
         assert left

@@ -24,9 +24,10 @@ from tests.ranks.harness import run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_oracle import make_bundle
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
-from workers.bundle import Bundle, Outcome, StepWork
+from workers.bundle import Bundle
 from workers.env import RankEnv
 from workers.samples import Batch
+from workers.step import StepShare, StepWork
 
 LAYOUTS = [((1, 1), (2,)), ((2, 1), (3, 3)), ((3, 2), (5,)), ((1, 1, 1), (2, 4))]
 KINDS = [("gpipe", 1), ("eager-1f1b", 1), ("zero-bubble", 1), ("interleaved", 2)]
@@ -182,7 +183,7 @@ def test_each_chunk_is_armed_once_after_the_last_forward(
             seen: list[object] = []
             toy_step(bundle, place, topology.shape[place.stage], num_microbatches, seen)
             outcome, *armed = seen
-            assert isinstance(outcome, Outcome)
+            assert isinstance(outcome, StepShare)
             has_work = place.replica < num_microbatches
             assert armed == (list(range(chunks))[::-1] if has_work else [])
 

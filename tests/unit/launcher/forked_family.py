@@ -19,8 +19,8 @@ LOADED: list[str] = []
 """Filled by the launcher only after the import: a process that has it was forked from there."""
 
 
-def work(answers: SimpleQueue[dict[str, object]], go: Event, server: int) -> None:
-    fork_server.die_with_parent(server)
+def work(answers: SimpleQueue[dict[str, object]], go: Event, launcher: int) -> None:
+    fork_server.die_with_server(launcher)
     go.wait(10)
     answers.put({"loaded": list(LOADED), "parent": os.getppid(), "pid": os.getpid()})
     if "wait" in sys.argv:
@@ -34,7 +34,7 @@ def main() -> None:
     server = fork_server.start_fork_server([])
     context = get_context("forkserver")
     answers, go = context.SimpleQueue(), context.Event()
-    worker = context.Process(target=work, args=(answers, go, server))
+    worker = context.Process(target=work, args=(answers, go, os.getpid()))
     worker.start()
     go.set()
     found = answers.get()

@@ -11,7 +11,8 @@ import pytest
 
 from launcher.board import Board
 from launcher.events import Events, read_events
-from launcher.watch import Watch, kernel_state
+from launcher.process import kernel_state
+from launcher.watch import Watch
 
 LIMIT_S = 20.0
 

@@ -13,7 +13,7 @@ from launcher.errors import ConfigError
 from launcher.topology import Topology
 from workers.best import Best
 from workers.reporter import Reporter
-from workers.trainer import StepSums
+from workers.step import StepSums
 from workers.words import Course
 
 

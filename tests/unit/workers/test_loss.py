@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from launcher.errors import ConfigError
-from workers.bundle import Outcome
 from workers.loss import LossCheck, share_of
+from workers.step import StepShare
 from workers.update import StepLoss
 
 CPU = torch.device("cpu")
@@ -153,7 +153,7 @@ def test_a_step_in_which_nothing_counts_has_the_loss_zero() -> None:
 
 
 def test_weights_add_up_whatever_their_dtype() -> None:
-    outcome = Outcome()
+    outcome = StepShare()
     for _ in range(3):
         found = torch.tensor(1.0), torch.tensor(255, dtype=torch.bfloat16)
         outcome.add(share_of(found, 1, 3), {}, 1)
@@ -163,7 +163,7 @@ def test_weights_add_up_whatever_their_dtype() -> None:
 @pytest.mark.parametrize("is_weighted", [True, False])
 def test_losses_are_of_one_kind_in_all_micro_batches(is_weighted: bool) -> None:
     one = torch.tensor(1.0)
-    outcome = Outcome()
+    outcome = StepShare()
     outcome.add(share_of((one, 2) if is_weighted else one, 1, 2), {}, 1)
     with pytest.raises(ConfigError, match="for some micro-batches and a mean for others"):
         outcome.add(share_of(one if is_weighted else (one, 2), 1, 2), {}, 1)

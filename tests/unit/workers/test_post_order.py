@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from launcher.topology import Link, Topology
 from workers import links
-from workers.bundle import Bundle, StepWork
+from workers.bundle import Bundle
 from workers.message import Specs
 from workers.meters import Meters
 from workers.nccl import NcclReceiver
 from workers.samples import Batch
+from workers.step import StepWork
 
 Event = tuple[str, Link, int]
 """What happened to which message of a link."""

@@ -13,7 +13,7 @@ from launcher.console import ConsoleHandler
 from launcher.outcome import Outcome, State
 from launcher.topology import Topology
 from workers.reporter import Reporter
-from workers.trainer import StepSums
+from workers.step import StepSums
 from workers.words import Course
 
 

@@ -1,0 +1,43 @@
+"""What the kernel knows and does about processes: who is whose parent, who ends with whom."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+
+
+def die_with_parent(parent: int) -> None:
+    """Has the kernel kill this process as soon as the process `parent`, which forked it, is gone.
+
+    Python's fork server and torch's workers notice only an orderly end: the former waits until the
+    workers are gone too, the latter get a SIGINT, which a rank that waits in gloo never sees.
+    """
+    follow_parent()
+    if os.getppid() != parent:  # it was gone before the kernel knew
+        os._exit(128 + signal.SIGKILL)
+
+
+def follow_parent() -> None:
+    """Has the kernel kill this process with its parent of this moment, whoever that is."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+
+
+def parent_of(pid: int) -> int:
+    """The process id of the parent of `pid`; 0 where there is no such process."""
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
+
+
+def kernel_state(pid: int) -> str:
+    """The kernel's letter for what a process does: R, S, D, T (stopped), Z (dead); X: no more."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "X"
+    return text[text.rindex(")") + 2]

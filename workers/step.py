@@ -1,0 +1,89 @@
+"""What a rank is given to do in one step, and what the step comes to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from launcher.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """What one bundle does in one step.
+
+    Args:
+        seed: of the run.
+        step: number of the step in the run.
+        first: number in the step of this bundle's first micro-batch; they are consecutive.
+        sizes: samples in each of this bundle's micro-batches.
+        num_samples: samples of the step over all bundles.
+    """
+
+    seed: int
+    step: int
+    first: int
+    sizes: Sequence[int]
+    num_samples: int
+
+
+class Share(NamedTuple):
+    """One micro-batch's part of the step's loss."""
+
+    loss: Tensor
+    weight: Tensor | float | None
+    """What the recipe says, in float64; None where the loss is a mean."""
+
+
+@dataclass(slots=True)
+class StepShare:
+    """What this rank's part of a step came to, if it has the last stage; stays empty elsewhere."""
+
+    loss: Tensor | None = None
+    """This rank's share of the loss of the step, see `workers.loss`."""
+    weight: Tensor | float | None = None
+    """Of its micro-batches' losses, where they say one."""
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over this rank's samples."""
+    num_samples: int = 0
+    num_unreadable: int = 0
+
+    def add(self, share: Share, metrics: dict[str, Tensor], num_samples: int) -> None:
+        """Adds one micro-batch.
+
+        Raises:
+            ConfigError: its loss says a weight and those before do not, or the other way round.
+        """
+        if self.loss is not None and (self.weight is None) != (share.weight is None):
+            raise ConfigError(
+                "loss() gives (sum, weight) for some micro-batches and a mean for others; let it "
+                "give the same for all"
+            )
+        loss = share.loss.detach().double()
+        self.loss = loss if self.loss is None else self.loss + loss
+        if share.weight is not None:
+            self.weight = share.weight + (0.0 if self.weight is None else self.weight)
+        for name, value in metrics.items():
+            self.metrics[name] = self.metrics.get(name, 0) + value.double()
+        self.num_samples += num_samples
+
+    def merge(self, later: StepShare) -> None:
+        """Adds another part of the same pass."""
+        if later.loss is not None:
+            self.add(Share(later.loss, later.weight), later.metrics, later.num_samples)
+        self.num_unreadable += later.num_unreadable
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepSums:
+    """What one step, or one evaluation, came to over all bundles; known on the last stage."""
+
+    loss: float
+    """Mean over the samples, or over what the recipe's losses weigh."""
+    metrics: dict[str, float]
+    """Means over the samples, such as {"top1": 0.97}."""
+    score: float | None = None
+    """How good a validation was, higher is better; known where the metrics are."""
