@@ -31,9 +31,9 @@ from workers.meters import Meters
 from workers.recipe import DataInfo
 from workers.samples import Batch
 from workers.session import arrive, join
-from workers.snapshot import Snapshots
-from workers.snapshot_folder import SnapshotRoom
-from workers.snapshot_pace import Pace, interval
+from workers.snapshot.pace import Pace, interval
+from workers.snapshot.room import SnapshotRoom
+from workers.snapshot.snapshots import Snapshots
 from workers.step import StepWork
 
 CLAIM = "a snapshot every few steps, as many as it chooses, costs a rank at most 1 %"

@@ -21,8 +21,8 @@ from workers.liveness import Liveness
 from workers.meters import EPOCH_END_PHASES, PHASES, Meters
 from workers.reporter import Reporter
 from workers.session import Session
-from workers.snapshot import Snapshots
-from workers.snapshot_pace import share
+from workers.snapshot.pace import share
+from workers.snapshot.snapshots import Snapshots
 from workers.step import StepSums, StepWork
 from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer

@@ -50,7 +50,6 @@ from workers.memory_guard import MemoryGuard
 from workers.meters import Meters
 from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
-from workers.restore import Restore
 from workers.run import Run
 from workers.run_start import claimed_folder, with_run_folder
 from workers.same_data import check_same_data
@@ -64,9 +63,10 @@ from workers.session import (
     tell_end,
     wait_for_end,
 )
-from workers.snapshot import Snapshots
-from workers.snapshot_folder import SnapshotRoom
-from workers.snapshot_pace import Pace
+from workers.snapshot.pace import Pace
+from workers.snapshot.restore import Restore
+from workers.snapshot.room import SnapshotRoom
+from workers.snapshot.snapshots import Snapshots
 from workers.stage import check_stages, foreseen_division, make_stage, open_data
 from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer

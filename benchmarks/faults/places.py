@@ -36,16 +36,16 @@ RANK_PLACES: Mapping[str, Spot] = {
     "optimizer": Spot("workers.batchnorm:StatisticsPool", "apply", "after"),  # half of the update
     "step end": Spot("workers.liveness:Liveness", "finished", "before"),
     # what outlives a rank
-    "snapshot copy": Spot("workers.snapshot_slot:Slot", "open", "after"),  # blank, not yet written
-    "snapshot seal": Spot("workers.snapshot_slot:Slot", "seal", "before"),
+    "snapshot copy": Spot("workers.snapshot.slot:Slot", "open", "after"),  # blank, not yet written
+    "snapshot seal": Spot("workers.snapshot.slot:Slot", "seal", "before"),
     "checkpoint write": Spot("workers.checkpoint", "write_tensors", "after"),
     "checkpoint commit": Spot("workers.checkpoint", "_move", "before"),
     "checkpoint prune": Spot("workers.checkpoint:Checkpoints", "prune", "before"),
     # a new start
     "meeting": Spot("workers.train", "join", "before"),
-    "restore survey": Spot("workers.restore:Restore", "_announce", "before"),
-    "restore send": Spot("workers.restore:Restore", "_send", "before"),
-    "restore receive": Spot("workers.restore:Restore", "_receive", "before"),
+    "restore survey": Spot("workers.snapshot.restore:Restore", "_announce", "before"),
+    "restore send": Spot("workers.snapshot.restore:Restore", "_send", "before"),
+    "restore receive": Spot("workers.snapshot.restore:Restore", "_receive", "before"),
     "restore load": Spot("workers.keeper:Keeper", "_load", "before"),
     "exit": Spot("workers.run:Run", "train_from", "after"),
 }

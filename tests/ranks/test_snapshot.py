@@ -30,11 +30,11 @@ from workers import bucket
 from workers.batchnorm import StatisticsPool
 from workers.bundle import Bundle
 from workers.env import RankEnv
-from workers.restore import Restore
-from workers.restore_plan import Piece, newest_state
-from workers.snapshot import Snapshots
-from workers.snapshot_device import DeviceCopy
-from workers.snapshot_slot import Slot, read_piece
+from workers.snapshot.device_copy import DeviceCopy
+from workers.snapshot.restore import Restore
+from workers.snapshot.restore_plan import Piece, newest_state
+from workers.snapshot.slot import Slot, read_piece
+from workers.snapshot.snapshots import Snapshots
 from workers.sync import GradientSync
 from workers.train import train
 from workers.trainer import Trainer
@@ -374,7 +374,7 @@ def test_whoever_has_finished_a_step_knows_that_all_have_the_one_before(
 def test_a_run_goes_on_without_snapshots_where_no_memory_is_left(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers import snapshot_folder
+    from workers.snapshot import room as snapshot_folder
 
     monkeypatch.setattr(snapshot_folder, "has_room", lambda *_: False)
     state = run_state(shaped((1, 1), tmp_path), (2, 2), tmp_path)

@@ -1,7 +1,7 @@
 """A cluster whose ranks take snapshots and restore them, one small action at a time, as plain data.
 
-What is chosen and who sends what is the real `workers.restore_plan`; the order in which a rank
-copies, seals, agrees, sends its last bucket and finishes is that of `workers.snapshot`.
+What is chosen and who sends what is the real `workers.snapshot.restore_plan`; the order in which a rank
+copies, seals, agrees, sends its last bucket and finishes is that of `workers.snapshot.snapshots`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from launcher.checkpoints import Progress
 from launcher.topology import Topology
-from workers.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
-from workers.snapshot_piece import Label, Spec, split_by_bytes
+from workers.snapshot.piece import Label, Spec, split_by_bytes
+from workers.snapshot.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
 
 NAMES = [f"model.{number}" for number in range(6)]
 SPEC = Spec("float32", (2,))

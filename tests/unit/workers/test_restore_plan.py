@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from launcher.checkpoints import Progress
 from launcher.topology import Topology
-from workers.restore_plan import Inventory, Piece, newest_state, plan_restore
-from workers.snapshot_piece import Label, Spec, split_by_bytes
+from workers.snapshot.piece import Label, Spec, split_by_bytes
+from workers.snapshot.restore_plan import Inventory, Piece, newest_state, plan_restore
 
 NAMES = [f"model.{number}" for number in range(12)]
 SIZES = {name: 4 * (1 + number * number) for number, name in enumerate(NAMES)}

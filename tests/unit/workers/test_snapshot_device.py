@@ -12,10 +12,10 @@ from launcher.checkpoints import Progress
 from tests.ranks.harness import run_ranks
 from workers import device as door
 from workers.env import RankEnv
-from workers.snapshot import _Turns
-from workers.snapshot_device import DeviceCopy
-from workers.snapshot_piece import Label, Layout, Spec
-from workers.snapshot_slot import Slot, read_piece
+from workers.snapshot.device_copy import DeviceCopy
+from workers.snapshot.piece import Label, Layout, Spec
+from workers.snapshot.slot import Slot, read_piece
+from workers.snapshot.snapshots import _Turns
 
 LABEL = Label(
     step=1,

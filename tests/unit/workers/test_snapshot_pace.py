@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.snapshot_pace import Pace, interval
+from workers.snapshot.pace import Pace, interval
 
 
 @pytest.mark.parametrize(

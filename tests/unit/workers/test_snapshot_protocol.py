@@ -16,7 +16,7 @@ from hypothesis.stateful import (
 )
 
 from tests.unit.workers.snapshot_model import Cluster, Machine
-from workers.restore_plan import Inventory, Piece
+from workers.snapshot.restore_plan import Inventory, Piece
 
 SHAPES = [(1,), (1, 1), (2, 1), (1, 1, 1)]
 SETTINGS = settings(

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError
-from workers.snapshot_piece import Label, Layout, Spec
-from workers.snapshot_slot import Slot, read_label, read_piece
+from workers.snapshot.piece import Label, Layout, Spec
+from workers.snapshot.slot import Slot, read_label, read_piece
 
 LABEL = Label(
     step=7,

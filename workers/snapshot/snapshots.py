@@ -30,11 +30,11 @@ from workers.device import Registration
 from workers.helper import Helper
 from workers.meters import Meters
 from workers.session import Session
-from workers.snapshot_device import DeviceCopy
-from workers.snapshot_folder import SnapshotRoom
-from workers.snapshot_pace import Pace
-from workers.snapshot_piece import Label, Layout, Spec, longest_first, split_by_bytes
-from workers.snapshot_slot import Slot, read_label
+from workers.snapshot.device_copy import DeviceCopy
+from workers.snapshot.pace import Pace
+from workers.snapshot.piece import Label, Layout, Spec, longest_first, split_by_bytes
+from workers.snapshot.room import SnapshotRoom
+from workers.snapshot.slot import Slot, read_label
 
 log = logging.getLogger(__name__)
 

@@ -36,12 +36,12 @@ from launcher.errors import CheckpointError, NodeError
 from launcher.files import write_text
 from launcher.paths import RunPaths
 from workers.comm import Group
-from workers.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
 from workers.session import Arrival
-from workers.snapshot_bytes import CHECKSUM_BYTES, checksum, copy_with_checksum
-from workers.snapshot_folder import SnapshotRoom
-from workers.snapshot_piece import Label, Layout, Spec
-from workers.snapshot_slot import read_label, read_piece
+from workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
+from workers.snapshot.piece import Label, Layout, Spec
+from workers.snapshot.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
+from workers.snapshot.room import SnapshotRoom
+from workers.snapshot.slot import read_label, read_piece
 
 log = logging.getLogger(__name__)
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError
-from workers.snapshot_bytes import CHECKSUM_BYTES, Bytes, checksum, copy_with_checksum
-from workers.snapshot_piece import Label, Layout, Spec
+from workers.snapshot.checksum import CHECKSUM_BYTES, Bytes, checksum, copy_with_checksum
+from workers.snapshot.piece import Label, Layout, Spec
 
 _MAGIC = b"bundle-1"
 _SEAL = struct.Struct(f"<8sQQQ{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s")

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from launcher.checkpoints import Progress
 from launcher.topology import Topology
-from workers.snapshot_piece import Label, Spec, split_by_bytes
+from workers.snapshot.piece import Label, Spec, split_by_bytes
 
 _MOST_SOURCES = 4
 """Nodes that one node gets the tensors of one stage from; each takes a connection."""

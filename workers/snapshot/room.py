@@ -26,9 +26,9 @@ from pathlib import Path
 
 from launcher.errors import NodeError
 from launcher.paths import SnapshotPaths
-from workers.snapshot_mark import Mark, set_mark, tell_marked, unsaved
-from workers.snapshot_piece import Layout
-from workers.snapshot_slot import Slot
+from workers.snapshot.mark import Mark, set_mark, tell_marked, unsaved
+from workers.snapshot.piece import Layout
+from workers.snapshot.slot import Slot
 
 log = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from workers import device as door
-from workers.snapshot_bytes import checksum
-from workers.snapshot_piece import Label
-from workers.snapshot_slot import Slot
+from workers.snapshot.checksum import checksum
+from workers.snapshot.piece import Label
+from workers.snapshot.slot import Slot
 
 
 class DeviceCopy:
