@@ -12,14 +12,14 @@ from torch.optim import SGD, Optimizer
 
 from benchmarks.forked import TIMEOUT_S, Seat
 from launcher.topology import Topology
-from workers.bucket import bucket_bytes
 from workers.bundle import Bundle
 from workers.groups import make_groups
 from workers.meters import Meters
 from workers.recipe import DataInfo, DataSets
 from workers.samples import Batch
 from workers.step import StepWork
-from workers.sync import GradientSync
+from workers.sync.bucket import bucket_bytes
+from workers.sync.gradient_sync import GradientSync
 
 MODES = ("local-master", "sharded", "flat")
 DTYPES = ("float32", "bfloat16")

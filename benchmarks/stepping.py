@@ -31,7 +31,7 @@ from benchmarks.hosts import Wire, open_hosts
 from benchmarks.ours import Sync, SyncChoice
 from benchmarks.sleeping import SleepingLayer
 from benchmarks.wire import check
-from workers.bucket import bucket_bytes
+from workers.sync.bucket import bucket_bytes
 
 _TOLERANCE = 2e-2
 
@@ -116,7 +116,7 @@ class _Model:
 
 
 class Ours(_Model):
-    """`workers.sync`."""
+    """`workers.sync.gradient_sync`."""
 
     def __init__(self, setting: Setting, seat: Seat, choice: SyncChoice) -> None:
         super().__init__(setting, seat)

@@ -18,9 +18,7 @@ from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers import replica_check
 from workers.batchnorm import StatisticsPool
 from workers.best import Best
-from workers.bucket import bucket_bytes
 from workers.bundle import Bundle
-from workers.calibrate import read_choice, write_choice
 from workers.forward_state import ForwardState
 from workers.loss import LossCheck
 from workers.meters import Meters
@@ -32,7 +30,9 @@ from workers.samples import Batch
 from workers.session import Session
 from workers.state import load_state_tensors, state_tensors
 from workers.step import StepShare, StepSums, StepWork
-from workers.sync import GradientSync
+from workers.sync.bucket import bucket_bytes
+from workers.sync.calibrate import read_choice, write_choice
+from workers.sync.gradient_sync import GradientSync
 from workers.tensor_file import check_dtypes
 from workers.update import StepLoss, Update
 

@@ -32,7 +32,7 @@ RANK_PLACES: Mapping[str, Spot] = {
     # one step
     "forward": Spot("workers.bundle:Bundle", "_forward", "before"),
     "backward": Spot("workers.bundle:Bundle", "_backward", "before"),
-    "sync wait": Spot("workers.legs:Chain", "take", "before"),
+    "sync wait": Spot("workers.sync.legs:Chain", "take", "before"),
     "optimizer": Spot("workers.batchnorm:StatisticsPool", "apply", "after"),  # half of the update
     "step end": Spot("workers.liveness:Liveness", "finished", "before"),
     # what outlives a rank
@@ -109,7 +109,7 @@ class _WatchedAction:
 
 
 def _wrap_legs(injector: Injector) -> None:
-    legs = importlib.import_module("workers.legs")
+    legs = importlib.import_module("workers.sync.legs")
     make = legs.Leg.__init__
 
     def init(leg: Any, action: Any, *args: Any) -> None:

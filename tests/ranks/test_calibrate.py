@@ -16,11 +16,11 @@ from torch.distributed import PrefixStore, Store
 from launcher.topology import Topology
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_sync import make_sync
-from workers import calibrate, exchange, node_legs
-from workers.bucket import Bucket
-from workers.calibrate import BUDGET_S, Calibration, Choice, read_choice, write_choice
 from workers.env import RankEnv
-from workers.legs import Finish
+from workers.sync import calibrate, exchange, node_legs
+from workers.sync.bucket import Bucket
+from workers.sync.calibrate import BUDGET_S, Calibration, Choice, read_choice, write_choice
+from workers.sync.legs import Finish
 
 NODES = (2, 2)
 TOPOLOGY = Topology((1,), NODES)

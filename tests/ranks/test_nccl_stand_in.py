@@ -19,13 +19,13 @@ from launcher.topology import Topology
 from tests.ranks.harness import run_ranks
 from workers import comm
 from workers import device as door
-from workers.bucket import Bucket
 from workers.comm import Group, Network
 from workers.env import RankEnv
 from workers.groups import make_groups
-from workers.legs import Chain
 from workers.meters import Meters
-from workers.schemes import scheme_actions
+from workers.sync.bucket import Bucket
+from workers.sync.legs import Chain
+from workers.sync.schemes import scheme_actions
 
 NODES = (2, 1)
 

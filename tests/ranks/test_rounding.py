@@ -19,7 +19,7 @@ from workers.trainer import Trainer
 @pytest.fixture(autouse=True)
 def _short_first_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters are in buckets of their own dtype; the first is float64, which nothing rounds."""
-    monkeypatch.setattr("workers.bucket._MOST_WIDENED", 0)
+    monkeypatch.setattr("workers.sync.bucket._MOST_WIDENED", 0)
 
 
 def config(folder: Path, data: str) -> TrainConfig:

@@ -26,7 +26,6 @@ from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_parity import CONFIG, CUTS, assert_close, losses_of, run_state
 from tests.ranks.test_resume import history
-from workers import bucket
 from workers.batchnorm import StatisticsPool
 from workers.bundle import Bundle
 from workers.env import RankEnv
@@ -35,7 +34,8 @@ from workers.snapshot.restore import Restore
 from workers.snapshot.restore_plan import Piece, newest_state
 from workers.snapshot.slot import Slot, read_piece
 from workers.snapshot.snapshots import Snapshots
-from workers.sync import GradientSync
+from workers.sync import bucket
+from workers.sync.gradient_sync import GradientSync
 from workers.train import train
 from workers.trainer import Trainer
 

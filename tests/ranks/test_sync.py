@@ -13,14 +13,14 @@ from torch.utils.checkpoint import checkpoint
 
 from launcher.topology import Topology
 from tests.ranks.harness import outcomes, run_ranks
-from workers.calibrate import Choice
 from workers.comm import Group, Network
 from workers.env import RankEnv
 from workers.groups import make_groups
 from workers.meters import Meters
 from workers.node_memory import NodeMemory
-from workers.schemes import SCHEMES
-from workers.sync import GradientSync
+from workers.sync.calibrate import Choice
+from workers.sync.gradient_sync import GradientSync
+from workers.sync.schemes import SCHEMES
 
 NUM_EXTRA = 3
 

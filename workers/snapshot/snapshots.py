@@ -43,7 +43,7 @@ _LAST_COPY_S = 5.0
 
 
 class Snapshots:
-    """The snapshots of one rank; the gate of its sync (`workers.sync.Gate`).
+    """The snapshots of one rank; the gate of its sync (`workers.sync.gradient_sync.Gate`).
 
     Args:
         session: this rank's place in the round.

@@ -20,8 +20,8 @@ from typing import Protocol
 import torch
 
 from workers import device as door
-from workers.bucket import Bucket
 from workers.meters import Meters, Phase
+from workers.sync.bucket import Bucket
 
 Finish = Callable[[], object]
 _BEGUN_AHEAD = 2

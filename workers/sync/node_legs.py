@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from workers.bucket import Bucket
 from workers.comm import Group
-from workers.legs import Action, Finish
 from workers.meters import Phase
 from workers.node_memory import NodeMemory
+from workers.sync.bucket import Bucket
+from workers.sync.legs import Action, Finish
 
 _COLLECT, _DISTRIBUTE = range(2)
 NUM_CHANNELS = 2

@@ -12,11 +12,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from workers.bucket import Bucket
-from workers.exchange import AllReduce, exchange_actions
 from workers.groups import Groups
-from workers.legs import Action
-from workers.node_legs import GroupLegs, NodeArena, SharedLegs
+from workers.sync.bucket import Bucket
+from workers.sync.exchange import AllReduce, exchange_actions
+from workers.sync.legs import Action
+from workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
 
 Scheme = Literal["local-master", "sharded", "flat"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)

@@ -20,10 +20,10 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from workers.bucket import Bucket
 from workers.comm import Group
-from workers.legs import Action, Finish
 from workers.meters import Phase
+from workers.sync.bucket import Bucket
+from workers.sync.legs import Action, Finish
 
 Target = Callable[[Bucket], Tensor]
 """The flat tensor of a bucket that this rank exchanges."""

@@ -21,15 +21,15 @@ from torch.nn import Parameter
 
 from launcher.errors import ConfigError
 from workers import device as door
-from workers.bucket import Allocate, Bucket, cut_into_buckets
-from workers.calibrate import Calibration, Choice
-from workers.exchange import roundings_of
 from workers.groups import Groups
-from workers.legs import Action, Chain
 from workers.meters import Meters
-from workers.node_legs import NUM_CHANNELS, NodeArena, aligned
 from workers.node_memory import NodeMemory
-from workers.schemes import SCHEMES, Scheme, scheme_actions
+from workers.sync.bucket import Allocate, Bucket, cut_into_buckets
+from workers.sync.calibrate import Calibration, Choice
+from workers.sync.exchange import roundings_of
+from workers.sync.legs import Action, Chain
+from workers.sync.node_legs import NUM_CHANNELS, NodeArena, aligned
+from workers.sync.schemes import SCHEMES, Scheme, scheme_actions
 
 _SCRATCH_NUMBERS = (1 << 10, 64 << 10)
 """Numbers that `all_sum` sums at a time: a few, or many where a forward writes to large state."""

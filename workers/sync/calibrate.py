@@ -19,10 +19,10 @@ import torch
 
 from launcher.files import write_text
 from workers import device as door
-from workers.bucket import Bucket
 from workers.comm import Group
-from workers.legs import Chain
-from workers.schemes import SCHEMES, Scheme
+from workers.sync.bucket import Bucket
+from workers.sync.legs import Chain
+from workers.sync.schemes import SCHEMES, Scheme
 
 log = logging.getLogger(__name__)
 
