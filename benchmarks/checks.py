@@ -37,7 +37,7 @@ from launcher.config import TrainConfig
 from splits.models import make_stages
 from workers.fidelity import check_fidelity
 from workers.forward_state import ForwardState
-from workers.loss import LossCheck
+from workers.pipeline.loss import LossCheck
 from workers.recipe import load_recipe
 from workers.replica_check import NUM_SUMS, ReplicaCheck
 from workers.trial import Subject

@@ -94,7 +94,7 @@ class Runner(Protocol):
 
 
 class Ours:
-    """`workers.bundle`."""
+    """`workers.pipeline.bundle`."""
 
     def __init__(self, setting: Setting, seat: Seat, schedule: str, chunks: int = 1) -> None:
         topology = Topology(setting.shape, setting.shape, chunks)

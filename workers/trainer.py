@@ -18,12 +18,12 @@ from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers import replica_check
 from workers.batchnorm import StatisticsPool
 from workers.best import Best
-from workers.bundle import Bundle
 from workers.forward_state import ForwardState
-from workers.loss import LossCheck
 from workers.meters import Meters
 from workers.optimizer import check_optimizer
 from workers.param_groups import ParamGroups
+from workers.pipeline.bundle import Bundle
+from workers.pipeline.loss import LossCheck
 from workers.recipe import Recipe
 from workers.replica_check import ReplicaCheck
 from workers.samples import Batch

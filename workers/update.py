@@ -32,7 +32,7 @@ class StepLoss(NamedTuple):
     """The loss of a step, summed over all bundles; zeros on other stages than the last."""
 
     share: float
-    """See `workers.loss`."""
+    """See `workers.pipeline.loss`."""
     weight: float
     num_weighted: float
     """Ranks whose losses said a weight."""

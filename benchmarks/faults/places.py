@@ -30,8 +30,8 @@ class Spot:
 
 RANK_PLACES: Mapping[str, Spot] = {
     # one step
-    "forward": Spot("workers.bundle:Bundle", "_forward", "before"),
-    "backward": Spot("workers.bundle:Bundle", "_backward", "before"),
+    "forward": Spot("workers.pipeline.bundle:Bundle", "_forward", "before"),
+    "backward": Spot("workers.pipeline.bundle:Bundle", "_backward", "before"),
     "sync wait": Spot("workers.sync.legs:Chain", "take", "before"),
     "optimizer": Spot("workers.batchnorm:StatisticsPool", "apply", "after"),  # half of the update
     "step end": Spot("workers.liveness:Liveness", "finished", "before"),

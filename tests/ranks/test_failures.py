@@ -28,9 +28,9 @@ from tests.ranks.harness import free_port, outcomes, run_ranks
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, losses_of
 from tests.ranks.test_resume import trains
 from workers import checkpoint, session
-from workers.bundle import Bundle
 from workers.env import RankEnv
 from workers.keeper import Keeper
+from workers.pipeline.bundle import Bundle
 from workers.session import arrive, join, open_store
 from workers.step import StepWork
 from workers.tensor_file import Written

@@ -15,8 +15,8 @@ from tests.ranks.test_links import BOTH, TRAIN, assert_message, link_ends, messa
 from workers import device as door
 from workers.comm import Group, Network
 from workers.env import RankEnv
-from workers.links import InLink, OutLink
-from workers.transports import StagedReceiver, StagedSender
+from workers.pipeline.links import InLink, OutLink
+from workers.pipeline.transports import StagedReceiver, StagedSender
 
 
 class _Staging:

@@ -16,9 +16,9 @@ from tests.ranks.harness import outcomes, run_ranks
 from workers.comm import Group, Network
 from workers.env import RankEnv
 from workers.groups import make_groups
-from workers.links import InLink, Kind, OutLink, specs_of
-from workers.slots import SlotReceiver, SlotSender
-from workers.transports import Sender, StagedSender
+from workers.pipeline.links import InLink, Kind, OutLink, specs_of
+from workers.pipeline.slots import SlotReceiver, SlotSender
+from workers.pipeline.transports import Sender, StagedSender
 
 TRAIN, EVAL = Kind(True, 4), Kind(False, 4)
 GLOO_CHUNK_BYTES = 4 << 20

@@ -19,9 +19,9 @@ from tests.ranks.harness import run_ranks
 from tests.ranks.test_links import link_group
 from workers.comm import Group
 from workers.env import RankEnv
-from workers.message import specs_of
 from workers.node_memory import NodeMemory
-from workers.slots import NUM_CHANNELS, SlotReceiver, SlotSender
+from workers.pipeline.message import specs_of
+from workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
 
 LARGE = 300_000
 

@@ -27,8 +27,8 @@ from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError, NodeError
 from workers.comm import Group
 from workers.device import Registration
-from workers.helper import Helper
 from workers.meters import Meters
+from workers.pipeline.helper import Helper
 from workers.session import Session
 from workers.snapshot.device_copy import DeviceCopy
 from workers.snapshot.pace import Pace

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from workers.helper import Helper
+from workers.pipeline.helper import Helper
 
 LIMIT_S = 10.0
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from launcher.topology import Link, Topology
-from workers import links
-from workers.bundle import Bundle
-from workers.message import Specs
 from workers.meters import Meters
-from workers.nccl import NcclReceiver
+from workers.pipeline import links
+from workers.pipeline.bundle import Bundle
+from workers.pipeline.message import Specs
+from workers.pipeline.nccl import NcclReceiver
 from workers.samples import Batch
 from workers.step import StepWork
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from workers import device as door
-from workers.message import Specs
+from workers.pipeline.message import Specs
 
 
 class Copies(NamedTuple):

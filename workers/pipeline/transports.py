@@ -1,9 +1,9 @@
 """What carries the messages of one link, chosen when its two ends are made.
 
-on the CPU, within a node       shared memory (`workers.slots`); gloo where the system forbids it
+on the CPU, within a node       shared memory (`workers.pipeline.slots`); gloo where the system forbids it
 on the CPU, between nodes       gloo
-on GPUs, transport "cpu"        one of these two, through pinned memory (`workers.staging`)
-on GPUs, transport "nccl"       NCCL (`workers.nccl`)
+on GPUs, transport "cpu"        one of these two, through pinned memory (`workers.pipeline.staging`)
+on GPUs, transport "nccl"       NCCL (`workers.pipeline.nccl`)
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from torch._C._distributed_c10d import Work
 
 from workers import device as door
 from workers.comm import Group
-from workers.helper import Helper
-from workers.message import POSTED_AHEAD, Specs
-from workers.nccl import NcclReceiver, NcclSender
 from workers.node_memory import NodeMemory
-from workers.slots import NUM_CHANNELS, SlotReceiver, SlotSender
-from workers.staging import Staging
+from workers.pipeline.helper import Helper
+from workers.pipeline.message import POSTED_AHEAD, Specs
+from workers.pipeline.nccl import NcclReceiver, NcclSender
+from workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
+from workers.pipeline.staging import Staging
 
 _SENDER, _RECEIVER = 0, 1
 _STAGED_AHEAD = 2

@@ -22,7 +22,7 @@ from torch._C._distributed_c10d import Work
 
 from workers import device as door
 from workers.comm import Group
-from workers.message import Specs, specs_of
+from workers.pipeline.message import Specs, specs_of
 
 _SENDER, _RECEIVER = 0, 1
 _HELLO = torch.zeros(1)

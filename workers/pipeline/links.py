@@ -36,9 +36,18 @@ from torch import Tensor
 
 from launcher.errors import ConfigError
 from workers.comm import Group
-from workers.message import PACKED, Kind, Specs, TensorSpec, described, packed, specs_of, unpacked
 from workers.nest import Form
-from workers.transports import open_receiver, open_sender
+from workers.pipeline.message import (
+    PACKED,
+    Kind,
+    Specs,
+    TensorSpec,
+    described,
+    packed,
+    specs_of,
+    unpacked,
+)
+from workers.pipeline.transports import open_receiver, open_sender
 
 __all__ = ["InLink", "Kind", "OutLink", "TensorSpec", "specs_of"]
 
