@@ -17,10 +17,10 @@ from torchvision.models import resnet18
 
 from benchmarks.record import Options, print_table
 from launcher.config import TrainConfig
+from workers.data.samples import Batch
 from workers.env import RankEnv
 from workers.meters import Meters
 from workers.recipe import load_recipe
-from workers.samples import Batch
 from workers.session import Session, arrive, join, open_store
 from workers.step import StepWork
 from workers.trainer import Trainer

@@ -12,11 +12,11 @@ from torch.optim import SGD, Optimizer
 
 from benchmarks.forked import TIMEOUT_S, Seat
 from launcher.topology import Topology
+from workers.data.samples import Batch
 from workers.groups import make_groups
 from workers.meters import Meters
 from workers.pipeline.bundle import Bundle
 from workers.recipe import DataInfo, DataSets
-from workers.samples import Batch
 from workers.step import StepWork
 from workers.sync.bucket import bucket_bytes
 from workers.sync.gradient_sync import GradientSync

@@ -25,7 +25,7 @@ from benchmarks.torch_hybrid import TorchHybrid
 from benchmarks.training import FixedSteps
 from benchmarks.wire import check
 from launcher.config import TrainConfig
-from workers.samples import Batch
+from workers.data.samples import Batch
 
 CLAIM = "ResNet-50 trains 1.5 times faster than with DDP, 3 times faster than per parameter"
 PER_HOST = (4, 4)

@@ -26,10 +26,10 @@ from benchmarks.record import Check, Options, print_table
 from benchmarks.training import made
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
+from workers.data.samples import Batch
 from workers.env import RankEnv
 from workers.meters import Meters
 from workers.recipe import DataInfo
-from workers.samples import Batch
 from workers.session import arrive, join
 from workers.snapshot.pace import Pace, interval
 from workers.snapshot.room import SnapshotRoom

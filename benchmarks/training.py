@@ -8,10 +8,10 @@ from torch._C._distributed_c10d import PrefixStore
 
 from benchmarks.forked import Seat
 from launcher.config import TrainConfig
-from workers.feed import Feed
+from workers.data.feed import Feed
+from workers.data.samples import Batch
 from workers.meters import Meters
 from workers.recipe import DataInfo, load_recipe
-from workers.samples import Batch
 from workers.session import Session, arrive, join
 from workers.stage import make_stage, open_data
 from workers.step import StepWork

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from launcher.errors import ConfigError
-from workers.feed import Feed
+from workers.data.feed import Feed
 from workers.nest import Form, built, form_of, leaves
 from workers.session import Session
 

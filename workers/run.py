@@ -14,8 +14,8 @@ from typing import Any
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.outcome import Outcome
+from workers.data.feed import Feed
 from workers.ending import Kept, outcome_of
-from workers.feed import Feed
 from workers.keeper import Keeper
 from workers.liveness import Liveness
 from workers.meters import EPOCH_END_PHASES, PHASES, Meters

@@ -22,12 +22,12 @@ from splits.meta import build_on_default_device
 from splits.models import make_stages
 from splits.modes import modes_kept
 from workers.blank import build_blank
-from workers.collate import Collate
+from workers.data.collate import Collate
+from workers.data.order import mix_seed
+from workers.data.samples import Reader, Request
 from workers.division import division_lines
 from workers.example import NUM_SAMPLES, Example, describe, example_of
-from workers.order import mix_seed
 from workers.recipe import DataInfo, DataSets, Recipe
-from workers.samples import Reader, Request
 from workers.session import Session
 from workers.trial import Subject
 

@@ -38,11 +38,12 @@ from launcher.stop_request import request_stop
 from launcher.topology import Topology
 from workers.alone import alone
 from workers.best import Best
+from workers.data.feed import Feed
+from workers.data.same_data import check_same_data
 from workers.device import unused_kind
 from workers.ending import end_for_spares
 from workers.env import RankEnv
 from workers.example import share_example
-from workers.feed import Feed
 from workers.fidelity import check_fidelity
 from workers.keeper import Keeper, Resumed, look
 from workers.liveness import Liveness, process_age_s
@@ -52,7 +53,6 @@ from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
 from workers.run import Run
 from workers.run_start import claimed_folder, with_run_folder
-from workers.same_data import check_same_data
 from workers.session import (
     Arrival,
     End,

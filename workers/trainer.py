@@ -18,6 +18,7 @@ from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers import replica_check
 from workers.batchnorm import StatisticsPool
 from workers.best import Best
+from workers.data.samples import Batch
 from workers.forward_state import ForwardState
 from workers.meters import Meters
 from workers.optimizer import check_optimizer
@@ -26,7 +27,6 @@ from workers.pipeline.bundle import Bundle
 from workers.pipeline.loss import LossCheck
 from workers.recipe import Recipe
 from workers.replica_check import ReplicaCheck
-from workers.samples import Batch
 from workers.session import Session
 from workers.state import load_state_tensors, state_tensors
 from workers.step import StepShare, StepSums, StepWork

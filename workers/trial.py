@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from splits.stage import Forward, chunk_forwards
 from workers.batchnorm import StatisticsPool, has_own_forward, tracking_layers
+from workers.data.samples import seed_random
 from workers.nest import Leaf, leaves, mapped
 from workers.rollback import rolled_back
-from workers.samples import seed_random
 
 _SEED = 20
 

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from launcher.config import TrainConfig
+from workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from workers.data.samples import Reader, Request
 from workers.lr import lr_factor
-from workers.order import mix_seed, num_steps, sample_order, step_microbatches
 from workers.recipe import DataInfo, load_recipe
-from workers.samples import Reader, Request
 
 
 @dataclass

@@ -16,10 +16,10 @@ from launcher.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_parity import losses_of
 from tests.ranks.test_resume import history, trains
-from workers.collate import Collate
-from workers.feed import Feed
+from workers.data.collate import Collate
+from workers.data.feed import Feed
+from workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
 from workers.lr import lr_factor
-from workers.order import mix_seed, num_steps, sample_order, step_microbatches
 from workers.recipe import DataInfo, load_recipe
 
 CONFIG = TrainConfig(

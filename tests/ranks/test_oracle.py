@@ -27,12 +27,12 @@ from tests.ranks.harness import run_ranks
 from tests.ranks.test_parity import CONFIG
 from tests.ranks.tiny_model import Tiny
 from workers.comm import Network
+from workers.data.samples import Batch
 from workers.env import RankEnv
 from workers.groups import make_groups
 from workers.meters import Meters
 from workers.pipeline.bundle import Bundle
 from workers.recipe import load_recipe
-from workers.samples import Batch
 from workers.step import StepWork
 
 # A power of two: we weigh each loss, torch divides the sum of gradients, and both are exact.

@@ -24,9 +24,9 @@ from tests.ranks.harness import run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_oracle import make_bundle
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
+from workers.data.samples import Batch
 from workers.env import RankEnv
 from workers.pipeline.bundle import Bundle
-from workers.samples import Batch
 from workers.step import StepShare, StepWork
 
 LAYOUTS = [((1, 1), (2,)), ((2, 1), (3, 3)), ((3, 2), (5,)), ((1, 1, 1), (2, 4))]

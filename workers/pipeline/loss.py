@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import ConfigError
+from workers.data.samples import kept_random_state
 from workers.nest import leaves, mapped
 from workers.recipe import Recipe
-from workers.samples import kept_random_state
 from workers.step import Share
 
 log = logging.getLogger(__name__)

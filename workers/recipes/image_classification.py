@@ -17,9 +17,9 @@ from launcher.errors import ConfigError
 from launcher.paths import RunPaths
 from launcher.preflight import data_path
 from splits.models import build_model
-from workers.folder import ImageSamples, check_folder
+from workers.data.image_folder import ImageSamples, check_folder
+from workers.data.order import mix_seed
 from workers.optimizer import make_optimizer
-from workers.order import mix_seed
 from workers.recipe import DataInfo, DataSets
 
 SYNTHETIC = "synthetic"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from launcher.errors import ConfigError
-from workers.collate import Collate
+from workers.data.collate import Collate
 from workers.recipe import DataSets
 from workers.stage import check_indexed
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
-from workers.data import MicrobatchLoader, num_loaders
+from workers.data.loader import MicrobatchLoader, num_loaders
+from workers.data.samples import Batch
 from workers.recipe import SampleSet, UnreadableSample
-from workers.samples import Batch
 
 CONFIG = TrainConfig(data="made-up", seed=7, timeout_s=20)
 MICROBATCHES = [[5, 1], [0, 3], [4]]
@@ -265,5 +265,5 @@ def test_loading_processes_take_the_cores_that_the_model_leaves(
 
 @pytest.fixture(autouse=True)
 def _warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    with caplog.at_level(logging.WARNING, logger="workers.data"):
+    with caplog.at_level(logging.WARNING, logger="workers.data.loader"):
         yield

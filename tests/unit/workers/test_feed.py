@@ -9,7 +9,7 @@ import torch
 
 from launcher.config import TrainConfig
 from launcher.topology import Topology
-from workers.feed import Feed
+from workers.data.feed import Feed
 from workers.recipe import DataInfo, DataSets, Sample
 from workers.session import Session
 

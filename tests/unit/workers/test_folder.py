@@ -13,7 +13,7 @@ from torch import Tensor
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from workers.folder import ImageSamples, check_folder
+from workers.data.image_folder import ImageSamples, check_folder
 from workers.recipe import UnreadableSample
 from workers.recipes.image_classification import ImageClassification
 

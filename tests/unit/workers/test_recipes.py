@@ -18,8 +18,8 @@ from torchvision.models.inception import InceptionOutputs
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from splits.models import make_stages
-from workers.data import MicrobatchLoader
-from workers.order import num_steps, sample_order, step_microbatches
+from workers.data.loader import MicrobatchLoader
+from workers.data.order import num_steps, sample_order, step_microbatches
 from workers.recipe import DataInfo, DataSets, Recipe, SampleSet, load_recipe
 from workers.recipes.image_classification import heads, transforms
 

@@ -15,9 +15,9 @@ from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
 from launcher.process import die_with_parent
 from launcher.rank_signals import keep_from_here
-from workers.collate import Collate
+from workers.data.collate import Collate
+from workers.data.samples import Answer, Batch, Reader, Request
 from workers.recipe import SampleSet
-from workers.samples import Answer, Batch, Reader, Request
 
 MAX_AUTO_WORKERS = 16
 log = logging.getLogger(__name__)

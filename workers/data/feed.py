@@ -11,11 +11,11 @@ from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from workers import device as door
-from workers.collate import Collate
-from workers.data import MicrobatchLoader
-from workers.order import num_steps, sample_order, share_out, step_microbatches
+from workers.data.collate import Collate
+from workers.data.loader import MicrobatchLoader
+from workers.data.order import num_steps, sample_order, share_out, step_microbatches
+from workers.data.samples import Batch
 from workers.recipe import DataInfo, DataSets, SampleSet
-from workers.samples import Batch
 from workers.session import Session
 from workers.step import StepWork
 

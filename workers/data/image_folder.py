@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from launcher.errors import ConfigError
-from workers.image_index import is_hidden, open_index, walk
-from workers.pixels import as_rgb
+from workers.data.image_index import is_hidden, open_index, walk
+from workers.data.pixels import as_rgb
 from workers.recipe import UnreadableSample
 
 _LAYOUT = "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE"
@@ -48,7 +48,7 @@ class ImageSamples:
         return self._images.hidden
 
     def names_digest(self) -> str:
-        """For `workers.same_data`."""
+        """For `workers.data.same_data`."""
         return self._images.digest()
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from launcher.errors import ConfigError
-from workers.collate import Collate
-from workers.order import mix_seed
+from workers.data.collate import Collate
+from workers.data.order import mix_seed
 from workers.recipe import Sample, SampleSet, UnreadableSample
 
 MAX_UNREADABLE_IN_A_ROW = 1000
