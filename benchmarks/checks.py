@@ -35,12 +35,12 @@ from benchmarks.record import Check, Options, print_table
 from launcher.agreement import terms_of
 from launcher.config import TrainConfig
 from splits.models import make_stages
-from workers.fidelity import check_fidelity
-from workers.forward_state import ForwardState
+from workers.model.fidelity import check_fidelity
+from workers.model.forward_state import ForwardState
+from workers.model.replica_check import NUM_SUMS, ReplicaCheck
+from workers.model.trial import Subject
 from workers.pipeline.loss import LossCheck
 from workers.recipe import load_recipe
-from workers.replica_check import NUM_SUMS, ReplicaCheck
-from workers.trial import Subject
 
 CLAIM = "the checks of a run cost at most 0.3 s at its start and 0.2 % of a step"
 MOST_START_S = 0.3

@@ -31,11 +31,11 @@ from launcher.errors import ConfigError
 from splits.graph import TracedModel
 from splits.models import build_model
 from splits.stage import chunk_forwards
-from workers.batchnorm import StatisticsPool
-from workers.fidelity import check_fidelity
+from workers.model.batchnorm import StatisticsPool
+from workers.model.fidelity import check_fidelity
+from workers.model.rollback import rolled_back
+from workers.model.trial import Subject
 from workers.nest import leaves
-from workers.rollback import rolled_back
-from workers.trial import Subject
 
 TOLERANCE = 1e-5
 """Of the largest gradient of the model; of the loss itself."""

@@ -43,12 +43,13 @@ from workers.data.same_data import check_same_data
 from workers.device import unused_kind
 from workers.ending import end_for_spares
 from workers.env import RankEnv
-from workers.example import share_example
-from workers.fidelity import check_fidelity
 from workers.keeper import Keeper, Resumed, look
 from workers.liveness import Liveness, process_age_s
 from workers.memory_guard import MemoryGuard
 from workers.meters import Meters
+from workers.model.example import share_example
+from workers.model.fidelity import check_fidelity
+from workers.model.stage import check_stages, foreseen_division, make_stage, open_data
 from workers.recipe import BUILT_IN, load_recipe
 from workers.reporter import Reporter
 from workers.run import Run
@@ -67,7 +68,6 @@ from workers.snapshot.pace import Pace
 from workers.snapshot.restore import Restore
 from workers.snapshot.room import SnapshotRoom
 from workers.snapshot.snapshots import Snapshots
-from workers.stage import check_stages, foreseen_division, make_stage, open_data
 from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer
 from workers.words import Course

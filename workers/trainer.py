@@ -15,18 +15,18 @@ from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, ConfigError
 from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
-from workers import replica_check
-from workers.batchnorm import StatisticsPool
 from workers.best import Best
 from workers.data.samples import Batch
-from workers.forward_state import ForwardState
 from workers.meters import Meters
+from workers.model import replica_check
+from workers.model.batchnorm import StatisticsPool
+from workers.model.forward_state import ForwardState
+from workers.model.replica_check import ReplicaCheck
 from workers.optimizer import check_optimizer
 from workers.param_groups import ParamGroups
 from workers.pipeline.bundle import Bundle
 from workers.pipeline.loss import LossCheck
 from workers.recipe import Recipe
-from workers.replica_check import ReplicaCheck
 from workers.session import Session
 from workers.state import load_state_tensors, state_tensors
 from workers.step import StepShare, StepSums, StepWork

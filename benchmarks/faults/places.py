@@ -33,7 +33,9 @@ RANK_PLACES: Mapping[str, Spot] = {
     "forward": Spot("workers.pipeline.bundle:Bundle", "_forward", "before"),
     "backward": Spot("workers.pipeline.bundle:Bundle", "_backward", "before"),
     "sync wait": Spot("workers.sync.legs:Chain", "take", "before"),
-    "optimizer": Spot("workers.batchnorm:StatisticsPool", "apply", "after"),  # half of the update
+    "optimizer": Spot(
+        "workers.model.batchnorm:StatisticsPool", "apply", "after"
+    ),  # half of the update
     "step end": Spot("workers.liveness:Liveness", "finished", "before"),
     # what outlives a rank
     "snapshot copy": Spot("workers.snapshot.slot:Slot", "open", "after"),  # blank, not yet written

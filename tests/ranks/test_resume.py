@@ -129,7 +129,7 @@ def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_replicas_that_differ_are_noticed(rank: int, tmp_path: Path) -> None:
-    from workers.replica_check import ReplicaCheck
+    from workers.model.replica_check import ReplicaCheck
 
     honest = ReplicaCheck.verify
     config = replace(

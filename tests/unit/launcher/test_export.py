@@ -16,8 +16,8 @@ from launcher.config import TrainConfig
 from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
 from launcher.paths import RunPaths
 from workers.checkpoint import Checkpoints
+from workers.model.stage import checked_about
 from workers.recipe import load_recipe
-from workers.stage import checked_about
 from workers.state import state_tensors
 
 

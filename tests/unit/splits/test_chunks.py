@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from launcher.errors import ConfigError
 from splits.models import make_stages
 from splits.stage import chunk_forwards, chunk_parameters
-from workers.batchnorm import StatisticsPool
+from workers.model.batchnorm import StatisticsPool
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from launcher.errors import ConfigError
-from workers.batchnorm import StatisticsPool
+from workers.model.batchnorm import StatisticsPool
 
 
 def pooled(module: nn.Module) -> tuple[Callable[..., Tensor], StatisticsPool]:

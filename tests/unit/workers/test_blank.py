@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from launcher.config import TrainConfig
 from splits.models import build_model
-from workers.blank import build_blank
+from workers.model.blank import build_blank
+from workers.model.stage import make_stage
 from workers.recipe import DataInfo, load_recipe
-from workers.stage import make_stage
 from workers.state import load_state_tensors, stage_names, state_tensors
 
 SEED = 5

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from launcher.errors import ConfigError
 from workers.data.collate import Collate
+from workers.model.stage import check_indexed
 from workers.recipe import DataSets
-from workers.stage import check_indexed
 
 
 class Point(NamedTuple):

@@ -15,8 +15,8 @@ from launcher.config import TrainConfig
 from launcher.errors import BundleError, ConfigError, NodeError
 from splits.costs import StageCosts
 from splits.models import make_stages
-from workers.division import costs_line, division_lines, load_warning
-from workers.example import Example, describe, example_of, share_example
+from workers.model.division import costs_line, division_lines, load_warning
+from workers.model.example import Example, describe, example_of, share_example
 
 
 def costs(*operations: int) -> list[StageCosts]:

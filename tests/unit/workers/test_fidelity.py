@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from launcher.errors import ConfigError
 from splits.graph import cut_model
 from splits.models import make_stages
-from workers.fidelity import check_fidelity
-from workers.trial import Subject
+from workers.model.fidelity import check_fidelity
+from workers.model.trial import Subject
 
 
 class Net(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import ConfigError
-from workers.forward_state import ForwardState
+from workers.model.forward_state import ForwardState
 
 Write = Callable[[nn.Module, Tensor], None]
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from launcher.errors import ConfigError
-from workers.module_tensors import tensor_places
-from workers.replica_check import NUM_SUMS, ReplicaCheck, cut_into_windows
+from workers.model.module_tensors import tensor_places
+from workers.model.replica_check import NUM_SUMS, ReplicaCheck, cut_into_windows
 
 
 def model() -> nn.Sequential:

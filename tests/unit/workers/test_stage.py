@@ -13,8 +13,8 @@ from torch import nn
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from workers.model.stage import check_stages, make_stage
 from workers.recipe import DataInfo, Recipe
-from workers.stage import check_stages, make_stage
 
 CONFIG = TrainConfig(data="x", shape=(1, 1), cut=("2",))
 INFO = DataInfo(num_train=8, num_val=0, num_outputs=37)

@@ -21,8 +21,17 @@ from torch import Tensor
 
 from launcher.errors import ConfigError
 from workers.data.samples import kept_random_state
+from workers.model.trial import (
+    Call,
+    Result,
+    StageRaised,
+    Subject,
+    recorded,
+    run,
+    staged_pass,
+    whole_pass,
+)
 from workers.nest import Leaf, leaves, mapped
-from workers.trial import Call, Result, StageRaised, Subject, recorded, run, staged_pass, whole_pass
 
 log = logging.getLogger(__name__)
 

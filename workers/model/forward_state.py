@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from launcher.errors import ConfigError
 from splits.stage import Forward
-from workers.module_tensors import (
+from workers.model.module_tensors import (
     TensorPlace,
     limited_embeddings,
     may_be_written,
     tensor_places,
 )
-from workers.small_copies import SmallCopies, version
+from workers.model.small_copies import SmallCopies, version
 
 log = logging.getLogger(__name__)
 

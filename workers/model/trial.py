@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from splits.stage import Forward, chunk_forwards
-from workers.batchnorm import StatisticsPool, has_own_forward, tracking_layers
 from workers.data.samples import seed_random
+from workers.model.batchnorm import StatisticsPool, has_own_forward, tracking_layers
+from workers.model.rollback import rolled_back
 from workers.nest import Leaf, leaves, mapped
-from workers.rollback import rolled_back
 
 _SEED = 20
 

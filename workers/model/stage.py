@@ -21,15 +21,15 @@ from launcher.user_file import users_code
 from splits.meta import build_on_default_device
 from splits.models import make_stages
 from splits.modes import modes_kept
-from workers.blank import build_blank
 from workers.data.collate import Collate
 from workers.data.order import mix_seed
 from workers.data.samples import Reader, Request
-from workers.division import division_lines
-from workers.example import NUM_SAMPLES, Example, describe, example_of
+from workers.model.blank import build_blank
+from workers.model.division import division_lines
+from workers.model.example import NUM_SAMPLES, Example, describe, example_of
+from workers.model.trial import Subject
 from workers.recipe import DataInfo, DataSets, Recipe
 from workers.session import Session
-from workers.trial import Subject
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from splits.undo import members_kept
-from workers.module_tensors import limited_embeddings, may_be_written, tensor_places
+from workers.model.module_tensors import limited_embeddings, may_be_written, tensor_places
 
 
 @contextmanager

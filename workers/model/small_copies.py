@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from launcher.errors import ConfigError
-from workers.batchnorm import tracking_layers
-from workers.module_tensors import TensorPlace
+from workers.model.batchnorm import tracking_layers
+from workers.model.module_tensors import TensorPlace
 
 MOST_BYTES = 10**6
 """Of all copies together."""
