@@ -22,8 +22,9 @@ from workers.model import replica_check
 from workers.model.batchnorm import StatisticsPool
 from workers.model.forward_state import ForwardState
 from workers.model.replica_check import ReplicaCheck
+from workers.optim.param_groups import ParamGroups
+from workers.optim.update import StepLoss, Update
 from workers.optimizer import check_optimizer
-from workers.param_groups import ParamGroups
 from workers.pipeline.bundle import Bundle
 from workers.pipeline.loss import LossCheck
 from workers.recipe import Recipe
@@ -34,7 +35,6 @@ from workers.sync.bucket import bucket_bytes
 from workers.sync.calibrate import read_choice, write_choice
 from workers.sync.gradient_sync import GradientSync
 from workers.tensor_file import check_dtypes
-from workers.update import StepLoss, Update
 
 log = logging.getLogger(__name__)
 

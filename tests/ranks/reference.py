@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from launcher.config import TrainConfig
 from workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
 from workers.data.samples import Reader, Request
-from workers.lr import lr_factor
+from workers.optim.lr import lr_factor
 from workers.recipe import DataInfo, load_recipe
 
 

@@ -19,7 +19,7 @@ from tests.ranks.test_resume import history, trains
 from workers.data.collate import Collate
 from workers.data.feed import Feed
 from workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
-from workers.lr import lr_factor
+from workers.optim.lr import lr_factor
 from workers.recipe import DataInfo, load_recipe
 
 CONFIG = TrainConfig(

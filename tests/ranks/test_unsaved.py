@@ -23,10 +23,10 @@ from tests.ranks.test_failures import two_stages
 from tests.ranks.test_parity import NUM_STEPS, assert_close, losses_of, run_state
 from tests.ranks.test_resume import history
 from workers.env import RankEnv
+from workers.optim.update import Update
 from workers.snapshot.mark import read_mark
 from workers.snapshot.room import sweep
 from workers.train import train
-from workers.update import Update
 
 
 def ends_with(code: int, config: TrainConfig) -> Callable[[RankEnv, Store], None]:

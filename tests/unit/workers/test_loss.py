@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
 from launcher.errors import ConfigError
+from workers.optim.update import StepLoss
 from workers.pipeline.loss import LossCheck, share_of
 from workers.step import StepShare
-from workers.update import StepLoss
 
 CPU = torch.device("cpu")
 WEIGHT = torch.tensor([1.0, 10.0])

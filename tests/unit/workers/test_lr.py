@@ -8,7 +8,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, StepLR
 
 from launcher.config import TrainConfig
-from workers.lr import lr_factor
+from workers.optim.lr import lr_factor
 
 EPOCHS, PER_EPOCH = 4, 5
 TOTAL = EPOCHS * PER_EPOCH

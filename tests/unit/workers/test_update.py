@@ -10,8 +10,8 @@ from torch import nn
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, DivergedError
-from workers.param_groups import ParamGroups
-from workers.update import MOST_LEFT_OUT, StepLoss, Update
+from workers.optim.param_groups import ParamGroups
+from workers.optim.update import MOST_LEFT_OUT, StepLoss, Update
 
 
 class Alone:

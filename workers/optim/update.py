@@ -18,8 +18,8 @@ from torch.optim import Optimizer
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, DivergedError
-from workers.lr import lr_factor
-from workers.param_groups import ParamGroups
+from workers.optim.lr import lr_factor
+from workers.optim.param_groups import ParamGroups
 from workers.session import Session
 
 MOST_LEFT_OUT = 20

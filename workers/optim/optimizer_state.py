@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 
 from launcher.errors import CheckpointError
 from workers.nest import built, form_of, leaves, mapped
-from workers.param_groups import ParamGroups
+from workers.optim.param_groups import ParamGroups
 
 OPTIMIZER = "optimizer."
 _NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {
