@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from benchmarks.hosts import DEVICE, Counters, Hosts, read_counters
-from workers.comm import Network
-from workers.env import RankEnv
+from workers.rank.comm import Network
+from workers.rank.env import RankEnv
 
 TIMEOUT_S = 120.0
 """Longest wait of one rank for another."""

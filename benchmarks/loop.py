@@ -18,10 +18,10 @@ from torchvision.models import resnet18
 from benchmarks.record import Options, print_table
 from launcher.config import TrainConfig
 from workers.data.samples import Batch
-from workers.env import RankEnv
-from workers.meters import Meters
+from workers.rank.env import RankEnv
+from workers.rank.meters import Meters
+from workers.rank.session import Session, arrive, join, open_store
 from workers.recipe import load_recipe
-from workers.session import Session, arrive, join, open_store
 from workers.step import StepWork
 from workers.trainer import Trainer
 

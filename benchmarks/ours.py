@@ -13,9 +13,9 @@ from torch.optim import SGD, Optimizer
 from benchmarks.forked import TIMEOUT_S, Seat
 from launcher.topology import Topology
 from workers.data.samples import Batch
-from workers.groups import make_groups
-from workers.meters import Meters
 from workers.pipeline.bundle import Bundle
+from workers.rank.groups import make_groups
+from workers.rank.meters import Meters
 from workers.recipe import DataInfo, DataSets
 from workers.step import StepWork
 from workers.sync.bucket import bucket_bytes

@@ -27,10 +27,10 @@ from benchmarks.training import made
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from workers.data.samples import Batch
-from workers.env import RankEnv
-from workers.meters import Meters
+from workers.rank.env import RankEnv
+from workers.rank.meters import Meters
+from workers.rank.session import arrive, join
 from workers.recipe import DataInfo
-from workers.session import arrive, join
 from workers.snapshot.pace import Pace, interval
 from workers.snapshot.room import SnapshotRoom
 from workers.snapshot.snapshots import Snapshots

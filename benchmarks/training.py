@@ -10,10 +10,10 @@ from benchmarks.forked import Seat
 from launcher.config import TrainConfig
 from workers.data.feed import Feed
 from workers.data.samples import Batch
-from workers.meters import Meters
 from workers.model.stage import make_stage, open_data
+from workers.rank.meters import Meters
+from workers.rank.session import Session, arrive, join
 from workers.recipe import DataInfo, load_recipe
-from workers.session import Session, arrive, join
 from workers.step import StepWork
 from workers.trainer import Trainer
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
 from launcher.outcome import Outcome
-from workers.session import End
+from workers.rank.session import End
 
 Kept = Literal["disk", "memory", "nowhere"]
 """Where the state of the last step is."""

@@ -25,7 +25,7 @@ from launcher.errors import CheckpointError, NodeError
 from launcher.paths import RunPaths
 from workers.checkpoint import Checkpoints
 from workers.optimizer import check_same_optimizer
-from workers.session import Session
+from workers.rank.session import Session
 from workers.snapshot.mark import Mark
 from workers.snapshot.restore import Restore, Restored
 from workers.state import stage_names

@@ -17,14 +17,14 @@ from launcher.outcome import Outcome
 from workers.data.feed import Feed
 from workers.ending import Kept, outcome_of
 from workers.keeper import Keeper
-from workers.liveness import Liveness
-from workers.meters import EPOCH_END_PHASES, PHASES, Meters
+from workers.rank.liveness import Liveness
+from workers.rank.meters import EPOCH_END_PHASES, PHASES, Meters
+from workers.rank.session import Session
+from workers.rank.stopping import StopRequest, StopWord
 from workers.reporter import Reporter
-from workers.session import Session
 from workers.snapshot.pace import share
 from workers.snapshot.snapshots import Snapshots
 from workers.step import StepSums, StepWork
-from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer
 
 

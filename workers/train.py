@@ -36,25 +36,22 @@ from launcher.preflight import check_torch, check_writable
 from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
 from launcher.topology import Topology
-from workers.alone import alone
 from workers.best import Best
 from workers.data.feed import Feed
 from workers.data.same_data import check_same_data
-from workers.device import unused_kind
 from workers.ending import end_for_spares
-from workers.env import RankEnv
 from workers.keeper import Keeper, Resumed, look
-from workers.liveness import Liveness, process_age_s
-from workers.memory_guard import MemoryGuard
-from workers.meters import Meters
 from workers.model.example import share_example
 from workers.model.fidelity import check_fidelity
 from workers.model.stage import check_stages, foreseen_division, make_stage, open_data
-from workers.recipe import BUILT_IN, load_recipe
-from workers.reporter import Reporter
-from workers.run import Run
-from workers.run_start import claimed_folder, with_run_folder
-from workers.session import (
+from workers.rank.alone import alone
+from workers.rank.device import unused_kind
+from workers.rank.env import RankEnv
+from workers.rank.liveness import Liveness, process_age_s
+from workers.rank.memory_guard import MemoryGuard
+from workers.rank.meters import Meters
+from workers.rank.run_start import claimed_folder, with_run_folder
+from workers.rank.session import (
     Arrival,
     End,
     Session,
@@ -64,11 +61,14 @@ from workers.session import (
     tell_end,
     wait_for_end,
 )
+from workers.rank.stopping import StopRequest, StopWord
+from workers.recipe import BUILT_IN, load_recipe
+from workers.reporter import Reporter
+from workers.run import Run
 from workers.snapshot.pace import Pace
 from workers.snapshot.restore import Restore
 from workers.snapshot.room import SnapshotRoom
 from workers.snapshot.snapshots import Snapshots
-from workers.stopping import StopRequest, StopWord
 from workers.trainer import Trainer
 from workers.words import Course
 

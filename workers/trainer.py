@@ -17,7 +17,6 @@ from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers.best import Best
 from workers.data.samples import Batch
-from workers.meters import Meters
 from workers.model import replica_check
 from workers.model.batchnorm import StatisticsPool
 from workers.model.forward_state import ForwardState
@@ -27,8 +26,9 @@ from workers.optim.update import StepLoss, Update
 from workers.optimizer import check_optimizer
 from workers.pipeline.bundle import Bundle
 from workers.pipeline.loss import LossCheck
+from workers.rank.meters import Meters
+from workers.rank.session import Session
 from workers.recipe import Recipe
-from workers.session import Session
 from workers.state import load_state_tensors, state_tensors
 from workers.step import StepShare, StepSums, StepWork
 from workers.sync.bucket import bucket_bytes

@@ -36,7 +36,7 @@ RANK_PLACES: Mapping[str, Spot] = {
     "optimizer": Spot(
         "workers.model.batchnorm:StatisticsPool", "apply", "after"
     ),  # half of the update
-    "step end": Spot("workers.liveness:Liveness", "finished", "before"),
+    "step end": Spot("workers.rank.liveness:Liveness", "finished", "before"),
     # what outlives a rank
     "snapshot copy": Spot("workers.snapshot.slot:Slot", "open", "after"),  # blank, not yet written
     "snapshot seal": Spot("workers.snapshot.slot:Slot", "seal", "before"),
@@ -122,7 +122,7 @@ def _wrap_legs(injector: Injector) -> None:
 
 def _follow_steps(injector: Injector) -> None:
     """Wrapped last, so outermost: the place "step end" is still in the step before."""
-    life = importlib.import_module("workers.liveness").Liveness
+    life = importlib.import_module("workers.rank.liveness").Liveness
     finished = life.finished
 
     def follow(self: Any, step: int) -> None:

@@ -14,8 +14,8 @@ from launcher.errors import ConfigError
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_parity import MODEL
 from workers.data.image_index import open_index
-from workers.env import RankEnv
-from workers.session import arrive
+from workers.rank.env import RankEnv
+from workers.rank.session import arrive
 from workers.train import train
 
 

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.distributed import Store
 
 from tests.ranks.harness import outcomes
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 from workers.train import main as train_main
 
 MODEL = f"{Path(__file__).with_name('tiny_model.py')}:build"

@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore, Store
 from launcher.topology import Topology
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_sync import make_sync
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 from workers.sync import calibrate, exchange, node_legs
 from workers.sync.bucket import Bucket
 from workers.sync.calibrate import BUDGET_S, Calibration, Choice, read_choice, write_choice

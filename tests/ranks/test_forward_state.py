@@ -14,7 +14,7 @@ from launcher.checkpoints import read_tensors, survey
 from launcher.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_parity import CONFIG, assert_close, losses_of, run_state
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 from workers.step import StepShare, StepWork
 from workers.train import train
 

@@ -17,10 +17,10 @@ from torch.distributed import Store, Work
 
 from tests.ranks.harness import outcomes
 from tests.ranks.test_links import BOTH, EVAL, TRAIN, link_group, wait_for
-from workers.comm import Group
-from workers.env import RankEnv
 from workers.pipeline import slots
 from workers.pipeline.links import InLink, OutLink
+from workers.rank.comm import Group
+from workers.rank.env import RankEnv
 
 T = TypeVar("T")
 NUM_BYTES = 16 << 20

@@ -12,11 +12,11 @@ from torch.distributed import Store
 
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_links import BOTH, TRAIN, assert_message, link_ends, message, unstaged
-from workers import device as door
-from workers.comm import Group, Network
-from workers.env import RankEnv
 from workers.pipeline.links import InLink, OutLink
 from workers.pipeline.transports import StagedReceiver, StagedSender
+from workers.rank import device as door
+from workers.rank.comm import Group, Network
+from workers.rank.env import RankEnv
 
 
 class _Staging:

@@ -13,12 +13,12 @@ from torch.distributed import Store
 
 from launcher.topology import Topology
 from tests.ranks.harness import outcomes, run_ranks
-from workers.comm import Group, Network
-from workers.env import RankEnv
-from workers.groups import make_groups
 from workers.pipeline.links import InLink, Kind, OutLink, specs_of
 from workers.pipeline.slots import SlotReceiver, SlotSender
 from workers.pipeline.transports import Sender, StagedSender
+from workers.rank.comm import Group, Network
+from workers.rank.env import RankEnv
+from workers.rank.groups import make_groups
 
 TRAIN, EVAL = Kind(True, 4), Kind(False, 4)
 GLOO_CHUNK_BYTES = 4 << 20
@@ -300,7 +300,7 @@ def test_where_memory_cannot_be_shared_gloo_carries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def main(env: RankEnv, store: Store) -> None:
-        monkeypatch.setattr("workers.node_memory._boot_id", lambda: f"machine {env.rank}")
+        monkeypatch.setattr("workers.rank.node_memory._boot_id", lambda: f"machine {env.rank}")
         group = link_group(env, store, MEMORY)
         if env.rank == 0:
             out = OutLink(group, tells_specs=True)

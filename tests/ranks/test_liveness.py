@@ -24,7 +24,7 @@ import os, sys, threading, time
 from pathlib import Path
 from launcher.board import Board
 from launcher.events import Events
-from workers.liveness import Liveness
+from workers.rank.liveness import Liveness
 
 folder, act = Path(sys.argv[1]), sys.argv[2]
 life = Liveness(Board.open(os.environ), Events(folder / "n.jsonl", "n"), 2, is_launched=True)

@@ -20,8 +20,8 @@ from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_failures import two_stages
 from tests.ranks.test_parity import NUM_STEPS
 from tests.ranks.test_resume import history, trains
-from workers.env import RankEnv
 from workers.keeper import Keeper
+from workers.rank.env import RankEnv
 from workers.train import train
 from workers.trainer import Trainer
 
@@ -79,7 +79,7 @@ def test_a_run_folder_that_goes_under_the_run_is_made_again_with_history_and_sta
     monkeypatch.setattr(Keeper, "save", tampered_save)
 
     def main(env: RankEnv, store: Store) -> None:
-        monkeypatch.setattr("workers.stopping.LOOK_S", 0.0)
+        monkeypatch.setattr("workers.rank.stopping.LOOK_S", 0.0)
         assert train(config, env, store) == EXIT_RESUMABLE
 
     run_ranks((2,), main, tmp_path)

@@ -17,12 +17,12 @@ from torch.distributed import PrefixStore, Store
 
 from launcher.topology import Topology
 from tests.ranks.harness import run_ranks
-from workers import comm
-from workers import device as door
-from workers.comm import Group, Network
-from workers.env import RankEnv
-from workers.groups import make_groups
-from workers.meters import Meters
+from workers.rank import comm
+from workers.rank import device as door
+from workers.rank.comm import Group, Network
+from workers.rank.env import RankEnv
+from workers.rank.groups import make_groups
+from workers.rank.meters import Meters
 from workers.sync.bucket import Bucket
 from workers.sync.legs import Chain
 from workers.sync.schemes import scheme_actions

@@ -26,12 +26,12 @@ from splits.stage import Forward
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_parity import CONFIG
 from tests.ranks.tiny_model import Tiny
-from workers.comm import Network
 from workers.data.samples import Batch
-from workers.env import RankEnv
-from workers.groups import make_groups
-from workers.meters import Meters
 from workers.pipeline.bundle import Bundle
+from workers.rank.comm import Network
+from workers.rank.env import RankEnv
+from workers.rank.groups import make_groups
+from workers.rank.meters import Meters
 from workers.recipe import load_recipe
 from workers.step import StepWork
 

@@ -16,7 +16,7 @@ from launcher.config import TrainConfig
 from launcher.paths import RunPaths
 from tests.ranks.harness import run_ranks
 from tests.ranks.reference import Reference, train_unsplit
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 from workers.train import train
 
 NUM_STEPS = 5

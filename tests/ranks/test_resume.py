@@ -22,7 +22,7 @@ from tests.ranks.test_parity import (
     bundle_run,
     losses_of,
 )
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 from workers.train import train
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]

@@ -25,8 +25,8 @@ from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_oracle import make_bundle
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
 from workers.data.samples import Batch
-from workers.env import RankEnv
 from workers.pipeline.bundle import Bundle
+from workers.rank.env import RankEnv
 from workers.step import StepShare, StepWork
 
 LAYOUTS = [((1, 1), (2,)), ((2, 1), (3, 3)), ((3, 2), (5,)), ((1, 1, 1), (2, 4))]

@@ -10,8 +10,8 @@ from torch.distributed import Store
 from launcher.config import TrainConfig
 from launcher.paths import RunPaths
 from tests.ranks.harness import run_ranks
-from workers.env import RankEnv
-from workers.session import arrive
+from workers.rank.env import RankEnv
+from workers.rank.session import arrive
 
 
 def test_the_size_of_a_microbatch_outlives_the_nodes_that_settled_it(tmp_path: Path) -> None:

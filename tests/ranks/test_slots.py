@@ -17,11 +17,11 @@ from torch.distributed import Store
 from launcher.errors import NodeError
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_links import link_group
-from workers.comm import Group
-from workers.env import RankEnv
-from workers.node_memory import NodeMemory
 from workers.pipeline.message import specs_of
 from workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
+from workers.rank.comm import Group
+from workers.rank.env import RankEnv
+from workers.rank.node_memory import NodeMemory
 
 LARGE = 300_000
 

@@ -26,9 +26,9 @@ from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_parity import CONFIG, CUTS, assert_close, losses_of, run_state
 from tests.ranks.test_resume import history
-from workers.env import RankEnv
 from workers.model.batchnorm import StatisticsPool
 from workers.pipeline.bundle import Bundle
+from workers.rank.env import RankEnv
 from workers.snapshot.device_copy import DeviceCopy
 from workers.snapshot.restore import Restore
 from workers.snapshot.restore_plan import Piece, newest_state

@@ -19,8 +19,8 @@ from launcher.paths import RunPaths
 from launcher.stop_request import request_stop
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_failures import NUM_STEPS, losses_of, two_stages
-from workers.env import RankEnv
-from workers.liveness import Liveness
+from workers.rank.env import RankEnv
+from workers.rank.liveness import Liveness
 from workers.train import train
 
 

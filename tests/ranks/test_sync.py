@@ -13,11 +13,11 @@ from torch.utils.checkpoint import checkpoint
 
 from launcher.topology import Topology
 from tests.ranks.harness import outcomes, run_ranks
-from workers.comm import Group, Network
-from workers.env import RankEnv
-from workers.groups import make_groups
-from workers.meters import Meters
-from workers.node_memory import NodeMemory
+from workers.rank.comm import Group, Network
+from workers.rank.env import RankEnv
+from workers.rank.groups import make_groups
+from workers.rank.meters import Meters
+from workers.rank.node_memory import NodeMemory
 from workers.sync.calibrate import Choice
 from workers.sync.gradient_sync import GradientSync
 from workers.sync.schemes import SCHEMES

@@ -15,8 +15,8 @@ from torch.distributed import Store
 from launcher.topology import Topology
 from tests.ranks.harness import outcomes
 from tests.ranks.test_sync import Awkward, make_sync, no_memory, step
-from workers.env import RankEnv
-from workers.node_memory import NodeMemory
+from workers.rank.env import RankEnv
+from workers.rank.node_memory import NodeMemory
 from workers.sync import exchange, node_legs
 
 LIMIT_S = 3.0

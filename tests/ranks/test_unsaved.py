@@ -22,8 +22,8 @@ from tests.ranks.reference import train_unsplit
 from tests.ranks.test_failures import two_stages
 from tests.ranks.test_parity import NUM_STEPS, assert_close, losses_of, run_state
 from tests.ranks.test_resume import history
-from workers.env import RankEnv
 from workers.optim.update import Update
+from workers.rank.env import RankEnv
 from workers.snapshot.mark import read_mark
 from workers.snapshot.room import sweep
 from workers.train import train

@@ -13,7 +13,7 @@ from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
 from tests.ranks.test_resume import trains
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 from workers.train import train
 
 MODEL = f"{Path(__file__).with_name('users_model.py')}:build"

@@ -10,13 +10,13 @@ from typing import Any
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from workers import device as door
 from workers.data.collate import Collate
 from workers.data.loader import MicrobatchLoader
 from workers.data.order import num_steps, sample_order, share_out, step_microbatches
 from workers.data.samples import Batch
+from workers.rank import device as door
+from workers.rank.session import Session
 from workers.recipe import DataInfo, DataSets, SampleSet
-from workers.session import Session
 from workers.step import StepWork
 
 _FORWARDS_OF_A_STEP = 3

@@ -15,8 +15,8 @@ from launcher.agreement import Terms, changes, difference
 from launcher.errors import ConfigError
 from launcher.files import write_text
 from launcher.paths import RunPaths
+from workers.rank.session import Session
 from workers.recipe import DataInfo, DataSets
-from workers.session import Session
 
 _SAMPLES, _CLASSES = "the number of training samples", "the number of classes"
 _LIST = "the list of training samples"

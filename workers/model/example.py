@@ -17,7 +17,7 @@ from torch import Tensor
 from launcher.errors import ConfigError
 from workers.data.feed import Feed
 from workers.nest import Form, built, form_of, leaves
-from workers.session import Session
+from workers.rank.session import Session
 
 log = logging.getLogger(__name__)
 NUM_SAMPLES = 2

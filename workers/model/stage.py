@@ -28,8 +28,8 @@ from workers.model.blank import build_blank
 from workers.model.division import division_lines
 from workers.model.example import NUM_SAMPLES, Example, describe, example_of
 from workers.model.trial import Subject
+from workers.rank.session import Session
 from workers.recipe import DataInfo, DataSets, Recipe
-from workers.session import Session
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from launcher.config import TrainConfig
 from launcher.errors import ConfigError, DivergedError
 from workers.optim.lr import lr_factor
 from workers.optim.param_groups import ParamGroups
-from workers.session import Session
+from workers.rank.session import Session
 
 MOST_LEFT_OUT = 20
 """Steps in a row; then leaving out leads nowhere."""

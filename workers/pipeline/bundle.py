@@ -14,14 +14,14 @@ from launcher.errors import ConfigError
 from launcher.schedule import Action, Order, Pass, Pipeline, last_backwards
 from launcher.topology import Link, LinkKind, Place, Topology
 from splits.stage import Forward, chunk_forwards
-from workers.comm import Group
 from workers.data.order import mix_seed
 from workers.data.samples import Batch
-from workers.meters import Meters
 from workers.nest import Form, built, form_of, leaves, mapped
 from workers.pipeline.links import InLink, Kind, OutLink, specs_of
 from workers.pipeline.loss import LossCheck, share_of
 from workers.pipeline.split_backward import WeightPass, input_pass
+from workers.rank.comm import Group
+from workers.rank.meters import Meters
 from workers.recipe import Recipe
 from workers.step import StepShare, StepWork
 

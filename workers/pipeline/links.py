@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from launcher.errors import ConfigError
-from workers.comm import Group
 from workers.nest import Form
 from workers.pipeline.message import (
     PACKED,
@@ -48,6 +47,7 @@ from workers.pipeline.message import (
     unpacked,
 )
 from workers.pipeline.transports import open_receiver, open_sender
+from workers.rank.comm import Group
 
 __all__ = ["InLink", "Kind", "OutLink", "TensorSpec", "specs_of"]
 

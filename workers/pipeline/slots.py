@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from launcher.errors import NodeError
-from workers.node_memory import NodeMemory
 from workers.pipeline.message import POSTED_AHEAD, Specs, TensorSpec, specs_of
+from workers.rank.node_memory import NodeMemory
 
 _SENDER, _RECEIVER = 0, 1
 _FREE, _TAKEN = 0, 1

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from workers import device as door
-from workers.comm import Group
-from workers.node_memory import NodeMemory
 from workers.pipeline.helper import Helper
 from workers.pipeline.message import POSTED_AHEAD, Specs
 from workers.pipeline.nccl import NcclReceiver, NcclSender
 from workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
 from workers.pipeline.staging import Staging
+from workers.rank import device as door
+from workers.rank.comm import Group
+from workers.rank.node_memory import NodeMemory
 
 _SENDER, _RECEIVER = 0, 1
 _STAGED_AHEAD = 2

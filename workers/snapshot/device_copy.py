@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from workers import device as door
+from workers.rank import device as door
 from workers.snapshot.checksum import checksum
 from workers.snapshot.piece import Label
 from workers.snapshot.slot import Slot

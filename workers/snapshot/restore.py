@@ -35,8 +35,8 @@ from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, NodeError
 from launcher.files import write_text
 from launcher.paths import RunPaths
-from workers.comm import Group
-from workers.session import Arrival
+from workers.rank.comm import Group
+from workers.rank.session import Arrival
 from workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
 from workers.snapshot.piece import Label, Layout, Spec
 from workers.snapshot.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError, NodeError
-from workers.comm import Group
-from workers.device import Registration
-from workers.meters import Meters
 from workers.pipeline.helper import Helper
-from workers.session import Session
+from workers.rank.comm import Group
+from workers.rank.device import Registration
+from workers.rank.meters import Meters
+from workers.rank.session import Session
 from workers.snapshot.device_copy import DeviceCopy
 from workers.snapshot.pace import Pace
 from workers.snapshot.piece import Label, Layout, Spec, longest_first, split_by_bytes

@@ -18,8 +18,8 @@ from statistics import median
 import torch
 
 from launcher.files import write_text
-from workers import device as door
-from workers.comm import Group
+from workers.rank import device as door
+from workers.rank.comm import Group
 from workers.sync.bucket import Bucket
 from workers.sync.legs import Chain
 from workers.sync.schemes import SCHEMES, Scheme

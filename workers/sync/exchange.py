@@ -20,8 +20,8 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from workers.comm import Group
-from workers.meters import Phase
+from workers.rank.comm import Group
+from workers.rank.meters import Phase
 from workers.sync.bucket import Bucket
 from workers.sync.legs import Action, Finish
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from launcher.errors import ConfigError
-from workers import device as door
-from workers.groups import Groups
-from workers.meters import Meters
-from workers.node_memory import NodeMemory
+from workers.rank import device as door
+from workers.rank.groups import Groups
+from workers.rank.meters import Meters
+from workers.rank.node_memory import NodeMemory
 from workers.sync.bucket import Allocate, Bucket, cut_into_buckets
 from workers.sync.calibrate import Calibration, Choice
 from workers.sync.exchange import roundings_of

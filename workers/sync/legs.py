@@ -19,8 +19,8 @@ from typing import Protocol
 
 import torch
 
-from workers import device as door
-from workers.meters import Meters, Phase
+from workers.rank import device as door
+from workers.rank.meters import Meters, Phase
 from workers.sync.bucket import Bucket
 
 Finish = Callable[[], object]

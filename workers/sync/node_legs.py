@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from workers.comm import Group
-from workers.meters import Phase
-from workers.node_memory import NodeMemory
+from workers.rank.comm import Group
+from workers.rank.meters import Phase
+from workers.rank.node_memory import NodeMemory
 from workers.sync.bucket import Bucket
 from workers.sync.legs import Action, Finish
 

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from workers.groups import Groups
+from workers.rank.groups import Groups
 from workers.sync.bucket import Bucket
 from workers.sync.exchange import AllReduce, exchange_actions
 from workers.sync.legs import Action

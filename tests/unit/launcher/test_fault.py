@@ -9,7 +9,7 @@ from torch._C._distributed_c10d import HashStore
 from torch.distributed import DistNetworkError
 
 from launcher.fault import Fault, FaultKind, fault_of
-from workers.comm import Group, Network
+from workers.rank.comm import Group, Network
 
 
 def raised(act: Callable[[], object]) -> Exception:

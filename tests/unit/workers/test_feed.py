@@ -10,8 +10,8 @@ import torch
 from launcher.config import TrainConfig
 from launcher.topology import Topology
 from workers.data.feed import Feed
+from workers.rank.session import Session
 from workers.recipe import DataInfo, DataSets, Sample
-from workers.session import Session
 
 
 class Counted:

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import NodeError
-from workers.groups import settled_sync
-from workers.hello import Hello, choose_backend, for_all
+from workers.rank.groups import settled_sync
+from workers.rank.hello import Hello, choose_backend, for_all
 
 
 def hello(has_nccl: bool, gpus: tuple[str, ...] = ()) -> Hello:

@@ -5,8 +5,8 @@ import torch
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from workers import device as door
-from workers.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
+from workers.rank import device as door
+from workers.rank.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
 
 GIB = 1 << 30
 CONFIG = TrainConfig(data="synthetic", batch_size=96, microbatch_size=24)

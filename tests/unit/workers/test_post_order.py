@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from launcher.topology import Link, Topology
 from workers.data.samples import Batch
-from workers.meters import Meters
 from workers.pipeline import links
 from workers.pipeline.bundle import Bundle
 from workers.pipeline.message import Specs
 from workers.pipeline.nccl import NcclReceiver
+from workers.rank.meters import Meters
 from workers.step import StepWork
 
 Event = tuple[str, Link, int]

@@ -8,8 +8,8 @@ from torch._C._distributed_c10d import Store, TCPStore
 
 from launcher.errors import NodeError
 from launcher.rendezvous.round_store import NUMBER_KEY
-from workers.env import RankEnv
-from workers.round_store import own_part
+from workers.rank.env import RankEnv
+from workers.rank.round_store import own_part
 
 LIMIT_S = 20.0
 

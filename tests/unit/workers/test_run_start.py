@@ -9,9 +9,9 @@ from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from launcher.holder import process_tag
 from launcher.paths import RunPaths
-from workers import run_start
-from workers.env import RankEnv
-from workers.run_start import _holder, claimed_folder, with_run_folder
+from workers.rank import run_start
+from workers.rank.env import RankEnv
+from workers.rank.run_start import _holder, claimed_folder, with_run_folder
 
 
 def env(num_nodes: int = 1, run_id: str = "none", **more: str) -> RankEnv:

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from launcher.errors import NodeError
-from workers import session
-from workers.session import wait_for_name
+from workers.rank import session
+from workers.rank.session import wait_for_name
 
 
 def test_a_name_that_has_no_address_is_one_line_within_a_limit(

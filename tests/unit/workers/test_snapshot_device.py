@@ -10,8 +10,8 @@ from torch.distributed import Store
 
 from launcher.checkpoints import Progress
 from tests.ranks.harness import run_ranks
-from workers import device as door
-from workers.env import RankEnv
+from workers.rank import device as door
+from workers.rank.env import RankEnv
 from workers.snapshot.device_copy import DeviceCopy
 from workers.snapshot.piece import Label, Layout, Spec
 from workers.snapshot.slot import Slot, read_piece

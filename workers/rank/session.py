@@ -26,12 +26,12 @@ from launcher.errors import ConfigError, NodeError
 from launcher.microbatch import default_samples, keep_samples, kept_samples
 from launcher.paths import RunPaths
 from launcher.topology import Place, Topology
-from workers import device as door
-from workers.comm import Network, own_address
-from workers.env import RankEnv
-from workers.groups import Groups, make_groups, settled_sync
-from workers.hello import Hello, choose_backend, for_all
-from workers.round_store import own_part
+from workers.rank import device as door
+from workers.rank.comm import Network, own_address
+from workers.rank.env import RankEnv
+from workers.rank.groups import Groups, make_groups, settled_sync
+from workers.rank.hello import Hello, choose_backend, for_all
+from workers.rank.round_store import own_part
 
 log = logging.getLogger(__name__)
 

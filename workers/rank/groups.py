@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.topology import Link, Place, Topology
-from workers.comm import Group, Network
+from workers.rank.comm import Group, Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

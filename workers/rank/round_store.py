@@ -23,7 +23,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from launcher.errors import NodeError
 from launcher.rendezvous.round_store import NUMBER_KEY
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 
 _ROUNDS = "rounds"
 _POLL_S = (0.005, 0.25)

@@ -10,7 +10,7 @@ from pathlib import Path
 from launcher.board import Board
 from launcher.events import Events
 from launcher.signals import NOT_HEARD, StopSignals, exit_now
-from workers.liveness import Liveness
+from workers.rank.liveness import Liveness
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from torch.distributed import Work
 from launcher.files import is_absent
 from launcher.paths import RunPaths
 from launcher.stop_request import forget_request
-from workers.comm import Group
-from workers.session import Session
+from workers.rank.comm import Group
+from workers.rank.session import Session
 
 LOOK_S = 0.5
 """How often the request file is looked for, seconds."""

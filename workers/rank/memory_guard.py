@@ -11,7 +11,7 @@ import torch
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from workers import device as door
+from workers.rank import device as door
 
 _GIB = 1 << 30
 _MOST_OF_OTHERS = 0.1

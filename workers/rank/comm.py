@@ -29,7 +29,7 @@ from torch._C._distributed_c10d import (
 )
 
 from launcher.errors import NodeError
-from workers import device as door
+from workers.rank import device as door
 
 _CPU = torch.device("cpu")
 _SAFE_CHUNK_BYTES = 4 << 20

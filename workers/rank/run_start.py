@@ -23,7 +23,7 @@ from launcher.holder import TORCHRUN, Holder, process_tag, this_machine
 from launcher.network import is_loopback
 from launcher.paths import RunPaths
 from launcher.run_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder
-from workers.env import RankEnv
+from workers.rank.env import RankEnv
 
 _UNNAMED = ("", "none")
 """What torchrun calls a job that nobody has named."""
