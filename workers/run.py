@@ -21,7 +21,7 @@ from workers.rank.liveness import Liveness
 from workers.rank.meters import EPOCH_END_PHASES, PHASES, Meters
 from workers.rank.session import Session
 from workers.rank.stopping import StopRequest, StopWord
-from workers.reporter import Reporter
+from workers.report.reporter import Reporter
 from workers.snapshot.pace import share
 from workers.snapshot.snapshots import Snapshots
 from workers.step import StepSums, StepWork

@@ -36,7 +36,6 @@ from launcher.preflight import check_torch, check_writable
 from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
 from launcher.topology import Topology
-from workers.best import Best
 from workers.data.feed import Feed
 from workers.data.same_data import check_same_data
 from workers.ending import end_for_spares
@@ -63,14 +62,15 @@ from workers.rank.session import (
 )
 from workers.rank.stopping import StopRequest, StopWord
 from workers.recipe import BUILT_IN, load_recipe
-from workers.reporter import Reporter
+from workers.report.best import Best
+from workers.report.reporter import Reporter
+from workers.report.words import Course
 from workers.run import Run
 from workers.snapshot.pace import Pace
 from workers.snapshot.restore import Restore
 from workers.snapshot.room import SnapshotRoom
 from workers.snapshot.snapshots import Snapshots
 from workers.trainer import Trainer
-from workers.words import Course
 
 log = logging.getLogger(__name__)
 

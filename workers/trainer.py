@@ -15,7 +15,6 @@ from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, ConfigError
 from launcher.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
-from workers.best import Best
 from workers.data.samples import Batch
 from workers.model import replica_check
 from workers.model.batchnorm import StatisticsPool
@@ -29,6 +28,7 @@ from workers.pipeline.loss import LossCheck
 from workers.rank.meters import Meters
 from workers.rank.session import Session
 from workers.recipe import Recipe
+from workers.report.best import Best
 from workers.state import load_state_tensors, state_tensors
 from workers.step import StepShare, StepSums, StepWork
 from workers.sync.bucket import bucket_bytes

@@ -11,10 +11,10 @@ import pytest
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from launcher.topology import Topology
-from workers.best import Best
-from workers.reporter import Reporter
+from workers.report.best import Best
+from workers.report.reporter import Reporter
+from workers.report.words import Course
 from workers.step import StepSums
-from workers.words import Course
 
 
 class Says:

@@ -14,7 +14,7 @@ import torch
 
 from launcher.errors import ConfigError
 from launcher.paths import RunPaths
-from workers.metrics import MetricsWriter, plain
+from workers.report.metrics import MetricsWriter, plain
 
 
 def lines_of(paths: RunPaths) -> list[dict[str, object]]:
@@ -144,7 +144,7 @@ def test_a_full_disk_under_tensorboard_does_not_end_the_run(
         def close(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("workers.metrics._summary_writer", lambda paths: FullEvents())
+    monkeypatch.setattr("workers.report.metrics._summary_writer", lambda paths: FullEvents())
 
     with MetricsWriter(paths, tensorboard=True) as writer:
         writer.write("step", step=1, loss=1.0)

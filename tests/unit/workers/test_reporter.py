@@ -12,9 +12,9 @@ from launcher.config import TrainConfig
 from launcher.console import ConsoleHandler
 from launcher.outcome import Outcome, State
 from launcher.topology import Topology
-from workers.reporter import Reporter
+from workers.report.reporter import Reporter
+from workers.report.words import Course
 from workers.step import StepSums
-from workers.words import Course
 
 
 class Screen(io.StringIO):
@@ -39,7 +39,7 @@ def run(tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False) -> None
                     "samples": 8, "metrics": {"top1": 0.25},
                 }  # fmt: skip
                 reporter.step(row)
-                logging.getLogger("workers.reporter").warning("a warning of step %d", step)
+                logging.getLogger("workers.report.reporter").warning("a warning of step %d", step)
             if course.steps_in(epoch):
                 reporter.end_epoch(epoch, 3 * epoch + 3, {}, 0)
                 reporter.validated(epoch, 3 * epoch + 3, StepSums(loss=0.5, metrics={"top1": 0.5}))
@@ -52,7 +52,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     made = Screen()
     monkeypatch.setattr("sys.stderr", made)
     handler = ConsoleHandler()
-    logger = logging.getLogger("workers.reporter")
+    logger = logging.getLogger("workers.report.reporter")
     monkeypatch.setattr(logger, "handlers", [handler])
     monkeypatch.setattr(logger, "level", logging.INFO)
     monkeypatch.setattr(logger, "propagate", False)

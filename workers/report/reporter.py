@@ -21,10 +21,10 @@ from launcher.files import write_text
 from launcher.outcome import Outcome
 from launcher.paths import RunPaths
 from launcher.topology import Topology
-from workers.best import LOSS, Best
-from workers.metrics import MetricsWriter
+from workers.report.best import LOSS, Best
+from workers.report.metrics import MetricsWriter
+from workers.report.words import Course
 from workers.step import StepSums
-from workers.words import Course
 
 log = logging.getLogger(__name__)
 
