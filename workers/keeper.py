@@ -23,12 +23,12 @@ from launcher.checkpoints import (
 from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, NodeError
 from launcher.paths import RunPaths
-from workers.checkpoint import Checkpoints
 from workers.optimizer import check_same_optimizer
 from workers.rank.session import Session
 from workers.snapshot.mark import Mark
 from workers.snapshot.restore import Restore, Restored
-from workers.state import stage_names
+from workers.state.checkpoint import Checkpoints
+from workers.state.named import stage_names
 from workers.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,6 @@ from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.outcome import Outcome
 from workers.data.feed import Feed
-from workers.ending import Kept, outcome_of
 from workers.keeper import Keeper
 from workers.rank.liveness import Liveness
 from workers.rank.meters import EPOCH_END_PHASES, PHASES, Meters
@@ -24,6 +23,7 @@ from workers.rank.stopping import StopRequest, StopWord
 from workers.report.reporter import Reporter
 from workers.snapshot.pace import share
 from workers.snapshot.snapshots import Snapshots
+from workers.state.ending import Kept, outcome_of
 from workers.step import StepSums, StepWork
 from workers.trainer import Trainer
 

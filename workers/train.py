@@ -38,7 +38,6 @@ from launcher.stop_request import request_stop
 from launcher.topology import Topology
 from workers.data.feed import Feed
 from workers.data.same_data import check_same_data
-from workers.ending import end_for_spares
 from workers.keeper import Keeper, Resumed, look
 from workers.model.example import share_example
 from workers.model.fidelity import check_fidelity
@@ -70,6 +69,7 @@ from workers.snapshot.pace import Pace
 from workers.snapshot.restore import Restore
 from workers.snapshot.room import SnapshotRoom
 from workers.snapshot.snapshots import Snapshots
+from workers.state.ending import end_for_spares
 from workers.trainer import Trainer
 
 log = logging.getLogger(__name__)

@@ -29,12 +29,12 @@ from workers.rank.meters import Meters
 from workers.rank.session import Session
 from workers.recipe import Recipe
 from workers.report.best import Best
-from workers.state import load_state_tensors, state_tensors
+from workers.state.named import load_state_tensors, state_tensors
+from workers.state.tensor_file import check_dtypes
 from workers.step import StepShare, StepSums, StepWork
 from workers.sync.bucket import bucket_bytes
 from workers.sync.calibrate import read_choice, write_choice
 from workers.sync.gradient_sync import GradientSync
-from workers.tensor_file import check_dtypes
 
 log = logging.getLogger(__name__)
 

@@ -40,9 +40,9 @@ RANK_PLACES: Mapping[str, Spot] = {
     # what outlives a rank
     "snapshot copy": Spot("workers.snapshot.slot:Slot", "open", "after"),  # blank, not yet written
     "snapshot seal": Spot("workers.snapshot.slot:Slot", "seal", "before"),
-    "checkpoint write": Spot("workers.checkpoint", "write_tensors", "after"),
-    "checkpoint commit": Spot("workers.checkpoint", "_move", "before"),
-    "checkpoint prune": Spot("workers.checkpoint:Checkpoints", "prune", "before"),
+    "checkpoint write": Spot("workers.state.checkpoint", "write_tensors", "after"),
+    "checkpoint commit": Spot("workers.state.checkpoint", "_move", "before"),
+    "checkpoint prune": Spot("workers.state.checkpoint:Checkpoints", "prune", "before"),
     # a new start
     "meeting": Spot("workers.train", "join", "before"),
     "restore survey": Spot("workers.snapshot.restore:Restore", "_announce", "before"),

@@ -27,14 +27,14 @@ from launcher.topology import Topology
 from tests.ranks.harness import free_port, outcomes, run_ranks
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, losses_of
 from tests.ranks.test_resume import trains
-from workers import checkpoint
 from workers.keeper import Keeper
 from workers.pipeline.bundle import Bundle
 from workers.rank import session
 from workers.rank.env import RankEnv
 from workers.rank.session import arrive, join, open_store
+from workers.state import checkpoint
+from workers.state.tensor_file import Written
 from workers.step import StepWork
-from workers.tensor_file import Written
 from workers.train import train
 from workers.trainer import Trainer
 

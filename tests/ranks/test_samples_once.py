@@ -16,10 +16,10 @@ from tests.ranks import test_snapshot
 from tests.ranks.reference import train_unsplit
 from tests.ranks.test_parity import assert_close, losses_of, run_state
 from tests.ranks.test_snapshot import killed_run, restarts, shaped
-from workers.checkpoint import Checkpoints
 from workers.data.feed import Feed
 from workers.data.order import num_steps
 from workers.data.samples import Reader, Request
+from workers.state.checkpoint import Checkpoints
 from workers.trainer import Trainer
 
 NUM_STEPS = 10  # two epochs

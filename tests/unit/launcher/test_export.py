@@ -15,10 +15,10 @@ from launcher.commands import export
 from launcher.config import TrainConfig
 from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
 from launcher.paths import RunPaths
-from workers.checkpoint import Checkpoints
 from workers.model.stage import checked_about
 from workers.recipe import load_recipe
-from workers.state import state_tensors
+from workers.state.checkpoint import Checkpoints
+from workers.state.named import state_tensors
 
 
 def parse(*argv: str) -> argparse.Namespace:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from launcher.checkpoints import Progress
-from workers.checkpoint import Checkpoints
+from workers.state.checkpoint import Checkpoints
 
 
 def progress(step: int, **metrics: float) -> Progress:

@@ -15,7 +15,7 @@ from splits.models import build_model
 from workers.model.blank import build_blank
 from workers.model.stage import make_stage
 from workers.recipe import DataInfo, load_recipe
-from workers.state import load_state_tensors, stage_names, state_tensors
+from workers.state.named import load_state_tensors, stage_names, state_tensors
 
 SEED = 5
 

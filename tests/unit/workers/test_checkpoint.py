@@ -20,8 +20,8 @@ from launcher.config import TrainConfig
 from launcher.errors import CheckpointError
 from launcher.paths import RunPaths
 from tests.unit.workers.checkpoint_tools import flip, newest_step, write
-from workers.checkpoint import Checkpoints
-from workers.state import load_state_tensors, stage_names, state_tensors
+from workers.state.checkpoint import Checkpoints
+from workers.state.named import load_state_tensors, stage_names, state_tensors
 
 
 @pytest.fixture

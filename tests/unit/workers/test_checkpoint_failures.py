@@ -18,7 +18,7 @@ from launcher.checkpoints import checkpoint_folders
 from launcher.errors import CheckpointError
 from launcher.paths import RunPaths
 from tests.unit.workers.checkpoint_tools import newest_step, progress, write
-from workers.checkpoint import Checkpoints
+from workers.state.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -201,11 +201,11 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(
         raise full
 
     if at == "write":
-        monkeypatch.setattr("workers.tensor_file._bytes_of", fail)
+        monkeypatch.setattr("workers.state.tensor_file._bytes_of", fail)
     elif at == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     elif at == "manifest":
-        monkeypatch.setattr("workers.checkpoint._write_text", fail)
+        monkeypatch.setattr("workers.state.checkpoint._write_text", fail)
     else:
         monkeypatch.setattr(os, "replace", fail)
 

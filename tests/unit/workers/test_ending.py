@@ -4,8 +4,8 @@ import pytest
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
 from launcher.outcome import State
-from workers.ending import Kept, end_for_spares, outcome_of
 from workers.rank.session import End
+from workers.state.ending import Kept, end_for_spares, outcome_of
 
 
 @pytest.mark.parametrize(

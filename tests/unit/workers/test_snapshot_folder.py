@@ -16,11 +16,11 @@ import pytest
 from launcher.errors import NodeError
 from launcher.paths import RunPaths, SnapshotPaths
 from tests.unit.workers.checkpoint_tools import write
-from workers.checkpoint import Checkpoints
 from workers.snapshot import room as snapshot_folder
 from workers.snapshot.mark import Mark, read_mark, set_mark
 from workers.snapshot.piece import Layout, Spec
 from workers.snapshot.room import GRACE_S, SnapshotFolder, SnapshotRoom, sweep
+from workers.state.checkpoint import Checkpoints
 
 LAYOUT = Layout.of({"a": Spec("float32", (1000, 250))})  # 1 MB
 PLENTY = 1 << 40

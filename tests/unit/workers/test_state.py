@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from launcher.errors import CheckpointError, ConfigError
 from workers.optim.param_groups import ParamGroups
 from workers.optimizer import check_optimizer, check_same_optimizer
-from workers.state import load_state_tensors, stage_names, state_tensors
+from workers.state.named import load_state_tensors, stage_names, state_tensors
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from launcher.errors import CheckpointError
-from workers.tensor_file import write_tensors
+from workers.state.tensor_file import write_tensors
 
 DTYPES = [
     torch.float64,

@@ -40,7 +40,7 @@ from launcher.checkpoints import (
 from launcher.config import TrainConfig
 from launcher.errors import CheckpointError
 from launcher.paths import RunPaths
-from workers.tensor_file import write_tensors
+from workers.state.tensor_file import write_tensors
 
 _TEMPORARY = re.compile(r"step-\d{9,}\.tmp-.*")
 _REPLACED = re.compile(r"(step-\d{9,})\.old")
@@ -103,7 +103,7 @@ class Checkpoints:
 
         Args:
             name: of the part, such as `stage-0`; each writing rank has its own.
-            tensors: as `workers.state.state_tensors` gives them. They must not change meanwhile.
+            tensors: as `workers.state.named.state_tensors` gives them. They must not change meanwhile.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; nothing of the part is left.
