@@ -32,8 +32,8 @@ from launcher.continuation import keep_terms
 from launcher.errors import EXIT_CONFIG, ConfigError, NodeError
 from launcher.files import is_absent, link_new, write_text
 from launcher.holder import TORCHRUN, Holder
+from launcher.meeting.default_folder import point_latest
 from launcher.paths import RunPaths
-from launcher.run_folder import point_latest
 from launcher.stop_request import forget_request
 
 CLAIM_VARIABLE = "BUNDLERUN_CLAIMED"

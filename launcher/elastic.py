@@ -34,7 +34,7 @@ from launcher.fork_server import kill_fork_server, start_fork_server
 from launcher.hardware import THREADS_VARIABLE
 from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.limits import check_shared_memory, raise_open_files
-from launcher.network import check_port, wait_for_meeting
+from launcher.meeting.network import check_port, wait_for_meeting
 from launcher.options import ENV_PREFIX
 from launcher.outcome import Outcome, read_outcome
 from launcher.paths import RunPaths

@@ -20,8 +20,8 @@ from launcher.hardware import (
 )
 from launcher.idle import Batch, idle_share, num_workless, warnings
 from launcher.launch_config import LaunchConfig
+from launcher.meeting.network import Meeting
 from launcher.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
-from launcher.network import Meeting
 from launcher.one_device import for_one_device, in_one_stage
 from launcher.options import Resolved, argv_of
 from launcher.paths import RunPaths

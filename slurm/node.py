@@ -22,10 +22,10 @@ from types import FrameType
 from launcher.commands.run import add_config_arguments, read_configs
 from launcher.errors import EXIT_FAILED, BundleError, ConfigError
 from launcher.events import Events
+from launcher.meeting.slurm_env import SlurmTask
 from launcher.options import kebab
 from launcher.paths import RunPaths
 from launcher.process import die_with_parent
-from launcher.slurm_env import SlurmTask
 from slurm.asker import Asker
 from slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
 from slurm.claim import check_shared

@@ -22,8 +22,8 @@ from launcher.checkpoints import (
 )
 from launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
 from launcher.files import name_beside
+from launcher.meeting.default_folder import LATEST
 from launcher.paths import RunPaths
-from launcher.run_folder import LATEST
 
 if TYPE_CHECKING:
     from torch import Tensor

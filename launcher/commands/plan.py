@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from launcher.commands.run import add_config_arguments, make_plan, read_configs
 from launcher.errors import EXIT_DONE, ConfigError
-from launcher.network import as_typed
+from launcher.meeting.network import as_typed
 from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, plan_document, plan_elsewhere
 

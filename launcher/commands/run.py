@@ -19,16 +19,16 @@ from launcher.errors import EXIT_DONE, ConfigError
 from launcher.hardware import read_hardware
 from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
-from launcher.launchers import check_one_per_node, torchrun_variables
-from launcher.network import Meeting, resolve_meeting
-from launcher.node_name import claimed_name
+from launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
+from launcher.meeting.launchers import check_one_per_node, torchrun_variables
+from launcher.meeting.network import Meeting, resolve_meeting
+from launcher.meeting.node_name import claimed_name
+from launcher.meeting.slurm_env import SlurmTask, slurm_defaults
 from launcher.options import Resolved, add_options, resolve, said
 from launcher.paths import RunPaths
 from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, plan_here
 from launcher.preflight import check_data, check_torch, check_writable
-from launcher.run_folder import NO_FOLDER, default_folder, entered
-from launcher.slurm_env import SlurmTask, slurm_defaults
 from launcher.usage import check_variables
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError
+from launcher.meeting.default_folder import LATEST, entered
 from launcher.paths import RunPaths
-from launcher.run_folder import LATEST, entered
 
 _REPORT = "slurm.report"
 

@@ -32,8 +32,8 @@ from torch.distributed.elastic.rendezvous import (
 from launcher.console import open_console, tell
 from launcher.errors import EXIT_RESUMABLE
 from launcher.events import Events
-from launcher.network import LOOPBACK, own_addresses, resolve, route_to
-from launcher.node_name import claimed_name
+from launcher.meeting.network import LOOPBACK, own_addresses, resolve, route_to
+from launcher.meeting.node_name import claimed_name
 from launcher.ranks import Ranks
 from launcher.rendezvous.member import Enter, OpenStore
 from launcher.rendezvous.messages import Round, RoundId, Seat

@@ -14,7 +14,7 @@ from launcher import elastic
 from launcher.config import TrainConfig
 from launcher.hardware import read_hardware
 from launcher.launch_config import LaunchConfig
-from launcher.network import resolve_meeting
+from launcher.meeting.network import resolve_meeting
 from launcher.options import Resolved
 from launcher.plan import plan_here
 

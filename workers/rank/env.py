@@ -11,7 +11,7 @@ from launcher.agreement import TERMS_VARIABLE
 from launcher.claim import CLAIM_VARIABLE
 from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
-from launcher.launchers import rank_variables
+from launcher.meeting.launchers import rank_variables
 from launcher.microbatch import BUNDLES_VARIABLE
 
 

@@ -20,9 +20,9 @@ from launcher.config import TrainConfig
 from launcher.continuation import changed_lines
 from launcher.errors import ConfigError
 from launcher.holder import TORCHRUN, Holder, process_tag, this_machine
-from launcher.network import is_loopback
+from launcher.meeting.default_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder
+from launcher.meeting.network import is_loopback
 from launcher.paths import RunPaths
-from launcher.run_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder
 from workers.rank.env import RankEnv
 
 _UNNAMED = ("", "none")

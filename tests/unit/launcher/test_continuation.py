@@ -12,10 +12,10 @@ from launcher.continuation import changed_lines, has_begun, keep_terms, why_done
 from launcher.errors import ConfigError
 from launcher.files import write_text
 from launcher.launch_config import LaunchConfig
+from launcher.meeting.default_folder import default_folder, entered, point_latest
 from launcher.options import Resolved
 from launcher.outcome import Outcome, write_outcome
 from launcher.paths import RunPaths
-from launcher.run_folder import default_folder, entered, point_latest
 
 
 @pytest.fixture

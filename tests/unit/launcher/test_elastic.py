@@ -14,7 +14,7 @@ from launcher.elastic import load, set_environment
 from launcher.errors import NodeError
 from launcher.hardware import Devices
 from launcher.holder import Holder
-from launcher.network import LOOPBACK, Meeting
+from launcher.meeting.network import LOOPBACK, Meeting
 from launcher.outcome import Outcome, write_outcome
 from launcher.paths import RunPaths
 from launcher.plan import NodePlan

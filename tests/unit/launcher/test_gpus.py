@@ -9,7 +9,7 @@ from launcher.elastic import check_gpus
 from launcher.errors import NodeError
 from launcher.gpus import count_gpus
 from launcher.hardware import Devices
-from launcher.network import LOOPBACK, Meeting
+from launcher.meeting.network import LOOPBACK, Meeting
 from launcher.plan import NodePlan
 
 

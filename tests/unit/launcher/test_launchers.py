@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import ConfigError
-from launcher.launchers import check_one_per_node, rank_variables, torchrun_variables
+from launcher.meeting.launchers import check_one_per_node, rank_variables, torchrun_variables
 from workers.rank.env import RankEnv
 
 MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}

@@ -5,7 +5,7 @@ import pytest
 
 from launcher.errors import ConfigError, NodeError
 from launcher.launch_config import LaunchConfig
-from launcher.network import (
+from launcher.meeting.network import (
     LOOPBACK,
     Meeting,
     as_typed,

@@ -19,7 +19,7 @@ from launcher.continuation import keep_terms
 from launcher.files import write_text
 from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
-from launcher.network import resolve_meeting
+from launcher.meeting.network import resolve_meeting
 from launcher.paths import RunPaths
 
 RUN = "run --devices cpu --slots 1 --shape 1"

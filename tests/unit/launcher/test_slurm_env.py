@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from launcher.errors import ConfigError, NodeError
-from launcher.slurm_env import (
+from launcher.meeting.slurm_env import (
     FIRST_PORT,
     NUM_PORTS,
     Names,

@@ -15,8 +15,8 @@ import pytest
 
 from launcher.errors import ConfigError
 from launcher.events import read_events
+from launcher.meeting.slurm_env import SlurmTask
 from launcher.paths import RunPaths
-from launcher.slurm_env import SlurmTask
 from slurm import node
 from slurm.jobs import Slurm
 from slurm.lookout import Lookout

@@ -17,8 +17,8 @@ from urllib.parse import quote
 
 from launcher.files import name_beside
 from launcher.launch_config import LaunchConfig
+from launcher.meeting.slurm_env import SlurmTask
 from launcher.options import Resolved
-from launcher.slurm_env import SlurmTask
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"

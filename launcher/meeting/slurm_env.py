@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from launcher.errors import ConfigError, NodeError
 from launcher.gpus import count_gpus
-from launcher.network import endpoint_text, is_loopback, resolve, route_to
+from launcher.meeting.network import endpoint_text, is_loopback, resolve, route_to
 
 NUM_CANDIDATES = 3
 """Nodes that can keep the rendezvous: enough for any number of them."""
