@@ -32,7 +32,7 @@ from benchmarks.loop import (
     make_microbatches,
 )
 from benchmarks.record import Check, Options, print_table
-from launcher.agreement import terms_of
+from launcher.agreement.agreed import terms_of
 from launcher.config import TrainConfig
 from splits.models import make_stages
 from workers.model.fidelity import check_fidelity

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.slurm_cluster import Cluster
-from launcher.continuation import newest_step
+from launcher.agreement.continuation import newest_step
 from launcher.events import read_events
 from launcher.paths import RunPaths
 from slurm.jobs import Job, job_from_text

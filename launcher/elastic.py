@@ -16,9 +16,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.agreement import TERMS_VARIABLE, terms_of
+from launcher.agreement.agreed import TERMS_VARIABLE, terms_of
+from launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from launcher.board import BOARD_VARIABLE, Board
-from launcher.claim import CLAIM_VARIABLE, Claim
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
 from launcher.errors import (

@@ -23,7 +23,7 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
-from launcher.continuation import newest_step
+from launcher.agreement.continuation import newest_step
 from launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
 from launcher.events import Events, read_events
 from launcher.outcome import read_outcome

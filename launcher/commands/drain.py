@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 
-from launcher.claim import holder_now
+from launcher.agreement.claim import holder_now
 from launcher.commands.run_folder import add_run_argument, run_paths
 from launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from launcher.outcome import read_outcome

@@ -10,11 +10,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from launcher.agreement import terms_of
-from launcher.claim import Claim
+from launcher.agreement.agreed import terms_of
+from launcher.agreement.claim import Claim
+from launcher.agreement.continuation import changed_lines, why_done
 from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
 from launcher.console import open_console, tell
-from launcher.continuation import changed_lines, why_done
 from launcher.errors import EXIT_DONE, ConfigError
 from launcher.hardware import read_hardware
 from launcher.holder import Holder

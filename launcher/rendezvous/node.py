@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.agreement import difference
+from launcher.agreement.agreed import difference
 from launcher.console import tell
 from launcher.events import Events
 from launcher.rendezvous import member

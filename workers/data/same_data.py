@@ -11,7 +11,7 @@ import hashlib
 import json
 from contextlib import suppress
 
-from launcher.agreement import Terms, changes, difference
+from launcher.agreement.agreed import Terms, changes, difference
 from launcher.errors import ConfigError
 from launcher.files import write_text
 from launcher.paths import RunPaths
@@ -72,7 +72,7 @@ def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
 
 
 def terms_of_data(info: DataInfo, data: DataSets) -> dict[str, str]:
-    """What is compared, as `launcher.agreement` has it."""
+    """What is compared, as `launcher.agreement.agreed` has it."""
     about = hashlib.sha256(json.dumps(info.about, sort_keys=True).encode()).hexdigest()[:12]
     terms = {
         _SAMPLES: str(info.num_train),

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agreement import TERMS_VARIABLE
-from launcher.claim import CLAIM_VARIABLE
+from launcher.agreement.agreed import TERMS_VARIABLE
+from launcher.agreement.claim import CLAIM_VARIABLE
 from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
 from launcher.meeting.launchers import rank_variables

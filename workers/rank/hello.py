@@ -19,7 +19,7 @@ class Hello:
         has_nccl: whether its torch has NCCL.
         gpus: of its ranks, by a name that no other GPU in the world has; nothing on the CPU.
         is_shared: whether some GPU of it has several ranks; known once all have said theirs.
-        terms: see `launcher.agreement`.
+        terms: see `launcher.agreement.agreed`.
     """
 
     name: str

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.agreement import terms_of
-from launcher.claim import Claim
+from launcher.agreement.agreed import terms_of
+from launcher.agreement.claim import Claim
+from launcher.agreement.continuation import changed_lines
 from launcher.config import TrainConfig
-from launcher.continuation import changed_lines
 from launcher.errors import ConfigError
 from launcher.holder import TORCHRUN, Holder, process_tag, this_machine
 from launcher.meeting.default_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder

@@ -20,7 +20,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed import is_nccl_available
 from torch.distributed.rendezvous import rendezvous
 
-from launcher.agreement import difference, terms_of
+from launcher.agreement.agreed import difference, terms_of
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
 from launcher.microbatch import default_samples, keep_samples, kept_samples

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement import CODE, DATA, changes, difference, kept_terms, terms_of
+from launcher.agreement.agreed import CODE, DATA, changes, difference, kept_terms, terms_of
+from launcher.agreement.data_card import data_card
 from launcher.config import TrainConfig
-from launcher.data_card import data_card
 from launcher.options import flag_of
 
 
@@ -130,7 +130,7 @@ def test_what_has_changed_since_the_last_start_is_a_line_each() -> None:
 
 def test_terms_need_no_torch() -> None:
     words = (
-        "import sys; from launcher.agreement import terms_of; "
+        "import sys; from launcher.agreement.agreed import terms_of; "
         "from launcher.config import TrainConfig; terms_of(TrainConfig(data='synthetic')); "
         "sys.exit('torch' in sys.modules)"
     )

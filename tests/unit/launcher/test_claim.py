@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import claim as module
-from launcher.claim import Claim
+from launcher.agreement import claim as module
+from launcher.agreement.claim import Claim
 from launcher.errors import ConfigError
 from launcher.files import write_text
 from launcher.holder import TORCHRUN, Holder

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement import terms_of
+from launcher.agreement.agreed import terms_of
+from launcher.agreement.continuation import changed_lines, has_begun, keep_terms, why_done
 from launcher.checkpoints import MANIFEST, Progress, manifest_text
 from launcher.config import TrainConfig
-from launcher.continuation import changed_lines, has_begun, keep_terms, why_done
 from launcher.errors import ConfigError
 from launcher.files import write_text
 from launcher.launch_config import LaunchConfig

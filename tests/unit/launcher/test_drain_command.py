@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.claim import Claim
+from launcher.agreement.claim import Claim
 from launcher.cli import main
 from launcher.holder import Holder
 from launcher.outcome import Outcome, write_outcome

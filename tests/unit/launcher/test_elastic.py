@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from launcher import elastic
-from launcher.agreement import TERMS_VARIABLE
+from launcher.agreement.agreed import TERMS_VARIABLE
+from launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from launcher.board import BOARD_VARIABLE
-from launcher.claim import CLAIM_VARIABLE, Claim
 from launcher.config import TrainConfig
 from launcher.elastic import load, set_environment
 from launcher.errors import NodeError

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.claim import Claim
+from launcher.agreement.claim import Claim
 from launcher.files import link_new, write_text
 from launcher.holder import Holder
 from launcher.outcome import Outcome, read_outcome, write_outcome

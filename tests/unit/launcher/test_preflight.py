@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.data_card import data_card
+from launcher.agreement.data_card import data_card
 from launcher.errors import ConfigError, NodeError
 from launcher.preflight import check_data, check_torch, check_writable
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement import terms_of
-from launcher.claim import Claim
+from launcher.agreement.agreed import terms_of
+from launcher.agreement.claim import Claim
+from launcher.agreement.continuation import keep_terms
 from launcher.cli import main
 from launcher.commands.run import holder_of
 from launcher.config import TrainConfig
-from launcher.continuation import keep_terms
 from launcher.files import write_text
 from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig

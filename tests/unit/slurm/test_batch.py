@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.continuation import newest_step
+from launcher.agreement.continuation import newest_step
 from launcher.errors import ConfigError
 from launcher.paths import RunPaths
 from slurm import batch

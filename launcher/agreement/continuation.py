@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from launcher.agreement import Terms, changes, kept_terms
+from launcher.agreement.agreed import Terms, changes, kept_terms
 from launcher.checkpoints import checkpoint_folders, survey
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from launcher.continuation import keep_terms
+from launcher.agreement.continuation import keep_terms
 from launcher.errors import EXIT_CONFIG, ConfigError, NodeError
 from launcher.files import is_absent, link_new, write_text
 from launcher.holder import TORCHRUN, Holder
@@ -235,7 +235,7 @@ class Claim:
         """Touches the claim until it is released, and keeps what this start is made of.
 
         Args:
-            terms: see `launcher.agreement`.
+            terms: see `launcher.agreement.agreed`.
         """
         if self._is_begun:
             with suppress(OSError):  # a full disk

@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
 
+from launcher.agreement.data_card import data_card
+from launcher.agreement.sources import digest, files_behind, own_digest
 from launcher.config import TrainConfig
-from launcher.data_card import data_card
 from launcher.options import flag_of, options_of, text_of
-from launcher.sources import digest, files_behind, own_digest
 
 Terms: TypeAlias = Mapping[str, str]
 

@@ -1,0 +1,1 @@
+"""What all nodes of a run, and all its starts, must have alike."""
