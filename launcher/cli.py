@@ -10,8 +10,8 @@ from importlib import metadata
 
 from launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
 from launcher.init import stand_before
-from launcher.options import kebab
-from launcher.usage import parsed, shorten
+from launcher.options.declared import kebab
+from launcher.options.usage import parsed, shorten
 
 COMMANDS = {
     "run": "start this node's part of a training run",

@@ -12,7 +12,7 @@ from pathlib import Path
 from launcher.errors import ConfigError
 from launcher.launch_config import LaunchConfig
 from launcher.microbatch import LEAST_SAMPLES, MOST_SAMPLES, default_samples, divisors
-from launcher.options import (
+from launcher.options.declared import (
     Resolved,
     add_options,
     argv_of,
@@ -26,9 +26,9 @@ from launcher.options import (
     text_list,
     yes_or_no,
 )
+from launcher.options.usage import DATA_VARIABLE, check_variables, parsed, shorten
 from launcher.schedule import SCHEDULES
 from launcher.topology import check_shape
-from launcher.usage import DATA_VARIABLE, check_variables, parsed, shorten
 
 _WHAT = "what to train"
 _BATCH = "batch and bundles"

@@ -35,7 +35,7 @@ from launcher.hardware import THREADS_VARIABLE
 from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.limits import check_shared_memory, raise_open_files
 from launcher.meeting.network import check_port, wait_for_meeting
-from launcher.options import ENV_PREFIX
+from launcher.options.declared import ENV_PREFIX
 from launcher.outcome import Outcome, read_outcome
 from launcher.paths import RunPaths
 from launcher.plan import LaunchPlan, NodePlan

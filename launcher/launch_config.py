@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from launcher.errors import ConfigError
 from launcher.hardware import DEVICE_KINDS
-from launcher.options import flag_of, option, yes_or_no
+from launcher.options.declared import flag_of, option, yes_or_no
 
 _NODES = "nodes and devices"
 _RDZV = "rendezvous"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from launcher.config import TrainConfig
 from launcher.hardware import Hardware
 from launcher.launch_config import LaunchConfig
-from launcher.options import Resolved
+from launcher.options.declared import Resolved
 
 
 def for_one_device(

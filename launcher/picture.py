@@ -12,7 +12,7 @@ from itertools import islice
 
 from launcher.config import TrainConfig
 from launcher.launch_config import LaunchConfig
-from launcher.options import Resolved, groups_of
+from launcher.options.declared import Resolved, groups_of
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.timeline import drawn
 from launcher.topology import Link, LinkKind, Place, Topology

@@ -23,7 +23,7 @@ from launcher.launch_config import LaunchConfig
 from launcher.meeting.network import Meeting
 from launcher.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
 from launcher.one_device import for_one_device, in_one_stage
-from launcher.options import Resolved, argv_of
+from launcher.options.declared import Resolved, argv_of
 from launcher.paths import RunPaths
 from launcher.schedule import Pipeline
 from launcher.timeline import Costs, Timeline, simulate

@@ -23,7 +23,7 @@ from launcher.commands.run import add_config_arguments, read_configs
 from launcher.errors import EXIT_FAILED, BundleError, ConfigError
 from launcher.events import Events
 from launcher.meeting.slurm_env import SlurmTask
-from launcher.options import kebab
+from launcher.options.declared import kebab
 from launcher.paths import RunPaths
 from launcher.process import die_with_parent
 from slurm.asker import Asker

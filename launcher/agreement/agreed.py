@@ -22,7 +22,7 @@ from typing import TypeAlias
 from launcher.agreement.data_card import data_card
 from launcher.agreement.sources import digest, files_behind, own_digest
 from launcher.config import TrainConfig
-from launcher.options import flag_of, options_of, text_of
+from launcher.options.declared import flag_of, options_of, text_of
 
 Terms: TypeAlias = Mapping[str, str]
 

@@ -19,7 +19,7 @@ from launcher.commands.run import say
 from launcher.config import TrainConfig
 from launcher.errors import EXIT_DONE, ConfigError
 from launcher.hardware import DEVICE_KINDS
-from launcher.options import number_list
+from launcher.options.declared import number_list
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -24,12 +24,12 @@ from launcher.meeting.launchers import check_one_per_node, torchrun_variables
 from launcher.meeting.network import Meeting, resolve_meeting
 from launcher.meeting.node_name import claimed_name
 from launcher.meeting.slurm_env import SlurmTask, slurm_defaults
-from launcher.options import Resolved, add_options, resolve, said
+from launcher.options.declared import Resolved, add_options, resolve, said
+from launcher.options.usage import check_variables
 from launcher.paths import RunPaths
 from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, plan_here
 from launcher.preflight import check_data, check_torch, check_writable
-from launcher.usage import check_variables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

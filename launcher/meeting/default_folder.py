@@ -18,7 +18,7 @@ from urllib.parse import quote
 from launcher.files import name_beside
 from launcher.launch_config import LaunchConfig
 from launcher.meeting.slurm_env import SlurmTask
-from launcher.options import Resolved
+from launcher.options.declared import Resolved
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"

@@ -15,7 +15,7 @@ from launcher.config import TrainConfig
 from launcher.hardware import read_hardware
 from launcher.launch_config import LaunchConfig
 from launcher.meeting.network import resolve_meeting
-from launcher.options import Resolved
+from launcher.options.declared import Resolved
 from launcher.plan import plan_here
 
 

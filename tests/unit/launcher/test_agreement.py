@@ -10,7 +10,7 @@ import pytest
 from launcher.agreement.agreed import CODE, DATA, changes, difference, kept_terms, terms_of
 from launcher.agreement.data_card import data_card
 from launcher.config import TrainConfig
-from launcher.options import flag_of
+from launcher.options.declared import flag_of
 
 
 def config(**values: object) -> TrainConfig:

@@ -16,7 +16,7 @@ from launcher.commands.plan import parse_nodes
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from launcher.launch_config import LaunchConfig
-from launcher.usage import check_variables
+from launcher.options.usage import check_variables
 
 
 @pytest.mark.parametrize(

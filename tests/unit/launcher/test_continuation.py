@@ -13,7 +13,7 @@ from launcher.errors import ConfigError
 from launcher.files import write_text
 from launcher.launch_config import LaunchConfig
 from launcher.meeting.default_folder import default_folder, entered, point_latest
-from launcher.options import Resolved
+from launcher.options.declared import Resolved
 from launcher.outcome import Outcome, write_outcome
 from launcher.paths import RunPaths
 

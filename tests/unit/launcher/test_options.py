@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 from launcher.errors import ConfigError
-from launcher.options import (
+from launcher.options.declared import (
     add_options,
     argv_of,
     groups_of,

@@ -2,7 +2,7 @@ import textwrap
 
 from launcher.config import TrainConfig
 from launcher.launch_config import LaunchConfig
-from launcher.options import Resolved
+from launcher.options.declared import Resolved
 from launcher.picture import group_lines, link_lines, picture, plan_text, rank_table
 from launcher.plan import plan_elsewhere
 from launcher.topology import Topology

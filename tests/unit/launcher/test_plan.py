@@ -14,7 +14,7 @@ from launcher.errors import BundleError, ConfigError, NodeError
 from launcher.hardware import Cpus, Devices, Hardware
 from launcher.launch_config import LaunchConfig
 from launcher.meeting.network import Meeting
-from launcher.options import Resolved
+from launcher.options.declared import Resolved
 from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, choose_num_procs, plan_document, plan_elsewhere, plan_here
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from launcher.errors import EXIT_CONFIG, ConfigError, nearest
-from launcher.options import ENV_PREFIX, options_of
+from launcher.options.declared import ENV_PREFIX, options_of
 
 DATA_VARIABLE = "BUNDLERUN_DATA"
 NOT_OPTIONS = frozenset(
