@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
 from benchmarks.forked import TIMEOUT_S, Seat
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from workers.data.samples import Batch
 from workers.pipeline.bundle import Bundle
 from workers.rank.groups import make_groups

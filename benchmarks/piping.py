@@ -26,7 +26,7 @@ from benchmarks.hosts import Wire, open_hosts
 from benchmarks.ours import Pipe
 from benchmarks.sleeping import SleepingPart
 from benchmarks.wire import check
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

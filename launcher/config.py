@@ -11,7 +11,9 @@ from pathlib import Path
 
 from launcher.errors import ConfigError
 from launcher.launch_config import LaunchConfig
-from launcher.microbatch import LEAST_SAMPLES, MOST_SAMPLES, default_samples, divisors
+from launcher.layout.microbatch import LEAST_SAMPLES, MOST_SAMPLES, default_samples, divisors
+from launcher.layout.schedule import SCHEDULES
+from launcher.layout.topology import check_shape
 from launcher.options.declared import (
     Resolved,
     add_options,
@@ -27,8 +29,6 @@ from launcher.options.declared import (
     yes_or_no,
 )
 from launcher.options.usage import DATA_VARIABLE, check_variables, parsed, shorten
-from launcher.schedule import SCHEDULES
-from launcher.topology import check_shape
 
 _WHAT = "what to train"
 _BATCH = "batch and bundles"

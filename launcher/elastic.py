@@ -31,7 +31,8 @@ from launcher.errors import (
 )
 from launcher.failure import explain, explain_end
 from launcher.fork_server import kill_fork_server, start_fork_server
-from launcher.hardware import THREADS_VARIABLE
+from launcher.layout.hardware import THREADS_VARIABLE
+from launcher.layout.topology import bundle_size
 from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.limits import check_shared_memory, raise_open_files
 from launcher.meeting.network import check_port, wait_for_meeting
@@ -44,7 +45,6 @@ from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.settings import TOKEN_VARIABLE
 from launcher.rendezvous.token import ensure_token
 from launcher.signals import LEFT_TO_TORCH, NOT_HEARD, StopSignals, exit_now, leave_agent
-from launcher.topology import bundle_size
 from launcher.tracker import outlive_tracker
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 from launcher.errors import ConfigError
-from launcher.hardware import DEVICE_KINDS
+from launcher.layout.hardware import DEVICE_KINDS
 from launcher.options.declared import flag_of, option, yes_or_no
 
 _NODES = "nodes and devices"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from launcher.config import TrainConfig
-from launcher.hardware import Hardware
 from launcher.launch_config import LaunchConfig
+from launcher.layout.hardware import Hardware
 from launcher.options.declared import Resolved
 
 

@@ -12,10 +12,10 @@ from itertools import islice
 
 from launcher.config import TrainConfig
 from launcher.launch_config import LaunchConfig
+from launcher.layout.timeline import drawn
+from launcher.layout.topology import Link, LinkKind, Place, Topology
 from launcher.options.declared import Resolved, groups_of
 from launcher.plan import LaunchPlan, NodePlan
-from launcher.timeline import drawn
-from launcher.topology import Link, LinkKind, Place, Topology
 
 MAX_ROWS = 16
 """Rows of a table before it is cut short; `--json` has them all."""

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
-from launcher.hardware import (
+from launcher.launch_config import LaunchConfig
+from launcher.layout.hardware import (
     THREADS_VARIABLE,
     Devices,
     Hardware,
@@ -18,16 +19,15 @@ from launcher.hardware import (
     choose_devices,
     rank_layout,
 )
-from launcher.idle import Batch, idle_share, num_workless, warnings
-from launcher.launch_config import LaunchConfig
+from launcher.layout.idle import Batch, idle_share, num_workless, warnings
+from launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
+from launcher.layout.schedule import Pipeline
+from launcher.layout.timeline import Costs, Timeline, simulate
+from launcher.layout.topology import Place, Topology, bundle_size, usable_devices
 from launcher.meeting.network import Meeting
-from launcher.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
 from launcher.one_device import for_one_device, in_one_stage
 from launcher.options.declared import Resolved, argv_of
 from launcher.paths import RunPaths
-from launcher.schedule import Pipeline
-from launcher.timeline import Costs, Timeline, simulate
-from launcher.topology import Place, Topology, bundle_size, usable_devices
 
 WORKER_MODULE = "workers.train"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from launcher.launch_config import LaunchConfig
+from launcher.layout.topology import bundle_size
 from launcher.paths import RunPaths
-from launcher.topology import bundle_size
 from slurm.claim import check_free
 from slurm.jobs import TAG, Slurm, seconds_of
 from slurm.request import Request, limit_seconds

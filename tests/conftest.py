@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-from launcher.gpus import count_gpus
+from launcher.layout.gpus import count_gpus
 
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
 GPU_VARIABLE = "BUNDLERUN_TEST_GPU"

@@ -25,17 +25,17 @@ from launcher.config import TrainConfig, read_train_argv
 from launcher.console import ConsoleHandler
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from launcher.events import Events
-from launcher.hardware import apply_layout, rank_layout, read_cpus
-from launcher.idle import Batch, warnings
 from launcher.init import stand_before
+from launcher.layout.hardware import apply_layout, rank_layout, read_cpus
+from launcher.layout.idle import Batch, warnings
+from launcher.layout.schedule import Pipeline
+from launcher.layout.topology import Topology
 from launcher.limits import raise_open_files
 from launcher.one_device import in_one_stage
 from launcher.outcome import write_outcome
 from launcher.paths import RunPaths
 from launcher.preflight import check_torch, check_writable
-from launcher.schedule import Pipeline
 from launcher.stop_request import request_stop
-from launcher.topology import Topology
 from workers.data.feed import Feed
 from workers.data.same_data import check_same_data
 from workers.keeper import Keeper, Resumed, look

@@ -18,7 +18,7 @@ from launcher.commands import run as run_command
 from launcher.commands.run import say
 from launcher.config import TrainConfig
 from launcher.errors import EXIT_DONE, ConfigError
-from launcher.hardware import DEVICE_KINDS
+from launcher.layout.hardware import DEVICE_KINDS
 from launcher.options.declared import number_list
 
 

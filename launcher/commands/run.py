@@ -16,9 +16,9 @@ from launcher.agreement.continuation import changed_lines, why_done
 from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
 from launcher.console import open_console, tell
 from launcher.errors import EXIT_DONE, ConfigError
-from launcher.hardware import read_hardware
 from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
+from launcher.layout.hardware import read_hardware
 from launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
 from launcher.meeting.launchers import check_one_per_node, torchrun_variables
 from launcher.meeting.network import Meeting, resolve_meeting

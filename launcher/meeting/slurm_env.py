@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from launcher.errors import ConfigError, NodeError
-from launcher.gpus import count_gpus
+from launcher.layout.gpus import count_gpus
 from launcher.meeting.network import endpoint_text, is_loopback, resolve, route_to
 
 NUM_CANDIDATES = 3

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from launcher import elastic
 from launcher.config import TrainConfig
-from launcher.hardware import read_hardware
 from launcher.launch_config import LaunchConfig
+from launcher.layout.hardware import read_hardware
 from launcher.meeting.network import resolve_meeting
 from launcher.options.declared import Resolved
 from launcher.plan import plan_here

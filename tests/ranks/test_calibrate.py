@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.distributed import PrefixStore, Store
 
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_sync import make_sync
 from workers.rank.env import RankEnv

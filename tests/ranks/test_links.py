@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from tests.ranks.harness import outcomes, run_ranks
 from workers.pipeline.links import InLink, Kind, OutLink, specs_of
 from workers.pipeline.slots import SlotReceiver, SlotSender

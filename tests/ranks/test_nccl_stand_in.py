@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from tests.ranks.harness import run_ranks
 from workers.rank import comm
 from workers.rank import device as door

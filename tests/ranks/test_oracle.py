@@ -20,7 +20,7 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
 )
 
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from splits.models import make_stages
 from splits.stage import Forward
 from tests.ranks.harness import run_ranks

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.distributed import Store
 
 from launcher.config import TrainConfig
+from launcher.layout.timeline import max_in_flight
+from launcher.layout.topology import Place, Topology
 from launcher.paths import RunPaths
-from launcher.timeline import max_in_flight
-from launcher.topology import Place, Topology
 from splits.models import make_stages
 from splits.stage import Forward, chunk_forwards
 from tests.ranks.harness import run_ranks

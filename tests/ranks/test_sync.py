@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 from torch.utils.checkpoint import checkpoint
 
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from tests.ranks.harness import outcomes, run_ranks
 from workers.rank.comm import Group, Network
 from workers.rank.env import RankEnv

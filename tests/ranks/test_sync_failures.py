@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.distributed import Store
 
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from tests.ranks.harness import outcomes
 from tests.ranks.test_sync import Awkward, make_sync, no_memory, step
 from workers.rank.env import RankEnv

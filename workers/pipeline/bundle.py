@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from launcher.errors import ConfigError
-from launcher.schedule import Action, Order, Pass, Pipeline, last_backwards
-from launcher.topology import Link, LinkKind, Place, Topology
+from launcher.layout.schedule import Action, Order, Pass, Pipeline, last_backwards
+from launcher.layout.topology import Link, LinkKind, Place, Topology
 from splits.stage import Forward, chunk_forwards
 from workers.data.order import mix_seed
 from workers.data.samples import Batch

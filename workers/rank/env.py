@@ -11,8 +11,8 @@ from launcher.agreement.agreed import TERMS_VARIABLE
 from launcher.agreement.claim import CLAIM_VARIABLE
 from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
+from launcher.layout.microbatch import BUNDLES_VARIABLE
 from launcher.meeting.launchers import rank_variables
-from launcher.microbatch import BUNDLES_VARIABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

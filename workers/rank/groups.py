@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.topology import Link, Place, Topology
+from launcher.layout.topology import Link, Place, Topology
 from workers.rank.comm import Group, Network
 
 

@@ -23,9 +23,9 @@ from torch.distributed.rendezvous import rendezvous
 from launcher.agreement.agreed import difference, terms_of
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
-from launcher.microbatch import default_samples, keep_samples, kept_samples
+from launcher.layout.microbatch import default_samples, keep_samples, kept_samples
+from launcher.layout.topology import Place, Topology
 from launcher.paths import RunPaths
-from launcher.topology import Place, Topology
 from workers.rank import device as door
 from workers.rank.comm import Network, own_address
 from workers.rank.env import RankEnv

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.files import write_text
+from launcher.layout.topology import Topology
 from launcher.outcome import Outcome
 from launcher.paths import RunPaths
-from launcher.topology import Topology
 from workers.report.best import LOSS, Best
 from workers.report.metrics import MetricsWriter
 from workers.report.words import Course

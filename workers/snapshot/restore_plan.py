@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.checkpoints import Progress
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from workers.snapshot.piece import Label, Spec, split_by_bytes
 
 _MOST_SOURCES = 4

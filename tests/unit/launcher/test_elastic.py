@@ -12,8 +12,8 @@ from launcher.board import BOARD_VARIABLE
 from launcher.config import TrainConfig
 from launcher.elastic import load, set_environment
 from launcher.errors import NodeError
-from launcher.hardware import Devices
 from launcher.holder import Holder
+from launcher.layout.hardware import Devices
 from launcher.meeting.network import LOOPBACK, Meeting
 from launcher.outcome import Outcome, write_outcome
 from launcher.paths import RunPaths

@@ -7,8 +7,8 @@ import torch
 
 from launcher.elastic import check_gpus
 from launcher.errors import NodeError
-from launcher.gpus import count_gpus
-from launcher.hardware import Devices
+from launcher.layout.gpus import count_gpus
+from launcher.layout.hardware import Devices
 from launcher.meeting.network import LOOPBACK, Meeting
 from launcher.plan import NodePlan
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import ConfigError, NodeError
-from launcher.hardware import (
+from launcher.layout.hardware import (
     Cpus,
     Devices,
     Hardware,

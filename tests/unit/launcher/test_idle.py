@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.idle import Batch, idle_share, num_workless, warnings
-from launcher.schedule import Pipeline
-from launcher.topology import Topology
+from launcher.layout.idle import Batch, idle_share, num_workless, warnings
+from launcher.layout.schedule import Pipeline
+from launcher.layout.topology import Topology
 
 
 def pipeline(*shape: int) -> Pipeline:
@@ -16,7 +16,7 @@ def pipeline(*shape: int) -> Pipeline:
     [
         ((1,), 256, 32, 8, 0),
         ((1,), 96, 32, 2, 1 / 4),  # one has two, the other one
-        ((1, 1), 64, 32, 1, 1 / 3),  # the picture of launcher/idle.py
+        ((1, 1), 64, 32, 1, 1 / 3),  # the picture of launcher/layout/idle.py
         ((1, 1), 256, 8, 4, 1 / 9),
         ((1, 1), 256, 32, 20, 1 - 8 / 40),
     ],

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher import microbatch
 from launcher.errors import NodeError
-from launcher.microbatch import (
+from launcher.layout import microbatch
+from launcher.layout.microbatch import (
     LEAST_SAMPLES,
     MOST_IDLE,
     MOST_SAMPLES,

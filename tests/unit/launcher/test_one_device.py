@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from launcher.config import read_train_argv
-from launcher.hardware import Cpus, Hardware
 from launcher.launch_config import LaunchConfig
+from launcher.layout.hardware import Cpus, Hardware
 from launcher.one_device import for_one_device
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from launcher.config import TrainConfig, parse_train_argv
 from launcher.errors import BundleError, ConfigError, NodeError
-from launcher.hardware import Cpus, Devices, Hardware
 from launcher.launch_config import LaunchConfig
+from launcher.layout.hardware import Cpus, Devices, Hardware
 from launcher.meeting.network import Meeting
 from launcher.options.declared import Resolved
 from launcher.picture import plan_text

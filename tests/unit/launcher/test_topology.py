@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import ConfigError
-from launcher.topology import (
+from launcher.layout.topology import (
     Link,
     LinkKind,
     Topology,

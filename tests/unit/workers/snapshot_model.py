@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from launcher.checkpoints import Progress
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from workers.snapshot.piece import Label, Spec, split_by_bytes
 from workers.snapshot.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
 

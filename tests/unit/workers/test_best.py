@@ -10,7 +10,7 @@ import pytest
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from workers.report.best import Best
 from workers.report.reporter import Reporter
 from workers.report.words import Course

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 
 from launcher.config import TrainConfig
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from workers.data.feed import Feed
 from workers.rank.session import Session
 from workers.recipe import DataInfo, DataSets, Sample

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.topology import Link, Topology
+from launcher.layout.topology import Link, Topology
 from workers.data.samples import Batch
 from workers.pipeline import links
 from workers.pipeline.bundle import Bundle

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.checkpoints import Progress
-from launcher.topology import Topology
+from launcher.layout.topology import Topology
 from workers.snapshot.piece import Label, Spec, split_by_bytes
 from workers.snapshot.restore_plan import Inventory, Piece, newest_state, plan_restore
 

@@ -22,11 +22,11 @@ from typing import Final, Literal, TypeVar
 
 import psutil
 
-from launcher.cgroups import cpu_quota
 from launcher.errors import ConfigError, NodeError
-from launcher.gpus import count_gpus
-from launcher.pinning import claim_cpus
-from launcher.topology import bundle_size
+from launcher.layout.cgroups import cpu_quota
+from launcher.layout.gpus import count_gpus
+from launcher.layout.pinning import claim_cpus
+from launcher.layout.topology import bundle_size
 
 DEVICE_KINDS = ("auto", "gpu", "cpu")
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
