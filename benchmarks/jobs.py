@@ -17,7 +17,7 @@ from typing import Literal
 
 import psutil
 
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 
 Starter = Literal["bundlerun", "torchrun"]
 STARTERS: tuple[Starter, ...] = ("bundlerun", "torchrun")

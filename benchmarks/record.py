@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.files import write_text
+from launcher.run_folder.files import write_text
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "benchmarks"

@@ -20,8 +20,8 @@ from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.stock import StockJob
 from benchmarks.hosts import Hosts, Wire, open_hosts, why_not
 from benchmarks.record import Check, Options, print_table
-from launcher.events import read_events
-from launcher.paths import RunPaths
+from launcher.run_folder.events import read_events
+from launcher.run_folder.paths import RunPaths
 
 CLAIM = "no fault costs a finished step, and the next one follows within seconds"
 SLOTS = (2, 2, 2)

@@ -14,8 +14,8 @@ from typing import Any
 
 from benchmarks.slurm_cluster import Cluster
 from launcher.agreement.continuation import newest_step
-from launcher.events import read_events
-from launcher.paths import RunPaths
+from launcher.run_folder.events import read_events
+from launcher.run_folder.paths import RunPaths
 from slurm.jobs import Job, job_from_text
 
 HERE = Path(__file__).resolve().parent

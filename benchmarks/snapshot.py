@@ -24,8 +24,8 @@ from torch._C._distributed_c10d import HashStore
 
 from benchmarks.record import Check, Options, print_table
 from benchmarks.training import made
-from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
+from launcher.run_folder.checkpoints import Progress
 from workers.data.samples import Batch
 from workers.rank.env import RankEnv
 from workers.rank.meters import Meters

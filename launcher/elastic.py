@@ -37,13 +37,13 @@ from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.limits import check_shared_memory, raise_open_files
 from launcher.meeting.network import check_port, wait_for_meeting
 from launcher.options.declared import ENV_PREFIX
-from launcher.outcome import Outcome, read_outcome
-from launcher.paths import RunPaths
 from launcher.plan import LaunchPlan, NodePlan
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.settings import TOKEN_VARIABLE
 from launcher.rendezvous.token import ensure_token
+from launcher.run_folder.outcome import Outcome, read_outcome
+from launcher.run_folder.paths import RunPaths
 from launcher.signals import LEFT_TO_TORCH, NOT_HEARD, StopSignals, exit_now, leave_agent
 from launcher.tracker import outlive_tracker
 

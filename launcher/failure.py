@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from launcher import entry
 from launcher.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
-from launcher.outcome import Outcome
+from launcher.run_folder.outcome import Outcome
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

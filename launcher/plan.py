@@ -27,7 +27,7 @@ from launcher.layout.topology import Place, Topology, bundle_size, usable_device
 from launcher.meeting.network import Meeting
 from launcher.one_device import for_one_device, in_one_stage
 from launcher.options.declared import Resolved, argv_of
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 
 WORKER_MODULE = "workers.train"
 

@@ -15,9 +15,10 @@ from typing import Self
 from launcher.board import BOARD_VARIABLE, Board, agents_board, own_board
 from launcher.budget import Attempt, Budget, code_of_failed
 from launcher.errors import EXIT_RESUMABLE
-from launcher.events import Events, read_tail
 from launcher.fork_server import is_server_gone
-from launcher.outcome import (
+from launcher.rendezvous.messages import EndCause
+from launcher.run_folder.events import Events, read_tail
+from launcher.run_folder.outcome import (
     Outcome,
     error_of,
     first_error,
@@ -25,9 +26,8 @@ from launcher.outcome import (
     is_own_error,
     write_outcome,
 )
-from launcher.paths import RunPaths
-from launcher.rendezvous.messages import EndCause
-from launcher.stop_request import forget_request, request_stop
+from launcher.run_folder.paths import RunPaths
+from launcher.run_folder.stop_request import forget_request, request_stop
 from launcher.watch import Watch
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from launcher.board import Board, Row
-from launcher.events import Events
 from launcher.process import kernel_state
+from launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)
 

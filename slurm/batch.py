@@ -25,9 +25,9 @@ from types import FrameType
 
 from launcher.agreement.continuation import newest_step
 from launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
-from launcher.events import Events, read_events
-from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.events import Events, read_events
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.paths import RunPaths
 from slurm.asker import Asker
 from slurm.claim import take
 from slurm.jobs import Slurm, SlurmError

@@ -10,7 +10,7 @@ from launcher.config import TrainConfig
 from launcher.errors import ConfigError
 from launcher.launch_config import LaunchConfig
 from launcher.layout.topology import bundle_size
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from slurm.claim import check_free
 from slurm.jobs import TAG, Slurm, seconds_of
 from slurm.request import Request, limit_seconds

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.errors import ConfigError, NodeError
-from launcher.files import write_text
-from launcher.paths import RunPaths
+from launcher.run_folder.files import write_text
+from launcher.run_folder.paths import RunPaths
 from slurm.jobs import Slurm
 
 SETTLE_S = 0.5

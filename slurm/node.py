@@ -21,11 +21,11 @@ from types import FrameType
 
 from launcher.commands.run import add_config_arguments, read_configs
 from launcher.errors import EXIT_FAILED, BundleError, ConfigError
-from launcher.events import Events
 from launcher.meeting.slurm_env import SlurmTask
 from launcher.options.declared import kebab
-from launcher.paths import RunPaths
 from launcher.process import die_with_parent
+from launcher.run_folder.events import Events
+from launcher.run_folder.paths import RunPaths
 from slurm.asker import Asker
 from slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
 from slurm.claim import check_shared

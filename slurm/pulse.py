@@ -8,8 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from launcher.files import write_text
-from launcher.paths import RunPaths
+from launcher.run_folder.files import write_text
+from launcher.run_folder.paths import RunPaths
 
 BEAT_S = 1.0
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launcher.errors import BundleError, ConfigError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from slurm.claim import read_claim
 from slurm.jobs import Job, Slurm
 

@@ -16,9 +16,9 @@ from launcher.meeting.default_folder import new_folder
 from launcher.one_device import in_one_stage
 from launcher.options.declared import kebab
 from launcher.options.usage import parsed, shorten
-from launcher.paths import RunPaths
 from launcher.plan import WORKER_MODULE, plan_elsewhere
 from launcher.preflight import check_data, check_torch, check_writable
+from launcher.run_folder.paths import RunPaths
 from slurm.checks import check_devices, check_interval, check_queue, site_notes
 from slurm.jobs import Slurm
 from slurm.render import Kind, script

@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from launcher.checkpoints import (
+from launcher.config import TrainConfig
+from launcher.errors import CheckpointError, NodeError
+from launcher.run_folder.checkpoints import (
     MANIFEST,
     Checkpoint,
     Part,
@@ -20,9 +22,7 @@ from launcher.checkpoints import (
     Survey,
     find_damage,
 )
-from launcher.config import TrainConfig
-from launcher.errors import CheckpointError, NodeError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from workers.optimizer import check_same_optimizer
 from workers.rank.session import Session
 from workers.snapshot.mark import Mark

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
-from launcher.outcome import Outcome
+from launcher.run_folder.checkpoints import Progress
+from launcher.run_folder.outcome import Outcome
 from workers.data.feed import Feed
 from workers.keeper import Keeper
 from workers.rank.liveness import Liveness

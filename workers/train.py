@@ -20,11 +20,9 @@ from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from launcher.board import Board
-from launcher.checkpoints import Progress
 from launcher.config import TrainConfig, read_train_argv
 from launcher.console import ConsoleHandler
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
-from launcher.events import Events
 from launcher.init import stand_before
 from launcher.layout.hardware import apply_layout, rank_layout, read_cpus
 from launcher.layout.idle import Batch, warnings
@@ -32,10 +30,12 @@ from launcher.layout.schedule import Pipeline
 from launcher.layout.topology import Topology
 from launcher.limits import raise_open_files
 from launcher.one_device import in_one_stage
-from launcher.outcome import write_outcome
-from launcher.paths import RunPaths
 from launcher.preflight import check_torch, check_writable
-from launcher.stop_request import request_stop
+from launcher.run_folder.checkpoints import Progress
+from launcher.run_folder.events import Events
+from launcher.run_folder.outcome import write_outcome
+from launcher.run_folder.paths import RunPaths
+from launcher.run_folder.stop_request import request_stop
 from workers.data.feed import Feed
 from workers.data.same_data import check_same_data
 from workers.keeper import Keeper, Resumed, look

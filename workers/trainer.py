@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, ConfigError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from splits.stage import Forward, chunk_forwards, chunk_parameters
 from workers.data.samples import Batch
 from workers.model import replica_check

@@ -23,9 +23,9 @@ import psutil
 from benchmarks.faults.history import Tail
 from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
 from benchmarks.hosts import Hosts
-from launcher.checkpoints import find_damage, survey
-from launcher.events import read_events
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import find_damage, survey
+from launcher.run_folder.events import read_events
+from launcher.run_folder.paths import RunPaths
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 29400

@@ -62,7 +62,9 @@ AGENT_PLACES: Mapping[str, Spot] = {
     "rendezvous enter": Spot(
         "launcher.rendezvous.handler:BundleRendezvousHandler", "_enter", "before"
     ),
-    "take-over": Spot("launcher.events:Events", "note", "after", only="coordinator: active"),
+    "take-over": Spot(
+        "launcher.run_folder.events:Events", "note", "after", only="coordinator: active"
+    ),
 }
 NAMES = (*RANK_PLACES, *LEG_PLACES, *AGENT_PLACES)
 

@@ -30,11 +30,11 @@ from typing import Self
 
 from launcher.agreement.continuation import keep_terms
 from launcher.errors import EXIT_CONFIG, ConfigError, NodeError
-from launcher.files import is_absent, link_new, write_text
-from launcher.holder import TORCHRUN, Holder
 from launcher.meeting.default_folder import point_latest
-from launcher.paths import RunPaths
-from launcher.stop_request import forget_request
+from launcher.run_folder.files import is_absent, link_new, write_text
+from launcher.run_folder.holder import TORCHRUN, Holder
+from launcher.run_folder.paths import RunPaths
+from launcher.run_folder.stop_request import forget_request
 
 CLAIM_VARIABLE = "BUNDLERUN_CLAIMED"
 """Tells ranks that their agent holds the run folder."""

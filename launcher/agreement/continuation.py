@@ -6,12 +6,12 @@ import json
 import os
 
 from launcher.agreement.agreed import Terms, changes, kept_terms
-from launcher.checkpoints import checkpoint_folders, survey
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from launcher.files import write_text
-from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import checkpoint_folders, survey
+from launcher.run_folder.files import write_text
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.paths import RunPaths
 
 _TAIL_BYTES = 65536
 

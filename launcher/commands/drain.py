@@ -9,8 +9,8 @@ import time
 from launcher.agreement.claim import holder_now
 from launcher.commands.run_folder import add_run_argument, run_paths
 from launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
-from launcher.outcome import read_outcome
-from launcher.stop_request import request_stop
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.stop_request import request_stop
 
 _POLL_S = 0.2
 

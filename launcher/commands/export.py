@@ -11,7 +11,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.checkpoints import (
+from launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
+from launcher.meeting.default_folder import LATEST
+from launcher.run_folder.checkpoints import (
     Checkpoint,
     best_of,
     choose,
@@ -20,10 +22,8 @@ from launcher.checkpoints import (
     read_tensors,
     survey,
 )
-from launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
-from launcher.files import name_beside
-from launcher.meeting.default_folder import LATEST
-from launcher.paths import RunPaths
+from launcher.run_folder.files import name_beside
+from launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
     from torch import Tensor

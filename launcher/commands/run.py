@@ -16,7 +16,6 @@ from launcher.agreement.continuation import changed_lines, why_done
 from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
 from launcher.console import open_console, tell
 from launcher.errors import EXIT_DONE, ConfigError
-from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
 from launcher.layout.hardware import read_hardware
 from launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
@@ -26,10 +25,11 @@ from launcher.meeting.node_name import claimed_name
 from launcher.meeting.slurm_env import SlurmTask, slurm_defaults
 from launcher.options.declared import Resolved, add_options, resolve, said
 from launcher.options.usage import check_variables
-from launcher.paths import RunPaths
 from launcher.picture import plan_text
 from launcher.plan import LaunchPlan, plan_here
 from launcher.preflight import check_data, check_torch, check_writable
+from launcher.run_folder.holder import Holder
+from launcher.run_folder.paths import RunPaths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

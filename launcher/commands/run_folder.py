@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.errors import ConfigError
 from launcher.meeting.default_folder import LATEST, entered
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 
 _REPORT = "slurm.report"
 

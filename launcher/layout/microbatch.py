@@ -13,8 +13,8 @@ import logging
 import math
 
 from launcher.errors import NodeError
-from launcher.files import write_text
-from launcher.paths import RunPaths
+from launcher.run_folder.files import write_text
+from launcher.run_folder.paths import RunPaths
 
 log = logging.getLogger(__name__)
 

@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.files import name_beside, write_text
 from launcher.rendezvous.coordinator import Claimed, TryClaim
 from launcher.rendezvous.messages import Closed, Round, Seat
+from launcher.run_folder.files import name_beside, write_text
 
 WATCH_POLL_S = 0.1
 

@@ -31,7 +31,6 @@ from torch.distributed.elastic.rendezvous import (
 
 from launcher.console import open_console, tell
 from launcher.errors import EXIT_RESUMABLE
-from launcher.events import Events
 from launcher.meeting.network import LOOPBACK, own_addresses, resolve, route_to
 from launcher.meeting.node_name import claimed_name
 from launcher.ranks import Ranks
@@ -48,6 +47,7 @@ from launcher.rendezvous.settings import (
     read_token,
 )
 from launcher.rendezvous.told import Waiting, joined_line
+from launcher.run_folder.events import Events
 
 BACKEND = "bundle"
 

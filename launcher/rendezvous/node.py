@@ -24,7 +24,6 @@ from typing import Any
 
 from launcher.agreement.agreed import difference
 from launcher.console import tell
-from launcher.events import Events
 from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
 from launcher.rendezvous.fence import WATCH_POLL_S, Fence
@@ -43,6 +42,7 @@ from launcher.rendezvous.server import Server
 from launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
 from launcher.rendezvous.tasks import Tasks
 from launcher.rendezvous.told import Obstacle, event_line, obstacle_of
+from launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)
 

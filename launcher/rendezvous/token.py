@@ -7,8 +7,8 @@ import secrets
 from contextlib import suppress
 
 from launcher.errors import NodeError
-from launcher.files import link_new
-from launcher.paths import RunPaths
+from launcher.run_folder.files import link_new
+from launcher.run_folder.paths import RunPaths
 
 TOKEN_BYTES = 32
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from tests.e2e.test_runs import Agents, agents, free_port, history, train_words
 from tests.e2e.test_stopping import bundlerun, outcome_of
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.paths import RunPaths
 from tests.e2e.test_runs import BIN, LIMIT_S, Agents, agents, free_port, history, train_words
 
 __all__ = ["agents"]  # a fixture

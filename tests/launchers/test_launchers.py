@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.paths import RunPaths
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 200

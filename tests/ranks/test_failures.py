@@ -19,11 +19,11 @@ import pytest
 from torch import Tensor
 from torch.distributed import Store
 
-from launcher.checkpoints import survey
 from launcher.config import TrainConfig
 from launcher.errors import EXIT_RESUMABLE
 from launcher.layout.topology import Topology
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import survey
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import free_port, outcomes, run_ranks
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, losses_of
 from tests.ranks.test_resume import trains

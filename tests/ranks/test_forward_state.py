@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.checkpoints import read_tensors, survey
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import read_tensors, survey
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_parity import CONFIG, assert_close, losses_of, run_state
 from workers.rank.env import RankEnv

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.checkpoints import best_of, read_tensors, survey
 from launcher.config import TrainConfig
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import best_of, read_tensors, survey
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_parity import losses_of
 from tests.ranks.test_resume import history, trains

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from launcher.board import BOARD_VARIABLE, Board
-from launcher.events import read_events
 from launcher.process import kernel_state
+from launcher.run_folder.events import read_events
 
 LIMIT_S = 60.0
 
@@ -23,7 +23,7 @@ RANK = """
 import os, sys, threading, time
 from pathlib import Path
 from launcher.board import Board
-from launcher.events import Events
+from launcher.run_folder.events import Events
 from workers.rank.liveness import Liveness
 
 folder, act = Path(sys.argv[1]), sys.argv[2]

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.checkpoints import survey
 from launcher.errors import EXIT_RESUMABLE
-from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import survey
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.test_failures import two_stages
 from tests.ranks.test_parity import NUM_STEPS

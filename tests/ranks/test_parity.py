@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
-from launcher.checkpoints import read_tensors, survey
 from launcher.config import TrainConfig
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import read_tensors, survey
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from workers.rank.env import RankEnv

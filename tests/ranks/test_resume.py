@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.checkpoints import survey
 from launcher.config import TrainConfig
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import survey
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import RankMain, outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.test_parity import (

@@ -17,7 +17,7 @@ from torch.distributed import Store
 from launcher.config import TrainConfig
 from launcher.layout.timeline import max_in_flight
 from launcher.layout.topology import Place, Topology
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from splits.models import make_stages
 from splits.stage import Forward, chunk_forwards
 from tests.ranks.harness import run_ranks

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch.distributed import Store
 
 from launcher.config import TrainConfig
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import run_ranks
 from workers.rank.env import RankEnv
 from workers.rank.session import arrive

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed import Store
 
 from launcher.config import TrainConfig
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.test_parity import CONFIG, CUTS, assert_close, losses_of, run_state

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from launcher.checkpoints import Progress
+from launcher.run_folder.checkpoints import Progress
 from tests.e2e.test_runs import train_words
 from workers.snapshot.device_copy import DeviceCopy
 from workers.snapshot.snapshots import Snapshots

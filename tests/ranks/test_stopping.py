@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.checkpoints import survey
 from launcher.config import TrainConfig
 from launcher.errors import EXIT_RESUMABLE
-from launcher.events import Events
-from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
-from launcher.stop_request import request_stop
+from launcher.run_folder.checkpoints import survey
+from launcher.run_folder.events import Events
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.paths import RunPaths
+from launcher.run_folder.stop_request import request_stop
 from tests.ranks.harness import run_ranks
 from tests.ranks.test_failures import NUM_STEPS, losses_of, two_stages
 from workers.rank.env import RankEnv

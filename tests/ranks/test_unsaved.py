@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.checkpoints import survey
 from launcher.config import TrainConfig
 from launcher.errors import EXIT_FAILED, EXIT_RESUMABLE
-from launcher.outcome import Outcome, read_outcome
-from launcher.paths import RunPaths, SnapshotPaths
+from launcher.run_folder.checkpoints import survey
+from launcher.run_folder.outcome import Outcome, read_outcome
+from launcher.run_folder.paths import RunPaths, SnapshotPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.test_failures import two_stages

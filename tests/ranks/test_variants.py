@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.checkpoints import read_tensors, survey
 from launcher.config import TrainConfig
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import read_tensors, survey
+from launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.test_parity import CONFIG, NUM_STEPS, assert_close, bundle_run, losses_of

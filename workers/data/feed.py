@@ -7,9 +7,9 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
+from launcher.run_folder.checkpoints import Progress
 from workers.data.collate import Collate
 from workers.data.loader import MicrobatchLoader
 from workers.data.order import num_steps, sample_order, share_out, step_microbatches

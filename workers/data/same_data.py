@@ -13,8 +13,8 @@ from contextlib import suppress
 
 from launcher.agreement.agreed import Terms, changes, difference
 from launcher.errors import ConfigError
-from launcher.files import write_text
-from launcher.paths import RunPaths
+from launcher.run_folder.files import write_text
+from launcher.run_folder.paths import RunPaths
 from workers.rank.session import Session
 from workers.recipe import DataInfo, DataSets
 

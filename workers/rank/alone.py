@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from launcher.board import Board
-from launcher.events import Events
+from launcher.run_folder.events import Events
 from launcher.signals import NOT_HEARD, StopSignals, exit_now
 from workers.rank.liveness import Liveness
 

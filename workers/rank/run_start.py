@@ -19,10 +19,10 @@ from launcher.agreement.claim import Claim
 from launcher.agreement.continuation import changed_lines
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from launcher.holder import TORCHRUN, Holder, process_tag, this_machine
 from launcher.meeting.default_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder
 from launcher.meeting.network import is_loopback
-from launcher.paths import RunPaths
+from launcher.run_folder.holder import TORCHRUN, Holder, process_tag, this_machine
+from launcher.run_folder.paths import RunPaths
 from workers.rank.env import RankEnv
 
 _UNNAMED = ("", "none")

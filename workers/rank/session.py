@@ -25,7 +25,7 @@ from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
 from launcher.layout.microbatch import default_samples, keep_samples, kept_samples
 from launcher.layout.topology import Place, Topology
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from workers.rank import device as door
 from workers.rank.comm import Network, own_address
 from workers.rank.env import RankEnv

@@ -18,9 +18,9 @@ from collections.abc import Callable
 import torch
 from torch.distributed import Work
 
-from launcher.files import is_absent
-from launcher.paths import RunPaths
-from launcher.stop_request import forget_request
+from launcher.run_folder.files import is_absent
+from launcher.run_folder.paths import RunPaths
+from launcher.run_folder.stop_request import forget_request
 from workers.rank.comm import Group
 from workers.rank.session import Session
 

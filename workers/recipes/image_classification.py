@@ -14,8 +14,8 @@ from torchvision.transforms import v2
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from launcher.paths import RunPaths
 from launcher.preflight import data_path
+from launcher.run_folder.paths import RunPaths
 from splits.models import build_model
 from workers.data.image_folder import ImageSamples, check_folder
 from workers.data.order import mix_seed

@@ -19,8 +19,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from launcher.errors import ConfigError
-from launcher.files import is_absent
-from launcher.paths import RunPaths
+from launcher.run_folder.files import is_absent
+from launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

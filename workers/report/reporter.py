@@ -15,12 +15,12 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
-from launcher.files import write_text
 from launcher.layout.topology import Topology
-from launcher.outcome import Outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import Progress
+from launcher.run_folder.files import write_text
+from launcher.run_folder.outcome import Outcome
+from launcher.run_folder.paths import RunPaths
 from workers.report.best import LOSS, Best
 from workers.report.metrics import MetricsWriter
 from workers.report.words import Course

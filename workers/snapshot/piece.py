@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from launcher.checkpoints import Progress
+from launcher.run_folder.checkpoints import Progress
 
 _ALIGNED = 64
 """Bytes to which each tensor is aligned: a cache line."""

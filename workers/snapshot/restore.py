@@ -30,11 +30,11 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Work
 
-from launcher.checkpoints import Progress
 from launcher.config import TrainConfig
 from launcher.errors import CheckpointError, NodeError
-from launcher.files import write_text
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import Progress
+from launcher.run_folder.files import write_text
+from launcher.run_folder.paths import RunPaths
 from workers.rank.comm import Group
 from workers.rank.session import Arrival
 from workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum

@@ -20,8 +20,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from launcher.checkpoints import Progress
 from launcher.layout.topology import Topology
+from launcher.run_folder.checkpoints import Progress
 from workers.snapshot.piece import Label, Spec, split_by_bytes
 
 _MOST_SOURCES = 4

@@ -25,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.errors import NodeError
-from launcher.paths import SnapshotPaths
+from launcher.run_folder.paths import SnapshotPaths
 from workers.snapshot.mark import Mark, set_mark, tell_marked, unsaved
 from workers.snapshot.piece import Layout
 from workers.snapshot.slot import Slot

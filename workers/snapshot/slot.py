@@ -25,8 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError
+from launcher.run_folder.checkpoints import Progress
 from workers.snapshot.checksum import CHECKSUM_BYTES, Bytes, checksum, copy_with_checksum
 from workers.snapshot.piece import Label, Layout, Spec
 

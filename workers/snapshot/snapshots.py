@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError, NodeError
+from launcher.run_folder.checkpoints import Progress
 from workers.pipeline.helper import Helper
 from workers.rank.comm import Group
 from workers.rank.device import Registration

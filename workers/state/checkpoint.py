@@ -24,7 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.checkpoints import (
+from launcher.config import TrainConfig
+from launcher.errors import CheckpointError
+from launcher.run_folder.checkpoints import (
     MANIFEST,
     Checkpoint,
     Part,
@@ -37,9 +39,7 @@ from launcher.checkpoints import (
     read_tensors,
     survey,
 )
-from launcher.config import TrainConfig
-from launcher.errors import CheckpointError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from workers.state.tensor_file import write_tensors
 
 _TEMPORARY = re.compile(r"step-\d{9,}\.tmp-.*")
@@ -161,7 +161,7 @@ class Checkpoints:
         """The newest undamaged checkpoint; warns of those that are passed over for it.
 
         Args:
-            damage_of: what is wrong with a checkpoint; see `launcher.checkpoints.choose`.
+            damage_of: what is wrong with a checkpoint; see `launcher.run_folder.checkpoints.choose`.
             surveyed: what to choose from, where another rank has looked.
         """
         return choose(self.survey() if surveyed is None else surveyed, damage_of)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Literal
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
-from launcher.outcome import Outcome
+from launcher.run_folder.outcome import Outcome
 from workers.rank.session import End
 
 Kept = Literal["disk", "memory", "nowhere"]

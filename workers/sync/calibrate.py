@@ -17,7 +17,7 @@ from statistics import median
 
 import torch
 
-from launcher.files import write_text
+from launcher.run_folder.files import write_text
 from workers.rank import device as door
 from workers.rank.comm import Group
 from workers.sync.bucket import Bucket

@@ -19,9 +19,9 @@ import pytest
 from launcher.agreement import claim as module
 from launcher.agreement.claim import Claim
 from launcher.errors import ConfigError
-from launcher.files import write_text
-from launcher.holder import TORCHRUN, Holder
-from launcher.paths import RunPaths
+from launcher.run_folder.files import write_text
+from launcher.run_folder.holder import TORCHRUN, Holder
+from launcher.run_folder.paths import RunPaths
 
 LIMIT_S = 20.0
 
@@ -282,7 +282,7 @@ def test_a_node_that_joins_its_job_clears_nothing(paths: RunPaths) -> None:
 def test_a_run_that_was_frozen_and_taken_for_dead_ends(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; from launcher import claim; "
-        "from launcher.paths import RunPaths; claim.BEAT_S = 0.02; "
+        "from launcher.run_folder.paths import RunPaths; claim.BEAT_S = 0.02; "
         "me = claim.Holder.of_process('frozen', 'a test'); "
         "claim.Claim(RunPaths(Path(sys.argv[1])), me, print).take().keep({}); time.sleep(30)"
     )

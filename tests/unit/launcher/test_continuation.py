@@ -7,15 +7,15 @@ import pytest
 
 from launcher.agreement.agreed import terms_of
 from launcher.agreement.continuation import changed_lines, has_begun, keep_terms, why_done
-from launcher.checkpoints import MANIFEST, Progress, manifest_text
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from launcher.files import write_text
 from launcher.launch_config import LaunchConfig
 from launcher.meeting.default_folder import default_folder, entered, point_latest
 from launcher.options.declared import Resolved
-from launcher.outcome import Outcome, write_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import MANIFEST, Progress, manifest_text
+from launcher.run_folder.files import write_text
+from launcher.run_folder.outcome import Outcome, write_outcome
+from launcher.run_folder.paths import RunPaths
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from launcher.agreement.claim import Claim
 from launcher.cli import main
-from launcher.holder import Holder
-from launcher.outcome import Outcome, write_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.holder import Holder
+from launcher.run_folder.outcome import Outcome, write_outcome
+from launcher.run_folder.paths import RunPaths
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from launcher.board import BOARD_VARIABLE
 from launcher.config import TrainConfig
 from launcher.elastic import load, set_environment
 from launcher.errors import NodeError
-from launcher.holder import Holder
 from launcher.layout.hardware import Devices
 from launcher.meeting.network import LOOPBACK, Meeting
-from launcher.outcome import Outcome, write_outcome
-from launcher.paths import RunPaths
 from launcher.plan import NodePlan
+from launcher.run_folder.holder import Holder
+from launcher.run_folder.outcome import Outcome, write_outcome
+from launcher.run_folder.paths import RunPaths
 
 
 def test_a_variable_that_lost_against_an_option_does_not_reach_the_workers() -> None:

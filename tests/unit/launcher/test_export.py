@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 from torchvision.transforms import InterpolationMode, v2
 
-from launcher.checkpoints import Progress
 from launcher.commands import export
 from launcher.config import TrainConfig
 from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import Progress
+from launcher.run_folder.paths import RunPaths
 from workers.model.stage import checked_about
 from workers.recipe import load_recipe
 from workers.state.checkpoint import Checkpoints

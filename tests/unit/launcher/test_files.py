@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from launcher.agreement.claim import Claim
-from launcher.files import link_new, write_text
-from launcher.holder import Holder
-from launcher.outcome import Outcome, read_outcome, write_outcome
-from launcher.paths import RunPaths
 from launcher.rendezvous.token import ensure_token
+from launcher.run_folder.files import link_new, write_text
+from launcher.run_folder.holder import Holder
+from launcher.run_folder.outcome import Outcome, read_outcome, write_outcome
+from launcher.run_folder.paths import RunPaths
 
 
 @pytest.fixture(params=[errno.EPERM, errno.ENOTSUP, errno.ENOSYS])

@@ -20,7 +20,7 @@ from launcher.layout.microbatch import (
     keep_samples,
     kept_samples,
 )
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 
 
 @pytest.mark.parametrize(

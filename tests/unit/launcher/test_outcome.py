@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.failure import explain_end
-from launcher.outcome import FirstError, Outcome, first_of, read_outcome, write_outcome
-from launcher.paths import RunPaths
+from launcher.run_folder.outcome import FirstError, Outcome, first_of, read_outcome, write_outcome
+from launcher.run_folder.paths import RunPaths
 
 
 def event(second: float, node: str, name: str, **details: object) -> dict[str, Any]:

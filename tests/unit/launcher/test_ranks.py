@@ -9,12 +9,12 @@ import pytest
 
 from launcher.board import Board
 from launcher.errors import EXIT_NODE
-from launcher.events import Events
 from launcher.fault import Fault, FaultKind
-from launcher.outcome import read_outcome
-from launcher.paths import RunPaths
 from launcher.ranks import Ranks
 from launcher.rendezvous.messages import EndCause
+from launcher.run_folder.events import Events
+from launcher.run_folder.outcome import read_outcome
+from launcher.run_folder.paths import RunPaths
 
 
 def ranks_of(board: Board, *, has_rows: bool) -> Ranks:

@@ -16,11 +16,11 @@ from launcher.agreement.continuation import keep_terms
 from launcher.cli import main
 from launcher.commands.run import holder_of
 from launcher.config import TrainConfig
-from launcher.files import write_text
-from launcher.holder import Holder
 from launcher.launch_config import LaunchConfig
 from launcher.meeting.network import resolve_meeting
-from launcher.paths import RunPaths
+from launcher.run_folder.files import write_text
+from launcher.run_folder.holder import Holder
+from launcher.run_folder.paths import RunPaths
 
 RUN = "run --devices cpu --slots 1 --shape 1"
 

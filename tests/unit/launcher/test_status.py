@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from launcher.cli import main
-from launcher.outcome import Outcome
-from launcher.status import status_of
+from launcher.run_folder.outcome import Outcome
+from launcher.run_folder.status import status_of
 
 
 def step(number: int, at: float) -> dict[str, Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from launcher.board import Board
-from launcher.events import Events, read_events
 from launcher.process import kernel_state
+from launcher.run_folder.events import Events, read_events
 from launcher.watch import Watch
 
 LIMIT_S = 20.0

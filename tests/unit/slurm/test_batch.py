@@ -14,7 +14,7 @@ import pytest
 
 from launcher.agreement.continuation import newest_step
 from launcher.errors import ConfigError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from slurm import batch
 from slurm.batch import Batch, BatchJob, run_dir_of
 from slurm.jobs import Slurm

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ConfigError, NodeError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from slurm.asker import AGAIN_S, Asker
 from slurm.claim import check_shared, read_claim, take
 from slurm.jobs import Slurm

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from launcher.errors import ConfigError
-from launcher.events import read_events
 from launcher.meeting.slurm_env import SlurmTask
-from launcher.paths import RunPaths
+from launcher.run_folder.events import read_events
+from launcher.run_folder.paths import RunPaths
 from slurm import node
 from slurm.jobs import Slurm
 from slurm.lookout import Lookout
@@ -121,7 +121,7 @@ def test_slurms_signal_becomes_a_request_to_stop(tmp_path: Path) -> None:
 def test_the_agent_ends_with_its_task(tmp_path: Path) -> None:
     code = (
         "import sys; from slurm.node import NodeTask; from slurm.jobs import Slurm\n"
-        "from launcher.paths import RunPaths; from pathlib import Path\n"
+        "from launcher.run_folder.paths import RunPaths; from pathlib import Path\n"
         "from tests.unit.slurm.test_node import task\n"
         f"root = Path({str(tmp_path)!r})\n"
         "command = ['sh', '-c', f'echo $$ > {root}/pid; exec sleep 600']\n"

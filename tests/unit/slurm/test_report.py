@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli import main
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from slurm.jobs import job_from_text
 from slurm.report import report_of
 from tests.unit.slurm.conftest import FakeSlurm

@@ -12,7 +12,7 @@ import pytest
 
 from launcher.cli import main
 from launcher.errors import ConfigError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from slurm.checks import site_notes
 from slurm.request import limit_seconds, node_range
 from tests.unit.slurm.conftest import FakeSlurm

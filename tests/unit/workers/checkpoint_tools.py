@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from launcher.checkpoints import Progress
+from launcher.run_folder.checkpoints import Progress
 from workers.state.checkpoint import Checkpoints
 
 

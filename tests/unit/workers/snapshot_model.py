@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launcher.checkpoints import Progress
 from launcher.layout.topology import Topology
+from launcher.run_folder.checkpoints import Progress
 from workers.snapshot.piece import Label, Spec, split_by_bytes
 from workers.snapshot.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
 

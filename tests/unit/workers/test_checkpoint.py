@@ -15,10 +15,10 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.checkpoints import MANIFEST, best_of
 from launcher.config import TrainConfig
 from launcher.errors import CheckpointError
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import MANIFEST, best_of
+from launcher.run_folder.paths import RunPaths
 from tests.unit.workers.checkpoint_tools import flip, newest_step, write
 from workers.state.checkpoint import Checkpoints
 from workers.state.named import load_state_tensors, stage_names, state_tensors

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.checkpoints import checkpoint_folders
 from launcher.errors import CheckpointError
-from launcher.paths import RunPaths
+from launcher.run_folder.checkpoints import checkpoint_folders
+from launcher.run_folder.paths import RunPaths
 from tests.unit.workers.checkpoint_tools import newest_step, progress, write
 from workers.state.checkpoint import Checkpoints
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
-from launcher.outcome import State
+from launcher.run_folder.outcome import State
 from workers.rank.session import End
 from workers.state.ending import Kept, end_for_spares, outcome_of
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from launcher.errors import ConfigError
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 from workers.report.metrics import MetricsWriter, plain
 
 

@@ -11,7 +11,7 @@ import pytest
 from launcher.config import TrainConfig
 from launcher.console import ConsoleHandler
 from launcher.layout.topology import Topology
-from launcher.outcome import Outcome, State
+from launcher.run_folder.outcome import Outcome, State
 from workers.report.reporter import Reporter
 from workers.report.words import Course
 from workers.step import StepSums

@@ -8,8 +8,8 @@ from itertools import accumulate, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.checkpoints import Progress
 from launcher.layout.topology import Topology
+from launcher.run_folder.checkpoints import Progress
 from workers.snapshot.piece import Label, Spec, split_by_bytes
 from workers.snapshot.restore_plan import Inventory, Piece, newest_state, plan_restore
 

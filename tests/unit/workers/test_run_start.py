@@ -7,8 +7,8 @@ import pytest
 
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError
-from launcher.holder import process_tag
-from launcher.paths import RunPaths
+from launcher.run_folder.holder import process_tag
+from launcher.run_folder.paths import RunPaths
 from workers.rank import run_start
 from workers.rank.env import RankEnv
 from workers.rank.run_start import _holder, claimed_folder, with_run_folder

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed import Store
 
-from launcher.checkpoints import Progress
+from launcher.run_folder.checkpoints import Progress
 from tests.ranks.harness import run_ranks
 from workers.rank import device as door
 from workers.rank.env import RankEnv

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from launcher.errors import NodeError
-from launcher.paths import RunPaths, SnapshotPaths
+from launcher.run_folder.paths import RunPaths, SnapshotPaths
 from tests.unit.workers.checkpoint_tools import write
 from workers.snapshot import room as snapshot_folder
 from workers.snapshot.mark import Mark, read_mark, set_mark

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from launcher.checkpoints import Progress
 from launcher.errors import CheckpointError
+from launcher.run_folder.checkpoints import Progress
 from workers.snapshot.piece import Label, Layout, Spec
 from workers.snapshot.slot import Slot, read_label, read_piece
 

@@ -22,14 +22,14 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from launcher.events import Events
-from launcher.paths import RunPaths
 from launcher.ranks import Ranks
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
 from launcher.rendezvous.node import own_endpoints
 from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.token import ensure_token
+from launcher.run_folder.events import Events
+from launcher.run_folder.paths import RunPaths
 
 LIMIT_S = 30.0
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from launcher.errors import CheckpointError, nearest
-from launcher.paths import RunPaths
+from launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
     from torch import Tensor

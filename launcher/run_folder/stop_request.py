@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from launcher.files import write_text
-from launcher.paths import RunPaths
+from launcher.run_folder.files import write_text
+from launcher.run_folder.paths import RunPaths
 
 
 def request_stop(paths: RunPaths, why: str) -> None:
