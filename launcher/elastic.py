@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 from launcher.agreement.agreed import TERMS_VARIABLE, terms_of
 from launcher.agreement.claim import CLAIM_VARIABLE, Claim
-from launcher.board import BOARD_VARIABLE, Board
 from launcher.config import TrainConfig
 from launcher.entry import run_worker
 from launcher.errors import (
@@ -30,21 +29,22 @@ from launcher.errors import (
     meaning_of,
 )
 from launcher.failure import explain, explain_end
-from launcher.fork_server import kill_fork_server, start_fork_server
 from launcher.layout.hardware import THREADS_VARIABLE
 from launcher.layout.topology import bundle_size
-from launcher.leftovers import mark_own, quiet_tracker, sweep
 from launcher.limits import check_shared_memory, raise_open_files
 from launcher.meeting.network import check_port, wait_for_meeting
 from launcher.options.declared import ENV_PREFIX
 from launcher.plan import LaunchPlan, NodePlan
+from launcher.ranks.board import BOARD_VARIABLE, Board
+from launcher.ranks.fork_server import kill_fork_server, start_fork_server
+from launcher.ranks.leftovers import mark_own, quiet_tracker, sweep
+from launcher.ranks.signals import LEFT_TO_TORCH, NOT_HEARD, StopSignals, exit_now, leave_agent
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.probe import is_rendezvous
 from launcher.rendezvous.settings import TOKEN_VARIABLE
 from launcher.rendezvous.token import ensure_token
 from launcher.run_folder.outcome import Outcome, read_outcome
 from launcher.run_folder.paths import RunPaths
-from launcher.signals import LEFT_TO_TORCH, NOT_HEARD, StopSignals, exit_now, leave_agent
 from launcher.tracker import outlive_tracker
 
 if TYPE_CHECKING:

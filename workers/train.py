@@ -19,7 +19,6 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from launcher.board import Board
 from launcher.config import TrainConfig, read_train_argv
 from launcher.console import ConsoleHandler
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
@@ -31,6 +30,7 @@ from launcher.layout.topology import Topology
 from launcher.limits import raise_open_files
 from launcher.one_device import in_one_stage
 from launcher.preflight import check_torch, check_writable
+from launcher.ranks.board import Board
 from launcher.run_folder.checkpoints import Progress
 from launcher.run_folder.events import Events
 from launcher.run_folder.outcome import write_outcome

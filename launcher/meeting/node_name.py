@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from launcher.errors import ConfigError
-from launcher.leftovers import is_alive, own_mark
+from launcher.ranks.leftovers import is_alive, own_mark
 
 ORPHANS_S = 3.0
 """How long a claim is waited for whose agent is dead: what that has forked may hold it so long."""

@@ -33,7 +33,7 @@ from launcher.console import open_console, tell
 from launcher.errors import EXIT_RESUMABLE
 from launcher.meeting.network import LOOPBACK, own_addresses, resolve, route_to
 from launcher.meeting.node_name import claimed_name
-from launcher.ranks import Ranks
+from launcher.ranks.node_ranks import Ranks
 from launcher.rendezvous.member import Enter, OpenStore
 from launcher.rendezvous.messages import Round, RoundId, Seat
 from launcher.rendezvous.node import Node, Request, own_endpoints, unkept

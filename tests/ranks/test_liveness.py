@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.board import BOARD_VARIABLE, Board
 from launcher.process import kernel_state
+from launcher.ranks.board import BOARD_VARIABLE, Board
 from launcher.run_folder.events import read_events
 
 LIMIT_S = 60.0
@@ -22,7 +22,7 @@ LIMIT_S = 60.0
 RANK = """
 import os, sys, threading, time
 from pathlib import Path
-from launcher.board import Board
+from launcher.ranks.board import Board
 from launcher.run_folder.events import Events
 from workers.rank.liveness import Liveness
 

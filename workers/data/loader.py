@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Sampler
 from launcher.config import TrainConfig
 from launcher.errors import ConfigError, NodeError
 from launcher.process import die_with_parent
-from launcher.rank_signals import keep_from_here
+from launcher.ranks.rank_signals import keep_from_here
 from workers.data.collate import Collate
 from workers.data.samples import Answer, Batch, Reader, Request
 from workers.recipe import SampleSet

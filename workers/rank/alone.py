@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.board import Board
+from launcher.ranks.board import Board
+from launcher.ranks.signals import NOT_HEARD, StopSignals, exit_now
 from launcher.run_folder.events import Events
-from launcher.signals import NOT_HEARD, StopSignals, exit_now
 from workers.rank.liveness import Liveness
 
 log = logging.getLogger(__name__)

@@ -29,11 +29,11 @@ from types import TracebackType
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from launcher.board import AFTERMATH_S, Board, Row
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
-from launcher.fault import fault_of
 from launcher.process import follow_parent
-from launcher.rank_signals import AgentsWord
+from launcher.ranks.board import AFTERMATH_S, Board, Row
+from launcher.ranks.fault import fault_of
+from launcher.ranks.rank_signals import AgentsWord
 from launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.budget import Attempt, Budget, code_of_failed
 from launcher.errors import VERDICT_FINAL
-from launcher.fault import Fault, FaultKind
+from launcher.ranks.budget import Attempt, Budget, code_of_failed
+from launcher.ranks.fault import Fault, FaultKind
 from launcher.rendezvous.messages import EndCause
 
 

@@ -8,13 +8,13 @@ import pytest
 from launcher import elastic
 from launcher.agreement.agreed import TERMS_VARIABLE
 from launcher.agreement.claim import CLAIM_VARIABLE, Claim
-from launcher.board import BOARD_VARIABLE
 from launcher.config import TrainConfig
 from launcher.elastic import load, set_environment
 from launcher.errors import NodeError
 from launcher.layout.hardware import Devices
 from launcher.meeting.network import LOOPBACK, Meeting
 from launcher.plan import NodePlan
+from launcher.ranks.board import BOARD_VARIABLE
 from launcher.run_folder.holder import Holder
 from launcher.run_folder.outcome import Outcome, write_outcome
 from launcher.run_folder.paths import RunPaths

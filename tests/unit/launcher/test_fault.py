@@ -8,7 +8,7 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import DistNetworkError
 
-from launcher.fault import Fault, FaultKind, fault_of
+from launcher.ranks.fault import Fault, FaultKind, fault_of
 from workers.rank.comm import Group, Network
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.board import Board
 from launcher.errors import EXIT_NODE
-from launcher.fault import Fault, FaultKind
-from launcher.ranks import Ranks
+from launcher.ranks.board import Board
+from launcher.ranks.fault import Fault, FaultKind
+from launcher.ranks.node_ranks import Ranks
 from launcher.rendezvous.messages import EndCause
 from launcher.run_folder.events import Events
 from launcher.run_folder.outcome import read_outcome

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.board import Board
 from launcher.process import kernel_state
+from launcher.ranks.board import Board
+from launcher.ranks.watch import Watch
 from launcher.run_folder.events import Events, read_events
-from launcher.watch import Watch
 
 LIMIT_S = 20.0
 

@@ -22,7 +22,7 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from launcher.ranks import Ranks
+from launcher.ranks.node_ranks import Ranks
 from launcher.rendezvous.door import get_handler
 from launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
 from launcher.rendezvous.node import own_endpoints

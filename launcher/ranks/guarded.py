@@ -10,7 +10,7 @@ import os
 import signal
 
 from launcher.process import die_with_parent
-from launcher.rank_signals import GROUP_SIGNALS
+from launcher.ranks.rank_signals import GROUP_SIGNALS
 
 signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
 die_with_parent(os.getppid())

@@ -12,10 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from launcher.board import BOARD_VARIABLE, Board, agents_board, own_board
-from launcher.budget import Attempt, Budget, code_of_failed
 from launcher.errors import EXIT_RESUMABLE
-from launcher.fork_server import is_server_gone
+from launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, own_board
+from launcher.ranks.budget import Attempt, Budget, code_of_failed
+from launcher.ranks.fork_server import is_server_gone
+from launcher.ranks.watch import Watch
 from launcher.rendezvous.messages import EndCause
 from launcher.run_folder.events import Events, read_tail
 from launcher.run_folder.outcome import (
@@ -28,7 +29,6 @@ from launcher.run_folder.outcome import (
 )
 from launcher.run_folder.paths import RunPaths
 from launcher.run_folder.stop_request import forget_request, request_stop
-from launcher.watch import Watch
 
 log = logging.getLogger(__name__)
 

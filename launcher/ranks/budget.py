@@ -13,7 +13,7 @@ from launcher.errors import (
     EXIT_RESUMABLE,
     VERDICT_FINAL,
 )
-from launcher.fault import Fault, FaultKind
+from launcher.ranks.fault import Fault, FaultKind
 from launcher.rendezvous.messages import EndCause
 
 FINAL_CODES = (EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL)

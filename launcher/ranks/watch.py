@@ -16,8 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher.board import Board, Row
 from launcher.process import kernel_state
+from launcher.ranks.board import Board, Row
 from launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from launcher.board import Board
 from launcher.errors import EXIT_DONE, EXIT_RESUMABLE
 from launcher.process import kernel_state
+from launcher.ranks.board import Board
 
 GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
