@@ -25,10 +25,10 @@ IN_LAUNCHER = (
     ("launcher.commands.run", "check_torch"),
 )
 IN_ELASTIC = (
-    ("launcher.elastic", "check_port"),
-    ("launcher.elastic", "start_fork_server"),
-    ("launcher.elastic", "wait_for_meeting"),
-    ("launcher.elastic", "_run"),
+    ("launcher.agent.elastic", "check_port"),
+    ("launcher.agent.elastic", "start_fork_server"),
+    ("launcher.agent.elastic", "wait_for_meeting"),
+    ("launcher.agent.elastic", "_run"),
 )
 AFTER_IMPORT = (
     ("workers.train", "preflight"),
@@ -95,7 +95,7 @@ def main() -> int:
 
 def import_elastic() -> None:
     """Traces the launcher's imports, and hooks what can be hooked only after them."""
-    elastic: Any = import_module("launcher.elastic")
+    elastic: Any = import_module("launcher.agent.elastic")
     for place, name in IN_ELASTIC:
         trace(place, name)
     fork = elastic.start_fork_server

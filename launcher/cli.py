@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
+from launcher.agent.init import stand_before
 from launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
-from launcher.init import stand_before
 from launcher.options.declared import kebab
 from launcher.options.usage import parsed, shorten
 

@@ -19,15 +19,15 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from launcher.agent.init import stand_before
+from launcher.agent.limits import raise_open_files
 from launcher.config import TrainConfig, read_train_argv
 from launcher.console import ConsoleHandler
 from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
-from launcher.init import stand_before
 from launcher.layout.hardware import apply_layout, rank_layout, read_cpus
 from launcher.layout.idle import Batch, warnings
 from launcher.layout.schedule import Pipeline
 from launcher.layout.topology import Topology
-from launcher.limits import raise_open_files
 from launcher.one_device import in_one_stage
 from launcher.preflight import check_torch, check_writable
 from launcher.ranks.board import Board

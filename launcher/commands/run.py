@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         if done:
             say(done)
             return EXIT_DONE
-        from launcher import elastic
+        from launcher.agent import elastic
 
         return elastic.launch(plan, say=say, claim=claim)
 

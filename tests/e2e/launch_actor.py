@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from launcher import elastic
+from launcher.agent import elastic
 from launcher.config import TrainConfig
 from launcher.launch_config import LaunchConfig
 from launcher.layout.hardware import read_hardware

@@ -25,7 +25,7 @@ from benchmarks.faults.places import RANK_PLACES, wrap_all
 EARLY = {"before torch": "torch", "torch comes": "torch.nn"}
 """The module that is about to be imported."""
 MORE = {
-    "rank begins": "launcher.entry:_main",
+    "rank begins": "launcher.agent.entry:_main",
     "validation": "workers.trainer:Trainer.evaluate",
     "no node comes": "launcher.rendezvous.handler:BundleRendezvousHandler._check_open",
 }

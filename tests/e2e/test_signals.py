@@ -217,7 +217,7 @@ def test_process_1_of_a_container_hears_a_signal(
 
 ORPHANS = """
 import os, sys, time
-from launcher.init import stand_before
+from launcher.agent.init import stand_before
 
 code = stand_before()
 if code is not None:

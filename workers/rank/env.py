@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.agent.entry import ERROR_FILE
 from launcher.agreement.agreed import TERMS_VARIABLE
 from launcher.agreement.claim import CLAIM_VARIABLE
-from launcher.entry import ERROR_FILE
 from launcher.errors import ConfigError
 from launcher.layout.microbatch import BUNDLES_VARIABLE
 from launcher.meeting.launchers import rank_variables

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from launcher import elastic
+from launcher.agent import elastic
+from launcher.agent.elastic import load, set_environment
 from launcher.agreement.agreed import TERMS_VARIABLE
 from launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from launcher.config import TrainConfig
-from launcher.elastic import load, set_environment
 from launcher.errors import NodeError
 from launcher.layout.hardware import Devices
 from launcher.meeting.network import LOOPBACK, Meeting

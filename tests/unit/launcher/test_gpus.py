@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.elastic import check_gpus
+from launcher.agent.elastic import check_gpus
 from launcher.errors import NodeError
 from launcher.layout.gpus import count_gpus
 from launcher.layout.hardware import Devices

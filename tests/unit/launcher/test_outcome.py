@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launcher.failure import explain_end
+from launcher.agent.failure import explain_end
 from launcher.run_folder.outcome import FirstError, Outcome, first_of, read_outcome, write_outcome
 from launcher.run_folder.paths import RunPaths
 

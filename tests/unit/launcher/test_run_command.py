@@ -29,7 +29,7 @@ RUN = "run --devices cpu --slots 1 --shape 1"
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run folder here, and no way to start anything."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "launcher.elastic", None)
+    monkeypatch.setitem(sys.modules, "launcher.agent.elastic", None)
     for name in [n for n in os.environ if n.startswith(("SLURM_", "OMPI_", "PMI_", "PET_"))]:
         monkeypatch.delenv(name)
 

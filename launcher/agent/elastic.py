@@ -16,10 +16,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launcher.agent.entry import run_worker
+from launcher.agent.failure import explain, explain_end
+from launcher.agent.limits import check_shared_memory, raise_open_files
+from launcher.agent.tracker import outlive_tracker
 from launcher.agreement.agreed import TERMS_VARIABLE, terms_of
 from launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from launcher.config import TrainConfig
-from launcher.entry import run_worker
 from launcher.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -28,10 +31,8 @@ from launcher.errors import (
     NodeError,
     meaning_of,
 )
-from launcher.failure import explain, explain_end
 from launcher.layout.hardware import THREADS_VARIABLE
 from launcher.layout.topology import bundle_size
-from launcher.limits import check_shared_memory, raise_open_files
 from launcher.meeting.network import check_port, wait_for_meeting
 from launcher.options.declared import ENV_PREFIX
 from launcher.plan import LaunchPlan, NodePlan
@@ -45,7 +46,6 @@ from launcher.rendezvous.settings import TOKEN_VARIABLE
 from launcher.rendezvous.token import ensure_token
 from launcher.run_folder.outcome import Outcome, read_outcome
 from launcher.run_folder.paths import RunPaths
-from launcher.tracker import outlive_tracker
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import entry
+from launcher.agent import entry
 from launcher.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
 from launcher.run_folder.outcome import Outcome
 
