@@ -58,7 +58,9 @@ AGENT_PLACES: Mapping[str, Spot] = {
     "rendezvous host": Spot(
         "launcher.rendezvous.handler:BundleRendezvousHandler", "_open", "before"
     ),
-    "rendezvous accept": Spot("launcher.rendezvous.member", "accept", "after"),  # said to nobody
+    "rendezvous accept": Spot(
+        "launcher.rendezvous.protocol.member", "accept", "after"
+    ),  # said to nobody
     "rendezvous enter": Spot(
         "launcher.rendezvous.handler:BundleRendezvousHandler", "_enter", "before"
     ),

@@ -14,7 +14,7 @@ from launcher.errors import (
     VERDICT_FINAL,
 )
 from launcher.ranks.fault import Fault, FaultKind
-from launcher.rendezvous.messages import EndCause
+from launcher.rendezvous.protocol.messages import EndCause
 
 FINAL_CODES = (EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL)
 """Exit codes of a rank that another start would only repeat."""

@@ -17,7 +17,7 @@ from launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, own_board
 from launcher.ranks.budget import Attempt, Budget, code_of_failed
 from launcher.ranks.fork_server import is_server_gone
 from launcher.ranks.watch import Watch
-from launcher.rendezvous.messages import EndCause
+from launcher.rendezvous.protocol.messages import EndCause
 from launcher.run_folder.events import Events, read_tail
 from launcher.run_folder.outcome import (
     Outcome,

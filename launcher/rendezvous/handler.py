@@ -34,10 +34,10 @@ from launcher.errors import EXIT_RESUMABLE
 from launcher.meeting.network import LOOPBACK, own_addresses, resolve, route_to
 from launcher.meeting.node_name import claimed_name
 from launcher.ranks.node_ranks import Ranks
-from launcher.rendezvous.member import Enter, OpenStore
-from launcher.rendezvous.messages import Round, RoundId, Seat
 from launcher.rendezvous.node import Node, Request, own_endpoints, unkept
 from launcher.rendezvous.probe import is_rendezvous
+from launcher.rendezvous.protocol.member import Enter, OpenStore
+from launcher.rendezvous.protocol.messages import Round, RoundId, Seat
 from launcher.rendezvous.round_store import NUMBER_KEY, RoundStore, open_store, reach_store
 from launcher.rendezvous.settings import (
     NAME_VARIABLE,

@@ -24,12 +24,12 @@ from typing import Any
 
 from launcher.agreement.agreed import difference
 from launcher.console import tell
-from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
 from launcher.rendezvous.fence import WATCH_POLL_S, Fence
 from launcher.rendezvous.handshake import Card
-from launcher.rendezvous.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
-from launcher.rendezvous.messages import (
+from launcher.rendezvous.protocol import member
+from launcher.rendezvous.protocol.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
+from launcher.rendezvous.protocol.messages import (
     Close,
     Closed,
     Denied,

@@ -8,8 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from launcher.rendezvous import coordinator, turn
-from launcher.rendezvous.coordinator import (
+from launcher.rendezvous.fence import Fence
+from launcher.rendezvous.handshake import Card, Stranger, admit
+from launcher.rendezvous.protocol import coordinator
+from launcher.rendezvous.protocol import decide as turn
+from launcher.rendezvous.protocol.coordinator import (
     Arrived,
     Broken,
     Claimed,
@@ -22,10 +25,8 @@ from launcher.rendezvous.coordinator import (
     TryClaim,
     Wish,
 )
-from launcher.rendezvous.fence import Fence
-from launcher.rendezvous.handshake import Card, Stranger, admit
-from launcher.rendezvous.leases import Leases
-from launcher.rendezvous.messages import (
+from launcher.rendezvous.protocol.leases import Leases
+from launcher.rendezvous.protocol.messages import (
     MAX_LINE_BYTES,
     Accept,
     Beat,
@@ -39,7 +40,7 @@ from launcher.rendezvous.messages import (
     decode,
     encode,
 )
-from launcher.rendezvous.state import Phase, Rules, State
+from launcher.rendezvous.protocol.state import Phase, Rules, State
 from launcher.rendezvous.tasks import Tasks
 
 ADMIT_S = 5.0

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import ConfigError, nearest
-from launcher.rendezvous.state import Rules
+from launcher.rendezvous.protocol.state import Rules
 
 DEFAULT_PORT = 29400
 TOKEN_VARIABLE = "BUNDLERUN_TOKEN"

@@ -23,7 +23,7 @@ import pytest
 
 from launcher.errors import EXIT_RESUMABLE
 from launcher.rendezvous.handshake import Card, proof
-from launcher.rendezvous.messages import Peek, Status, decode, encode
+from launcher.rendezvous.protocol.messages import Peek, Status, decode, encode
 
 BIN = Path(sys.executable).parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")

@@ -5,7 +5,7 @@ import pytest
 from launcher.errors import VERDICT_FINAL
 from launcher.ranks.budget import Attempt, Budget, code_of_failed
 from launcher.ranks.fault import Fault, FaultKind
-from launcher.rendezvous.messages import EndCause
+from launcher.rendezvous.protocol.messages import EndCause
 
 
 def after(budget: Budget, *attempts: Attempt) -> tuple[Budget, str]:

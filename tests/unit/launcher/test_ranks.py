@@ -11,7 +11,7 @@ from launcher.errors import EXIT_NODE
 from launcher.ranks.board import Board
 from launcher.ranks.fault import Fault, FaultKind
 from launcher.ranks.node_ranks import Ranks
-from launcher.rendezvous.messages import EndCause
+from launcher.rendezvous.protocol.messages import EndCause
 from launcher.run_folder.events import Events
 from launcher.run_folder.outcome import read_outcome
 from launcher.run_folder.paths import RunPaths

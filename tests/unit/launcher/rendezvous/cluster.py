@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from launcher.rendezvous import coordinator, member, turn
-from launcher.rendezvous.member import Member
-from launcher.rendezvous.messages import Close, Closed, Over, Pulse, Round, RoundId, Seat
-from launcher.rendezvous.state import Phase, Rules, State
-from launcher.rendezvous.votes import best_candidate
+from launcher.rendezvous.protocol import coordinator, member
+from launcher.rendezvous.protocol import decide as turn
+from launcher.rendezvous.protocol.member import Member
+from launcher.rendezvous.protocol.messages import Close, Closed, Over, Pulse, Round, RoundId, Seat
+from launcher.rendezvous.protocol.state import Phase, Rules, State
+from launcher.rendezvous.protocol.votes import best_candidate
 from tests.unit.launcher.rendezvous.ledger import Ledger
 
 STEP_S = 0.1

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from launcher.rendezvous import member
 from launcher.rendezvous.client import Client
 from launcher.rendezvous.handshake import Card
-from launcher.rendezvous.member import Member
-from launcher.rendezvous.messages import Seat
+from launcher.rendezvous.protocol import member
+from launcher.rendezvous.protocol.member import Member
+from launcher.rendezvous.protocol.messages import Seat
 from launcher.rendezvous.settings import Endpoint
 
 SEAT = Seat(name="n", incarnation="i", address="127.0.0.1", num_workers=1, candidate=-1)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rendezvous.coordinator import TryClaim
 from launcher.rendezvous.fence import Fence
-from launcher.rendezvous.messages import Closed, Round, Seat
+from launcher.rendezvous.protocol.coordinator import TryClaim
+from launcher.rendezvous.protocol.messages import Closed, Round, Seat
 
 ENDED = Closed(reason="all done", is_success=True)
 

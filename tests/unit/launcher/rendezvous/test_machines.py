@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.rendezvous import member
-from launcher.rendezvous.state import Rules
+from launcher.rendezvous.protocol import member
+from launcher.rendezvous.protocol.state import Rules
 from tests.unit.launcher.rendezvous.cluster import Cluster
 
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.rendezvous import coordinator, member, state, turn
-from launcher.rendezvous.member import Member, Say
-from launcher.rendezvous.messages import (
+from launcher.rendezvous.protocol import coordinator, member, state
+from launcher.rendezvous.protocol import decide as turn
+from launcher.rendezvous.protocol.member import Member, Say
+from launcher.rendezvous.protocol.messages import (
     Accept,
     Lead,
     Propose,
@@ -22,8 +23,8 @@ from launcher.rendezvous.messages import (
     Seat,
     ToMember,
 )
-from launcher.rendezvous.state import Rules
-from launcher.rendezvous.votes import has_quorum, last_round
+from launcher.rendezvous.protocol.state import Rules
+from launcher.rendezvous.protocol.votes import has_quorum, last_round
 from tests.unit.launcher.rendezvous.cluster import Cluster
 
 FOREVER_S = 1e9

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.rendezvous.member import Member, Tell
-from launcher.rendezvous.messages import Pulse, Round, Seat
+from launcher.rendezvous.protocol.member import Member, Tell
+from launcher.rendezvous.protocol.messages import Pulse, Round, Seat
 from launcher.rendezvous.told import (
     Obstacle,
     Waiting,

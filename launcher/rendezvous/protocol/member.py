@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from launcher.rendezvous.messages import (
+from launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     Accept,
     Beat,

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launcher.rendezvous.coordinator import Note, Send, Wish, close, history, lose, try_claim
-from launcher.rendezvous.messages import (
+from launcher.rendezvous.protocol.coordinator import (
+    Note,
+    Send,
+    Wish,
+    close,
+    history,
+    lose,
+    try_claim,
+)
+from launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     EndCause,
     Go,
@@ -18,8 +26,14 @@ from launcher.rendezvous.messages import (
     ToMember,
     id_of,
 )
-from launcher.rendezvous.state import Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.votes import choose_seats, has_quorum, is_agreed, is_better, next_term
+from launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
+from launcher.rendezvous.protocol.votes import (
+    choose_seats,
+    has_quorum,
+    is_agreed,
+    is_better,
+    next_term,
+)
 
 
 def settle(state: State, now: float) -> tuple[State, list[Wish]]:

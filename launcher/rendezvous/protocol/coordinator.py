@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from launcher.rendezvous.messages import (
+from launcher.rendezvous.protocol.messages import (
     Accept,
     Beat,
     Close,
@@ -33,8 +33,8 @@ from launcher.rendezvous.messages import (
     RoundId,
     ToMember,
 )
-from launcher.rendezvous.state import Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.votes import grounds_of, is_ended, is_void, last_round
+from launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
+from launcher.rendezvous.protocol.votes import grounds_of, is_ended, is_void, last_round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
