@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from splits.flow import Flow
 from splits.stage import chunk_forwards
-from splits.undo import members_kept
+from splits.tracing.undo import members_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

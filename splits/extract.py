@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from torch import fx
 
 from splits.flow import Flow
-from splits.region import enter_regions
 from splits.stage import StagePart, overwritable
+from splits.tracing.region import enter_regions
 
 
 def extract(flow: Flow, cuts: Sequence[int], stage: int) -> StagePart:

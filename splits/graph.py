@@ -18,7 +18,7 @@ from splits.flow import Flow
 from splits.modes import modes_kept, read_modes
 from splits.stage import Stage, attach, outermost, state_paths
 from splits.state import find_attribute, named_state, names_by_id, tensors_of
-from splits.trace import ModuleTracer, trace_modes
+from splits.tracing.trace import ModuleTracer, trace_modes
 
 log = logging.getLogger(__name__)
 

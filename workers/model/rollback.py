@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from splits.undo import members_kept
+from splits.tracing.undo import members_kept
 from workers.model.module_tensors import limited_embeddings, may_be_written, tensor_places
 
 

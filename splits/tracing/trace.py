@@ -15,7 +15,8 @@ from torch.fx.proxy import ParameterProxy
 
 from launcher.errors import ConfigError
 from splits.alias import IN_PLACE_OPERATORS
-from splits.beside import (
+from splits.modes import modes_kept
+from splits.tracing.beside import (
     MODES,
     Unkept,
     attributes,
@@ -30,9 +31,8 @@ from splits.beside import (
     set_random,
     settings,
 )
-from splits.modes import modes_kept
-from splits.region import REGION, Autocast, Region
-from splits.twice import first_difference
+from splits.tracing.region import REGION, Autocast, Region
+from splits.tracing.twice import first_difference
 
 _CONTAINERS: tuple[type, ...] = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CONSTANT = "_tensor_constant"
