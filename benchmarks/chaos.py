@@ -11,11 +11,11 @@ from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.draw import Bars, draw_bars
 from benchmarks.faults.chaos import Chaos, Recovery, verdict
 from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.plan import plan_blows
-from benchmarks.hosts import Wire, open_hosts, why_not
 from benchmarks.record import Options, print_table
 
 CLAIM = (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import product
 from statistics import median
 
+from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.hosts import why_not
 from benchmarks.ours import MODES, SyncChoice, choices
 from benchmarks.record import Check, Options, print_table
 from benchmarks.syncing import MIB, Setting, measure, median_ms, ours

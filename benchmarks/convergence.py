@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean, variance
 
+from benchmarks.cluster.forked import Seat, run_ranks
+from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.draw import draw_lines
-from benchmarks.forked import Seat, run_ranks
-from benchmarks.hosts import Wire, open_hosts, why_not
 from benchmarks.record import Check, Options, print_table
 from benchmarks.training import losses_by_epoch
 from examples.write_digits import write_digits

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torchvision.models import resnet18
 
-from benchmarks.jobs import STARTERS, Job, Starter, started
+from benchmarks.cluster.jobs import STARTERS, Job, Starter, started
 from benchmarks.record import Options, print_table
 
 CLAIM = "one more rank on a node costs under 150 MiB beyond the model's own memory"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
-from benchmarks.forked import TIMEOUT_S, Seat
+from benchmarks.cluster.forked import TIMEOUT_S, Seat
 from launcher.layout.topology import Topology
 from workers.data.samples import Batch
 from workers.pipeline.bundle import Bundle

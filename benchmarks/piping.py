@@ -21,8 +21,8 @@ from torch.distributed.pipelining import (
     ScheduleZBVZeroBubble,
 )
 
-from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
-from benchmarks.hosts import Wire, open_hosts
+from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
+from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.ours import Pipe
 from benchmarks.sleeping import SleepingPart
 from benchmarks.wire import check

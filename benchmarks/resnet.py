@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torchvision.models import resnet50
 
+from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
+from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
-from benchmarks.hosts import Wire, open_hosts, why_not
 from benchmarks.record import Check, Options, print_table
 from benchmarks.syncing import median_ms, ratio
 from benchmarks.torch_hybrid import TorchHybrid

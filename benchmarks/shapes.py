@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.hosts import why_not
 from benchmarks.piping import Setting, StageTimes, measure, ours
 from benchmarks.record import Check, Options, print_table
 from benchmarks.syncing import median_ms

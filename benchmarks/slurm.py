@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.cluster.slurm_cluster import Cluster, open_cluster, why_not
+from benchmarks.cluster.slurm_jobs import SMALL, Jobs, Submitted, train_words
 from benchmarks.record import Check, Options, print_table
-from benchmarks.slurm_cluster import Cluster, open_cluster, why_not
-from benchmarks.slurm_jobs import SMALL, Jobs, Submitted, train_words
 
 CLAIM = "a lost node costs 5 s and no step; a lost first node is requeued within 15 s"
 LIMIT_S = 120.0

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from benchmarks.jobs import STARTERS, Job, Starter, started
+from benchmarks.cluster.jobs import STARTERS, Job, Starter, started
 from benchmarks.record import Options, print_table
 
 CLAIM = "two nodes of four ranks reach their first step in half the time of torchrun or less"

@@ -26,8 +26,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
-from benchmarks.hosts import Wire, open_hosts
+from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
+from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.ours import Sync, SyncChoice
 from benchmarks.sleeping import SleepingLayer
 from benchmarks.wire import check

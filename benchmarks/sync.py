@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.hosts import why_not
 from benchmarks.ours import choices
 from benchmarks.record import Check, Options, print_table
 from benchmarks.syncing import FLAT, PER_PARAMETER, Setting, measure, median_ms, ours, ratio

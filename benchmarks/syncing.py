@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from benchmarks.forked import Seat, Timing, run_ranks, timings_by_scheme
-from benchmarks.hosts import Hosts, Wire, open_hosts
+from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
+from benchmarks.cluster.hosts import Hosts, Wire, open_hosts
 from benchmarks.ours import Sync, SyncChoice
 from benchmarks.wire import check
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD
 from torchvision.models import resnet50
 
-from benchmarks.forked import Seat
+from benchmarks.cluster.forked import Seat
 from splits.models import make_stages
 
 NUM_STAGES = 2

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from torch._C._distributed_c10d import PrefixStore
 
-from benchmarks.forked import Seat
+from benchmarks.cluster.forked import Seat
 from launcher.config import TrainConfig
 from workers.data.feed import Feed
 from workers.data.samples import Batch

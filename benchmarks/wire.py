@@ -8,8 +8,8 @@ from functools import partial
 from itertools import pairwise
 from statistics import median
 
-from benchmarks.forked import TIMEOUT_S, Seat, run_ranks
-from benchmarks.hosts import Hosts, Wire, open_hosts, why_not
+from benchmarks.cluster.forked import TIMEOUT_S, Seat, run_ranks
+from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
 from benchmarks.record import Check, Options, print_table
 
 CLAIM = "a shaped link keeps its rate to 1 %, both ways at once"

@@ -20,9 +20,9 @@ from typing import NoReturn
 
 import psutil
 
+from benchmarks.cluster.hosts import Hosts
 from benchmarks.faults.history import Tail
 from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
-from benchmarks.hosts import Hosts
 from launcher.run_folder.checkpoints import find_damage, survey
 from launcher.run_folder.events import read_events
 from launcher.run_folder.paths import RunPaths

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.faults.chaos import Chaos, verdict
 from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.plan import plan_blows
-from benchmarks.hosts import Wire, open_hosts, why_not
 from tests.e2e.test_runs import free_port
 
 SLOTS = (2, 2)

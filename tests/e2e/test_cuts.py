@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.faults.chaos import leader, verdict
 from benchmarks.faults.inject import AGENT, Fault
 from benchmarks.faults.job import Job, host_nodes, opened
-from benchmarks.hosts import Wire, open_hosts, why_not
 from launcher.run_folder.paths import RunPaths
 
 SLOTS = (2, 2, 2)

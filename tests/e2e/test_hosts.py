@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.forked import Seat, run_ranks
-from benchmarks.hosts import Hosts, Wire, open_hosts, why_not
+from benchmarks.cluster.forked import Seat, run_ranks
+from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
 from benchmarks.wire import measure
 
 pytestmark = [
@@ -24,8 +24,8 @@ TOLERANCE = 0.05
 """Of a rate; the benchmark `wire` measures it on a machine that is free."""
 HOLD = """
     import sys, time
-    from benchmarks.hosts import Wire, open_hosts
-    from benchmarks.forked import run_ranks
+    from benchmarks.cluster.hosts import Wire, open_hosts
+    from benchmarks.cluster.forked import run_ranks
     with open_hosts(2, Wire(mbit_per_s=100)) as hosts:
         run_ranks(hosts, (1, 1), lambda seat: (print("there", flush=True), time.sleep(600)))
 """

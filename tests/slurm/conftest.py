@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.slurm_cluster import Cluster, open_cluster, why_not
-from benchmarks.slurm_jobs import Jobs, Recovery, train_words
+from benchmarks.cluster.slurm_cluster import Cluster, open_cluster, why_not
+from benchmarks.cluster.slurm_jobs import Jobs, Recovery, train_words
 
 GPUS = (2, 2, 3, 2)
 """Of each node; uneven, as a bundle of two leaves one of n3 idle."""

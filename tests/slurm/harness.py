@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.slurm_jobs import NUM_STEPS, Submitted
+from benchmarks.cluster.slurm_jobs import NUM_STEPS, Submitted
 
 
 def ended_well(job: Submitted, wanted_loss: float, num_steps: int = NUM_STEPS) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.slurm_jobs import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
+from benchmarks.cluster.slurm_jobs import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
 from slurm.lookout import LOSS_S
 from slurm.render import DEFAULTS, Kind, script
 from tests.slurm.harness import ended_well

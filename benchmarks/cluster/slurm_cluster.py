@@ -24,8 +24,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.namespaces import Namespaces, die_with_parent, free_subnet, wait_for
-from benchmarks.slurm_conf import CONF, INIT
+from benchmarks.cluster.namespaces import Namespaces, die_with_parent, free_subnet, wait_for
+from benchmarks.cluster.slurm_conf import CONF, INIT
 
 TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2 util-linux procps"

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks.slurm_cluster import Cluster
+from benchmarks.cluster.slurm_cluster import Cluster
 from launcher.agreement.continuation import newest_step
 from launcher.run_folder.events import read_events
 from launcher.run_folder.paths import RunPaths

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
-from benchmarks.hosts import DEVICE, Counters, Hosts, read_counters
+from benchmarks.cluster.hosts import DEVICE, Counters, Hosts, read_counters
 from workers.rank.comm import Network
 from workers.rank.env import RankEnv
 

@@ -1,0 +1,1 @@
+"""Machines that are no machines: hosts on this one, and jobs on them."""
