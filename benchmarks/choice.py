@@ -7,9 +7,9 @@ from statistics import median
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.ours import MODES, SyncChoice, choices
 from benchmarks.record import Check, Options, print_table
-from benchmarks.syncing import MIB, Setting, measure, median_ms, ours
+from benchmarks.workload.ours import MODES, SyncChoice, choices
+from benchmarks.workload.syncing import MIB, Setting, measure, median_ms, ours
 
 CLAIM = "auto is within 3 % of the best mode in each of 12 settings"
 LAYOUTS = ((2, 1), (2, 2), (2, 4), (4, 2))

@@ -6,9 +6,9 @@ from statistics import median
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.ours import choices
 from benchmarks.record import Check, Options, print_table
-from benchmarks.syncing import FLAT, Setting, measure, ours
+from benchmarks.workload.ours import choices
+from benchmarks.workload.syncing import FLAT, Setting, measure, ours
 
 CLAIM = "a sync sends the least possible number of bytes between nodes, half of it in bfloat16"
 NUM_HOSTS = (2, 3, 4)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import draw_lines
-from benchmarks.ours import choices
 from benchmarks.record import Check, Options, print_table
-from benchmarks.syncing import FLAT, Setting, measure, median_ms, ours
+from benchmarks.workload.ours import choices
+from benchmarks.workload.syncing import FLAT, Setting, measure, median_ms, ours
 
 CLAIM = "a sync takes within 10 % of what its bytes take on the wire, whatever the number of ranks"
 LAYOUTS = ((2, 1), (2, 2), (2, 4), (2, 8), (4, 1), (4, 2), (4, 4))

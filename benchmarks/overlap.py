@@ -6,10 +6,10 @@ from statistics import median
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.ours import SyncChoice, choices
 from benchmarks.record import Check, Options, print_table
-from benchmarks.stepping import BASELINES, Setting, measure, ours
-from benchmarks.syncing import median_ms, ratio
+from benchmarks.workload.ours import SyncChoice, choices
+from benchmarks.workload.stepping import BASELINES, Setting, measure, ours
+from benchmarks.workload.syncing import median_ms, ratio
 
 CLAIM = "a step is 1.65 (bf16: 2.7) times faster than DDP's, and within 8 % of what the wire allows"
 SETTING = Setting(mbit_per_s=200)

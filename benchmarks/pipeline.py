@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.piping import ALONE, BASELINES, Setting, measure, ours
 from benchmarks.record import Check, Options, print_table
-from benchmarks.syncing import median_ms, ratio
+from benchmarks.workload.piping import ALONE, BASELINES, Setting, measure, ours
+from benchmarks.workload.syncing import median_ms, ratio
 
 CLAIM = "a step is within 8 % of one without communication, and 1.45 times faster than torch's 1F1B"
 MAIN = Setting(activation_bytes=2_500_000, num_microbatches=8)

@@ -20,10 +20,10 @@ from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.draw import Bars, draw_bars
 from benchmarks.record import Check, Options, print_table
-from benchmarks.syncing import median_ms, ratio
-from benchmarks.torch_hybrid import TorchHybrid
-from benchmarks.training import FixedSteps
 from benchmarks.wire import check
+from benchmarks.workload.syncing import median_ms, ratio
+from benchmarks.workload.torch_hybrid import TorchHybrid
+from benchmarks.workload.training import FixedSteps
 from launcher.config import TrainConfig
 from workers.data.samples import Batch
 

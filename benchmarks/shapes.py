@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.piping import Setting, StageTimes, measure, ours
 from benchmarks.record import Check, Options, print_table
-from benchmarks.syncing import median_ms
+from benchmarks.workload.piping import Setting, StageTimes, measure, ours
+from benchmarks.workload.syncing import median_ms
 
 CLAIM = "bundles of any shape reach 0.9 of the throughput of their narrowest stage"
 NUM_ROUNDS = 2

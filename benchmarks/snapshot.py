@@ -23,7 +23,7 @@ import torch
 from torch._C._distributed_c10d import HashStore
 
 from benchmarks.record import Check, Options, print_table
-from benchmarks.training import made
+from benchmarks.workload.training import made
 from launcher.config import TrainConfig
 from launcher.run_folder.checkpoints import Progress
 from workers.data.samples import Batch

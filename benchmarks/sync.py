@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.draw import Bars, draw_bars
-from benchmarks.ours import choices
 from benchmarks.record import Check, Options, print_table
-from benchmarks.syncing import FLAT, PER_PARAMETER, Setting, measure, median_ms, ours, ratio
+from benchmarks.workload.ours import choices
+from benchmarks.workload.syncing import (
+    FLAT,
+    PER_PARAMETER,
+    Setting,
+    measure,
+    median_ms,
+    ours,
+    ratio,
+)
 
 CLAIM = "two nodes of four: 1.6 times faster than flat, 9 times faster than per parameter"
 SETTING = Setting(num_hosts=2, ranks_per_host=4, mbit_per_s=400)

@@ -28,9 +28,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Wire, open_hosts
-from benchmarks.ours import Sync, SyncChoice
-from benchmarks.sleeping import SleepingLayer
 from benchmarks.wire import check
+from benchmarks.workload.ours import Sync, SyncChoice
+from benchmarks.workload.sleeping import SleepingLayer
 from workers.sync.bucket import bucket_bytes
 
 _TOLERANCE = 2e-2

@@ -23,9 +23,9 @@ from torch.distributed.pipelining import (
 
 from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Wire, open_hosts
-from benchmarks.ours import Pipe
-from benchmarks.sleeping import SleepingPart
 from benchmarks.wire import check
+from benchmarks.workload.ours import Pipe
+from benchmarks.workload.sleeping import SleepingPart
 from launcher.layout.topology import Topology
 
 

@@ -19,8 +19,8 @@ from torch.nn import Parameter
 
 from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts
-from benchmarks.ours import Sync, SyncChoice
 from benchmarks.wire import check
+from benchmarks.workload.ours import Sync, SyncChoice
 
 MIB = 2**20
 NUM_TENSORS = 160

@@ -1,4 +1,4 @@
-"""`bundlerun` with a clock at each stage of its start: `python -m benchmarks.traced run ...`.
+"""`bundlerun` with a clock at each stage of its start: `python -m benchmarks.workload.traced run ...`.
 
 Appends {"time", "pid", "name", "seconds"} per traced call to the file that $BENCHMARK_TRACE names.
 """
