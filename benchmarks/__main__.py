@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-from benchmarks.record import Options
+from benchmarks.results.record import Options
 
 ONE_MACHINE = ("loop", "checks", "start", "memory", "links", "snapshot")
 NETWORK = (

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.faults.job import PORT, Job, loopback_nodes, opened
-from benchmarks.record import Check, Options
+from benchmarks.results.record import Check, Options
 from launcher.run_folder.events import read_events
 from launcher.run_folder.paths import RunPaths
 

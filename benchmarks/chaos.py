@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
-from benchmarks.draw import Bars, draw_bars
 from benchmarks.faults.chaos import Chaos, Recovery, verdict
 from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.plan import plan_blows
-from benchmarks.record import Options, print_table
+from benchmarks.results.draw import Bars, draw_bars
+from benchmarks.results.record import Options, print_table
 
 CLAIM = (
     "whatever dies, freezes or is cut off, in any order, no run hangs, differs or leaves a trace"

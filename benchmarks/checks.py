@@ -31,7 +31,7 @@ from benchmarks.loop import (
     TrainerLoop,
     make_microbatches,
 )
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.record import Check, Options, print_table
 from launcher.agreement.agreed import terms_of
 from launcher.config import TrainConfig
 from splits.models import make_stages

@@ -6,8 +6,8 @@ from itertools import product
 from statistics import median
 
 from benchmarks.cluster.hosts import why_not
-from benchmarks.draw import Bars, draw_bars
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.draw import Bars, draw_bars
+from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.ours import MODES, SyncChoice, choices
 from benchmarks.workload.syncing import MIB, Setting, measure, median_ms, ours
 

@@ -11,8 +11,8 @@ from statistics import fmean, variance
 
 from benchmarks.cluster.forked import Seat, run_ranks
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
-from benchmarks.draw import draw_lines
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.draw import draw_lines
+from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import losses_by_epoch
 from examples.write_digits import write_digits
 from launcher.config import TrainConfig

@@ -20,7 +20,7 @@ from statistics import median
 import torch
 from torch._C._distributed_c10d import FileStore
 
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.record import Check, Options, print_table
 from workers.pipeline.links import InLink, Kind, OutLink
 from workers.rank.comm import Group, Network
 

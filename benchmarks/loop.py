@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 from torchvision.models import resnet18
 
-from benchmarks.record import Options, print_table
+from benchmarks.results.record import Options, print_table
 from launcher.config import TrainConfig
 from workers.data.samples import Batch
 from workers.rank.env import RankEnv

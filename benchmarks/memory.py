@@ -19,7 +19,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torchvision.models import resnet18
 
 from benchmarks.cluster.jobs import STARTERS, Job, Starter, started
-from benchmarks.record import Options, print_table
+from benchmarks.results.record import Options, print_table
 
 CLAIM = "one more rank on a node costs under 150 MiB beyond the model's own memory"
 NUM_RANKS = (2, 4, 6)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
-from benchmarks.draw import Bars, draw_bars
 from benchmarks.faults.chaos import leader
 from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.stock import StockJob
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.draw import Bars, draw_bars
+from benchmarks.results.record import Check, Options, print_table
 from launcher.run_folder.events import read_events
 from launcher.run_folder.paths import RunPaths
 

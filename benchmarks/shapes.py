@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.cluster.hosts import why_not
-from benchmarks.draw import Bars, draw_bars
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.draw import Bars, draw_bars
+from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.piping import Setting, StageTimes, measure, ours
 from benchmarks.workload.syncing import median_ms
 

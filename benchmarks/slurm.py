@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.cluster.slurm_cluster import Cluster, open_cluster, why_not
 from benchmarks.cluster.slurm_jobs import SMALL, Jobs, Submitted, train_words
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.record import Check, Options, print_table
 
 CLAIM = "a lost node costs 5 s and no step; a lost first node is requeued within 15 s"
 LIMIT_S = 120.0

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch._C._distributed_c10d import HashStore
 
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import made
 from launcher.config import TrainConfig
 from launcher.run_folder.checkpoints import Progress

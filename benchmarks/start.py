@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from benchmarks.cluster.jobs import STARTERS, Job, Starter, started
-from benchmarks.record import Options, print_table
+from benchmarks.results.record import Options, print_table
 
 CLAIM = "two nodes of four ranks reach their first step in half the time of torchrun or less"
 NUM_ROUNDS = 5

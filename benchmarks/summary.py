@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import cast
 
-from benchmarks.draw import Bars, draw_bars
-from benchmarks.record import FOLDER, Check, Options, history, print_table
+from benchmarks.results.draw import Bars, draw_bars
+from benchmarks.results.record import FOLDER, Check, Options, history, print_table
 
 CLAIM = "every target is met"
 

@@ -10,7 +10,7 @@ from statistics import median
 
 from benchmarks.cluster.forked import TIMEOUT_S, Seat, run_ranks
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
-from benchmarks.record import Check, Options, print_table
+from benchmarks.results.record import Check, Options, print_table
 
 CLAIM = "a shaped link keeps its rate to 1 %, both ways at once"
 MBIT_PER_S = (200, 400, 1000)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.record import FOLDER, ROOT, Options
+from benchmarks.results.record import FOLDER, ROOT, Options
 
 _INCHES = (8.0, 4.5)
 _DPI = 110
