@@ -1,4 +1,6 @@
-"""`bundlerun` with a clock at each stage of its start: `python -m benchmarks.workload.traced run ...`.
+"""`bundlerun` with a clock at each stage of its start.
+
+    python -m benchmarks.workload.traced run OPTION... DATA
 
 Appends {"time", "pid", "name", "seconds"} per traced call to the file that $BENCHMARK_TRACE names.
 """

@@ -1,1 +1,1 @@
-"""Pure, or nearly: devices and cores of a node, who is where, and in which order passes are done."""
+"""Who is where and in which order passes are done; devices and cores of a node. Nearly all pure."""

@@ -29,7 +29,7 @@ class Differs(Stranger):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What a node says of itself. terms: see `launcher.agreement.agreed`; none where it knows none."""
+    """What a node says of itself. terms: see `launcher.agreement`; none where it knows none."""
 
     name: str = ""
     terms: Mapping[str, str] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""This rank's part of the user's model: built, checked, and what its forward writes."""
+"""The part of the user's model that a rank has: built, checked, and what its forward writes."""

@@ -5,7 +5,8 @@
     (sum, weight)         sum / samples of the step                    weight / samples, of the step
 
 The weight of a step is known when all its forwards are done, and backwards begin before that. So
-gradients are those of the shares, and all are scaled once their sums are there (`workers.optim.update`).
+gradients are those of the shares, and all are scaled once their sums are there
+(`workers.optim.update`).
 """
 
 from __future__ import annotations

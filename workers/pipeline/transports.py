@@ -1,8 +1,8 @@
 """What carries the messages of one link, chosen when its two ends are made.
 
-on the CPU, within a node       shared memory (`workers.pipeline.slots`); gloo where the system forbids it
+on the CPU, within a node       shared memory (`slots`); gloo where the system forbids it
 on the CPU, between nodes       gloo
-on GPUs, transport "cpu"        one of these two, through pinned memory (`workers.pipeline.staging`)
+on GPUs, transport "cpu"        one of these two, through pinned memory (`staging`)
 on GPUs, transport "nccl"       NCCL (`workers.pipeline.nccl`)
 """
 

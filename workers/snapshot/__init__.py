@@ -1,1 +1,1 @@
-"""Copies of the state in the memory of the nodes: taken after each step, found again at a restart."""
+"""Copies of the state in the memory of the nodes: taken after steps, found again at a restart."""

@@ -1,8 +1,8 @@
 """What a piece of a snapshot is, wherever it lies: named tensors of one stage at one step.
 
 The replicas of a stage on a node share its tensors out, so that each copies its part only; all
-pieces of a step together are the run's state. Names are the model's own (`workers.state.named`), so a
-piece serves any split.
+pieces of a step together are the run's state. Names are the model's own (`workers.state.named`),
+so a piece serves any split.
 """
 
 from __future__ import annotations

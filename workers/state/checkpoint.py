@@ -103,7 +103,7 @@ class Checkpoints:
 
         Args:
             name: of the part, such as `stage-0`; each writing rank has its own.
-            tensors: as `workers.state.named.state_tensors` gives them. They must not change meanwhile.
+            tensors: as `workers.state.named` gives them. They must not change meanwhile.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; nothing of the part is left.
@@ -161,7 +161,7 @@ class Checkpoints:
         """The newest undamaged checkpoint; warns of those that are passed over for it.
 
         Args:
-            damage_of: what is wrong with a checkpoint; see `launcher.run_folder.checkpoints.choose`.
+            damage_of: what is wrong with a checkpoint; see `checkpoints.choose`.
             surveyed: what to choose from, where another rank has looked.
         """
         return choose(self.survey() if surveyed is None else surveyed, damage_of)

@@ -1,7 +1,8 @@
 """A cluster whose ranks take snapshots and restore them, one small action at a time, as plain data.
 
-What is chosen and who sends what is the real `workers.snapshot.restore_plan`; the order in which a rank
-copies, seals, agrees, sends its last bucket and finishes is that of `workers.snapshot.snapshots`.
+What is chosen and who sends what is the real `workers.snapshot.restore_plan`; the order in which a
+rank copies, seals, agrees, sends its last bucket and finishes is that of
+`workers.snapshot.snapshots`.
 """
 
 from __future__ import annotations
