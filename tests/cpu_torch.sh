@@ -20,6 +20,6 @@ if "$run" -c 'import torch.distributed as d; raise SystemExit(not d.is_nccl_avai
 fi
 plugin=()
 "$run" -c 'import torchvision' 2>/dev/null || plugin=(-p tests.without_nms)
-"$run" -m pytest "${plugin[@]}" tests/ranks/test_parity.py tests/ranks/test_sync.py \
-    tests/ranks/test_links.py \
-    tests/ranks/test_nccl_stand_in.py::test_json_and_legs_go_to_nccl_as_it_wants_them "$@"
+"$run" -m pytest "${plugin[@]}" tests/ranks/training/test_parity.py tests/ranks/sync/test_sync.py \
+    tests/ranks/pipeline/test_links.py \
+    tests/ranks/rank/test_nccl_stand_in.py::test_json_and_legs_go_to_nccl_as_it_wants_them "$@"

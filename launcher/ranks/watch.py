@@ -62,6 +62,8 @@ class Watch:
         self._silent_looks = silent_s / self._look_s
         self._state_of = state_of or kernel_state
         self._ranks: dict[int, _Rank] = {}
+        self._ended: set[int] = set()
+        """Processes that have ended, and are still in a row: nobody may have reaped them yet."""
         self._has_heard = False
         self._poll = select.poll()
         self._wake_r, self._wake_w = os.pipe2(os.O_CLOEXEC)
@@ -106,8 +108,10 @@ class Watch:
             log.warning("%s", stop_text(name))
 
     def _look(self) -> None:
-        known = {rank.pid for rank in self._ranks.values()}
-        for local_rank, row in self._board.rows():
+        rows = list(self._board.rows())
+        self._ended &= {row.pid for _, row in rows}
+        known = self._ended | {rank.pid for rank in self._ranks.values()}
+        for local_rank, row in rows:
             if row.pid not in known:
                 self._meet(local_rank, row)
         for rank in list(self._ranks.values()):
@@ -133,6 +137,7 @@ class Watch:
         is_orderly = rank.row.pid != rank.pid or rank.row.exit_code is not None
         if not is_orderly and not rank.is_told:
             self._note(rank, "rank gone", "it was killed, or ended without a word")
+        self._ended.add(rank.pid)
         self._forget(pidfd)
 
     def _kill(self, rank: _Rank, event: str, why: str) -> None:

@@ -21,7 +21,7 @@ from slurm import node
 from slurm.jobs import Slurm
 from slurm.lookout import Lookout
 from slurm.node import NodeTask, lookout_of
-from tests.unit.launcher.test_slurm_env import STEP
+from tests.unit.launcher.meeting.test_slurm_env import STEP
 from tests.unit.slurm.conftest import FakeSlurm
 
 ENDPOINTS = (("10.0.0.11", 5), ("10.0.0.12", 5), ("10.0.0.13", 5))

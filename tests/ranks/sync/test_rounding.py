@@ -1,0 +1,54 @@
+"""What the exchange between nodes rounds away, and when the next step makes up for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.config import TrainConfig
+from tests.ranks.harness import run_ranks
+from tests.ranks.state.test_resume import history, trains
+from tests.ranks.training.test_kinds import CONFIG
+from workers.step import StepShare
+from workers.trainer import Trainer
+
+
+@pytest.fixture(autouse=True)
+def _short_first_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters are in buckets of their own dtype; the first is float64, which nothing rounds."""
+    monkeypatch.setattr("workers.sync.bucket._MOST_WIDENED", 0)
+
+
+def config(folder: Path, data: str) -> TrainConfig:
+    return replace(
+        CONFIG, data=data, run_dir=str(folder / "run"), precision="float32", lr=0.01,
+        exchange_dtype="bfloat16", sync="local-master",
+    )  # fmt: skip
+
+
+def test_a_step_that_is_left_out_leaves_nothing_to_make_up_for(tmp_path: Path) -> None:
+    run_ranks((1, 1), trains(replace(config(tmp_path, "nan"), on_nan="skip")), tmp_path)
+    steps = [row for row in history(tmp_path) if row["kind"] == "step"]
+    assert len(steps) == 6
+    # One sample in each epoch is no number.
+    assert sum("left_out" in row for row in steps) == 2
+
+
+@pytest.mark.parametrize(("data", "makes_up"), [("named", True), ("weights", False)])
+def test_only_steps_of_one_scale_make_up_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, data: str, makes_up: bool
+) -> None:
+    honest = Trainer.step
+
+    def step(self: Trainer, *args: Any) -> StepShare:
+        outcome = honest(self, *args)
+        left = self.sync.feedback()
+        assert left
+        assert any(bool(tensor.any()) for tensor in left.values()) == makes_up
+        return outcome
+
+    monkeypatch.setattr(Trainer, "step", step)
+    run_ranks((1, 1), trains(replace(config(tmp_path, data), epochs=1)), tmp_path)

@@ -1,0 +1,155 @@
+"""Options that change what a step does, through real bundles."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.config import TrainConfig
+from launcher.run_folder.checkpoints import read_tensors, survey
+from launcher.run_folder.paths import RunPaths
+from tests.ranks.harness import outcomes, run_ranks
+from tests.ranks.reference import train_unsplit
+from tests.ranks.state.test_resume import history, trains
+from tests.ranks.training.test_parity import CONFIG, NUM_STEPS, assert_close, bundle_run, losses_of
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 40
+
+
+def test_adamw_label_smoothing_and_a_step_schedule_train_like_the_unsplit_model(
+    tmp_path: Path,
+) -> None:
+    config = replace(
+        CONFIG,
+        shape=(1, 1),
+        optimizer="adamw",
+        lr=0.01,
+        weight_decay=0.1,
+        label_smoothing=0.1,
+        lr_schedule="step",
+        lr_step_epochs=1,
+        warmup_epochs=0.5,
+    )
+    state = bundle_run(config, (4,), tmp_path)
+    assert_close(state, train_unsplit(config, NUM_STEPS).state, 1e-10)
+
+
+def test_bfloat16_keeps_its_parameters_in_single_precision_and_learns(tmp_path: Path) -> None:
+    config = replace(
+        CONFIG, shape=(1, 1), precision="bfloat16", max_steps=0, epochs=4, clip_norm=0.0, lr=0.5
+    )
+    state = bundle_run(config, (4,), tmp_path)
+    assert {t.dtype for t in state.values()} == {torch.float32, torch.int64}
+    losses = losses_of(tmp_path)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None,
+    reason="torch.compile needs a C++ compiler",
+)
+def test_compiled_stages_train_like_the_unsplit_model(tmp_path: Path) -> None:
+    config = replace(CONFIG, shape=(1, 1), compile=True, max_steps=2, timeout_s=240.0)
+    state = bundle_run(config, (2,), tmp_path, limit_s=250.0)
+    assert_close(state, train_unsplit(config, 2).state, 1e-9)
+
+
+def test_auxiliary_heads_cross_a_cut_in_training_only(tmp_path: Path) -> None:
+    config = TrainConfig(
+        data="synthetic",
+        model="googlenet",
+        cut=("inception5a",),
+        shape=(1, 1),
+        synthetic_samples=10,
+        image_size=64,
+        augment="none",
+        batch_size=4,
+        microbatch_size=2,
+        epochs=1,
+        timeout_s=60.0,
+        run_dir=str(tmp_path / "run"),
+    )
+    run_ranks((2,), trains(config), tmp_path, timeout_s=120)
+    assert len(losses_of(tmp_path)) == 3
+    assert [row["kind"] for row in history(tmp_path)].count("eval") == 1
+
+
+def test_the_characters_recipe_learns_the_same_through_any_bundle(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    config = TrainConfig(
+        data=str(text),
+        recipe="characters",
+        shape=(1,),
+        batch_size=8,
+        microbatch_size=2,
+        epochs=2,
+        optimizer="adamw",
+        lr=0.003,
+        precision="float64",
+        timeout_s=30.0,
+        share="equal",
+    )
+    curves, states = [], []
+    for number, change in enumerate(
+        [
+            {"shape": (1,)},
+            {"shape": (1, 1), "cut": ("block3",)},
+            {"shape": (2, 1), "cut": ("block3",), "schedule": "zero-bubble"},
+            {"shape": (1, 1), "chunks": 3},
+        ]
+    ):
+        folder = tmp_path / str(number)
+        run = replace(config, **change, run_dir=str(folder / "run"))
+        run_ranks((sum(run.shape),), trains(run), folder)
+        curves.append(losses_of(folder))
+        newest = survey(RunPaths(folder / "run")).found[0]
+        states.append(read_tensors(newest, newest.weight_map))
+    assert curves[0][-1] < 0.9 * curves[0][0]
+    for curve, state in zip(curves, states, strict=True):
+        assert curve == pytest.approx(curves[0], rel=1e-9)
+        assert state.keys() == states[0].keys()
+
+
+def test_a_batch_norm_that_gets_one_value_says_which_option_helps(tmp_path: Path) -> None:
+    # 25 samples: the last micro-batch of the epoch has one; 1x1 pixels are left of 2x2.
+    config = replace(
+        CONFIG,
+        shape=(1, 1),
+        cut=("second",),
+        synthetic_samples=25,
+        image_size=2,
+        run_dir=str(tmp_path / "run"),
+        timeout_s=10.0,
+    )
+    found = outcomes((2,), trains(config), tmp_path, 60)
+    assert "ConfigError: batch norm 'norm1' of 6 channels gets one value of each" in found[0]
+    assert "--microbatch-size" in found[0]
+
+
+def test_the_measured_shares_use_every_sample_once(tmp_path: Path) -> None:
+    config = replace(CONFIG, shape=(1, 1), share="measured", max_steps=0, epochs=3)
+    bundle_run(config, (4,), tmp_path)
+    rows = [row for row in history(tmp_path) if row["kind"] == "step"]
+    assert sum(row["samples"] for row in rows) == 3 * CONFIG.synthetic_samples
+    assert losses_of(tmp_path) == pytest.approx(
+        train_unsplit(config, 3 * NUM_STEPS).losses, rel=1e-9
+    )
+
+
+def test_the_history_has_the_time_of_every_phase(tmp_path: Path) -> None:
+    bundle_run(replace(CONFIG, shape=(1, 1), validate=True), (2, 2), tmp_path)
+    epoch = next(row for row in history(tmp_path) if row["kind"] == "epoch")
+    for phase in ("data", "forward", "backward", "send", "receive", "optimizer"):
+        assert epoch["phases"][phase] > 0, phase
+    for phase in ("exchange",):
+        assert epoch["phases"][phase] > 0, phase
+    summary = json.loads(RunPaths(tmp_path / "run").summary.read_text())
+    assert summary["samples_per_s"] > 0
+    assert summary["phases"]["validate"] > 0
+    assert summary["phases"]["checkpoint"] > 0

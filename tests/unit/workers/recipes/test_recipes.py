@@ -1,0 +1,386 @@
+"""The shipped recipes and the example: data, model, loss, metrics and optimizer of each."""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torchvision.models.googlenet import GoogLeNetOutputs
+from torchvision.models.inception import InceptionOutputs
+
+from launcher.config import TrainConfig
+from launcher.errors import ConfigError
+from splits.models import make_stages
+from workers.data.loader import MicrobatchLoader
+from workers.data.order import num_steps, sample_order, step_microbatches
+from workers.recipe import DataInfo, DataSets, Recipe, SampleSet, load_recipe
+from workers.recipes.image_classification import heads, transforms
+
+SYNTHETIC = TrainConfig(data="synthetic", synthetic_samples=40, image_size=32)
+EXAMPLE = str(Path(__file__).parents[4] / "examples/my_recipe.py")
+LOGITS = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [1, 2, 3, 4, 5, 6, 7]])
+
+
+def info_of(data: DataSets) -> DataInfo:
+    return DataInfo(
+        num_train=len(data.train),
+        num_val=len(data.val) if data.val else 0,
+        num_outputs=data.num_outputs,
+    )
+
+
+def module_of(recipe: Recipe, info: DataInfo) -> nn.Module:
+    torch.manual_seed(0)
+    model = recipe.model(info)
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def train(config: TrainConfig, model: nn.Module, recipe: Recipe, samples: SampleSet) -> list[float]:
+    """The loss of each step."""
+    optimizer = recipe.optimizer(model.named_parameters())
+    losses = []
+    size = config.batch_size
+    with closing(MicrobatchLoader(samples, config=config, num_workers=0)) as loader:
+        for epoch in range(config.epochs):
+            order = sample_order(config.seed, epoch, len(samples))
+            steps = [
+                step_microbatches(order, step, batch_size=size, microbatch_size=size)[0]
+                for step in range(num_steps(len(samples), size))
+            ]
+            for batch in loader.batches(steps, epoch=epoch):
+                loss = recipe.loss(model(*batch.inputs), batch.target)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.item())
+    return losses
+
+
+def image_folder(root: Path, *, classes: int = 2) -> Path:
+    for part in ("train", "val"):
+        for name in range(classes):
+            folder = root / part / str(name)
+            folder.mkdir(parents=True)
+            Image.linear_gradient("L").resize((20, 30)).save(folder / "grey.png")
+    return root
+
+
+class TestImageClassification:
+    def test_synthetic_images_are_the_same_for_an_index_always(self) -> None:
+        first, second = (load_recipe(SYNTHETIC).open_data() for _ in range(2))
+
+        for index in (0, 17):
+            assert torch.equal(image(first.train, index), image(second.train, index))
+        assert not torch.equal(image(first.train, 0), image(first.train, 10))
+
+    def test_a_quarter_more_of_synthetic_images_validates(self) -> None:
+        data = load_recipe(SYNTHETIC).open_data()
+
+        assert data.val is not None
+        assert (len(data.train), len(data.val), data.num_outputs) == (40, 10, 10)
+        assert not torch.equal(image(data.train, 0), image(data.val, 0))
+
+    def test_synthetic_images_can_be_learnt(self) -> None:
+        config = replace(SYNTHETIC, batch_size=20, lr=0.01, epochs=5)
+        recipe = load_recipe(config)
+        data = recipe.open_data()
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 10))
+
+        train(config, model, recipe, data.train)
+
+        assert data.val is not None
+        images = torch.stack([image(data.val, i) for i in range(10)])
+        right = recipe.metrics(model(images), torch.arange(10))["top1"]
+        assert right >= 9
+
+    def test_the_images_of_a_folder_are_transformed(self, tmp_path: Path) -> None:
+        config = TrainConfig(data=str(image_folder(tmp_path)), image_size=48)
+        recipe = load_recipe(config)
+        recipe.check()
+
+        data = recipe.open_data()
+
+        assert data.val is not None
+        assert (len(data.train), len(data.val), data.num_outputs) == (2, 2, 2)
+        for samples in (data.train, data.val):
+            assert image(samples, 1).shape == (3, 48, 48)
+            assert image(samples, 1).dtype == torch.float32
+
+    def test_only_training_images_are_random(self, tmp_path: Path) -> None:
+        config = TrainConfig(data=str(image_folder(tmp_path)), image_size=16)
+        random = load_recipe(config).open_data()
+        plain = load_recipe(replace(config, augment="none")).open_data()
+
+        assert random.val is not None
+        for samples, is_random in ((random.train, True), (random.val, False), (plain.train, False)):
+            assert torch.equal(image(samples, 0), image(samples, 0)) is not is_random
+
+    def test_colours_are_normalised_as_torchvisions_weights_expect(self) -> None:
+        _, val = transforms(TrainConfig(data="x", image_size=8))
+        grey = Image.new("RGB", (9, 12), (255, 127, 0))
+
+        colours = val(grey)[:, 0, 0]
+
+        expected = [(1 - 0.485) / 0.229, (127 / 255 - 0.456) / 0.224, -0.406 / 0.225]
+        torch.testing.assert_close(colours, torch.tensor(expected))
+
+    def test_validation_takes_the_middle_of_the_image(self) -> None:
+        _, val = transforms(TrainConfig(data="x", image_size=224))
+        striped = Image.new("RGB", (512, 256))
+        striped.paste((255, 255, 255), (256 - 112, 16, 256 + 112, 240))
+
+        assert val(striped).unique().numel() == 3
+
+    def test_validation_can_be_left_out(self, tmp_path: Path) -> None:
+        (image_folder(tmp_path) / "val").rename(tmp_path / "no val")
+        recipe = load_recipe(TrainConfig(data=str(tmp_path), validate=False))
+
+        recipe.check()
+
+        assert recipe.open_data().val is None
+
+    def test_fewer_outputs_than_classes_are_refused(self, tmp_path: Path) -> None:
+        root = str(image_folder(tmp_path, classes=3))
+
+        with pytest.raises(ConfigError, match=r"--num-classes 2 is less than the 3 class folders"):
+            load_recipe(TrainConfig(data=root, num_classes=2)).check()
+        assert load_recipe(TrainConfig(data=root, num_classes=9)).open_data().num_outputs == 9
+
+    def test_a_missing_folder_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"DATA '/nowhere' does not exist"):
+            load_recipe(TrainConfig(data="/nowhere")).check()
+
+    def test_the_model_has_an_output_per_class(self) -> None:
+        recipe = load_recipe(SYNTHETIC)
+
+        with torch.device("meta"):
+            model = recipe.model(DataInfo(num_train=1, num_val=1, num_outputs=7))
+
+        assert isinstance(model, nn.Module)
+        assert model(torch.empty(2, 3, 32, 32, device="meta")).shape == (2, 7)
+
+    def test_metrics_count_the_first_guess_and_the_first_five(self) -> None:
+        metrics = load_recipe(SYNTHETIC).metrics
+
+        assert counts(metrics(LOGITS, torch.tensor([0, 6]))) == {"top1": 2, "top5": 2}
+        assert counts(metrics(LOGITS, torch.tensor([4, 1]))) == {"top1": 0, "top5": 1}
+        assert counts(metrics(LOGITS[:, :3], torch.tensor([2, 2]))) == {"top1": 1, "top5": 2}
+
+    def test_label_smoothing_is_part_of_the_loss(self) -> None:
+        target = torch.tensor([0, 6])
+        smooth = load_recipe(replace(SYNTHETIC, label_smoothing=0.1))
+
+        assert float(smooth.loss(LOGITS, target)) == pytest.approx(
+            float(cross_entropy(LOGITS, target, label_smoothing=0.1))
+        )
+        assert smooth.loss(LOGITS, target) > load_recipe(SYNTHETIC).loss(LOGITS, target)
+
+    @pytest.mark.parametrize(
+        ("output", "factor"),
+        [
+            (LOGITS, 1.0),
+            (InceptionOutputs(LOGITS, LOGITS), 1.4),
+            (InceptionOutputs(LOGITS, None), 1.0),
+            (GoogLeNetOutputs(LOGITS, LOGITS, LOGITS), 1.6),
+            ((LOGITS,), 1.0),
+        ],
+    )
+    def test_auxiliary_heads_count_in_the_loss_only(self, output: object, factor: float) -> None:
+        recipe = load_recipe(SYNTHETIC)
+        target = torch.tensor([0, 1])
+
+        expected = factor * float(cross_entropy(LOGITS, target))
+        assert float(recipe.loss(output, target)) == pytest.approx(expected)
+        assert counts(recipe.metrics(output, target)) == {"top1": 1, "top5": 1}
+
+    @pytest.mark.parametrize("output", [{"out": LOGITS}, (), (LOGITS,) * 4, [LOGITS]])
+    def test_an_output_that_is_no_logits_is_refused(self, output: object) -> None:
+        with pytest.raises(ConfigError, match=r"the model returns .*write a --recipe with a loss"):
+            heads(output)
+
+    def test_the_options_name_the_optimizer(self) -> None:
+        parameters = list(nn.Linear(2, 2).named_parameters())
+        sgd = replace(SYNTHETIC, lr=0.3, momentum=0.8, weight_decay=0.02)
+
+        (group,) = load_recipe(sgd).optimizer(parameters).param_groups
+        assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.3, 0.8, 0.02)
+        assert group["params"] == [p for _, p in parameters]
+
+        adamw = load_recipe(replace(sgd, optimizer="adamw")).optimizer(parameters)
+        assert isinstance(adamw, torch.optim.AdamW)
+        assert adamw.param_groups[0]["weight_decay"] == 0.02
+
+    @pytest.mark.parametrize("name", ["sgd", "adamw"])
+    def test_a_stage_without_parameters_has_an_optimizer_all_the_same(self, name: str) -> None:
+        optimizer = load_recipe(replace(SYNTHETIC, optimizer=name)).optimizer([])
+
+        optimizer.step()
+
+        assert optimizer.param_groups[0]["params"] == []
+
+
+class TestCharacters:
+    TEXT = "the quick brown fox jumps over the lazy dog. " * 60
+
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> TrainConfig:
+        path = tmp_path / "text.txt"
+        path.write_text(self.TEXT, encoding="utf-8")
+        return TrainConfig(data=str(path), recipe="characters", optimizer="adamw", lr=0.003)
+
+    def test_windows_are_the_text_and_the_text_one_further(self, config: TrainConfig) -> None:
+        data = load_recipe(config).open_data()
+        alphabet = sorted(set(self.TEXT))
+
+        characters, following = tensors(data.train, 1)
+
+        assert data.num_outputs == len(alphabet)
+        assert data.about == {"characters": "".join(alphabet), "context": 64}
+        assert "".join(alphabet[i] for i in characters) == self.TEXT[64:128]
+        assert "".join(alphabet[i] for i in following) == self.TEXT[65:129]
+
+    def test_the_last_tenth_validates(self, config: TrainConfig) -> None:
+        data = load_recipe(config).open_data()
+        start = int(0.9 * len(self.TEXT))
+        alphabet = sorted(set(self.TEXT))
+
+        assert data.val is not None
+        assert (len(data.train), len(data.val)) == ((start - 1) // 64, (2700 - start - 1) // 64)
+        first, _ = tensors(data.val, 0)
+        assert "".join(alphabet[i] for i in first) == self.TEXT[start : start + 64]
+
+    def test_the_text_can_be_learnt(self, config: TrainConfig) -> None:
+        config = replace(config, batch_size=10, epochs=7)
+        recipe = load_recipe(config)
+        data = recipe.open_data()
+        model = module_of(recipe, info_of(data))
+
+        losses = train(config, model, recipe, data.train)
+
+        assert losses[0] > 0.9 * math.log(data.num_outputs)
+        assert losses[-1] < 1
+        inputs, target = (column[None] for column in tensors(data.train, 0))
+        assert recipe.metrics(model(inputs), target)["top1"] > 0.7
+
+    def test_a_character_sees_none_after_it(self, config: TrainConfig) -> None:
+        model = module_of(load_recipe(config), DataInfo(num_train=1, num_val=1, num_outputs=9))
+        inputs = torch.randint(9, (2, 64))
+        changed = inputs.clone()
+        changed[:, 40:] = (changed[:, 40:] + 1) % 9
+
+        before, after = model(inputs), model(changed)
+
+        assert torch.equal(before[:, :40], after[:, :40])
+        assert not torch.equal(before[:, 40:], after[:, 40:])
+
+    @pytest.mark.parametrize("num_stages", [1, 2, 3, 4, 6])
+    def test_any_number_of_stages_computes_the_same(
+        self, config: TrainConfig, num_stages: int
+    ) -> None:
+        model = module_of(load_recipe(config), DataInfo(num_train=1, num_val=1, num_outputs=9))
+        names = {name for name, _ in model.named_parameters()}
+        inputs = torch.randint(9, (2, 64))
+        expected = model(inputs)
+
+        stages = make_stages(model, cut=(), num_stages=num_stages)
+
+        values: object = (inputs,)
+        for stage in stages:
+            assert isinstance(values, tuple)
+            values = stage(*values)
+        assert isinstance(values, Tensor)
+        assert torch.equal(values, expected)
+        assert {name for stage in stages for name, _ in stage.named_parameters()} == names
+
+    def test_it_is_cut_by_the_names_of_its_blocks(self, config: TrainConfig) -> None:
+        model = module_of(load_recipe(config), DataInfo(num_train=1, num_val=1, num_outputs=9))
+
+        front, rear = make_stages(model, cut=("block3",), num_stages=2)
+
+        assert {n.split(".")[0] for n, _ in rear.named_parameters()} == {"block3", "block4", "head"}
+        assert {n.split(".")[0] for n, _ in front.named_parameters()} == {
+            "embedding",
+            "block1",
+            "block2",
+        }
+
+    def test_a_missing_text_is_refused(self) -> None:
+        with pytest.raises(ConfigError, match=r"cannot read DATA '/nowhere.txt': No such file"):
+            load_recipe(TrainConfig(data="/nowhere.txt", recipe="characters")).check()
+
+    def test_a_folder_is_no_text(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=r"Is a directory; give a text file"):
+            load_recipe(TrainConfig(data=str(tmp_path), recipe="characters")).check()
+
+    @pytest.mark.parametrize("text", ["", "short", "é" * 999])
+    def test_a_short_text_is_refused(self, config: TrainConfig, text: str) -> None:
+        Path(config.data).write_text(text, encoding="utf-8")
+        recipe = load_recipe(config)
+
+        with pytest.raises(ConfigError, match=rf"has {len(text)} characters; give .* of 1000 or"):
+            recipe.check() or recipe.open_data()  # type: ignore[func-returns-value]
+
+    def test_the_shortest_text_has_a_window_for_each_part(self, config: TrainConfig) -> None:
+        Path(config.data).write_text(self.TEXT[:1000], encoding="utf-8")
+        recipe = load_recipe(config)
+        recipe.check()
+
+        info = info_of(recipe.open_data())
+
+        assert (info.num_train, info.num_val) == (14, 1)
+
+    def test_bytes_are_no_text(self, config: TrainConfig) -> None:
+        Path(config.data).write_bytes(b"\xff" * 2000)
+
+        with pytest.raises(ConfigError, match=r"is no UTF-8 text \(byte 0\); give a text file"):
+            load_recipe(config).open_data()
+
+
+class TestExample:
+    CONFIG = TrainConfig(data="made-up", recipe=EXAMPLE, lr=0.01, batch_size=100, epochs=3)
+
+    def test_it_learns(self) -> None:
+        recipe = load_recipe(self.CONFIG)
+        recipe.check()
+        data = recipe.open_data()
+        model = module_of(recipe, info_of(data))
+
+        losses = train(self.CONFIG, model, recipe, data.train)
+
+        assert losses[-1] < losses[0] / 10
+
+    def test_it_is_cut_where_its_docstring_says(self) -> None:
+        recipe = load_recipe(self.CONFIG)
+        one, other = torch.rand(3, 2), torch.rand(3, 2)
+        model = module_of(recipe, info_of(recipe.open_data()))
+        expected = model(one, other)
+
+        front, rear = make_stages(model, cut=("head",), num_stages=2)
+
+        assert torch.equal(rear(*front(one, other)), expected)
+
+
+def image(samples: SampleSet, index: int) -> Tensor:
+    value, _ = samples[index]
+    assert isinstance(value, Tensor)
+    return value
+
+
+def tensors(samples: SampleSet, index: int) -> tuple[Tensor, Tensor]:
+    value, target = samples[index]
+    assert isinstance(value, Tensor)
+    assert isinstance(target, Tensor)
+    return value, target
+
+
+def counts(metrics: dict[str, Tensor]) -> dict[str, int]:
+    return {name: int(value) for name, value in metrics.items()}
