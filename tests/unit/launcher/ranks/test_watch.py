@@ -133,7 +133,7 @@ def test_a_rank_that_nobody_has_reaped_yet_is_told_once(tmp_path: Path) -> None:
         for _ in range(3):  # more looks, at a process that is a zombie
             met.clear()
             wait_until_met(met, healthy)
-    assert [event["local_rank"] for event in read_events(tmp_path)] == [0]
+        assert [event["local_rank"] for event in read_events(tmp_path)] == [0]
 
 
 def test_a_stop_request_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
