@@ -18,8 +18,8 @@ from launcher.run_folder.events import read_events
 from launcher.run_folder.paths import RunPaths
 from slurm.jobs import Job, job_from_text
 
-HERE = Path(__file__).resolve().parent
-SCRIPTS = HERE.parent / "slurm"
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ROOT / "slurm"
 LIMIT_S = 150.0
 LATE_WORD_S = 2.0
 """How late the word of a script's end may come, seconds; Slurm's own delay is two minutes."""
@@ -52,7 +52,7 @@ class Recovery:
 def train_words(**changes: object) -> list[str]:
     """A small run whose steps take some 0.1 s."""
     options: dict[str, object] = {
-        "model": f"{HERE / 'slow_model.py'}:build",
+        "model": f"{ROOT / 'benchmarks/workload/slow_model.py'}:build",
         "cut": "second",
         "shape": "1,1",
         "image-size": 8,

@@ -15,7 +15,7 @@ import psutil
 
 from launcher.run_folder.files import write_text
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "benchmarks"
 PACKAGES = ("torch", "torchvision", "psutil")
 LOAD_BEFORE = os.getloadavg()[0]

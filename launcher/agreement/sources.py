@@ -62,5 +62,5 @@ def digest(files: Iterable[Path], root: Path) -> str:
 @cache
 def own_digest() -> str:
     """A digest of our own code, as this process found it."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     return digest(sorted(file for name in PACKAGES for file in (root / name).rglob("*.py")), root)
