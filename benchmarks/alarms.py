@@ -12,8 +12,8 @@ from pathlib import Path
 
 from benchmarks.faults.job import PORT, Job, loopback_nodes, opened
 from benchmarks.results.record import Check, Options
-from launcher.run_folder.events import read_events
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLAIM = "no false alarm while the processors are loaded four times over"
 SLOTS = (2, 2)

@@ -32,15 +32,15 @@ from benchmarks.loop import (
     make_microbatches,
 )
 from benchmarks.results.record import Check, Options, print_table
-from launcher.agreement.agreed import terms_of
-from launcher.config import TrainConfig
-from splits.models import make_stages
-from workers.model.fidelity import check_fidelity
-from workers.model.forward_state import ForwardState
-from workers.model.replica_check import NUM_SUMS, ReplicaCheck
-from workers.model.trial import Subject
-from workers.pipeline.loss import LossCheck
-from workers.recipe import load_recipe
+from bundlerun.launcher.agreement.agreed import terms_of
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.splits.models import make_stages
+from bundlerun.workers.model.fidelity import check_fidelity
+from bundlerun.workers.model.forward_state import ForwardState
+from bundlerun.workers.model.replica_check import NUM_SUMS, ReplicaCheck
+from bundlerun.workers.model.trial import Subject
+from bundlerun.workers.pipeline.loss import LossCheck
+from bundlerun.workers.recipe import load_recipe
 
 CLAIM = "the checks of a run cost at most 0.3 s at its start and 0.2 % of a step"
 MOST_START_S = 0.3

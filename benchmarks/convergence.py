@@ -14,8 +14,8 @@ from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.results.draw import draw_lines
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import losses_by_epoch
+from bundlerun.launcher.config import TrainConfig
 from examples.write_digits import write_digits
-from launcher.config import TrainConfig
 
 CLAIM = "a bfloat16 exchange changes the loss by less than another seed does"
 PER_HOST = (4, 4)

@@ -21,8 +21,8 @@ import torch
 from torch._C._distributed_c10d import FileStore
 
 from benchmarks.results.record import Check, Options, print_table
-from workers.pipeline.links import InLink, Kind, OutLink
-from workers.rank.comm import Group, Network
+from bundlerun.workers.pipeline.links import InLink, Kind, OutLink
+from bundlerun.workers.rank.comm import Group, Network
 
 CLAIM = "within a node a message of 1 MiB or more comes faster through shared memory than by gloo"
 SIZES_KIB = (64, 256, 1024, 2560, 4096, 16384)

@@ -16,14 +16,14 @@ from torch.optim import SGD
 from torchvision.models import resnet18
 
 from benchmarks.results.record import Options, print_table
-from launcher.config import TrainConfig
-from workers.data.samples import Batch
-from workers.rank.env import RankEnv
-from workers.rank.meters import Meters
-from workers.rank.session import Session, arrive, join, open_store
-from workers.recipe import load_recipe
-from workers.step import StepWork
-from workers.trainer import Trainer
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.session import Session, arrive, join, open_store
+from bundlerun.workers.recipe import load_recipe
+from bundlerun.workers.step import StepWork
+from bundlerun.workers.trainer import Trainer
 
 CLAIM = "unsplit in one process, a step costs at most 2 % more than in a plain loop"
 BATCH = 64

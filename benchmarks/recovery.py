@@ -20,8 +20,8 @@ from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.stock import StockJob
 from benchmarks.results.draw import Bars, draw_bars
 from benchmarks.results.record import Check, Options, print_table
-from launcher.run_folder.events import read_events
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLAIM = "no fault costs a finished step, and the next one follows within seconds"
 SLOTS = (2, 2, 2)

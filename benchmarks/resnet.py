@@ -24,8 +24,8 @@ from benchmarks.wire import check
 from benchmarks.workload.syncing import median_ms, ratio
 from benchmarks.workload.torch_hybrid import TorchHybrid
 from benchmarks.workload.training import FixedSteps
-from launcher.config import TrainConfig
-from workers.data.samples import Batch
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.data.samples import Batch
 
 CLAIM = "ResNet-50 trains 1.5 times faster than with DDP, 3 times faster than per parameter"
 PER_HOST = (4, 4)

@@ -38,7 +38,7 @@ srun --no-kill --kill-on-bad-exit=0 --nodes="$SLURM_NNODES" --ntasks-per-node=1 
     exec "$PYTHON" -m torch.distributed.run --nnodes="1:$SLURM_NNODES" --nproc-per-node=2 \\
         --rdzv-backend=c10d --rdzv-endpoint="$address:29400" --local-addr="$here" \\
         --rdzv-conf="is_host=$host" --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \\
-        --max-restarts=100 -m workers.train --run-dir="$RUN_DIR" "$@"' bash "$@"
+        --max-restarts=100 -m bundlerun.workers.train --run-dir="$RUN_DIR" "$@"' bash "$@"
 """
 
 

@@ -24,17 +24,17 @@ from torch._C._distributed_c10d import HashStore
 
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import made
-from launcher.config import TrainConfig
-from launcher.run_folder.checkpoints import Progress
-from workers.data.samples import Batch
-from workers.rank.env import RankEnv
-from workers.rank.meters import Meters
-from workers.rank.session import arrive, join
-from workers.recipe import DataInfo
-from workers.snapshot.pace import Pace, interval
-from workers.snapshot.room import SnapshotRoom
-from workers.snapshot.snapshots import Snapshots
-from workers.step import StepWork
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.session import arrive, join
+from bundlerun.workers.recipe import DataInfo
+from bundlerun.workers.snapshot.pace import Pace, interval
+from bundlerun.workers.snapshot.room import SnapshotRoom
+from bundlerun.workers.snapshot.snapshots import Snapshots
+from bundlerun.workers.step import StepWork
 
 CLAIM = "a snapshot every few steps, as many as it chooses, costs a rank at most 1 %"
 MOST_PERCENT = 1.0

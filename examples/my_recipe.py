@@ -1,6 +1,6 @@
 """A recipe of one's own: how far apart are two points? Two inputs, one number out.
 
-    python -m workers.train --recipe examples/my_recipe.py --shape 1 --epochs 5 --lr 0.01 made-up
+    python -m bundlerun.workers.train --recipe examples/my_recipe.py --shape 1 --epochs 5 made-up
     bundlerun run --recipe examples/my_recipe.py --shape 1,1 --cut head --epochs 5 made-up
 
 DATA (`made-up`) is not read here: the points are computed. Yours would name a file or folder.
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from launcher.config import TrainConfig
-from workers.recipe import DataInfo, DataSets
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.recipe import DataInfo, DataSets
 
 CLOSE = 0.1
 

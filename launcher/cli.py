@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 
-from launcher.agent.init import stand_before
-from launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
-from launcher.options.declared import kebab
-from launcher.options.usage import parsed, shorten
+from bundlerun.launcher.agent.init import stand_before
+from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
+from bundlerun.launcher.options.declared import kebab
+from bundlerun.launcher.options.usage import parsed, shorten
 
 COMMANDS = {
     "run": "start this node's part of a training run",
@@ -70,7 +70,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == command:
-            module = importlib.import_module(f"launcher.commands.{name}")
+            module = importlib.import_module(f"bundlerun.launcher.commands.{name}")
             module.add_arguments(sub)
             shorten(sub)
             sub.set_defaults(perform=module.run, parser=sub)

@@ -1,4 +1,4 @@
-"""The training configuration: every option of `workers.train`, checked once."""
+"""The training configuration: every option of `bundlerun.workers.train`, checked once."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from launcher.errors import ConfigError
-from launcher.launch_config import LaunchConfig
-from launcher.layout.microbatch import LEAST_SAMPLES, MOST_SAMPLES, default_samples, divisors
-from launcher.layout.schedule import SCHEDULES
-from launcher.layout.topology import check_shape
-from launcher.options.declared import (
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.microbatch import (
+    LEAST_SAMPLES,
+    MOST_SAMPLES,
+    default_samples,
+    divisors,
+)
+from bundlerun.launcher.layout.schedule import SCHEDULES
+from bundlerun.launcher.layout.topology import check_shape
+from bundlerun.launcher.options.declared import (
     Resolved,
     add_options,
     argv_of,
@@ -28,7 +33,7 @@ from launcher.options.declared import (
     text_list,
     yes_or_no,
 )
-from launcher.options.usage import DATA_VARIABLE, check_variables, parsed, shorten
+from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables, parsed, shorten
 
 _WHAT = "what to train"
 _BATCH = "batch and bundles"
@@ -346,7 +351,7 @@ class TrainConfig:
         return self.batch_size // self.samples_per_microbatch
 
     def to_argv(self) -> list[str]:
-        """The command line of `workers.train` that stands for this configuration."""
+        """The command line of `bundlerun.workers.train` that stands for this configuration."""
         return [*argv_of(self), *([self.data] if self.data else [])]
 
     def to_json(self) -> str:
@@ -421,14 +426,14 @@ def train_config(
 
 
 def read_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> Resolved[TrainConfig]:
-    """Reads the command line of `workers.train`.
+    """Reads the command line of `bundlerun.workers.train`.
 
     Raises:
         ConfigError: a value is wrong.
         SystemExit: an option is unknown (argparse prints usage, code 2).
     """
     parser = argparse.ArgumentParser(
-        prog="python -m workers.train",
+        prog="python -m bundlerun.workers.train",
         description="Train one rank of a bundle; torchrun starts one per device.",
         allow_abbrev=False,
     )

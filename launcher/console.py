@@ -44,7 +44,7 @@ def open_console() -> None:
     Of what the launcher's modules log only warnings come out, and all that is given to `tell`.
     """
     log.setLevel(logging.INFO)
-    package = logging.getLogger("launcher")
+    package = logging.getLogger("bundlerun.launcher")
     if not logging.getLogger().handlers and not package.handlers:
         package.addHandler(ConsoleHandler())
 

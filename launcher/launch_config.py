@@ -6,9 +6,9 @@ import math
 import re
 from dataclasses import dataclass
 
-from launcher.errors import ConfigError
-from launcher.layout.hardware import DEVICE_KINDS
-from launcher.options.declared import flag_of, option, yes_or_no
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.hardware import DEVICE_KINDS
+from bundlerun.launcher.options.declared import flag_of, option, yes_or_no
 
 _NODES = "nodes and devices"
 _RDZV = "rendezvous"

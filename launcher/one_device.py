@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launcher.config import TrainConfig
-from launcher.launch_config import LaunchConfig
-from launcher.layout.hardware import Hardware
-from launcher.options.declared import Resolved
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.hardware import Hardware
+from bundlerun.launcher.options.declared import Resolved
 
 
 def for_one_device(

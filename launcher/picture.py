@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from launcher.config import TrainConfig
-from launcher.launch_config import LaunchConfig
-from launcher.layout.timeline import drawn
-from launcher.layout.topology import Link, LinkKind, Place, Topology
-from launcher.options.declared import Resolved, groups_of
-from launcher.plan import LaunchPlan, NodePlan
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.timeline import drawn
+from bundlerun.launcher.layout.topology import Link, LinkKind, Place, Topology
+from bundlerun.launcher.options.declared import Resolved, groups_of
+from bundlerun.launcher.plan import LaunchPlan, NodePlan
 
 MAX_ROWS = 16
 """Rows of a table before it is cut short; `--json` has them all."""

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError, NodeError
-from launcher.launch_config import LaunchConfig
-from launcher.layout.hardware import (
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.hardware import (
     THREADS_VARIABLE,
     Devices,
     Hardware,
@@ -19,17 +19,17 @@ from launcher.layout.hardware import (
     choose_devices,
     rank_layout,
 )
-from launcher.layout.idle import Batch, idle_share, num_workless, warnings
-from launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
-from launcher.layout.schedule import Pipeline
-from launcher.layout.timeline import Costs, Timeline, simulate
-from launcher.layout.topology import Place, Topology, bundle_size, usable_devices
-from launcher.meeting.network import Meeting
-from launcher.one_device import for_one_device, in_one_stage
-from launcher.options.declared import Resolved, argv_of
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.layout.idle import Batch, idle_share, num_workless, warnings
+from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
+from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.timeline import Costs, Timeline, simulate
+from bundlerun.launcher.layout.topology import Place, Topology, bundle_size, usable_devices
+from bundlerun.launcher.meeting.network import Meeting
+from bundlerun.launcher.one_device import for_one_device, in_one_stage
+from bundlerun.launcher.options.declared import Resolved, argv_of
+from bundlerun.launcher.run_folder.paths import RunPaths
 
-WORKER_MODULE = "workers.train"
+WORKER_MODULE = "bundlerun.workers.train"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

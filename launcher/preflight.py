@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.errors import ConfigError, NodeError
 
 OLDEST_TORCH = (2, 11)
 SYNTHETIC = "synthetic"

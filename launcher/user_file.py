@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 import traceback
@@ -10,10 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, TracebackType
 
-from launcher.errors import BundleError, ConfigError
+import bundlerun
+from bundlerun.launcher.errors import BundleError, ConfigError
 
 _PREFIX = "bundlerun_user_"
-_OWN_PACKAGES = ("launcher.", "workers.", "splits.", "contextlib", "importlib", "_frozen_importlib")
+_OURS = Path(bundlerun.__file__).parent
+_MOVED = ("launcher", "workers", "splits", "slurm")
+"""Packages that were once installed under these names."""
+_OWN_PACKAGES = ("bundlerun.", "contextlib", "importlib", "_frozen_importlib")
 
 
 def module_from_file(path: str, option: str) -> ModuleType:
@@ -36,6 +41,7 @@ def module_from_file(path: str, option: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{option} {path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    _check_names(file, f"{option} {path!r}")
     _let_import_siblings(file, option)
     # Dataclasses and pickle look a class's module up by its name.
     sys.modules[name] = module
@@ -50,6 +56,35 @@ def module_from_file(path: str, option: str) -> ModuleType:
             f"{option} {path!r} cannot be imported: {type(cause).__name__}: {cause}"
         ) from cause
     return module
+
+
+def _check_names(file: Path, what: str) -> None:
+    """Names our packages as they are called now, where the file has an older name.
+
+    Without this a checkout would load them a second time, under both names.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # the import says it better
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module or ""] if not node.level else []
+        else:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            top = name.partition(".")[0]
+            if top in _MOVED and _is_ours(top, file.parent):
+                raise ConfigError(f"{what} imports {name!r}: its name is 'bundlerun.{name}' now")
+
+
+def _is_ours(top: str, folder: Path) -> bool:
+    """Whether an import of `top` from a file in `folder` finds our package or nothing at all."""
+    if (folder / top).is_dir() or (folder / f"{top}.py").is_file():
+        return (folder / top).resolve() == (_OURS / top).resolve()
+    spec = importlib.util.find_spec(top)
+    places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin or ""])
+    return all(Path(place).resolve() == (_OURS / top).resolve() for place in places)
 
 
 def _let_import_siblings(file: Path, option: str) -> None:

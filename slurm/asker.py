@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from launcher.run_folder.paths import RunPaths
-from launcher.run_folder.stop_request import request_stop
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.stop_request import request_stop
 
 AGAIN_S = 2.0
 

@@ -1,4 +1,4 @@
-"""`python -m slurm.batch`: what a batch script ends in, on the first node of its job.
+"""`python -m bundlerun.slurm.batch`: what a batch script ends in, on the first node of its job.
 
 It starts the job's step (`srun`), hands Slurm's signals on to it, and at its end sees to it that
 the job is requeued, or ends with a state that is true.
@@ -23,17 +23,17 @@ from itertools import pairwise
 from pathlib import Path
 from types import FrameType
 
-from launcher.agreement.continuation import newest_step
-from launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
-from launcher.run_folder.events import Events, read_events
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.paths import RunPaths
-from slurm.asker import Asker
-from slurm.claim import take
-from slurm.jobs import Slurm, SlurmError
-from slurm.pulse import Pulse
-from slurm.verdict import End, RunState, Verdict, judge, refuse
-from slurm.versions import versions
+from bundlerun.launcher.agreement.continuation import newest_step
+from bundlerun.launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
+from bundlerun.launcher.run_folder.events import Events, read_events
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.asker import Asker
+from bundlerun.slurm.claim import take
+from bundlerun.slurm.jobs import Slurm, SlurmError
+from bundlerun.slurm.pulse import Pulse
+from bundlerun.slurm.verdict import End, RunState, Verdict, judge, refuse
+from bundlerun.slurm.versions import versions
 
 NONCE_VARIABLE = "BUNDLERUN_SLURM_NONCE"
 VERSIONS_VARIABLE = "BUNDLERUN_SLURM_VERSIONS"
@@ -215,7 +215,7 @@ def read_end(paths: RunPaths, srun_code: int) -> End:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m slurm.batch", description=__doc__, allow_abbrev=False
+        prog="python -m bundlerun.slurm.batch", description=__doc__, allow_abbrev=False
     )
     parser.add_argument(
         "--requeue-budget", type=int, default=20, help="requeues in all (default: 20)"

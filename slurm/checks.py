@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.launch_config import LaunchConfig
-from launcher.layout.topology import bundle_size
-from launcher.run_folder.paths import RunPaths
-from slurm.claim import check_free
-from slurm.jobs import TAG, Slurm, seconds_of
-from slurm.request import Request, limit_seconds
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.topology import bundle_size
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.claim import check_free
+from bundlerun.slurm.jobs import TAG, Slurm, seconds_of
+from bundlerun.slurm.request import Request, limit_seconds
 
 SHORT_KILL_WAIT_S = 30
 """Slurm's default."""

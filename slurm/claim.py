@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.errors import ConfigError, NodeError
-from launcher.run_folder.files import write_text
-from launcher.run_folder.paths import RunPaths
-from slurm.jobs import Slurm
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.jobs import Slurm
 
 SETTLE_S = 0.5
 """Two jobs that claim at once: each looks again after this time, and the last one has it."""

@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import BundleError, NodeError
+from bundlerun.launcher.errors import BundleError, NodeError
 
 DEAD = frozenset(
     {

@@ -1,4 +1,6 @@
-"""`python -m slurm.node RUN-OPTIONS DATA`: one node's part of a job step, started by srun.
+"""One node's part of a job step, started by srun.
+
+    python -m bundlerun.slurm.node RUN-OPTION... DATA
 
 It checks that this node fits the others, starts `bundlerun run`, hands Slurm's signals on to it,
 and looks whether the job's first node is still there. With that node the batch script and srun are
@@ -19,20 +21,20 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from launcher.commands.run import add_config_arguments, read_configs
-from launcher.errors import EXIT_FAILED, BundleError, ConfigError
-from launcher.meeting.slurm_env import SlurmTask
-from launcher.options.declared import kebab
-from launcher.process import die_with_parent
-from launcher.run_folder.events import Events
-from launcher.run_folder.paths import RunPaths
-from slurm.asker import Asker
-from slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
-from slurm.claim import check_shared
-from slurm.jobs import Slurm
-from slurm.lookout import Lookout
-from slurm.pulse import read_pulse
-from slurm.versions import check_versions, versions
+from bundlerun.launcher.commands.run import add_config_arguments, read_configs
+from bundlerun.launcher.errors import EXIT_FAILED, BundleError, ConfigError
+from bundlerun.launcher.meeting.slurm_env import SlurmTask
+from bundlerun.launcher.options.declared import kebab
+from bundlerun.launcher.process import die_with_parent
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.asker import Asker
+from bundlerun.slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
+from bundlerun.slurm.claim import check_shared
+from bundlerun.slurm.jobs import Slurm
+from bundlerun.slurm.lookout import Lookout
+from bundlerun.slurm.pulse import read_pulse
+from bundlerun.slurm.versions import check_versions, versions
 
 POLL_S = 0.5
 DRAIN_S = 7.0
@@ -163,7 +165,7 @@ def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
         check_versions(environ[VERSIONS_VARIABLE], versions(), node=task.node, first=task.nodes[0])
     endpoints = launch.value.endpoints if launch.value.rdzv_endpoint else ()
     lookout = lookout_of(task, endpoints, paths) if nonce and endpoints else None
-    command = [sys.executable, "-m", "launcher", "run", *words]
+    command = [sys.executable, "-m", "bundlerun", "run", *words]
     return NodeTask(task, paths, lookout, Slurm()).run(command)
 
 

@@ -8,8 +8,8 @@ from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
-from launcher.run_folder.files import write_text
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 BEAT_S = 1.0
 

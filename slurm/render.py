@@ -210,10 +210,10 @@ def _command(kind: Kind) -> list[str]:
     tail = '"$@" --seed="$SLURM_ARRAY_TASK_ID"' if kind is Kind.ARRAY else '"$@"'
     run = " ".join(filter(None, [nnodes, '--run-dir="$RUN_DIR"', tail]))
     return [
-        'exec "$PYTHON" -m slurm.batch --requeue-budget="$REQUEUE_BUDGET" -- \\',
+        'exec "$PYTHON" -m bundlerun.slurm.batch --requeue-budget="$REQUEUE_BUDGET" -- \\',
         f"    srun {' '.join(SRUN[kind])} \\",
         '    --nodes="$SLURM_NNODES" --ntasks-per-node=1 --cpu-bind=none \\',
-        f'    "$PYTHON" -m slurm.node {run}',
+        f'    "$PYTHON" -m bundlerun.slurm.node {run}',
     ]
 
 

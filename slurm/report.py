@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.errors import BundleError, ConfigError
-from launcher.run_folder.paths import RunPaths
-from slurm.claim import read_claim
-from slurm.jobs import Job, Slurm
+from bundlerun.launcher.errors import BundleError, ConfigError
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.claim import read_claim
+from bundlerun.slurm.jobs import Job, Slurm
 
 WAITS = {
     "BeginTime": "Slurm starts a requeued job some two minutes later",

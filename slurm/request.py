@@ -6,9 +6,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.errors import ConfigError
-from slurm.jobs import TAG
-from slurm.render import DEFAULTS, DIRECTIVES, LAST_CHECKPOINT_S, Kind, Script, setting
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.slurm.jobs import TAG
+from bundlerun.slurm.render import DEFAULTS, DIRECTIVES, LAST_CHECKPOINT_S, Kind, Script, setting
 
 SET_BY_SCRIPT = ("--nnodes", "--rdzv-endpoint", "--rdzv-id", "--node-name", "--standalone")
 

@@ -10,19 +10,19 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from launcher.commands.run import add_config_arguments, read_configs
-from launcher.errors import EXIT_DONE, ConfigError
-from launcher.meeting.default_folder import new_folder
-from launcher.one_device import in_one_stage
-from launcher.options.declared import kebab
-from launcher.options.usage import parsed, shorten
-from launcher.plan import WORKER_MODULE, plan_elsewhere
-from launcher.preflight import check_data, check_torch, check_writable
-from launcher.run_folder.paths import RunPaths
-from slurm.checks import check_devices, check_interval, check_queue, site_notes
-from slurm.jobs import Slurm
-from slurm.render import Kind, script
-from slurm.request import Request, node_range, script_of
+from bundlerun.launcher.commands.run import add_config_arguments, read_configs
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError
+from bundlerun.launcher.meeting.default_folder import new_folder
+from bundlerun.launcher.one_device import in_one_stage
+from bundlerun.launcher.options.declared import kebab
+from bundlerun.launcher.options.usage import parsed, shorten
+from bundlerun.launcher.plan import WORKER_MODULE, plan_elsewhere
+from bundlerun.launcher.preflight import check_data, check_torch, check_writable
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.checks import check_devices, check_interval, check_queue, site_notes
+from bundlerun.slurm.jobs import Slurm
+from bundlerun.slurm.render import Kind, script
+from bundlerun.slurm.request import Request, node_range, script_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from launcher.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
+from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_DONE, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
 
 MOST_STARTS = 3
 """Starts in a row from the same step, after which the run counts as failed."""

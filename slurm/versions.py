@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from launcher.errors import NodeError
+import bundlerun
+from bundlerun.launcher.errors import NodeError
 
 PACKAGES = ("launcher", "splits", "workers")
 """Whose code ranks of different nodes run together."""
@@ -17,7 +18,7 @@ PACKAGES = ("launcher", "splits", "workers")
 
 def versions() -> dict[str, str]:
     """The versions on this machine; imports neither torch nor our packages."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(bundlerun.__file__).parent
     return {
         "bundlerun": f"{_version('bundlerun')}+{code_digest(root)}",
         "torch": _version("torch"),

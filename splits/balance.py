@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from math import inf
 
-from launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError
 
 SLACK = 0.03
 """How much larger than the smallest possible the largest part may be, for a cheaper boundary."""

@@ -15,9 +15,9 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
-from splits.flow import Flow
-from splits.stage import chunk_forwards
-from splits.tracing.undo import members_kept
+from bundlerun.splits.flow import Flow
+from bundlerun.splits.stage import chunk_forwards
+from bundlerun.splits.tracing.undo import members_kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from splits.flow import Flow
-from splits.stage import StagePart, overwritable
-from splits.tracing.region import enter_regions
+from bundlerun.splits.flow import Flow
+from bundlerun.splits.stage import StagePart, overwritable
+from bundlerun.splits.tracing.region import enter_regions
 
 
 def extract(flow: Flow, cuts: Sequence[int], stage: int) -> StagePart:

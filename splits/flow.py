@@ -21,8 +21,8 @@ from functools import cached_property
 import torch
 from torch import fx, nn
 
-from splits.alias import shared_memory
-from splits.state import named_state, names_by_id, tensors_of
+from bundlerun.splits.alias import shared_memory
+from bundlerun.splits.state import named_state, names_by_id, tensors_of
 
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point"}
 _SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "itemsize"}

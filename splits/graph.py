@@ -10,15 +10,15 @@ from itertools import accumulate, pairwise
 
 from torch import nn
 
-from launcher.errors import ConfigError, nearest
-from splits.balance import cheap_cuts
-from splits.costs import GraphCosts, graph_costs
-from splits.extract import extract
-from splits.flow import Flow
-from splits.modes import modes_kept, read_modes
-from splits.stage import Stage, attach, outermost, state_paths
-from splits.state import find_attribute, named_state, names_by_id, tensors_of
-from splits.tracing.trace import ModuleTracer, trace_modes
+from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.splits.balance import cheap_cuts
+from bundlerun.splits.costs import GraphCosts, graph_costs
+from bundlerun.splits.extract import extract
+from bundlerun.splits.flow import Flow
+from bundlerun.splits.modes import modes_kept, read_modes
+from bundlerun.splits.stage import Stage, attach, outermost, state_paths
+from bundlerun.splits.state import find_attribute, named_state, names_by_id, tensors_of
+from bundlerun.splits.tracing.trace import ModuleTracer, trace_modes
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from splits.graph import check_apart
-from splits.stage import overwritable
-from splits.state import names_by_id
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import check_apart
+from bundlerun.splits.stage import overwritable
+from bundlerun.splits.state import names_by_id
 
 
 class ListedStage(nn.Module):

@@ -9,11 +9,11 @@ from typing import Protocol, cast
 import torchvision
 from torch import nn
 
-from launcher.errors import ConfigError, nearest
-from launcher.user_file import module_from_file
-from splits import resnet, vgg
-from splits.graph import TracedModel
-from splits.listed import joined_stages
+from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.user_file import module_from_file
+from bundlerun.splits import resnet, vgg
+from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.listed import joined_stages
 
 # Their constructors warn unless the initialisation is chosen; this is the one of torchvision's
 # reference training.
@@ -22,7 +22,7 @@ Model = nn.Module | Sequence[nn.Module]
 
 
 class Family(Protocol):
-    """What a module such as `splits.resnet` knows of a family of models."""
+    """What a module such as `bundlerun.splits.resnet` knows of a family of models."""
 
     def named_cuts(self, model: nn.Module) -> dict[str, str]:
         """Names that stand for module names."""
@@ -102,7 +102,7 @@ def make_stages(
 
     One stage is the model itself. Stages of a list of modules hold them under the names that
     `nn.Sequential` of the list would give. With several chunks a stage is a
-    `splits.stage.ChunkedStage`.
+    `bundlerun.splits.stage.ChunkedStage`.
 
     Args:
         model: the model, or its stages where it is already cut.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError
 
 _PLAIN = (bool, int, float, str, type(None))
 Settings = dict[str, object]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from torchvision.models import ResNet
 
-from splits.balance import balanced_cuts
+from bundlerun.splits.balance import balanced_cuts
 
 _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.nn import Parameter
 from torch.utils._pytree import tree_map_only
 
-from launcher.errors import ConfigError
-from splits.modes import Modes, PartMode
-from splits.state import find_attribute
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.modes import Modes, PartMode
+from bundlerun.splits.state import find_attribute
 
 Forward = Callable[..., Any]
 """From the tensors that reach a chunk to what it hands on."""

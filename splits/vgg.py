@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 from torchvision.models import VGG
 
-from splits.balance import balanced_cuts
+from bundlerun.splits.balance import balanced_cuts
 
 
 def is_vgg(model: nn.Module) -> bool:

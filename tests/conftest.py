@@ -7,7 +7,7 @@ import os
 import pytest
 from hypothesis import settings
 
-from launcher.layout.gpus import count_gpus
+from bundlerun.launcher.layout.gpus import count_gpus
 
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
 GPU_VARIABLE = "BUNDLERUN_TEST_GPU"

@@ -27,15 +27,15 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from launcher.errors import ConfigError
-from splits.graph import TracedModel
-from splits.models import build_model
-from splits.stage import chunk_forwards
-from workers.model.batchnorm import StatisticsPool
-from workers.model.fidelity import check_fidelity
-from workers.model.rollback import rolled_back
-from workers.model.trial import Subject
-from workers.nest import leaves
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.models import build_model
+from bundlerun.splits.stage import chunk_forwards
+from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.model.fidelity import check_fidelity
+from bundlerun.workers.model.rollback import rolled_back
+from bundlerun.workers.model.trial import Subject
+from bundlerun.workers.nest import leaves
 
 TOLERANCE = 1e-5
 """Of the largest gradient of the model; of the loss itself."""

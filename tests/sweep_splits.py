@@ -20,9 +20,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from splits.graph import TracedModel
-from splits.meta import build_on_default_device
-from splits.models import build_model
+from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.meta import build_on_default_device
+from bundlerun.splits.models import build_model
 
 NUM_SAMPLED = 6
 SIZES = {"inception_v3": 299}

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from launcher.config import TrainConfig
-from launcher.errors import CheckpointError, NodeError
-from launcher.run_folder.checkpoints import (
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import CheckpointError, NodeError
+from bundlerun.launcher.run_folder.checkpoints import (
     MANIFEST,
     Checkpoint,
     Part,
@@ -22,14 +22,14 @@ from launcher.run_folder.checkpoints import (
     Survey,
     find_damage,
 )
-from launcher.run_folder.paths import RunPaths
-from workers.optimizer import check_same_optimizer
-from workers.rank.session import Session
-from workers.snapshot.mark import Mark
-from workers.snapshot.restore import Restore, Restored
-from workers.state.checkpoint import Checkpoints
-from workers.state.named import stage_names
-from workers.trainer import Trainer
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.optimizer import check_same_optimizer
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.snapshot.mark import Mark
+from bundlerun.workers.snapshot.restore import Restore, Restored
+from bundlerun.workers.state.checkpoint import Checkpoints
+from bundlerun.workers.state.named import stage_names
+from bundlerun.workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

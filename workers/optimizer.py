@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer, SparseAdam
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
 
 
 def make_optimizer(

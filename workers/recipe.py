@@ -10,13 +10,13 @@ from typing import Any, Protocol, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError, nearest
-from launcher.user_file import module_from_file, users_code
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.user_file import module_from_file, users_code
 
 BUILT_IN = {
-    "image-classification": "workers.recipes.image_classification",
-    "characters": "workers.recipes.characters",
+    "image-classification": "bundlerun.workers.recipes.image_classification",
+    "characters": "bundlerun.workers.recipes.characters",
 }
 Sample = Any
 """(input, target), or what the recipe's `DataSets.split` makes these of."""

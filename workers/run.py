@@ -11,21 +11,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from launcher.config import TrainConfig
-from launcher.run_folder.checkpoints import Progress
-from launcher.run_folder.outcome import Outcome
-from workers.data.feed import Feed
-from workers.keeper import Keeper
-from workers.rank.liveness import Liveness
-from workers.rank.meters import EPOCH_END_PHASES, PHASES, Meters
-from workers.rank.session import Session
-from workers.rank.stopping import StopRequest, StopWord
-from workers.report.reporter import Reporter
-from workers.snapshot.pace import share
-from workers.snapshot.snapshots import Snapshots
-from workers.state.ending import Kept, outcome_of
-from workers.step import StepSums, StepWork
-from workers.trainer import Trainer
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.outcome import Outcome
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.keeper import Keeper
+from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.meters import EPOCH_END_PHASES, PHASES, Meters
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.stopping import StopRequest, StopWord
+from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.snapshot.pace import share
+from bundlerun.workers.snapshot.snapshots import Snapshots
+from bundlerun.workers.state.ending import Kept, outcome_of
+from bundlerun.workers.step import StepSums, StepWork
+from bundlerun.workers.trainer import Trainer
 
 
 class Run:

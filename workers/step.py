@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class StepShare:
     """What this rank's part of a step came to, if it has the last stage; stays empty elsewhere."""
 
     loss: Tensor | None = None
-    """This rank's share of the loss of the step, see `workers.pipeline.loss`."""
+    """This rank's share of the loss of the step, see `bundlerun.workers.pipeline.loss`."""
     weight: Tensor | float | None = None
     """Of its micro-batches' losses, where they say one."""
     metrics: dict[str, Tensor] = field(default_factory=dict)

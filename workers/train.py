@@ -1,6 +1,6 @@
 """Trains one rank of a bundle; torchrun, `bundlerun run` or nobody starts it.
 
-torchrun --nproc-per-node=4 -m workers.train --model resnet50 --shape 1,1 /data/imagenet
+torchrun --nproc-per-node=4 -m bundlerun.workers.train --model resnet50 --shape 1,1 /data/imagenet
 """
 
 from __future__ import annotations
@@ -19,37 +19,37 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 from torch.distributed.elastic.multiprocessing.errors import record
 
-from launcher.agent.init import stand_before
-from launcher.agent.limits import raise_open_files
-from launcher.config import TrainConfig, read_train_argv
-from launcher.console import ConsoleHandler
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
-from launcher.layout.hardware import apply_layout, rank_layout, read_cpus
-from launcher.layout.idle import Batch, warnings
-from launcher.layout.schedule import Pipeline
-from launcher.layout.topology import Topology
-from launcher.one_device import in_one_stage
-from launcher.preflight import check_torch, check_writable
-from launcher.ranks.board import Board
-from launcher.run_folder.checkpoints import Progress
-from launcher.run_folder.events import Events
-from launcher.run_folder.outcome import write_outcome
-from launcher.run_folder.paths import RunPaths
-from launcher.run_folder.stop_request import request_stop
-from workers.data.feed import Feed
-from workers.data.same_data import check_same_data
-from workers.keeper import Keeper, Resumed, look
-from workers.model.example import share_example
-from workers.model.fidelity import check_fidelity
-from workers.model.stage import check_stages, foreseen_division, make_stage, open_data
-from workers.rank.alone import alone
-from workers.rank.device import unused_kind
-from workers.rank.env import RankEnv
-from workers.rank.liveness import Liveness, process_age_s
-from workers.rank.memory_guard import MemoryGuard
-from workers.rank.meters import Meters
-from workers.rank.run_start import claimed_folder, with_run_folder
-from workers.rank.session import (
+from bundlerun.launcher.agent.init import stand_before
+from bundlerun.launcher.agent.limits import raise_open_files
+from bundlerun.launcher.config import TrainConfig, read_train_argv
+from bundlerun.launcher.console import ConsoleHandler
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
+from bundlerun.launcher.layout.hardware import apply_layout, rank_layout, read_cpus
+from bundlerun.launcher.layout.idle import Batch, warnings
+from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.one_device import in_one_stage
+from bundlerun.launcher.preflight import check_torch, check_writable
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.outcome import write_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.stop_request import request_stop
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.same_data import check_same_data
+from bundlerun.workers.keeper import Keeper, Resumed, look
+from bundlerun.workers.model.example import share_example
+from bundlerun.workers.model.fidelity import check_fidelity
+from bundlerun.workers.model.stage import check_stages, foreseen_division, make_stage, open_data
+from bundlerun.workers.rank.alone import alone
+from bundlerun.workers.rank.device import unused_kind
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.liveness import Liveness, process_age_s
+from bundlerun.workers.rank.memory_guard import MemoryGuard
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
+from bundlerun.workers.rank.session import (
     Arrival,
     End,
     Session,
@@ -59,18 +59,18 @@ from workers.rank.session import (
     tell_end,
     wait_for_end,
 )
-from workers.rank.stopping import StopRequest, StopWord
-from workers.recipe import BUILT_IN, load_recipe
-from workers.report.best import Best
-from workers.report.reporter import Reporter
-from workers.report.words import Course
-from workers.run import Run
-from workers.snapshot.pace import Pace
-from workers.snapshot.restore import Restore
-from workers.snapshot.room import SnapshotRoom
-from workers.snapshot.snapshots import Snapshots
-from workers.state.ending import end_for_spares
-from workers.trainer import Trainer
+from bundlerun.workers.rank.stopping import StopRequest, StopWord
+from bundlerun.workers.recipe import BUILT_IN, load_recipe
+from bundlerun.workers.report.best import Best
+from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.report.words import Course
+from bundlerun.workers.run import Run
+from bundlerun.workers.snapshot.pace import Pace
+from bundlerun.workers.snapshot.restore import Restore
+from bundlerun.workers.snapshot.room import SnapshotRoom
+from bundlerun.workers.snapshot.snapshots import Snapshots
+from bundlerun.workers.state.ending import end_for_spares
+from bundlerun.workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

@@ -11,30 +11,30 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from launcher.config import TrainConfig
-from launcher.errors import CheckpointError, ConfigError
-from launcher.run_folder.paths import RunPaths
-from splits.stage import Forward, chunk_forwards, chunk_parameters
-from workers.data.samples import Batch
-from workers.model import replica_check
-from workers.model.batchnorm import StatisticsPool
-from workers.model.forward_state import ForwardState
-from workers.model.replica_check import ReplicaCheck
-from workers.optim.param_groups import ParamGroups
-from workers.optim.update import StepLoss, Update
-from workers.optimizer import check_optimizer
-from workers.pipeline.bundle import Bundle
-from workers.pipeline.loss import LossCheck
-from workers.rank.meters import Meters
-from workers.rank.session import Session
-from workers.recipe import Recipe
-from workers.report.best import Best
-from workers.state.named import load_state_tensors, state_tensors
-from workers.state.tensor_file import check_dtypes
-from workers.step import StepShare, StepSums, StepWork
-from workers.sync.bucket import bucket_bytes
-from workers.sync.calibrate import read_choice, write_choice
-from workers.sync.gradient_sync import GradientSync
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import CheckpointError, ConfigError
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.splits.stage import Forward, chunk_forwards, chunk_parameters
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.model import replica_check
+from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.model.forward_state import ForwardState
+from bundlerun.workers.model.replica_check import ReplicaCheck
+from bundlerun.workers.optim.param_groups import ParamGroups
+from bundlerun.workers.optim.update import StepLoss, Update
+from bundlerun.workers.optimizer import check_optimizer
+from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.pipeline.loss import LossCheck
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.recipe import Recipe
+from bundlerun.workers.report.best import Best
+from bundlerun.workers.state.named import load_state_tensors, state_tensors
+from bundlerun.workers.state.tensor_file import check_dtypes
+from bundlerun.workers.step import StepShare, StepSums, StepWork
+from bundlerun.workers.sync.bucket import bucket_bytes
+from bundlerun.workers.sync.calibrate import read_choice, write_choice
+from bundlerun.workers.sync.gradient_sync import GradientSync
 
 log = logging.getLogger(__name__)
 

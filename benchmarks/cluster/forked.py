@@ -23,8 +23,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from benchmarks.cluster.hosts import DEVICE, Counters, Hosts, read_counters
-from workers.rank.comm import Network
-from workers.rank.env import RankEnv
+from bundlerun.workers.rank.comm import Network
+from bundlerun.workers.rank.env import RankEnv
 
 TIMEOUT_S = 120.0
 """Longest wait of one rank for another."""

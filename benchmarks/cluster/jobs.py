@@ -17,7 +17,7 @@ from typing import Literal
 
 import psutil
 
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 Starter = Literal["bundlerun", "torchrun"]
 STARTERS: tuple[Starter, ...] = ("bundlerun", "torchrun")
@@ -33,7 +33,7 @@ class Job:
     Args:
         num_nodes: agents.
         num_ranks: ranks of each.
-        options: of `workers.train`, DATA included, without --run-dir.
+        options: of `bundlerun.workers.train`, DATA included, without --run-dir.
     """
 
     num_nodes: int
@@ -52,7 +52,7 @@ class Job:
         work = [f"--run-dir={run_dir}", "--threads=1", *self.options]
         if starter == "torchrun":
             nproc = f"--nproc-per-node={self.num_ranks}"
-            return [str(_BIN / "torchrun"), *meeting, nproc, "-m", "workers.train", *work]
+            return [str(_BIN / "torchrun"), *meeting, nproc, "-m", "bundlerun.workers.train", *work]
         here = [f"--node-name=node{node}", "--devices=cpu", f"--slots={self.num_ranks}"]
         return [str(_BIN / "bundlerun"), "run", *meeting, *here, *work]
 

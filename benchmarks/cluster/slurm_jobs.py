@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.slurm_cluster import Cluster
-from launcher.agreement.continuation import newest_step
-from launcher.run_folder.events import read_events
-from launcher.run_folder.paths import RunPaths
-from slurm.jobs import Job, job_from_text
+from bundlerun.launcher.agreement.continuation import newest_step
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.jobs import Job, job_from_text
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "slurm"

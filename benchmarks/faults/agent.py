@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.faults.inject import Injector
 from benchmarks.faults.places import wrap_all
-from launcher.cli import main
+from bundlerun.launcher.cli import main
 
 if __name__ == "__main__":
     wrap_all(Injector(os.environ))

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from benchmarks.faults.job import Job, losses, undisturbed
 from benchmarks.faults.plan import Blow
-from launcher.run_folder.events import read_events
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLOSE = 1e-9
 """Losses of float64 sums in another order."""

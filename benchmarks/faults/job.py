@@ -23,9 +23,9 @@ import psutil
 from benchmarks.cluster.hosts import Hosts
 from benchmarks.faults.history import Tail
 from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
-from launcher.run_folder.checkpoints import find_damage, survey
-from launcher.run_folder.events import read_events
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.checkpoints import find_damage, survey
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = 29400
@@ -342,7 +342,7 @@ def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None 
     own = {**RUN, "shape": "1", "cut": "", "max-steps": num_steps, "snapshot": "off", "threads": 1}
     words = words_of({**own, **(options or {}), "run-dir": run_dir})
     subprocess.run(
-        [sys.executable, "-m", "workers.train", *words],
+        [sys.executable, "-m", "bundlerun.workers.train", *words],
         check=True,
         cwd=ROOT,
         capture_output=True,

@@ -30,42 +30,44 @@ class Spot:
 
 RANK_PLACES: Mapping[str, Spot] = {
     # one step
-    "forward": Spot("workers.pipeline.bundle:Bundle", "_forward", "before"),
-    "backward": Spot("workers.pipeline.bundle:Bundle", "_backward", "before"),
-    "sync wait": Spot("workers.sync.legs:Chain", "take", "before"),
+    "forward": Spot("bundlerun.workers.pipeline.bundle:Bundle", "_forward", "before"),
+    "backward": Spot("bundlerun.workers.pipeline.bundle:Bundle", "_backward", "before"),
+    "sync wait": Spot("bundlerun.workers.sync.legs:Chain", "take", "before"),
     "optimizer": Spot(
-        "workers.model.batchnorm:StatisticsPool", "apply", "after"
+        "bundlerun.workers.model.batchnorm:StatisticsPool", "apply", "after"
     ),  # half of the update
-    "step end": Spot("workers.rank.liveness:Liveness", "finished", "before"),
+    "step end": Spot("bundlerun.workers.rank.liveness:Liveness", "finished", "before"),
     # what outlives a rank
-    "snapshot copy": Spot("workers.snapshot.slot:Slot", "open", "after"),  # blank, not yet written
-    "snapshot seal": Spot("workers.snapshot.slot:Slot", "seal", "before"),
-    "checkpoint write": Spot("workers.state.checkpoint", "write_tensors", "after"),
-    "checkpoint commit": Spot("workers.state.checkpoint", "_move", "before"),
-    "checkpoint prune": Spot("workers.state.checkpoint:Checkpoints", "prune", "before"),
+    "snapshot copy": Spot(
+        "bundlerun.workers.snapshot.slot:Slot", "open", "after"
+    ),  # blank, not yet written
+    "snapshot seal": Spot("bundlerun.workers.snapshot.slot:Slot", "seal", "before"),
+    "checkpoint write": Spot("bundlerun.workers.state.checkpoint", "write_tensors", "after"),
+    "checkpoint commit": Spot("bundlerun.workers.state.checkpoint", "_move", "before"),
+    "checkpoint prune": Spot("bundlerun.workers.state.checkpoint:Checkpoints", "prune", "before"),
     # a new start
-    "meeting": Spot("workers.train", "join", "before"),
-    "restore survey": Spot("workers.snapshot.restore:Restore", "_announce", "before"),
-    "restore send": Spot("workers.snapshot.restore:Restore", "_send", "before"),
-    "restore receive": Spot("workers.snapshot.restore:Restore", "_receive", "before"),
-    "restore load": Spot("workers.keeper:Keeper", "_load", "before"),
-    "exit": Spot("workers.run:Run", "train_from", "after"),
+    "meeting": Spot("bundlerun.workers.train", "join", "before"),
+    "restore survey": Spot("bundlerun.workers.snapshot.restore:Restore", "_announce", "before"),
+    "restore send": Spot("bundlerun.workers.snapshot.restore:Restore", "_send", "before"),
+    "restore receive": Spot("bundlerun.workers.snapshot.restore:Restore", "_receive", "before"),
+    "restore load": Spot("bundlerun.workers.keeper:Keeper", "_load", "before"),
+    "exit": Spot("bundlerun.workers.run:Run", "train_from", "after"),
 }
 LEG_PLACES = ("collect", "exchange", "distribute")
 """Each leg as it begins with a bucket, in a thread of its own."""
 AGENT_PLACES: Mapping[str, Spot] = {
-    "rendezvous want": Spot("launcher.rendezvous.node:Node", "want", "after"),
+    "rendezvous want": Spot("bundlerun.launcher.rendezvous.node:Node", "want", "after"),
     "rendezvous host": Spot(
-        "launcher.rendezvous.handler:BundleRendezvousHandler", "_open", "before"
+        "bundlerun.launcher.rendezvous.handler:BundleRendezvousHandler", "_open", "before"
     ),
     "rendezvous accept": Spot(
-        "launcher.rendezvous.protocol.member", "accept", "after"
+        "bundlerun.launcher.rendezvous.protocol.member", "accept", "after"
     ),  # said to nobody
     "rendezvous enter": Spot(
-        "launcher.rendezvous.handler:BundleRendezvousHandler", "_enter", "before"
+        "bundlerun.launcher.rendezvous.handler:BundleRendezvousHandler", "_enter", "before"
     ),
     "take-over": Spot(
-        "launcher.run_folder.events:Events", "note", "after", only="coordinator: active"
+        "bundlerun.launcher.run_folder.events:Events", "note", "after", only="coordinator: active"
     ),
 }
 NAMES = (*RANK_PLACES, *LEG_PLACES, *AGENT_PLACES)
@@ -115,7 +117,7 @@ class _WatchedAction:
 
 
 def _wrap_legs(injector: Injector) -> None:
-    legs = importlib.import_module("workers.sync.legs")
+    legs = importlib.import_module("bundlerun.workers.sync.legs")
     make = legs.Leg.__init__
 
     def init(leg: Any, action: Any, *args: Any) -> None:
@@ -126,7 +128,7 @@ def _wrap_legs(injector: Injector) -> None:
 
 def _follow_steps(injector: Injector) -> None:
     """Wrapped last, so outermost: the place "step end" is still in the step before."""
-    life = importlib.import_module("workers.rank.liveness").Liveness
+    life = importlib.import_module("bundlerun.workers.rank.liveness").Liveness
     finished = life.finished
 
     def follow(self: Any, step: int) -> None:
@@ -134,7 +136,7 @@ def _follow_steps(injector: Injector) -> None:
         injector.step = step
 
     life.finished = follow
-    run = importlib.import_module("workers.train").Run
+    run = importlib.import_module("bundlerun.workers.train").Run
     train_from = run.train_from
 
     def begin(self: Any, progress: Any) -> None:

@@ -37,7 +37,7 @@ class StockJob(Job):
             "--rdzv-backend=c10d", f"--rdzv-endpoint={self.nodes[0].address}:{self.port}",
             "--rdzv-id=stock", f"--rdzv-conf={TUNED},is_host={is_first}",
             f"--local-addr={node.address}", "--max-restarts=1000", "--monitor-interval=0.1",
-            "-m", "workers.train", *words_of(options),
+            "-m", "bundlerun.workers.train", *words_of(options),
         ]  # fmt: skip
         environ = os.environ | {
             FOLDER_VARIABLE: str(self.faults.root),

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "docs" / "benchmarks"

@@ -11,15 +11,15 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
 from benchmarks.cluster.forked import TIMEOUT_S, Seat
-from launcher.layout.topology import Topology
-from workers.data.samples import Batch
-from workers.pipeline.bundle import Bundle
-from workers.rank.groups import make_groups
-from workers.rank.meters import Meters
-from workers.recipe import DataInfo, DataSets
-from workers.step import StepWork
-from workers.sync.bucket import bucket_bytes
-from workers.sync.gradient_sync import GradientSync
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.rank.groups import make_groups
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.recipe import DataInfo, DataSets
+from bundlerun.workers.step import StepWork
+from bundlerun.workers.sync.bucket import bucket_bytes
+from bundlerun.workers.sync.gradient_sync import GradientSync
 
 MODES = ("local-master", "sharded", "flat")
 DTYPES = ("float32", "bfloat16")
@@ -27,7 +27,7 @@ DTYPES = ("float32", "bfloat16")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncChoice:
-    """How gradients are summed: the options of `workers.train`."""
+    """How gradients are summed: the options of `bundlerun.workers.train`."""
 
     mode: str = "auto"
     exchange_dtype: str = "float32"

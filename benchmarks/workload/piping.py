@@ -26,7 +26,7 @@ from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.wire import check
 from benchmarks.workload.ours import Pipe
 from benchmarks.workload.sleeping import SleepingPart
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import Topology
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +94,7 @@ class Runner(Protocol):
 
 
 class Ours:
-    """`workers.pipeline.bundle`."""
+    """`bundlerun.workers.pipeline.bundle`."""
 
     def __init__(self, setting: Setting, seat: Seat, schedule: str, chunks: int = 1) -> None:
         topology = Topology(setting.shape, setting.shape, chunks)

@@ -31,7 +31,7 @@ from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.wire import check
 from benchmarks.workload.ours import Sync, SyncChoice
 from benchmarks.workload.sleeping import SleepingLayer
-from workers.sync.bucket import bucket_bytes
+from bundlerun.workers.sync.bucket import bucket_bytes
 
 _TOLERANCE = 2e-2
 
@@ -116,7 +116,7 @@ class _Model:
 
 
 class Ours(_Model):
-    """`workers.sync.gradient_sync`."""
+    """`bundlerun.workers.sync.gradient_sync`."""
 
     def __init__(self, setting: Setting, seat: Seat, choice: SyncChoice) -> None:
         super().__init__(setting, seat)

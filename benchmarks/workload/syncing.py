@@ -119,7 +119,7 @@ class PerParameter:
 
 
 class Ours:
-    """`workers.sync.gradient_sync`."""
+    """`bundlerun.workers.sync.gradient_sync`."""
 
     def __init__(self, setting: Setting, seat: Seat, choice: SyncChoice) -> None:
         self.tolerance = _TOLERANCE[choice.exchange_dtype]

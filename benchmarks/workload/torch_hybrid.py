@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torchvision.models import resnet50
 
 from benchmarks.cluster.forked import Seat
-from splits.models import make_stages
+from bundlerun.splits.models import make_stages
 
 NUM_STAGES = 2
 

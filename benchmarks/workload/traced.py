@@ -17,42 +17,42 @@ from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
-from launcher import cli
+from bundlerun.launcher import cli
 
 VARIABLE = "BENCHMARK_TRACE"
 IN_LAUNCHER = (
-    ("launcher.commands.run", "read_configs"),
-    ("launcher.commands.run", "resolve_meeting"),
-    ("launcher.commands.run", "make_plan"),
-    ("launcher.commands.run", "check_torch"),
+    ("bundlerun.launcher.commands.run", "read_configs"),
+    ("bundlerun.launcher.commands.run", "resolve_meeting"),
+    ("bundlerun.launcher.commands.run", "make_plan"),
+    ("bundlerun.launcher.commands.run", "check_torch"),
 )
 IN_ELASTIC = (
-    ("launcher.agent.elastic", "check_port"),
-    ("launcher.agent.elastic", "start_fork_server"),
-    ("launcher.agent.elastic", "wait_for_meeting"),
-    ("launcher.agent.elastic", "_run"),
+    ("bundlerun.launcher.agent.elastic", "check_port"),
+    ("bundlerun.launcher.agent.elastic", "start_fork_server"),
+    ("bundlerun.launcher.agent.elastic", "wait_for_meeting"),
+    ("bundlerun.launcher.agent.elastic", "_run"),
 )
 AFTER_IMPORT = (
-    ("workers.train", "preflight"),
+    ("bundlerun.workers.train", "preflight"),
     ("torch.distributed.elastic.rendezvous.dynamic_rendezvous:DynamicRendezvousHandler",
      "next_rendezvous"),
     ("torch.distributed.elastic.agent.server.api:SimpleElasticAgent", "_assign_worker_ranks"),
     ("torch.distributed.elastic.agent.server.api:SimpleElasticAgent", "_exit_barrier"),
     ("torch.distributed.elastic.agent.server.local_elastic_agent:LocalElasticAgent",
      "_start_workers"),
-    ("workers.train", "main"),
-    ("workers.train", "load_recipe"),
-    ("workers.train", "open_store"),
-    ("workers.rank.session", "_meet"),
-    ("workers.rank.session", "make_groups"),
-    ("workers.train", "join"),
-    ("workers.train", "open_data"),
-    ("workers.train", "make_stage"),
-    ("workers.trainer:Trainer", "__init__"),
-    ("workers.trainer:Trainer", "copy_from_first"),
-    ("workers.trainer:Trainer", "step"),
-    ("workers.keeper:Keeper", "resume"),
-    ("workers.keeper:Keeper", "save"),
+    ("bundlerun.workers.train", "main"),
+    ("bundlerun.workers.train", "load_recipe"),
+    ("bundlerun.workers.train", "open_store"),
+    ("bundlerun.workers.rank.session", "_meet"),
+    ("bundlerun.workers.rank.session", "make_groups"),
+    ("bundlerun.workers.train", "join"),
+    ("bundlerun.workers.train", "open_data"),
+    ("bundlerun.workers.train", "make_stage"),
+    ("bundlerun.workers.trainer:Trainer", "__init__"),
+    ("bundlerun.workers.trainer:Trainer", "copy_from_first"),
+    ("bundlerun.workers.trainer:Trainer", "step"),
+    ("bundlerun.workers.keeper:Keeper", "resume"),
+    ("bundlerun.workers.keeper:Keeper", "save"),
 )  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def main() -> int:
 
 def import_elastic() -> None:
     """Traces the launcher's imports, and hooks what can be hooked only after them."""
-    elastic: Any = import_module("launcher.agent.elastic")
+    elastic: Any = import_module("bundlerun.launcher.agent.elastic")
     for place, name in IN_ELASTIC:
         trace(place, name)
     fork = elastic.start_fork_server

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from torch._C._distributed_c10d import PrefixStore
 
 from benchmarks.cluster.forked import Seat
-from launcher.config import TrainConfig
-from workers.data.feed import Feed
-from workers.data.samples import Batch
-from workers.model.stage import make_stage, open_data
-from workers.rank.meters import Meters
-from workers.rank.session import Session, arrive, join
-from workers.recipe import DataInfo, load_recipe
-from workers.step import StepWork
-from workers.trainer import Trainer
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.model.stage import make_stage, open_data
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.session import Session, arrive, join
+from bundlerun.workers.recipe import DataInfo, load_recipe
+from bundlerun.workers.step import StepWork
+from bundlerun.workers.trainer import Trainer
 
 
 def joined(seat: Seat, config: TrainConfig, name: str) -> Session:

@@ -16,14 +16,14 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from launcher.agent.entry import run_worker
-from launcher.agent.failure import explain, explain_end
-from launcher.agent.limits import check_shared_memory, raise_open_files
-from launcher.agent.tracker import outlive_tracker
-from launcher.agreement.agreed import TERMS_VARIABLE, terms_of
-from launcher.agreement.claim import CLAIM_VARIABLE, Claim
-from launcher.config import TrainConfig
-from launcher.errors import (
+from bundlerun.launcher.agent.entry import run_worker
+from bundlerun.launcher.agent.failure import explain, explain_end
+from bundlerun.launcher.agent.limits import check_shared_memory, raise_open_files
+from bundlerun.launcher.agent.tracker import outlive_tracker
+from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE, terms_of
+from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE, Claim
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import (
     EXIT_DONE,
     EXIT_FAILED,
     EXIT_RESUMABLE,
@@ -31,21 +31,27 @@ from launcher.errors import (
     NodeError,
     meaning_of,
 )
-from launcher.layout.hardware import THREADS_VARIABLE
-from launcher.layout.topology import bundle_size
-from launcher.meeting.network import check_port, wait_for_meeting
-from launcher.options.declared import ENV_PREFIX
-from launcher.plan import LaunchPlan, NodePlan
-from launcher.ranks.board import BOARD_VARIABLE, Board
-from launcher.ranks.fork_server import kill_fork_server, start_fork_server
-from launcher.ranks.leftovers import mark_own, quiet_tracker, sweep
-from launcher.ranks.signals import LEFT_TO_TORCH, NOT_HEARD, StopSignals, exit_now, leave_agent
-from launcher.rendezvous.door import get_handler
-from launcher.rendezvous.probe import is_rendezvous
-from launcher.rendezvous.settings import TOKEN_VARIABLE
-from launcher.rendezvous.token import ensure_token
-from launcher.run_folder.outcome import Outcome, read_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
+from bundlerun.launcher.layout.topology import bundle_size
+from bundlerun.launcher.meeting.network import check_port, wait_for_meeting
+from bundlerun.launcher.options.declared import ENV_PREFIX
+from bundlerun.launcher.plan import LaunchPlan, NodePlan
+from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board
+from bundlerun.launcher.ranks.fork_server import kill_fork_server, start_fork_server
+from bundlerun.launcher.ranks.leftovers import mark_own, quiet_tracker, sweep
+from bundlerun.launcher.ranks.signals import (
+    LEFT_TO_TORCH,
+    NOT_HEARD,
+    StopSignals,
+    exit_now,
+    leave_agent,
+)
+from bundlerun.launcher.rendezvous.door import get_handler
+from bundlerun.launcher.rendezvous.probe import is_rendezvous
+from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE
+from bundlerun.launcher.rendezvous.token import ensure_token
+from bundlerun.launcher.run_folder.outcome import Outcome, read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
     from torch.distributed.launcher.api import LaunchConfig
@@ -183,7 +189,7 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         RendezvousError,
     )
 
-    from launcher.rendezvous.handler import NodesDiffer
+    from bundlerun.launcher.rendezvous.handler import NodesDiffer
 
     node = plan.here
     try:

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from launcher.errors import EXIT_DONE, EXIT_FAILED
-from launcher.ranks.board import AFTERMATH_S, Board, Row
-from launcher.ranks.fault import fault_of
-from launcher.ranks.fork_server import die_with_server
-from launcher.ranks.rank_signals import AgentsWord, end_process, hear_agent
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED
+from bundlerun.launcher.ranks.board import AFTERMATH_S, Board, Row
+from bundlerun.launcher.ranks.fault import fault_of
+from bundlerun.launcher.ranks.fork_server import die_with_server
+from bundlerun.launcher.ranks.rank_signals import AgentsWord, end_process, hear_agent
 
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 """torch's variable: where the first failure of a worker is written."""

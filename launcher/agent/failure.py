@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.agent import entry
-from launcher.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
-from launcher.run_folder.outcome import Outcome
+from bundlerun.launcher.agent import entry
+from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
+from bundlerun.launcher.run_folder.outcome import Outcome
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError

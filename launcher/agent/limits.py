@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from launcher.errors import NodeError
+from bundlerun.launcher.errors import NodeError
 
 ENOUGH_FILES = 65536
 """More open files are not asked for."""

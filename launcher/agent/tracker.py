@@ -2,7 +2,7 @@
 
 It removes what this process made in /dev/shm, should this process be killed. Python starts another
 where it is gone, with a warning, and tells that one to forget what only the first one knew: a
-traceback each, on the console. The next agent clears up besides (`launcher.ranks.leftovers`).
+traceback each, on the console. The next agent clears up besides (`ranks.leftovers`).
 """
 
 from __future__ import annotations

@@ -19,10 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
 
-from launcher.agreement.data_card import data_card
-from launcher.agreement.sources import digest, files_behind, own_digest
-from launcher.config import TrainConfig
-from launcher.options.declared import flag_of, options_of, text_of
+from bundlerun.launcher.agreement.data_card import data_card
+from bundlerun.launcher.agreement.sources import digest, files_behind, own_digest
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.options.declared import flag_of, options_of, text_of
 
 Terms: TypeAlias = Mapping[str, str]
 

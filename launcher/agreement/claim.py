@@ -28,13 +28,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from launcher.agreement.continuation import keep_terms
-from launcher.errors import EXIT_CONFIG, ConfigError, NodeError
-from launcher.meeting.default_folder import point_latest
-from launcher.run_folder.files import is_absent, link_new, write_text
-from launcher.run_folder.holder import TORCHRUN, Holder
-from launcher.run_folder.paths import RunPaths
-from launcher.run_folder.stop_request import forget_request
+from bundlerun.launcher.agreement.continuation import keep_terms
+from bundlerun.launcher.errors import EXIT_CONFIG, ConfigError, NodeError
+from bundlerun.launcher.meeting.default_folder import point_latest
+from bundlerun.launcher.run_folder.files import is_absent, link_new, write_text
+from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.stop_request import forget_request
 
 CLAIM_VARIABLE = "BUNDLERUN_CLAIMED"
 """Tells ranks that their agent holds the run folder."""
@@ -235,7 +235,7 @@ class Claim:
         """Touches the claim until it is released, and keeps what this start is made of.
 
         Args:
-            terms: see `launcher.agreement.agreed`.
+            terms: see `bundlerun.launcher.agreement.agreed`.
         """
         if self._is_begun:
             with suppress(OSError):  # a full disk

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 
-from launcher.agreement.agreed import Terms, changes, kept_terms
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.run_folder.checkpoints import checkpoint_folders, survey
-from launcher.run_folder.files import write_text
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agreement.agreed import Terms, changes, kept_terms
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.checkpoints import checkpoint_folders, survey
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 _TAIL_BYTES = 65536
 

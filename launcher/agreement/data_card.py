@@ -10,7 +10,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from launcher.preflight import SYNTHETIC, data_path
+from bundlerun.launcher.preflight import SYNTHETIC, data_path
 
 _LOOK_BYTES = 1 << 20
 """Of a file, so much of its beginning and of its end is read."""

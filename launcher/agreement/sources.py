@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
+import bundlerun
+
 PACKAGES = ("launcher", "workers", "splits", "slurm")
 """Our own, which lie next to each other."""
 
@@ -62,5 +64,5 @@ def digest(files: Iterable[Path], root: Path) -> str:
 @cache
 def own_digest() -> str:
     """A digest of our own code, as this process found it."""
-    root = Path(__file__).parents[2]
+    root = Path(bundlerun.__file__).parent
     return digest(sorted(file for name in PACKAGES for file in (root / name).rglob("*.py")), root)

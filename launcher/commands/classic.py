@@ -14,12 +14,12 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from launcher.commands import run as run_command
-from launcher.commands.run import say
-from launcher.config import TrainConfig
-from launcher.errors import EXIT_DONE, ConfigError
-from launcher.layout.hardware import DEVICE_KINDS
-from launcher.options.declared import number_list
+from bundlerun.launcher.commands import run as run_command
+from bundlerun.launcher.commands.run import say
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError
+from bundlerun.launcher.layout.hardware import DEVICE_KINDS
+from bundlerun.launcher.options.declared import number_list
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,11 @@ import argparse
 import sys
 import time
 
-from launcher.agreement.claim import holder_now
-from launcher.commands.run_folder import add_run_argument, run_paths
-from launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.stop_request import request_stop
+from bundlerun.launcher.agreement.claim import holder_now
+from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.stop_request import request_stop
 
 _POLL_S = 0.2
 

@@ -11,9 +11,9 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
-from launcher.meeting.default_folder import LATEST
-from launcher.run_folder.checkpoints import (
+from bundlerun.launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
+from bundlerun.launcher.meeting.default_folder import LATEST
+from bundlerun.launcher.run_folder.checkpoints import (
     Checkpoint,
     best_of,
     choose,
@@ -22,8 +22,8 @@ from launcher.run_folder.checkpoints import (
     read_tensors,
     survey,
 )
-from launcher.run_folder.files import name_beside
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.files import name_beside
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
     from torch import Tensor

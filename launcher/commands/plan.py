@@ -11,11 +11,11 @@ import socket
 from collections.abc import Sequence
 from dataclasses import replace
 
-from launcher.commands.run import add_config_arguments, make_plan, read_configs
-from launcher.errors import EXIT_DONE, ConfigError
-from launcher.meeting.network import as_typed
-from launcher.picture import plan_text
-from launcher.plan import LaunchPlan, plan_document, plan_elsewhere
+from bundlerun.launcher.commands.run import add_config_arguments, make_plan, read_configs
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError
+from bundlerun.launcher.meeting.network import as_typed
+from bundlerun.launcher.picture import plan_text
+from bundlerun.launcher.plan import LaunchPlan, plan_document, plan_elsewhere
 
 CONFIGURED = "the configured schedule"
 """What a bare --schedule stands for."""

@@ -10,26 +10,26 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from launcher.agreement.agreed import terms_of
-from launcher.agreement.claim import Claim
-from launcher.agreement.continuation import changed_lines, why_done
-from launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
-from launcher.console import open_console, tell
-from launcher.errors import EXIT_DONE, ConfigError
-from launcher.launch_config import LaunchConfig
-from launcher.layout.hardware import read_hardware
-from launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
-from launcher.meeting.launchers import check_one_per_node, torchrun_variables
-from launcher.meeting.network import Meeting, resolve_meeting
-from launcher.meeting.node_name import claimed_name
-from launcher.meeting.slurm_env import SlurmTask, slurm_defaults
-from launcher.options.declared import Resolved, add_options, resolve, said
-from launcher.options.usage import check_variables
-from launcher.picture import plan_text
-from launcher.plan import LaunchPlan, plan_here
-from launcher.preflight import check_data, check_torch, check_writable
-from launcher.run_folder.holder import Holder
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agreement.agreed import terms_of
+from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.agreement.continuation import changed_lines, why_done
+from bundlerun.launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
+from bundlerun.launcher.console import open_console, tell
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.hardware import read_hardware
+from bundlerun.launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
+from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_variables
+from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
+from bundlerun.launcher.meeting.node_name import claimed_name
+from bundlerun.launcher.meeting.slurm_env import SlurmTask, slurm_defaults
+from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
+from bundlerun.launcher.options.usage import check_variables
+from bundlerun.launcher.picture import plan_text
+from bundlerun.launcher.plan import LaunchPlan, plan_here
+from bundlerun.launcher.preflight import check_data, check_torch, check_writable
+from bundlerun.launcher.run_folder.holder import Holder
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> int:
         if done:
             say(done)
             return EXIT_DONE
-        from launcher.agent import elastic
+        from bundlerun.launcher.agent import elastic
 
         return elastic.launch(plan, say=say, claim=claim)
 

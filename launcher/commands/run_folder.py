@@ -10,11 +10,11 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError
-from launcher.meeting.default_folder import LATEST, entered
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.default_folder import LATEST, entered
+from bundlerun.launcher.run_folder.paths import RunPaths
 
-_REPORT = "slurm.report"
+_REPORT = "bundlerun.slurm.report"
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from launcher.commands.run_folder import add_run_argument, job_report, run_paths
-from launcher.errors import EXIT_DONE
-from launcher.run_folder.checkpoints import survey
-from launcher.run_folder.events import read_events
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.status import Status, status_of
+from bundlerun.launcher.commands.run_folder import add_run_argument, job_report, run_paths
+from bundlerun.launcher.errors import EXIT_DONE
+from bundlerun.launcher.run_folder.checkpoints import survey
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.status import Status, status_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

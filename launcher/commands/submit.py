@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 
-MODULE = "slurm.submit"
+MODULE = "bundlerun.slurm.submit"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ NVIDIA     /dev/nvidia0, ...; CUDA_VISIBLE_DEVICES
 AMD        the nodes of /sys/class/kfd that have a gpu_id; HIP_, ROCR_ and CUDA_VISIBLE_DEVICES
 others     WSL2 and Jetson show that there may be some: a child asks torch
 
-What torch then cannot use is found out at the start (`launcher.agent.elastic.check_gpus`).
+What torch then cannot use is found out at the start (`agent.elastic.check_gpus`).
 """
 
 from __future__ import annotations

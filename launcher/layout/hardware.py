@@ -22,11 +22,11 @@ from typing import Final, Literal, TypeVar
 
 import psutil
 
-from launcher.errors import ConfigError, NodeError
-from launcher.layout.cgroups import cpu_quota
-from launcher.layout.gpus import count_gpus
-from launcher.layout.pinning import claim_cpus
-from launcher.layout.topology import bundle_size
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.layout.cgroups import cpu_quota
+from bundlerun.launcher.layout.gpus import count_gpus
+from bundlerun.launcher.layout.pinning import claim_cpus
+from bundlerun.launcher.layout.topology import bundle_size
 
 DEVICE_KINDS = ("auto", "gpu", "cpu")
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"

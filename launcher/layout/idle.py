@@ -11,9 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from launcher.layout.microbatch import LEAST_SAMPLES, MOST_IDLE, enough_microbatches, idle_about
-from launcher.layout.schedule import Pipeline
-from launcher.layout.timeline import Costs, simulate
+from bundlerun.launcher.layout.microbatch import (
+    LEAST_SAMPLES,
+    MOST_IDLE,
+    enough_microbatches,
+    idle_about,
+)
+from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.timeline import Costs, simulate
 
 _MOST_SIMULATED = 200
 """Micro-batches of a bundle; for more the formula of 1f1b is near enough, and quick."""

@@ -12,9 +12,9 @@ import json
 import logging
 import math
 
-from launcher.errors import NodeError
-from launcher.run_folder.files import write_text
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 log = logging.getLogger(__name__)
 

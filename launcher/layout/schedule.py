@@ -21,7 +21,7 @@ from itertools import zip_longest
 from math import lcm
 from typing import Literal, NamedTuple, get_args
 
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import Topology
 
 ScheduleName = Literal["gpipe", "1f1b", "eager-1f1b", "interleaved", "zero-bubble"]
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)

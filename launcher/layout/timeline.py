@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from launcher.layout.schedule import Action, Pass, Schedule
+from bundlerun.launcher.layout.schedule import Action, Pass, Schedule
 
 Position = tuple[int, int]
 """(stage, replica)."""

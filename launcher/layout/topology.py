@@ -20,7 +20,7 @@ from itertools import accumulate, product
 from math import gcd
 from typing import NamedTuple
 
-from launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError
 
 
 class Place(NamedTuple):

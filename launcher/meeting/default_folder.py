@@ -15,10 +15,10 @@ from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from launcher.launch_config import LaunchConfig
-from launcher.meeting.slurm_env import SlurmTask
-from launcher.options.declared import Resolved
-from launcher.run_folder.files import name_beside
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.meeting.slurm_env import SlurmTask
+from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.run_folder.files import name_beside
 
 RUNS = Path("runs")
 LATEST = RUNS / "latest"

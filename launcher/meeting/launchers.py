@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError
 
 _OTHER_NAMES = {
     "LOCAL_WORLD_SIZE": ("LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
@@ -232,7 +232,7 @@ def torchrun_variables(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]
         if key not in (*_PET_OPTIONS, *_PET_MEETING):
             raise ConfigError(
                 f"{name}={text} stands for an option of torchrun that bundlerun run does not have; "
-                f"unset {name}, or use torchrun -m workers.train"
+                f"unset {name}, or use torchrun -m bundlerun.workers.train"
             )
     found = {key: each for key, each in given.items() if key in _PET_OPTIONS}
     if "master_addr" in given and "rdzv_endpoint" not in found and "standalone" not in found:

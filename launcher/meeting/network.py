@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from launcher.errors import ConfigError, NodeError
-from launcher.launch_config import LaunchConfig
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.launch_config import LaunchConfig
 
 LOOPBACK = "127.0.0.1"
 

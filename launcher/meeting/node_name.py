@@ -14,8 +14,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TextIO
 
-from launcher.errors import ConfigError
-from launcher.ranks.leftovers import is_alive, own_mark
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.ranks.leftovers import is_alive, own_mark
 
 ORPHANS_S = 3.0
 """How long a claim is waited for whose agent is dead: what that has forked may hold it so long."""

@@ -15,9 +15,9 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from launcher.errors import ConfigError, NodeError
-from launcher.layout.gpus import count_gpus
-from launcher.meeting.network import endpoint_text, is_loopback, resolve, route_to
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.layout.gpus import count_gpus
+from bundlerun.launcher.meeting.network import endpoint_text, is_loopback, resolve, route_to
 
 NUM_CANDIDATES = 3
 """Nodes that can keep the rendezvous: enough for any number of them."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from launcher.errors import ConfigError, nearest
+from bundlerun.launcher.errors import ConfigError, nearest
 
 ENV_PREFIX = "BUNDLERUN_"
 T = TypeVar("T")

@@ -7,8 +7,8 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 
-from launcher.errors import EXIT_CONFIG, ConfigError, nearest
-from launcher.options.declared import ENV_PREFIX, options_of
+from bundlerun.launcher.errors import EXIT_CONFIG, ConfigError, nearest
+from bundlerun.launcher.options.declared import ENV_PREFIX, options_of
 
 DATA_VARIABLE = "BUNDLERUN_DATA"
 NOT_OPTIONS = frozenset(

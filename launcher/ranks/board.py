@@ -17,7 +17,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from launcher.ranks.fault import Fault, FaultKind
+from bundlerun.launcher.ranks.fault import Fault, FaultKind
 
 BOARD_VARIABLE = "BUNDLERUN_BOARD"
 NUM_ROWS = 1024

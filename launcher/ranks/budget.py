@@ -6,15 +6,15 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from launcher.errors import (
+from bundlerun.launcher.errors import (
     EXIT_CONFIG,
     EXIT_FAILED,
     EXIT_NODE,
     EXIT_RESUMABLE,
     VERDICT_FINAL,
 )
-from launcher.ranks.fault import Fault, FaultKind
-from launcher.rendezvous.protocol.messages import EndCause
+from bundlerun.launcher.ranks.fault import Fault, FaultKind
+from bundlerun.launcher.rendezvous.protocol.messages import EndCause
 
 FINAL_CODES = (EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL)
 """Exit codes of a rank that another start would only repeat."""

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-import launcher
+import bundlerun
 
-_OURS = Path(launcher.__file__).parent.parent
+_OURS = Path(bundlerun.__file__).parent
 _TALK = (str(_OURS / "workers"), str(_OURS / "launcher"), "/torch/distributed/")
 """Where a RuntimeError comes from a broken connection: gloo and NCCL raise no type of their own."""
 _PASSING = frozenset({"DistError", "AcceleratorError"})

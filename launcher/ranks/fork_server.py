@@ -21,15 +21,15 @@ from contextlib import suppress
 from multiprocessing import connection, forkserver, resource_tracker, util
 from typing import Any
 
-from launcher.process import die_with_parent, parent_of
-from launcher.ranks.rank_signals import kept_from_children
+from bundlerun.launcher.process import die_with_parent, parent_of
+from bundlerun.launcher.ranks.rank_signals import kept_from_children
 
 # The standard library's type stubs leave these out.
 _connection: Any = connection
 _util: Any = util
 _forkserver: Any = forkserver
 _STATE = ("_forkserver_address", "_forkserver_alive_fd", "_forkserver_pid")
-_GUARD = "launcher.ranks.guarded"
+_GUARD = "bundlerun.launcher.ranks.guarded"
 
 
 def start_fork_server(preload: Sequence[str]) -> int:

@@ -12,14 +12,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from launcher.errors import EXIT_RESUMABLE
-from launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, own_board
-from launcher.ranks.budget import Attempt, Budget, code_of_failed
-from launcher.ranks.fork_server import is_server_gone
-from launcher.ranks.watch import Watch
-from launcher.rendezvous.protocol.messages import EndCause
-from launcher.run_folder.events import Events, read_tail
-from launcher.run_folder.outcome import (
+from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, own_board
+from bundlerun.launcher.ranks.budget import Attempt, Budget, code_of_failed
+from bundlerun.launcher.ranks.fork_server import is_server_gone
+from bundlerun.launcher.ranks.watch import Watch
+from bundlerun.launcher.rendezvous.protocol.messages import EndCause
+from bundlerun.launcher.run_folder.events import Events, read_tail
+from bundlerun.launcher.run_folder.outcome import (
     Outcome,
     error_of,
     first_error,
@@ -27,8 +27,8 @@ from launcher.run_folder.outcome import (
     is_own_error,
     write_outcome,
 )
-from launcher.run_folder.paths import RunPaths
-from launcher.run_folder.stop_request import forget_request, request_stop
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.stop_request import forget_request, request_stop
 
 log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from launcher.errors import EXIT_DONE, EXIT_RESUMABLE
-from launcher.process import kernel_state
-from launcher.ranks.board import Board
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_RESUMABLE
+from bundlerun.launcher.process import kernel_state
+from bundlerun.launcher.ranks.board import Board
 
 GROUP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 

@@ -17,9 +17,9 @@ from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Protocol, Self
 
-from launcher.ranks.board import Board
-from launcher.ranks.fork_server import kill_fork_server
-from launcher.ranks.watch import stop_text
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.fork_server import kill_fork_server
+from bundlerun.launcher.ranks.watch import stop_text
 
 NUMBERS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 LEFT_TO_TORCH = "SIGQUIT"

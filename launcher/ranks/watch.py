@@ -16,9 +16,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launcher.process import kernel_state
-from launcher.ranks.board import Board, Row
-from launcher.run_folder.events import Events
+from bundlerun.launcher.process import kernel_state
+from bundlerun.launcher.ranks.board import Board, Row
+from bundlerun.launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from launcher.rendezvous.handshake import Card, Differs, Stranger, introduce
-from launcher.rendezvous.protocol import member
-from launcher.rendezvous.protocol.leases import Leases
-from launcher.rendezvous.protocol.member import Member, Say, Turn
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.handshake import Card, Differs, Stranger, introduce
+from bundlerun.launcher.rendezvous.protocol import member
+from bundlerun.launcher.rendezvous.protocol.leases import Leases
+from bundlerun.launcher.rendezvous.protocol.member import Member, Say, Turn
+from bundlerun.launcher.rendezvous.protocol.messages import (
     MAX_LINE_BYTES,
     Beat,
     Message,
@@ -23,8 +23,8 @@ from launcher.rendezvous.protocol.messages import (
     decode,
     encode,
 )
-from launcher.rendezvous.protocol.votes import best_candidate
-from launcher.rendezvous.settings import Endpoint
+from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
+from bundlerun.launcher.rendezvous.settings import Endpoint
 
 RETRY_S = 0.1
 """Pause between two searches that found nothing."""

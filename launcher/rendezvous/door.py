@@ -18,6 +18,6 @@ def get_handler() -> Callable[[RendezvousParameters], RendezvousHandler]:
 
 
 def _create(params: RendezvousParameters) -> RendezvousHandler:
-    from launcher.rendezvous.handler import create_handler
+    from bundlerun.launcher.rendezvous.handler import create_handler
 
     return create_handler(params)

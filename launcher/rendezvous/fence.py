@@ -23,9 +23,9 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from launcher.rendezvous.protocol.coordinator import Claimed, TryClaim
-from launcher.rendezvous.protocol.messages import Closed, Round, Seat
-from launcher.run_folder.files import name_beside, write_text
+from bundlerun.launcher.rendezvous.protocol.coordinator import Claimed, TryClaim
+from bundlerun.launcher.rendezvous.protocol.messages import Closed, Round, Seat
+from bundlerun.launcher.run_folder.files import name_beside, write_text
 
 WATCH_POLL_S = 0.1
 

@@ -29,25 +29,30 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from launcher.console import open_console, tell
-from launcher.errors import EXIT_RESUMABLE
-from launcher.meeting.network import LOOPBACK, own_addresses, resolve, route_to
-from launcher.meeting.node_name import claimed_name
-from launcher.ranks.node_ranks import Ranks
-from launcher.rendezvous.node import Node, Request, own_endpoints, unkept
-from launcher.rendezvous.probe import is_rendezvous
-from launcher.rendezvous.protocol.member import Enter, OpenStore
-from launcher.rendezvous.protocol.messages import Round, RoundId, Seat
-from launcher.rendezvous.round_store import NUMBER_KEY, RoundStore, open_store, reach_store
-from launcher.rendezvous.settings import (
+from bundlerun.launcher.console import open_console, tell
+from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.meeting.network import LOOPBACK, own_addresses, resolve, route_to
+from bundlerun.launcher.meeting.node_name import claimed_name
+from bundlerun.launcher.ranks.node_ranks import Ranks
+from bundlerun.launcher.rendezvous.node import Node, Request, own_endpoints, unkept
+from bundlerun.launcher.rendezvous.probe import is_rendezvous
+from bundlerun.launcher.rendezvous.protocol.member import Enter, OpenStore
+from bundlerun.launcher.rendezvous.protocol.messages import Round, RoundId, Seat
+from bundlerun.launcher.rendezvous.round_store import (
+    NUMBER_KEY,
+    RoundStore,
+    open_store,
+    reach_store,
+)
+from bundlerun.launcher.rendezvous.settings import (
     NAME_VARIABLE,
     Conf,
     Endpoint,
     parse_endpoints,
     read_token,
 )
-from launcher.rendezvous.told import Waiting, joined_line
-from launcher.run_folder.events import Events
+from bundlerun.launcher.rendezvous.told import Waiting, joined_line
+from bundlerun.launcher.run_folder.events import Events
 
 BACKEND = "bundle"
 

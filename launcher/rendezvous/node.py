@@ -22,14 +22,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launcher.agreement.agreed import difference
-from launcher.console import tell
-from launcher.rendezvous.client import Client
-from launcher.rendezvous.fence import WATCH_POLL_S, Fence
-from launcher.rendezvous.handshake import Card
-from launcher.rendezvous.protocol import member
-from launcher.rendezvous.protocol.member import Enter, LookForClaim, Member, OpenStore, Tell, Wish
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.agreement.agreed import difference
+from bundlerun.launcher.console import tell
+from bundlerun.launcher.rendezvous.client import Client
+from bundlerun.launcher.rendezvous.fence import WATCH_POLL_S, Fence
+from bundlerun.launcher.rendezvous.handshake import Card
+from bundlerun.launcher.rendezvous.protocol import member
+from bundlerun.launcher.rendezvous.protocol.member import (
+    Enter,
+    LookForClaim,
+    Member,
+    OpenStore,
+    Tell,
+    Wish,
+)
+from bundlerun.launcher.rendezvous.protocol.messages import (
     Close,
     Closed,
     Denied,
@@ -38,11 +45,11 @@ from launcher.rendezvous.protocol.messages import (
     Seat,
     ToMember,
 )
-from launcher.rendezvous.server import Server
-from launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
-from launcher.rendezvous.tasks import Tasks
-from launcher.rendezvous.told import Obstacle, event_line, obstacle_of
-from launcher.run_folder.events import Events
+from bundlerun.launcher.rendezvous.server import Server
+from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
+from bundlerun.launcher.rendezvous.tasks import Tasks
+from bundlerun.launcher.rendezvous.told import Obstacle, event_line, obstacle_of
+from bundlerun.launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch._C._distributed_c10d import PrefixStore, TCPStore
 from torch.distributed import DistStoreError
 from torch.distributed.elastic.agent.server.api import _RoleInstanceInfo
 
-from launcher.rendezvous.protocol.messages import Round
+from bundlerun.launcher.rendezvous.protocol.messages import Round
 
 _ROLE_INFO = "torchelastic/role_info/"
 _ASSIGNED = "torchelastic/assigned_ranks/"

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
-from launcher.rendezvous.fence import Fence
-from launcher.rendezvous.handshake import Card, Stranger, admit
-from launcher.rendezvous.protocol import coordinator
-from launcher.rendezvous.protocol import decide as turn
-from launcher.rendezvous.protocol.coordinator import (
+from bundlerun.launcher.rendezvous.fence import Fence
+from bundlerun.launcher.rendezvous.handshake import Card, Stranger, admit
+from bundlerun.launcher.rendezvous.protocol import coordinator
+from bundlerun.launcher.rendezvous.protocol import decide as turn
+from bundlerun.launcher.rendezvous.protocol.coordinator import (
     Arrived,
     Broken,
     Claimed,
@@ -25,8 +25,8 @@ from launcher.rendezvous.protocol.coordinator import (
     TryClaim,
     Wish,
 )
-from launcher.rendezvous.protocol.leases import Leases
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol.leases import Leases
+from bundlerun.launcher.rendezvous.protocol.messages import (
     MAX_LINE_BYTES,
     Accept,
     Beat,
@@ -40,8 +40,8 @@ from launcher.rendezvous.protocol.messages import (
     decode,
     encode,
 )
-from launcher.rendezvous.protocol.state import Phase, Rules, State
-from launcher.rendezvous.tasks import Tasks
+from bundlerun.launcher.rendezvous.protocol.state import Phase, Rules, State
+from bundlerun.launcher.rendezvous.tasks import Tasks
 
 ADMIT_S = 5.0
 """How long a connection may take to say who it is."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from launcher.errors import ConfigError, nearest
-from launcher.rendezvous.protocol.state import Rules
+from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.rendezvous.protocol.state import Rules
 
 DEFAULT_PORT = 29400
 TOKEN_VARIABLE = "BUNDLERUN_TOKEN"

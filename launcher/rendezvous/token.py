@@ -6,9 +6,9 @@ import os
 import secrets
 from contextlib import suppress
 
-from launcher.errors import NodeError
-from launcher.run_folder.files import link_new
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.run_folder.files import link_new
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 TOKEN_BYTES = 32
 

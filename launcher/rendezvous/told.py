@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.rendezvous.protocol.member import Member, Tell
-from launcher.rendezvous.protocol.messages import Round
+from bundlerun.launcher.rendezvous.protocol.member import Member, Tell
+from bundlerun.launcher.rendezvous.protocol.messages import Round
 
 UNREACHED_S = 2.0
 """After how long it is told that no endpoint answers."""

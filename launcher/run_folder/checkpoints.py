@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from launcher.errors import CheckpointError, nearest
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import CheckpointError, nearest
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from launcher.run_folder.events import read_events
-from launcher.run_folder.files import link_new, name_beside, write_text
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.files import link_new, name_beside, write_text
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 State = Literal["done", "stopped", "failed"]
 Event = Mapping[str, Any]

@@ -8,7 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launcher.run_folder.outcome import FAULTS, Event, Outcome, are_together, incidents, lost_node
+from bundlerun.launcher.run_folder.outcome import (
+    FAULTS,
+    Event,
+    Outcome,
+    are_together,
+    incidents,
+    lost_node,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 

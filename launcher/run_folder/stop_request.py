@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from contextlib import suppress
 
-from launcher.run_folder.files import write_text
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 def request_stop(paths: RunPaths, why: str) -> None:

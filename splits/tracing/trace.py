@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 
-from launcher.errors import ConfigError
-from splits.alias import IN_PLACE_OPERATORS
-from splits.modes import modes_kept
-from splits.tracing.beside import (
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.alias import IN_PLACE_OPERATORS
+from bundlerun.splits.modes import modes_kept
+from bundlerun.splits.tracing.beside import (
     MODES,
     Unkept,
     attributes,
@@ -31,8 +31,8 @@ from splits.tracing.beside import (
     set_random,
     settings,
 )
-from splits.tracing.region import REGION, Autocast, Region
-from splits.tracing.twice import first_difference
+from bundlerun.splits.tracing.region import REGION, Autocast, Region
+from bundlerun.splits.tracing.twice import first_difference
 
 _CONTAINERS: tuple[type, ...] = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CONSTANT = "_tensor_constant"

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from splits.state import find_attribute
-from splits.tracing.region import region_of
+from bundlerun.splits.state import find_attribute
+from bundlerun.splits.tracing.region import region_of
 
 
 def first_difference(graph: fx.Graph, other: fx.Graph, model: nn.Module) -> fx.Node | None:

@@ -1,4 +1,4 @@
-"""Starts four ranks of `actor.py` here, as `bundlerun run` starts `workers.train`.
+"""Starts four ranks of `actor.py` here, as `bundlerun run` starts `bundlerun.workers.train`.
 
 python launch_actor.py RUN_DIR ACT [OPTION...]
 """
@@ -10,13 +10,13 @@ import os
 import sys
 from pathlib import Path
 
-from launcher.agent import elastic
-from launcher.config import TrainConfig
-from launcher.launch_config import LaunchConfig
-from launcher.layout.hardware import read_hardware
-from launcher.meeting.network import resolve_meeting
-from launcher.options.declared import Resolved
-from launcher.plan import plan_here
+from bundlerun.launcher.agent import elastic
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.hardware import read_hardware
+from bundlerun.launcher.meeting.network import resolve_meeting
+from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.plan import plan_here
 
 
 def say(text: str) -> None:

@@ -25,9 +25,9 @@ from benchmarks.faults.places import RANK_PLACES, wrap_all
 EARLY = {"before torch": "torch", "torch comes": "torch.nn"}
 """The module that is about to be imported."""
 MORE = {
-    "rank begins": "launcher.agent.entry:_main",
-    "validation": "workers.trainer:Trainer.evaluate",
-    "no node comes": "launcher.rendezvous.handler:BundleRendezvousHandler._check_open",
+    "rank begins": "bundlerun.launcher.agent.entry:_main",
+    "validation": "bundlerun.workers.trainer:Trainer.evaluate",
+    "no node comes": "bundlerun.launcher.rendezvous.handler:BundleRendezvousHandler._check_open",
 }
 """The function that is about to be called."""
 STEP = 2
@@ -116,8 +116,8 @@ def main(argv: Sequence[str]) -> int:
         for place, where in MORE.items():
             wrap(place, where, moment)
     if program == "bundlerun":
-        return importlib.import_module("launcher.cli").main(words)
-    return importlib.import_module("workers.train").main(words)
+        return importlib.import_module("bundlerun.launcher.cli").main(words)
+    return importlib.import_module("bundlerun.workers.train").main(words)
 
 
 if __name__ == "__main__":

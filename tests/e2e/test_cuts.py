@@ -11,7 +11,7 @@ from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.faults.chaos import leader, verdict
 from benchmarks.faults.inject import AGENT, Fault
 from benchmarks.faults.job import Job, host_nodes, opened
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 SLOTS = (2, 2, 2)
 LIMIT_S = 40.0

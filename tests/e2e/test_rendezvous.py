@@ -21,9 +21,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.errors import EXIT_RESUMABLE
-from launcher.rendezvous.handshake import Card, proof
-from launcher.rendezvous.protocol.messages import Peek, Status, decode, encode
+from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.rendezvous.handshake import Card, proof
+from bundlerun.launcher.rendezvous.protocol.messages import Peek, Status, decode, encode
 
 BIN = Path(sys.executable).parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")

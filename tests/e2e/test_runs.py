@@ -118,7 +118,7 @@ def test_torchrun_alone_trains_on_nodes_of_different_size(agents: Agents, tmp_pa
                 *meeting(port),
                 f"--nproc-per-node={count}",
                 "-m",
-                "workers.train",
+                "bundlerun.workers.train",
                 *train_words(run_dir),
             ]
         )
@@ -217,7 +217,7 @@ def test_a_wrong_option_of_a_worker_is_the_exit_code_of_bundlerun(tmp_path: Path
 
 def test_one_process_needs_no_launcher(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "workers.train", *train_words(tmp_path / "run")],
+        [sys.executable, "-m", "bundlerun.workers.train", *train_words(tmp_path / "run")],
         capture_output=True,
         text=True,
         timeout=LIMIT_S,

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.e2e.test_runs import Agents, agents, free_port, history, train_words
 from tests.e2e.test_stopping import bundlerun, outcome_of
 
@@ -217,7 +217,7 @@ def test_process_1_of_a_container_hears_a_signal(
 
 ORPHANS = """
 import os, sys, time
-from launcher.agent.init import stand_before
+from bundlerun.launcher.agent.init import stand_before
 
 code = stand_before()
 if code is not None:
@@ -261,14 +261,15 @@ sys.exit(codes[0])
 
 
 @pytest.mark.parametrize(
-    "module", [pytest.param("launcher.cli", marks=slow), pytest.param("workers.train")]
+    "module",
+    [pytest.param("bundlerun.launcher.cli", marks=slow), pytest.param("bundlerun.workers.train")],
 )
 def test_called_from_a_thread_a_run_says_once_that_it_hears_no_signals(
     agents: Agents, tmp_path: Path, module: str
 ) -> None:
     run_dir = tmp_path / "run"
     words = bundlerun(run_dir, slots=2, epochs=1)[1:]
-    if module == "workers.train":
+    if module == "bundlerun.workers.train":
         words = train_words(run_dir, epochs=1)
     program = agents.start([sys.executable, "-c", THREAD.format(module=module), *words])
     assert program.wait(timeout=LIMIT_S) == 0, agents.text()

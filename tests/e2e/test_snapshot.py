@@ -62,7 +62,7 @@ def test_one_process_goes_on_from_memory(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = train_words(run_dir, synthetic_samples=4000, epochs=1, snapshot_steps=1)
     check_killed_and_started_again(
-        [sys.executable, "-m", "workers.train", *words], run_dir, tmp_path
+        [sys.executable, "-m", "bundlerun.workers.train", *words], run_dir, tmp_path
     )
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.e2e.test_runs import BIN, LIMIT_S, Agents, agents, free_port, history, train_words
 
 __all__ = ["agents"]  # a fixture
@@ -214,7 +214,7 @@ def torchrun(run_dir: Path, *words: str) -> list[str]:
         str(BIN / "torchrun"), "--nproc-per-node=2", "--rdzv-backend=bundle",
         "--monitor-interval=0.1",
         f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--rdzv-id=stopping", "--max-restarts=100",
-        *words, "-m", "workers.train", *train_words(run_dir, **LONG),
+        *words, "-m", "bundlerun.workers.train", *train_words(run_dir, **LONG),
     ]  # fmt: skip
 
 

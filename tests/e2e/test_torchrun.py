@@ -19,7 +19,7 @@ __all__ = ["agents"]  # a fixture
 def torchrun(run_dir: Path, *words: str, **changes: object) -> list[str]:
     options = train_words(run_dir, **LONG | changes)
     common = ["--monitor-interval=0.1", "--max-restarts=3", *words]
-    return [str(BIN / "torchrun"), *common, "-m", "workers.train", *options]
+    return [str(BIN / "torchrun"), *common, "-m", "bundlerun.workers.train", *options]
 
 
 def wait_for_restart(run_dir: Path, count: int, agents: Agents) -> None:

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 200
@@ -34,7 +34,7 @@ MPI = (
     "mpirun", "--allow-run-as-root", "--oversubscribe", "-x", "PATH", "-x", "PYTHONPATH", "-x",
     "OMP_NUM_THREADS",
 )  # fmt: skip
-WORKER = (PYTHON, "-m", "workers.train")
+WORKER = (PYTHON, "-m", "bundlerun.workers.train")
 RUN = ("bundlerun", "run", "--devices=cpu")
 
 
@@ -84,7 +84,7 @@ def test_bundlerun_starts_two_ranks(tmp_path: Path) -> None:
 
 
 def test_torchrun_starts_two_ranks(tmp_path: Path) -> None:
-    words = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "workers.train"]
+    words = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "bundlerun.workers.train"]
     assert launched(words, tmp_path).returncode == 0
     check_trained(tmp_path, 2)
 
@@ -145,11 +145,11 @@ def test_srun_of_ranks_that_know_of_nobody_is_refused(tmp_path: Path) -> None:
     "words",
     [
         "accelerate launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
-        "--dynamo_backend=no --module workers.train",
-        "ft_launcher --standalone --nproc-per-node=2 -m workers.train",
-        "dlrover-run --standalone --nproc_per_node=2 -m workers.train",
-        "deepspeed --num_accelerators=2 --module workers.train",
-        "torchx run --scheduler=local_cwd dist.ddp -j 1x2 -m workers.train --",
+        "--dynamo_backend=no --module bundlerun.workers.train",
+        "ft_launcher --standalone --nproc-per-node=2 -m bundlerun.workers.train",
+        "dlrover-run --standalone --nproc_per_node=2 -m bundlerun.workers.train",
+        "deepspeed --num_accelerators=2 --module bundlerun.workers.train",
+        "torchx run --scheduler=local_cwd dist.ddp -j 1x2 -m bundlerun.workers.train --",
     ],
     ids=lambda words: words.split()[0],
 )
@@ -161,7 +161,7 @@ def test_a_launcher_of_others_starts_two_ranks(words: str, tmp_path: Path) -> No
     check_trained(tmp_path, 2)
 
 
-SCRIPT = "import sys\nfrom workers.train import main\nsys.exit(main())\n"
+SCRIPT = "import sys\nfrom bundlerun.workers.train import main\nsys.exit(main())\n"
 
 
 @pytest.mark.slow
@@ -178,7 +178,7 @@ import sys
 from ray.train import ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 def work(config):
-    from workers.train import main
+    from bundlerun.workers.train import main
     assert main(config["argv"]) == 0
 TorchTrainer(
     work, train_loop_config={"argv": sys.argv[1:]}, torch_config=TorchConfig(backend="gloo"),

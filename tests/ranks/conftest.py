@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from workers.snapshot import room as snapshot_folder
+from bundlerun.workers.snapshot import room as snapshot_folder
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch.distributed import FileStore, Store
 
-from workers.rank.env import RankEnv
+from bundlerun.workers.rank.env import RankEnv
 
 RankMain = Callable[[RankEnv, Store], None]
 STORE_TIMEOUT_S = 20.0

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from launcher.config import TrainConfig
-from workers.recipe import DataInfo, DataSets
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.recipe import DataInfo, DataSets
 
 CLASSES = 3
 LENGTH = 24

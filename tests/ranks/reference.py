@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from launcher.config import TrainConfig
-from workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
-from workers.data.samples import Reader, Request
-from workers.optim.lr import lr_factor
-from workers.recipe import DataInfo, load_recipe
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from bundlerun.workers.data.samples import Reader, Request
+from bundlerun.workers.optim.lr import lr_factor
+from bundlerun.workers.recipe import DataInfo, load_recipe
 
 
 @dataclass

@@ -62,7 +62,7 @@ def wanted_loss(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> f
     run_dir = tmp_path_factory.mktemp("alone") / "run"
     words = train_words(run_dir=run_dir, snapshot="off")
     subprocess.run(
-        [sys.executable, "-m", "workers.train", *words],
+        [sys.executable, "-m", "bundlerun.workers.train", *words],
         env=cluster.environ | {"SLOW_MODEL_PAUSE_S": "0"},
         check=True,
         capture_output=True,

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cluster.slurm_jobs import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
-from slurm.lookout import LOSS_S
-from slurm.render import DEFAULTS, Kind, script
+from bundlerun.slurm.lookout import LOSS_S
+from bundlerun.slurm.render import DEFAULTS, Kind, script
 from tests.slurm.harness import ended_well
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
@@ -289,7 +289,7 @@ def test_srun_alone(jobs: Jobs, wanted_loss: float) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1:2", "--nproc-per-node=2"]
     meeting = ["--rdzv-backend=bundle", "--rdzv-id=bare"]
     endpoint = f"--rdzv-endpoint={jobs.cluster.address('n1')}:29400"
-    words = [*torchrun, *meeting, endpoint, "-m", "workers.train", *words]
+    words = [*torchrun, *meeting, endpoint, "-m", "bundlerun.workers.train", *words]
     jobs.cluster.run(*srun, *words, limit_s=120)
     assert (folder / "bare" / "summary.json").exists()
     summary = json.loads((folder / "bare" / "summary.json").read_text())

@@ -8,13 +8,22 @@ from pathlib import Path, PurePath
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = ("launcher", "slurm", "splits", "workers")
+LINKED = ("launcher", "slurm", "splits", "workers")
 
 
 def files() -> list[PurePath]:
-    """What is below the packages, without what Python leaves there."""
-    found = [path for name in PACKAGES for path in (ROOT / name).rglob("*") if path.is_file()]
+    """What is below `bundlerun`, without what Python leaves there."""
+    places = [ROOT / "bundlerun" / name for name in LINKED]
+    found = [path for place in places for path in place.rglob("*") if path.is_file()]
+    found += [path for path in (ROOT / "bundlerun").iterdir() if path.is_file()]
     return [path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts]
+
+
+def test_the_packages_are_links_to_the_folders_at_the_top() -> None:
+    for name in LINKED:
+        link = ROOT / "bundlerun" / name
+        assert link.is_symlink()
+        assert link.resolve() == ROOT / name
 
 
 def test_every_folder_with_code_is_a_package_of_the_wheel() -> None:
@@ -28,8 +37,8 @@ def test_every_other_file_is_package_data() -> None:
         if path.suffix != ".py":
             known = globs.get(".".join(path.parts[:-1]), [])
             assert any(PurePath(path.name).match(each) for each in known), path
-    assert "slurm/bundle.sbatch" in {path.as_posix() for path in files()}
-    assert all("py.typed" in globs[name] for name in PACKAGES)
+    assert "bundlerun/slurm/bundle.sbatch" in {path.as_posix() for path in files()}
+    assert "bundlerun/py.typed" in {path.as_posix() for path in files()}
 
 
 def test_the_license_comes_along() -> None:

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.errors import ConfigError
-from workers.nest import Branch, branch_of, entries, leaves, like, mapped
-from workers.recipe import DataSets, SampleSet
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.nest import Branch, branch_of, entries, leaves, like, mapped
+from bundlerun.workers.recipe import DataSets, SampleSet
 
 TARGET_NAMES = ("target", "targets", "label", "labels")
 """Entries of a sample that is a dict: the one of these is the target, the rest the input."""

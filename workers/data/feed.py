@@ -7,17 +7,17 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.run_folder.checkpoints import Progress
-from workers.data.collate import Collate
-from workers.data.loader import MicrobatchLoader
-from workers.data.order import num_steps, sample_order, share_out, step_microbatches
-from workers.data.samples import Batch
-from workers.rank import device as door
-from workers.rank.session import Session
-from workers.recipe import DataInfo, DataSets, SampleSet
-from workers.step import StepWork
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.loader import MicrobatchLoader
+from bundlerun.workers.data.order import num_steps, sample_order, share_out, step_microbatches
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.recipe import DataInfo, DataSets, SampleSet
+from bundlerun.workers.step import StepWork
 
 _FORWARDS_OF_A_STEP = 3
 """A step's forwards and backwards take about three times as long as its forwards alone."""

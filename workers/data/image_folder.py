@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from launcher.errors import ConfigError
-from workers.data.image_index import is_hidden, open_index, walk
-from workers.data.pixels import as_rgb
-from workers.recipe import UnreadableSample
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.image_index import is_hidden, open_index, walk
+from bundlerun.workers.data.pixels import as_rgb
+from bundlerun.workers.recipe import UnreadableSample
 
 _LAYOUT = "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE"
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
@@ -48,7 +48,7 @@ class ImageSamples:
         return self._images.hidden
 
     def names_digest(self) -> str:
-        """For `workers.data.same_data`."""
+        """For `bundlerun.workers.data.same_data`."""
         return self._images.digest()
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:

@@ -22,8 +22,8 @@ from typing import NamedTuple
 
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
-from launcher.errors import ConfigError
-from launcher.run_folder.files import write_text
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.files import write_text
 
 _JUST_NOW_S = 2.0
 """A folder that has changed this lately may change again without another mtime."""

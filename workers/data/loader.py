@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError, NodeError
-from launcher.process import die_with_parent
-from launcher.ranks.rank_signals import keep_from_here
-from workers.data.collate import Collate
-from workers.data.samples import Answer, Batch, Reader, Request
-from workers.recipe import SampleSet
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.process import die_with_parent
+from bundlerun.launcher.ranks.rank_signals import keep_from_here
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.samples import Answer, Batch, Reader, Request
+from bundlerun.workers.recipe import SampleSet
 
 MAX_AUTO_WORKERS = 16
 log = logging.getLogger(__name__)

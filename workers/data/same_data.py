@@ -11,12 +11,12 @@ import hashlib
 import json
 from contextlib import suppress
 
-from launcher.agreement.agreed import Terms, changes, difference
-from launcher.errors import ConfigError
-from launcher.run_folder.files import write_text
-from launcher.run_folder.paths import RunPaths
-from workers.rank.session import Session
-from workers.recipe import DataInfo, DataSets
+from bundlerun.launcher.agreement.agreed import Terms, changes, difference
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.recipe import DataInfo, DataSets
 
 _SAMPLES, _CLASSES = "the number of training samples", "the number of classes"
 _LIST = "the list of training samples"
@@ -72,7 +72,7 @@ def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
 
 
 def terms_of_data(info: DataInfo, data: DataSets) -> dict[str, str]:
-    """What is compared, as `launcher.agreement.agreed` has it."""
+    """What is compared, as `bundlerun.launcher.agreement.agreed` has it."""
     about = hashlib.sha256(json.dumps(info.about, sort_keys=True).encode()).hexdigest()[:12]
     terms = {
         _SAMPLES: str(info.num_train),

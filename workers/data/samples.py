@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from launcher.errors import ConfigError
-from workers.data.collate import Collate
-from workers.data.order import mix_seed
-from workers.recipe import Sample, SampleSet, UnreadableSample
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.recipe import Sample, SampleSet, UnreadableSample
 
 MAX_UNREADABLE_IN_A_ROW = 1000
 

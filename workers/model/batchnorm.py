@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm, _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError
 
 Forward = Callable[..., Any]
 Pair = tuple[Tensor, Tensor]

@@ -7,10 +7,10 @@ from contextlib import suppress
 
 from torch import nn
 
-from launcher.config import TrainConfig
-from splits.costs import StageCosts, costs_of_stages
-from splits.listed import ListedStage
-from workers.model.example import Example
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.splits.costs import StageCosts, costs_of_stages
+from bundlerun.splits.listed import ListedStage
+from bundlerun.workers.model.example import Example
 
 WORST_LOAD = 1.3
 """Of the most loaded device over the mean, before it is a warning: 65:35 in two equal stages."""

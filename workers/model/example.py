@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.errors import ConfigError
-from workers.data.feed import Feed
-from workers.nest import Form, built, form_of, leaves
-from workers.rank.session import Session
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.nest import Form, built, form_of, leaves
+from bundlerun.workers.rank.session import Session
 
 log = logging.getLogger(__name__)
 NUM_SAMPLES = 2

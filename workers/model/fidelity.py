@@ -19,9 +19,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from launcher.errors import ConfigError
-from workers.data.samples import kept_random_state
-from workers.model.trial import (
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.samples import kept_random_state
+from bundlerun.workers.model.trial import (
     Call,
     Result,
     StageRaised,
@@ -31,7 +31,7 @@ from workers.model.trial import (
     staged_pass,
     whole_pass,
 )
-from workers.nest import Leaf, leaves, mapped
+from bundlerun.workers.nest import Leaf, leaves, mapped
 
 log = logging.getLogger(__name__)
 

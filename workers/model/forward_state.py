@@ -20,15 +20,15 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from splits.stage import Forward
-from workers.model.module_tensors import (
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.stage import Forward
+from bundlerun.workers.model.module_tensors import (
     TensorPlace,
     limited_embeddings,
     may_be_written,
     tensor_places,
 )
-from workers.model.small_copies import SmallCopies, version
+from bundlerun.workers.model.small_copies import SmallCopies, version
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from workers.model.module_tensors import TensorPlace, tensor_places
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.model.module_tensors import TensorPlace, tensor_places
 
 NUM_SUMS = 4
 """Numbers of a step's sums that the check needs: two checksums and their squares."""

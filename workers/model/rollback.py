@@ -8,8 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from splits.tracing.undo import members_kept
-from workers.model.module_tensors import limited_embeddings, may_be_written, tensor_places
+from bundlerun.splits.tracing.undo import members_kept
+from bundlerun.workers.model.module_tensors import limited_embeddings, may_be_written, tensor_places
 
 
 @contextmanager

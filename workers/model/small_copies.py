@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from workers.model.batchnorm import tracking_layers
-from workers.model.module_tensors import TensorPlace
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.model.batchnorm import tracking_layers
+from bundlerun.workers.model.module_tensors import TensorPlace
 
 MOST_BYTES = 10**6
 """Of all copies together."""

@@ -15,21 +15,21 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import IterableDataset
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.user_file import users_code
-from splits.meta import build_on_default_device
-from splits.models import make_stages
-from splits.modes import modes_kept
-from workers.data.collate import Collate
-from workers.data.order import mix_seed
-from workers.data.samples import Reader, Request
-from workers.model.blank import build_blank
-from workers.model.division import division_lines
-from workers.model.example import NUM_SAMPLES, Example, describe, example_of
-from workers.model.trial import Subject
-from workers.rank.session import Session
-from workers.recipe import DataInfo, DataSets, Recipe
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.user_file import users_code
+from bundlerun.splits.meta import build_on_default_device
+from bundlerun.splits.models import make_stages
+from bundlerun.splits.modes import modes_kept
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.data.samples import Reader, Request
+from bundlerun.workers.model.blank import build_blank
+from bundlerun.workers.model.division import division_lines
+from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, example_of
+from bundlerun.workers.model.trial import Subject
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.recipe import DataInfo, DataSets, Recipe
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from splits.stage import Forward, chunk_forwards
-from workers.data.samples import seed_random
-from workers.model.batchnorm import StatisticsPool, has_own_forward, tracking_layers
-from workers.model.rollback import rolled_back
-from workers.nest import Leaf, leaves, mapped
+from bundlerun.splits.stage import Forward, chunk_forwards
+from bundlerun.workers.data.samples import seed_random
+from bundlerun.workers.model.batchnorm import StatisticsPool, has_own_forward, tracking_layers
+from bundlerun.workers.model.rollback import rolled_back
+from bundlerun.workers.nest import Leaf, leaves, mapped
 
 _SEED = 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from launcher.config import TrainConfig
+from bundlerun.launcher.config import TrainConfig
 
 _ONE_CYCLE_START = 1 / 25
 _ONE_CYCLE_END = _ONE_CYCLE_START / 1e4

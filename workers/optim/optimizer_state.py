@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.errors import CheckpointError
-from workers.nest import built, form_of, leaves, mapped
-from workers.optim.param_groups import ParamGroups
+from bundlerun.launcher.errors import CheckpointError
+from bundlerun.workers.nest import built, form_of, leaves, mapped
+from bundlerun.workers.optim.param_groups import ParamGroups
 
 OPTIMIZER = "optimizer."
 _NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError, DivergedError
-from workers.optim.lr import lr_factor
-from workers.optim.param_groups import ParamGroups
-from workers.rank.session import Session
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.workers.optim.lr import lr_factor
+from bundlerun.workers.optim.param_groups import ParamGroups
+from bundlerun.workers.rank.session import Session
 
 MOST_LEFT_OUT = 20
 """Steps in a row; then leaving out leads nowhere."""
@@ -32,7 +32,7 @@ class StepLoss(NamedTuple):
     """The loss of a step, summed over all bundles; zeros on other stages than the last."""
 
     share: float
-    """See `workers.pipeline.loss`."""
+    """See `bundlerun.workers.pipeline.loss`."""
     weight: float
     num_weighted: float
     """Ranks whose losses said a weight."""

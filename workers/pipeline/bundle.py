@@ -10,20 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from launcher.layout.schedule import Action, Order, Pass, Pipeline, last_backwards
-from launcher.layout.topology import Link, LinkKind, Place, Topology
-from splits.stage import Forward, chunk_forwards
-from workers.data.order import mix_seed
-from workers.data.samples import Batch
-from workers.nest import Form, built, form_of, leaves, mapped
-from workers.pipeline.links import InLink, Kind, OutLink, specs_of
-from workers.pipeline.loss import LossCheck, share_of
-from workers.pipeline.split_backward import WeightPass, input_pass
-from workers.rank.comm import Group
-from workers.rank.meters import Meters
-from workers.recipe import Recipe
-from workers.step import StepShare, StepWork
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.schedule import Action, Order, Pass, Pipeline, last_backwards
+from bundlerun.launcher.layout.topology import Link, LinkKind, Place, Topology
+from bundlerun.splits.stage import Forward, chunk_forwards
+from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.nest import Form, built, form_of, leaves, mapped
+from bundlerun.workers.pipeline.links import InLink, Kind, OutLink, specs_of
+from bundlerun.workers.pipeline.loss import LossCheck, share_of
+from bundlerun.workers.pipeline.split_backward import WeightPass, input_pass
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.recipe import Recipe
+from bundlerun.workers.step import StepShare, StepWork
 
 Edge = tuple[LinkKind, int, int]
 """Kind and chunk of a link, and the replica at its other end."""

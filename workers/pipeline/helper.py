@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from workers.rank import device as door
+from bundlerun.workers.rank import device as door
 
 T = TypeVar("T")
 

@@ -34,9 +34,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from launcher.errors import ConfigError
-from workers.nest import Form
-from workers.pipeline.message import (
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.nest import Form
+from bundlerun.workers.pipeline.message import (
     PACKED,
     Kind,
     Specs,
@@ -46,8 +46,8 @@ from workers.pipeline.message import (
     specs_of,
     unpacked,
 )
-from workers.pipeline.transports import open_receiver, open_sender
-from workers.rank.comm import Group
+from bundlerun.workers.pipeline.transports import open_receiver, open_sender
+from bundlerun.workers.rank.comm import Group
 
 __all__ = ["InLink", "Kind", "OutLink", "TensorSpec", "specs_of"]
 
@@ -79,7 +79,7 @@ class OutLink:
         Args:
             kind: of message.
             tensors: in it.
-            form: what they are put together to (`workers.nest`), told with the specs.
+            form: what they are put together to (`bundlerun.workers.nest`), told with the specs.
 
         Raises:
             ConfigError: the tensors differ from those of an earlier message of this kind.

@@ -6,7 +6,7 @@
 
 The weight of a step is known when all its forwards are done, and backwards begin before that. So
 gradients are those of the shares, and all are scaled once their sums are there
-(`workers.optim.update`).
+(`bundlerun.workers.optim.update`).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from workers.data.samples import kept_random_state
-from workers.nest import leaves, mapped
-from workers.recipe import Recipe
-from workers.step import Share
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.samples import kept_random_state
+from bundlerun.workers.nest import leaves, mapped
+from bundlerun.workers.recipe import Recipe
+from bundlerun.workers.step import Share
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.nest import Form
+from bundlerun.workers.nest import Form
 
 _SPEC_BYTES = 64 << 10
 POSTED_AHEAD = 2
@@ -53,7 +53,7 @@ def packed(specs: Specs, form: Form = None) -> Tensor:
 
     Args:
         specs: of the tensors of a message.
-        form: what they are put together to (`workers.nest`); None: the receiver knows.
+        form: what they are put together to (`bundlerun.workers.nest`); None: the receiver knows.
     """
     rows = [(list(s.shape), str(s.dtype).removeprefix("torch."), s.requires_grad) for s in specs]
     data = json.dumps([rows, form]).encode()

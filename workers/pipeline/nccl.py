@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from workers.pipeline.message import Specs, specs_of
-from workers.rank import device as door
-from workers.rank.comm import Group
+from bundlerun.workers.pipeline.message import Specs, specs_of
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.comm import Group
 
 _SENDER, _RECEIVER = 0, 1
 _HELLO = torch.zeros(1)

@@ -23,9 +23,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from launcher.errors import NodeError
-from workers.pipeline.message import POSTED_AHEAD, Specs, TensorSpec, specs_of
-from workers.rank.node_memory import NodeMemory
+from bundlerun.launcher.errors import NodeError
+from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs, TensorSpec, specs_of
+from bundlerun.workers.rank.node_memory import NodeMemory
 
 _SENDER, _RECEIVER = 0, 1
 _FREE, _TAKEN = 0, 1

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from workers.pipeline.message import Specs
-from workers.rank import device as door
+from bundlerun.workers.pipeline.message import Specs
+from bundlerun.workers.rank import device as door
 
 
 class Copies(NamedTuple):

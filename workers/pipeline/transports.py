@@ -3,7 +3,7 @@
 on the CPU, within a node       shared memory (`slots`); gloo where the system forbids it
 on the CPU, between nodes       gloo
 on GPUs, transport "cpu"        one of these two, through pinned memory (`staging`)
-on GPUs, transport "nccl"       NCCL (`workers.pipeline.nccl`)
+on GPUs, transport "nccl"       NCCL (`bundlerun.workers.pipeline.nccl`)
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from workers.pipeline.helper import Helper
-from workers.pipeline.message import POSTED_AHEAD, Specs
-from workers.pipeline.nccl import NcclReceiver, NcclSender
-from workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
-from workers.pipeline.staging import Staging
-from workers.rank import device as door
-from workers.rank.comm import Group
-from workers.rank.node_memory import NodeMemory
+from bundlerun.workers.pipeline.helper import Helper
+from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs
+from bundlerun.workers.pipeline.nccl import NcclReceiver, NcclSender
+from bundlerun.workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
+from bundlerun.workers.pipeline.staging import Staging
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.node_memory import NodeMemory
 
 _SENDER, _RECEIVER = 0, 1
 _STAGED_AHEAD = 2

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.ranks.board import Board
-from launcher.ranks.signals import NOT_HEARD, StopSignals, exit_now
-from launcher.run_folder.events import Events
-from workers.rank.liveness import Liveness
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.signals import NOT_HEARD, StopSignals, exit_now
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.workers.rank.liveness import Liveness
 
 log = logging.getLogger(__name__)
 

@@ -28,8 +28,8 @@ from torch._C._distributed_c10d import (
     Work,
 )
 
-from launcher.errors import NodeError
-from workers.rank import device as door
+from bundlerun.launcher.errors import NodeError
+from bundlerun.workers.rank import device as door
 
 _CPU = torch.device("cpu")
 _SAFE_CHUNK_BYTES = 4 << 20

@@ -21,7 +21,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from workers.rank.meters import Phase
+from bundlerun.workers.rank.meters import Phase
 
 log = logging.getLogger(__name__)
 

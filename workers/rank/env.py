@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.agent.entry import ERROR_FILE
-from launcher.agreement.agreed import TERMS_VARIABLE
-from launcher.agreement.claim import CLAIM_VARIABLE
-from launcher.errors import ConfigError
-from launcher.layout.microbatch import BUNDLES_VARIABLE
-from launcher.meeting.launchers import rank_variables
+from bundlerun.launcher.agent.entry import ERROR_FILE
+from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
+from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE
+from bundlerun.launcher.meeting.launchers import rank_variables
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

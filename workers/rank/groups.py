@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from launcher.layout.topology import Link, Place, Topology
-from workers.rank.comm import Group, Network
+from bundlerun.launcher.layout.topology import Link, Place, Topology
+from bundlerun.workers.rank.comm import Group, Network
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

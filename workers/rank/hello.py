@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from launcher.errors import NodeError
+from bundlerun.launcher.errors import NodeError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +19,7 @@ class Hello:
         has_nccl: whether its torch has NCCL.
         gpus: of its ranks, by a name that no other GPU in the world has; nothing on the CPU.
         is_shared: whether some GPU of it has several ranks; known once all have said theirs.
-        terms: see `launcher.agreement.agreed`.
+        terms: see `bundlerun.launcher.agreement.agreed`.
     """
 
     name: str

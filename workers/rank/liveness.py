@@ -29,12 +29,12 @@ from types import TracebackType
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
-from launcher.process import follow_parent
-from launcher.ranks.board import AFTERMATH_S, Board, Row
-from launcher.ranks.fault import fault_of
-from launcher.ranks.rank_signals import AgentsWord
-from launcher.run_folder.events import Events
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
+from bundlerun.launcher.process import follow_parent
+from bundlerun.launcher.ranks.board import AFTERMATH_S, Board, Row
+from bundlerun.launcher.ranks.fault import fault_of
+from bundlerun.launcher.ranks.rank_signals import AgentsWord
+from bundlerun.launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from typing import Self
 
 import torch
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from workers.rank import device as door
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.rank import device as door
 
 _GIB = 1 << 30
 _MOST_OF_OTHERS = 0.1

@@ -20,7 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from workers.rank.comm import Group
+from bundlerun.workers.rank.comm import Group
 
 Bell = tuple[int, int]
 """A peer's index in the group, and a channel."""

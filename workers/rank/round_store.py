@@ -21,9 +21,9 @@ import time
 
 from torch._C._distributed_c10d import PrefixStore, Store
 
-from launcher.errors import NodeError
-from launcher.rendezvous.round_store import NUMBER_KEY
-from workers.rank.env import RankEnv
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.rendezvous.round_store import NUMBER_KEY
+from bundlerun.workers.rank.env import RankEnv
 
 _ROUNDS = "rounds"
 _POLL_S = (0.005, 0.25)

@@ -14,16 +14,22 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.agreement.agreed import terms_of
-from launcher.agreement.claim import Claim
-from launcher.agreement.continuation import changed_lines
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.meeting.default_folder import NO_FOLDER, entered, folder_of_job, is_latest, new_folder
-from launcher.meeting.network import is_loopback
-from launcher.run_folder.holder import TORCHRUN, Holder, process_tag, this_machine
-from launcher.run_folder.paths import RunPaths
-from workers.rank.env import RankEnv
+from bundlerun.launcher.agreement.agreed import terms_of
+from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.agreement.continuation import changed_lines
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.default_folder import (
+    NO_FOLDER,
+    entered,
+    folder_of_job,
+    is_latest,
+    new_folder,
+)
+from bundlerun.launcher.meeting.network import is_loopback
+from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder, process_tag, this_machine
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.env import RankEnv
 
 _UNNAMED = ("", "none")
 """What torchrun calls a job that nobody has named."""
@@ -97,7 +103,9 @@ def _is_one_node(env: RankEnv) -> bool:
 
 def _holder(env: RankEnv) -> Holder:
     if not env.is_launched:
-        return Holder.of_process(f"alone {os.urandom(8).hex()}", "python -m workers.train")
+        return Holder.of_process(
+            f"alone {os.urandom(8).hex()}", "python -m bundlerun.workers.train"
+        )
     if not env.run_id:
         job = f"at {env.master_addr}:{env.master_port}"
         if is_loopback(env.master_addr):

@@ -20,18 +20,18 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 from torch.distributed import is_nccl_available
 from torch.distributed.rendezvous import rendezvous
 
-from launcher.agreement.agreed import difference, terms_of
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError, NodeError
-from launcher.layout.microbatch import default_samples, keep_samples, kept_samples
-from launcher.layout.topology import Place, Topology
-from launcher.run_folder.paths import RunPaths
-from workers.rank import device as door
-from workers.rank.comm import Network, own_address
-from workers.rank.env import RankEnv
-from workers.rank.groups import Groups, make_groups, settled_sync
-from workers.rank.hello import Hello, choose_backend, for_all
-from workers.rank.round_store import own_part
+from bundlerun.launcher.agreement.agreed import difference, terms_of
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, kept_samples
+from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.comm import Network, own_address
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.groups import Groups, make_groups, settled_sync
+from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
+from bundlerun.workers.rank.round_store import own_part
 
 log = logging.getLogger(__name__)
 

@@ -18,11 +18,11 @@ from collections.abc import Callable
 import torch
 from torch.distributed import Work
 
-from launcher.run_folder.files import is_absent
-from launcher.run_folder.paths import RunPaths
-from launcher.run_folder.stop_request import forget_request
-from workers.rank.comm import Group
-from workers.rank.session import Session
+from bundlerun.launcher.run_folder.files import is_absent
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.stop_request import forget_request
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.session import Session
 
 LOOK_S = 0.5
 """How often the request file is looked for, seconds."""

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 from torch.optim import Optimizer
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.preflight import data_path
-from workers.optimizer import make_optimizer
-from workers.recipe import DataInfo, DataSets
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.preflight import data_path
+from bundlerun.workers.optimizer import make_optimizer
+from bundlerun.workers.recipe import DataInfo, DataSets
 
 CONTEXT = 64
 WIDTH = 128

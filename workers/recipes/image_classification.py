@@ -12,15 +12,15 @@ from torch.nn.functional import cross_entropy, interpolate
 from torch.optim import Optimizer
 from torchvision.transforms import v2
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.preflight import data_path
-from launcher.run_folder.paths import RunPaths
-from splits.models import build_model
-from workers.data.image_folder import ImageSamples, check_folder
-from workers.data.order import mix_seed
-from workers.optimizer import make_optimizer
-from workers.recipe import DataInfo, DataSets
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.preflight import data_path
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.splits.models import build_model
+from bundlerun.workers.data.image_folder import ImageSamples, check_folder
+from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.optimizer import make_optimizer
+from bundlerun.workers.recipe import DataInfo, DataSets
 
 SYNTHETIC = "synthetic"
 SYNTHETIC_CLASSES = 10

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from launcher.errors import ConfigError, nearest
-from workers.recipe import Recipe
+from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.workers.recipe import Recipe
 
 LOSS = "loss"
 

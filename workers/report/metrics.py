@@ -18,9 +18,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
-from launcher.errors import ConfigError
-from launcher.run_folder.files import is_absent
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.files import is_absent
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -15,16 +15,16 @@ from typing import Any, NoReturn
 
 from tqdm import tqdm
 
-from launcher.config import TrainConfig
-from launcher.layout.topology import Topology
-from launcher.run_folder.checkpoints import Progress
-from launcher.run_folder.files import write_text
-from launcher.run_folder.outcome import Outcome
-from launcher.run_folder.paths import RunPaths
-from workers.report.best import LOSS, Best
-from workers.report.metrics import MetricsWriter
-from workers.report.words import Course
-from workers.step import StepSums
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.outcome import Outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.report.best import LOSS, Best
+from bundlerun.workers.report.metrics import MetricsWriter
+from bundlerun.workers.report.words import Course
+from bundlerun.workers.step import StepSums
 
 log = logging.getLogger(__name__)
 

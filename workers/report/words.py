@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from launcher.config import TrainConfig
+from bundlerun.launcher.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from workers.rank import device as door
-from workers.snapshot.checksum import checksum
-from workers.snapshot.piece import Label
-from workers.snapshot.slot import Slot
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.snapshot.checksum import checksum
+from bundlerun.workers.snapshot.piece import Label
+from bundlerun.workers.snapshot.slot import Slot
 
 
 class DeviceCopy:

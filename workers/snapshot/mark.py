@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.run_folder.checkpoints import survey
-from launcher.run_folder.files import write_text
-from launcher.run_folder.paths import RunPaths, SnapshotPaths
+from bundlerun.launcher.run_folder.checkpoints import survey
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.paths import RunPaths, SnapshotPaths
 
 _MB = 1e6
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.checkpoints import Progress
 
 _ALIGNED = 64
 """Bytes to which each tensor is aligned: a cache line."""

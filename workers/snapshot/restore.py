@@ -30,18 +30,24 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore, Work
 
-from launcher.config import TrainConfig
-from launcher.errors import CheckpointError, NodeError
-from launcher.run_folder.checkpoints import Progress
-from launcher.run_folder.files import write_text
-from launcher.run_folder.paths import RunPaths
-from workers.rank.comm import Group
-from workers.rank.session import Arrival
-from workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
-from workers.snapshot.piece import Label, Layout, Spec
-from workers.snapshot.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
-from workers.snapshot.room import SnapshotRoom
-from workers.snapshot.slot import read_label, read_piece
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import CheckpointError, NodeError
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.session import Arrival
+from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
+from bundlerun.workers.snapshot.piece import Label, Layout, Spec
+from bundlerun.workers.snapshot.restore_plan import (
+    Inventory,
+    Piece,
+    RestorePlan,
+    newest_state,
+    plan_restore,
+)
+from bundlerun.workers.snapshot.room import SnapshotRoom
+from bundlerun.workers.snapshot.slot import read_label, read_piece
 
 log = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from launcher.layout.topology import Topology
-from launcher.run_folder.checkpoints import Progress
-from workers.snapshot.piece import Label, Spec, split_by_bytes
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.snapshot.piece import Label, Spec, split_by_bytes
 
 _MOST_SOURCES = 4
 """Nodes that one node gets the tensors of one stage from; each takes a connection."""

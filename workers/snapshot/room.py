@@ -24,11 +24,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.errors import NodeError
-from launcher.run_folder.paths import SnapshotPaths
-from workers.snapshot.mark import Mark, set_mark, tell_marked, unsaved
-from workers.snapshot.piece import Layout
-from workers.snapshot.slot import Slot
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.run_folder.paths import SnapshotPaths
+from bundlerun.workers.snapshot.mark import Mark, set_mark, tell_marked, unsaved
+from bundlerun.workers.snapshot.piece import Layout
+from bundlerun.workers.snapshot.slot import Slot
 
 log = logging.getLogger(__name__)
 

@@ -25,10 +25,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from launcher.errors import CheckpointError
-from launcher.run_folder.checkpoints import Progress
-from workers.snapshot.checksum import CHECKSUM_BYTES, Bytes, checksum, copy_with_checksum
-from workers.snapshot.piece import Label, Layout, Spec
+from bundlerun.launcher.errors import CheckpointError
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, Bytes, checksum, copy_with_checksum
+from bundlerun.workers.snapshot.piece import Label, Layout, Spec
 
 _MAGIC = b"bundle-1"
 _SEAL = struct.Struct(f"<8sQQQ{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s")

@@ -23,18 +23,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.errors import CheckpointError, NodeError
-from launcher.run_folder.checkpoints import Progress
-from workers.pipeline.helper import Helper
-from workers.rank.comm import Group
-from workers.rank.device import Registration
-from workers.rank.meters import Meters
-from workers.rank.session import Session
-from workers.snapshot.device_copy import DeviceCopy
-from workers.snapshot.pace import Pace
-from workers.snapshot.piece import Label, Layout, Spec, longest_first, split_by_bytes
-from workers.snapshot.room import SnapshotRoom
-from workers.snapshot.slot import Slot, read_label
+from bundlerun.launcher.errors import CheckpointError, NodeError
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.pipeline.helper import Helper
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.device import Registration
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.snapshot.device_copy import DeviceCopy
+from bundlerun.workers.snapshot.pace import Pace
+from bundlerun.workers.snapshot.piece import Label, Layout, Spec, longest_first, split_by_bytes
+from bundlerun.workers.snapshot.room import SnapshotRoom
+from bundlerun.workers.snapshot.slot import Slot, read_label
 
 log = logging.getLogger(__name__)
 

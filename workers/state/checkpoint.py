@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.config import TrainConfig
-from launcher.errors import CheckpointError
-from launcher.run_folder.checkpoints import (
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import CheckpointError
+from bundlerun.launcher.run_folder.checkpoints import (
     MANIFEST,
     Checkpoint,
     Part,
@@ -39,8 +39,8 @@ from launcher.run_folder.checkpoints import (
     read_tensors,
     survey,
 )
-from launcher.run_folder.paths import RunPaths
-from workers.state.tensor_file import write_tensors
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.state.tensor_file import write_tensors
 
 _TEMPORARY = re.compile(r"step-\d{9,}\.tmp-.*")
 _REPLACED = re.compile(r"(step-\d{9,})\.old")
@@ -103,7 +103,7 @@ class Checkpoints:
 
         Args:
             name: of the part, such as `stage-0`; each writing rank has its own.
-            tensors: as `workers.state.named` gives them. They must not change meanwhile.
+            tensors: as `bundlerun.workers.state.named` gives them. They must not change meanwhile.
 
         Raises:
             CheckpointError: the disk is full or cannot be written; nothing of the part is left.

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
-from launcher.run_folder.outcome import Outcome
-from workers.rank.session import End
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
+from bundlerun.launcher.run_folder.outcome import Outcome
+from bundlerun.workers.rank.session import End
 
 Kept = Literal["disk", "memory", "nowhere"]
 """Where the state of the last step is."""

@@ -1,7 +1,7 @@
 """The state of one stage as named tensors, the same names however the model is split.
 
 model.layer1.0.conv1.weight                          a parameter or persistent buffer
-optimizer.layer1.0.conv1.weight.momentum_buffer      see `workers.optim.optimizer_state`
+optimizer.layer1.0.conv1.weight.momentum_buffer      see `bundlerun.workers.optim.optimizer_state`
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from launcher.errors import CheckpointError, nearest
-from workers.optim.optimizer_state import load_optimizer, optimizer_tensors, owner_of
-from workers.optim.param_groups import ParamGroups
+from bundlerun.launcher.errors import CheckpointError, nearest
+from bundlerun.workers.optim.optimizer_state import load_optimizer, optimizer_tensors, owner_of
+from bundlerun.workers.optim.param_groups import ParamGroups
 
 MODEL = "model."
 

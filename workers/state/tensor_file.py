@@ -24,7 +24,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from launcher.errors import CheckpointError
+from bundlerun.launcher.errors import CheckpointError
 
 _DTYPES = {
     torch.float64: "F64",

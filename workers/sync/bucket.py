@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from workers.rank import device as door
+from bundlerun.workers.rank import device as door
 
 _MOST_WIDENED = 16 << 10
 """Elements of the first bucket: it is short, because it doubles float32, and leaves early."""

@@ -17,12 +17,12 @@ from statistics import median
 
 import torch
 
-from launcher.run_folder.files import write_text
-from workers.rank import device as door
-from workers.rank.comm import Group
-from workers.sync.bucket import Bucket
-from workers.sync.legs import Chain
-from workers.sync.schemes import SCHEMES, Scheme
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.legs import Chain
+from bundlerun.workers.sync.schemes import SCHEMES, Scheme
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
-from workers.rank.comm import Group
-from workers.rank.meters import Phase
-from workers.sync.bucket import Bucket
-from workers.sync.legs import Action, Finish
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.meters import Phase
+from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.legs import Action, Finish
 
 Target = Callable[[Bucket], Tensor]
 """The flat tensor of a bucket that this rank exchanges."""

@@ -19,17 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from launcher.errors import ConfigError
-from workers.rank import device as door
-from workers.rank.groups import Groups
-from workers.rank.meters import Meters
-from workers.rank.node_memory import NodeMemory
-from workers.sync.bucket import Allocate, Bucket, cut_into_buckets
-from workers.sync.calibrate import Calibration, Choice
-from workers.sync.exchange import roundings_of
-from workers.sync.legs import Action, Chain
-from workers.sync.node_legs import NUM_CHANNELS, NodeArena, aligned
-from workers.sync.schemes import SCHEMES, Scheme, scheme_actions
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.groups import Groups
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.node_memory import NodeMemory
+from bundlerun.workers.sync.bucket import Allocate, Bucket, cut_into_buckets
+from bundlerun.workers.sync.calibrate import Calibration, Choice
+from bundlerun.workers.sync.exchange import roundings_of
+from bundlerun.workers.sync.legs import Action, Chain
+from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena, aligned
+from bundlerun.workers.sync.schemes import SCHEMES, Scheme, scheme_actions
 
 _SCRATCH_NUMBERS = (1 << 10, 64 << 10)
 """Numbers that `all_sum` sums at a time: a few, or many where a forward writes to large state."""

@@ -19,9 +19,9 @@ from typing import Protocol
 
 import torch
 
-from workers.rank import device as door
-from workers.rank.meters import Meters, Phase
-from workers.sync.bucket import Bucket
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.meters import Meters, Phase
+from bundlerun.workers.sync.bucket import Bucket
 
 Finish = Callable[[], object]
 _BEGUN_AHEAD = 2

@@ -12,11 +12,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from workers.rank.groups import Groups
-from workers.sync.bucket import Bucket
-from workers.sync.exchange import AllReduce, exchange_actions
-from workers.sync.legs import Action
-from workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
+from bundlerun.workers.rank.groups import Groups
+from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.exchange import AllReduce, exchange_actions
+from bundlerun.workers.sync.legs import Action
+from bundlerun.workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
 
 Scheme = Literal["local-master", "sharded", "flat"]
 SCHEMES: tuple[Scheme, ...] = get_args(Scheme)

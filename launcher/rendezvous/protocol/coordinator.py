@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Beat,
     Close,
@@ -33,8 +33,8 @@ from launcher.rendezvous.protocol.messages import (
     RoundId,
     ToMember,
 )
-from launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.protocol.votes import grounds_of, is_ended, is_void, last_round
+from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
+from bundlerun.launcher.rendezvous.protocol.votes import grounds_of, is_ended, is_void, last_round
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from launcher.rendezvous.protocol.coordinator import (
+from bundlerun.launcher.rendezvous.protocol.coordinator import (
     Note,
     Send,
     Wish,
@@ -13,7 +13,7 @@ from launcher.rendezvous.protocol.coordinator import (
     lose,
     try_claim,
 )
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     EndCause,
     Go,
@@ -26,8 +26,8 @@ from launcher.rendezvous.protocol.messages import (
     ToMember,
     id_of,
 )
-from launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
-from launcher.rendezvous.protocol.votes import (
+from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
+from bundlerun.launcher.rendezvous.protocol.votes import (
     choose_seats,
     has_quorum,
     is_agreed,

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     Accept,
     Beat,

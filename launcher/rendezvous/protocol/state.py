@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol.messages import (
     Closed,
     EndCause,
     Pulse,
@@ -17,7 +17,7 @@ from launcher.rendezvous.protocol.messages import (
     Status,
     ToMember,
 )
-from launcher.rendezvous.protocol.votes import has_quorum, is_ended
+from bundlerun.launcher.rendezvous.protocol.votes import has_quorum, is_ended
 
 
 class Phase(Enum):

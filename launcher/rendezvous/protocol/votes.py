@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from launcher.rendezvous.protocol.messages import Report, Round, Seat, Status, id_of
+from bundlerun.launcher.rendezvous.protocol.messages import Report, Round, Seat, Status, id_of
 
 
 def has_quorum(base: Round, seats: Iterable[Seat]) -> bool:

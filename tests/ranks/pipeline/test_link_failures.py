@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.distributed import Store, Work
 
+from bundlerun.workers.pipeline import slots
+from bundlerun.workers.pipeline.links import InLink, OutLink
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.env import RankEnv
 from tests.ranks.harness import outcomes
 from tests.ranks.pipeline.test_links import BOTH, EVAL, TRAIN, link_group, wait_for
-from workers.pipeline import slots
-from workers.pipeline.links import InLink, OutLink
-from workers.rank.comm import Group
-from workers.rank.env import RankEnv
 
 T = TypeVar("T")
 NUM_BYTES = 16 << 20

@@ -10,6 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
+from bundlerun.workers.pipeline.links import InLink, OutLink
+from bundlerun.workers.pipeline.transports import StagedReceiver, StagedSender
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.comm import Group, Network
+from bundlerun.workers.rank.env import RankEnv
 from tests.ranks.harness import run_ranks
 from tests.ranks.pipeline.test_links import (
     BOTH,
@@ -19,11 +24,6 @@ from tests.ranks.pipeline.test_links import (
     message,
     unstaged,
 )
-from workers.pipeline.links import InLink, OutLink
-from workers.pipeline.transports import StagedReceiver, StagedSender
-from workers.rank import device as door
-from workers.rank.comm import Group, Network
-from workers.rank.env import RankEnv
 
 
 class _Staging:

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.pipeline.links import InLink, Kind, OutLink, specs_of
+from bundlerun.workers.pipeline.slots import SlotReceiver, SlotSender
+from bundlerun.workers.pipeline.transports import Sender, StagedSender
+from bundlerun.workers.rank.comm import Group, Network
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.groups import make_groups
 from tests.ranks.harness import outcomes, run_ranks
-from workers.pipeline.links import InLink, Kind, OutLink, specs_of
-from workers.pipeline.slots import SlotReceiver, SlotSender
-from workers.pipeline.transports import Sender, StagedSender
-from workers.rank.comm import Group, Network
-from workers.rank.env import RankEnv
-from workers.rank.groups import make_groups
 
 TRAIN, EVAL = Kind(True, 4), Kind(False, 4)
 GLOO_CHUNK_BYTES = 4 << 20
@@ -300,7 +300,9 @@ def test_where_memory_cannot_be_shared_gloo_carries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def main(env: RankEnv, store: Store) -> None:
-        monkeypatch.setattr("workers.rank.node_memory._boot_id", lambda: f"machine {env.rank}")
+        monkeypatch.setattr(
+            "bundlerun.workers.rank.node_memory._boot_id", lambda: f"machine {env.rank}"
+        )
         group = link_group(env, store, MEMORY)
         if env.rank == 0:
             out = OutLink(group, tells_specs=True)

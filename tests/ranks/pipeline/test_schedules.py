@@ -14,20 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.layout.timeline import max_in_flight
-from launcher.layout.topology import Place, Topology
-from launcher.run_folder.paths import RunPaths
-from splits.models import make_stages
-from splits.stage import Forward, chunk_forwards
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.timeline import max_in_flight
+from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.splits.models import make_stages
+from bundlerun.splits.stage import Forward, chunk_forwards
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.step import StepShare, StepWork
 from tests.ranks.harness import run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.training.test_oracle import make_bundle
 from tests.ranks.training.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
-from workers.data.samples import Batch
-from workers.pipeline.bundle import Bundle
-from workers.rank.env import RankEnv
-from workers.step import StepShare, StepWork
 
 LAYOUTS = [((1, 1), (2,)), ((2, 1), (3, 3)), ((3, 2), (5,)), ((1, 1, 1), (2, 4))]
 KINDS = [("gpipe", 1), ("eager-1f1b", 1), ("zero-bubble", 1), ("interleaved", 2)]

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
-from launcher.errors import NodeError
+from bundlerun.launcher.errors import NodeError
+from bundlerun.workers.pipeline.message import specs_of
+from bundlerun.workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.node_memory import NodeMemory
 from tests.ranks.harness import run_ranks
 from tests.ranks.pipeline.test_links import link_group
-from workers.pipeline.message import specs_of
-from workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
-from workers.rank.comm import Group
-from workers.rank.env import RankEnv
-from workers.rank.node_memory import NodeMemory
 
 LARGE = 300_000
 

@@ -19,24 +19,24 @@ import pytest
 from torch import Tensor
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.errors import EXIT_RESUMABLE
-from launcher.layout.topology import Topology
-from launcher.run_folder.checkpoints import survey
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.run_folder.checkpoints import survey
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.keeper import Keeper
+from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.rank import session
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.session import arrive, join, open_store
+from bundlerun.workers.state import checkpoint
+from bundlerun.workers.state.tensor_file import Written
+from bundlerun.workers.step import StepWork
+from bundlerun.workers.train import train
+from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import free_port, outcomes, run_ranks
 from tests.ranks.state.test_resume import trains
 from tests.ranks.training.test_parity import CONFIG, NUM_STEPS, losses_of
-from workers.keeper import Keeper
-from workers.pipeline.bundle import Bundle
-from workers.rank import session
-from workers.rank.env import RankEnv
-from workers.rank.session import arrive, join, open_store
-from workers.state import checkpoint
-from workers.state.tensor_file import Written
-from workers.step import StepWork
-from workers.train import train
-from workers.trainer import Trainer
 
 LIMIT_S = 4.0
 

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from launcher.process import kernel_state
-from launcher.ranks.board import BOARD_VARIABLE, Board
-from launcher.run_folder.events import read_events
+from bundlerun.launcher.process import kernel_state
+from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board
+from bundlerun.launcher.run_folder.events import read_events
 
 LIMIT_S = 60.0
 
 RANK = """
 import os, sys, threading, time
 from pathlib import Path
-from launcher.ranks.board import Board
-from launcher.run_folder.events import Events
-from workers.rank.liveness import Liveness
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.workers.rank.liveness import Liveness
 
 folder, act = Path(sys.argv[1]), sys.argv[2]
 life = Liveness(Board.open(os.environ), Events(folder / "n.jsonl", "n"), 2, is_launched=True)

@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.rank import comm
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.comm import Group, Network
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.groups import make_groups
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.legs import Chain
+from bundlerun.workers.sync.schemes import scheme_actions
 from tests.ranks.harness import run_ranks
-from workers.rank import comm
-from workers.rank import device as door
-from workers.rank.comm import Group, Network
-from workers.rank.env import RankEnv
-from workers.rank.groups import make_groups
-from workers.rank.meters import Meters
-from workers.sync.bucket import Bucket
-from workers.sync.legs import Chain
-from workers.sync.schemes import scheme_actions
 
 NODES = (2, 1)
 
@@ -127,7 +127,7 @@ def test_a_torch_without_nccl_trains(tmp_path: Path) -> None:
     words = "--image-size=32 --batch-size=4 --synthetic-samples=8 --max-steps=1 --no-validate"
     argv = [*words.split(), f"--run-dir={tmp_path}", "synthetic"]
     hidden = "import torch._C._distributed_c10d as c; c.__dict__.pop('ProcessGroupNCCL', None)"
-    code = f"{hidden}; from workers.train import main; raise SystemExit(main({argv}))"
+    code = f"{hidden}; from bundlerun.workers.train import main; raise SystemExit(main({argv}))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.errors import EXIT_RESUMABLE
-from launcher.run_folder.checkpoints import survey
-from launcher.run_folder.events import Events
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.paths import RunPaths
-from launcher.run_folder.stop_request import request_stop
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.run_folder.checkpoints import survey
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.stop_request import request_stop
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.train import train
 from tests.ranks.harness import run_ranks
 from tests.ranks.rank.test_failures import NUM_STEPS, losses_of, two_stages
-from workers.rank.env import RankEnv
-from workers.rank.liveness import Liveness
-from workers.train import train
 
 
 class Told(Liveness):

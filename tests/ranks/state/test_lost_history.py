@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.errors import EXIT_RESUMABLE
-from launcher.run_folder.checkpoints import survey
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.run_folder.checkpoints import survey
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.keeper import Keeper
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.train import train
+from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.rank.test_failures import two_stages
 from tests.ranks.state.test_resume import history, trains
 from tests.ranks.training.test_parity import NUM_STEPS
-from workers.keeper import Keeper
-from workers.rank.env import RankEnv
-from workers.train import train
-from workers.trainer import Trainer
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -79,7 +79,7 @@ def test_a_run_folder_that_goes_under_the_run_is_made_again_with_history_and_sta
     monkeypatch.setattr(Keeper, "save", tampered_save)
 
     def main(env: RankEnv, store: Store) -> None:
-        monkeypatch.setattr("workers.rank.stopping.LOOK_S", 0.0)
+        monkeypatch.setattr("bundlerun.workers.rank.stopping.LOOK_S", 0.0)
         assert train(config, env, store) == EXIT_RESUMABLE
 
     run_ranks((2,), main, tmp_path)

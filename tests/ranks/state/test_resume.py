@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.run_folder.checkpoints import survey
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.checkpoints import survey
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.train import train
 from tests.ranks.harness import RankMain, outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.training.test_parity import (
@@ -22,8 +24,6 @@ from tests.ranks.training.test_parity import (
     bundle_run,
     losses_of,
 )
-from workers.rank.env import RankEnv
-from workers.train import train
 
 Layout = tuple[tuple[int, ...], tuple[int, ...]]
 STOP_AT = 3  # in the middle of the first epoch of five steps
@@ -129,7 +129,7 @@ def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_replicas_that_differ_are_noticed(rank: int, tmp_path: Path) -> None:
-    from workers.model.replica_check import ReplicaCheck
+    from bundlerun.workers.model.replica_check import ReplicaCheck
 
     honest = ReplicaCheck.verify
     config = replace(

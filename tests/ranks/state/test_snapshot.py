@@ -20,24 +20,24 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.snapshot.device_copy import DeviceCopy
+from bundlerun.workers.snapshot.restore import Restore
+from bundlerun.workers.snapshot.restore_plan import Piece, newest_state
+from bundlerun.workers.snapshot.slot import Slot, read_piece
+from bundlerun.workers.snapshot.snapshots import Snapshots
+from bundlerun.workers.sync import bucket
+from bundlerun.workers.sync.gradient_sync import GradientSync
+from bundlerun.workers.train import train
+from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.state.test_resume import history
 from tests.ranks.training.test_parity import CONFIG, CUTS, assert_close, losses_of, run_state
-from workers.model.batchnorm import StatisticsPool
-from workers.pipeline.bundle import Bundle
-from workers.rank.env import RankEnv
-from workers.snapshot.device_copy import DeviceCopy
-from workers.snapshot.restore import Restore
-from workers.snapshot.restore_plan import Piece, newest_state
-from workers.snapshot.slot import Slot, read_piece
-from workers.snapshot.snapshots import Snapshots
-from workers.sync import bucket
-from workers.sync.gradient_sync import GradientSync
-from workers.train import train
-from workers.trainer import Trainer
 
 NUM_STEPS = 7  # one epoch of five steps, and two
 KILLED_AT = 3
@@ -374,7 +374,7 @@ def test_whoever_has_finished_a_step_knows_that_all_have_the_one_before(
 def test_a_run_goes_on_without_snapshots_where_no_memory_is_left(
     reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers.snapshot import room as snapshot_folder
+    from bundlerun.workers.snapshot import room as snapshot_folder
 
     monkeypatch.setattr(snapshot_folder, "has_room", lambda *_: False)
     state = run_state(shaped((1, 1), tmp_path), (2, 2), tmp_path)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.snapshot.device_copy import DeviceCopy
+from bundlerun.workers.snapshot.snapshots import Snapshots
+from bundlerun.workers.train import main
 from tests.e2e.test_runs import train_words
-from workers.snapshot.device_copy import DeviceCopy
-from workers.snapshot.snapshots import Snapshots
-from workers.train import main
 
 
 @pytest.mark.parametrize("step", [2, 5])  # 5: the last one
@@ -36,7 +36,7 @@ def test_an_error_in_the_thread_of_snapshots_ends_the_run(
 def test_a_label_without_room_turns_snapshots_off_and_the_run_goes_on(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("workers.snapshot.slot._LABEL_BYTES", 64)
+    monkeypatch.setattr("bundlerun.workers.snapshot.slot._LABEL_BYTES", 64)
     assert main(train_words(tmp_path / "run", epochs=1, snapshot_steps=1)) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if "no more snapshots" in line]
     assert len(lines) == 1

@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.errors import EXIT_FAILED, EXIT_RESUMABLE
-from launcher.run_folder.checkpoints import survey
-from launcher.run_folder.outcome import Outcome, read_outcome
-from launcher.run_folder.paths import RunPaths, SnapshotPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import EXIT_FAILED, EXIT_RESUMABLE
+from bundlerun.launcher.run_folder.checkpoints import survey
+from bundlerun.launcher.run_folder.outcome import Outcome, read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths, SnapshotPaths
+from bundlerun.workers.optim.update import Update
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.snapshot.mark import read_mark
+from bundlerun.workers.snapshot.room import sweep
+from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.rank.test_failures import two_stages
 from tests.ranks.reference import train_unsplit
 from tests.ranks.state.test_resume import history
 from tests.ranks.training.test_parity import NUM_STEPS, assert_close, losses_of, run_state
-from workers.optim.update import Update
-from workers.rank.env import RankEnv
-from workers.snapshot.mark import read_mark
-from workers.snapshot.room import sweep
-from workers.train import train
 
 
 def ends_with(code: int, config: TrainConfig) -> Callable[[RankEnv, Store], None]:
@@ -93,7 +93,7 @@ def test_without_snapshots_the_run_fails_and_says_that_the_state_is_lost(tmp_pat
 def test_the_mark_goes_with_the_next_checkpoint_that_can_be_written(
     tmp_path: Path, shared_memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from workers.keeper import Keeper
+    from bundlerun.workers.keeper import Keeper
 
     config = two_stages(tmp_path, checkpoint_steps=2, max_steps=NUM_STEPS, snapshot_steps=1)
     blocker = block(tmp_path)

@@ -13,14 +13,20 @@ import torch
 from torch import nn
 from torch.distributed import PrefixStore, Store
 
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.sync import calibrate, exchange, node_legs
+from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.calibrate import (
+    BUDGET_S,
+    Calibration,
+    Choice,
+    read_choice,
+    write_choice,
+)
+from bundlerun.workers.sync.legs import Finish
 from tests.ranks.harness import run_ranks
 from tests.ranks.sync.test_sync import make_sync
-from workers.rank.env import RankEnv
-from workers.sync import calibrate, exchange, node_legs
-from workers.sync.bucket import Bucket
-from workers.sync.calibrate import BUDGET_S, Calibration, Choice, read_choice, write_choice
-from workers.sync.legs import Finish
 
 NODES = (2, 2)
 TOPOLOGY = Topology((1,), NODES)

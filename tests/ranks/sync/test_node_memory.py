@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from torch.distributed import Store
 
+from bundlerun.workers.rank.comm import Group, Network
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.node_memory import NodeMemory
 from tests.ranks.harness import outcomes, run_ranks
-from workers.rank.comm import Group, Network
-from workers.rank.env import RankEnv
-from workers.rank.node_memory import NodeMemory
 
 NUM_BYTES = 4096
 
@@ -99,7 +99,9 @@ def test_where_one_cannot_share_all_go_without(
     def main(env: RankEnv, store: Store) -> None:
         group = group_of(env, store)
         if env.rank == 1:
-            monkeypatch.setattr("workers.rank.node_memory._boot_id", lambda: "another machine")
+            monkeypatch.setattr(
+                "bundlerun.workers.rank.node_memory._boot_id", lambda: "another machine"
+            )
         before = set(Path("/proc/self/fd").iterdir())
         assert NodeMemory.connect(group, NUM_BYTES) is None
         assert set(Path("/proc/self/fd").iterdir()) == before

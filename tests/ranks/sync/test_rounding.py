@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from launcher.config import TrainConfig
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.step import StepShare
+from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import run_ranks
 from tests.ranks.state.test_resume import history, trains
 from tests.ranks.training.test_kinds import CONFIG
-from workers.step import StepShare
-from workers.trainer import Trainer
 
 
 @pytest.fixture(autouse=True)
 def _short_first_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters are in buckets of their own dtype; the first is float64, which nothing rounds."""
-    monkeypatch.setattr("workers.sync.bucket._MOST_WIDENED", 0)
+    monkeypatch.setattr("bundlerun.workers.sync.bucket._MOST_WIDENED", 0)
 
 
 def config(folder: Path, data: str) -> TrainConfig:

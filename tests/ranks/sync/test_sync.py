@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 from torch.utils.checkpoint import checkpoint
 
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.rank.comm import Group, Network
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.groups import make_groups
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.node_memory import NodeMemory
+from bundlerun.workers.sync.calibrate import Choice
+from bundlerun.workers.sync.gradient_sync import GradientSync
+from bundlerun.workers.sync.schemes import SCHEMES
 from tests.ranks.harness import outcomes, run_ranks
-from workers.rank.comm import Group, Network
-from workers.rank.env import RankEnv
-from workers.rank.groups import make_groups
-from workers.rank.meters import Meters
-from workers.rank.node_memory import NodeMemory
-from workers.sync.calibrate import Choice
-from workers.sync.gradient_sync import GradientSync
-from workers.sync.schemes import SCHEMES
 
 NUM_EXTRA = 3
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.distributed import Store
 
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.node_memory import NodeMemory
+from bundlerun.workers.sync import exchange, node_legs
 from tests.ranks.harness import outcomes
 from tests.ranks.sync.test_sync import Awkward, make_sync, no_memory, step
-from workers.rank.env import RankEnv
-from workers.rank.node_memory import NodeMemory
-from workers.sync import exchange, node_legs
 
 LIMIT_S = 3.0
 NUM_STEPS = 1000

@@ -9,14 +9,14 @@ import pytest
 from PIL import Image
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.image_index import open_index
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.session import arrive
+from bundlerun.workers.train import train
 from tests.ranks.harness import run_ranks
 from tests.ranks.training.test_parity import MODEL
-from workers.data.image_index import open_index
-from workers.rank.env import RankEnv
-from workers.rank.session import arrive
-from workers.train import train
 
 
 def test_all_ranks_of_nodes_that_differ_say_which_option_it_is(tmp_path: Path) -> None:

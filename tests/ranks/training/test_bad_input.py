@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 from torch.distributed import Store
 
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.train import main as train_main
 from tests.ranks.harness import outcomes
-from workers.rank.env import RankEnv
-from workers.train import main as train_main
 
 MODEL = f"{Path(__file__).parents[1] / 'tiny_model.py'}:build"
 
 
 def end_of(argv: list[str], folder: Path) -> tuple[int, str]:
-    """Exit code and stderr of `python -m workers.train ARGV`, in a process of its own."""
+    """Exit code and stderr of `python -m bundlerun.workers.train ARGV`, in a process of its own."""
     said, code = folder / "said.txt", folder / "code.txt"
 
     def main(env: RankEnv, store: Store) -> None:
@@ -139,7 +139,13 @@ def test_a_run_folder_that_nobody_can_make_is_one_line(tmp_path: Path) -> None:
 
 
 def test_typed_as_a_user_would_the_error_is_one_line_too(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "workers.train", f"--run-dir={tmp_path / 'run'}", "/nowhere"]
+    words = [
+        sys.executable,
+        "-m",
+        "bundlerun.workers.train",
+        f"--run-dir={tmp_path / 'run'}",
+        "/nowhere",
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

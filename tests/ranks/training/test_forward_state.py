@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
-from launcher.run_folder.checkpoints import read_tensors, survey
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.step import StepShare, StepWork
+from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.training.test_parity import CONFIG, assert_close, losses_of, run_state
-from workers.rank.env import RankEnv
-from workers.step import StepShare, StepWork
-from workers.train import train
 
 MODEL = f"{Path(__file__).parents[1] / 'stateful_model.py'}:build"
 STATEFUL = replace(CONFIG, model=MODEL, image_size=4, clip_norm=0.0)
@@ -44,7 +44,7 @@ def test_a_validation_that_a_stop_breaks_off_is_saved_as_if_it_had_not_begun(
     config = replace(config, batch_size=8, run_dir=str(tmp_path / "run"))
 
     def main(env: RankEnv, store: Store) -> None:
-        from workers.trainer import Trainer
+        from bundlerun.workers.trainer import Trainer
 
         honest = Trainer.evaluate
 
@@ -67,7 +67,7 @@ def test_replicas_that_differ_end_the_run_with_the_name(tmp_path: Path) -> None:
     )
 
     def main(env: RankEnv, store: Store) -> None:
-        from workers.trainer import Trainer
+        from bundlerun.workers.trainer import Trainer
 
         honest = Trainer.step
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.config import TrainConfig
-from launcher.run_folder.checkpoints import best_of, read_tensors, survey
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.checkpoints import best_of, read_tensors, survey
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from bundlerun.workers.optim.lr import lr_factor
+from bundlerun.workers.recipe import DataInfo, load_recipe
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.state.test_resume import history, trains
 from tests.ranks.training.test_parity import losses_of
-from workers.data.collate import Collate
-from workers.data.feed import Feed
-from workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
-from workers.optim.lr import lr_factor
-from workers.recipe import DataInfo, load_recipe
 
 CONFIG = TrainConfig(
     data="",

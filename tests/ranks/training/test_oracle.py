@@ -20,20 +20,20 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
 )
 
-from launcher.layout.topology import Topology
-from splits.models import make_stages
-from splits.stage import Forward
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.splits.models import make_stages
+from bundlerun.splits.stage import Forward
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.rank.comm import Network
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.groups import make_groups
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.recipe import load_recipe
+from bundlerun.workers.step import StepWork
 from tests.ranks.harness import run_ranks
 from tests.ranks.tiny_model import Tiny
 from tests.ranks.training.test_parity import CONFIG
-from workers.data.samples import Batch
-from workers.pipeline.bundle import Bundle
-from workers.rank.comm import Network
-from workers.rank.env import RankEnv
-from workers.rank.groups import make_groups
-from workers.rank.meters import Meters
-from workers.recipe import load_recipe
-from workers.step import StepWork
 
 # A power of two: we weigh each loss, torch divides the sum of gradients, and both are exact.
 NUM_MICROBATCHES, SIZE = 8, 4

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.run_folder.checkpoints import read_tensors, survey
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.train import train
 from tests.ranks.harness import run_ranks
 from tests.ranks.reference import Reference, train_unsplit
-from workers.rank.env import RankEnv
-from workers.train import train
 
 NUM_STEPS = 5
 MODEL = f"{Path(__file__).parents[1] / 'tiny_model.py'}:build"

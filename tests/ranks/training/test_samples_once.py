@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.order import num_steps
+from bundlerun.workers.data.samples import Reader, Request
+from bundlerun.workers.state.checkpoint import Checkpoints
+from bundlerun.workers.trainer import Trainer
 from tests.ranks import test_snapshot
 from tests.ranks.reference import train_unsplit
 from tests.ranks.state.test_snapshot import killed_run, restarts, shaped
 from tests.ranks.training.test_parity import assert_close, losses_of, run_state
-from workers.data.feed import Feed
-from workers.data.order import num_steps
-from workers.data.samples import Reader, Request
-from workers.state.checkpoint import Checkpoints
-from workers.trainer import Trainer
 
 NUM_STEPS = 10  # two epochs
 Failure = tuple[tuple[int, ...], str, int, int]

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch.distributed import Store
 
-from launcher.config import TrainConfig
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.session import arrive
 from tests.ranks.harness import run_ranks
-from workers.rank.env import RankEnv
-from workers.rank.session import arrive
 
 
 def test_the_size_of_a_microbatch_outlives_the_nodes_that_settled_it(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch.distributed import Store
 
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.state.test_resume import trains
 from tests.ranks.training.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
-from workers.rank.env import RankEnv
-from workers.train import train
 
 MODEL = f"{Path(__file__).parents[1] / 'users_model.py'}:build"
 USERS = replace(CONFIG, model=MODEL, clip_norm=0.0)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.config import TrainConfig
-from launcher.run_folder.checkpoints import read_tensors, survey
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
+from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.state.test_resume import history, trains

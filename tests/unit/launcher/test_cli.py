@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import COMMANDS, main
-from launcher.commands.plan import parse_nodes
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.launch_config import LaunchConfig
-from launcher.options.usage import check_variables
+from bundlerun.launcher.cli import COMMANDS, main
+from bundlerun.launcher.commands.plan import parse_nodes
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.options.usage import check_variables
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ from launcher.options.usage import check_variables
 )
 def test_help_and_plans_do_not_import_torch(words: str) -> None:
     script = (
-        "import sys; from launcher.cli import main\n"
+        "import sys; from bundlerun.launcher.cli import main\n"
         f"try: code = main({shlex.split(words)!r})\n"
         "except SystemExit as exc: code = exc.code\n"
         "print('torch' in sys.modules, code, file=sys.stderr)"
@@ -51,7 +51,7 @@ def test_help_and_plans_do_not_import_torch(words: str) -> None:
 
 def test_every_command_has_a_module_with_the_two_functions() -> None:
     for name in COMMANDS:
-        module = __import__(f"launcher.commands.{name}", fromlist=["run"])
+        module = __import__(f"bundlerun.launcher.commands.{name}", fromlist=["run"])
         assert callable(module.add_arguments)
         assert callable(module.run)
 

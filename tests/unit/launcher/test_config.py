@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.config import TrainConfig, parse_train_argv
-from launcher.errors import ConfigError
+from bundlerun.launcher.config import TrainConfig, parse_train_argv
+from bundlerun.launcher.errors import ConfigError
 
 
 def test_the_command_line_of_a_configuration_gives_it_back() -> None:

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from launcher.console import ConsoleHandler
+from bundlerun.launcher.console import ConsoleHandler
 
 
 class Screen(io.StringIO):

@@ -1,6 +1,6 @@
 import pytest
 
-from launcher.errors import (
+from bundlerun.launcher.errors import (
     BundleError,
     CheckpointError,
     ConfigError,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from launcher.errors import ConfigError
-from launcher.launch_config import LaunchConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.config import read_train_argv
-from launcher.launch_config import LaunchConfig
-from launcher.layout.hardware import Cpus, Hardware
-from launcher.one_device import for_one_device
+from bundlerun.launcher.config import read_train_argv
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.hardware import Cpus, Hardware
+from bundlerun.launcher.one_device import for_one_device
 
 
 def shape(num_gpus: int, words: str = "", **launch: object) -> tuple[tuple[int, ...], str]:

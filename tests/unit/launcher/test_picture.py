@@ -1,11 +1,11 @@
 import textwrap
 
-from launcher.config import TrainConfig
-from launcher.launch_config import LaunchConfig
-from launcher.layout.topology import Topology
-from launcher.options.declared import Resolved
-from launcher.picture import group_lines, link_lines, picture, plan_text, rank_table
-from launcher.plan import plan_elsewhere
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.picture import group_lines, link_lines, picture, plan_text, rank_table
+from bundlerun.launcher.plan import plan_elsewhere
 
 LEGEND = "(r rank, s stage, .n its replica in the bundle, * local master)"
 

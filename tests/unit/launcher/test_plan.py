@@ -9,14 +9,20 @@ from typing import Any
 
 import pytest
 
-from launcher.config import TrainConfig, parse_train_argv
-from launcher.errors import BundleError, ConfigError, NodeError
-from launcher.launch_config import LaunchConfig
-from launcher.layout.hardware import Cpus, Devices, Hardware
-from launcher.meeting.network import Meeting
-from launcher.options.declared import Resolved
-from launcher.picture import plan_text
-from launcher.plan import LaunchPlan, choose_num_procs, plan_document, plan_elsewhere, plan_here
+from bundlerun.launcher.config import TrainConfig, parse_train_argv
+from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
+from bundlerun.launcher.meeting.network import Meeting
+from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.picture import plan_text
+from bundlerun.launcher.plan import (
+    LaunchPlan,
+    choose_num_procs,
+    plan_document,
+    plan_elsewhere,
+    plan_here,
+)
 
 HARDWARE = Hardware(
     num_gpus=0,
@@ -153,7 +159,7 @@ def test_the_commands_can_be_typed() -> None:
     assert "--run-dir=my runs/it's" in words
     torchrun = shlex.split(plan.torchrun_commands()[0])
     assert torchrun[0] == "torchrun"
-    assert torchrun[torchrun.index("-m") + 1] == "workers.train"
+    assert torchrun[torchrun.index("-m") + 1] == "bundlerun.workers.train"
 
 
 def test_the_text_has_picture_table_and_sources() -> None:

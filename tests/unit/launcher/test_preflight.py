@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement.data_card import data_card
-from launcher.errors import ConfigError, NodeError
-from launcher.preflight import check_data, check_torch, check_writable
+from bundlerun.launcher.agreement.data_card import data_card
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 
 
 @pytest.mark.parametrize("version", ["2.10.1", "1.13.0+cpu", "nightly"])

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConfigError
-from launcher.user_file import module_from_file
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.user_file import module_from_file
 
 
 @pytest.fixture(autouse=True)
@@ -73,3 +73,32 @@ def test_another_error_shows_the_traceback_from_the_user_s_line_on(tmp_path: Pat
     assert told.index('mine.py", line 3') < told.index('mine.py", line 2')
     assert told.endswith("ZeroDivisionError: division by zero")
     assert "user_file.py" not in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from workers.recipe import Sample",
+        "import workers.recipe as r",
+        "def f():\n    import workers",
+    ],
+)
+def test_an_older_name_of_ours_is_told_with_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = written(tmp_path / "mine", recipe=line) / "recipe.py"
+    for path in ([], [str(Path(__file__).parents[3])]):  # installed, and in a checkout
+        monkeypatch.setattr(sys, "path", path)
+        with pytest.raises(ConfigError) as caught:
+            module_from_file(str(file), "--recipe")
+        told = str(caught.value)
+        assert told.startswith(f"--recipe '{file}' imports 'workers")
+        assert "its name is 'bundlerun.workers" in told
+        assert "\n" not in told
+
+
+def test_a_folder_of_the_user_s_may_have_a_name_that_was_ours(tmp_path: Path) -> None:
+    folder = written(tmp_path, mine="from workers.blocks import VALUE")
+    written(folder / "workers", __init__="", blocks="VALUE = 3")
+    assert module_from_file(str(folder / "mine.py"), "--model").VALUE == 3

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement.continuation import newest_step
-from launcher.errors import ConfigError
-from launcher.run_folder.paths import RunPaths
-from slurm import batch
-from slurm.batch import Batch, BatchJob, run_dir_of
-from slurm.jobs import Slurm
+from bundlerun.launcher.agreement.continuation import newest_step
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm import batch
+from bundlerun.slurm.batch import Batch, BatchJob, run_dir_of
+from bundlerun.slurm.jobs import Slurm
 from tests.unit.slurm.conftest import FakeSlurm
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -43,7 +43,7 @@ def run(
     slurm: FakeSlurm, run_dir: Path, script: str, *options: str, restarts: int = 0
 ) -> tuple[int, str]:
     done = subprocess.run(
-        [sys.executable, "-m", "slurm.batch", *options, "--", *words(run_dir, script)],
+        [sys.executable, "-m", "bundlerun.slurm.batch", *options, "--", *words(run_dir, script)],
         env=environ(slurm, restarts),
         cwd=ROOT,
         capture_output=True,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConfigError, NodeError
-from launcher.run_folder.paths import RunPaths
-from slurm.asker import AGAIN_S, Asker
-from slurm.claim import check_shared, read_claim, take
-from slurm.jobs import Slurm
-from slurm.versions import check_versions, code_digest, versions
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.asker import AGAIN_S, Asker
+from bundlerun.slurm.claim import check_shared, read_claim, take
+from bundlerun.slurm.jobs import Slurm
+from bundlerun.slurm.versions import check_versions, code_digest, versions
 from tests.unit.slurm.test_jobs import SHOWN, Recorder
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from launcher.errors import NodeError
-from slurm.jobs import (
+from bundlerun.launcher.errors import NodeError
+from bundlerun.slurm.jobs import (
     Slurm,
     SlurmError,
     config_from_text,

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConfigError
-from launcher.meeting.slurm_env import SlurmTask
-from launcher.run_folder.events import read_events
-from launcher.run_folder.paths import RunPaths
-from slurm import node
-from slurm.jobs import Slurm
-from slurm.lookout import Lookout
-from slurm.node import NodeTask, lookout_of
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.slurm_env import SlurmTask
+from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm import node
+from bundlerun.slurm.jobs import Slurm
+from bundlerun.slurm.lookout import Lookout
+from bundlerun.slurm.node import NodeTask, lookout_of
 from tests.unit.launcher.meeting.test_slurm_env import STEP
 from tests.unit.slurm.conftest import FakeSlurm
 
@@ -120,8 +120,9 @@ def test_slurms_signal_becomes_a_request_to_stop(tmp_path: Path) -> None:
 
 def test_the_agent_ends_with_its_task(tmp_path: Path) -> None:
     code = (
-        "import sys; from slurm.node import NodeTask; from slurm.jobs import Slurm\n"
-        "from launcher.run_folder.paths import RunPaths; from pathlib import Path\n"
+        "import sys; from bundlerun.slurm.node import NodeTask\n"
+        "from bundlerun.slurm.jobs import Slurm\n"
+        "from bundlerun.launcher.run_folder.paths import RunPaths; from pathlib import Path\n"
         "from tests.unit.slurm.test_node import task\n"
         f"root = Path({str(tmp_path)!r})\n"
         "command = ['sh', '-c', f'echo $$ > {root}/pid; exec sleep 600']\n"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from slurm.render import DEFAULTS, Kind, Setting, directive, script, setting
+from bundlerun.slurm.render import DEFAULTS, Kind, Setting, directive, script, setting
 
 FOLDER = Path(__file__).resolve().parents[3] / "slurm"
 WEIRD = ("plain", "a b", "it's", 'a "b"', "$HOME `id` \\ ${x}", "new\nline", "}", "")
@@ -18,7 +18,7 @@ WEIRD = ("plain", "a b", "it's", 'a "b"', "$HOME `id` \\ ${x}", "new\nline", "}"
 @pytest.mark.parametrize("kind", list(Kind))
 def test_the_script_in_the_repository_is_the_rendered_one(kind: Kind) -> None:
     file = FOLDER / f"{kind.value}.sbatch"
-    assert file.read_text() == script(DEFAULTS[kind]), "run: python -m slurm.render"
+    assert file.read_text() == script(DEFAULTS[kind]), "run: python -m bundlerun.slurm.render"
 
 
 @pytest.mark.parametrize("kind", list(Kind))
@@ -81,8 +81,8 @@ def test_options_survive_the_script(tmp_path: Path) -> None:
     text = script(replace(base, settings=fixed, words=words))
     printed = bash(text, SLURM_NNODES="5", SLURM_JOB_ID="7", SPARES="1", MIN_NODES="2")
     found = printed.split("\0")[:-1]
-    assert found[:3] == ["-m", "slurm.batch", "--requeue-budget=20"]
-    assert found[found.index("slurm.node") + 1 :] == [
+    assert found[:3] == ["-m", "bundlerun.slurm.batch", "--requeue-budget=20"]
+    assert found[found.index("bundlerun.slurm.node") + 1 :] == [
         "--nnodes=2:4",
         "--run-dir=runs/slurm-7",
         *words,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import main
-from launcher.run_folder.paths import RunPaths
-from slurm.jobs import job_from_text
-from slurm.report import report_of
+from bundlerun.launcher.cli import main
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.jobs import job_from_text
+from bundlerun.slurm.report import report_of
 from tests.unit.slurm.conftest import FakeSlurm
 from tests.unit.slurm.test_jobs import SHOWN
 

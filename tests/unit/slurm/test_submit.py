@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli import main
-from launcher.errors import ConfigError
-from launcher.run_folder.paths import RunPaths
-from slurm.checks import site_notes
-from slurm.request import limit_seconds, node_range
+from bundlerun.launcher.cli import main
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.checks import site_notes
+from bundlerun.slurm.request import limit_seconds, node_range
 from tests.unit.slurm.conftest import FakeSlurm
 
 MODEL = f"{Path(__file__).resolve().parents[2] / 'ranks' / 'tiny_model.py'}:build"
@@ -140,7 +140,7 @@ def test_without_slurm_it_says_so(
 
 def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
     script = (
-        "import sys; from launcher.cli import main\n"
+        "import sys; from bundlerun.launcher.cli import main\n"
         f"code = main({['submit', *NODES, '--dry-run', '--', *TRAIN]!r})\n"
         "print('torch' in sys.modules, code, file=sys.stderr)"
     )

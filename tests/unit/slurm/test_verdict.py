@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from slurm.verdict import MOST_STARTS, End, RunState, judge, refuse
+from bundlerun.slurm.verdict import MOST_STARTS, End, RunState, judge, refuse
 
 
 def end(state: RunState, srun_code: int = 1, **changes: object) -> End:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.errors import ConfigError
-from splits.balance import SLACK, balanced_cuts, cheap_cuts, part_costs
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.balance import SLACK, balanced_cuts, cheap_cuts, part_costs
 
 COSTS = st.lists(st.integers(0, 9), min_size=1, max_size=9)
 

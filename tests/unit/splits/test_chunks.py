@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from splits.models import make_stages
-from splits.stage import chunk_forwards, chunk_parameters
-from workers.model.batchnorm import StatisticsPool
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.models import make_stages
+from bundlerun.splits.stage import chunk_forwards, chunk_parameters
+from bundlerun.workers.model.batchnorm import StatisticsPool
 
 
 class Net(nn.Module):

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
-from splits.costs import costs_of_stages, without_numbers
-from splits.graph import TracedModel
-from splits.models import choose_cuts, make_stages
+from bundlerun.splits.costs import costs_of_stages, without_numbers
+from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.models import choose_cuts, make_stages
 
 
 class Uneven(nn.Module):

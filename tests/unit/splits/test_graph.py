@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
-from launcher.errors import ConfigError
-from splits.graph import TracedModel, boundary_names, cut_model
-from splits.models import build_model
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import TracedModel, boundary_names, cut_model
+from bundlerun.splits.models import build_model
 
 
 def small_resnet() -> nn.Module:

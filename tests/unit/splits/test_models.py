@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from launcher.errors import ConfigError
-from splits.meta import build_on_default_device
-from splits.models import build_model, choose_cuts, make_stages
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.meta import build_on_default_device
+from bundlerun.splits.models import build_model, choose_cuts, make_stages
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "my_model.py"
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from splits.graph import TracedModel, cut_model
-from splits.modes import read_modes
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import TracedModel, cut_model
+from bundlerun.splits.modes import read_modes
 
 
 class Block(nn.Module):

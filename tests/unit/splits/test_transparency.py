@@ -12,9 +12,9 @@ from torchvision.models import DenseNet, ResNet, SwinTransformer
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.vision_transformer import VisionTransformer
 
-from launcher.errors import ConfigError
-from splits.graph import boundary_names, cut_model
-from splits.models import build_model, make_stages
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import boundary_names, cut_model
+from bundlerun.splits.models import build_model, make_stages
 from tests.unit.splits.stage_chain import assert_same, named, run_chain, run_whole
 
 

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 from PIL import Image
 
-from workers.data.image_folder import check_folder
+from bundlerun.workers.data.image_folder import check_folder
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 

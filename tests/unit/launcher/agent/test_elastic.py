@@ -5,19 +5,19 @@ from typing import Any
 
 import pytest
 
-from launcher.agent import elastic
-from launcher.agent.elastic import load, set_environment
-from launcher.agreement.agreed import TERMS_VARIABLE
-from launcher.agreement.claim import CLAIM_VARIABLE, Claim
-from launcher.config import TrainConfig
-from launcher.errors import NodeError
-from launcher.layout.hardware import Devices
-from launcher.meeting.network import LOOPBACK, Meeting
-from launcher.plan import NodePlan
-from launcher.ranks.board import BOARD_VARIABLE
-from launcher.run_folder.holder import Holder
-from launcher.run_folder.outcome import Outcome, write_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agent import elastic
+from bundlerun.launcher.agent.elastic import load, set_environment
+from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
+from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE, Claim
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.layout.hardware import Devices
+from bundlerun.launcher.meeting.network import LOOPBACK, Meeting
+from bundlerun.launcher.plan import NodePlan
+from bundlerun.launcher.ranks.board import BOARD_VARIABLE
+from bundlerun.launcher.run_folder.holder import Holder
+from bundlerun.launcher.run_folder.outcome import Outcome, write_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 def test_a_variable_that_lost_against_an_option_does_not_reach_the_workers() -> None:

@@ -1,6 +1,6 @@
 import io
 
-from launcher.agent.entry import Tee
+from bundlerun.launcher.agent.entry import Tee
 
 
 def test_text_goes_to_console_and_log_but_a_progress_bar_only_to_the_console() -> None:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent import entry
-from launcher.agent.failure import first_story, without_entry
+from bundlerun.launcher.agent import entry
+from bundlerun.launcher.agent.failure import first_story, without_entry
 
 
 def write_error(folder: Path, local_rank: int, code: int, story: str, *, at_ns: int) -> Path:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agent.limits import check_shared_memory, files_to_ask_for, raise_open_files
-from launcher.errors import NodeError
+from bundlerun.launcher.agent.limits import check_shared_memory, files_to_ask_for, raise_open_files
+from bundlerun.launcher.errors import NodeError
 
 
 @pytest.mark.parametrize(

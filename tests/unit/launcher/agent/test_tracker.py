@@ -7,7 +7,7 @@ PROGRAM = """
 import gc, multiprocessing, os, signal, sys
 from multiprocessing import resource_tracker
 from pathlib import Path
-from launcher.agent.tracker import outlive_tracker
+from bundlerun.launcher.agent.tracker import outlive_tracker
 
 outlive_tracker()
 context = multiprocessing.get_context("spawn")

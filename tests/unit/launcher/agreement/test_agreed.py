@@ -7,10 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement.agreed import CODE, DATA, changes, difference, kept_terms, terms_of
-from launcher.agreement.data_card import data_card
-from launcher.config import TrainConfig
-from launcher.options.declared import flag_of
+from bundlerun.launcher.agreement.agreed import (
+    CODE,
+    DATA,
+    changes,
+    difference,
+    kept_terms,
+    terms_of,
+)
+from bundlerun.launcher.agreement.data_card import data_card
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.options.declared import flag_of
 
 
 def config(**values: object) -> TrainConfig:
@@ -130,8 +137,9 @@ def test_what_has_changed_since_the_last_start_is_a_line_each() -> None:
 
 def test_terms_need_no_torch() -> None:
     words = (
-        "import sys; from launcher.agreement.agreed import terms_of; "
-        "from launcher.config import TrainConfig; terms_of(TrainConfig(data='synthetic')); "
+        "import sys; from bundlerun.launcher.agreement.agreed import terms_of; "
+        "from bundlerun.launcher.config import TrainConfig; "
+        "terms_of(TrainConfig(data='synthetic')); "
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", words], timeout=60).returncode == 0

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement import claim as module
-from launcher.agreement.claim import Claim
-from launcher.errors import ConfigError
-from launcher.run_folder.files import write_text
-from launcher.run_folder.holder import TORCHRUN, Holder
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agreement import claim as module
+from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 LIMIT_S = 20.0
 
@@ -281,8 +281,9 @@ def test_a_node_that_joins_its_job_clears_nothing(paths: RunPaths) -> None:
 
 def test_a_run_that_was_frozen_and_taken_for_dead_ends(tmp_path: Path) -> None:
     script = (
-        "import sys, time; from pathlib import Path; from launcher.agreement import claim; "
-        "from launcher.run_folder.paths import RunPaths; claim.BEAT_S = 0.02; "
+        "import sys, time; from pathlib import Path; "
+        "from bundlerun.launcher.agreement import claim; "
+        "from bundlerun.launcher.run_folder.paths import RunPaths; claim.BEAT_S = 0.02; "
         "me = claim.Holder.of_process('frozen', 'a test'); "
         "claim.Claim(RunPaths(Path(sys.argv[1])), me, print).take().keep({}); time.sleep(30)"
     )

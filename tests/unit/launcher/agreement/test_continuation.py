@@ -5,17 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement.agreed import terms_of
-from launcher.agreement.continuation import changed_lines, has_begun, keep_terms, why_done
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.launch_config import LaunchConfig
-from launcher.meeting.default_folder import default_folder, entered, point_latest
-from launcher.options.declared import Resolved
-from launcher.run_folder.checkpoints import MANIFEST, Progress, manifest_text
-from launcher.run_folder.files import write_text
-from launcher.run_folder.outcome import Outcome, write_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agreement.agreed import terms_of
+from bundlerun.launcher.agreement.continuation import changed_lines, has_begun, keep_terms, why_done
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.meeting.default_folder import default_folder, entered, point_latest
+from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.run_folder.checkpoints import MANIFEST, Progress, manifest_text
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.outcome import Outcome, write_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 @pytest.fixture

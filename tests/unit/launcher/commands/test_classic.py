@@ -3,11 +3,11 @@ import shlex
 
 import pytest
 
-from launcher.cli import main
-from launcher.commands import classic
-from launcher.commands.classic import microbatch_size, plain_model, run_argv
-from launcher.commands.run import add_arguments, read_configs
-from launcher.errors import ConfigError
+from bundlerun.launcher.cli import main
+from bundlerun.launcher.commands import classic
+from bundlerun.launcher.commands.classic import microbatch_size, plain_model, run_argv
+from bundlerun.launcher.commands.run import add_arguments, read_configs
+from bundlerun.launcher.errors import ConfigError
 
 
 def words_of(text: str) -> list[str]:

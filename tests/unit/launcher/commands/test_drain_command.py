@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement.claim import Claim
-from launcher.cli import main
-from launcher.run_folder.holder import Holder
-from launcher.run_folder.outcome import Outcome, write_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.cli import main
+from bundlerun.launcher.run_folder.holder import Holder
+from bundlerun.launcher.run_folder.outcome import Outcome, write_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 @pytest.fixture

@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 from torchvision.transforms import InterpolationMode, v2
 
-from launcher.commands import export
-from launcher.config import TrainConfig
-from launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
-from launcher.run_folder.checkpoints import Progress
-from launcher.run_folder.paths import RunPaths
-from workers.model.stage import checked_about
-from workers.recipe import load_recipe
-from workers.state.checkpoint import Checkpoints
-from workers.state.named import state_tensors
+from bundlerun.launcher.commands import export
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.model.stage import checked_about
+from bundlerun.workers.recipe import load_recipe
+from bundlerun.workers.state.checkpoint import Checkpoints
+from bundlerun.workers.state.named import state_tensors
 
 
 def parse(*argv: str) -> argparse.Namespace:

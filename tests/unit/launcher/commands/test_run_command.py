@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement.agreed import terms_of
-from launcher.agreement.claim import Claim
-from launcher.agreement.continuation import keep_terms
-from launcher.cli import main
-from launcher.commands.run import holder_of
-from launcher.config import TrainConfig
-from launcher.launch_config import LaunchConfig
-from launcher.meeting.network import resolve_meeting
-from launcher.run_folder.files import write_text
-from launcher.run_folder.holder import Holder
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agreement.agreed import terms_of
+from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.agreement.continuation import keep_terms
+from bundlerun.launcher.cli import main
+from bundlerun.launcher.commands.run import holder_of
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.meeting.network import resolve_meeting
+from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.holder import Holder
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 RUN = "run --devices cpu --slots 1 --shape 1"
 
@@ -29,7 +29,7 @@ RUN = "run --devices cpu --slots 1 --shape 1"
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No run folder here, and no way to start anything."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "launcher.agent.elastic", None)
+    monkeypatch.setitem(sys.modules, "bundlerun.launcher.agent.elastic", None)
     for name in [n for n in os.environ if n.startswith(("SLURM_", "OMPI_", "PMI_", "PET_"))]:
         monkeypatch.delenv(name)
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.agent.elastic import check_gpus
-from launcher.errors import NodeError
-from launcher.layout.gpus import count_gpus
-from launcher.layout.hardware import Devices
-from launcher.meeting.network import LOOPBACK, Meeting
-from launcher.plan import NodePlan
+from bundlerun.launcher.agent.elastic import check_gpus
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.layout.gpus import count_gpus
+from bundlerun.launcher.layout.hardware import Devices
+from bundlerun.launcher.meeting.network import LOOPBACK, Meeting
+from bundlerun.launcher.plan import NodePlan
 
 
 @pytest.mark.parametrize(

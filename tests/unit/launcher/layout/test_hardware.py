@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.errors import ConfigError, NodeError
-from launcher.layout.hardware import (
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.layout.hardware import (
     Cpus,
     Devices,
     Hardware,

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.layout.idle import Batch, idle_share, num_workless, warnings
-from launcher.layout.schedule import Pipeline
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.idle import Batch, idle_share, num_workless, warnings
+from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.topology import Topology
 
 
 def pipeline(*shape: int) -> Pipeline:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.errors import NodeError
-from launcher.layout import microbatch
-from launcher.layout.microbatch import (
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.layout import microbatch
+from bundlerun.launcher.layout.microbatch import (
     LEAST_SAMPLES,
     MOST_IDLE,
     MOST_SAMPLES,
@@ -20,7 +20,7 @@ from launcher.layout.microbatch import (
     keep_samples,
     kept_samples,
 )
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.layout.schedule import (
+from bundlerun.launcher.layout.schedule import (
     SCHEDULES,
     Action,
     Pass,
@@ -20,8 +20,8 @@ from launcher.layout.schedule import (
     last_backwards,
     num_warmups,
 )
-from launcher.layout.timeline import Costs, max_in_flight, simulate
-from launcher.layout.topology import Topology
+from bundlerun.launcher.layout.timeline import Costs, max_in_flight, simulate
+from bundlerun.launcher.layout.topology import Topology
 
 
 @st.composite

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.errors import ConfigError
-from launcher.layout.topology import (
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.topology import (
     Link,
     LinkKind,
     Topology,

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.errors import ConfigError
-from launcher.meeting.launchers import check_one_per_node, rank_variables, torchrun_variables
-from workers.rank.env import RankEnv
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.launchers import (
+    check_one_per_node,
+    rank_variables,
+    torchrun_variables,
+)
+from bundlerun.workers.rank.env import RankEnv
 
 MEETING = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
 

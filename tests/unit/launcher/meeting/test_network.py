@@ -3,9 +3,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from launcher.errors import ConfigError, NodeError
-from launcher.launch_config import LaunchConfig
-from launcher.meeting.network import (
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.meeting.network import (
     LOOPBACK,
     Meeting,
     as_typed,

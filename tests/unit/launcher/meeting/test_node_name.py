@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConfigError
-from launcher.meeting import node_name
-from launcher.meeting.node_name import claimed_name
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting import node_name
+from bundlerun.launcher.meeting.node_name import claimed_name
 
 
 def test_agents_of_one_job_on_one_machine_get_different_names(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from launcher.errors import ConfigError, NodeError
-from launcher.meeting.slurm_env import (
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.meeting.slurm_env import (
     FIRST_PORT,
     NUM_PORTS,
     Names,

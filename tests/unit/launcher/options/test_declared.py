@@ -3,8 +3,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from launcher.errors import ConfigError
-from launcher.options.declared import (
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.options.declared import (
     add_options,
     argv_of,
     groups_of,

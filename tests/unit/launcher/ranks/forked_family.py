@@ -13,7 +13,7 @@ from multiprocessing import get_context
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.synchronize import Event
 
-from launcher.ranks import fork_server
+from bundlerun.launcher.ranks import fork_server
 
 LOADED: list[str] = []
 """Filled by the launcher only after the import: a process that has it was forked from there."""

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 
-from launcher.ranks.board import BOARD_VARIABLE, NUM_ROWS, Board, agents_board
+from bundlerun.launcher.ranks.board import BOARD_VARIABLE, NUM_ROWS, Board, agents_board
 
 
 def test_another_process_sees_what_a_rank_writes_and_the_rank_what_the_agent_does() -> None:

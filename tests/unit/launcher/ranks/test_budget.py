@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.errors import VERDICT_FINAL
-from launcher.ranks.budget import Attempt, Budget, code_of_failed
-from launcher.ranks.fault import Fault, FaultKind
-from launcher.rendezvous.protocol.messages import EndCause
+from bundlerun.launcher.errors import VERDICT_FINAL
+from bundlerun.launcher.ranks.budget import Attempt, Budget, code_of_failed
+from bundlerun.launcher.ranks.fault import Fault, FaultKind
+from bundlerun.launcher.rendezvous.protocol.messages import EndCause
 
 
 def after(budget: Budget, *attempts: Attempt) -> tuple[Budget, str]:

@@ -8,8 +8,8 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import DistNetworkError
 
-from launcher.ranks.fault import Fault, FaultKind, fault_of
-from workers.rank.comm import Group, Network
+from bundlerun.launcher.ranks.fault import Fault, FaultKind, fault_of
+from bundlerun.workers.rank.comm import Group, Network
 
 
 def raised(act: Callable[[], object]) -> Exception:

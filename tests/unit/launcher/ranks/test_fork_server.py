@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launcher.process import die_with_parent
+from bundlerun.launcher.process import die_with_parent
 
 FAMILY = [sys.executable, str(Path(__file__).with_name("forked_family.py"))]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.ranks.leftovers import own_mark, quiet_tracker, sweep
+from bundlerun.launcher.ranks.leftovers import own_mark, quiet_tracker, sweep
 
 KILLED = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
-from launcher.ranks.leftovers import mark_own
+from bundlerun.launcher.ranks.leftovers import mark_own
 mark_own(Path(sys.argv[1]))
 context = multiprocessing.get_context("forkserver")
 queue = context.SimpleQueue()

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import EXIT_NODE
-from launcher.ranks.board import Board
-from launcher.ranks.fault import Fault, FaultKind
-from launcher.ranks.node_ranks import Ranks
-from launcher.rendezvous.protocol.messages import EndCause
-from launcher.run_folder.events import Events
-from launcher.run_folder.outcome import read_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import EXIT_NODE
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.fault import Fault, FaultKind
+from bundlerun.launcher.ranks.node_ranks import Ranks
+from bundlerun.launcher.rendezvous.protocol.messages import EndCause
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 def ranks_of(board: Board, *, has_rows: bool) -> Ranks:

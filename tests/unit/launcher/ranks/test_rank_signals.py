@@ -5,8 +5,8 @@ import signal
 
 import pytest
 
-from launcher.ranks.board import Board
-from launcher.ranks.rank_signals import GRACE_S, AgentsWord, Situation, must_end
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.rank_signals import GRACE_S, AgentsWord, Situation, must_end
 
 CALM = {"is_told": False, "is_ending": False, "is_broken": False, "is_whole": True}
 

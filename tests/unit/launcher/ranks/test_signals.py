@@ -4,8 +4,8 @@ import signal
 import pytest
 from torch.distributed.elastic.multiprocessing import SignalException
 
-from launcher.ranks.board import Board
-from launcher.ranks.signals import StopSignals, leave_agent
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.signals import StopSignals, leave_agent
 
 
 def test_before_a_first_rank_a_signal_ends_all_at_once() -> None:

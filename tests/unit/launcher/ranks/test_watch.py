@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.process import kernel_state
-from launcher.ranks.board import Board
-from launcher.ranks.watch import Watch
-from launcher.run_folder.events import Events, read_events
+from bundlerun.launcher.process import kernel_state
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.watch import Watch
+from bundlerun.launcher.run_folder.events import Events, read_events
 
 LIMIT_S = 20.0
 

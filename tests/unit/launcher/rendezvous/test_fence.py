@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rendezvous.fence import Fence
-from launcher.rendezvous.protocol.coordinator import TryClaim
-from launcher.rendezvous.protocol.messages import Closed, Round, Seat
+from bundlerun.launcher.rendezvous.fence import Fence
+from bundlerun.launcher.rendezvous.protocol.coordinator import TryClaim
+from bundlerun.launcher.rendezvous.protocol.messages import Closed, Round, Seat
 
 ENDED = Closed(reason="all done", is_success=True)
 

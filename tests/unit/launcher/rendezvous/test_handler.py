@@ -22,16 +22,18 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousTimeoutError,
 )
 
-from launcher.ranks.node_ranks import Ranks
-from launcher.rendezvous.door import get_handler
-from launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
-from launcher.rendezvous.node import own_endpoints
-from launcher.rendezvous.probe import is_rendezvous
-from launcher.rendezvous.token import ensure_token
-from launcher.run_folder.events import Events
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.ranks.node_ranks import Ranks
+from bundlerun.launcher.rendezvous.door import get_handler
+from bundlerun.launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
+from bundlerun.launcher.rendezvous.node import own_endpoints
+from bundlerun.launcher.rendezvous.probe import is_rendezvous
+from bundlerun.launcher.rendezvous.token import ensure_token
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 LIMIT_S = 30.0
+
+CONSOLE = "bundlerun.launcher.console"
 
 
 def free_port() -> int:
@@ -193,7 +195,7 @@ def test_success_ends_the_job_for_a_spare_node_too(job: Job) -> None:
 def test_the_error_behind_another_start_is_told(
     job: Job, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", logger="launcher.console")
+    caplog.set_level("INFO", logger="bundlerun.launcher.console")
     one, two = job.start(1), job.start(2)
     job.meet(one, two)
     one._ranks._board.run_dir = str(tmp_path)
@@ -201,7 +203,7 @@ def test_the_error_behind_another_start_is_told(
     events.note("failed", {"local_rank": 1, "text": "Traceback ...\nValueError: boom"})
     job.meet(one, two)
     story = "node n1: local rank 1 failed: ValueError: boom; all ranks start again"
-    told = [record.message for record in caplog.records if record.name == "launcher.console"]
+    told = [record.message for record in caplog.records if record.name == CONSOLE]
     assert told.count(story) == 1
 
 
@@ -216,7 +218,7 @@ def test_a_run_that_was_stopped_is_over_in_other_words_than_one_that_is_done(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    caplog.set_level("INFO", logger="launcher.console")
+    caplog.set_level("INFO", logger="bundlerun.launcher.console")
     monkeypatch.setattr(Ranks, "have_stopped", has_stopped)
     one, two = job.start(1), job.start(2)
     job.meet(one, two)
@@ -261,7 +263,7 @@ def test_another_token_is_refused_and_told(job: Job) -> None:
 def test_two_token_files_where_one_belongs_are_told(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.rendezvous.node.REFUSED_S", 0.5)
+    monkeypatch.setattr("bundlerun.launcher.rendezvous.node.REFUSED_S", 0.5)
     files = [ensure_token(RunPaths(tmp_path / name)) for name in ("one", "two")]
     job.start(1, token_file=files[0])
     other = job.start(2, token_file=files[1])
@@ -283,7 +285,7 @@ def test_every_node_is_told_that_it_is_in_and_who_is_lost(
     job.meet(one, two)
     two._node.stop()
     wait_until(lambda: one.num_nodes_waiting() == 1)
-    lines = [record.message for record in caplog.records if record.name == "launcher.console"]
+    lines = [record.message for record in caplog.records if record.name == CONSOLE]
     assert "node n1: round 1 is over: node n2 is lost, it " in lines[-1]
     assert lines[-1].endswith("; its ranks start again")
     (first, ranks), (second, others) = (line.split(": ") for line in sorted(lines[:2]))
@@ -299,7 +301,7 @@ def test_an_endpoint_where_nobody_is_is_told_within_seconds(
     lost = job.start(2, join_timeout=4)
     with pytest.raises(RendezvousTimeoutError, match="refuses connections"):
         lost.next_rendezvous()
-    told = [record.message for record in caplog.records if record.name == "launcher.console"]
+    told = [record.message for record in caplog.records if record.name == CONSOLE]
     assert told[0].startswith(
         f"node n2 waits: no endpoint of the rendezvous answers: 127.0.0.1:{job.port} refuses "
         "connections; it goes on trying; it gives up in "

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import ConfigError
-from launcher.rendezvous.settings import Conf, parse_endpoints, read_token
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.rendezvous.settings import Conf, parse_endpoints, read_token
 
 
 def test_endpoints_are_a_list() -> None:

@@ -3,10 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.errors import NodeError
-from launcher.rendezvous.settings import Conf, read_token
-from launcher.rendezvous.token import TOKEN_BYTES, ensure_token
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.rendezvous.settings import Conf, read_token
+from bundlerun.launcher.rendezvous.token import TOKEN_BYTES, ensure_token
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 def test_nodes_that_come_at_once_get_the_same_secret_which_others_cannot_read(

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.rendezvous.protocol.member import Member, Tell
-from launcher.rendezvous.protocol.messages import Pulse, Round, Seat
-from launcher.rendezvous.told import (
+from bundlerun.launcher.rendezvous.protocol.member import Member, Tell
+from bundlerun.launcher.rendezvous.protocol.messages import Pulse, Round, Seat
+from bundlerun.launcher.rendezvous.told import (
     Obstacle,
     Waiting,
     event_line,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run_folder.events import Events, read_events
+from bundlerun.launcher.run_folder.events import Events, read_events
 
 
 def test_several_processes_append_to_one_file_and_a_torn_line_is_left_out(tmp_path: Path) -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.agreement.claim import Claim
-from launcher.rendezvous.token import ensure_token
-from launcher.run_folder.files import link_new, write_text
-from launcher.run_folder.holder import Holder
-from launcher.run_folder.outcome import Outcome, read_outcome, write_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.rendezvous.token import ensure_token
+from bundlerun.launcher.run_folder.files import link_new, write_text
+from bundlerun.launcher.run_folder.holder import Holder
+from bundlerun.launcher.run_folder.outcome import Outcome, read_outcome, write_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 @pytest.fixture(params=[errno.EPERM, errno.ENOTSUP, errno.ENOSYS])

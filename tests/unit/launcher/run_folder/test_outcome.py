@@ -3,9 +3,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from launcher.agent.failure import explain_end
-from launcher.run_folder.outcome import FirstError, Outcome, first_of, read_outcome, write_outcome
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.agent.failure import explain_end
+from bundlerun.launcher.run_folder.outcome import (
+    FirstError,
+    Outcome,
+    first_of,
+    read_outcome,
+    write_outcome,
+)
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 def event(second: float, node: str, name: str, **details: object) -> dict[str, Any]:

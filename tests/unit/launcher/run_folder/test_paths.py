@@ -1,7 +1,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from launcher.run_folder.paths import RunPaths, SnapshotPaths
+from bundlerun.launcher.run_folder.paths import RunPaths, SnapshotPaths
 
 
 def test_every_path_lies_in_the_run_folder() -> None:

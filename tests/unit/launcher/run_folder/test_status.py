@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from launcher.cli import main
-from launcher.run_folder.outcome import Outcome
-from launcher.run_folder.status import status_of
+from bundlerun.launcher.cli import main
+from bundlerun.launcher.run_folder.outcome import Outcome
+from bundlerun.launcher.run_folder.status import status_of
 
 
 def step(number: int, at: float) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from launcher.errors import ConfigError
-from splits.graph import boundary_names, cut_model
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import boundary_names, cut_model
 from tests.unit.splits.stage_chain import assert_same, run_chain, run_whole
 
 Body = Callable[[Any, Tensor], Tensor]

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from launcher.errors import ConfigError
-from workers.data.collate import Collate
-from workers.model.stage import check_indexed
-from workers.recipe import DataSets
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.model.stage import check_indexed
+from bundlerun.workers.recipe import DataSets
 
 
 class Point(NamedTuple):

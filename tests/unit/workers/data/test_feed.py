@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import torch
 
-from launcher.config import TrainConfig
-from launcher.layout.topology import Topology
-from workers.data.feed import Feed
-from workers.rank.session import Session
-from workers.recipe import DataInfo, DataSets, Sample
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.recipe import DataInfo, DataSets, Sample
 
 
 class Counted:

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from workers.data.image_folder import ImageSamples, check_folder
-from workers.recipe import UnreadableSample
-from workers.recipes.image_classification import ImageClassification
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.image_folder import ImageSamples, check_folder
+from bundlerun.workers.recipe import UnreadableSample
+from bundlerun.workers.recipes.image_classification import ImageClassification
 
 Spoil = Callable[[Path], object]
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import ImageFolder
 
-from workers.data import image_index
-from workers.data.image_index import ImageIndex, open_index
+from bundlerun.workers.data import image_index
+from bundlerun.workers.data.image_index import ImageIndex, open_index
 
 LONG_AGO_S = 1_700_000_000
 

@@ -19,11 +19,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError, NodeError
-from workers.data.loader import MicrobatchLoader, num_loaders
-from workers.data.samples import Batch
-from workers.recipe import SampleSet, UnreadableSample
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.workers.data.loader import MicrobatchLoader, num_loaders
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.recipe import SampleSet, UnreadableSample
 
 CONFIG = TrainConfig(data="made-up", seed=7, timeout_s=20)
 MICROBATCHES = [[5, 1], [0, 3], [4]]
@@ -265,5 +265,5 @@ def test_loading_processes_take_the_cores_that_the_model_leaves(
 
 @pytest.fixture(autouse=True)
 def _warnings(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    with caplog.at_level(logging.WARNING, logger="workers.data.loader"):
+    with caplog.at_level(logging.WARNING, logger="bundlerun.workers.data.loader"):
         yield

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.data.order import (
+from bundlerun.workers.data.order import (
     NEAR_EQUAL,
     mix_seed,
     num_steps,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from workers.data.pixels import UnknownScale, as_rgb
+from bundlerun.workers.data.pixels import UnknownScale, as_rgb
 
 RAMP = np.array([[0, 1, 128, 255]])
 

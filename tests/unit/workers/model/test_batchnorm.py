@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from launcher.errors import ConfigError
-from workers.model.batchnorm import StatisticsPool
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.model.batchnorm import StatisticsPool
 
 
 def pooled(module: nn.Module) -> tuple[Callable[..., Tensor], StatisticsPool]:

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.config import TrainConfig
-from splits.models import build_model
-from workers.model.blank import build_blank
-from workers.model.stage import make_stage
-from workers.recipe import DataInfo, load_recipe
-from workers.state.named import load_state_tensors, stage_names, state_tensors
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.splits.models import build_model
+from bundlerun.workers.model.blank import build_blank
+from bundlerun.workers.model.stage import make_stage
+from bundlerun.workers.recipe import DataInfo, load_recipe
+from bundlerun.workers.state.named import load_state_tensors, stage_names, state_tensors
 
 SEED = 5
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.cli import main
-from launcher.config import TrainConfig
-from launcher.errors import BundleError, ConfigError, NodeError
-from splits.costs import StageCosts
-from splits.models import make_stages
-from workers.model.division import costs_line, division_lines, load_warning
-from workers.model.example import Example, describe, example_of, share_example
+from bundlerun.launcher.cli import main
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
+from bundlerun.splits.costs import StageCosts
+from bundlerun.splits.models import make_stages
+from bundlerun.workers.model.division import costs_line, division_lines, load_warning
+from bundlerun.workers.model.example import Example, describe, example_of, share_example
 
 
 def costs(*operations: int) -> list[StageCosts]:

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from splits.graph import cut_model
-from splits.models import make_stages
-from workers.model.fidelity import check_fidelity
-from workers.model.trial import Subject
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import cut_model
+from bundlerun.splits.models import make_stages
+from bundlerun.workers.model.fidelity import check_fidelity
+from bundlerun.workers.model.trial import Subject
 
 
 class Net(nn.Module):

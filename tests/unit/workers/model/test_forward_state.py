@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import ConfigError
-from workers.model.forward_state import ForwardState
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.model.forward_state import ForwardState
 
 Write = Callable[[nn.Module, Tensor], None]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.errors import ConfigError
-from workers.model.module_tensors import tensor_places
-from workers.model.replica_check import NUM_SUMS, ReplicaCheck, cut_into_windows
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.model.module_tensors import tensor_places
+from bundlerun.workers.model.replica_check import NUM_SUMS, ReplicaCheck, cut_into_windows
 
 
 def model() -> nn.Sequential:

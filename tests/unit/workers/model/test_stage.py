@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from workers.model.stage import check_stages, make_stage
-from workers.recipe import DataInfo, Recipe
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.model.stage import check_stages, make_stage
+from bundlerun.workers.recipe import DataInfo, Recipe
 
 CONFIG = TrainConfig(data="x", shape=(1, 1), cut=("2",))
 INFO = DataInfo(num_train=8, num_val=0, num_outputs=37)

@@ -7,8 +7,8 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR, StepLR
 
-from launcher.config import TrainConfig
-from workers.optim.lr import lr_factor
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.optim.lr import lr_factor
 
 EPOCHS, PER_EPOCH = 4, 5
 TOTAL = EPOCHS * PER_EPOCH

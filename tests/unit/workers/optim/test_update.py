@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError, DivergedError
-from workers.optim.param_groups import ParamGroups
-from workers.optim.update import MOST_LEFT_OUT, StepLoss, Update
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.workers.optim.param_groups import ParamGroups
+from bundlerun.workers.optim.update import MOST_LEFT_OUT, StepLoss, Update
 
 
 class Alone:

@@ -9,7 +9,7 @@ import weakref
 import pytest
 import torch
 
-from workers.pipeline.helper import Helper
+from bundlerun.workers.pipeline.helper import Helper
 
 LIMIT_S = 10.0
 

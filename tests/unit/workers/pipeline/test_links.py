@@ -9,7 +9,7 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.layout.schedule import Action, Pipeline, group_sizes
+from bundlerun.launcher.layout.schedule import Action, Pipeline, group_sizes
 
 Node = tuple[int, int, Action]
 """Stage, replica and what it does."""

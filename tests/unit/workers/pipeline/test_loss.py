@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from launcher.errors import ConfigError
-from workers.optim.update import StepLoss
-from workers.pipeline.loss import LossCheck, share_of
-from workers.step import StepShare
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.optim.update import StepLoss
+from bundlerun.workers.pipeline.loss import LossCheck, share_of
+from bundlerun.workers.step import StepShare
 
 CPU = torch.device("cpu")
 WEIGHT = torch.tensor([1.0, 10.0])
@@ -103,7 +103,7 @@ def test_a_loss_that_takes_no_single_sample_is_left_alone(caplog: pytest.LogCapt
 
 
 def test_a_large_model_in_the_recipe_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("workers.pipeline.loss._MOST_COPIED_BYTES", 7)
+    monkeypatch.setattr("bundlerun.workers.pipeline.loss._MOST_COPIED_BYTES", 7)
     recipe = look(lambda o, t: cross_entropy(o, t, weight=WEIGHT), 4)
     assert recipe.calls == []
 

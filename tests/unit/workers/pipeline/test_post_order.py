@@ -15,14 +15,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.layout.topology import Link, Topology
-from workers.data.samples import Batch
-from workers.pipeline import links
-from workers.pipeline.bundle import Bundle
-from workers.pipeline.message import Specs
-from workers.pipeline.nccl import NcclReceiver
-from workers.rank.meters import Meters
-from workers.step import StepWork
+from bundlerun.launcher.layout.topology import Link, Topology
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.pipeline import links
+from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.pipeline.message import Specs
+from bundlerun.workers.pipeline.nccl import NcclReceiver
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.step import StepWork
 
 Event = tuple[str, Link, int]
 """What happened to which message of a link."""

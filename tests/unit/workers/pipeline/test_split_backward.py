@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from workers.pipeline.split_backward import input_pass
+from bundlerun.workers.pipeline.split_backward import input_pass
 
 Made = tuple[nn.Module, list[Tensor]]
 """A stage that takes and returns tensors, and what it is called with."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from workers.rank import device as door
+from bundlerun.workers.rank import device as door
 
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.rank.env import RankEnv
+from bundlerun.workers.rank.env import RankEnv
 
 TORCHRUN = {
     "RANK": "5",

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.errors import NodeError
-from workers.rank.groups import settled_sync
-from workers.rank.hello import Hello, choose_backend, for_all
+from bundlerun.launcher.errors import NodeError
+from bundlerun.workers.rank.groups import settled_sync
+from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
 
 
 def hello(has_nccl: bool, gpus: tuple[str, ...] = ()) -> Hello:

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from workers.rank import device as door
-from workers.rank.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
 
 GIB = 1 << 30
 CONFIG = TrainConfig(data="synthetic", batch_size=96, microbatch_size=24)

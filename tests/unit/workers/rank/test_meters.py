@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.rank.meters import Meters
+from bundlerun.workers.rank.meters import Meters
 
 
 def test_phases_add_up_by_the_clock() -> None:

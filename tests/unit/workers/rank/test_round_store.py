@@ -6,10 +6,10 @@ from datetime import timedelta
 import pytest
 from torch._C._distributed_c10d import Store, TCPStore
 
-from launcher.errors import NodeError
-from launcher.rendezvous.round_store import NUMBER_KEY
-from workers.rank.env import RankEnv
-from workers.rank.round_store import own_part
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.rendezvous.round_store import NUMBER_KEY
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.round_store import own_part
 
 LIMIT_S = 20.0
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.run_folder.holder import process_tag
-from launcher.run_folder.paths import RunPaths
-from workers.rank import run_start
-from workers.rank.env import RankEnv
-from workers.rank.run_start import _holder, claimed_folder, with_run_folder
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.holder import process_tag
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank import run_start
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.run_start import _holder, claimed_folder, with_run_folder
 
 
 def env(num_nodes: int = 1, run_id: str = "none", **more: str) -> RankEnv:

@@ -4,9 +4,9 @@ import logging
 
 import pytest
 
-from launcher.errors import NodeError
-from workers.rank import session
-from workers.rank.session import wait_for_name
+from bundlerun.launcher.errors import NodeError
+from bundlerun.workers.rank import session
+from bundlerun.workers.rank.session import wait_for_name
 
 
 def test_a_name_that_has_no_address_is_one_line_within_a_limit(

@@ -15,13 +15,13 @@ from torch.nn.functional import cross_entropy
 from torchvision.models.googlenet import GoogLeNetOutputs
 from torchvision.models.inception import InceptionOutputs
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from splits.models import make_stages
-from workers.data.loader import MicrobatchLoader
-from workers.data.order import num_steps, sample_order, step_microbatches
-from workers.recipe import DataInfo, DataSets, Recipe, SampleSet, load_recipe
-from workers.recipes.image_classification import heads, transforms
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.models import make_stages
+from bundlerun.workers.data.loader import MicrobatchLoader
+from bundlerun.workers.data.order import num_steps, sample_order, step_microbatches
+from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, SampleSet, load_recipe
+from bundlerun.workers.recipes.image_classification import heads, transforms
 
 SYNTHETIC = TrainConfig(data="synthetic", synthetic_samples=40, image_size=32)
 EXAMPLE = str(Path(__file__).parents[4] / "examples/my_recipe.py")

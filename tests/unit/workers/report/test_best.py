@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from launcher.config import TrainConfig
-from launcher.errors import ConfigError
-from launcher.layout.topology import Topology
-from workers.report.best import Best
-from workers.report.reporter import Reporter
-from workers.report.words import Course
-from workers.step import StepSums
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.report.best import Best
+from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.report.words import Course
+from bundlerun.workers.step import StepSums
 
 
 class Says:

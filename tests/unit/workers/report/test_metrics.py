@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.errors import ConfigError
-from launcher.run_folder.paths import RunPaths
-from workers.report.metrics import MetricsWriter, plain
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.report.metrics import MetricsWriter, plain
 
 
 def lines_of(paths: RunPaths) -> list[dict[str, object]]:
@@ -144,7 +144,9 @@ def test_a_full_disk_under_tensorboard_does_not_end_the_run(
         def close(self) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("workers.report.metrics._summary_writer", lambda paths: FullEvents())
+    monkeypatch.setattr(
+        "bundlerun.workers.report.metrics._summary_writer", lambda paths: FullEvents()
+    )
 
     with MetricsWriter(paths, tensorboard=True) as writer:
         writer.write("step", step=1, loss=1.0)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import TrainConfig
-from launcher.console import ConsoleHandler
-from launcher.layout.topology import Topology
-from launcher.run_folder.outcome import Outcome, State
-from workers.report.reporter import Reporter
-from workers.report.words import Course
-from workers.step import StepSums
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.console import ConsoleHandler
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.run_folder.outcome import Outcome, State
+from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.report.reporter import log as reporter_log
+from bundlerun.workers.report.words import Course
+from bundlerun.workers.step import StepSums
 
 
 class Screen(io.StringIO):
@@ -39,7 +40,7 @@ def run(tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False) -> None
                     "samples": 8, "metrics": {"top1": 0.25},
                 }  # fmt: skip
                 reporter.step(row)
-                logging.getLogger("workers.report.reporter").warning("a warning of step %d", step)
+                reporter_log.warning("a warning of step %d", step)
             if course.steps_in(epoch):
                 reporter.end_epoch(epoch, 3 * epoch + 3, {}, 0)
                 reporter.validated(epoch, 3 * epoch + 3, StepSums(loss=0.5, metrics={"top1": 0.5}))
@@ -52,7 +53,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
     made = Screen()
     monkeypatch.setattr("sys.stderr", made)
     handler = ConsoleHandler()
-    logger = logging.getLogger("workers.report.reporter")
+    logger = logging.getLogger("bundlerun.workers.report.reporter")
     monkeypatch.setattr(logger, "handlers", [handler])
     monkeypatch.setattr(logger, "level", logging.INFO)
     monkeypatch.setattr(logger, "propagate", False)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from workers.report.words import Course
+from bundlerun.workers.report.words import Course
 
 COURSE = Course(steps_per_epoch=100, epochs=90, max_steps=0, unit="images", shares=("top1",))
 ROW = {"step": 129, "epoch": 1, "loss": 1.23456, "lr": 0.05, "metrics": {"top1": 0.5}}

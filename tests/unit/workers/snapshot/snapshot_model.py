@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from launcher.layout.topology import Topology
-from launcher.run_folder.checkpoints import Progress
-from workers.snapshot.piece import Label, Spec, split_by_bytes
-from workers.snapshot.restore_plan import Inventory, Piece, RestorePlan, newest_state, plan_restore
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.snapshot.piece import Label, Spec, split_by_bytes
+from bundlerun.workers.snapshot.restore_plan import (
+    Inventory,
+    Piece,
+    RestorePlan,
+    newest_state,
+    plan_restore,
+)
 
 NAMES = [f"model.{number}" for number in range(6)]
 SPEC = Spec("float32", (2,))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.snapshot.checksum import WINDOW_BYTES, bytes_of, checksum, copy_with_checksum
+from bundlerun.workers.snapshot.checksum import WINDOW_BYTES, bytes_of, checksum, copy_with_checksum
 
 NUM_BYTES = 2 * WINDOW_BYTES + 4096
 GENERATOR = np.random.default_rng(0)

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.distributed import Store
 
-from launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.snapshot.device_copy import DeviceCopy
+from bundlerun.workers.snapshot.piece import Label, Layout, Spec
+from bundlerun.workers.snapshot.slot import Slot, read_piece
+from bundlerun.workers.snapshot.snapshots import _Turns
 from tests.ranks.harness import run_ranks
-from workers.rank import device as door
-from workers.rank.env import RankEnv
-from workers.snapshot.device_copy import DeviceCopy
-from workers.snapshot.piece import Label, Layout, Spec
-from workers.snapshot.slot import Slot, read_piece
-from workers.snapshot.snapshots import _Turns
 
 LABEL = Label(
     step=1,

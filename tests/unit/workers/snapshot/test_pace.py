@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from workers.snapshot.pace import Pace, interval
+from bundlerun.workers.snapshot.pace import Pace, interval
 
 
 @pytest.mark.parametrize(

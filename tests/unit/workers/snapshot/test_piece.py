@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.snapshot.piece import Layout, Spec, split_by_bytes
+from bundlerun.workers.snapshot.piece import Layout, Spec, split_by_bytes
 
 SIZES = st.dictionaries(st.text(max_size=8), st.integers(0, 1 << 20), max_size=30)
 

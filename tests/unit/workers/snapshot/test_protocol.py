@@ -15,8 +15,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from bundlerun.workers.snapshot.restore_plan import Inventory, Piece
 from tests.unit.workers.snapshot.snapshot_model import Cluster, Machine
-from workers.snapshot.restore_plan import Inventory, Piece
 
 SHAPES = [(1,), (1, 1), (2, 1), (1, 1, 1)]
 SETTINGS = settings(

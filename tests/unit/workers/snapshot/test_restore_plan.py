@@ -8,10 +8,10 @@ from itertools import accumulate, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher.layout.topology import Topology
-from launcher.run_folder.checkpoints import Progress
-from workers.snapshot.piece import Label, Spec, split_by_bytes
-from workers.snapshot.restore_plan import Inventory, Piece, newest_state, plan_restore
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.snapshot.piece import Label, Spec, split_by_bytes
+from bundlerun.workers.snapshot.restore_plan import Inventory, Piece, newest_state, plan_restore
 
 NAMES = [f"model.{number}" for number in range(12)]
 SIZES = {name: 4 * (1 + number * number) for number, name in enumerate(NAMES)}

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from launcher.errors import NodeError
-from launcher.run_folder.paths import RunPaths, SnapshotPaths
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.run_folder.paths import RunPaths, SnapshotPaths
+from bundlerun.workers.snapshot import room as snapshot_folder
+from bundlerun.workers.snapshot.mark import Mark, read_mark, set_mark
+from bundlerun.workers.snapshot.piece import Layout, Spec
+from bundlerun.workers.snapshot.room import GRACE_S, SnapshotFolder, SnapshotRoom, sweep
+from bundlerun.workers.state.checkpoint import Checkpoints
 from tests.unit.workers.state.checkpoint_tools import write
-from workers.snapshot import room as snapshot_folder
-from workers.snapshot.mark import Mark, read_mark, set_mark
-from workers.snapshot.piece import Layout, Spec
-from workers.snapshot.room import GRACE_S, SnapshotFolder, SnapshotRoom, sweep
-from workers.state.checkpoint import Checkpoints
 
 LAYOUT = Layout.of({"a": Spec("float32", (1000, 250))})  # 1 MB
 PLENTY = 1 << 40

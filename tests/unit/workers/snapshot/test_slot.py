@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from launcher.errors import CheckpointError
-from launcher.run_folder.checkpoints import Progress
-from workers.snapshot.piece import Label, Layout, Spec
-from workers.snapshot.slot import Slot, read_label, read_piece
+from bundlerun.launcher.errors import CheckpointError
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.snapshot.piece import Label, Layout, Spec
+from bundlerun.workers.snapshot.slot import Slot, read_label, read_piece
 
 LABEL = Label(
     step=7,

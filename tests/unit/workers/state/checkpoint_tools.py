@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from launcher.run_folder.checkpoints import Progress
-from workers.state.checkpoint import Checkpoints
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.state.checkpoint import Checkpoints
 
 
 def progress(step: int, **metrics: float) -> Progress:

@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.config import TrainConfig
-from launcher.errors import CheckpointError
-from launcher.run_folder.checkpoints import MANIFEST, best_of
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import CheckpointError
+from bundlerun.launcher.run_folder.checkpoints import MANIFEST, best_of
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.state.checkpoint import Checkpoints
+from bundlerun.workers.state.named import load_state_tensors, stage_names, state_tensors
 from tests.unit.workers.state.checkpoint_tools import flip, newest_step, write
-from workers.state.checkpoint import Checkpoints
-from workers.state.named import load_state_tensors, stage_names, state_tensors
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.errors import CheckpointError
-from launcher.run_folder.checkpoints import checkpoint_folders
-from launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.errors import CheckpointError
+from bundlerun.launcher.run_folder.checkpoints import checkpoint_folders
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.state.checkpoint import Checkpoints
 from tests.unit.workers.state.checkpoint_tools import newest_step, progress, write
-from workers.state.checkpoint import Checkpoints
 
 
 @pytest.fixture
@@ -201,11 +201,11 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_nothing_else(
         raise full
 
     if at == "write":
-        monkeypatch.setattr("workers.state.tensor_file._bytes_of", fail)
+        monkeypatch.setattr("bundlerun.workers.state.tensor_file._bytes_of", fail)
     elif at == "fsync":
         monkeypatch.setattr(os, "fsync", fail)
     elif at == "manifest":
-        monkeypatch.setattr("workers.state.checkpoint._write_text", fail)
+        monkeypatch.setattr("bundlerun.workers.state.checkpoint._write_text", fail)
     else:
         monkeypatch.setattr(os, "replace", fail)
 

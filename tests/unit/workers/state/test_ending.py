@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
-from launcher.run_folder.outcome import State
-from workers.rank.session import End
-from workers.state.ending import Kept, end_for_spares, outcome_of
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
+from bundlerun.launcher.run_folder.outcome import State
+from bundlerun.workers.rank.session import End
+from bundlerun.workers.state.ending import Kept, end_for_spares, outcome_of
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from launcher.errors import CheckpointError, ConfigError
-from workers.optim.param_groups import ParamGroups
-from workers.optimizer import check_optimizer, check_same_optimizer
-from workers.state.named import load_state_tensors, stage_names, state_tensors
+from bundlerun.launcher.errors import CheckpointError, ConfigError
+from bundlerun.workers.optim.param_groups import ParamGroups
+from bundlerun.workers.optimizer import check_optimizer, check_same_optimizer
+from bundlerun.workers.state.named import load_state_tensors, stage_names, state_tensors
 
 MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 

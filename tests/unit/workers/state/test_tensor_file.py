@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from launcher.errors import CheckpointError
-from workers.state.tensor_file import write_tensors
+from bundlerun.launcher.errors import CheckpointError
+from bundlerun.workers.state.tensor_file import write_tensors
 
 DTYPES = [
     torch.float64,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import Parameter
 
-from workers.sync.bucket import Bucket, bucket_bytes, cut_into_buckets
+from bundlerun.workers.sync.bucket import Bucket, bucket_bytes, cut_into_buckets
 
 
 def parameters(*sizes: int, dtype: torch.dtype = torch.float32) -> list[Parameter]:

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from launcher.rendezvous.protocol import coordinator, member
-from launcher.rendezvous.protocol import decide as turn
-from launcher.rendezvous.protocol.member import Member
-from launcher.rendezvous.protocol.messages import Close, Closed, Over, Pulse, Round, RoundId, Seat
-from launcher.rendezvous.protocol.state import Phase, Rules, State
-from launcher.rendezvous.protocol.votes import best_candidate
+from bundlerun.launcher.rendezvous.protocol import coordinator, member
+from bundlerun.launcher.rendezvous.protocol import decide as turn
+from bundlerun.launcher.rendezvous.protocol.member import Member
+from bundlerun.launcher.rendezvous.protocol.messages import (
+    Close,
+    Closed,
+    Over,
+    Pulse,
+    Round,
+    RoundId,
+    Seat,
+)
+from bundlerun.launcher.rendezvous.protocol.state import Phase, Rules, State
+from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
 from tests.unit.launcher.rendezvous.protocol.ledger import Ledger
 
 STEP_S = 0.1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from launcher.rendezvous.protocol.member import Enter, Member, OpenStore, Say, Wish
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol.member import Enter, Member, OpenStore, Say, Wish
+from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Fenced,
     Go,

@@ -1,4 +1,4 @@
-from launcher.rendezvous.protocol.leases import Leases
+from bundlerun.launcher.rendezvous.protocol.leases import Leases
 
 
 def test_who_is_silent_for_longer_than_the_lease_is_named() -> None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.rendezvous.protocol import member
-from launcher.rendezvous.protocol.state import Rules
+from bundlerun.launcher.rendezvous.protocol import member
+from bundlerun.launcher.rendezvous.protocol.state import Rules
 from tests.unit.launcher.rendezvous.protocol.cluster import Cluster
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol.messages import (
     Beat,
     Closed,
     Message,

@@ -24,9 +24,9 @@ from hypothesis.stateful import (
     rule,
 )
 
-from launcher.rendezvous.protocol.messages import RoundId
-from launcher.rendezvous.protocol.state import Phase, Proposal, Rules, State, Step
-from launcher.rendezvous.protocol.votes import grounds_of, has_quorum, last_round
+from bundlerun.launcher.rendezvous.protocol.messages import RoundId
+from bundlerun.launcher.rendezvous.protocol.state import Phase, Proposal, Rules, State, Step
+from bundlerun.launcher.rendezvous.protocol.votes import grounds_of, has_quorum, last_round
 from tests.unit.launcher.rendezvous.protocol.cluster import Cluster
 
 FOREVER_S = 1e9

@@ -11,10 +11,10 @@ from dataclasses import replace
 
 import pytest
 
-from launcher.rendezvous.protocol import coordinator, member, state
-from launcher.rendezvous.protocol import decide as turn
-from launcher.rendezvous.protocol.member import Member, Say
-from launcher.rendezvous.protocol.messages import (
+from bundlerun.launcher.rendezvous.protocol import coordinator, member, state
+from bundlerun.launcher.rendezvous.protocol import decide as turn
+from bundlerun.launcher.rendezvous.protocol.member import Member, Say
+from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Lead,
     Propose,
@@ -23,8 +23,8 @@ from launcher.rendezvous.protocol.messages import (
     Seat,
     ToMember,
 )
-from launcher.rendezvous.protocol.state import Rules
-from launcher.rendezvous.protocol.votes import has_quorum, last_round
+from bundlerun.launcher.rendezvous.protocol.state import Rules
+from bundlerun.launcher.rendezvous.protocol.votes import has_quorum, last_round
 from tests.unit.launcher.rendezvous.protocol.cluster import Cluster
 
 FOREVER_S = 1e9

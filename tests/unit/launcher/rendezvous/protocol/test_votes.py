@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.rendezvous.protocol.messages import Report, Round, Seat, Status
-from launcher.rendezvous.protocol.votes import (
+from bundlerun.launcher.rendezvous.protocol.messages import Report, Round, Seat, Status
+from bundlerun.launcher.rendezvous.protocol.votes import (
     best_candidate,
     choose_seats,
     grounds_of,
