@@ -47,9 +47,10 @@ test-signals: $(READY) ## signals at every moment of a run, to every process: ab
 
 test-all: test lint type ## what CI runs
 
-lint: $(READY) ## ruff, and the shell scripts
+lint: $(READY) ## ruff, the directions of imports, and the shell scripts
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache
 	@set -e; for script in $(SCRIPTS); do bash -n "$$script"; done
 	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
 	else echo "shellcheck is not installed: the scripts were only parsed"; fi

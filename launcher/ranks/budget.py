@@ -13,8 +13,8 @@ from bundlerun.launcher.errors import (
     EXIT_RESUMABLE,
     VERDICT_FINAL,
 )
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.ranks.fault import Fault, FaultKind
-from bundlerun.launcher.rendezvous.protocol.messages import EndCause
 
 FINAL_CODES = (EXIT_CONFIG, EXIT_RESUMABLE, VERDICT_FINAL)
 """Exit codes of a rank that another start would only repeat."""

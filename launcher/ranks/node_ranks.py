@@ -15,9 +15,9 @@ from typing import Self
 from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, own_board
 from bundlerun.launcher.ranks.budget import Attempt, Budget, code_of_failed
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.ranks.fork_server import is_server_gone
 from bundlerun.launcher.ranks.watch import Watch
-from bundlerun.launcher.rendezvous.protocol.messages import EndCause
 from bundlerun.launcher.run_folder.events import Events, read_tail
 from bundlerun.launcher.run_folder.outcome import (
     Outcome,

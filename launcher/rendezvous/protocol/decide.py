@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.coordinator import (
     Note,
     Send,
@@ -15,7 +16,6 @@ from bundlerun.launcher.rendezvous.protocol.coordinator import (
 )
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
-    EndCause,
     Go,
     Host,
     Lead,

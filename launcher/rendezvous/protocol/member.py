@@ -14,13 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     Accept,
     Beat,
     Closed,
     Denied,
-    EndCause,
     Fenced,
     Go,
     Host,

@@ -24,23 +24,10 @@ from functools import cache
 from types import UnionType
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
+from bundlerun.launcher.ranks.cause import EndCause
+
 MAX_LINE_BYTES = 4 << 20
 """Longest line either side reads: a round of some 20,000 nodes."""
-
-
-class EndCause(StrEnum):
-    """Why a node has to leave its round.
-
-    LOST: another node is gone. ASKS: the ranks of another node have ended. JOINS: a node has come
-    that makes a better round. LEFT_OUT: others went on without it. CUT_OFF: nobody leads.
-    """
-
-    LOST = "lost"
-    ASKS = "asks"
-    JOINS = "joins"
-    LEFT_OUT = "left out"
-    CUT_OFF = "cut off"
-
 
 RoundId: TypeAlias = tuple[int, ...]
 """(term, number); later rounds have greater ones."""

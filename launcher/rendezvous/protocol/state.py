@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Closed,
-    EndCause,
     Pulse,
     Report,
     Round,

@@ -17,8 +17,8 @@ from bundlerun.workers.data.order import num_steps
 from bundlerun.workers.data.samples import Reader, Request
 from bundlerun.workers.state.checkpoint import Checkpoints
 from bundlerun.workers.trainer import Trainer
-from tests.ranks.state import test_snapshot
 from tests.ranks.reference import train_unsplit
+from tests.ranks.state import test_snapshot
 from tests.ranks.state.test_snapshot import killed_run, restarts, shaped
 from tests.ranks.training.test_parity import assert_close, losses_of, run_state
 

@@ -4,8 +4,8 @@ import pytest
 
 from bundlerun.launcher.errors import VERDICT_FINAL
 from bundlerun.launcher.ranks.budget import Attempt, Budget, code_of_failed
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.ranks.fault import Fault, FaultKind
-from bundlerun.launcher.rendezvous.protocol.messages import EndCause
 
 
 def after(budget: Budget, *attempts: Attempt) -> tuple[Budget, str]:

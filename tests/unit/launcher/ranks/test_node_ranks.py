@@ -9,9 +9,9 @@ import pytest
 
 from bundlerun.launcher.errors import EXIT_NODE
 from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.ranks.fault import Fault, FaultKind
 from bundlerun.launcher.ranks.node_ranks import Ranks
-from bundlerun.launcher.rendezvous.protocol.messages import EndCause
 from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
