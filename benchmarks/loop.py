@@ -182,8 +182,7 @@ class TrainerLoop:
             num_samples=BATCH,
         )
         self._count += 1
-        self._trainer.step(work, self._batches(), STEPS_PER_EPOCH)
-        return self._trainer.last_sums.loss
+        return self._trainer.step(work, self._batches(), STEPS_PER_EPOCH).sums.loss
 
     def close(self) -> None:
         """Ends the trainer."""

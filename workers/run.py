@@ -24,7 +24,7 @@ from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.snapshot.pace import share
 from bundlerun.workers.snapshot.snapshots import Snapshots
 from bundlerun.workers.state.ending import Kept, outcome_of
-from bundlerun.workers.step import StepSums, StepWork
+from bundlerun.workers.step import StepResult, StepSums, StepWork
 from bundlerun.workers.trainer import Trainer
 
 
@@ -64,7 +64,6 @@ class Run:
         self._life = life
         self._request = request
         self._stop = stop
-        trainer.wants_stop = stop.finish
 
     @property
     def outcome(self) -> Outcome:
@@ -146,18 +145,18 @@ class Run:
                 break
             start = time.perf_counter()
             self._stop.begin(self._request.is_heard)
-            outcome = self._trainer.step(work, batches, feed.steps_per_epoch)
+            result = self._trainer.step(work, batches, feed.steps_per_epoch, self._stop.finish)
             self.step += 1
             self._life.finished(self.step)
             if reporter is not None:
                 reporter.all_finished()  # of the step before: all have it, as this one's sum says
-            row = self._row(work, epoch)
+            row = self._row(work, epoch, result)
             is_kept = self._take_snapshot(epoch, time.perf_counter() - start, row)
-            self._num_unreadable += outcome.num_unreadable
+            self._num_unreadable += result.num_unreadable
             self._num_microbatches += len(work.sizes)
             if reporter is not None:
                 reporter.step(row, is_kept=is_kept)
-            if self._trainer.heard_stop:
+            if result.heard_stop:
                 self._stop_after(epoch)
                 return
             self._maybe_save(epoch)
@@ -170,19 +169,18 @@ class Run:
         self._save(epoch, self.step - epoch * self._feed.steps_per_epoch)
         self._trainer.total([0.0])
 
-    def _row(self, work: StepWork, epoch: int) -> dict[str, Any]:
+    def _row(self, work: StepWork, epoch: int, result: StepResult) -> dict[str, Any]:
         """What the history says of the step that is finished; the last stage knows."""
         if self._session.place.stage != self._session.topology.num_stages - 1:
             return {}
-        sums = self._trainer.last_sums
         return {
             "step": work.step,
             "epoch": epoch,
-            "loss": sums.loss,
+            "loss": result.sums.loss,
             "lr": self._trainer.groups.lr,
             "samples": work.num_samples,
-            "metrics": sums.metrics,
-            **({} if self._trainer.counts else {"left_out": True}),
+            "metrics": result.sums.metrics,
+            **({} if result.has_changed else {"left_out": True}),
         }
 
     def _take_snapshot(self, epoch: int, step_s: float, row: Mapping[str, Any]) -> bool:

@@ -87,3 +87,20 @@ class StepSums:
     """Means over the samples, such as {"top1": 0.97}."""
     score: float | None = None
     """How good a validation was, higher is better; known where the metrics are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepResult:
+    """What one step of training came to.
+
+    Args:
+        sums: over all bundles; known on the last stage.
+        num_unreadable: samples that this rank could not read.
+        has_changed: whether it changed anything; not where --on-nan skip left it out.
+        heard_stop: whether some bundle wanted to stop; all ranks agree.
+    """
+
+    sums: StepSums
+    num_unreadable: int
+    has_changed: bool
+    heard_stop: bool

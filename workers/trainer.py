@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -31,7 +32,7 @@ from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.report.best import Best
 from bundlerun.workers.state.named import load_state_tensors, state_tensors
 from bundlerun.workers.state.tensor_file import check_dtypes
-from bundlerun.workers.step import StepShare, StepSums, StepWork
+from bundlerun.workers.step import StepResult, StepShare, StepSums, StepWork
 from bundlerun.workers.sync.bucket import bucket_bytes
 from bundlerun.workers.sync.calibrate import read_choice, write_choice
 from bundlerun.workers.sync.gradient_sync import GradientSync
@@ -50,6 +51,10 @@ _CHECK = _FOUND + 1
 _NUM_SUMS = _CHECK + replica_check.NUM_SUMS
 _TIGHT, _LOOSE = 1e-3, 2e-2
 """How far a loss may be from the mean of its samples' losses, relatively, by rounding."""
+
+
+def _never() -> bool:
+    return False
 
 
 class Trainer:
@@ -88,12 +93,6 @@ class Trainer:
         self._has_stepped = False
         self.sync = self._make_sync()
         self._sums = self.sync.extra[:_NUM_SUMS]
-        self.wants_stop: Callable[[], bool] = _never
-        """Whether a rank of this bundle has heard that the run is to stop; asked once a step."""
-        self.counts = True
-        """Whether the last step changed anything; not where --on-nan skip left it out."""
-        self.heard_stop = False
-        """Whether some bundle wanted to stop in the last step; all ranks agree."""
         self._metric_names: tuple[str, ...] | None = None
         """As the recipe last gave them here: a rank may have no micro-batch of a step."""
         self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
@@ -144,10 +143,23 @@ class Trainer:
             write_choice(kept, sync.choice)
         return sync
 
-    def step(self, work: StepWork, batches: Iterator[Batch], steps_per_epoch: int) -> StepShare:
-        """Does one optimizer step; `last_sums` and `heard_stop` then have what it came to.
+    def step(
+        self,
+        work: StepWork,
+        batches: Iterator[Batch],
+        steps_per_epoch: int,
+        wants_stop: Callable[[], bool] = _never,
+    ) -> StepResult:
+        """Does one optimizer step.
 
         Collective: every active rank.
+
+        Args:
+            work: this bundle's part of it.
+            batches: the batches of this rank's micro-batches in order; read on stage 0 only.
+            steps_per_epoch: for the learning rate.
+            wants_stop: whether a rank of this bundle has heard that the run is to stop; asked
+                once, after the forwards.
 
         Raises:
             ConfigError: a loss is no loss, or no checkpoint could hold what the optimizer keeps.
@@ -160,37 +172,40 @@ class Trainer:
             work,
             batches,
             before_last_backward=self.sync.arm,
-            on_forwards_done=self._forwards_done,
+            on_forwards_done=partial(self._forwards_done, wants_stop=wants_stop),
         )
         self.sync.finish()
         sums = self._sums.tolist()
         num_stops, _, _, num_found, *check = sums[_STOP:]
-        self.heard_stop = num_stops > 0
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
         with self._meters.phase("optimizer"), torch.no_grad():
-            self.counts = self._update.apply(
+            has_changed = self._update.apply(
                 _loss_of(sums),
                 num_samples=work.num_samples,
                 step=work.step,
                 steps_per_epoch=steps_per_epoch,
             )
-            if self.counts:
+            if has_changed:
                 self._statistics.apply()
-            if not self.counts or self._update.is_weighted:
+            if not has_changed or self._update.is_weighted:
                 self.sync.drop_feedback()
         if not self._has_stepped:
             self._has_stepped = True
             self._check_kept()
         if self._config.verify_replicas:
             self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
-        self.last_sums = self._read_sums(sums, outcome, work.num_samples)
-        return outcome
+        return StepResult(
+            sums=self._read_sums(sums, outcome, work.num_samples),
+            num_unreadable=outcome.num_unreadable,
+            has_changed=has_changed,
+            heard_stop=num_stops > 0,
+        )
 
-    def _forwards_done(self, outcome: StepShare) -> None:
+    def _forwards_done(self, outcome: StepShare, wants_stop: Callable[[], bool]) -> None:
         """The small sums of the step are complete."""
         self._write_sums(self._sums, outcome)
-        self._sums[_STOP] = float(self.wants_stop())
+        self._sums[_STOP] = float(wants_stop())
 
     def evaluate(
         self, works: Sequence[StepWork], batches: Iterator[Batch], *, is_told: Callable[[], bool]
@@ -308,10 +323,6 @@ class Trainer:
 def _compiled(forward: Forward) -> Forward:
     compiled: Forward = torch.compile(forward)
     return compiled
-
-
-def _never() -> bool:
-    return False
 
 
 def _loss_of(sums: Sequence[float]) -> StepLoss:

@@ -98,5 +98,4 @@ def _losses(
     trainer: Trainer, works: Iterator[StepWork], batches: Iterator[Batch], steps_per_epoch: int
 ) -> Iterator[float]:
     for work in works:
-        trainer.step(work, batches, steps_per_epoch)
-        yield trainer.last_sums.loss
+        yield trainer.step(work, batches, steps_per_epoch).sums.loss

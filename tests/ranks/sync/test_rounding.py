@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.workers.step import StepShare
+from bundlerun.workers.step import StepResult
 from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import run_ranks
 from tests.ranks.state.test_resume import history, trains
@@ -43,7 +43,7 @@ def test_only_steps_of_one_scale_make_up_for_each_other(
 ) -> None:
     honest = Trainer.step
 
-    def step(self: Trainer, *args: Any) -> StepShare:
+    def step(self: Trainer, *args: Any) -> StepResult:
         outcome = honest(self, *args)
         left = self.sync.feedback()
         assert left

@@ -13,7 +13,7 @@ from torch.distributed import Store
 from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.step import StepShare, StepWork
+from bundlerun.workers.step import StepResult, StepWork
 from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.training.test_parity import CONFIG, assert_close, losses_of, run_state
@@ -71,7 +71,7 @@ def test_replicas_that_differ_end_the_run_with_the_name(tmp_path: Path) -> None:
 
         honest = Trainer.step
 
-        def tampered(self: Trainer, work: StepWork, *rest: Any) -> StepShare:
+        def tampered(self: Trainer, work: StepWork, *rest: Any) -> StepResult:
             if work.step == 1 and env.rank == 1:
                 self.stage.norm2.running_var.data[3] += 1e-7
             return honest(self, work, *rest)
