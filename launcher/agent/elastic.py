@@ -31,6 +31,7 @@ from bundlerun.launcher.errors import (
     NodeError,
     meaning_of,
 )
+from bundlerun.launcher.layout.gpus import accelerator_of_torch, gpus_of_torch, mig_slices
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
 from bundlerun.launcher.layout.topology import bundle_size
 from bundlerun.launcher.meeting.network import check_port, wait_for_meeting
@@ -328,16 +329,16 @@ def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> None:
     import torch
 
     if node.devices.kind != "gpu":
-        kind = torch.accelerator.current_accelerator(check_available=True)
-        if kind is not None and not is_cpu_asked:
+        kind = accelerator_of_torch()
+        if kind and not is_cpu_asked:
             raise NodeError(
-                f"this node has devices of the kind {kind.type!r}, which bundlerun does not use; "
+                f"this node has devices of the kind {kind!r}, which bundlerun does not use; "
                 "use --devices cpu to train on the CPU"
             )
         return
     # CUDA shows a process one slice of a GPU (MIG) at most; each rank gets its own.
-    has_slices = os.environ.get("CUDA_VISIBLE_DEVICES", "").startswith("MIG-")
-    found = torch.cuda.device_count()
+    has_slices = bool(mig_slices(os.environ))
+    found = gpus_of_torch()
     if found < (1 if has_slices else node.devices.count):
         raise NodeError(
             f"this node shows {node.devices.count} GPUs, torch can use {found}; check the driver "

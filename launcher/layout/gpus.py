@@ -4,7 +4,8 @@ NVIDIA     /dev/nvidia0, ...; CUDA_VISIBLE_DEVICES
 AMD        the nodes of /sys/class/kfd that have a gpu_id; HIP_, ROCR_ and CUDA_VISIBLE_DEVICES
 others     WSL2 and Jetson show that there may be some: a child asks torch
 
-What torch then cannot use is found out at the start (`agent.elastic.check_gpus`).
+What torch then cannot use is found out at the start (`agent.elastic.check_gpus`). No other file of
+the launcher asks torch for devices; for ranks, `workers.rank.device` does.
 """
 
 from __future__ import annotations
@@ -20,7 +21,29 @@ _HINTS = ("dxg", "nvhost-gpu", "nvgpu")
 _ASKED = "import torch; print(torch.cuda.device_count())"
 _LONGEST_ANSWER_S = 60.0
 _VISIBLE_CUDA = "CUDA_VISIBLE_DEVICES"
+_MIG = "MIG-"
 _VISIBLE_AMD = ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", _VISIBLE_CUDA)
+
+
+def gpus_of_torch() -> int:
+    """GPUs that torch can use in this process; never starts CUDA."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def accelerator_of_torch() -> str:
+    """The kind of devices that torch could use in this process; empty where there are none."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return "" if found is None else found.type
+
+
+def mig_slices(environ: Mapping[str, str]) -> list[str]:
+    """The slices of GPUs (MIG) that are visible; CUDA shows a process one of them at most."""
+    names = [name.strip() for name in environ.get(_VISIBLE_CUDA, "").split(",")]
+    return names if names[0].startswith(_MIG) else []
 
 
 def asked_torch() -> int:
@@ -73,7 +96,7 @@ def _num_visible(present: int, visible: str | None) -> int:
         return present
     count = 0
     for name in filter(None, (part.strip() for part in visible.split(","))):
-        known = int(name) < present if name.isdecimal() else name.startswith(("GPU-", "MIG-"))
+        known = int(name) < present if name.isdecimal() else name.startswith(("GPU-", _MIG))
         if not known:
             break  # CUDA, too, stops at the first that is not there
         count += 1

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.samples import kept_random_state
 from bundlerun.workers.nest import leaves, mapped
+from bundlerun.workers.rank import device as door
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.step import Share
 
@@ -100,8 +101,8 @@ class LossCheck:
                 return
             output, target = _joined(self._single, (output, target))
             self._single, size = None, 2
-        devices = [self._device] if self._device.type == "cuda" else []
-        with torch.no_grad(), kept_random_state(), torch.random.fork_rng(devices=devices):
+        kept = torch.random.fork_rng(devices=door.with_random_state(self._device))
+        with torch.no_grad(), kept_random_state(), kept:
             self._compare(self._loss, output, target, size)
 
     def _compare(

@@ -106,5 +106,5 @@ class NcclReceiver:
             work.wait()
         current = door.current_stream(self._device)
         for buffer in buffers:
-            buffer.record_stream(current)
+            door.used_by(buffer, current)
         return buffers

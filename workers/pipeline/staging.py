@@ -50,17 +50,15 @@ class Staging:
         with door.on_stream(self._device, "copy out"):
             stream.wait_event(ready)
             for tensor in tensors:
-                # Pinned memory comes from torch's cache, which knows of the copies under way.
-                copy = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+                copy = door.pinned(tensor.shape, tensor.dtype)
                 copy.copy_(tensor, non_blocking=True)
-                if tensor.is_cuda:
-                    tensor.record_stream(stream)
+                door.used_by(tensor, stream)
                 found.append(copy)
             return Copies(found, door.mark(self._device))
 
     def buffers(self, specs: Specs) -> list[Tensor]:
         """Pinned memory to receive into."""
-        return [torch.empty(s.shape, dtype=s.dtype, pin_memory=True) for s in specs]
+        return [door.pinned(s.shape, s.dtype) for s in specs]
 
     def copy_in(self, tensors: Iterable[Tensor]) -> Copies:
         """Starts to copy from pinned memory to the GPU."""
@@ -73,5 +71,5 @@ class Staging:
         current = door.current_stream(self._device)
         current.wait_event(copies.done)
         for tensor in copies.tensors:
-            tensor.record_stream(current)
+            door.used_by(tensor, current)
         return copies.tensors

@@ -185,7 +185,7 @@ class StagedSender:
         """Sends what the current stream will have made by then."""
         while self._left and self._left[0].done():
             self._left.popleft().result()
-        if self._staging is None and any(tensor.is_cuda for tensor in tensors):
+        if self._staging is None and any(map(door.is_on_gpu, tensors)):
             self._staging = Staging(self._device)
         if self._staging is None:
             self._sender.send(tensors)

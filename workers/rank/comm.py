@@ -166,7 +166,7 @@ class Group:
 
 def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
     flat = tensor.view(-1).view(torch.uint8)
-    return flat.split(_SAFE_CHUNK_BYTES) if flat.device.type == "cpu" else (flat,)
+    return (flat,) if door.is_on_gpu(flat) else flat.split(_SAFE_CHUNK_BYTES)
 
 
 def _make_gloo(store: Store, index: int, size: int, timeout: timedelta, address: str) -> _Backend:

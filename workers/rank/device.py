@@ -1,8 +1,9 @@
-"""The door to the device (I17): what a rank asks of a GPU, it asks here.
+"""The door to the device (I17): what a rank asks of a GPU, it asks here, and nowhere else.
 
     stream     one for each purpose of a rank: torch hands out 32, then the first one again
     event      a mark in a stream that another one waits for
-    register   lets the GPU copy from and to memory that others map too
+    pinned     memory of the CPU that the GPU copies from and to by itself
+    register   the same of memory that others map too
 
 CUDA and ROCm have one name in torch, "cuda". On the CPU there are no streams, and nobody asks.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from bundlerun.launcher.layout.gpus import mig_slices
 from bundlerun.workers.rank.meters import Phase
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,6 @@ _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 """Queues of a GPU: with the usual 8, streams that have nothing to do with each other share one, and
 what waits for another rank holds up what that rank waits for. The user's own number counts."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
-_MIG = "MIG-"
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 """File systems without a disk behind them."""
 
@@ -43,6 +44,16 @@ _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
 def is_gpu(device: torch.device) -> bool:
     """Whether what is said here of GPUs holds for `device`."""
     return device.type == "cuda"
+
+
+def is_on_gpu(tensor: Tensor) -> bool:
+    """Whether what is said here of GPUs holds for `tensor`."""
+    return tensor.is_cuda
+
+
+def with_random_state(device: torch.device) -> list[torch.device]:
+    """The devices that have random numbers of their own; the CPU's always count."""
+    return [device] if is_gpu(device) else []
 
 
 def num_gpus() -> int:
@@ -67,12 +78,6 @@ def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) 
     device = torch.device("cuda", local_rank % num_gpus())
     torch.cuda.set_device(device)
     return device
-
-
-def mig_slices(environ: Mapping[str, str]) -> list[str]:
-    """The slices of GPUs (MIG) that are visible; CUDA shows a process one of them at most."""
-    names = [name.strip() for name in environ.get(_VISIBLE, "").split(",")]
-    return names if names[0].startswith(_MIG) else []
 
 
 def gpus_of(num_ranks: int) -> list[str]:
@@ -128,6 +133,12 @@ def finish(device: torch.device) -> None:
         current_stream(device).synchronize()
 
 
+def used_by(tensor: Tensor, stream: Stream) -> None:
+    """Gives the memory of a tensor to nobody before `stream` has done what it has been given."""
+    if is_on_gpu(tensor):
+        tensor.record_stream(stream)
+
+
 def drain(device: torch.device) -> None:
     """Returns when the device has done all that this process has given it."""
     if is_gpu(device):
@@ -141,7 +152,12 @@ def memory(device: torch.device) -> tuple[int, int, int, int]:
     return peak, own, free, capacity
 
 
-# --- memory that others map, too
+# --- memory of the CPU that the GPU gets at
+
+
+def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Memory of the CPU from torch's cache, which knows of the copies under way; not set."""
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
 class Runtime(Protocol):

@@ -360,4 +360,4 @@ def _allocate(arena: NodeArena | None, groups: Groups, device: torch.device) -> 
 
 
 def _pinned(length: int, dtype: torch.dtype) -> Tensor:
-    return torch.zeros(length, dtype=dtype, pin_memory=True)
+    return door.pinned((length,), dtype).zero_()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from bundlerun.workers.rank import device as door
 
+ROOT = Path(__file__).parents[4]
 GPU = torch.device("cuda", 0)
 CPU = torch.device("cpu")
 
@@ -127,3 +130,60 @@ def test_tests_of_the_cpu_see_no_gpu_and_looking_for_one_starts_nothing() -> Non
     assert door.num_gpus() == 0
     assert not torch.cuda.is_initialized()
     assert not torch.cuda._is_in_bad_fork()
+
+
+def named_of_a_gpu(source: str) -> Iterator[str]:
+    """What a file names of torch that only GPUs have."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Attribute(value=ast.Name(id="torch"), attr="cuda" | "accelerator" as name):
+                yield name
+            case ast.Attribute(attr="is_cuda" | "record_stream" as name):
+                yield name
+            case ast.Constant(value="cuda"):
+                yield "cuda"
+            case ast.keyword(arg="pin_memory", value=ast.Constant()):
+                yield "pin_memory"
+            case ast.ImportFrom(module="torch", names=names):
+                yield from (each.name for each in names if each.name in ("cuda", "accelerator"))
+            case ast.ImportFrom(module=str(module)) if module.startswith("torch.cuda"):
+                yield module
+            case ast.Import(names=names):
+                yield from (each.name for each in names if each.name.startswith("torch.cuda"))
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("torch.cuda.set_device(0)", ["cuda"]),
+        ("torch.accelerator.device_count()", ["accelerator"]),
+        ("torch.device('cuda')", ["cuda"]),
+        ("t.device.type == 'cuda'", ["cuda"]),
+        ("t.is_cuda and t.record_stream(s)", ["is_cuda", "record_stream"]),
+        ("torch.zeros(1, pin_memory=True)", ["pin_memory"]),
+        ("from torch import Tensor, cuda", ["cuda"]),
+        ("from torch.cuda.amp import autocast", ["torch.cuda.amp"]),
+        ("import torch.cuda", ["torch.cuda"]),
+        ("door.is_gpu(torch.device('cpu'))", []),
+    ],
+)
+def test_what_only_gpus_have_is_recognised(line: str, found: list[str]) -> None:
+    assert sorted(named_of_a_gpu(line)) == sorted(found)
+
+
+@pytest.mark.parametrize(
+    ("folder", "doors"),
+    [
+        ("workers", ["workers/rank/device.py"]),
+        ("launcher", ["launcher/layout/gpus.py"]),
+        ("splits", []),
+        ("slurm", []),
+    ],
+)
+def test_only_the_door_names_what_only_gpus_have(folder: str, doors: list[str]) -> None:
+    naming = [
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / folder).rglob("*.py")
+        if any(named_of_a_gpu(path.read_text(encoding="utf-8")))
+    ]
+    assert naming == doors
