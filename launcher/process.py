@@ -27,6 +27,23 @@ def follow_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
+def hold_children() -> None:
+    """Has whatever this process forks from now on end with it, from its first instruction on.
+
+    What they fork in turn is theirs.
+    """
+    parent = os.getpid()
+    is_child = False
+
+    def hold() -> None:
+        nonlocal is_child
+        if not is_child:
+            is_child = True
+            die_with_parent(parent)
+
+    os.register_at_fork(after_in_child=hold)
+
+
 def parent_of(pid: int) -> int:
     """The process id of the parent of `pid`; 0 where there is no such process."""
     with suppress(OSError):

@@ -16,12 +16,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing import connection, forkserver, resource_tracker, util
 from typing import Any
 
-from bundlerun.launcher.process import die_with_parent, parent_of
+from bundlerun.launcher.process import die_with_parent, hold_children, parent_of
 from bundlerun.launcher.ranks.rank_signals import kept_from_children
 
 # The standard library's type stubs leave these out.
@@ -30,6 +31,8 @@ _util: Any = util
 _forkserver: Any = forkserver
 _STATE = ("_forkserver_address", "_forkserver_alive_fd", "_forkserver_pid")
 _GUARD = "bundlerun.launcher.ranks.guarded"
+KILLED_S = 1.0
+"""Longest time for which a kill is waited for; a process that waits for a disk takes it later."""
 
 
 def start_fork_server(preload: Sequence[str]) -> int:
@@ -85,21 +88,26 @@ def _serve(listener_fd: int, alive_r: int, launcher: int) -> None:
     """Never returns; whatever ends the loop must not run the launcher's own exit code."""
     try:
         die_with_parent(launcher)
+        hold_children()
         forkserver.main(listener_fd, alive_r, [])
     finally:
         os._exit(0)
 
 
 def kill_fork_server() -> None:
-    """Ends the fork server of this process with all that it has forked, and waits for nobody.
+    """Ends the fork server of this process, with all it has forked, before this process goes on.
 
     A worker that torch was about to start, when its agent left, would else run on by itself, and
-    Python waits for it at the end.
+    Python waits for it at the end; or it would complain of semaphores that its agent took along.
     """
     pid = getattr(_forkserver._forkserver, "_forkserver_pid", None)
-    if pid is not None:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
+    if pid is None:
+        return
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILLED_S
+    while not is_server_gone() and time.monotonic() < deadline:
+        time.sleep(0.001)
 
 
 def is_server_gone() -> bool:

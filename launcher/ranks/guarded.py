@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 
-from bundlerun.launcher.process import die_with_parent
+from bundlerun.launcher.process import die_with_parent, hold_children
 from bundlerun.launcher.ranks.rank_signals import GROUP_SIGNALS
 
 signal.pthread_sigmask(signal.SIG_BLOCK, GROUP_SIGNALS)
 die_with_parent(os.getppid())
+hold_children()

@@ -40,6 +40,16 @@ def test_server_and_worker_end_with_a_killed_launcher(how: list[str]) -> None:
     assert [process.pid for process in alive] == []
 
 
+@pytest.mark.parametrize("how", [[], ["fallback"]])
+def test_a_worker_that_has_not_begun_ends_without_a_word_as_the_launcher_leaves(
+    how: list[str],
+) -> None:
+    done = subprocess.run([*FAMILY, "leave", *how], capture_output=True, text=True, timeout=60)
+    with suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(timeout=10)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_process_frozen_before_its_first_look_at_its_parent_ends_once_it_goes_on() -> None:
     up, tell = os.pipe()
     server = os.fork()
