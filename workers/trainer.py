@@ -103,22 +103,25 @@ class Trainer:
         self._forward_state = ForwardState(
             self.stage, config.chunks, self.sync.all_sum, speaks=session.is_writer
         )
+        self.bundle = self._make_bundle()
+
+    def _make_bundle(self) -> Bundle:
+        config, session = self._config, self._session
         forwards = [
             self._forward_state.watched(chunk, _compiled(forward) if config.compile else forward)
             for chunk, forward in enumerate(chunk_forwards(self.stage, config.chunks))
         ]
-        forwards = [self._statistics.around(forward) for forward in forwards]
-        self.bundle = Bundle(
-            topology=topology,
-            place=place,
+        return Bundle(
+            topology=session.topology,
+            place=session.place,
             stage=self.stage,
             links=session.groups.links,
-            recipe=recipe,
+            recipe=self._recipe,
             device=session.device,
             precision=config.precision,
-            meters=meters,
+            meters=self._meters,
             schedule=config.schedule,
-            forwards=forwards,
+            forwards=[self._statistics.around(forward) for forward in forwards],
         )
 
     def _make_sync(self) -> GradientSync:
@@ -168,7 +171,7 @@ class Trainer:
         self.sync.start_step()
         self._replicas.write(self._sums[_CHECK:], work.step)
         self._forward_state.begin_step()
-        outcome = self.bundle.train(
+        share = self.bundle.train(
             work,
             batches,
             before_last_backward=self.sync.arm,
@@ -179,28 +182,30 @@ class Trainer:
         num_stops, _, _, num_found, *check = sums[_STOP:]
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
-        with self._meters.phase("optimizer"), torch.no_grad():
-            has_changed = self._update.apply(
-                _loss_of(sums),
-                num_samples=work.num_samples,
-                step=work.step,
-                steps_per_epoch=steps_per_epoch,
-            )
-            if has_changed:
-                self._statistics.apply()
-            if not has_changed or self._update.is_weighted:
-                self.sync.drop_feedback()
+        has_changed = self._apply(work, _loss_of(sums), steps_per_epoch)
         if not self._has_stepped:
             self._has_stepped = True
             self._check_kept()
         if self._config.verify_replicas:
             self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
         return StepResult(
-            sums=self._read_sums(sums, outcome, work.num_samples),
-            num_unreadable=outcome.num_unreadable,
+            sums=self._read_sums(sums, share, work.num_samples),
+            num_unreadable=share.num_unreadable,
             has_changed=has_changed,
             heard_stop=num_stops > 0,
         )
+
+    def _apply(self, work: StepWork, loss: StepLoss, steps_per_epoch: int) -> bool:
+        """Changes parameters and statistics by what the sync has summed; whether it did."""
+        with self._meters.phase("optimizer"), torch.no_grad():
+            has_changed = self._update.apply(
+                loss, num_samples=work.num_samples, step=work.step, steps_per_epoch=steps_per_epoch
+            )
+            if has_changed:
+                self._statistics.apply()
+            if not has_changed or self._update.is_weighted:
+                self.sync.drop_feedback()
+        return has_changed
 
     def _forwards_done(self, outcome: StepShare, wants_stop: Callable[[], bool]) -> None:
         """The small sums of the step are complete."""
@@ -287,7 +292,7 @@ class Trainer:
     def check_loss(self) -> None:
         """Has the losses of the first micro-batches looked at; by one rank of the last stage."""
         tolerance = _LOOSE if self._config.precision == "bfloat16" else _TIGHT
-        self.bundle.loss_check = LossCheck(self._recipe, self._session.device, tolerance)
+        self.bundle.watch_losses(LossCheck(self._recipe, self._session.device, tolerance))
 
     def state(self) -> dict[str, Tensor]:
         """The whole state of the stage by name; not copied, but for what a forward writes."""

@@ -87,8 +87,7 @@ class Bundle:
         self.stage = stage
         # Not what the stage says: a model's own train() may set anything.
         self._is_training = False
-        self.loss_check: LossCheck | None = None
-        """Looks at what the last stage finds in training."""
+        self._loss_check: LossCheck | None = None
         self.pipeline = Pipeline.of(topology, schedule)
         self._forwards = forwards or chunk_forwards(stage, topology.chunks)
         self._shape = topology.shape
@@ -110,6 +109,10 @@ class Bundle:
             else:
                 peer = topology.places[link.src].replica
                 self._in[link.kind, link.chunk, peer] = InLink(group, device, is_told_specs=told)
+
+    def watch_losses(self, check: LossCheck) -> None:
+        """From the next step on, `check` looks at what the last stage finds in training."""
+        self._loss_check = check
 
     def train(
         self,
@@ -281,8 +284,8 @@ class Bundle:
         share = share_of(found, size, step.work.num_samples)
         with torch.no_grad():
             step.outcome.add(share, self._recipe.metrics(result, target), size)
-        if self.loss_check is not None and self._is_training:
-            self.loss_check.look(found, result, target, size)
+        if self._loss_check is not None and self._is_training:
+            self._loss_check.look(found, result, target, size)
         return share.loss
 
     def _backward(self, step: _Step, action: Action) -> None:
