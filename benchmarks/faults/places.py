@@ -120,8 +120,8 @@ def _wrap_legs(injector: Injector) -> None:
     legs = importlib.import_module("bundlerun.workers.sync.legs")
     make = legs.Leg.__init__
 
-    def init(leg: Any, action: Any, *args: Any) -> None:
-        make(leg, _WatchedAction(action, injector), *args)
+    def init(leg: Any, action: Any, *args: Any, **kwargs: Any) -> None:
+        make(leg, _WatchedAction(action, injector), *args, **kwargs)
 
     legs.Leg.__init__ = init
 

@@ -14,7 +14,6 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -65,14 +64,29 @@ class Leg(threading.Thread):
         action: what it does.
         device: where the gradients are.
         meters: gets the time of the leg.
+        outbox: gets each bucket when this leg is done with it.
+        failures: gets what went wrong, which ends the leg.
+        is_first: whether buckets come here as the backward has left them.
+        is_last: whether they go from here as the optimizer wants them.
     """
 
-    def __init__(self, action: Action, device: torch.device, meters: Meters) -> None:
+    def __init__(
+        self,
+        action: Action,
+        device: torch.device,
+        meters: Meters,
+        *,
+        outbox: Box,
+        failures: Box,
+        is_first: bool,
+        is_last: bool,
+    ) -> None:
         super().__init__(name=f"sync-{action.phase}", daemon=True)
         self.inbox: Box = queue.SimpleQueue()
-        self.outbox: Box
-        self.failures: Box
-        self.is_first = self.is_last = False
+        self._outbox = outbox
+        self._failures = failures
+        self._is_first = is_first
+        self._is_last = is_last
         self._action = action
         self._meters = meters
         self._device = device
@@ -86,7 +100,7 @@ class Leg(threading.Thread):
                 while self._work():
                     pass
             except Exception as exc:  # handed to the thread that waits for the sums
-                self.failures.put(exc)
+                self._failures.put(exc)
 
     def _work(self) -> bool:
         """Begins or finishes one bucket; False at the end."""
@@ -100,7 +114,7 @@ class Leg(threading.Thread):
             return False
         with self._meters.phase(self._action.phase):
             bucket.wait_ready()
-            if self.is_first:
+            if self._is_first:
                 bucket.load_wire()
             self._begun.append((bucket, self._action.begin(bucket)))
         return True
@@ -109,10 +123,10 @@ class Leg(threading.Thread):
         bucket, finish = self._begun.popleft()
         with self._meters.phase(self._action.phase):
             finish()
-            if self.is_last:
+            if self._is_last:
                 bucket.unload_wire()
             bucket.mark_ready()
-        self.outbox.put(bucket)
+        self._outbox.put(bucket)
 
 
 class Chain:
@@ -142,12 +156,18 @@ class Chain:
             actions = [_Joined(actions)]
         self._done: Box = queue.SimpleQueue()
         self._timeout_s = timeout_s
-        self._legs = [Leg(action, device, meters) for action in actions]
-        for leg in self._legs:
-            leg.outbox = leg.failures = self._done
-        for leg, after in pairwise(self._legs):
-            leg.outbox = after.inbox
-        self._legs[0].is_first = self._legs[-1].is_last = True
+        self._legs: list[Leg] = []
+        for action in reversed(actions):  # each puts its buckets into the box of the next
+            leg = Leg(
+                action,
+                device,
+                meters,
+                outbox=self._legs[0].inbox if self._legs else self._done,
+                failures=self._done,
+                is_first=action is actions[0],
+                is_last=not self._legs,
+            )
+            self._legs.insert(0, leg)
         for leg in self._legs:
             leg.start()
 
