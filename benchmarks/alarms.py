@@ -12,7 +12,7 @@ from pathlib import Path
 
 from benchmarks.faults.job import PORT, Job, loopback_nodes, opened
 from benchmarks.results.record import Check, Options
-from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.events import name_of, read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLAIM = "no false alarm while the processors are loaded four times over"
@@ -36,7 +36,7 @@ def run(options: Options) -> None:
                     time.sleep(0.05)
             done, resumes = job.tail.look() - first, len(job.tail.resumes)
             rows = read_events(RunPaths(job.run_dir).events)
-            alarms = [r for r in rows if r["event"] in ("over", "rank silent", "rank stopped")]
+            alarms = [r for r in rows if name_of(r) in ("over", "rank silent", "rank stopped")]
             job.drain(120)
     print(f"{done} steps in {minutes:g} minutes, {resumes} restarts")
     for row in alarms:

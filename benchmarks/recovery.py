@@ -20,7 +20,7 @@ from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.stock import StockJob
 from benchmarks.results.draw import Bars, draw_bars
 from benchmarks.results.record import Check, Options, print_table
-from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.events import EventName, name_of, read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLAIM = "no fault costs a finished step, and the next one follows within seconds"
@@ -31,7 +31,14 @@ STOCK_REPEATS = 2
 LIMIT_S = 90.0
 NEVER = math.inf
 WIRE = Wire(mbit_per_s=1000)
-PHASES = ("asks for a round", "in a round", "starts", "met", "restored", "first step")
+PHASES: tuple[EventName, ...] = (
+    "asks for a round",
+    "in a round",
+    "starts",
+    "met",
+    "restored",
+    "first step",
+)
 """Events of a recovery, in order; each phase ends with the last of its kind."""
 
 
@@ -191,7 +198,7 @@ def _phases(job: Job, at: float, step_at: float) -> dict[str, float]:
     """Seconds after the fault at which each phase was over for the last who took part."""
     rows: list[dict[str, Any]] = read_events(RunPaths(job.run_dir).events)
     inside = [row for row in rows if at <= row["t_s"] <= step_at]
-    ends = {name: [r["t_s"] - at for r in inside if r["event"] == name] for name in PHASES}
+    ends = {name: [r["t_s"] - at for r in inside if name_of(r) == name] for name in PHASES}
     return {name: round(max(times), 3) for name, times in ends.items() if times}
 
 

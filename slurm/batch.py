@@ -25,7 +25,7 @@ from types import FrameType
 
 from bundlerun.launcher.agreement.continuation import newest_step
 from bundlerun.launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
-from bundlerun.launcher.run_folder.events import Events, read_events
+from bundlerun.launcher.run_folder.events import EventName, Events, name_of, read_events
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.asker import Asker
@@ -162,14 +162,14 @@ class Batch:
     def _others_were_signalled(self) -> bool:
         """True where Slurm's signal went to a node and not to this script."""
         return any(
-            row["event"] == "slurm: signal" and self._is_ours(row)
+            name_of(row) == "slurm: signal" and self._is_ours(row)
             for row in read_events(self._paths.events)
         )
 
     def _is_ours(self, row: Mapping[str, object]) -> bool:
         return (row.get("job"), row.get("restart")) == (self._job.job_id, self._job.restarts)
 
-    def _note(self, event: str, details: Mapping[str, object] | None = None) -> None:
+    def _note(self, event: EventName, details: Mapping[str, object] | None = None) -> None:
         job = {"job": self._job.job_id, "restart": self._job.restarts}
         self._events.note(event, {**job, **(details or {})})
 
@@ -179,7 +179,7 @@ class Batch:
         return [
             int(row.get("step", 0))
             for row in read_events(self._paths.events)
-            if row["event"] == "slurm: job starts" and row.get("job") == self._job.job_id
+            if name_of(row) == "slurm: job starts" and row.get("job") == self._job.job_id
         ]
 
     def _carry_out(self, verdict: Verdict) -> int:

@@ -26,7 +26,7 @@ from bundlerun.launcher.errors import EXIT_FAILED, BundleError, ConfigError
 from bundlerun.launcher.meeting.slurm_env import SlurmTask
 from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.process import die_with_parent
-from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.events import EventName, Events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.asker import Asker
 from bundlerun.slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
@@ -125,7 +125,7 @@ class NodeTask:
         if not is_asked and self._agent is not None and self._agent.poll() is None:
             self._agent.send_signal(number)
 
-    def _note(self, event: str, details: Mapping[str, object] | None = None) -> None:
+    def _note(self, event: EventName, details: Mapping[str, object] | None = None) -> None:
         job = {"job": self._task.job_id, "restart": self._task.restarts}
         self._events.note(event, {**job, **(details or {})})
 

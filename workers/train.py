@@ -31,6 +31,7 @@ from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.preflight import check_torch, check_writable
 from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.fault import is_follower
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.outcome import write_outcome
@@ -322,7 +323,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = train(config, env, store, life, claimed_folder(config, env))
         except BundleError as exc:
             log.error("error: %s", exc)
-            life.events.note("failed", {"text": f"error: {exc}", "exit_code": exc.exit_code})
+            details = {"text": f"error: {exc}", "exit_code": exc.exit_code}
+            life.events.note("failed", {**details, "is_follower": is_follower(exc)})
             life.ends(exc.verdict)
             return exc.exit_code
         life.ends(code)

@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.cluster.slurm_cluster import Cluster
 from bundlerun.launcher.agreement.continuation import newest_step
-from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.events import EventName, name_of, read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.jobs import Job, job_from_text
 
@@ -160,10 +160,10 @@ class Submitted:
         lines = file.read_text().splitlines() if file.exists() else []
         return [row for row in map(json.loads, lines) if row.get("kind") == kind]
 
-    def events(self, name: str = "") -> list[dict[str, Any]]:
+    def events(self, name: EventName | None = None) -> list[dict[str, Any]]:
         """Of all nodes, of one name or all."""
         found = read_events(self.paths.events)
-        return [row for row in found if not name or row["event"] == name]
+        return [row for row in found if name is None or name_of(row) == name]
 
     def step(self) -> int:
         """How far the run is."""

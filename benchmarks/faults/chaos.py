@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.faults.job import Job, losses, undisturbed
 from benchmarks.faults.plan import Blow
-from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.events import name_of, read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLOSE = 1e-9
@@ -161,7 +161,7 @@ class Chaos:
 def leader(job: Job) -> str:
     """The node whose coordinator became active last."""
     rows = read_events(RunPaths(job.run_dir).events)
-    return str([row["node"] for row in rows if row["event"] == "coordinator: active"][-1])
+    return str([row["node"] for row in rows if name_of(row) == "coordinator: active"][-1])
 
 
 def verdict(job: Job) -> list[str]:

@@ -24,7 +24,7 @@ from benchmarks.cluster.hosts import Hosts
 from benchmarks.faults.history import Tail
 from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
 from bundlerun.launcher.run_folder.checkpoints import find_damage, survey
-from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.events import name_of, read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -193,7 +193,7 @@ class Job:
         starts = [
             row["pid"]
             for row in read_events(RunPaths(self.run_dir).events)
-            if (row["event"], row["node"], row.get("local_rank")) == ("starts", name, local_rank)
+            if (name_of(row), row["node"], row.get("local_rank")) == ("starts", name, local_rank)
         ]
         return int(starts[-1])
 
@@ -253,7 +253,7 @@ class Job:
             if time.monotonic() < due:
                 return False
             due = time.monotonic() + EVENTS_POLL_S
-            rounds = [r for r in read_events(events) if r["event"] == "coordinator: round"]
+            rounds = [r for r in read_events(events) if name_of(r) == "coordinator: round"]
             names = rounds[-1]["nodes"] if rounds else []
             return sum(n.slots for n in self.nodes if n.name in names) >= count
 

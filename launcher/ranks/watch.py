@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from bundlerun.launcher.process import kernel_state
 from bundlerun.launcher.ranks.board import Board, Row
-from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.events import EventName, Events
 
 log = logging.getLogger(__name__)
 
@@ -140,14 +140,14 @@ class Watch:
         self._ended.add(rank.pid)
         self._forget(pidfd)
 
-    def _kill(self, rank: _Rank, event: str, why: str) -> None:
+    def _kill(self, rank: _Rank, event: EventName, why: str) -> None:
         self._note(rank, event, why)
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(rank.pidfd, signal.SIGKILL)
         rank.looks_stopped = rank.looks_silent = 0
         rank.is_told = True
 
-    def _note(self, rank: _Rank, event: str, why: str) -> None:
+    def _note(self, rank: _Rank, event: EventName, why: str) -> None:
         log.warning("local rank %d (process %d): %s", rank.local_rank, rank.pid, why)
         self._events.note(event, {"local_rank": rank.local_rank, "pid": rank.pid, "why": why})
 

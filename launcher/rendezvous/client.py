@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from bundlerun.launcher.rendezvous.handshake import Card, Differs, Stranger, introduce
+from bundlerun.launcher.rendezvous.handshake import Card, Stranger, introduce
 from bundlerun.launcher.rendezvous.protocol import member
 from bundlerun.launcher.rendezvous.protocol.leases import Leases
-from bundlerun.launcher.rendezvous.protocol.member import Member, Say, Turn
+from bundlerun.launcher.rendezvous.protocol.member import Member, Turn
 from bundlerun.launcher.rendezvous.protocol.messages import (
     MAX_LINE_BYTES,
     Beat,
@@ -24,6 +24,8 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     encode,
 )
 from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
+from bundlerun.launcher.rendezvous.protocol.wishes import Send
+from bundlerun.launcher.rendezvous.refusal import Refusal, RefusalCause
 from bundlerun.launcher.rendezvous.settings import Endpoint
 
 RETRY_S = 0.1
@@ -66,7 +68,7 @@ class Client:
         self._act = act
         self._writer: asyncio.StreamWriter | None = None
         self._index: int | None = None
-        self.refusals: dict[int, str] = {}
+        self.refusals: dict[int, Refusal] = {}
         self.differences: dict[int, str] = {}
         """What is unlike at the candidates that refuse this node for that."""
 
@@ -80,11 +82,15 @@ class Client:
         """True while it is registered with a coordinator."""
         return self._writer is not None
 
+    def is_refused_for(self, cause: RefusalCause) -> bool:
+        """True where a candidate has refused this node for this."""
+        return any(refusal.cause is cause for refusal in self.refusals.values())
+
     def apply(self, turn: Turn) -> None:
         """Takes the member's next state and does what it wishes."""
         self.member, wishes = turn
         for wish in wishes:
-            if isinstance(wish, Say):
+            if isinstance(wish, Send):
                 self.say(wish.message)
             else:
                 self._act(wish)
@@ -138,7 +144,11 @@ class Client:
         for index, each in found.items():
             if index != best:
                 each.writer.close()
-        gone = tuple(i for i, why in self.refusals.items() if why == "refuses connections")
+        gone = tuple(
+            index
+            for index, refusal in self.refusals.items()
+            if refusal.cause is RefusalCause.NOT_LISTENING
+        )
         self.member = replace(self.member, gone=gone)
         return best, found[best] if best is not None else None  # type: ignore[return-value]
 
@@ -154,28 +164,29 @@ class Client:
                 writer.write(encode(Peek()))
                 status = decode(await reader.readline())
             assert isinstance(status, Status)
-            self._refused(index, "")
+            self._remember(index, None)
             return Found(reader, writer, status)
         except ConnectionRefusedError:
-            self._refused(index, "refuses connections")
-        except Differs as exc:
-            self._refused(index, str(exc), is_difference=True)
+            why = Refusal(RefusalCause.NOT_LISTENING, "refuses connections")
         except Stranger as exc:
-            self._refused(index, str(exc))
+            why = Refusal(exc.cause, str(exc))
         except (OSError, TimeoutError, ValueError, AssertionError) as exc:
             number = getattr(exc, "errno", None)
             reason = f"cannot be reached: {os.strerror(number).lower()}" if number else ""
-            self._refused(index, reason or "does not answer")
+            why = Refusal(RefusalCause.SILENT, reason or "does not answer")
+        self._remember(index, why)
         if writer is not None:
             writer.close()
         return None
 
-    def _refused(self, index: int, why: str, *, is_difference: bool = False) -> None:
+    def _remember(self, index: int, why: Refusal | None) -> None:
         """Remembers why a candidate could not be reached; nothing where it could."""
-        for kept, text in ((self.refusals, why), (self.differences, why if is_difference else "")):
+        for kept in (self.refusals, self.differences):
             kept.pop(index, None)
-            if text:
-                kept[index] = text
+        if why is not None:
+            self.refusals[index] = why
+            if why.cause is RefusalCause.DIFFERS:
+                self.differences[index] = why.text
 
     # ---------------------------------------------------------------- with a coordinator
 

@@ -16,15 +16,29 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from bundlerun.launcher.rendezvous.refusal import RefusalCause
+
 NONCE_BYTES = 16
 
 
 class Stranger(Exception):
-    """The other side does not speak our language, or has another token."""
+    """The other side does not speak our language, has another token, or does not fit to us.
+
+    Args:
+        text: for a reader.
+        cause: for the program.
+    """
+
+    def __init__(self, text: str, cause: RefusalCause = RefusalCause.STRANGER) -> None:
+        super().__init__(text)
+        self.cause = cause
 
 
 class Differs(Stranger):
     """The coordinator's node has other options, files or versions; the message says which."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, RefusalCause.DIFFERS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +102,7 @@ async def admit(
     proven = (mine, theirs, who) if who else (mine, theirs)  # who only asks says nothing of itself
     if not hmac.compare_digest(mac, proof(token, run_id, "node", *proven)):
         _send(writer, {"denied": "another token or another --rdzv-id"})
-        raise Stranger("a node with another token or another --rdzv-id")
+        raise Stranger("a node with another token or another --rdzv-id", RefusalCause.TOKEN)
     objection = objection_to(Card.of(who))
     if objection:
         _send(writer, {"differs": json.dumps(objection)})  # ASCII, whatever it says
@@ -115,13 +129,13 @@ async def introduce(
     _send(writer, {"nonce": mine, "mac": mac, "who": who})
     answer = await _read(reader)
     if "denied" in answer:
-        raise Stranger(f"refuses this node: {answer['denied']}")
+        raise Stranger(f"refuses this node: {answer['denied']}", RefusalCause.TOKEN)
     if "differs" in answer:
         raise Differs(str(json.loads(answer["differs"])))
     if not hmac.compare_digest(
         answer.get("mac", ""), proof(token, run_id, "coordinator", mine, theirs)
     ):
-        raise Stranger("has another token")
+        raise Stranger("has another token", RefusalCause.TOKEN)
 
 
 def _send(writer: asyncio.StreamWriter, words: dict[str, str]) -> None:

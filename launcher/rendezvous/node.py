@@ -33,7 +33,6 @@ from bundlerun.launcher.rendezvous.protocol.member import (
     LookForClaim,
     Member,
     OpenStore,
-    Tell,
     Wish,
 )
 from bundlerun.launcher.rendezvous.protocol.messages import (
@@ -45,6 +44,8 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Seat,
     ToMember,
 )
+from bundlerun.launcher.rendezvous.protocol.wishes import Note
+from bundlerun.launcher.rendezvous.refusal import RefusalCause
 from bundlerun.launcher.rendezvous.server import Server
 from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
 from bundlerun.launcher.rendezvous.tasks import Tasks
@@ -140,9 +141,10 @@ class Node:
     def refusals(self) -> list[str]:
         """What is wrong with the candidates that could not be reached."""
         endpoints = self._client.endpoints
-        found = [f"{endpoints[index]} {why}" for index, why in self._client.refusals.items()]
+        refusals = self._client.refusals
+        found = [f"{endpoints[index]} {each.text}" for index, each in refusals.items()]
         file = self._request.conf.token_file
-        if file and any("token" in why for why in found):
+        if file and self._client.is_refused_for(RefusalCause.TOKEN):
             found.append(
                 f"this node goes by {TOKEN_VARIABLE} or {file!r}: all nodes must see the same file "
                 f"(is its folder shared?) or have the same {TOKEN_VARIABLE}"
@@ -179,7 +181,7 @@ class Node:
             heartbeat_s=request.conf.heartbeat,
             fence=self._fence,
             objection_to=self._objection_to,
-            note=lambda event, details: self._events.note(f"coordinator: {event}", details),
+            note=self._events.note,
         )
         endpoint = request.endpoints[index]
         port = await server.listen(endpoint.host, endpoint.port)
@@ -192,8 +194,8 @@ class Node:
         refused_at = None
         while refused_at is None or time.monotonic() - refused_at < REFUSED_S:
             await asyncio.sleep(1.0)
-            refusals = self._client.refusals.values()
-            is_refused = not self._client.is_in_touch and any("token" in why for why in refusals)
+            has_other_token = self._client.is_refused_for(RefusalCause.TOKEN)
+            is_refused = has_other_token and not self._client.is_in_touch
             refused_at = (refused_at or time.monotonic()) if is_refused else None
         reason = f"refused for {REFUSED_S:g} s: {'; '.join(self.refusals)}"
         self._hear(Denied(reason=reason))
@@ -323,12 +325,12 @@ class Node:
                 self.orders.put(wish)
             case LookForClaim(round=round_):
                 self._tasks.spawn(self._look(round_))
-            case Tell(event=event, why=why, number=number):
+            case Note(event=event, details=details):
                 line = event_line(wish, self.member.seat.name)
                 if line and not self.is_alone:
                     tell(line)
-                self._events.note(event, {"round": number, "why": why})
-                log.info("%s round %s: %s", event, number, why)
+                self._events.note(event, details)
+                log.info("%s round %s: %s", event, details["round"], details["why"])
                 if event == "closed":
                     self.orders.put(None)
 

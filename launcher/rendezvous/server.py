@@ -19,9 +19,7 @@ from bundlerun.launcher.rendezvous.protocol.coordinator import (
     Event,
     Expired,
     Looked,
-    Note,
     Received,
-    Send,
     TryClaim,
     Wish,
 )
@@ -41,7 +39,9 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     encode,
 )
 from bundlerun.launcher.rendezvous.protocol.state import Phase, Rules, State
+from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
 from bundlerun.launcher.rendezvous.tasks import Tasks
+from bundlerun.launcher.run_folder.events import EventName
 
 ADMIT_S = 5.0
 """How long a connection may take to say who it is."""
@@ -69,7 +69,7 @@ class Server:
         heartbeat_s: float,
         fence: Fence | None,
         objection_to: Callable[[Card], str],
-        note: Callable[[str, Mapping[str, object]], None],
+        note: Callable[[EventName, Mapping[str, object]], None],
     ) -> None:
         self._state = State(rules=rules, since=time.monotonic())
         self._secret = (token, run_id)
@@ -198,7 +198,7 @@ class Server:
     def _grant(self, wishes: list[Wish]) -> None:
         for wish in wishes:
             match wish:
-                case Send(name=name, message=message):
+                case Send(to=name, message=message):
                     self._send(name, message)
                 case TryClaim():
                     self._tasks.spawn(self._claim(wish))

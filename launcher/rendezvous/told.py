@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bundlerun.launcher.rendezvous.protocol.member import Member, Tell
+from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import Round
+from bundlerun.launcher.rendezvous.protocol.wishes import Note
 
 UNREACHED_S = 2.0
 """After how long it is told that no endpoint answers."""
@@ -95,15 +96,16 @@ def joined_line(round_: Round, node: str) -> str:
     return text
 
 
-def event_line(tell: Tell, node: str) -> str:
-    """What is told of a turn that the rendezvous has taken; empty for most of them."""
-    match tell.event:
+def event_line(note: Note, node: str) -> str:
+    """What is told of an event of the rendezvous; empty for most of them."""
+    number, why = note.details["round"], note.details["why"]
+    match note.event:
         case "over":
-            return f"node {node}: round {tell.number} is over: {tell.why}; its ranks start again"
+            return f"node {node}: round {number} is over: {why}; its ranks start again"
         case "cut off":
-            return f"node {node} is cut off, {tell.why}: its ranks stop and it looks for the others"
+            return f"node {node} is cut off, {why}: its ranks stop and it looks for the others"
         case "fenced":
-            return f"node {node}: {tell.why}"
+            return f"node {node}: {why}"
         case _:
             return ""
 

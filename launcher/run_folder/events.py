@@ -10,9 +10,57 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, cast
 
 log = logging.getLogger(__name__)
+
+EventName: TypeAlias = Literal[
+    # of a rank, in the order of its life
+    "starts",
+    "met",
+    "restored",
+    "spare",
+    "first step",
+    "stops",
+    "done",
+    "failed",
+    # of an agent about its ranks
+    "rank gone",
+    "rank stopped",
+    "rank silent",
+    "fork server gone",
+    "told to stop",
+    # of an agent about its rounds
+    "asks for a round",
+    "in a round",
+    "leaves",
+    # of a node's side of the rendezvous
+    "round",
+    "finished",
+    "over",
+    "cut off",
+    "fenced",
+    "closed",
+    # of a coordinator
+    "coordinator: came",
+    "coordinator: refuses a node",
+    "coordinator: active",
+    "coordinator: steps down",
+    "coordinator: round",
+    "coordinator: abandoned",
+    "coordinator: over",
+    "coordinator: lost",
+    "coordinator: no fence",
+    "coordinator: fenced",
+    "coordinator: closed",
+    # of a batch job
+    "slurm: job starts",
+    "slurm: signal",
+    "slurm: first node lost",
+    "slurm: step ends",
+    "slurm: requeues",
+]
+"""All that an event log tells of; its readers go by these names and never by a text."""
 
 _TAIL_BYTES = 256 << 10
 
@@ -50,7 +98,7 @@ class Events:
         except OSError as exc:
             log.warning("no event log: cannot write %r: %s", str(file), exc.strerror)
 
-    def note(self, event: str, details: Mapping[str, object] | None = None) -> None:
+    def note(self, event: EventName, details: Mapping[str, object] | None = None) -> None:
         """Appends a line, in one write, so that lines of several processes do not mix."""
         if self._fd < 0:
             return
@@ -70,6 +118,11 @@ class Events:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
+
+
+def name_of(row: Mapping[str, Any]) -> EventName:
+    """What a line of an event log tells of; a log of another version may have other names."""
+    return cast(EventName, row.get("event"))
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:

@@ -10,21 +10,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.events import EventName, name_of, read_events
 from bundlerun.launcher.run_folder.files import link_new, name_beside, write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 State = Literal["done", "stopped", "failed"]
 Event = Mapping[str, Any]
 
-FAULTS = ("failed", "rank gone", "rank stopped", "rank silent")
+FAULTS: tuple[EventName, ...] = ("failed", "rank gone", "rank stopped", "rank silent")
 """Events about a rank that has failed."""
+
+_ENDS: tuple[EventName, ...] = ("coordinator: lost", "coordinator: over")
+"""Events that may be about the end of a node."""
 
 _TOGETHER_S = 2.0
 """A failure and what follows from it on other ranks and nodes come within this time, seconds."""
-
-_FOLLOWERS = ("gloo", "Connection", "Broken pipe", "DistNetworkError", "DistStoreError", "is gone")
-"""What errors say that are the work of another rank's end."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,7 +121,7 @@ def incidents(events: Sequence[Event]) -> list[list[Event]]:
     """
     together: list[list[Event]] = []
     for event in events:
-        if _is_step(event) or not (event["event"] in FAULTS or lost_node(event)):
+        if _is_step(event) or not (name_of(event) in FAULTS or lost_node(event)):
             continue
         if not together or not are_together(together[-1][0], event):
             together.append([])
@@ -146,27 +146,26 @@ def _beginnings(together: Sequence[Event]) -> list[Event]:
 
 def lost_node(event: Event) -> str:
     """The node whose end this event is about; empty for others, and where it left in good order."""
-    is_end = event["event"] in ("coordinator: lost", "coordinator: over")
+    is_end = name_of(event) in _ENDS
     return str(event.get("lost") or "") if is_end else ""
 
 
 def is_own_error(event: Event) -> bool:
     """Whether a rank failed of itself, and not because another one had ended."""
-    text = str(event.get("text"))
-    return event["event"] == "failed" and not any(word in text for word in _FOLLOWERS)
+    return name_of(event) == "failed" and not event.get("is_follower", False)
 
 
 def _is_step(event: Event) -> bool:
-    return bool(event["event"] == "first step")
+    return name_of(event) == "first step"
 
 
 def _rank_of_story(event: Event, together: Iterable[Event]) -> int:
     """0 for what stands at the beginning of things, more for what follows from others."""
     if lost_node(event):
         return 1
-    if event["event"] == "failed":
+    if name_of(event) == "failed":
         return 0 if is_own_error(event) else 2
-    has_told = any(other["event"] == "failed" and _who(other) == _who(event) for other in together)
+    has_told = any(name_of(other) == "failed" and _who(other) == _who(event) for other in together)
     return 3 if has_told else 1
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from bundlerun.launcher.run_folder.events import EventName, name_of
 from bundlerun.launcher.run_folder.outcome import (
     FAULTS,
     Event,
@@ -19,7 +20,7 @@ from bundlerun.launcher.run_folder.outcome import (
 
 Rows = Sequence[Mapping[str, Any]]
 
-_WORDS = {
+_WORDS: Mapping[EventName, str] = {
     "rank gone": "died",
     "rank stopped": "was stopped",
     "rank silent": "was silent",
@@ -92,7 +93,7 @@ def status_of(
     quiet_s = now - times[-1] if times else None
     step_s = _median_step(metrics)
     state, reason = _state(outcome, quiet_s)
-    rounds = [row for row in events if row.get("event") == "coordinator: round"]
+    rounds = [row for row in events if name_of(row) == "coordinator: round"]
     return Status(
         state=state,
         reason=reason,
@@ -154,10 +155,10 @@ def _failure_text(row: Event) -> str:
         where += f", local rank {row['local_rank']}"
     lines = str(row.get("text") or row.get("why") or "").strip().splitlines()
     said = f": {lines[-1]}" if lines else ""
-    return f"{row.get('wall', '')[:19]}  {where} {_WORDS[str(row['event'])]}{said}"
+    return f"{row.get('wall', '')[:19]}  {where} {_WORDS[name_of(row)]}{said}"
 
 
-_PHASES = {
+_PHASES: Mapping[EventName, str] = {
     "asks for a round": "workers stopped",
     "in a round": "round",
     "starts": "processes",
@@ -165,7 +166,13 @@ _PHASES = {
     "restored": "state",
     "first step": "first step",
 }
-_SIGNS = (*FAULTS, "over", "cut off", "coordinator: over", "coordinator: lost")
+_SIGNS: tuple[EventName, ...] = (
+    *FAULTS,
+    "over",
+    "cut off",
+    "coordinator: over",
+    "coordinator: lost",
+)
 
 
 def recoveries(events: Rows) -> list[Recovery]:
@@ -183,7 +190,7 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
     phases: dict[str, float] = {}
     has_stepped = False
     for row in sorted(events, key=lambda row: float(row.get("t_s", 0.0))):
-        event = str(row.get("event"))
+        event = name_of(row)
         if sign is None:
             has_stepped = has_stepped or event == "first step"
             if has_stepped and (event in _SIGNS or event == "asks for a round"):
@@ -213,4 +220,4 @@ def _why(sign: Event, causes: Rows) -> str:
     if lost:
         return f"node {lost} was lost"
     where = "" if cause.get("node") == sign.get("node") else f" of node {cause.get('node')}"
-    return f"local rank {cause.get('local_rank')}{where} {_WORDS[str(cause['event'])]}"
+    return f"local rank {cause.get('local_rank')}{where} {_WORDS[name_of(cause)]}"

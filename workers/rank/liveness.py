@@ -32,7 +32,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from bundlerun.launcher.process import follow_parent
 from bundlerun.launcher.ranks.board import AFTERMATH_S, Board, Row
-from bundlerun.launcher.ranks.fault import fault_of
+from bundlerun.launcher.ranks.fault import fault_of, is_follower
 from bundlerun.launcher.ranks.rank_signals import AgentsWord
 from bundlerun.launcher.run_folder.events import Events
 
@@ -225,7 +225,10 @@ class Liveness:
             self._row.fail(fault_of(error, self._row.step))
         get_error_handler().record_exception(error)
         text = "".join(traceback.format_exception(error))
-        self.events.note("failed", {"text": text, "exit_code": EXIT_FAILED})
+        self.events.note(
+            "failed",
+            {"text": text, "exit_code": EXIT_FAILED, "is_follower": is_follower(error)},
+        )
         if multiprocessing.parent_process() is None:  # bundlerun tells the first failure itself
             sys.stderr.write(text)
         sys.stderr.flush()

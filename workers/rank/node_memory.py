@@ -20,6 +20,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from bundlerun.launcher.ranks.fault import PeerGoneError
 from bundlerun.workers.rank.comm import Group
 
 Bell = tuple[int, int]
@@ -102,18 +103,19 @@ class NodeMemory:
         """Ends one `wait` of a peer, which gets the note, a number below 2**32.
 
         Raises:
-            RuntimeError: the peer is gone.
+            PeerGoneError: the peer is gone.
         """
         try:
             os.write(self._files.rings[peer, channel], note.to_bytes(_NOTE_BYTES))
         except BrokenPipeError:
-            raise RuntimeError(f"rank {self._ranks[peer]} on this node is gone") from None
+            raise PeerGoneError(f"rank {self._ranks[peer]} on this node is gone") from None
 
     def wait(self, peer: int, channel: int = 0) -> int:
         """The note of the peer, when it has rung.
 
         Raises:
-            RuntimeError: the peer is gone, or did not ring within the group's timeout.
+            PeerGoneError: the peer is gone.
+            RuntimeError: it did not ring within the group's timeout.
         """
         if not self._polls[peer, channel].poll(self._timeout_s * 1000):
             raise RuntimeError(
@@ -121,7 +123,7 @@ class NodeMemory:
             )
         note = os.read(self._files.hears[peer, channel], _NOTE_BYTES)
         if not note:
-            raise RuntimeError(f"rank {self._ranks[peer]} on this node is gone")
+            raise PeerGoneError(f"rank {self._ranks[peer]} on this node is gone")
         return int.from_bytes(note)
 
     def has_rung(self, peer: int, channel: int = 0) -> bool:

@@ -18,6 +18,7 @@ from typing import Protocol
 
 import torch
 
+from bundlerun.launcher.ranks.fault import PeerGoneError
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.sync.bucket import Bucket
@@ -179,14 +180,14 @@ class Chain:
         """Waits for the next bucket whose sum is there.
 
         Raises:
-            RuntimeError: another rank did not answer in time, or died.
+            PeerGoneError: another rank did not answer in time, or died.
         """
         try:
             done = self._done.get(timeout=self._timeout_s * len(self._legs))
         except queue.Empty:
-            raise RuntimeError(f"no sum within {self._timeout_s} s; a rank is gone") from None
+            raise PeerGoneError(f"no sum within {self._timeout_s} s; a rank is gone") from None
         if isinstance(done, Exception):
-            raise RuntimeError("the sync was cut off; another rank is gone") from done
+            raise PeerGoneError("the sync was cut off; another rank is gone") from done
         assert done is not None
         return done
 

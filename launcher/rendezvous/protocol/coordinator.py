@@ -15,7 +15,7 @@ and as often as one likes. Time is an argument: monotonic seconds of this machin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -31,10 +31,10 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Report,
     Round,
     RoundId,
-    ToMember,
 )
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
 from bundlerun.launcher.rendezvous.protocol.votes import grounds_of, is_ended, is_void, last_round
+from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,14 +98,6 @@ Event: TypeAlias = Arrived | Received | Broken | Expired | Claimed | Looked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Send:
-    """Say this to a node."""
-
-    name: str
-    message: ToMember
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TryClaim:
     """Claim the number behind `after` for `round` in the fence folder, passing over `void` ones.
 
@@ -122,14 +114,6 @@ class TryClaim:
     def is_first(self) -> bool:
         """True where these nodes know of no round: claims may be those of an earlier job."""
         return not self.after and not self.seen
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Note:
-    """A line for the event log."""
-
-    event: str
-    details: Mapping[str, object]
 
 
 Wish: TypeAlias = Send | TryClaim | Note
@@ -149,7 +133,7 @@ def receive(state: State, event: Event, now: float) -> tuple[State, list[Wish]]:
         case Received(message=Report() as report):
             return _arrive(state, report, now)
         case Received(name=name, message=Beat()):  # forgotten here: it is to say all again
-            return state, [Send(name=name, message=Lead(term=-1))]
+            return state, [Send(to=name, message=Lead(term=-1))]
         case Claimed():
             return _claimed(state, event, now)
         case Looked():
@@ -173,7 +157,9 @@ def lose(state: State, name: str, why: str, *, is_fault: bool = True) -> tuple[S
     peers = {key: peer for key, peer in state.peers.items() if key != name}
     lost = {**state.lost, state.peers[name].seat.incarnation: why}
     details = {"why": f"node {name} {why}", "lost": name if is_fault else ""}
-    return replace(state, peers=peers, lost=lost), [Note(event="lost", details=details)]
+    return replace(state, peers=peers, lost=lost), [
+        Note(event="coordinator: lost", details=details)
+    ]
 
 
 def _expire(state: State, name: str) -> tuple[State, list[Wish]]:
@@ -200,7 +186,7 @@ def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]
         highest_term=max(state.highest_term, report.promised),
     )
     details = {"node": report.seat.name, "is_back": is_back, "from_round": report.at[1]}
-    return state, [Note(event="came", details=details)]
+    return state, [Note(event="coordinator: came", details=details)]
 
 
 def _hear(
@@ -279,7 +265,7 @@ def close(
     closed = Closed(reason=reason, is_success=is_success, is_difference=is_difference)
     state = replace(state, phase=Phase.CLOSED, closed=closed, in_force=None, proposal=None)
     details = {"reason": reason, "is_success": is_success}
-    return state, [Note(event="closed", details=details)]
+    return state, [Note(event="coordinator: closed", details=details)]
 
 
 def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish]]:
@@ -349,7 +335,7 @@ def _without_fence(state: State, error: str, now: float) -> tuple[State, list[Wi
     rules = state.rules if is_bound else replace(state.rules, has_fence=False)
     retry_at = now + state.rules.lease_s if is_bound else now
     state = replace(state, proposal=None, rules=rules, retry_at=retry_at, waits_for=error)
-    return state, [Note(event="no fence", details={"error": error})]
+    return state, [Note(event="coordinator: no fence", details={"error": error})]
 
 
 def _fence_off(state: State, by: Round, now: float) -> tuple[State, list[Wish]]:
@@ -359,7 +345,7 @@ def _fence_off(state: State, by: Round, now: float) -> tuple[State, list[Wish]]:
         f"({', '.join(names)}) has stopped and joins them once it reaches them"
     )
     message = Fenced(term=state.term, by=by, reason=reason)
-    wishes: list[Wish] = [Send(name=name, message=message) for name in names]
+    wishes: list[Wish] = [Send(to=name, message=message) for name in names]
     state = replace(
         state,
         phase=Phase.GATHERING,
@@ -371,7 +357,10 @@ def _fence_off(state: State, by: Round, now: float) -> tuple[State, list[Wish]]:
         proposal=None,
         num_there_at=None,
     )
-    return state, [*wishes, Note(event="fenced", details={"number": by.number, "nodes": names})]
+    return state, [
+        *wishes,
+        Note(event="coordinator: fenced", details={"number": by.number, "nodes": names}),
+    ]
 
 
 def history(peers: Iterable[Peer], term: int) -> tuple[Round | None, tuple[Round, ...]]:

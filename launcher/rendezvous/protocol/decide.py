@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.coordinator import (
-    Note,
-    Send,
     Wish,
     close,
     history,
@@ -34,6 +32,8 @@ from bundlerun.launcher.rendezvous.protocol.votes import (
     is_better,
     next_term,
 )
+from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
+from bundlerun.launcher.run_folder.events import EventName
 
 
 def settle(state: State, now: float) -> tuple[State, list[Wish]]:
@@ -72,7 +72,7 @@ class _Turn:
                 break
         self._tell()
 
-    def _note(self, event: str, **details: object) -> None:
+    def _note(self, event: EventName, **details: object) -> None:
         self.wishes.append(Note(event=event, details=details))
 
     # ------------------------------------------------------------------ who leads
@@ -141,7 +141,7 @@ class _Turn:
                 num_there_at=None,
                 highest_number=max([state.highest_number, *numbers, *(r.known for r in reports)]),
             )
-            self._note("active", term=state.term, round=base.number if base else 0)
+            self._note("coordinator: active", term=state.term, round=base.number if base else 0)
 
     def _step_down(self, why: str) -> None:
         state = self.state
@@ -155,7 +155,7 @@ class _Turn:
             waits_for=why,
         )
         if is_new:
-            self._note("steps down", why=why)
+            self._note("coordinator: steps down", why=why)
 
     # ------------------------------------------------------------------ rounds
 
@@ -169,7 +169,7 @@ class _Turn:
                 cause, why = end
                 self.state = replace(state, in_force=None, over=why, cause=cause, over_at=self.now)
                 lost = self._lost_unseen(state.in_force)
-                self._note("over", round=state.in_force.number, why=why, lost=lost)
+                self._note("coordinator: over", round=state.in_force.number, why=why, lost=lost)
         elif not state.may_go_on(state.grounds, state.followers, self.now):
             self._tell()  # those who are left learn that their round is over
             self._step_down(self._missing_quorum())
@@ -338,17 +338,21 @@ class _Turn:
             peer = state.peers.get(seat.name)
             if peer is None or peer.seat.incarnation != seat.incarnation:
                 self.state = replace(state, proposal=None)
-                self._note("abandoned", round=round_.number, why=f"node {seat.name} is lost")
+                self._note(
+                    "coordinator: abandoned", round=round_.number, why=f"node {seat.name} is lost"
+                )
                 return
         if self._is_stale(proposal):
             self.state = replace(state, proposal=None)
-            self._note("abandoned", round=round_.number, why="it took longer than a lease")
+            self._note(
+                "coordinator: abandoned", round=round_.number, why="it took longer than a lease"
+            )
         elif is_agreed(round_, proposal.accepted):
             self.state = replace(
                 state, proposal=None, base=round_, grounds=(round_,), in_force=round_
             )
             names = [seat.name for seat in round_.seats]
-            self._note("round", round=round_.number, term=round_.term, nodes=names)
+            self._note("coordinator: round", round=round_.number, term=round_.term, nodes=names)
 
     def _is_stale(self, proposal: Proposal) -> bool:
         """True for a claim to the first round that others may hold to be one of an earlier job."""
@@ -365,7 +369,7 @@ class _Turn:
         for name, peer in self.state.peers.items():
             message = self._wanted(peer) if peer.broken_at is None else None
             if message is not None and message != peer.sent:
-                self.wishes.append(Send(name=name, message=message))
+                self.wishes.append(Send(to=name, message=message))
                 changed[name] = replace(peer, sent=message)
         if changed:
             self.state = replace(self.state, peers={**self.state.peers, **changed})

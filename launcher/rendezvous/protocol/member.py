@@ -33,10 +33,11 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Round,
     RoundId,
     Seat,
-    ToCoordinator,
     ToMember,
     id_of,
 )
+from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
+from bundlerun.launcher.run_folder.events import EventName
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,13 +100,6 @@ class Member:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Say:
-    """Send this to the coordinator."""
-
-    message: ToCoordinator
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OpenStore:
     """Open the store of this round, then report its port with `opened`."""
 
@@ -126,17 +120,12 @@ class Enter:
     round: Round
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tell:
-    """A line for the event log."""
-
-    event: str
-    why: str = ""
-    number: int = 0
-
-
-Wish: TypeAlias = Say | OpenStore | LookForClaim | Enter | Tell
+Wish: TypeAlias = Send | OpenStore | LookForClaim | Enter | Note
 Turn: TypeAlias = tuple[Member, list[Wish]]
+
+
+def _note(event: EventName, number: int = 0, why: str = "") -> Note:
+    return Note(event=event, details={"round": number, "why": why})
 
 
 def report(member: Member) -> Turn:
@@ -156,7 +145,7 @@ def report(member: Member) -> Turn:
         is_done=member.is_done,
         fenced_by=member.fenced_by,
     )
-    return member, [Say(message=message)]
+    return member, [Send(message=message)]
 
 
 def beat(member: Member) -> Turn:
@@ -170,7 +159,7 @@ def beat(member: Member) -> Turn:
         is_waiting=member.is_waiting,
         is_done=member.is_done,
     )
-    return member, [Say(message=message)]
+    return member, [Send(message=message)]
 
 
 def _at(member: Member) -> RoundId:
@@ -193,16 +182,16 @@ def finished(member: Member) -> Turn:
     """All workers of this node have ended well; it stays in its round until the job is over."""
     if member.at is None or member.over or member.is_done:
         return member, []
-    tell = Tell(event="finished", number=member.at.number)
+    note = _note("finished", member.at.number)
     member, wishes = beat(replace(member, is_done=True))
-    return member, [*wishes, tell]
+    return member, [*wishes, note]
 
 
 def opened(member: Member, round_: Round, port: int) -> Turn:
     """The store of a round listens."""
     if member.hosting == round_.id:
         member = replace(member, port=port)
-    return member, [Say(message=Hosted(id=round_.id, port=port))]
+    return member, [Send(message=Hosted(id=round_.id, port=port))]
 
 
 def looked(member: Member, round_: Round, sees_fence: bool) -> Turn:
@@ -210,7 +199,7 @@ def looked(member: Member, round_: Round, sees_fence: bool) -> Turn:
     if sees_fence:
         return accept(replace(member, sees_fence=True), round_)
     is_offered = member.offer is not None and member.offer.round == round_
-    refusal = Say(message=Accept(id=round_.id, sees_fence=False))
+    refusal = Send(message=Accept(id=round_.id, sees_fence=False))
     return member, [refusal] if is_offered else []
 
 
@@ -223,7 +212,7 @@ def accept(member: Member, round_: Round) -> Turn:
         return member, []
     if id_of(member.last) < round_.id:
         member = replace(member, pending=round_, grounds=offer.grounds)
-    return member, [Say(message=Accept(id=round_.id, sees_fence=True))]
+    return member, [Send(message=Accept(id=round_.id, sees_fence=True))]
 
 
 def receive(member: Member, message: ToMember, now: float) -> Turn:
@@ -248,8 +237,8 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
             return _go(member, round_, now)
         case Over(id=id) if member.at and member.at.id == id and not member.over:
             reason = message.reason
-            tell = Tell(event="over", why=reason, number=member.at.number)
-            return replace(member, over=reason, cause=message.cause), [tell]
+            note = _note("over", member.at.number, reason)
+            return replace(member, over=reason, cause=message.cause), [note]
         case Fenced(term=term, by=by, reason=reason) if term == member.promised:
             member = replace(
                 member,
@@ -262,10 +251,10 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
                 over=reason if member.at else "",
                 cause=EndCause.LEFT_OUT if member.at else None,
             )
-            return member, [Tell(event="fenced", why=reason), LookForClaim(round=by)]
+            return member, [_note("fenced", why=reason), LookForClaim(round=by)]
         case Closed():
-            tell = Tell(event="closed", why=message.reason)
-            return replace(member, closed=message), [] if member.closed else [tell]
+            note = _note("closed", why=message.reason)
+            return replace(member, closed=message), [] if member.closed else [note]
         case Denied(reason=reason, is_difference=is_difference):
             closed = Closed(reason=reason, is_success=False, is_difference=is_difference)
             return receive(member, closed, now)
@@ -302,7 +291,7 @@ def _go(member: Member, round_: Round, now: float) -> Turn:
         is_found=True,
     )
     member, wishes = beat(member)
-    return member, [Enter(round=round_), Tell(event="round", number=round_.number), *wishes]
+    return member, [Enter(round=round_), _note("round", round_.number), *wishes]
 
 
 def _guided(member: Member, pulse: Pulse, now: float) -> Member:
@@ -332,8 +321,8 @@ def tick(member: Member, now: float, *, where: str) -> Turn:
         return receive(member, Closed(reason=reason, is_success=False), now)
     if member.at and not member.over and silent_s > 2 * member.lease_s:
         over = f"no active coordinator at {where} for {silent_s:.1f} s"
-        tell = Tell(event="cut off", why=over, number=member.at.number)
-        return replace(member, over=over, cause=EndCause.CUT_OFF), [tell]
+        note = _note("cut off", member.at.number, over)
+        return replace(member, over=over, cause=EndCause.CUT_OFF), [note]
     return member, []
 
 

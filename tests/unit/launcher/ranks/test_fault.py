@@ -8,7 +8,8 @@ from torch import nn
 from torch._C._distributed_c10d import HashStore
 from torch.distributed import DistNetworkError
 
-from bundlerun.launcher.ranks.fault import Fault, FaultKind, fault_of
+from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.ranks.fault import Fault, FaultKind, PeerGoneError, fault_of, is_follower
 from bundlerun.workers.rank.comm import Group, Network
 
 
@@ -43,6 +44,7 @@ def broken_model() -> None:
         (raises(OSError("stale file handle")), FaultKind.PASSING),
         (raises(ConnectionResetError()), FaultKind.PASSING),
         (raises(DistNetworkError("gone")), FaultKind.PASSING),
+        (raises(PeerGoneError("rank 1 is gone")), FaultKind.PASSING),
         (lost_peer, FaultKind.PASSING),
         (broken_model, FaultKind.PROGRAM),
         (raises(ValueError("corrupt record 77")), FaultKind.PROGRAM),
@@ -54,6 +56,32 @@ def broken_model() -> None:
 )
 def test_what_another_try_would_change(act: Callable[[], object], kind: FaultKind) -> None:
     assert fault_of(raised(act), 0).kind is kind
+
+
+def told_with_its_cause() -> None:
+    raise NodeError("cannot be reached") from DistNetworkError("refused")
+
+
+@pytest.mark.parametrize(
+    ("act", "is_so"),
+    [
+        (lost_peer, True),
+        (raises(RuntimeError("[gloo/transport/tcp/pair.cc:538] Connection closed by peer")), True),
+        (raises(ConnectionResetError()), True),
+        (raises(BrokenPipeError()), True),
+        (raises(PeerGoneError("rank 1 is gone")), True),
+        (told_with_its_cause, True),
+        (raises(OSError("stale file handle")), False),
+        (raises(FileNotFoundError("Connection.jpg")), False),
+        (raises(RuntimeError("the snapshot was damaged: 'w' is gone")), False),
+        (raises(ValueError("gloo")), False),
+        (broken_model, False),
+    ],
+)
+def test_an_error_that_only_follows_from_the_end_of_another_rank(
+    act: Callable[[], object], is_so: bool
+) -> None:
+    assert is_follower(raised(act)) == is_so
 
 
 def test_the_place_is_type_and_frames_and_step() -> None:

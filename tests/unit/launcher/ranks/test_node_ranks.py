@@ -84,12 +84,15 @@ def test_a_run_whose_ranks_all_blame_the_machine_is_written_down_so(tmp_path: Pa
     assert outcome.exit_code == EXIT_NODE
 
 
-OWN = "Traceback ...\nValueError: boom"
-FOLLOWER = "Traceback ...\nRuntimeError: [gloo] Connection closed by peer"
+OWN = {"text": "Traceback ...\nValueError: boom", "is_follower": False}
+FOLLOWER = {
+    "text": "Traceback ...\nRuntimeError: [gloo] Connection closed by peer",
+    "is_follower": True,
+}
 
 
 @pytest.mark.parametrize(
-    ("texts", "story"),
+    ("failures", "story"),
     [
         ([], ""),
         ([FOLLOWER], ""),
@@ -97,7 +100,7 @@ FOLLOWER = "Traceback ...\nRuntimeError: [gloo] Connection closed by peer"
     ],
 )
 def test_the_error_of_a_rank_that_starts_again_is_told_where_it_was(
-    tmp_path: Path, texts: list[str], story: str
+    tmp_path: Path, failures: list[dict[str, object]], story: str
 ) -> None:
     board, paths = Board.create(), RunPaths(tmp_path)
     board.run_dir = str(tmp_path)
@@ -106,6 +109,6 @@ def test_the_error_of_a_rank_that_starts_again_is_told_where_it_was(
     time.sleep(0.001)
     ranks = ranks_of(board, has_rows=True)
     ranks.begin()
-    for local_rank, text in enumerate(texts):
-        events.note("failed", {"local_rank": local_rank, "text": text})
+    for local_rank, failure in enumerate(failures):
+        events.note("failed", {"local_rank": local_rank, **failure})
     assert ranks.story("a") == story

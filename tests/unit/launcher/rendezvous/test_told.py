@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from bundlerun.launcher.rendezvous.protocol.member import Member, Tell
+from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import Pulse, Round, Seat
+from bundlerun.launcher.rendezvous.protocol.wishes import Note
 from bundlerun.launcher.rendezvous.told import (
     Obstacle,
     Waiting,
@@ -98,8 +99,8 @@ def test_a_node_says_with_whom_it_is_and_which_ranks_it_has() -> None:
 
 
 def test_the_end_of_a_round_is_told_and_its_inner_turns_are_not() -> None:
-    over = Tell(event="over", why="node c is lost, it is silent", number=4)
+    over = Note(event="over", details={"round": 4, "why": "node c is lost, it is silent"})
     assert event_line(over, "b") == (
         "node b: round 4 is over: node c is lost, it is silent; its ranks start again"
     )
-    assert event_line(Tell(event="round", number=4), "b") == ""
+    assert event_line(Note(event="round", details={"round": 4, "why": ""}), "b") == ""

@@ -32,6 +32,6 @@ def test_a_folder_that_cannot_be_written_costs_the_log_only(
 ) -> None:
     (tmp_path / "file").write_text("")
     events = Events(tmp_path / "file" / "a.jsonl", "a")
-    events.note("lost")
+    events.note("coordinator: lost")
     events.close()
     assert "no event log" in caplog.text

@@ -27,9 +27,9 @@ def test_a_killed_rank_stands_before_those_that_lost_it() -> None:
         [
             event(1.0, "a", "failed", local_rank=0, text="ValueError: got over"),
             event(2.0, "a", "first step", local_rank=0),
-            event(3.0, "b", "failed", local_rank=1, text=LOST_PEER),
+            event(3.0, "b", "failed", local_rank=1, text=LOST_PEER, is_follower=True),
             event(3.1, "a", "rank gone", local_rank=1, why="it was killed"),
-            event(3.2, "a", "failed", local_rank=0, text=LOST_PEER),
+            event(3.2, "a", "failed", local_rank=0, text=LOST_PEER, is_follower=True),
         ]
     )
     assert first is not None
@@ -39,7 +39,7 @@ def test_a_killed_rank_stands_before_those_that_lost_it() -> None:
 def test_an_error_of_its_own_stands_before_a_lost_connection_and_its_own_end() -> None:
     first = first_of(
         [
-            event(3.0, "a", "failed", local_rank=0, text=LOST_PEER),
+            event(3.0, "a", "failed", local_rank=0, text=LOST_PEER, is_follower=True),
             event(3.1, "a", "failed", local_rank=1, text="Traceback ...\nValueError: boom"),
             event(3.3, "a", "rank gone", local_rank=1, why="it was killed"),
             event(9.0, "a", "failed", local_rank=0, text="ValueError: of the next attempt"),
@@ -59,8 +59,8 @@ def test_a_lost_node_stands_before_the_survivor_whose_connections_broke() -> Non
     first = first_of(
         [
             event(1.0, "a", "first step", local_rank=0),
-            event(3.0, "a", "failed", local_rank=0, text=LOST_PEER),
-            event(3.1, "a", "failed", local_rank=1, text=LOST_PEER),
+            event(3.0, "a", "failed", local_rank=0, text=LOST_PEER, is_follower=True),
+            event(3.1, "a", "failed", local_rank=1, text=LOST_PEER, is_follower=True),
             lost_b(3.3),
         ]
     )

@@ -66,7 +66,7 @@ LOST = "Traceback ...\nRuntimeError: [gloo/transport] Connection closed by peer"
 NODE_KILLED = [
     event(1.0, "in a round", round=1),
     event(2.0, "first step", local_rank=0),
-    event(5.0, "failed", local_rank=0, text=LOST),
+    event(5.0, "failed", local_rank=0, text=LOST, is_follower=True),
     event(5.1, "asks for a round"),
     event(5.3, "coordinator: lost", why="node b is silent", lost="b"),
     event(5.4, "in a round", round=2),

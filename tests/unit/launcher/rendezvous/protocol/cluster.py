@@ -19,6 +19,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
 )
 from bundlerun.launcher.rendezvous.protocol.state import Phase, Rules, State
 from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
+from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
 from tests.unit.launcher.rendezvous.protocol.ledger import Ledger
 
 STEP_S = 0.1
@@ -359,7 +360,7 @@ class Cluster:
     def _grant(self, candidate: int, wishes: list[coordinator.Wish]) -> None:
         for wish in wishes:
             match wish:
-                case coordinator.Send(name=name, message=message):
+                case Send(to=name, message=message):
                     client = self._client(candidate, name)
                     if client is not None:
                         link = self.nodes[client].link
@@ -368,7 +369,7 @@ class Cluster:
                         self.num_messages[candidate] += 1
                 case coordinator.TryClaim():
                     self._take(candidate, self._claim(candidate, wish))
-                case coordinator.Note(event=event, details=details):
+                case Note(event=event, details=details):
                     self.notes.append((self.now, candidate, event, dict(details)))
 
     def _claim(self, candidate: int, wish: coordinator.TryClaim) -> coordinator.Claimed:
@@ -396,7 +397,7 @@ class Cluster:
         for wish in wishes:
             self.ledger.wished(node.member, wish)
             match wish:
-                case member.Say(message=message):
+                case Send(message=message):
                     if node.link:
                         node.link.up.append(message)
                 case member.OpenStore(round=round_):

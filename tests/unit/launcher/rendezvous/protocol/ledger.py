@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from bundlerun.launcher.rendezvous.protocol.member import Enter, Member, OpenStore, Say, Wish
+from bundlerun.launcher.rendezvous.protocol.member import Enter, Member, OpenStore, Wish
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Fenced,
@@ -16,6 +16,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     RoundId,
     id_of,
 )
+from bundlerun.launcher.rendezvous.protocol.wishes import Send
 
 
 class Ledger:
@@ -45,7 +46,7 @@ class Ledger:
         """A node accepts or enters a round."""
         who = me.seat.incarnation
         match wish:
-            case Say(message=Accept(id=id_, sees_fence=True)):
+            case Send(message=Accept(id=id_, sees_fence=True)):
                 assert id_[0] >= self.promised[who], f"{id_} was accepted against a promise"
                 self.accepted[id_].add(who)
             case Enter(round=round_):

@@ -26,7 +26,7 @@ def names(made: Cluster) -> list[str]:
 def test_the_first_round_begins_at_once_when_all_are_there() -> None:
     made = cluster()
     assert sorted(names(made)) == ["n0", "n1", "n2"]
-    assert next(note[0] for note in made.notes if note[2] == "round") < 0.5
+    assert next(note[0] for note in made.notes if note[2] == "coordinator: round") < 0.5
     assert len(made.leaders()) == 1
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from bundlerun.launcher.rendezvous.protocol import coordinator, member, state
 from bundlerun.launcher.rendezvous.protocol import decide as turn
-from bundlerun.launcher.rendezvous.protocol.member import Member, Say
+from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Lead,
@@ -25,6 +25,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
 )
 from bundlerun.launcher.rendezvous.protocol.state import Rules
 from bundlerun.launcher.rendezvous.protocol.votes import has_quorum, last_round
+from bundlerun.launcher.rendezvous.protocol.wishes import Send
 from tests.unit.launcher.rendezvous.protocol.cluster import Cluster
 
 FOREVER_S = 1e9
@@ -128,7 +129,7 @@ def accept_a_lower_term(patch: pytest.MonkeyPatch) -> None:
 
     def accepts(me: Member, message: ToMember, now: float) -> member.Turn:
         if isinstance(message, Propose) and message.round.term < me.promised:
-            return me, [Say(message=Accept(id=message.round.id, sees_fence=True))]
+            return me, [Send(message=Accept(id=message.round.id, sees_fence=True))]
         return receive(me, message, now)
 
     patch.setattr(member, "receive", accepts)
