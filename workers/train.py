@@ -21,7 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 
 from bundlerun.launcher.agent.init import stand_before
 from bundlerun.launcher.agent.limits import raise_open_files
-from bundlerun.launcher.config import TrainConfig, read_train_argv
+from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from bundlerun.launcher.layout.hardware import apply_layout, rank_layout, read_cpus
@@ -37,6 +37,7 @@ from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
+from bundlerun.launcher.train_argv import read_train_argv
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.same_data import check_same_data
 from bundlerun.workers.keeper import Keeper, Resumed, look

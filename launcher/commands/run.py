@@ -13,7 +13,7 @@ from pathlib import Path
 from bundlerun.launcher.agreement.agreed import terms_of
 from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.agreement.continuation import changed_lines, why_done
-from bundlerun.launcher.config import TrainConfig, add_train_arguments, toml_of, train_config
+from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import open_console, tell
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
@@ -30,6 +30,7 @@ from bundlerun.launcher.plan import LaunchPlan, plan_here
 from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 from bundlerun.launcher.run_folder.holder import Holder
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.train_argv import add_train_arguments, toml_of, train_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

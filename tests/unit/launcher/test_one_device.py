@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from bundlerun.launcher.config import read_train_argv
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Hardware
 from bundlerun.launcher.one_device import for_one_device
+from bundlerun.launcher.train_argv import read_train_argv
 
 
 def shape(num_gpus: int, words: str = "", **launch: object) -> tuple[tuple[int, ...], str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bundlerun.launcher.config import TrainConfig, parse_train_argv
+from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
@@ -23,6 +23,7 @@ from bundlerun.launcher.plan import (
     plan_elsewhere,
     plan_here,
 )
+from bundlerun.launcher.train_argv import parse_train_argv
 
 HARDWARE = Hardware(
     num_gpus=0,

@@ -1,0 +1,103 @@
+"""The training configuration as it comes in: from argv, the environment and a TOML file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.options.declared import (
+    Resolved,
+    add_options,
+    check_keys,
+    kebab,
+    read_toml,
+    resolve,
+)
+from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables, parsed, shorten
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `TrainConfig`, DATA and --config."""
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default=None,
+        metavar="DATA",
+        help="ImageFolder root with train/ and val/, a text file (characters), or synthetic",
+    )
+    parser.add_argument("--config", metavar="FILE", help="TOML file of options")
+    add_options(parser, TrainConfig)
+
+
+def toml_of(args: argparse.Namespace, *classes: type) -> tuple[dict[str, object], str]:
+    """The checked keys of `--config`, and its name; nothing without it."""
+    if not args.config:
+        return {}, "TOML file"
+    toml = read_toml(Path(args.config))
+    check_keys([key for key in toml if key != "data"], classes, args.config)
+    return toml, args.config
+
+
+def train_config(
+    args: argparse.Namespace,
+    *,
+    environ: Mapping[str, str],
+    toml: Mapping[str, object],
+    toml_name: str,
+    default_data: str = "",
+) -> Resolved[TrainConfig]:
+    """The training configuration that `args`, the environment and the TOML file say.
+
+    Args:
+        default_data: DATA where nobody gives one.
+
+    Raises:
+        ConfigError: DATA is missing or a value is wrong.
+    """
+    places = (
+        (args.data, "option"),
+        (environ.get(DATA_VARIABLE), f"environment {DATA_VARIABLE}"),
+        (toml.get("data"), toml_name),
+        (default_data, "default"),
+    )
+    data, source = next((data, source) for data, source in places if data is not None)
+    if not data:
+        raise ConfigError("DATA is missing; give an ImageFolder root, or `synthetic`")
+    resolved = resolve(TrainConfig, vars(args), environ=environ, toml=toml, toml_name=toml_name)
+    value = replace(resolved.value, data=str(data))
+    return Resolved(value, {"data": source, **resolved.sources})
+
+
+def read_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> Resolved[TrainConfig]:
+    """Reads the command line of `bundlerun.workers.train`.
+
+    Raises:
+        ConfigError: a value is wrong.
+        SystemExit: an option is unknown (argparse prints usage, code 2).
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m bundlerun.workers.train",
+        description="Train one rank of a bundle; torchrun starts one per device.",
+        allow_abbrev=False,
+    )
+    add_train_arguments(parser)
+    # What deepspeed and torch's old launcher append; the environment says it too.
+    parser.add_argument("--local-rank", help=argparse.SUPPRESS)
+    shorten(parser)
+    args = parsed(parser, kebab(argv))
+    local_rank = environ.get("LOCAL_RANK", args.local_rank)
+    if args.local_rank not in (None, local_rank):
+        raise ConfigError(f"--local-rank {args.local_rank}, but LOCAL_RANK={local_rank}")
+    check_variables(environ, (TrainConfig, LaunchConfig))
+    toml, name = toml_of(args, TrainConfig)
+    return train_config(args, environ=environ, toml=toml, toml_name=name)
+
+
+def parse_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> TrainConfig:
+    """The values that `read_train_argv` finds."""
+    return read_train_argv(argv, environ).value
