@@ -26,6 +26,7 @@ def run(options: Options) -> None:
     bars = Bars("milliseconds", "Sync of 8 MiB by mode (nodes x ranks, Mbit/s)")
     schemes = ours(choices(["auto", *MODES]))
     auto = SyncChoice().name
+    name_of: dict[str, str] = {mode: SyncChoice(mode=mode).name for mode in MODES}
     for (num_hosts, ranks), mbit in product(LAYOUTS, MBIT_PER_S):
         setting = Setting(
             num_hosts=num_hosts, ranks_per_host=ranks, mbit_per_s=mbit, num_bytes=8 * MIB
@@ -39,7 +40,7 @@ def run(options: Options) -> None:
         name = f"{num_hosts}x{ranks}, {mbit}"
         chosen = timings[auto][0].note
         # The same mode by itself: what is left of the difference is the choice, not the noise.
-        of_mode = ms[SyncChoice(mode=chosen).name] / ms[best]
+        of_mode = ms[name_of[chosen]] / ms[best]
         rows.append((name, *ms.values(), best.removeprefix("bundlerun "), chosen, over, of_mode))
         results.append(
             {

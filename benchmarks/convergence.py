@@ -8,18 +8,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, variance
+from typing import Final, get_args
 
 from benchmarks.cluster.forked import Seat, run_ranks
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.results.draw import draw_lines
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import losses_by_epoch
+from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.launcher.config import TrainConfig
 from examples.write_digits import write_digits
 
 CLAIM = "a bfloat16 exchange changes the loss by less than another seed does"
 PER_HOST = (4, 4)
-DTYPES = ("float32", "bfloat16")
+DTYPES: Final[tuple[ExchangeDtype, ...]] = get_args(ExchangeDtype)
 NUM_SEEDS = 5
 TARGET = 1.0
 CONFIG = TrainConfig(

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from statistics import median
+from typing import Final
 
 from benchmarks.cluster.hosts import why_not
 from benchmarks.results.draw import Bars, draw_bars
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.ours import choices
 from benchmarks.workload.syncing import FLAT, Setting, measure, ours
+from bundlerun.launcher.choices import ExchangeDtype
 
 CLAIM = "a sync sends the least possible number of bytes between nodes, half of it in bfloat16"
 NUM_HOSTS = (2, 3, 4)
 RANKS_PER_HOST = 2
 MBIT_PER_S = 1000
 NUM_ROUNDS = 3
-TARGETS = {"float32": 1.01, "bfloat16": 0.51}
+TARGETS: Final[dict[ExchangeDtype, float]] = {"float32": 1.01, "bfloat16": 0.51}
 
 skip_reason = why_not
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from benchmarks.cluster.hosts import why_not
 from benchmarks.results.draw import Bars, draw_bars
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.piping import ALONE, BASELINES, Setting, measure, ours
 from benchmarks.workload.syncing import median_ms, ratio
+from bundlerun.launcher.choices import ScheduleName
 
 CLAIM = "a step is within 8 % of one without communication, and 1.45 times faster than torch's 1F1B"
 MAIN = Setting(activation_bytes=2_500_000, num_microbatches=8)
@@ -17,7 +20,7 @@ OTHERS = (
 NUM_ROUNDS = 7
 OVER_IDEAL = 1.08
 TIMES_FASTER = 1.45
-SCHEDULES = ("1f1b", "eager-1f1b", "zero-bubble")
+SCHEDULES: Final[tuple[ScheduleName, ...]] = ("1f1b", "eager-1f1b", "zero-bubble")
 _MB = 1e6
 
 skip_reason = why_not

@@ -24,6 +24,7 @@ from benchmarks.wire import check
 from benchmarks.workload.syncing import median_ms, ratio
 from benchmarks.workload.torch_hybrid import TorchHybrid
 from benchmarks.workload.training import FixedSteps
+from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.data.samples import Batch
 
@@ -70,7 +71,9 @@ class Scheme(Protocol):
 class Ours(FixedSteps):
     """The trainer, shape 1,1."""
 
-    def __init__(self, inputs: Inputs, seat: Seat, exchange_dtype: str = "float32") -> None:
+    def __init__(
+        self, inputs: Inputs, seat: Seat, exchange_dtype: ExchangeDtype = "float32"
+    ) -> None:
         config = TrainConfig(
             data="synthetic",
             model="resnet50",

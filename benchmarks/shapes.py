@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from benchmarks.cluster.hosts import why_not
 from benchmarks.results.draw import Bars, draw_bars
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.piping import Setting, StageTimes, measure, ours
 from benchmarks.workload.syncing import median_ms
+from bundlerun.launcher.choices import ScheduleName
 
 CLAIM = "bundles of any shape reach 0.9 of the throughput of their narrowest stage"
 NUM_ROUNDS = 2
 TARGET = 0.9
 NUM_MICROBATCHES = 96
 ACTIVATION_BYTES = 250_000
-SCHEDULES = ("1f1b", "eager-1f1b", "zero-bubble")
+SCHEDULES: Final[tuple[ScheduleName, ...]] = ("1f1b", "eager-1f1b", "zero-bubble")
 CASES: dict[tuple[int, ...], tuple[float, ...]] = {
     (2, 1): (0.090, 0.048),
     (3, 2): (0.120, 0.096),

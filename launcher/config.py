@@ -5,7 +5,21 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from typing import get_args
 
+from bundlerun.launcher.choices import (
+    Augment,
+    ExchangeDtype,
+    LrSchedule,
+    OnNan,
+    OnOff,
+    OptimizerName,
+    Precision,
+    ScheduleChoice,
+    SchemeChoice,
+    Share,
+    TransportChoice,
+)
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.microbatch import (
     LEAST_SAMPLES,
@@ -13,7 +27,6 @@ from bundlerun.launcher.layout.microbatch import (
     default_samples,
     divisors,
 )
-from bundlerun.launcher.layout.schedule import SCHEDULES
 from bundlerun.launcher.layout.topology import check_shape
 from bundlerun.launcher.options.declared import (
     argv_of,
@@ -89,37 +102,37 @@ class TrainConfig:
         group=_BATCH,
         parse=int,
     )
-    schedule: str = option(
+    schedule: ScheduleChoice = option(
         "auto",
         "order of the passes of a bundle (auto: 1f1b; eager-1f1b where a bundle spans nodes; "
         "interleaved with --chunks)",
         group=_BATCH,
-        choices=("auto", *SCHEDULES),
+        choices=get_args(ScheduleChoice),
     )
-    share: str = option(
+    share: Share = option(
         "measured",
         "how bundles share out the micro-batches: equal, or by measured speed at each epoch",
         group=_BATCH,
-        choices=("equal", "measured"),
+        choices=get_args(Share),
     )
 
     epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int)
     max_steps: int = option(0, "stop after this many steps (0: never)", group=_OPTIM, parse=int)
-    optimizer: str = option(
+    optimizer: OptimizerName = option(
         "sgd",
         "optimizer of the recipes that come with bundlerun",
         group=_OPTIM,
-        choices=("sgd", "adamw"),
+        choices=get_args(OptimizerName),
         kept=True,
     )
     lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
     momentum: float = option(0.9, "momentum of SGD", group=_OPTIM, parse=float)
     weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
-    lr_schedule: str = option(
+    lr_schedule: LrSchedule = option(
         "cosine",
         "course of the learning rate",
         group=_OPTIM,
-        choices=("constant", "cosine", "step", "one-cycle"),
+        choices=get_args(LrSchedule),
     )
     warmup_epochs: float = option(
         0.0,
@@ -135,19 +148,19 @@ class TrainConfig:
     clip_norm: float = option(
         0.0, "clip the gradient to this global norm (0: no clipping)", group=_OPTIM, parse=float
     )
-    on_nan: str = option(
+    on_nan: OnNan = option(
         "stop",
         "where a step's loss is no finite number: end the run, leave the step out, or go on",
         group=_OPTIM,
-        choices=("stop", "skip", "ignore"),
+        choices=get_args(OnNan),
     )
 
     image_size: int = option(224, "side of the image, pixels", group=_DATA, parse=int)
-    augment: str = option(
+    augment: Augment = option(
         "imagenet",
         "imagenet: random resized crop and flip; none: resize only",
         group=_DATA,
-        choices=("imagenet", "none"),
+        choices=get_args(Augment),
     )
     loader_workers: int = option(
         -1,
@@ -186,11 +199,11 @@ class TrainConfig:
         False, "write TensorBoard events too", group=_RUN, parse=yes_or_no, per_node=True
     )
 
-    snapshot: str = option(
+    snapshot: OnOff = option(
         "on",
         "after each step, copy the state to the memory of each node, where a restart finds it",
         group=_SNAPSHOT,
-        choices=("on", "off"),
+        choices=get_args(OnOff),
     )
     snapshot_dir: str = option(
         "",
@@ -206,32 +219,32 @@ class TrainConfig:
         parse=int,
     )
 
-    precision: str = option(
+    precision: Precision = option(
         "float32",
         "float32, bfloat16 (autocast) or float64",
         group=_TUNE,
-        choices=("float32", "bfloat16", "float64"),
+        choices=get_args(Precision),
     )
     compile: bool = option(False, "torch.compile each stage", group=_TUNE, parse=yes_or_no)
-    transport: str = option(
+    transport: TransportChoice = option(
         "auto",
         "how ranks talk: nccl, through cpu memory, or the better one that works",
         group=_TUNE,
-        choices=("auto", "nccl", "cpu"),
+        choices=get_args(TransportChoice),
     )
-    sync: str = option(
+    sync: SchemeChoice = option(
         "auto",
         "how gradients meet: local-master, sharded (several leaders per node), flat (one "
         "all-reduce), or the fastest by measurement",
         group=_TUNE,
-        choices=("auto", "local-master", "sharded", "flat"),
+        choices=get_args(SchemeChoice),
     )
-    exchange_dtype: str = option(
+    exchange_dtype: ExchangeDtype = option(
         "float32",
         "how float32 gradients travel between nodes; bfloat16 is half the bytes, with error "
         "feedback",
         group=_TUNE,
-        choices=("float32", "bfloat16"),
+        choices=get_args(ExchangeDtype),
     )
     bucket_mb: float = option(
         0.0, "size of a sync bucket, MB (0: by the number of nodes)", group=_TUNE, parse=float

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from typing import get_args
 
+from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.layout.hardware import DEVICE_KINDS
 from bundlerun.launcher.options.declared import flag_of, option, yes_or_no
 
 _NODES = "nodes and devices"
@@ -37,11 +38,11 @@ class LaunchConfig:
     bundles: int = option(
         0, "bundles of this node (0: as many as fit)", group=_NODES, parse=int, metavar="N"
     )
-    devices: str = option(
+    devices: DeviceChoice = option(
         "auto",
         "what a rank runs on; auto: GPUs where there are any",
         group=_NODES,
-        choices=DEVICE_KINDS,
+        choices=get_args(DeviceChoice),
     )
     slots: int = option(
         0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
 from benchmarks.cluster.forked import TIMEOUT_S, Seat
+from bundlerun.launcher.choices import ExchangeDtype, ScheduleName, SchemeChoice, SchemeName
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.pipeline.bundle import Bundle
@@ -21,16 +23,16 @@ from bundlerun.workers.step import StepWork
 from bundlerun.workers.sync.bucket import bucket_bytes
 from bundlerun.workers.sync.gradient_sync import GradientSync
 
-MODES = ("local-master", "sharded", "flat")
-DTYPES = ("float32", "bfloat16")
+MODES: Final[tuple[SchemeName, ...]] = get_args(SchemeName)
+DTYPES: Final[tuple[ExchangeDtype, ...]] = get_args(ExchangeDtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncChoice:
     """How gradients are summed: the options of `bundlerun.workers.train`."""
 
-    mode: str = "auto"
-    exchange_dtype: str = "float32"
+    mode: SchemeChoice = "auto"
+    exchange_dtype: ExchangeDtype = "float32"
     bucket_mb: float = 0.0
 
     @property
@@ -40,7 +42,9 @@ class SyncChoice:
         return f"bundlerun {self.mode}{short}"
 
 
-def choices(modes: Sequence[str], dtypes: Sequence[str] = ("float32",)) -> list[SyncChoice]:
+def choices(
+    modes: Sequence[SchemeChoice], dtypes: Sequence[ExchangeDtype] = ("float32",)
+) -> list[SyncChoice]:
     """Every mode with every dtype that it can have."""
     return [
         SyncChoice(mode=mode, exchange_dtype=dtype)
@@ -110,7 +114,7 @@ class Pipe:
     """
 
     def __init__(
-        self, seat: Seat, topology: Topology, parts: Sequence[nn.Module], schedule: str
+        self, seat: Seat, topology: Topology, parts: Sequence[nn.Module], schedule: ScheduleName
     ) -> None:
         place = topology.places[seat.env.rank]
         network = seat.network(f"pipe/{schedule}/{topology.chunks}")

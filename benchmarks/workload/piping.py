@@ -26,6 +26,7 @@ from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.wire import check
 from benchmarks.workload.ours import Pipe
 from benchmarks.workload.sleeping import SleepingPart
+from bundlerun.launcher.choices import ScheduleName
 from bundlerun.launcher.layout.topology import Topology
 
 
@@ -96,7 +97,9 @@ class Runner(Protocol):
 class Ours:
     """`bundlerun.workers.pipeline.bundle`."""
 
-    def __init__(self, setting: Setting, seat: Seat, schedule: str, chunks: int = 1) -> None:
+    def __init__(
+        self, setting: Setting, seat: Seat, schedule: ScheduleName, chunks: int = 1
+    ) -> None:
         topology = Topology(setting.shape, setting.shape, chunks)
         stage = topology.places[seat.env.rank].stage
         numbers = [c * len(setting.shape) + stage for c in range(chunks)]
@@ -192,7 +195,7 @@ BASELINES: Mapping[str, Builder] = {
 }
 
 
-def ours(*schedules: str) -> dict[str, Builder]:
+def ours(*schedules: ScheduleName) -> dict[str, Builder]:
     """Our schedules by name; "interleaved" with two chunks per rank."""
     return {
         f"bundlerun {name}": partial(Ours, schedule=name, chunks=2 if name == "interleaved" else 1)

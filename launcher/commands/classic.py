@@ -13,12 +13,13 @@ import argparse
 import re
 import shlex
 from collections.abc import Sequence
+from typing import get_args
 
+from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.commands import run as run_command
 from bundlerun.launcher.commands.run import say
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
-from bundlerun.launcher.layout.hardware import DEVICE_KINDS
 from bundlerun.launcher.options.declared import number_list
 
 
@@ -46,7 +47,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--momentum", type=float, default=0.9, help="momentum (default: 0.9)")
     add("--weight-decay", "--wd", type=float, default=1e-4, help="weight decay (default: 0.0001)")
     add("--DP-ONLY", action="store_true", dest="dp_only", help="data parallel only")
-    add("--devices", choices=DEVICE_KINDS, default="auto", help="not of the original: gpu or cpu")
+    add(
+        "--devices",
+        choices=get_args(DeviceChoice),
+        default="auto",
+        help="not of the original: gpu or cpu",
+    )
     add("--run-dir", default="runs/classic", help="not of the original: the run folder")
     add("--dry-run", action="store_true", help="print the command only")
 

@@ -22,13 +22,13 @@ from typing import Final, Literal, TypeVar
 
 import psutil
 
+from bundlerun.launcher.choices import DeviceChoice, DeviceKind
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.cgroups import cpu_quota
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.layout.pinning import claim_cpus
 from bundlerun.launcher.layout.topology import bundle_size
 
-DEVICE_KINDS = ("auto", "gpu", "cpu")
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 ThreadsFrom = Literal["--threads", "OMP_NUM_THREADS", "as torchrun", "free cores"]
 """Who says how many threads a rank computes with."""
@@ -73,7 +73,7 @@ class RankLayout:
 class Devices:
     """The devices of one node, and what they are."""
 
-    kind: str
+    kind: DeviceKind
     count: int
 
 
@@ -259,7 +259,7 @@ def default_slots(shape: Sequence[int], num_cores: int) -> int:
 
 
 def choose_devices(
-    hardware: Hardware, shape: Sequence[int], *, kind: str = "auto", slots: int = 0
+    hardware: Hardware, shape: Sequence[int], *, kind: DeviceChoice = "auto", slots: int = 0
 ) -> Devices:
     """The devices that a node's ranks run on.
 

@@ -19,12 +19,10 @@ from dataclasses import dataclass
 from enum import Enum
 from itertools import zip_longest
 from math import lcm
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
+from bundlerun.launcher.choices import ScheduleChoice, ScheduleName
 from bundlerun.launcher.layout.topology import Topology
-
-ScheduleName = Literal["gpipe", "1f1b", "eager-1f1b", "interleaved", "zero-bubble"]
-SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
 
 
 class Pass(Enum):
@@ -79,13 +77,10 @@ class Pipeline:
     slow_links: frozenset[int] = frozenset()
 
     @classmethod
-    def of(cls, topology: Topology, schedule: str) -> Pipeline:
+    def of(cls, topology: Topology, schedule: ScheduleChoice) -> Pipeline:
         """What all bundles of a job do; "auto" is the schedule that suits the topology."""
         crossings = topology.node_crossings
-        if schedule == "auto":
-            schedule = "eager-1f1b" if crossings else "1f1b"
-            schedule = "interleaved" if topology.chunks > 1 else schedule
-        (name,) = (known for known in SCHEDULES if known == schedule)
+        name = _suitable(topology) if schedule == "auto" else schedule
         return cls(
             shape=topology.shape,
             schedule=name,
@@ -139,6 +134,12 @@ class Pipeline:
             for stage, width in enumerate(self.shape)
             for replica in range(width)
         }
+
+
+def _suitable(topology: Topology) -> ScheduleName:
+    if topology.chunks > 1:
+        return "interleaved"
+    return "eager-1f1b" if topology.node_crossings else "1f1b"
 
 
 def num_warmups(shape: Sequence[int], slow_links: Container[int] = ()) -> list[int]:

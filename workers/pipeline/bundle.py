@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bundlerun.launcher.choices import Precision, ScheduleChoice
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.schedule import Action, Order, Pass, Pipeline, last_backwards
 from bundlerun.launcher.layout.topology import Link, LinkKind, Place, Topology
@@ -79,9 +80,9 @@ class Bundle:
         links: dict[Link, Group],
         recipe: Recipe,
         device: torch.device,
-        precision: str,
+        precision: Precision,
         meters: Meters,
-        schedule: str = "auto",
+        schedule: ScheduleChoice = "auto",
         forwards: Sequence[Forward] = (),
     ) -> None:
         self.stage = stage

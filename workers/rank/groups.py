@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bundlerun.launcher.choices import SchemeChoice
 from bundlerun.launcher.layout.topology import Link, Place, Topology
 from bundlerun.workers.rank.comm import Group, Network
 
@@ -33,7 +34,7 @@ class Groups:
                 group.close()
 
 
-def settled_sync(sync: str, backend: str, *, is_rounded: bool) -> str:
+def settled_sync(sync: SchemeChoice, backend: str, *, is_rounded: bool) -> SchemeChoice:
     """What `--sync` comes to on this network; "auto" is left where it is to be measured.
 
     NCCL has its own way inside a node and between nodes, which one all-reduce leaves to it.
@@ -49,7 +50,7 @@ def settled_sync(sync: str, backend: str, *, is_rounded: bool) -> str:
     return "local-master" if is_rounded else "flat"
 
 
-def make_groups(topology: Topology, place: Place, network: Network, sync: str) -> Groups:
+def make_groups(topology: Topology, place: Place, network: Network, sync: SchemeChoice) -> Groups:
     """Makes the groups of `place`, and only those.
 
     Collective: every active rank. All ranks make theirs in one global order (legs by stage and

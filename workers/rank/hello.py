@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from bundlerun.launcher.choices import TransportChoice
 from bundlerun.launcher.errors import NodeError
 
 
@@ -54,7 +55,7 @@ def for_all(nodes: Sequence[Hello]) -> list[Hello]:
 
 
 def choose_backend(
-    transport: str, nodes: Sequence[Hello], *, num_stages: int, has_gpus: bool
+    transport: TransportChoice, nodes: Sequence[Hello], *, num_stages: int, has_gpus: bool
 ) -> tuple[str, str]:
     """The backend for what is on the devices, and what the user should know of the choice.
 

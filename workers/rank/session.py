@@ -21,6 +21,7 @@ from torch.distributed import is_nccl_available
 from torch.distributed.rendezvous import rendezvous
 
 from bundlerun.launcher.agreement.agreed import difference, terms_of
+from bundlerun.launcher.choices import SchemeChoice
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, kept_samples
@@ -80,7 +81,7 @@ class Session:
 
     arrival: Arrival
     groups: Groups
-    sync: str
+    sync: SchemeChoice
     """How gradients meet: as configured, and "auto" only where that is to be measured."""
 
     @property

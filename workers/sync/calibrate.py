@@ -17,12 +17,13 @@ from statistics import median
 
 import torch
 
+from bundlerun.launcher.choices import SchemeName
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.legs import Chain
-from bundlerun.workers.sync.schemes import SCHEMES, Scheme
+from bundlerun.workers.sync.schemes import SCHEMES
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Choice:
         situation: what the measurement holds for: ranks per node, sizes of buckets.
     """
 
-    scheme: Scheme
+    scheme: SchemeName
     milliseconds: dict[str, float]
     num_bytes: int
     situation: str
@@ -95,8 +96,8 @@ class Calibration:
 
     def choose(
         self,
-        candidates: Sequence[Scheme],
-        start: Callable[[Scheme], Chain | None],
+        candidates: Sequence[SchemeName],
+        start: Callable[[SchemeName], Chain | None],
         known: Choice | None,
     ) -> Choice:
         """The fastest candidate; what is known already is measured no more.
@@ -124,7 +125,9 @@ class Calibration:
             situation=self._situation,
         )
 
-    def _measure(self, chains: dict[Scheme, Chain]) -> tuple[list[dict[Scheme, float]], int]:
+    def _measure(
+        self, chains: dict[SchemeName, Chain]
+    ) -> tuple[list[dict[SchemeName, float]], int]:
         """Rounds of measurements, and the number of buckets in each of them."""
         self._round(chains, 1)  # opens connections, which may take longer than all the rest
         started = time.monotonic()
@@ -132,7 +135,7 @@ class Calibration:
         probe_bytes = sum(b.num_bytes for b in self._buckets[: self._num_for_probe()])
         left = self._agreed(BUDGET_S - (time.monotonic() - started))
         num_buckets = self._num_within(probe_bytes * left / (_FEWEST_ROUNDS * probe))
-        rounds: list[dict[Scheme, float]] = []
+        rounds: list[dict[SchemeName, float]] = []
         while len(rounds) < _MOST_ROUNDS:
             rounds.append(self._round(chains, num_buckets))
             spent = self._agreed(time.monotonic() - started)
@@ -152,7 +155,7 @@ class Calibration:
                 return max(number, self._num_for_probe())
         return min(len(self._buckets), _MOST_BUCKETS)
 
-    def _round(self, chains: dict[Scheme, Chain], num_buckets: int) -> dict[Scheme, float]:
+    def _round(self, chains: dict[SchemeName, Chain], num_buckets: int) -> dict[SchemeName, float]:
         """Seconds that each scheme takes for the first buckets, the slowest replica's."""
         own = []
         for chain in chains.values():

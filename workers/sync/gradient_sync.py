@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from bundlerun.launcher.choices import SchemeChoice, SchemeName
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.groups import Groups
@@ -29,7 +30,7 @@ from bundlerun.workers.sync.calibrate import Calibration, Choice
 from bundlerun.workers.sync.exchange import roundings_of
 from bundlerun.workers.sync.legs import Action, Chain
 from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena, aligned
-from bundlerun.workers.sync.schemes import SCHEMES, Scheme, scheme_actions
+from bundlerun.workers.sync.schemes import SCHEMES, scheme_actions
 
 _SCRATCH_NUMBERS = (1 << 10, 64 << 10)
 """Numbers that `all_sum` sums at a time: a few, or many where a forward writes to large state."""
@@ -77,7 +78,7 @@ class GradientSync:
         *,
         num_extra: int,
         groups: Groups,
-        scheme: str,
+        scheme: SchemeChoice,
         num_shards: int,
         device: torch.device,
         bucket_bytes: int,
@@ -112,7 +113,7 @@ class GradientSync:
         all_groups = (groups.collect, groups.flat, *groups.exchange)
         compress_to = None if exchange_dtype == torch.float32 else exchange_dtype
 
-        def start(scheme: Scheme) -> Chain | None:
+        def start(scheme: SchemeName) -> Chain | None:
             actions = scheme_actions(scheme, groups, self._arena, num_shards, compress_to)
             if not actions:
                 return None
@@ -123,7 +124,7 @@ class GradientSync:
         self._situation = situation
         self._scheme = scheme
         if scheme != "auto":
-            self._chain = start(_named(scheme))
+            self._chain = start(scheme)
         elif groups.flat is not None:
             for bucket in self._buckets:
                 bucket.clear()
@@ -319,13 +320,6 @@ class GradientSync:
             self._gate.before_last()
         bucket.close(self._used)
         self._chain.launch(bucket)
-
-
-def _named(scheme: str) -> Scheme:
-    for known in SCHEMES:
-        if scheme == known:
-            return known
-    raise ValueError(f"no scheme {scheme!r}")
 
 
 def _shared_arena(

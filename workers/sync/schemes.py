@@ -7,19 +7,19 @@ flat           one all-reduce over all replicas
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from torch import Tensor
 
+from bundlerun.launcher.choices import SchemeName
 from bundlerun.workers.rank.groups import Groups
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.exchange import AllReduce, exchange_actions
 from bundlerun.workers.sync.legs import Action
 from bundlerun.workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
 
-Scheme = Literal["local-master", "sharded", "flat"]
-SCHEMES: tuple[Scheme, ...] = get_args(Scheme)
+SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
 
 
 def whole_wire(bucket: Bucket) -> Tensor:
@@ -28,7 +28,7 @@ def whole_wire(bucket: Bucket) -> Tensor:
 
 
 def scheme_actions(
-    scheme: Scheme,
+    scheme: SchemeName,
     groups: Groups,
     arena: NodeArena | None,
     num_shards: int,

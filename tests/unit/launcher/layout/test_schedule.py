@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from textwrap import dedent
+from typing import get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundlerun.launcher.choices import ScheduleName
 from bundlerun.launcher.layout.schedule import (
-    SCHEDULES,
     Action,
     Pass,
     Pipeline,
     Schedule,
-    ScheduleName,
     group_sizes,
     last_backwards,
     num_warmups,
@@ -26,7 +26,7 @@ from bundlerun.launcher.layout.topology import Topology
 
 @st.composite
 def pipelines(
-    draw: st.DrawFn, names: tuple[ScheduleName, ...] = SCHEDULES, widest: int = 5
+    draw: st.DrawFn, names: tuple[ScheduleName, ...] = get_args(ScheduleName), widest: int = 5
 ) -> Pipeline:
     name = draw(st.sampled_from(names))
     is_interleaved = name == "interleaved"
@@ -277,7 +277,7 @@ def test_auto_takes_what_suits_the_topology(
     assert (pipeline.schedule, pipeline.slow_links) == (name, slow)
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", get_args(ScheduleName))
 def test_a_schedule_that_is_asked_for_is_taken(name: ScheduleName) -> None:
     pipeline = Pipeline.of(Topology((1, 1), (2,)), name)
     assert pipeline.schedule == name

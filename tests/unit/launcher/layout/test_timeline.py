@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundlerun.launcher.layout.schedule import Pipeline, Schedule, ScheduleName
+from bundlerun.launcher.choices import ScheduleName
+from bundlerun.launcher.layout.schedule import Pipeline, Schedule
 from bundlerun.launcher.layout.timeline import Costs, Timeline, drawn, simulate
 
 times = st.floats(0.2, 3.0)

@@ -1,0 +1,29 @@
+"""The words that options choose between, each list written once: for mypy, `--help` and the code.
+
+A type that ends in Choice has "auto" in it; the one without stands for what is settled.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+ScheduleName = Literal["gpipe", "1f1b", "eager-1f1b", "interleaved", "zero-bubble"]
+"""An order of the passes of a bundle."""
+ScheduleChoice = Literal["auto", ScheduleName]
+SchemeName = Literal["local-master", "sharded", "flat"]
+"""A way to sum gradients over the replicas of a stage."""
+SchemeChoice = Literal["auto", SchemeName]
+Share = Literal["equal", "measured"]
+"""How bundles share out the micro-batches of a step."""
+OptimizerName = Literal["sgd", "adamw"]
+LrSchedule = Literal["constant", "cosine", "step", "one-cycle"]
+OnNan = Literal["stop", "skip", "ignore"]
+"""What becomes of a step whose loss is no finite number."""
+Augment = Literal["imagenet", "none"]
+OnOff = Literal["on", "off"]
+Precision = Literal["float32", "bfloat16", "float64"]
+ExchangeDtype = Literal["float32", "bfloat16"]
+"""What float32 gradients become between nodes."""
+TransportChoice = Literal["auto", "nccl", "cpu"]
+DeviceKind = Literal["gpu", "cpu"]
+DeviceChoice = Literal["auto", DeviceKind]
