@@ -199,10 +199,10 @@ def check_one_per_node(environ: Mapping[str, str], max_nodes: int) -> None:
             f"{crowd.local_size or 'several'} on this node; bundlerun run starts the ranks of a "
             f"node itself: use {crowd.per_node} bundlerun run"
         )
-    if crowd.size > max_nodes:
+    if crowd.size > max_nodes == 1:  # where nodes meet, those too many are spare
         raise ConfigError(
             f"this is process {crowd.rank} of {crowd.size} that {crowd.launcher} started, and "
-            f"--nnodes is {max_nodes}: each would train alone, all in one run folder; give "
+            f"--nnodes is 1: each would train alone, all in one run folder; give "
             f"--nnodes {crowd.size} --rdzv-endpoint HOST:PORT, or, for as many runs, --standalone "
             "and a --run-dir each"
         )

@@ -130,7 +130,14 @@ def test_bundlerun_started_as_if_it_were_a_rank_is_refused(
 
 
 @pytest.mark.parametrize(
-    "environ", [{}, open_mpi(1, 2, 0, 1), srun(1, 2, 1, 0, "1(x2)"), open_mpi(0, 1, 0, 1)]
+    "environ",
+    [
+        {},
+        open_mpi(1, 2, 0, 1),
+        srun(1, 2, 1, 0, "1(x2)"),
+        srun(2, 3, 2, 0, "1(x3)"),  # a spare
+        open_mpi(0, 1, 0, 1),
+    ],
 )
 def test_one_bundlerun_per_node_is_as_it_should_be(environ: dict[str, str]) -> None:
     check_one_per_node(environ, 2)
