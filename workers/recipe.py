@@ -81,9 +81,13 @@ class Recipe(Protocol):
     """What a recipe file's `recipe(config)` returns. No method may depend on the topology.
 
     It may have `num_outputs() -> int` besides, what `open_data` will say, known quickly: then a
-    model that depends on it is checked before any rank starts. And it may have `shares`, the names
-    of metrics that are shares of the samples, such as top1: the console tells them in percent. And
-    `best`, a metric or "loss" and which way is better: ("mae", "min") or ("top1", "max").
+    model that depends on it is checked before any rank starts. And it may say of its metrics:
+
+        metric_names = ("top1", "mae")   what metrics() gives, in the order in which it is told
+        best = ("mae", "min")            one of them or "loss", and which way is better: min, max
+        shares = ("top1",)               are shares of the samples, which are told in percent
+
+    Without `metric_names` the first micro-batch says them, and each step has one more small sum.
     """
 
     unit: str
@@ -112,8 +116,9 @@ class Recipe(Protocol):
     def metrics(self, output: object, target: Any) -> dict[str, Tensor]:  # noqa: ANN401
         """Scalar sums over the samples of one micro-batch, such as {"top1": number right}.
 
-        The names must be the same in every call. Without `best`, the first decides which
-        checkpoint is best (higher is better); the loss, where there is none.
+        The names must be the same in every call, `metric_names` where the recipe has it. Without
+        `best`, the first decides which checkpoint is best (higher is better); the loss, where
+        there is none.
         """
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:

@@ -55,12 +55,19 @@ class StepShare:
         """Adds one micro-batch.
 
         Raises:
-            ConfigError: its loss says a weight and those before do not, or the other way round.
+            ConfigError: its loss says a weight and those before do not, or the other way round;
+                or so with one of its metrics.
         """
         if self.loss is not None and (self.weight is None) != (share.weight is None):
             raise ConfigError(
                 "loss() gives (sum, weight) for some micro-batches and a mean for others; let it "
                 "give the same for all"
+            )
+        if self.loss is not None and metrics.keys() != self.metrics.keys():
+            name = sorted(metrics.keys() ^ self.metrics.keys())[0]
+            raise ConfigError(
+                f"metrics() gives {name!r} for some micro-batches only; let it give the same names "
+                "for all, with a tensor of 0 where there is nothing to count"
             )
         loss = share.loss.detach().double()
         self.loss = loss if self.loss is None else self.loss + loss

@@ -63,7 +63,7 @@ from bundlerun.workers.rank.session import (
 )
 from bundlerun.workers.rank.stopping import StopRequest, StopWord
 from bundlerun.workers.recipe import BUILT_IN, load_recipe
-from bundlerun.workers.report.best import Best
+from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.run import Run
@@ -113,7 +113,9 @@ def check_inputs(config: TrainConfig) -> None:
     """The quick part of `preflight`: torch, the run folder, the data."""
     check_torch()
     check_writable(Path(config.run_dir), "--run-dir")
-    load_recipe(config).check()
+    recipe = load_recipe(config)
+    Declared.of(recipe)
+    recipe.check()
 
 
 def train(
@@ -215,10 +217,9 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
         life.begins_at(progress.step)
         reporter = None
         if session.is_reporter:
-            shares = getattr(recipe, "shares", ())
-            course = Course.of(config, feed.steps_per_epoch, recipe.unit, shares)
-            best = Best.of(recipe)
-            reporter = stack.enter_context(Reporter(config, session.topology, course, best))
+            said = Declared.of(recipe)
+            course = Course.of(config, feed.steps_per_epoch, recipe.unit, said.shares)
+            reporter = stack.enter_context(Reporter(config, session.topology, course, said.best))
             paths.outcome.unlink(missing_ok=True)
             reporter.resumed(progress, source)
         life.events.note("restored", {"step": progress.step, "source": source})

@@ -29,7 +29,8 @@ from bundlerun.workers.pipeline.loss import LossCheck
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import Recipe
-from bundlerun.workers.report.best import Best
+from bundlerun.workers.report.declared import Declared
+from bundlerun.workers.report.metric_sums import MetricSums
 from bundlerun.workers.state.named import load_state_tensors, state_tensors
 from bundlerun.workers.state.tensor_file import check_dtypes
 from bundlerun.workers.step import StepResult, StepShare, StepSums, StepWork
@@ -39,16 +40,16 @@ from bundlerun.workers.sync.gradient_sync import GradientSync
 
 log = logging.getLogger(__name__)
 
-_NUM_METRICS = 16
-_STOP = 1 + _NUM_METRICS
-"""Where ranks that are told to stop are counted: behind the loss and the metrics."""
+_STOP = 1
+"""Where ranks that are told to stop are counted: after the loss."""
 _WEIGHT = _STOP + 1
 """Where the weights of losses are, and behind it how many ranks have said one."""
 _FOUND = _WEIGHT + 2
 """Where tensors are counted that a forward was seen to write."""
 _CHECK = _FOUND + 1
 """Where the numbers that compare the replicas begin."""
-_NUM_SUMS = _CHECK + replica_check.NUM_SUMS
+_METRICS = _CHECK + replica_check.NUM_SUMS
+"""Where the metrics begin that the recipe has declared."""
 _TIGHT, _LOOSE = 1e-3, 2e-2
 """How far a loss may be from the mean of its samples' losses, relatively, by rounding."""
 
@@ -88,14 +89,14 @@ class Trainer:
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
         self._update = Update(config, session, self.stage, self.optimizer, self.groups)
-        self._best = Best.of(recipe)
+        self._is_last = session.place.stage == session.topology.num_stages - 1
+        self._declared = Declared.of(recipe)
+        self._metrics = self._metric_sums()
         self._check_kept()
         self._has_stepped = False
         self.sync = self._make_sync()
-        self._sums = self.sync.extra[:_NUM_SUMS]
-        self._metric_names: tuple[str, ...] | None = None
-        """As the recipe last gave them here: a rank may have no micro-batch of a step."""
-        self._statistics = StatisticsPool(self.stage, self.sync.extra[_NUM_SUMS:])
+        self._sums, statistics = self.sync.extra.tensor_split([_METRICS + self._metrics.num_slots])
+        self._statistics = StatisticsPool(self.stage, statistics)
         place, topology = session.place, session.topology
         self._replicas = ReplicaCheck(
             self.stage, place.stage, len(topology.stage_ranks(place.stage))
@@ -124,12 +125,16 @@ class Trainer:
             forwards=[self._statistics.around(forward) for forward in forwards],
         )
 
+    def _metric_sums(self) -> MetricSums:
+        """Those of a pass; other stages than the last have no metrics to sum."""
+        return MetricSums(self._declared.names if self._is_last else ())
+
     def _make_sync(self) -> GradientSync:
         config, topology, place = self._config, self._session.topology, self._session.place
         kept = RunPaths(Path(config.run_dir)).sync_choice(place.stage)
         sync = GradientSync(
             chunk_parameters(self.stage, config.chunks),
-            num_extra=_NUM_SUMS + StatisticsPool.size(self.stage),
+            num_extra=_METRICS + self._metrics.num_slots + StatisticsPool.size(self.stage),
             groups=self._session.groups,
             scheme=self._session.sync,
             num_shards=topology.num_shards(place.stage),
@@ -169,7 +174,7 @@ class Trainer:
             DivergedError: the loss is no finite number, and --on-nan says to end.
         """
         self.sync.start_step()
-        self._replicas.write(self._sums[_CHECK:], work.step)
+        self._replicas.write(self._sums[_CHECK:_METRICS], work.step)
         self._forward_state.begin_step()
         share = self.bundle.train(
             work,
@@ -179,7 +184,7 @@ class Trainer:
         )
         self.sync.finish()
         sums = self._sums.tolist()
-        num_stops, _, _, num_found, *check = sums[_STOP:]
+        num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
         has_changed = self._apply(work, _loss_of(sums), steps_per_epoch)
@@ -189,7 +194,7 @@ class Trainer:
         if self._config.verify_replicas:
             self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
         return StepResult(
-            sums=self._read_sums(sums, share, work.num_samples),
+            sums=self._read_sums(sums, share, work, self._metrics),
             num_unreadable=share.num_unreadable,
             has_changed=has_changed,
             heard_stop=num_stops > 0,
@@ -209,7 +214,7 @@ class Trainer:
 
     def _forwards_done(self, outcome: StepShare, wants_stop: Callable[[], bool]) -> None:
         """The small sums of the step are complete."""
-        self._write_sums(self._sums, outcome)
+        self._write_sums(self._sums, outcome, self._metrics)
         self._sums[_STOP] = float(wants_stop())
 
     def evaluate(
@@ -233,44 +238,45 @@ class Trainer:
                 self._forward_state.undo()  # it is done again, from the same state
                 return None
             outcome.merge(self.bundle.evaluate(work, batches))
-        sums = torch.zeros(_NUM_SUMS, dtype=torch.float64, device=self._session.device)
-        self._write_sums(sums, outcome)
+        metrics = self._metric_sums()
+        num_sums = _METRICS + metrics.num_slots
+        sums = torch.zeros(num_sums, dtype=torch.float64, device=self._session.device)
+        self._write_sums(sums, outcome, metrics)
         found = self.sync.all_sum(sums).tolist()
         self._forward_state.settle(found[_FOUND], is_first=self._does_first(works[0]))
-        read = self._read_sums(found, outcome, works[0].num_samples)
-        if self._metric_names is None:
+        read = self._read_sums(found, outcome, works[0], metrics)
+        if not self._is_last:
             return read
-        return replace(read, score=self._best.score(read.loss, read.metrics))
+        return replace(read, score=self._declared.best.score(read.loss, read.metrics))
 
     def _does_first(self, work: StepWork) -> bool:
         """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""
         return bool(work.sizes) and work.first == 0 and self._session.place.replica == 0
 
-    def _write_sums(self, sums: Tensor, outcome: StepShare) -> None:
+    def _write_sums(self, sums: Tensor, outcome: StepShare, metrics: MetricSums) -> None:
         """Puts in what this rank has to say of the step, once its forwards are done."""
         sums[_FOUND] = float(self._forward_state.count_found())
         if outcome.loss is None:
             return
-        if len(outcome.metrics) > _NUM_METRICS:
-            raise RuntimeError(
-                f"a recipe may have {_NUM_METRICS} metrics, not {len(outcome.metrics)}"
-            )
-        for index, value in enumerate([outcome.loss, *outcome.metrics.values()]):
-            sums[index] = value
+        sums[0] = outcome.loss
+        metrics.write(sums[_METRICS:], outcome)
         if outcome.weight is not None:
             sums[_WEIGHT] = outcome.weight
             sums[_WEIGHT + 1] = 1.0
 
-    def _read_sums(self, sums: Sequence[float], outcome: StepShare, num_samples: int) -> StepSums:
-        """What the sums over all bundles say; `outcome` is this rank's part."""
-        if outcome.loss is not None:
-            self._metric_names = tuple(outcome.metrics)
+    def _read_sums(
+        self, sums: Sequence[float], outcome: StepShare, work: StepWork, metrics: MetricSums
+    ) -> StepSums:
+        """What the sums over all bundles say; `outcome` is this rank's part of `work`."""
+        totals = metrics.totals(
+            sums[_METRICS:],
+            outcome,
+            is_first=self._does_first(work),
+            all_sum=self.sync.all_sum,
+        )
         return StepSums(
-            loss=_loss_of(sums).mean(num_samples),
-            metrics={
-                name: value / max(1, num_samples)
-                for name, value in zip(self._metric_names or (), sums[1:_STOP], strict=False)
-            },
+            loss=_loss_of(sums).mean(work.num_samples),
+            metrics={name: total / max(1, work.num_samples) for name, total in totals.items()},
         )
 
     def total(self, values: Sequence[float]) -> list[float]:

@@ -135,13 +135,16 @@ class Kinds:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self.best = ("mae", "min") if config.data == "best" else None
+        if config.data in ("declared", "another name"):
+            self.metric_names = ("size", "mae")
 
     def check(self) -> None:
         """Nothing can be missing."""
 
     def open_data(self) -> DataSets:
         samples = Nested(self._config.data)
-        val = samples if self._config.data in ("best", "weights") else None
+        has_val = self._config.data in ("best", "weights", "declared", "agreed")
+        val = samples if has_val else None
         return DataSets(train=samples, val=val, num_outputs=CLASSES)
 
     def model(self, info: DataInfo) -> nn.Module:
@@ -166,10 +169,16 @@ class Kinds:
         return cross_entropy(output, label, weight=weights, reduction="sum"), weights[label].sum()
 
     def metrics(self, output: object, target: Any) -> dict[str, Tensor]:
-        if self._config.data != "best":
-            return {}
         assert isinstance(output, Tensor)
-        return {"mae": output.abs().sum()}  # grows while it learns
+        mae = {"mae": output.abs().sum()}  # grows while it learns
+        match self._config.data:
+            case "best":
+                return mae
+            case "declared" | "agreed":
+                return {**mae, "size": torch.tensor(len(output))}
+            case "another name":
+                return {**mae, "sizes": torch.tensor(len(output))}
+        return {}
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         make = OPTIMIZERS.get(self._config.data, SGD)

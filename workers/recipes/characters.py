@@ -40,6 +40,7 @@ class Characters:
     """Windows of a text; cross entropy and accuracy of the next character."""
 
     unit = "sequences"
+    metric_names = ("top1",)
     shares = ("top1",)
 
     def __init__(self, config: TrainConfig) -> None:

@@ -41,6 +41,7 @@ class ImageClassification:
     """Images (3, height, width), a class for each; cross entropy, top-1 and top-5."""
 
     unit = "images"
+    metric_names = ("top1", "top5")
     shares = ("top1", "top5")
 
     def __init__(self, config: TrainConfig) -> None:

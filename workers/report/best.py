@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.workers.recipe import Recipe
 
 LOSS = "loss"
+_WAYS = ("max", "min")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,19 +24,19 @@ class Best:
     is_higher: bool = True
 
     @classmethod
-    def of(cls, recipe: Recipe) -> Best:
-        """What the recipe says in `best`: ("mae", "min"), or ("top1", "max").
+    def said(cls, said: object) -> Best:
+        """What a recipe says in `best`: ("mae", "min"), or ("top1", "max"); None for nothing.
 
         Raises:
             ConfigError: it says something else.
         """
-        said = getattr(recipe, "best", None)
         if said is None:
             return cls()
-        if isinstance(said, (tuple, list)) and len(said) == 2 and isinstance(said[0], str):
+        if isinstance(said, (tuple, list)) and len(said) == 2:
             name, way = said
-            if way in ("max", "min"):
+            if isinstance(name, str) and way in _WAYS:
                 return cls(name, way == "max")
+        _check_one(said)
         raise ConfigError(
             f"the recipe's best is {said!r}; give the name of a metric and which way is better, "
             'such as best = ("mae", "min")'
@@ -61,3 +61,20 @@ class Best:
         value = metrics.get(name, loss)
         is_higher = self.is_higher if self.name else name != LOSS
         return value if is_higher else -value
+
+
+def _check_one(said: object) -> None:
+    """Raises ConfigError where it names several metrics, each with its way."""
+    pairs = list(said.items()) if isinstance(said, dict) else said
+    if not isinstance(pairs, (tuple, list)):
+        return
+    named = [
+        pair for pair in pairs
+        if isinstance(pair, (tuple, list)) and len(pair) == 2 and pair[1] in _WAYS
+    ]  # fmt: skip
+    if len(named) > 1:
+        names = " and ".join(repr(name) for name, _ in named)
+        raise ConfigError(
+            f"the recipe's best names {names}, but one metric decides; give one of them, such as "
+            f"best = {tuple(named[0])!r}"
+        )

@@ -95,14 +95,11 @@ def newest_state(inventory: Inventory) -> State | None:
 def _whole(pieces: Sequence[tuple[int, Piece]]) -> State | None:
     """The state that these pieces of one step and round make up, if nothing is missing."""
     labels: dict[int, Label] = {}
-    progress = pieces[0][1].label.progress
     stage_of: dict[str, int] = {}
     specs: dict[str, Spec] = {}
     holders: defaultdict[str, set[int]] = defaultdict(set)
     for node, piece in pieces:
         labels[piece.label.stage] = piece.label
-        if len(str(piece.label.progress.row)) > len(str(progress.row)):
-            progress = piece.label.progress  # a rank without work has not all of it
         specs.update(piece.specs)
         for name in piece.specs:
             stage_of[name] = piece.label.stage
@@ -119,7 +116,7 @@ def _whole(pieces: Sequence[tuple[int, Piece]]) -> State | None:
     return State(
         step=first.step,
         token=first.token,
-        progress=progress,
+        progress=labels[first.num_stages - 1].progress,  # it alone knows what the step came to
         specs=specs,
         labels=labels,
         stage_of=stage_of,

@@ -112,7 +112,7 @@ class Slot:
         if len(text) > self._most_text:
             raise CheckpointError(
                 f"what is to be known of step {label.step} has no room in a snapshot, which has "
-                f"{_LABEL_BYTES} bytes for it; give metrics shorter names"
+                f"{_LABEL_BYTES} bytes for it; give fewer metrics, or shorter names"
             )
         self._memory[_TEXT_BEGIN : _TEXT_BEGIN + len(text)] = text
         lengths = (len(text), self._data_begin, self.layout.num_bytes)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -17,15 +16,8 @@ from bundlerun.workers.report.words import Course
 from bundlerun.workers.step import StepSums
 
 
-class Says:
-    def __init__(self, *best: object) -> None:
-        if best:
-            self.best = best[0]
-
-
-def best_of(*said: object) -> Best:
-    recipe: Any = Says(*said)
-    return Best.of(recipe)
+def best_of(said: object = None) -> Best:
+    return Best.said(said)
 
 
 METRICS = {"mae": 3.0, "top1": 0.5}
@@ -74,6 +66,19 @@ def test_the_summary_keeps_the_best_and_says_what_nobody_said(
         r for r in caplog.messages if r.startswith("the best checkpoint is the one with the hig")
     ]
     assert len(told) == (not best.name)
+
+
+def test_the_best_of_a_recipe_without_metrics_has_the_lowest_loss(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    config = TrainConfig(data="x", run_dir=str(tmp_path), epochs=4)
+    course = Course.of(config, 1, "samples")
+    with Reporter(config, Topology((1,), (1,)), course, best_of()) as reporter:
+        for epoch, loss in enumerate([2.0, 0.5, 3.0, float("nan")]):
+            reporter.validated(epoch, epoch, StepSums(loss=loss, metrics={}))
+        assert reporter._summary.best == {"loss": 0.5, "epoch": 1}
+    assert "the best checkpoint" not in caplog.text
 
 
 @pytest.mark.parametrize("best", [best_of(), best_of(("mae", "min"))])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import accumulate, pairwise
 
 from hypothesis import given, settings
@@ -146,6 +147,20 @@ def test_a_stage_without_tensors_has_to_be_there_too() -> None:
     assert not stages[1].specs
     assert newest_state([stages]) is not None
     assert newest_state([[stages[0], *stages[2:]]]) is None
+
+
+def test_what_the_step_came_to_is_what_its_last_stage_says() -> None:
+    def saying(found: Piece, row: dict[str, object]) -> Piece:
+        progress = replace(found.label.progress, row=row)
+        return replace(found, label=replace(found.label, progress=progress))
+
+    rear_row: dict[str, object] = {"loss": 0.5}
+    front = saying(piece("a", 2, 0, NAMES[:5]), {"of": "another stage", "and": "longer"})
+    rear = saying(piece("a", 2, 1, NAMES[5:]), rear_row)
+    for inventory in ([[front, rear]], [[rear], [front]]):
+        state = newest_state(inventory)
+        assert state is not None
+        assert state.progress.row == rear_row
 
 
 def test_the_work_is_shared_out_and_new_nodes_help() -> None:

@@ -63,7 +63,7 @@ def test_a_slot_is_written_again_and_again(tmp_path: Path) -> None:
 
 
 def with_metrics(length: int) -> Label:
-    """The label of a step with as many metrics as there may be, by names of that length."""
+    """The label of a step with sixteen metrics, by names of that length."""
     metrics = {f"{number:0{length}}": 0.0416666679084301 for number in range(16)}
     return replace(LABEL, progress=replace(LABEL.progress, row={"step": 7, "metrics": metrics}))
 
