@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import get_args
 
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.endpoints import Endpoint, parse_endpoints
 from bundlerun.launcher.options.declared import flag_of, option, yes_or_no
 
 _NODES = "nodes and devices"
 _RDZV = "rendezvous"
 _AGENT = "agent"
 
-_ENDPOINT = r"(?:\[(?P<bracketed>[^\[\]\s,]+)\]|(?P<host>[^\[\]:\s,]+))(?::(?P<port>\d+))?"
-"""A name, an IPv4 address, or an IPv6 address in brackets; perhaps a port."""
 NO_LIMIT = 1_000_000
 """Restarts of workers that nobody gets to see."""
-DEFAULT_PORT = 29400
-"""Port of an endpoint that names none, torch's own choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaunchConfig:
     """How one node takes part; every node of a job gives its own.
+
+    num_nodes: fewest and most nodes.
+    num_procs: ranks of this node; 0: as many as whole bundles use.
+    rdzv_settings: --rdzv-conf as a mapping.
+    endpoints: all candidates in order, of which one at a time keeps the rendezvous; none where
+        the user names none.
 
     Raises:
         ConfigError: a value is out of range or two values contradict each other.
@@ -111,8 +115,15 @@ class LaunchConfig:
     )
     tee: str = option("", "as --redirects, and show it on the console, with a prefix", group=_AGENT)
 
+    num_nodes: tuple[int, int] = field(init=False, repr=False, compare=False)
+    num_procs: int = field(init=False, repr=False, compare=False)
+    rdzv_settings: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    endpoints: tuple[Endpoint, ...] = field(init=False, repr=False, compare=False)
+
     def __post_init__(self) -> None:
-        _ = self.num_nodes, self.num_procs, self.rdzv_settings
+        self._set("num_nodes", node_range(self.nnodes, "--nnodes"))
+        self._set("num_procs", _num_procs(self.nproc_per_node))
+        self._set("rdzv_settings", _settings(self.rdzv_conf))
         for name in ("bundles", "slots", "node_rank", "give_up_after"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{flag_of(name)} {getattr(self, name)} must be 0 or more")
@@ -130,6 +141,10 @@ class LaunchConfig:
                 "ranks to start; give one of them"
             )
         self._check_meeting()
+
+    def _set(self, name: str, value: object) -> None:
+        """Keeps what an option's text says, so that it is read once."""
+        object.__setattr__(self, name, value)
 
     def _check_meeting(self) -> None:
         if self.max_nodes > 1 and self.standalone:
@@ -149,20 +164,12 @@ class LaunchConfig:
                 f"--node-rank {self.node_rank} of {self.max_nodes} nodes; give 0 to "
                 f"{self.max_nodes - 1}"
             )
-        if self.rdzv_endpoint and len(self.endpoints) > 1 and self.rdzv_backend != "bundle":
+        self._set("endpoints", parse_endpoints(self.rdzv_endpoint) if self.rdzv_endpoint else ())
+        if len(self.endpoints) > 1 and self.rdzv_backend != "bundle":
             raise ConfigError(
                 f"--rdzv-endpoint {self.rdzv_endpoint!r} names {len(self.endpoints)} endpoints, "
                 f"--rdzv-backend {self.rdzv_backend} takes one; use --rdzv-backend bundle"
             )
-
-    @property
-    def num_nodes(self) -> tuple[int, int]:
-        """Fewest and most nodes."""
-        match = re.fullmatch(r"(\d+)(?::(\d+))?", self.nnodes)
-        least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        if not 1 <= least <= most:
-            raise ConfigError(f"--nnodes {self.nnodes!r} is neither a number of nodes nor MIN:MAX")
-        return least, most
 
     @property
     def min_nodes(self) -> int:
@@ -173,18 +180,6 @@ class LaunchConfig:
     def max_nodes(self) -> int:
         """Most nodes that the job takes."""
         return self.num_nodes[1]
-
-    @property
-    def num_procs(self) -> int:
-        """Ranks of this node; 0: as many as whole bundles use."""
-        if self.nproc_per_node == "auto":
-            return 0
-        if self.nproc_per_node.isdecimal() and int(self.nproc_per_node) > 0:
-            return int(self.nproc_per_node)
-        raise ConfigError(
-            f"--nproc-per-node {self.nproc_per_node!r} is neither a number of ranks nor auto; "
-            "--devices says what they run on"
-        )
 
     @property
     def num_restarts(self) -> int:
@@ -198,34 +193,40 @@ class LaunchConfig:
         """True where the node needs no other and makes up its own endpoint."""
         return self.standalone or (self.max_nodes == 1 and not self.rdzv_endpoint)
 
-    @property
-    def endpoint(self) -> tuple[str, int]:
-        """Where the nodes meet first: name or address, and port."""
-        return self.endpoints[0]
 
-    @property
-    def endpoints(self) -> tuple[tuple[str, int], ...]:
-        """All candidates in order, of which one at a time keeps the rendezvous."""
-        found = tuple(_endpoint(part.strip()) for part in self.rdzv_endpoint.split(","))
-        if len(set(found)) < len(found):
-            raise ConfigError(f"--rdzv-endpoint {self.rdzv_endpoint!r} names an endpoint twice")
-        return found
+def node_range(text: str, flag: str, *, separators: str = ":") -> tuple[int, int]:
+    """Reads `2:4`, or `3`, as fewest and most nodes.
 
-    @property
-    def rdzv_settings(self) -> dict[str, str]:
-        """`--rdzv-conf` as a mapping."""
-        pairs = [part.partition("=") for part in self.rdzv_conf.split(",") if part.strip()]
-        if not all(key.strip() and sign for key, sign, _ in pairs):
-            raise ConfigError(f"--rdzv-conf {self.rdzv_conf!r} is not KEY=VALUE[,KEY=VALUE...]")
-        return {key.strip(): value.strip() for key, _, value in pairs}
+    Args:
+        flag: the option that says it.
+        separators: what may stand between the two numbers.
+
+    Raises:
+        ConfigError: it is written otherwise.
+    """
+    match = re.fullmatch(rf"(\d+)(?:[{re.escape(separators)}](\d+))?", text)
+    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not 1 <= least <= most:
+        raise ConfigError(f"{flag} {text!r} is neither a number of nodes nor MIN:MAX")
+    return least, most
 
 
-def _endpoint(text: str) -> tuple[str, int]:
-    match = re.fullmatch(_ENDPOINT, text)
-    port = int(match["port"] or DEFAULT_PORT) if match else 0
-    if not match or not 0 < port < 65536:
-        raise ConfigError(f"--rdzv-endpoint {text!r} is not HOST:PORT")
-    return match["bracketed"] or match["host"], port
+def _num_procs(text: str) -> int:
+    if text == "auto":
+        return 0
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise ConfigError(
+        f"--nproc-per-node {text!r} is neither a number of ranks nor auto; "
+        "--devices says what they run on"
+    )
+
+
+def _settings(text: str) -> dict[str, str]:
+    pairs = [part.partition("=") for part in text.split(",") if part.strip()]
+    if not all(key.strip() and sign for key, sign, _ in pairs):
+        raise ConfigError(f"--rdzv-conf {text!r} is not KEY=VALUE[,KEY=VALUE...]")
+    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _check_streams(flag: str, text: str) -> None:

@@ -227,8 +227,9 @@ def node_lines(node: NodePlan, launch: LaunchConfig) -> Iterator[str]:
     yield f"name {node.name}, {_count(node.devices.count, kind)}" + (
         f", {idle} of them idle" if idle > 0 else ""
     )
-    port = node.meeting if node.meeting.port else f"{node.meeting.address}, a free port"
-    yield f"rendezvous at {port} ({launch.rdzv_backend}), own address {_or_route(node)}"
+    first = node.meeting.first
+    where = first if first.port else f"{first.host}, a free port"
+    yield f"rendezvous at {where} ({launch.rdzv_backend}), own address {_or_route(node)}"
     yield f"logs in {node.log_dir}"
     for local_rank, layout in enumerate(node.layouts):
         pinned = f"CPUs {_cpu_list(layout.cpus)}" if layout.cpus else "not pinned"

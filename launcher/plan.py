@@ -175,7 +175,7 @@ def plan_document(plan: LaunchPlan) -> dict[str, object]:
         "links": [{**link._asdict(), "kind": link.kind.value} for link in topology.links],
         "schedule": _schedule(plan),
         "idle": _idle(plan),
-        "node": asdict(plan.node) if plan.node else None,
+        "node": _node(plan.node) if plan.node else None,
         "module": plan.module,
         "argv": plan.argv,
         "commands": plan.commands(),
@@ -183,6 +183,18 @@ def plan_document(plan: LaunchPlan) -> dict[str, object]:
         "config": _values(plan.train),
         "launch": _values(plan.launch),
     }
+
+
+def _node(node: NodePlan) -> dict[str, object]:
+    first, *others = node.meeting.endpoints
+    meeting = {
+        "address": first.host,
+        "port": first.port,
+        "is_here": node.meeting.is_here,
+        "local_addr": node.meeting.local_addr,
+        "others": list(map(str, others)),
+    }
+    return {**asdict(node), "meeting": meeting}
 
 
 def _schedule(plan: LaunchPlan) -> dict[str, object]:

@@ -23,6 +23,7 @@ from types import FrameType
 
 from bundlerun.launcher.commands.run import add_config_arguments, read_configs
 from bundlerun.launcher.errors import EXIT_FAILED, BundleError, ConfigError
+from bundlerun.launcher.meeting.endpoints import Endpoint
 from bundlerun.launcher.meeting.slurm_env import SlurmTask
 from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.process import die_with_parent
@@ -130,20 +131,20 @@ class NodeTask:
         self._events.note(event, {**job, **(details or {})})
 
 
-def lookout_of(
-    task: SlurmTask, endpoints: Sequence[tuple[str, int]], paths: RunPaths
-) -> Lookout | None:
+def lookout_of(task: SlurmTask, endpoints: Sequence[Endpoint], paths: RunPaths) -> Lookout | None:
     """The watch over the job's first node; None where this is the first.
 
     Args:
-        endpoints: addresses and ports of the candidates, the first node's first.
+        endpoints: of the candidates, the first node's first.
     """
     if len(task.nodes) < 2 or task.node == task.nodes[0]:
         return None
     own = task.candidates.index(task.node) if task.node in task.candidates else -1
-    (first, port), *others = endpoints
-    reachable = [address for i, (address, _) in enumerate(others, 1) if i != own]
-    return Lookout(first=first, others=reachable, port=port, pulse=partial(read_pulse, paths))
+    first, *others = endpoints
+    reachable = [each.host for i, each in enumerate(others, 1) if i != own]
+    return Lookout(
+        first=first.host, others=reachable, port=first.port, pulse=partial(read_pulse, paths)
+    )
 
 
 def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -163,7 +164,7 @@ def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
     if nonce:
         check_shared(paths.root, nonce, task.node)
         check_versions(environ[VERSIONS_VARIABLE], versions(), node=task.node, first=task.nodes[0])
-    endpoints = launch.value.endpoints if launch.value.rdzv_endpoint else ()
+    endpoints = launch.value.endpoints
     lookout = lookout_of(task, endpoints, paths) if nonce and endpoints else None
     command = [sys.executable, "-m", "bundlerun", "run", *words]
     return NodeTask(task, paths, lookout, Slurm()).run(command)

@@ -133,16 +133,3 @@ def limit_seconds(text: str) -> int:
     if parts[2] is not None:
         return (first * 60 + second) * 60 + third
     return first * 60 + second
-
-
-def node_range(text: str) -> tuple[int, int]:
-    """Reads `2:4`, `2-4` or `3` as fewest and most nodes.
-
-    Raises:
-        ConfigError: it is written otherwise.
-    """
-    match = re.fullmatch(r"(\d+)(?:[:-](\d+))?", text)
-    least, most = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not 1 <= least <= most:
-        raise ConfigError(f"--nodes {text!r} is neither a number of nodes nor MIN:MAX")
-    return least, most

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bundlerun.launcher.commands.run import add_config_arguments, read_configs
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
+from bundlerun.launcher.launch_config import node_range
 from bundlerun.launcher.meeting.default_folder import new_folder
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.options.declared import kebab
@@ -22,7 +23,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.checks import check_devices, check_interval, check_queue, site_notes
 from bundlerun.slurm.jobs import Slurm
 from bundlerun.slurm.render import Kind, script
-from bundlerun.slurm.request import Request, node_range, script_of
+from bundlerun.slurm.request import Request, script_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,7 +104,7 @@ def request_of(args: argparse.Namespace, words: tuple[str, ...]) -> Request:
     """
     return Request(
         kind=Kind(args.kind),
-        nodes=node_range(args.nodes),
+        nodes=node_range(args.nodes, "--nodes", separators=":-"),
         spares=args.spares,
         gpus_per_node=args.gpus_per_node,
         cpus_per_node=args.cpus_per_node,

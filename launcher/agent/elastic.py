@@ -34,6 +34,7 @@ from bundlerun.launcher.errors import (
 from bundlerun.launcher.layout.gpus import accelerator_of_torch, gpus_of_torch, mig_slices
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
 from bundlerun.launcher.layout.topology import bundle_size
+from bundlerun.launcher.meeting.endpoints import text_of_endpoints
 from bundlerun.launcher.meeting.network import check_port, wait_for_meeting
 from bundlerun.launcher.options.declared import ENV_PREFIX
 from bundlerun.launcher.plan import LaunchPlan, NodePlan
@@ -148,7 +149,7 @@ def _meet_by_torch(plan: LaunchPlan, say: Callable[[str], None]) -> None:
     wait_for_meeting(node.meeting, is_store=is_store, say=say)
     if launch.max_nodes > 1:
         say(
-            f"node {node.name} meets {launch.nnodes} nodes at {node.meeting}, by torch's "
+            f"node {node.name} meets {launch.nnodes} nodes at {node.meeting.first}, by torch's "
             f"rendezvous {launch.rdzv_backend}, which does not say for whom it waits"
         )
 
@@ -198,8 +199,9 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
             _start_agent(plan, start)
         except RendezvousConnectionError:
             # Two agents of this machine found the port free; the other one was quicker.
+            first = node.meeting.first
             is_torchs = start.keeps_store and plan.launch.value.rdzv_backend in STORE_BACKENDS
-            if not is_torchs or not is_store(node.meeting.address, node.meeting.port):
+            if not is_torchs or not is_store(first.host, first.port):
                 raise
             _start_agent(plan, replace(start, keeps_store=False))
     except ChildFailedError as exc:
@@ -220,7 +222,7 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         say(f"{text}; logs: {node.log_dir}")
         return code
     except RendezvousError as exc:
-        where = node.meeting.endpoints
+        where = text_of_endpoints(node.meeting.endpoints)
         raise NodeError(
             f"the nodes did not meet at {where}: {exc}; see {node.log_dir}/{AGENT_LOG}"
         ) from exc
@@ -293,7 +295,7 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
         run_id=launch.rdzv_id,
         role="worker",
         rdzv_backend=launch.rdzv_backend,
-        rdzv_endpoint=node.meeting.endpoints,
+        rdzv_endpoint=text_of_endpoints(node.meeting.endpoints),
         rdzv_configs=settings,
         max_restarts=launch.num_restarts,
         monitor_interval=launch.monitor_interval,

@@ -19,6 +19,7 @@ from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import read_hardware
 from bundlerun.launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
+from bundlerun.launcher.meeting.endpoints import text_of_endpoints
 from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_variables
 from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
 from bundlerun.launcher.meeting.node_name import claimed_name
@@ -154,7 +155,8 @@ def holder_of(
     elif launch.max_nodes == 1:
         job = f"alone {os.urandom(8).hex()}"
     else:
-        job = f"{launch.rdzv_id} at {meeting.endpoints}"  # which nodes may write in many ways
+        # With addresses: nodes may write the names in many ways.
+        job = f"{launch.rdzv_id} at {text_of_endpoints(meeting.endpoints)}"
     return Holder.of_process(job, "bundlerun run", node=node_name)
 
 

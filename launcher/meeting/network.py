@@ -1,86 +1,68 @@
-"""Where the nodes meet: the endpoint's address, who keeps it, and how others reach this node."""
+"""Where the nodes meet: the addresses of the endpoints, who keeps the first, whether it answers."""
 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-
-import psutil
+from dataclasses import dataclass, replace
 
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
-
-LOOPBACK = "127.0.0.1"
+from bundlerun.launcher.meeting.addresses import LOOPBACK, is_loopback, own_place, resolve
+from bundlerun.launcher.meeting.endpoints import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meeting:
-    """The endpoint, worked out for this node.
+    """Where the nodes meet, worked out for this node.
 
-    `local_addr` is empty where the endpoint was not resolved; `port` 0 is a free one; `others` are
-    the endpoints that take over, ADDRESS:PORT in order.
+    endpoints: the nodes meet at the first; the others take over, in order. Port 0 is a free one.
+    is_here: whether this node is to keep the first.
+    local_addr: where others reach this node; empty where the user says nothing and the network
+        was not asked.
     """
 
-    address: str
-    port: int
+    endpoints: tuple[Endpoint, ...]
     is_here: bool
     local_addr: str
-    others: tuple[str, ...] = ()
 
     @property
-    def endpoints(self) -> str:
-        """All endpoints, as --rdzv-endpoint takes them."""
-        return ",".join([str(self), *self.others])
-
-    def __str__(self) -> str:
-        return endpoint_text(self.address, self.port)
-
-
-def endpoint_text(address: str, port: int) -> str:
-    """ADDRESS:PORT, an IPv6 address in brackets."""
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    def first(self) -> Endpoint:
+        """The endpoint at which the nodes meet as long as its node lives."""
+        return self.endpoints[0]
 
 
 def as_typed(launch: LaunchConfig) -> Meeting:
-    """The endpoint without asking the network, for a plan."""
+    """The endpoints without asking the network, for a plan."""
     if launch.is_alone:
-        return Meeting(address=LOOPBACK, port=0, is_here=True, local_addr=LOOPBACK)
-    host, port = launch.endpoint
-    others = tuple(endpoint_text(*endpoint) for endpoint in launch.endpoints[1:])
-    return Meeting(
-        address=host, port=port, is_here=False, local_addr=launch.local_addr, others=others
-    )
+        free = Endpoint(host=LOOPBACK, port=0)
+        return Meeting(endpoints=(free,), is_here=True, local_addr=LOOPBACK)
+    return Meeting(endpoints=launch.endpoints, is_here=False, local_addr=launch.local_addr)
 
 
 def resolve_meeting(launch: LaunchConfig) -> Meeting:
-    """The endpoint with its address instead of a name, which nodes may resolve differently.
+    """The endpoints with addresses instead of names, which nodes may resolve differently.
 
     Raises:
-        ConfigError: the name is unknown, or names this machine to itself only.
+        ConfigError: a name is unknown, or names this machine to itself only.
+        NodeError: there is no route to the endpoints.
     """
     if launch.is_alone:
         return as_typed(launch)
-    endpoints = [(_reachable(host, launch), port) for host, port in launch.endpoints]
-    address, port = endpoints[0]
-    own = own_addresses()
-    is_here = is_loopback(address) or address in own
+    endpoints = tuple(
+        replace(each, host=_reachable(each.host, launch)) for each in launch.endpoints
+    )
+    place = own_place(endpoints, launch.local_addr)
+    is_here = 0 in place.kept
     if launch.rdzv_backend == "static":
         is_here = launch.node_rank == 0
     elif "is_host" in launch.rdzv_settings:
         is_here = launch.rdzv_settings["is_host"].lower() in ("1", "true", "t", "yes", "y")
-    elif is_loopback(address) and is_loopback(launch.local_addr):
-        is_here = address == resolve(launch.local_addr)  # of several nodes on this machine
-    towards = next((each for each in endpoints if each[0] not in own), endpoints[0])
+    # As typed: a name may stand for another address here than on the nodes that are told it.
     return Meeting(
-        address=address,
-        port=port,
-        is_here=is_here,
-        local_addr=launch.local_addr or route_to(*towards),
-        others=tuple(endpoint_text(*endpoint) for endpoint in endpoints[1:]),
+        endpoints=endpoints, is_here=is_here, local_addr=launch.local_addr or place.address
     )
 
 
@@ -96,54 +78,6 @@ def _reachable(host: str, launch: LaunchConfig) -> str:
     return address
 
 
-def resolve(host: str) -> str:
-    """The address of `host`, IPv4 where it has one.
-
-    Raises:
-        ConfigError: the name is unknown.
-    """
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as exc:
-        reason = getattr(exc, "strerror", None) or exc
-        raise ConfigError(
-            f"--rdzv-endpoint {host!r} cannot be resolved: {reason}; give its address"
-        ) from exc
-    return str(min(found, key=lambda info: info[0] != socket.AF_INET)[4][0])
-
-
-def is_loopback(address: str) -> bool:
-    """True for an address, or the name localhost, that reaches only this machine."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
-
-
-def own_addresses() -> set[str]:
-    """The addresses of this machine's interfaces."""
-    interfaces = psutil.net_if_addrs().values()
-    return {address.address.split("%")[0] for each in interfaces for address in each}
-
-
-def route_to(address: str, port: int) -> str:
-    """The address of this node that packets to `address` leave from; sends nothing.
-
-    Raises:
-        NodeError: there is no route.
-    """
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect((address, port))
-        except OSError as exc:
-            raise NodeError(
-                f"no route to --rdzv-endpoint {address}: {exc.strerror}; check the network, or "
-                "give --local-addr"
-            ) from exc
-        return str(probe.getsockname()[0])
-
-
 def check_port(meeting: Meeting, *, is_store: Callable[[str, int], bool]) -> bool:
     """Finds out whether this node is to keep the endpoint, and makes sure that it can.
 
@@ -156,20 +90,21 @@ def check_port(meeting: Meeting, *, is_store: Callable[[str, int], bool]) -> boo
     Raises:
         NodeError: the port is taken by something else, or not for us.
     """
-    if not meeting.port or not meeting.is_here:
+    first = meeting.first
+    if not first.port or not meeting.is_here:
         return meeting.is_here
-    family = socket.AF_INET6 if ":" in meeting.address else socket.AF_INET
+    family = socket.AF_INET6 if ":" in first.host else socket.AF_INET
     with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((meeting.address, meeting.port))
+            probe.bind((first.host, first.port))
             return True
         except OSError as exc:
-            if exc.errno == errno.EADDRINUSE and is_store(meeting.address, meeting.port):
+            if exc.errno == errno.EADDRINUSE and is_store(first.host, first.port):
                 return False
             reason = (exc.strerror or str(exc)).lower()
     raise NodeError(
-        f"cannot listen at --rdzv-endpoint {meeting}: {reason}; give another port, the same on "
+        f"cannot listen at --rdzv-endpoint {first}: {reason}; give another port, the same on "
         "every node"
     )
 
@@ -197,29 +132,30 @@ def wait_for_meeting(
     """
     if meeting.is_here:
         return
+    first = meeting.first
     deadline = clock() + wait_s
     has_said = False
-    while (reason := _refusal(meeting)) is not None:
+    while (reason := _refusal(first)) is not None:
         if reason.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH) or clock() >= deadline:
             answer = (reason.strerror or "no answer").lower()
             raise NodeError(
-                f"cannot reach --rdzv-endpoint {meeting}: {answer}; start the node that has this "
+                f"cannot reach --rdzv-endpoint {first}: {answer}; start the node that has this "
                 "address, and check the firewall"
             )
         if not has_said:
-            say(f"waiting up to {wait_s:.0f} s for the node at {meeting}")
+            say(f"waiting up to {wait_s:.0f} s for the node at {first}")
             has_said = True
         sleep(poll_s)
-    if not is_store(meeting.address, meeting.port):
+    if not is_store(first.host, first.port):
         raise NodeError(
-            f"what answers at --rdzv-endpoint {meeting} is no rendezvous store; give the port that "
+            f"what answers at --rdzv-endpoint {first} is no rendezvous store; give the port that "
             "the node there listens at"
         )
 
 
-def _refusal(meeting: Meeting) -> OSError | None:
+def _refusal(endpoint: Endpoint) -> OSError | None:
     try:
-        with socket.create_connection((meeting.address, meeting.port), timeout=5.0):
+        with socket.create_connection((endpoint.host, endpoint.port), timeout=5.0):
             return None
     except OSError as exc:
         return exc

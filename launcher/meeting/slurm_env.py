@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.gpus import count_gpus
-from bundlerun.launcher.meeting.network import endpoint_text, is_loopback, resolve, route_to
+from bundlerun.launcher.meeting.addresses import is_loopback, resolve, route_to
+from bundlerun.launcher.meeting.endpoints import Endpoint, text_of_endpoints
 
 NUM_CANDIDATES = 3
 """Nodes that can keep the rendezvous: enough for any number of them."""
@@ -261,7 +262,9 @@ def launch_defaults(
     if len(task.nodes) > 1:
         found["nnodes"] = f"1:{len(task.nodes)}"
     if addresses:
-        found["rdzv_endpoint"] = ",".join(endpoint_text(each, task.port) for each in addresses)
+        found["rdzv_endpoint"] = text_of_endpoints(
+            Endpoint(host=each, port=task.port) for each in addresses
+        )
     if task.num_gpus and not num_visible_gpus and not slots:
         if devices != "cpu":
             raise NodeError(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from bundlerun.launcher.meeting.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.handshake import Card, Stranger, introduce
 from bundlerun.launcher.rendezvous.protocol import member
 from bundlerun.launcher.rendezvous.protocol.leases import Leases
@@ -26,7 +27,6 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
 from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
 from bundlerun.launcher.rendezvous.protocol.wishes import Send
 from bundlerun.launcher.rendezvous.refusal import Refusal, RefusalCause
-from bundlerun.launcher.rendezvous.settings import Endpoint
 
 RETRY_S = 0.1
 """Pause between two searches that found nothing."""

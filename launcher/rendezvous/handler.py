@@ -10,7 +10,6 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import timedelta
@@ -31,10 +30,11 @@ from torch.distributed.elastic.rendezvous import (
 
 from bundlerun.launcher.console import open_console, tell
 from bundlerun.launcher.errors import EXIT_RESUMABLE
-from bundlerun.launcher.meeting.network import LOOPBACK, own_addresses, resolve, route_to
+from bundlerun.launcher.meeting.addresses import LOOPBACK, own_place, resolve
+from bundlerun.launcher.meeting.endpoints import parse_endpoints
 from bundlerun.launcher.meeting.node_name import claimed_name
 from bundlerun.launcher.ranks.node_ranks import Ranks
-from bundlerun.launcher.rendezvous.node import Node, Request, own_endpoints, unkept
+from bundlerun.launcher.rendezvous.node import Node, Request, unkept
 from bundlerun.launcher.rendezvous.probe import is_rendezvous
 from bundlerun.launcher.rendezvous.protocol.member import Enter, OpenStore
 from bundlerun.launcher.rendezvous.protocol.messages import Round, RoundId, Seat
@@ -47,8 +47,6 @@ from bundlerun.launcher.rendezvous.round_store import (
 from bundlerun.launcher.rendezvous.settings import (
     NAME_VARIABLE,
     Conf,
-    Endpoint,
-    parse_endpoints,
     read_token,
 )
 from bundlerun.launcher.rendezvous.told import Waiting, joined_line
@@ -335,34 +333,26 @@ def request_of(params: RendezvousParameters, conf: Conf, name: str) -> Request:
     """
     endpoints = tuple(
         replace(endpoint, host=resolve(endpoint.host))
-        for endpoint in parse_endpoints(params.endpoint or LOOPBACK)
+        for endpoint in parse_endpoints(params.endpoint or LOOPBACK, may_be_free=True)
     )
-    addresses, own = [endpoint.host for endpoint in endpoints], own_addresses()
-    local_addr = params.local_addr or ""
+    place = own_place(endpoints, params.local_addr or "")
     seat = Seat(
         name=name,
         incarnation=os.urandom(8).hex(),
-        address=resolve(local_addr) if local_addr else address_towards(endpoints, own),
+        address=place.address,
         num_workers=conf.num_workers,
         candidate=-1,
     )
     return Request(
         seat=seat,
         endpoints=endpoints,
-        own_endpoints=own_endpoints(addresses, own, local_addr),
+        own_endpoints=place.kept,
         nodes=(params.min_nodes, params.max_nodes),
         conf=conf,
         token=read_token(conf, os.environ, params.run_id),
         run_id=params.run_id,
         terms=json.loads(conf.terms) if conf.terms else {},
     )
-
-
-def address_towards(endpoints: Sequence[Endpoint], own: Collection[str]) -> str:
-    """The address of this node that the others reach: that of its route to one of them."""
-    others = [endpoint for endpoint in endpoints if endpoint.host not in own]
-    towards = (others or list(endpoints))[0]
-    return route_to(towards.host, towards.port)
 
 
 def started(request: Request, events: Events) -> Node:

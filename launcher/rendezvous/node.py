@@ -16,7 +16,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 
 from bundlerun.launcher.agreement.agreed import difference
 from bundlerun.launcher.console import tell
+from bundlerun.launcher.meeting.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.client import Client
 from bundlerun.launcher.rendezvous.fence import WATCH_POLL_S, Fence
 from bundlerun.launcher.rendezvous.handshake import Card
@@ -47,7 +48,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
 from bundlerun.launcher.rendezvous.protocol.wishes import Note
 from bundlerun.launcher.rendezvous.refusal import RefusalCause
 from bundlerun.launcher.rendezvous.server import Server
-from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE, Conf, Endpoint
+from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE, Conf
 from bundlerun.launcher.rendezvous.tasks import Tasks
 from bundlerun.launcher.rendezvous.told import Obstacle, event_line, obstacle_of
 from bundlerun.launcher.run_folder.events import Events
@@ -348,24 +349,6 @@ class Node:
 def _fence(request: Request) -> Fence | None:
     folder = request.conf.fence_dir
     return Fence(Path(folder) / request.run_id, request.seat.candidate) if folder else None
-
-
-def own_endpoints(addresses: Sequence[str], own: Collection[str], local_addr: str) -> list[int]:
-    """Which endpoints this node may keep, in order; it keeps the first that no other agent has.
-
-    Args:
-        addresses: of the endpoints.
-        own: this machine's addresses.
-        local_addr: the address that the others reach this node at; several nodes on one machine
-            are told apart by it.
-    """
-    if local_addr in addresses:
-        return [index for index, address in enumerate(addresses) if address == local_addr]
-    return [
-        index
-        for index, address in enumerate(addresses)
-        if address in own and not (local_addr and address.startswith("127."))
-    ]
 
 
 def unkept(endpoints: Sequence[Endpoint], seats: Sequence[Seat]) -> list[str]:

@@ -1,9 +1,8 @@
-"""What a user can set: endpoints, `--rdzv-conf`, the environment; read once, checked here."""
+"""What a user can set: `--rdzv-conf`, the environment; read once, checked here."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,44 +11,10 @@ from typing import Any
 from bundlerun.launcher.errors import ConfigError, nearest
 from bundlerun.launcher.rendezvous.protocol.state import Rules
 
-DEFAULT_PORT = 29400
 TOKEN_VARIABLE = "BUNDLERUN_TOKEN"
 NAME_VARIABLE = "BUNDLERUN_NODE_NAME"
 PASSED_OVER = ("timeout", "is_host", "rank", "store_type", "read_timeout")
 """Keys that torchrun adds by itself or that belong to other backends."""
-
-_ENDPOINT = r"(?:\[(?P<bracketed>[^\[\]\s,]+)\]|(?P<host>[^\[\]:\s,]+))(?::(?P<port>\d+))?"
-"""A name, an IPv4 address, or an IPv6 address in brackets; perhaps a port."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where a candidate listens; `host` is an address once it is resolved."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-
-def parse_endpoints(text: str) -> tuple[Endpoint, ...]:
-    """Reads `a:29400,b,[::1]:5`; a single one may have port 0, for a node that is alone.
-
-    Raises:
-        ConfigError: it is written otherwise, or names one endpoint twice.
-    """
-    found: list[Endpoint] = []
-    for part in text.split(","):
-        match = re.fullmatch(_ENDPOINT, part.strip())
-        port = int(match["port"] or DEFAULT_PORT) if match else 0
-        if not match or not port < 65536 or ("," in text and not port):
-            raise ConfigError(f"--rdzv-endpoint {text!r} is not HOST:PORT[,HOST:PORT...]")
-        found.append(Endpoint(host=match["bracketed"] or match["host"], port=port))
-    if len(set(found)) < len(found):
-        raise ConfigError(f"--rdzv-endpoint {text!r} names an endpoint twice")
-    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,7 @@ from torch._C._distributed_c10d import (
 )
 
 from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.meeting.addresses import source_address
 from bundlerun.workers.rank import device as door
 
 _CPU = torch.device("cpu")
@@ -215,18 +216,13 @@ def own_address(master_addr: str, master_port: int) -> str:
     """The address of this node on the way to the master; empty where only torch can tell.
 
     A node may resolve its own name to a loopback address that others cannot reach, so the kernel
-    is asked which address it would send from (no packet leaves).
+    is asked which address it would send from.
 
     Raises:
         NodeError: `master_addr` cannot be resolved.
     """
     try:
-        family, kind, _, _, target = socket.getaddrinfo(
-            master_addr, master_port, type=socket.SOCK_DGRAM
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.connect(target)
-            return str(probe.getsockname()[0])
+        return source_address(master_addr, master_port)
     except socket.gaierror as exc:
         raise NodeError(
             f"MASTER_ADDR {master_addr!r} cannot be resolved ({exc.strerror}); "

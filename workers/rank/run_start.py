@@ -19,6 +19,7 @@ from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.agreement.continuation import changed_lines
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.addresses import is_loopback
 from bundlerun.launcher.meeting.default_folder import (
     NO_FOLDER,
     entered,
@@ -26,7 +27,6 @@ from bundlerun.launcher.meeting.default_folder import (
     is_latest,
     new_folder,
 )
-from bundlerun.launcher.meeting.network import is_loopback
 from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder, process_tag, this_machine
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.launch_config import LaunchConfig, node_range
+from bundlerun.launcher.meeting.endpoints import Endpoint
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,18 @@ def test_a_value_that_cannot_be_is_named(values: dict[str, Any], words: str) -> 
         LaunchConfig(**values)
 
 
+def test_node_ranges() -> None:
+    assert node_range("2:4", "--nodes") == node_range("2-4", "--nodes", separators=":-") == (2, 4)
+    assert node_range("3", "--nodes") == (3, 3)
+    for text in ("0", "4:2", "a", "1:2:3", "2-4"):
+        with pytest.raises(ConfigError, match=f"--nodes '{text}' is neither"):
+            node_range(text, "--nodes")
+
+
 def test_min_and_max_nodes_are_read_from_one_text() -> None:
     launch = LaunchConfig(nnodes="1:4", rdzv_endpoint="node-a")
     assert (launch.min_nodes, launch.max_nodes) == (1, 4)
-    assert launch.endpoint == ("node-a", 29400)
+    assert launch.endpoints == (Endpoint(host="node-a", port=29400),)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +66,7 @@ def test_min_and_max_nodes_are_read_from_one_text() -> None:
     [("[fd00::1]:7", "fd00::1", 7), ("10.0.0.1", "10.0.0.1", 29400), ("a-b.c:80", "a-b.c", 80)],
 )
 def test_an_endpoint_is_a_name_or_an_address(text: str, host: str, port: int) -> None:
-    assert LaunchConfig(rdzv_endpoint=text).endpoint == (host, port)
+    assert LaunchConfig(rdzv_endpoint=text).endpoints == (Endpoint(host=host, port=port),)
 
 
 def test_one_node_needs_no_endpoint() -> None:
@@ -73,8 +82,11 @@ def test_rendezvous_settings_are_pairs() -> None:
 
 def test_several_endpoints_take_over_from_each_other() -> None:
     launch = LaunchConfig(nnodes="3", rdzv_endpoint="a:1,b,[::1]:3")
-    assert launch.endpoints == (("a", 1), ("b", 29400), ("::1", 3))
-    assert launch.endpoint == ("a", 1)
+    assert launch.endpoints == (
+        Endpoint(host="a", port=1),
+        Endpoint(host="b", port=29400),
+        Endpoint(host="::1", port=3),
+    )
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
+from bundlerun.launcher.meeting.endpoints import parse_endpoints
 from bundlerun.launcher.meeting.network import Meeting
-from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.options.declared import Resolved, options_of
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import (
     LaunchPlan,
@@ -30,7 +31,9 @@ HARDWARE = Hardware(
     cpus=Cpus(numa_nodes=(((0,), (1,)), ((2,), (3,))), quota=None),
     memory_bytes=1 << 30,
 )
-MEETING = Meeting(address="10.0.0.1", port=29400, is_here=True, local_addr="10.0.0.1")
+MEETING = Meeting(
+    endpoints=parse_endpoints("10.0.0.1,10.0.0.2"), is_here=True, local_addr="10.0.0.1"
+)
 
 
 def resolved_train(**values: object) -> Resolved[TrainConfig]:
@@ -40,7 +43,7 @@ def resolved_train(**values: object) -> Resolved[TrainConfig]:
 
 def resolved_launch(**values: object) -> Resolved[LaunchConfig]:
     config = LaunchConfig(**values)  # type: ignore[arg-type]
-    return Resolved(config, {f.name: "default" for f in fields(config)})
+    return Resolved(config, {f.name: "default" for f in options_of(LaunchConfig)})
 
 
 def here(train: Resolved[TrainConfig], launch: Resolved[LaunchConfig]) -> LaunchPlan:
@@ -91,6 +94,13 @@ def test_the_document_is_json_with_all_ranks_groups_links_and_sources() -> None:
     assert len(document["links"]) == 3 * 4
     assert document["config"]["data"] == {"value": "/data", "source": "option"}
     assert document["node"]["environment"]["BUNDLERUN_NODE_NAME"] == "a"
+    assert document["node"]["meeting"] == {
+        "address": "10.0.0.1",
+        "port": 29400,
+        "is_here": True,
+        "local_addr": "10.0.0.1",
+        "others": ["10.0.0.2:29400"],
+    }
     assert document == json.loads(json.dumps(plan_document(plan)))
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.endpoints import parse_endpoints
 from bundlerun.launcher.meeting.slurm_env import SlurmTask
 from bundlerun.launcher.run_folder.events import read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -24,7 +25,7 @@ from bundlerun.slurm.node import NodeTask, lookout_of
 from tests.unit.launcher.meeting.test_slurm_env import STEP
 from tests.unit.slurm.conftest import FakeSlurm
 
-ENDPOINTS = (("10.0.0.11", 5), ("10.0.0.12", 5), ("10.0.0.13", 5))
+ENDPOINTS = parse_endpoints("10.0.0.11:5,10.0.0.12:5,10.0.0.13:5")
 
 
 def task(name: str = "n2") -> SlurmTask:

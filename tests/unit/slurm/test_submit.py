@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.cli import main
-from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.checks import site_notes
-from bundlerun.slurm.request import limit_seconds, node_range
+from bundlerun.slurm.request import limit_seconds
 from tests.unit.slurm.conftest import FakeSlurm
 
 MODEL = f"{Path(__file__).resolve().parents[2] / 'ranks' / 'tiny_model.py'}:build"
@@ -161,14 +160,6 @@ def test_a_dry_run_needs_neither_slurm_nor_torch(tmp_path: Path) -> None:
 )
 def test_time_limits_are_read_as_slurm_does(text: str, seconds: int) -> None:
     assert limit_seconds(text) == seconds
-
-
-def test_node_ranges() -> None:
-    assert node_range("2:4") == node_range("2-4") == (2, 4)
-    assert node_range("3") == (3, 3)
-    for text in ("0", "4:2", "a", "1:2:3"):
-        with pytest.raises(ConfigError):
-            node_range(text)
 
 
 def test_settings_of_the_site_that_matter_are_told() -> None:

@@ -11,8 +11,9 @@ from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
 from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Devices
-from bundlerun.launcher.meeting.network import LOOPBACK, Meeting
+from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.plan import NodePlan
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE
 from bundlerun.launcher.run_folder.holder import Holder
@@ -25,7 +26,7 @@ def test_a_variable_that_lost_against_an_option_does_not_reach_the_workers() -> 
         name="n",
         devices=Devices(kind="cpu", count=1),
         layouts=(),
-        meeting=Meeting(address=LOOPBACK, port=0, is_here=True, local_addr=LOOPBACK),
+        meeting=as_typed(LaunchConfig()),
         log_dir="",
         environment={"OMP_NUM_THREADS": "1"},
     )

@@ -8,6 +8,7 @@ from bundlerun.launcher.commands import classic
 from bundlerun.launcher.commands.classic import microbatch_size, plain_model, run_argv
 from bundlerun.launcher.commands.run import add_arguments, read_configs
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.meeting.endpoints import Endpoint
 
 
 def words_of(text: str) -> list[str]:
@@ -34,7 +35,7 @@ def test_the_batch_size_of_a_bundle_becomes_that_of_the_job() -> None:
 def test_the_rank_of_a_node_is_fixed() -> None:
     _, launch = run_configs("--rank 1 --IP 10.0.0.1 --portNum 9998 --world-size 2 DATA")
     assert (launch.rdzv_backend, launch.node_rank, launch.nnodes) == ("static", 1, "2")
-    assert launch.endpoint == ("10.0.0.1", 9998)
+    assert launch.endpoints == (Endpoint(host="10.0.0.1", port=9998),)
 
 
 def test_data_parallel_only_is_a_bundle_of_one_device() -> None:

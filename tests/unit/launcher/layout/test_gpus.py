@@ -7,9 +7,10 @@ import torch
 
 from bundlerun.launcher.agent.elastic import check_gpus
 from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.layout.hardware import Devices
-from bundlerun.launcher.meeting.network import LOOPBACK, Meeting
+from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.plan import NodePlan
 
 
@@ -76,7 +77,7 @@ def node_of(kind: str, count: int) -> NodePlan:
         name="n",
         devices=Devices(kind=kind, count=count),
         layouts=(),
-        meeting=Meeting(address=LOOPBACK, port=0, is_here=True, local_addr=LOOPBACK),
+        meeting=as_typed(LaunchConfig()),
         log_dir="",
         environment={},
     )

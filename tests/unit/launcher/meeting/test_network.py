@@ -5,12 +5,12 @@ import pytest
 
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.meeting.addresses import LOOPBACK
+from bundlerun.launcher.meeting.endpoints import Endpoint, text_of_endpoints
 from bundlerun.launcher.meeting.network import (
-    LOOPBACK,
     Meeting,
     as_typed,
     check_port,
-    is_loopback,
     resolve_meeting,
     wait_for_meeting,
 )
@@ -32,12 +32,14 @@ def free_port() -> int:
 
 
 def meeting(port: int, *, is_here: bool = True) -> Meeting:
-    return Meeting(address=LOOPBACK, port=port, is_here=is_here, local_addr=LOOPBACK)
+    return Meeting(
+        endpoints=(Endpoint(host=LOOPBACK, port=port),), is_here=is_here, local_addr=LOOPBACK
+    )
 
 
 def test_a_node_alone_meets_itself_on_a_free_port() -> None:
     found = resolve_meeting(LaunchConfig())
-    assert (found.address, found.port, found.is_here) == (LOOPBACK, 0, True)
+    assert (found.first, found.is_here) == (Endpoint(host=LOOPBACK, port=0), True)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.0.1.1"])
@@ -82,19 +84,7 @@ def test_who_keeps_the_endpoint_can_be_said(text: str, is_here: bool) -> None:
 
 def test_a_plan_asks_no_network() -> None:
     launch = LaunchConfig(nnodes="2", rdzv_endpoint="no.such.invalid:2000")
-    assert str(as_typed(launch)) == "no.such.invalid:2000"
-
-
-def test_an_ipv6_endpoint_is_written_in_brackets() -> None:
-    assert str(Meeting(address="::1", port=1, is_here=True, local_addr="")) == "[::1]:1"
-
-
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [("127.0.1.1", True), ("::1", True), ("localhost", True), ("10.0.0.1", False), ("", False)],
-)
-def test_loopback_is_known(address: str, loopback: bool) -> None:
-    assert is_loopback(address) is loopback
+    assert str(as_typed(launch).first) == "no.such.invalid:2000"
 
 
 def test_a_port_in_use_is_refused_with_its_number(busy_port: int) -> None:
@@ -154,4 +144,5 @@ def test_an_endpoint_that_never_answers_is_given_up(free_port: int) -> None:
 def test_several_nodes_of_one_machine_have_an_endpoint_each(own: str, is_here: bool) -> None:
     endpoints = "127.0.0.1:2000,127.0.0.2:2000"
     meeting = resolve_meeting(LaunchConfig(nnodes="2", rdzv_endpoint=endpoints, local_addr=own))
-    assert (meeting.endpoints, meeting.is_here, meeting.local_addr) == (endpoints, is_here, own)
+    found = text_of_endpoints(meeting.endpoints)
+    assert (found, meeting.is_here, meeting.local_addr) == (endpoints, is_here, own)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+from bundlerun.launcher.meeting.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.client import Client
 from bundlerun.launcher.rendezvous.handshake import Card
 from bundlerun.launcher.rendezvous.protocol import member
 from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import Seat
-from bundlerun.launcher.rendezvous.settings import Endpoint
 
 SEAT = Seat(name="n", incarnation="i", address="127.0.0.1", num_workers=1, candidate=-1)
 

@@ -25,7 +25,6 @@ from torch.distributed.elastic.rendezvous import (
 from bundlerun.launcher.ranks.node_ranks import Ranks
 from bundlerun.launcher.rendezvous.door import get_handler
 from bundlerun.launcher.rendezvous.handler import BundleRendezvousHandler, NodesDiffer
-from bundlerun.launcher.rendezvous.node import own_endpoints
 from bundlerun.launcher.rendezvous.probe import is_rendezvous
 from bundlerun.launcher.rendezvous.token import ensure_token
 from bundlerun.launcher.run_folder.events import Events
@@ -440,13 +439,3 @@ def test_an_endpoint_that_nobody_keeps_is_told(caplog: pytest.LogCaptureFixture)
     finally:
         one.shutdown()
     assert f"node n1: no node keeps 127.0.0.1:{job.second_port}" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("local_addr", "kept"),
-    [("", [0, 1, 3]), ("10.0.0.2", [1, 3]), ("10.0.0.9", [0, 1, 3]), ("127.0.0.1", [2])],
-)
-def test_a_node_may_keep_each_endpoint_of_its_own_address(local_addr: str, kept: list[int]) -> None:
-    addresses = ["10.0.0.1", "10.0.0.2", "127.0.0.1", "10.0.0.2", "10.0.0.7"]
-    found = own_endpoints(addresses, {"10.0.0.1", "10.0.0.2"}, local_addr)
-    assert found == kept

@@ -3,18 +3,7 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.rendezvous.settings import Conf, parse_endpoints, read_token
-
-
-def test_endpoints_are_a_list() -> None:
-    assert list(map(str, parse_endpoints("a:1, b,[::1]:5"))) == ["a:1", "b:29400", "[::1]:5"]
-    assert parse_endpoints("127.0.0.1:0")[0].port == 0
-
-
-@pytest.mark.parametrize("text", ["", "a:b", "a:70000", "a,,b", "a:1,a:1", "a:0,b:1"])
-def test_an_endpoint_written_otherwise_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="--rdzv-endpoint"):
-        parse_endpoints(text)
+from bundlerun.launcher.rendezvous.settings import Conf, read_token
 
 
 def test_settings_come_as_text_and_torchruns_own_are_passed_over() -> None:
