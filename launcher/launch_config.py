@@ -211,13 +211,13 @@ def node_range(text: str, flag: str, *, separators: str = ":") -> tuple[int, int
     return least, most
 
 
-def _num_procs(text: str) -> int:
-    if text == "auto":
+def _num_procs(nproc_per_node: str) -> int:
+    if nproc_per_node == "auto":
         return 0
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
+    if nproc_per_node.isdecimal() and int(nproc_per_node) > 0:
+        return int(nproc_per_node)
     raise ConfigError(
-        f"--nproc-per-node {text!r} is neither a number of ranks nor auto; "
+        f"--nproc-per-node {nproc_per_node!r} is neither a number of ranks nor auto; "
         "--devices says what they run on"
     )
 
