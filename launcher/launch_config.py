@@ -10,8 +10,8 @@ from typing import get_args
 
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.meeting.endpoints import Endpoint, parse_endpoints
 from bundlerun.launcher.options.declared import flag_of, option, yes_or_no
+from bundlerun.launcher.options.endpoints import Endpoint, parse_endpoints
 
 _NODES = "nodes and devices"
 _RDZV = "rendezvous"

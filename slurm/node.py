@@ -23,9 +23,9 @@ from types import FrameType
 
 from bundlerun.launcher.commands.run import add_config_arguments, read_configs
 from bundlerun.launcher.errors import EXIT_FAILED, BundleError, ConfigError
-from bundlerun.launcher.meeting.endpoints import Endpoint
 from bundlerun.launcher.meeting.slurm_env import SlurmTask
 from bundlerun.launcher.options.declared import kebab
+from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.process import die_with_parent
 from bundlerun.launcher.run_folder.events import EventName, Events
 from bundlerun.launcher.run_folder.paths import RunPaths

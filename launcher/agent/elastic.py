@@ -34,9 +34,9 @@ from bundlerun.launcher.errors import (
 from bundlerun.launcher.layout.gpus import accelerator_of_torch, gpus_of_torch, mig_slices
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
 from bundlerun.launcher.layout.topology import bundle_size
-from bundlerun.launcher.meeting.endpoints import text_of_endpoints
 from bundlerun.launcher.meeting.network import check_port, wait_for_meeting
 from bundlerun.launcher.options.declared import ENV_PREFIX
+from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.plan import LaunchPlan, NodePlan
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board
 from bundlerun.launcher.ranks.fork_server import kill_fork_server, start_fork_server

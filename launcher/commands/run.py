@@ -19,12 +19,12 @@ from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import read_hardware
 from bundlerun.launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
-from bundlerun.launcher.meeting.endpoints import text_of_endpoints
 from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_variables
 from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
 from bundlerun.launcher.meeting.node_name import claimed_name
 from bundlerun.launcher.meeting.slurm_env import SlurmTask, slurm_defaults
 from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
+from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import psutil
 
 from bundlerun.launcher.errors import ConfigError, NodeError
-from bundlerun.launcher.meeting.endpoints import Endpoint
+from bundlerun.launcher.options.endpoints import Endpoint
 
 LOOPBACK = "127.0.0.1"
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.meeting.addresses import LOOPBACK, is_loopback, own_place, resolve
-from bundlerun.launcher.meeting.endpoints import Endpoint
+from bundlerun.launcher.options.endpoints import Endpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.meeting.addresses import is_loopback, resolve, route_to
-from bundlerun.launcher.meeting.endpoints import Endpoint, text_of_endpoints
+from bundlerun.launcher.options.endpoints import Endpoint, text_of_endpoints
 
 NUM_CANDIDATES = 3
 """Nodes that can keep the rendezvous: enough for any number of them."""

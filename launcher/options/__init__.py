@@ -1,1 +1,1 @@
-"""Options: declared once, read from three places, and told where they are wrong."""
+"""Options: declared once, read from three places, told where they are wrong; what endpoints are."""

@@ -31,8 +31,8 @@ from torch.distributed.elastic.rendezvous import (
 from bundlerun.launcher.console import open_console, tell
 from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.meeting.addresses import LOOPBACK, own_place, resolve
-from bundlerun.launcher.meeting.endpoints import parse_endpoints
 from bundlerun.launcher.meeting.node_name import claimed_name
+from bundlerun.launcher.options.endpoints import parse_endpoints
 from bundlerun.launcher.ranks.node_ranks import Ranks
 from bundlerun.launcher.rendezvous.node import Node, Request, unkept
 from bundlerun.launcher.rendezvous.probe import is_rendezvous

@@ -24,7 +24,7 @@ from typing import Any
 
 from bundlerun.launcher.agreement.agreed import difference
 from bundlerun.launcher.console import tell
-from bundlerun.launcher.meeting.endpoints import Endpoint
+from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.client import Client
 from bundlerun.launcher.rendezvous.fence import WATCH_POLL_S, Fence
 from bundlerun.launcher.rendezvous.handshake import Card

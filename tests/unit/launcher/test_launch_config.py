@@ -8,7 +8,7 @@ import pytest
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig, node_range
-from bundlerun.launcher.meeting.endpoints import Endpoint
+from bundlerun.launcher.options.endpoints import Endpoint
 
 
 @pytest.mark.parametrize(

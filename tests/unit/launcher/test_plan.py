@@ -13,9 +13,9 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
-from bundlerun.launcher.meeting.endpoints import parse_endpoints
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.options.declared import Resolved, options_of
+from bundlerun.launcher.options.endpoints import parse_endpoints
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import (
     LaunchPlan,

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.meeting.endpoints import parse_endpoints
 from bundlerun.launcher.meeting.slurm_env import SlurmTask
+from bundlerun.launcher.options.endpoints import parse_endpoints
 from bundlerun.launcher.run_folder.events import read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm import node

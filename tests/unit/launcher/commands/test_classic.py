@@ -8,7 +8,7 @@ from bundlerun.launcher.commands import classic
 from bundlerun.launcher.commands.classic import microbatch_size, plain_model, run_argv
 from bundlerun.launcher.commands.run import add_arguments, read_configs
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.meeting.endpoints import Endpoint
+from bundlerun.launcher.options.endpoints import Endpoint
 
 
 def words_of(text: str) -> list[str]:

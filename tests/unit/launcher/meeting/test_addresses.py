@@ -14,7 +14,7 @@ from bundlerun.launcher.meeting.addresses import (
     route_to,
     source_address,
 )
-from bundlerun.launcher.meeting.endpoints import parse_endpoints
+from bundlerun.launcher.options.endpoints import parse_endpoints
 
 
 @pytest.mark.parametrize(

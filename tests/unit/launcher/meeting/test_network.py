@@ -6,7 +6,6 @@ import pytest
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.meeting.addresses import LOOPBACK
-from bundlerun.launcher.meeting.endpoints import Endpoint, text_of_endpoints
 from bundlerun.launcher.meeting.network import (
     Meeting,
     as_typed,
@@ -14,6 +13,7 @@ from bundlerun.launcher.meeting.network import (
     resolve_meeting,
     wait_for_meeting,
 )
+from bundlerun.launcher.options.endpoints import Endpoint, text_of_endpoints
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-from bundlerun.launcher.meeting.endpoints import Endpoint
+from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.client import Client
 from bundlerun.launcher.rendezvous.handshake import Card
 from bundlerun.launcher.rendezvous.protocol import member

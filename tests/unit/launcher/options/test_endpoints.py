@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.meeting.endpoints import Endpoint, parse_endpoints, text_of_endpoints
+from bundlerun.launcher.options.endpoints import Endpoint, parse_endpoints, text_of_endpoints
 
 
 def test_endpoints_are_a_list() -> None:
