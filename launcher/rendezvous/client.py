@@ -13,7 +13,7 @@ from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.handshake import Card, Stranger, introduce
 from bundlerun.launcher.rendezvous.protocol import member
 from bundlerun.launcher.rendezvous.protocol.leases import Leases
-from bundlerun.launcher.rendezvous.protocol.member import Member, Turn
+from bundlerun.launcher.rendezvous.protocol.member import Answer, Member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     MAX_LINE_BYTES,
     Beat,
@@ -86,9 +86,9 @@ class Client:
         """True where a candidate has refused this node for this."""
         return any(refusal.cause is cause for refusal in self.refusals.values())
 
-    def apply(self, turn: Turn) -> None:
+    def apply(self, answer: Answer) -> None:
         """Takes the member's next state and does what it wishes."""
-        self.member, wishes = turn
+        self.member, wishes = answer
         for wish in wishes:
             if isinstance(wish, Send):
                 self.say(wish.message)

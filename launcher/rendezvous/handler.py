@@ -49,7 +49,7 @@ from bundlerun.launcher.rendezvous.settings import (
     Conf,
     read_token,
 )
-from bundlerun.launcher.rendezvous.told import Waiting, joined_line
+from bundlerun.launcher.rendezvous.told import WaitLines, joined_line
 from bundlerun.launcher.run_folder.events import Events
 
 BACKEND = "bundle"
@@ -126,7 +126,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         self._events.note("asks for a round")
         self._node.want(self._num_workers)
         deadline = begin + self._conf.join_timeout
-        waiting = Waiting(self._node.member.seat.name, begin)
+        waiting = WaitLines(self._node.member.seat.name, begin)
         stop_by = math.inf
         while True:
             self._check_open()
@@ -164,7 +164,8 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     def _settle_attempt(self) -> None:
         """Ends the job where what became of the last attempt says that another is in vain."""
-        why = self._ranks.settle(over=self._node.member.cause)
+        over = self._node.member.over
+        why = self._ranks.settle(over=over.cause if over else None)
         if self._node.member.closed is not None:
             return
         if not why:
@@ -178,7 +179,7 @@ class BundleRendezvousHandler(RendezvousHandler):
             raise SystemExit(EXIT_RESUMABLE)
         raise RendezvousClosedError(why)
 
-    def _tell_waiting(self, waiting: Waiting, deadline: float) -> None:
+    def _tell_waiting(self, waiting: WaitLines, deadline: float) -> None:
         line = waiting.line(self._node.obstacle, time.monotonic(), deadline)
         if line and not self._node.is_alone:
             tell(line)

@@ -10,8 +10,7 @@ from contextlib import suppress
 
 from bundlerun.launcher.rendezvous.fence import Fence
 from bundlerun.launcher.rendezvous.handshake import Card, Stranger, admit
-from bundlerun.launcher.rendezvous.protocol import coordinator
-from bundlerun.launcher.rendezvous.protocol import decide as turn
+from bundlerun.launcher.rendezvous.protocol import coordinator, decide
 from bundlerun.launcher.rendezvous.protocol.coordinator import (
     Arrived,
     Broken,
@@ -192,7 +191,7 @@ class Server:
 
     def _settle(self) -> None:
         self._is_due = False
-        self._state, wishes = turn.settle(self._state, time.monotonic())
+        self._state, wishes = decide.settle(self._state, time.monotonic())
         self._grant(wishes)
 
     def _grant(self, wishes: list[Wish]) -> None:

@@ -21,21 +21,23 @@ PASSED_OVER = ("timeout", "is_host", "rank", "store_type", "read_timeout")
 class Conf:
     """The keys of `--rdzv-conf`; times in seconds.
 
-    heartbeat: between two signs of life, both ways.
-    lease: silence after which a node, or the coordinator, counts as dead.
-    grace: how long a node whose connection broke may take to come back.
-    first_wait: how long the first round waits for MAX nodes once MIN are there.
-    join_timeout: how long a node waits for a round.
-    stop_timeout: how long a node may take to stop its workers and come for the next round.
-    minority_wait: how long nodes without a majority wait before they try the fence.
-    bundle_size: ranks of a bundle; nodes that would not make one more are spare.
-    fence_dir: a folder that all nodes share, which decides who goes on without a majority.
-    events_dir: where each node writes what happened, NODE.jsonl.
-    token_file: holds the secret that a node must know to take part.
-    node_name: this node's stable name.
-    num_workers: of this node; 0 learns it from torch in the first round.
-    give_up_after: attempts in a row that finish no step, after which the job fails; 0: never.
-    terms: what all nodes must have alike, JSON, as `bundlerun run` writes it; empty: not compared.
+    Attributes:
+        heartbeat: between two signs of life, both ways.
+        lease: silence after which a node, or the coordinator, counts as dead.
+        grace: how long a node whose connection broke may take to come back.
+        first_wait: how long the first round waits for MAX nodes once MIN are there.
+        join_timeout: how long a node waits for a round.
+        stop_timeout: how long a node may take to stop its workers and come for the next round.
+        minority_wait: how long nodes without a majority wait before they try the fence.
+        bundle_size: ranks of a bundle; nodes that would not make one more are spare.
+        fence_dir: a folder that all nodes share, which decides who goes on without a majority.
+        events_dir: where each node writes what happened, NODE.jsonl.
+        token_file: holds the secret that a node must know to take part.
+        node_name: this node's stable name.
+        num_workers: of this node; 0 learns it from torch in the first round.
+        give_up_after: attempts in a row that finish no step, after which the job fails; 0: never.
+        terms: what all nodes must have alike, JSON, as `bundlerun run` writes it; empty: not
+            compared.
     """
 
     heartbeat: float = 0.3

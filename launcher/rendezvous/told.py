@@ -50,7 +50,7 @@ def obstacle_of(member: Member, refusals: Sequence[str], *, is_in_touch: bool) -
     return Obstacle(what="no coordinator is active yet")
 
 
-class Waiting:
+class WaitLines:
     """What was told of one wait, so that it is told again seldom.
 
     Args:

@@ -33,7 +33,13 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     RoundId,
 )
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
-from bundlerun.launcher.rendezvous.protocol.votes import grounds_of, is_ended, is_void, last_round
+from bundlerun.launcher.rendezvous.protocol.votes import (
+    grounds_of,
+    highest_known,
+    is_ended,
+    is_void,
+    last_round,
+)
 from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
 
 
@@ -173,7 +179,9 @@ def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]
     old = state.peers.get(report.seat.name)
     is_back = old is not None and old.seat.incarnation == report.seat.incarnation
     arrival = old.arrival if old and is_back else state.num_arrivals
-    peer = Peer(report=report, arrival=arrival, is_blind=bool(old and is_back and old.is_blind))
+    peer = Peer(
+        report=report, arrival=arrival, sees_no_fence=bool(old and is_back and old.sees_no_fence)
+    )
     if not state.peers and state.phase is Phase.GATHERING:
         state = replace(state, since=now)
     gone = (state.gone | set(report.gone)) - {report.seat.candidate}
@@ -240,7 +248,7 @@ def _progress(state: State, peer: Peer, message: Hosted | Accept) -> State:
     if proposal.step is not Step.ACCEPT:
         return state
     if not message.sees_fence:
-        return replace(_with_peer(state, replace(peer, is_blind=True)), proposal=None)
+        return replace(_with_peer(state, replace(peer, sees_no_fence=True)), proposal=None)
     return replace(state, proposal=replace(proposal, accepted=proposal.accepted | {name}))
 
 
@@ -324,7 +332,7 @@ def try_claim(state: State, proposal: Proposal) -> TryClaim:
     """The wish for a place in the fence folder behind the base."""
     if state.base:
         return TryClaim(after=state.base.number, round=proposal.round, void=proposal.void)
-    seen = state.highest_known(state.followers)
+    seen = highest_known(state.followers)
     after = max(0, seen - 1)  # who claimed it had found what came before over
     return TryClaim(after=after, round=proposal.round, void=proposal.void, seen=seen)
 

@@ -14,22 +14,19 @@ from bundlerun.launcher.rendezvous.protocol.coordinator import (
 )
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
-    Go,
-    Host,
-    Lead,
-    Over,
-    Propose,
     Round,
     Seat,
-    ToMember,
     id_of,
 )
+from bundlerun.launcher.rendezvous.protocol.next_word import next_word
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
 from bundlerun.launcher.rendezvous.protocol.votes import (
     choose_seats,
     has_quorum,
+    highest_known,
     is_agreed,
     is_better,
+    may_go_on,
     next_term,
 )
 from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
@@ -42,13 +39,13 @@ def settle(state: State, now: float) -> tuple[State, list[Wish]]:
     Returns:
         The next state and what the outside is to do, in this order.
     """
-    turn = _Turn(state, now)
-    turn.run()
-    return turn.state, turn.wishes
+    decision = _Decision(state, now)
+    decision.run()
+    return decision.state, decision.wishes
 
 
-class _Turn:
-    """One look at everything."""
+class _Decision:
+    """One look at everything; each step replaces the state and adds wishes."""
 
     def __init__(self, state: State, now: float) -> None:
         self.state = state
@@ -89,7 +86,7 @@ class _Turn:
         highest = max(state.term, state.highest_term)
         term = next_term(highest, rules.index, rules.num_candidates, rules.salt)
         _, grounds = history(peers, term)
-        if peers and state.may_go_on(grounds, peers, self.now):
+        if peers and may_go_on(state, grounds, peers, self.now):
             self.state = replace(
                 state, phase=Phase.ELECTING, term=term, highest_term=term, proposal=None
             )
@@ -121,7 +118,7 @@ class _Turn:
             self._step_down("a later coordinator is about" if state.peers else "nobody is here")
         elif len(state.followers) == len(state.peers):
             base, grounds = history(state.followers, state.term)
-            if not state.may_go_on(grounds, state.followers, self.now):
+            if not may_go_on(state, grounds, state.followers, self.now):
                 self._step_down("too few nodes of the last round are here")
                 return
             reports = [peer.report for peer in state.followers]
@@ -134,7 +131,7 @@ class _Turn:
                 grounds=grounds,
                 # Accepted is not in force: others may have gone on without it.
                 in_force=base if any(r.last == base for r in reports) else None,
-                over="",
+                why_over="",
                 cause=EndCause.LEFT_OUT,
                 over_at=self.now,
                 silent=frozenset(),  # those have been waited for
@@ -167,10 +164,12 @@ class _Turn:
             end = self._end_of(state.in_force)
             if end:
                 cause, why = end
-                self.state = replace(state, in_force=None, over=why, cause=cause, over_at=self.now)
+                self.state = replace(
+                    state, in_force=None, why_over=why, cause=cause, over_at=self.now
+                )
                 lost = self._lost_unseen(state.in_force)
                 self._note("coordinator: over", round=state.in_force.number, why=why, lost=lost)
-        elif not state.may_go_on(state.grounds, state.followers, self.now):
+        elif not may_go_on(state, state.grounds, state.followers, self.now):
             self._tell()  # those who are left learn that their round is over
             self._step_down(self._missing_quorum())
         elif state.base is None and self._knows_more():
@@ -266,7 +265,7 @@ class _Turn:
             self._end_if_done(why)
             return
         state = self.state
-        is_fenced = state.rules.has_fence and not any(p.is_blind for p in state.followers)
+        is_fenced = state.rules.has_fence and not any(p.sees_no_fence for p in state.followers)
         number = state.highest_number + 1
         round_ = Round(term=state.term, number=number, seats=choice, is_fenced=is_fenced)
         needs_claim = is_fenced or any(each.is_fenced for each in state.grounds)
@@ -313,7 +312,7 @@ class _Turn:
             return "the nodes that hold the majority do not make a bundle"
         num_come = sum(peer.report.is_waiting for peer in state.followers)
         # Those who were in a round before come back by themselves or not at all.
-        if base or state.highest_known(state.followers) or num_come >= rules.max_nodes:
+        if base or highest_known(state.followers) or num_come >= rules.max_nodes:
             return ""
         assert state.num_there_at is not None
         if self.now - state.num_there_at >= rules.first_wait_s:
@@ -367,40 +366,9 @@ class _Turn:
     def _tell(self) -> None:
         changed: dict[str, Peer] = {}
         for name, peer in self.state.peers.items():
-            message = self._wanted(peer) if peer.broken_at is None else None
+            message = next_word(self.state, peer) if peer.broken_at is None else None
             if message is not None and message != peer.sent:
                 self.wishes.append(Send(to=name, message=message))
                 changed[name] = replace(peer, sent=message)
         if changed:
             self.state = replace(self.state, peers={**self.state.peers, **changed})
-
-    def _wanted(self, peer: Peer) -> ToMember | None:
-        """What this node has to hear; None where it is as it should be."""
-        state, report = self.state, peer.report
-        if state.closed:
-            return state.closed
-        if state.phase is Phase.GATHERING:
-            return None
-        if report.promised < state.term:
-            return Lead(term=state.term)
-        round_, proposal = state.in_force, state.proposal
-        is_elsewhere = report.at not in (NO_ROUND, id_of(round_)) and not (
-            report.is_waiting or report.is_done
-        )
-        if is_elsewhere and state.phase is Phase.ACTIVE:
-            reason = state.over or "it was not in the last round"
-            return Over(id=report.at, cause=state.cause, reason=reason)
-        if proposal and proposal.round.has(peer.seat):
-            return self._next_step(proposal, peer)
-        if round_ and round_.has(peer.seat):
-            is_in = report.at == round_.id or id_of(report.last) == round_.id
-            return None if is_in else Go(term=state.term, round=round_)
-        return None
-
-    def _next_step(self, proposal: Proposal, peer: Peer) -> ToMember | None:
-        round_, name = proposal.round, peer.seat.name
-        if proposal.step is Step.HOST and round_.seats[0].name == name:
-            return Host(round=round_)
-        if proposal.step is Step.ACCEPT and name not in proposal.accepted:
-            return Propose(round=round_, grounds=self.state.grounds)
-        return None

@@ -1,9 +1,12 @@
 """Pure: what a node knows and answers. Events go in, its next state and its wishes come out.
 
-    OUTSIDE --want--> WAITING --Go--> IN A ROUND --Over, cut off--> MUST LEAVE --want--> WAITING
-                         ^                                                          |
-                         +--- Fenced: rounds forgotten, comes again as a newcomer --+
-    any of them --Closed--> CLOSED
+    Outside --want--> Waiting --Go--> InRound --Over, Fenced, cut off--> InRound, over
+                         ^               |                                     |
+                         +---- want -----+---------------- want ---------------+
+
+Where a node stands is one of these (`Member.stand`). `Fenced` takes its memory of rounds besides,
+and it comes again as a newcomer. `Closed` ends the job for it wherever it stands; what its workers
+still do, they may finish if the job has ended well.
 
 What it has promised and accepted keeps two halves of a network apart: once it follows a term, it
 accepts nothing of a lower one.
@@ -40,51 +43,111 @@ from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
 from bundlerun.launcher.run_folder.events import EventName
 
 
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """The agent has not asked for a round yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """The agent has asked for the next round; it has no workers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InRound:
+    """The agent has workers in a round, or is about to start them.
+
+    Attributes:
+        round: which.
+        over: why they must leave it; None while they need not.
+        is_done: all of them have finished well.
+    """
+
+    round: Round
+    over: Over | None = None
+    is_done: bool = False
+
+
+Stand: TypeAlias = Outside | Waiting | InRound
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
     """All that a node knows.
 
-    left: the last round that it was in before a fence took its memory; fenced_by: see Report.
-    offer: what is proposed to it; pending, grounds: what it accepted of that, as in Report.
-    at: the round its workers are in; is_done: all of them have finished well.
-    over: why they must leave it, empty while they need not; cause: the same in one word.
-    guided_at: when an active coordinator was last heard; found: one was heard at all.
-    sees_fence: a claim of this job was in the fence folder here, so that an end there is its end.
-    hosting: the round whose store it is to open, so that one is opened once; port: its port.
+    Attributes:
+        seat: who it is.
+        num_candidates: how many endpoints the job has.
+        lease_s: silence after which the coordinator counts as dead.
+        guided_at: when an active coordinator was last heard, seconds of this machine's clock.
+        is_found: one was heard at all.
+        pulse: the last sign of life of the coordinator that it is connected to; None without one.
+        promised: the highest term that it follows; it takes no orders of a lower one.
+        offer: the round that is proposed to it.
+        pending: the round that it has accepted and that is not known to be in force.
+        grounds: the rounds that `pending` was built on, any of which may have been the last one.
+        last: the last round that it was in; None once a fence has taken its memory.
+        last_before_fence: the last one before that, which it does not go back into.
+        fenced_by: the round that took its memory, while it has come into none since.
+        known: the highest number of a round that it has heard of.
+        stand: where it stands.
+        closed: how the job ended; None while it goes on.
+        serial: of its last report or beat.
+        gone: candidates whose endpoints refuse connections, so that their agents have ended.
+        sees_fence: a claim of this job was in the fence folder here, so that an end there is its
+            end.
+        hosting: the round whose store it is to open, so that one is opened once.
+        port: of that store; 0 as long as it is not open.
     """
 
     seat: Seat
     num_candidates: int
     lease_s: float
     guided_at: float
+    is_found: bool = False
+    pulse: Pulse | None = None
     promised: int = -1
-    last: Round | None = None
-    left: RoundId = NO_ROUND
-    fenced_by: Round | None = None
+    offer: Propose | None = None
     pending: Round | None = None
     grounds: tuple[Round, ...] = ()
-    offer: Propose | None = None
-    at: Round | None = None
-    over: str = ""
-    cause: EndCause | None = None
-    is_waiting: bool = False
-    is_done: bool = False
+    last: Round | None = None
+    last_before_fence: RoundId = NO_ROUND
+    fenced_by: Round | None = None
     known: int = 0
+    stand: Stand = Outside()
+    closed: Closed | None = None
     serial: int = 0
     gone: tuple[int, ...] = ()
     sees_fence: bool = False
     hosting: RoundId = NO_ROUND
     port: int = 0
-    is_found: bool = False
-    pulse: Pulse | None = None
-    closed: Closed | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """True where it asks for the next round."""
+        return isinstance(self.stand, Waiting)
+
+    @property
+    def at(self) -> Round | None:
+        """The round that its workers are in."""
+        return self.stand.round if isinstance(self.stand, InRound) else None
+
+    @property
+    def over(self) -> Over | None:
+        """Why they must leave it; None while they need not."""
+        return self.stand.over if isinstance(self.stand, InRound) else None
+
+    @property
+    def is_done(self) -> bool:
+        """True where all of them have finished well."""
+        return isinstance(self.stand, InRound) and self.stand.is_done
 
     @property
     def must_leave(self) -> bool:
         """True where the workers are to stop: their round is over, or the job has failed."""
         if self.closed:
             return not self.closed.is_success
-        return self.at is not None and bool(self.over)
+        return self.over is not None
 
     @property
     def may_miss_the_end(self) -> bool:
@@ -121,14 +184,15 @@ class Enter:
 
 
 Wish: TypeAlias = Send | OpenStore | LookForClaim | Enter | Note
-Turn: TypeAlias = tuple[Member, list[Wish]]
+Answer: TypeAlias = tuple[Member, list[Wish]]
+"""What a node has become, and what is to be done for it, in this order."""
 
 
 def _note(event: EventName, number: int = 0, why: str = "") -> Note:
     return Note(event=event, details={"round": number, "why": why})
 
 
-def report(member: Member) -> Turn:
+def report(member: Member) -> Answer:
     """The full report, which opens every connection."""
     member = replace(member, serial=member.serial + 1)
     message = Report(
@@ -138,7 +202,7 @@ def report(member: Member) -> Turn:
         last=member.last,
         pending=member.pending,
         grounds=member.grounds,
-        at=_at(member),
+        at=id_of(member.at),
         is_waiting=member.is_waiting,
         known=member.known,
         gone=member.gone,
@@ -148,53 +212,48 @@ def report(member: Member) -> Turn:
     return member, [Send(message=message)]
 
 
-def beat(member: Member) -> Turn:
+def beat(member: Member) -> Answer:
     """The short report, due at every heartbeat and after each change."""
     member = replace(member, serial=member.serial + 1)
     message = Beat(
         serial=member.serial,
         promised=member.promised,
         last=id_of(member.last),
-        at=_at(member),
+        at=id_of(member.at),
         is_waiting=member.is_waiting,
         is_done=member.is_done,
     )
     return member, [Send(message=message)]
 
 
-def _at(member: Member) -> RoundId:
-    return NO_ROUND if member.is_waiting else id_of(member.at)
-
-
-def want(member: Member, num_workers: int = 0) -> Turn:
+def want(member: Member, num_workers: int = 0) -> Answer:
     """The agent asks for the next round; its workers have stopped.
 
     Args:
         num_workers: how many it starts, once that is known.
     """
     seat = replace(member.seat, num_workers=num_workers or member.seat.num_workers)
-    return report(
-        replace(member, seat=seat, is_waiting=True, is_done=False, at=None, over="", cause=None)
-    )
+    return report(replace(member, seat=seat, stand=Waiting()))
 
 
-def finished(member: Member) -> Turn:
+def finished(member: Member) -> Answer:
     """All workers of this node have ended well; it stays in its round until the job is over."""
-    if member.at is None or member.over or member.is_done:
+    stand = member.stand
+    if not isinstance(stand, InRound) or stand.over or stand.is_done:
         return member, []
-    note = _note("finished", member.at.number)
-    member, wishes = beat(replace(member, is_done=True))
+    note = _note("finished", stand.round.number)
+    member, wishes = beat(replace(member, stand=replace(stand, is_done=True)))
     return member, [*wishes, note]
 
 
-def opened(member: Member, round_: Round, port: int) -> Turn:
+def opened(member: Member, round_: Round, port: int) -> Answer:
     """The store of a round listens."""
     if member.hosting == round_.id:
         member = replace(member, port=port)
     return member, [Send(message=Hosted(id=round_.id, port=port))]
 
 
-def looked(member: Member, round_: Round, sees_fence: bool) -> Turn:
+def looked(member: Member, round_: Round, sees_fence: bool) -> Answer:
     """The claim of a round was looked for; without it a round that is offered is not accepted."""
     if sees_fence:
         return accept(replace(member, sees_fence=True), round_)
@@ -203,7 +262,7 @@ def looked(member: Member, round_: Round, sees_fence: bool) -> Turn:
     return member, [refusal] if is_offered else []
 
 
-def accept(member: Member, round_: Round) -> Turn:
+def accept(member: Member, round_: Round) -> Answer:
     """Accepts a round, unless a higher term was promised meanwhile."""
     offer = member.offer
     if offer is None or offer.round != round_ or not member.is_waiting:
@@ -215,7 +274,7 @@ def accept(member: Member, round_: Round) -> Turn:
     return member, [Send(message=Accept(id=round_.id, sees_fence=True))]
 
 
-def receive(member: Member, message: ToMember, now: float) -> Turn:
+def receive(member: Member, message: ToMember, now: float) -> Answer:
     """What a word of the coordinator changes."""
     match message:
         case Lead(term=term) if term >= member.promised:
@@ -236,20 +295,19 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
         case Go(term=term, round=round_) if term == member.promised:
             return _go(member, round_, now)
         case Over(id=id) if member.at and member.at.id == id and not member.over:
-            reason = message.reason
-            note = _note("over", member.at.number, reason)
-            return replace(member, over=reason, cause=message.cause), [note]
+            return _must_leave(member, message), [_note("over", member.at.number, message.reason)]
         case Fenced(term=term, by=by, reason=reason) if term == member.promised:
+            if member.at:
+                over = Over(id=member.at.id, cause=EndCause.LEFT_OUT, reason=reason)
+                member = _must_leave(member, over)
             member = replace(
                 member,
                 last=None,
-                left=max(member.left, id_of(member.last)),
+                last_before_fence=max(member.last_before_fence, id_of(member.last)),
                 fenced_by=by,
                 known=max(member.known, by.number),
                 pending=None,
                 grounds=(),
-                over=reason if member.at else "",
-                cause=EndCause.LEFT_OUT if member.at else None,
             )
             return member, [_note("fenced", why=reason), LookForClaim(round=by)]
         case Closed():
@@ -263,12 +321,18 @@ def receive(member: Member, message: ToMember, now: float) -> Turn:
     return member, []
 
 
+def _must_leave(member: Member, over: Over) -> Member:
+    """The workers are to leave the round that they are in."""
+    assert isinstance(member.stand, InRound)
+    return replace(member, stand=replace(member.stand, over=over))
+
+
 def _term_of(message: Lead | Propose | Host) -> int:
     return message.term if isinstance(message, Lead) else message.round.term
 
 
-def _go(member: Member, round_: Round, now: float) -> Turn:
-    is_old = max(member.left, id_of(member.last)) >= round_.id
+def _go(member: Member, round_: Round, now: float) -> Answer:
+    is_old = max(member.last_before_fence, id_of(member.last)) >= round_.id
     if not member.is_waiting or not round_.has(member.seat) or is_old:
         return beat(member)
     candidates = {seat.candidate for seat in round_.seats}
@@ -279,11 +343,7 @@ def _go(member: Member, round_: Round, now: float) -> Turn:
         pending=None,
         grounds=(),
         offer=None,
-        at=round_,
-        over="",
-        cause=None,
-        is_waiting=False,
-        is_done=False,
+        stand=InRound(round=round_),
         known=max(member.known, round_.number),
         # Before its agent had started an endpoint refused connections, too.
         gone=tuple(index for index in member.gone if index not in candidates),
@@ -301,7 +361,7 @@ def _guided(member: Member, pulse: Pulse, now: float) -> Member:
     return member
 
 
-def tick(member: Member, now: float, *, where: str) -> Turn:
+def tick(member: Member, now: float, *, where: str) -> Answer:
     """Ends what must not go on without a coordinator.
 
     With one candidate the job ends a lease after it was lost; with more, the workers stop after
@@ -320,9 +380,9 @@ def tick(member: Member, now: float, *, where: str) -> Turn:
         )
         return receive(member, Closed(reason=reason, is_success=False), now)
     if member.at and not member.over and silent_s > 2 * member.lease_s:
-        over = f"no active coordinator at {where} for {silent_s:.1f} s"
-        note = _note("cut off", member.at.number, over)
-        return replace(member, over=over, cause=EndCause.CUT_OFF), [note]
+        reason = f"no active coordinator at {where} for {silent_s:.1f} s"
+        over = Over(id=member.at.id, cause=EndCause.CUT_OFF, reason=reason)
+        return _must_leave(member, over), [_note("cut off", member.at.number, reason)]
     return member, []
 
 

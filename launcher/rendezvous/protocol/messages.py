@@ -85,7 +85,7 @@ class Report:
 
     promised: highest term that it follows.
     last: the last round that it was in; pending: accepted, and no Go yet.
-    grounds: the rounds that the pending one was built on, for want of knowing which is the last.
+    grounds: the rounds any of which may have been the last one when `pending` was proposed.
     at: the round its workers run in; is_waiting: it asks for the next round; is_done: all of its
         workers of that round have finished well.
     known: highest number of a round, in force or in its way, that it has heard of.

@@ -17,11 +17,14 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Status,
     ToMember,
 )
-from bundlerun.launcher.rendezvous.protocol.votes import has_quorum, is_ended
 
 
 class Phase(Enum):
-    """What the coordinator is to its nodes."""
+    """What the coordinator is to its nodes.
+
+    GATHERING: it waits until those who are here may go on. ELECTING: it asks them to follow its
+    term. ACTIVE: all of them do, and it makes rounds. CLOSED: the job is over.
+    """
 
     GATHERING = "gathering"
     ELECTING = "electing"
@@ -30,7 +33,11 @@ class Phase(Enum):
 
 
 class Step(Enum):
-    """What a proposed round waits for."""
+    """What a proposed round waits for.
+
+    CLAIM: its number in the fence folder. HOST: the store, which its first seat opens. ACCEPT: all
+    its seats.
+    """
 
     CLAIM = "claim"
     HOST = "host"
@@ -41,11 +48,19 @@ class Step(Enum):
 class Rules:
     """Numbers that all nodes share, and which candidate this one is.
 
-    salt: a number of this start of the coordinator, for `next_term`.
-    grace_s: how long a node whose connection broke may take to come back.
-    first_wait_s: how long the first round waits for `max_nodes` once `min_nodes` are there.
-    stop_wait_s: how long a node may take to stop its workers and come for the next round.
-    minority_wait_s: how long nodes without a quorum wait before they try the fence.
+    Attributes:
+        index: of this candidate among the endpoints.
+        salt: a number of this start of the coordinator, for `next_term`.
+        num_candidates: how many endpoints the job has; with one nobody can take over.
+        min_nodes: fewest nodes of a round.
+        max_nodes: most nodes of a round.
+        bundle_size: ranks of a bundle; nodes that would not make one more are spare.
+        has_fence: there is a fence folder, which decides where no quorum can.
+        lease_s: silence after which a node counts as dead.
+        grace_s: how long a node whose connection broke may take to come back.
+        first_wait_s: how long the first round waits for `max_nodes` once `min_nodes` are there.
+        stop_wait_s: how long a node may take to stop its workers and come for the next round.
+        minority_wait_s: how long nodes without a quorum wait before they try the fence.
     """
 
     index: int = 0
@@ -66,15 +81,19 @@ class Rules:
 class Peer:
     """A node as the coordinator knows it.
 
-    broken_at: since when its connection is down, None while it is up.
-    sent: the last wish that went out to it, so that it goes out once.
+    Attributes:
+        report: the last that it has said of itself.
+        arrival: its place in the order in which nodes came.
+        broken_at: since when its connection is down, None while it is up.
+        sent: the last message that went out to it, so that it goes out once.
+        sees_no_fence: it did not find a claim in its own view of the fence folder.
     """
 
     report: Report
     arrival: int
     broken_at: float | None = None
     sent: ToMember | None = None
-    is_blind: bool = False
+    sees_no_fence: bool = False
 
     @property
     def seat(self) -> Seat:
@@ -86,7 +105,12 @@ class Peer:
 class Proposal:
     """A round on its way.
 
-    void: claims of others that can never be in force; claimed_at: when its own was made.
+    Attributes:
+        round: who would be in it.
+        step: what it waits for.
+        accepted: the names of the seats that have accepted it.
+        void: claims of others that can never be in force.
+        claimed_at: when its own claim was made.
     """
 
     round: Round
@@ -98,17 +122,31 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """All that a coordinator knows.
+    """All that a coordinator knows; times in seconds of this machine's clock.
 
-    since: when the phase, or its first node, began.
-    base: the last round that may have been in force; in_force: the same while it is.
-    grounds: the rounds of each of which the next one needs a quorum.
-    over: why there is no round in force, cause in one word; over_at: since when.
-    num_there_at: since when enough nodes for a first round are there.
-    gone: candidates whose agents have ended, as some node found out; lost: incarnations that this
-        coordinator saw go, and why; silent: those of them that said nothing any more, as behind a
-        cut cable.
-    waits_for: what keeps the next round, in plain words; retry_at: no proposal before then.
+    Attributes:
+        rules: the numbers it goes by.
+        phase: what it is to its nodes.
+        since: when the phase began; while it gathers, when the first node came.
+        term: its own; -1 before it first stood for election.
+        highest_term: the highest that a node or a claim has told of.
+        highest_number: of a round that was in force, claimed or proposed.
+        peers: the nodes that are registered here, by name.
+        num_arrivals: how many have come so far.
+        base: the last round that may have been in force.
+        grounds: the rounds of each of which the next one needs a quorum.
+        in_force: `base` while it is in force; None while there is no round.
+        why_over: why there is none, for a reader.
+        cause: the same for the program.
+        over_at: since when there is none.
+        num_there_at: since when enough nodes for a first round are there.
+        proposal: the next round on its way.
+        waits_for: what keeps the next round, for a reader.
+        retry_at: no proposal before then.
+        gone: candidates whose agents have ended, as some node found out.
+        lost: incarnations that this coordinator saw go, and why.
+        silent: those of them that said nothing any more, as behind a cut cable.
+        closed: how the job ended; None while it goes on.
     """
 
     rules: Rules
@@ -122,17 +160,17 @@ class State:
     base: Round | None = None
     grounds: tuple[Round, ...] = ()
     in_force: Round | None = None
-    over: str = ""
+    why_over: str = ""
     cause: EndCause = EndCause.LEFT_OUT
     over_at: float = 0.0
     num_there_at: float | None = None
     proposal: Proposal | None = None
+    waits_for: str = ""
+    retry_at: float = 0.0
     gone: frozenset[int] = frozenset()
     lost: Mapping[str, str] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
     closed: Closed | None = None
-    waits_for: str = ""
-    retry_at: float = 0.0
 
     @property
     def status(self) -> Status:
@@ -163,44 +201,3 @@ class State:
         """The nodes that follow this term, in order of arrival."""
         peers = (peer for peer in self.peers.values() if peer.report.promised == self.term)
         return sorted(peers, key=lambda peer: peer.arrival)
-
-    def may_go_on(self, grounds: tuple[Round, ...], peers: list[Peer], now: float) -> bool:
-        """True where nobody else can go on after these rounds, or the fence is to decide that."""
-        if self.rules.num_candidates == 1:
-            return True
-        if not grounds:
-            return self._may_begin(peers, now)
-        return all(self._may_go_on_after(round_, peers, now) for round_ in grounds)
-
-    def _may_begin(self, peers: list[Peer], now: float) -> bool:
-        """Nodes without a memory: of a round that was in force only the fence knows the end."""
-        if not self.highest_known(peers):
-            return True
-        if not self.rules.has_fence:
-            return False
-        walls = [peer.report.fenced_by for peer in peers if peer.report.fenced_by]
-        if walls:
-            wall = max(walls, key=lambda round_: round_.id)
-            return wall.is_fenced and is_ended(wall, [peer.seat.name for peer in peers])
-        return self.phase is Phase.ACTIVE or now - self.since >= self.rules.minority_wait_s
-
-    @staticmethod
-    def highest_known(peers: list[Peer]) -> int:
-        """The number of the latest round in force that one of these nodes has heard of."""
-        return max((peer.report.known for peer in peers), default=0)
-
-    def _may_go_on_after(self, round_: Round, peers: list[Peer], now: float) -> bool:
-        if has_quorum(round_, (peer.seat for peer in peers)):
-            return True
-        here = {peer.seat.incarnation for peer in peers}
-        missing = [seat for seat in round_.seats if seat.incarnation not in here]
-        if self.phase is Phase.ACTIVE:
-            # More nodes than are here may be alive and want to go on: the larger half goes first.
-            is_smaller = 2 * len(missing) > len(round_.seats)
-            may_try = not (is_smaller and any(seat.incarnation in self.silent for seat in missing))
-        else:
-            may_try = (
-                all(seat.candidate in self.gone for seat in missing)
-                or now - self.since >= self.rules.minority_wait_s
-            )
-        return bool(peers) and round_.is_fenced and self.rules.has_fence and may_try

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from bundlerun.launcher.rendezvous.protocol.messages import Report, Round, Seat, Status, id_of
+from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, State
 
 
 def has_quorum(base: Round, seats: Iterable[Seat]) -> bool:
@@ -87,6 +88,50 @@ def is_void(round_: Round, reports: Collection[Report]) -> bool:
         and report.promised > round_.term
         for report in reports
     )
+
+
+def may_go_on(state: State, grounds: tuple[Round, ...], peers: list[Peer], now: float) -> bool:
+    """True where nobody else can go on after these rounds, or the fence is to decide that."""
+    if state.rules.num_candidates == 1:
+        return True
+    if not grounds:
+        return _may_begin(state, peers, now)
+    return all(_may_go_on_after(state, round_, peers, now) for round_ in grounds)
+
+
+def _may_begin(state: State, peers: list[Peer], now: float) -> bool:
+    """Nodes without a memory: of a round that was in force only the fence knows the end."""
+    if not highest_known(peers):
+        return True
+    if not state.rules.has_fence:
+        return False
+    fenced_by = [peer.report.fenced_by for peer in peers if peer.report.fenced_by]
+    if fenced_by:
+        last = max(fenced_by, key=lambda round_: round_.id)
+        return last.is_fenced and is_ended(last, [peer.seat.name for peer in peers])
+    return state.phase is Phase.ACTIVE or now - state.since >= state.rules.minority_wait_s
+
+
+def highest_known(peers: list[Peer]) -> int:
+    """The number of the latest round in force that one of these nodes has heard of."""
+    return max((peer.report.known for peer in peers), default=0)
+
+
+def _may_go_on_after(state: State, round_: Round, peers: list[Peer], now: float) -> bool:
+    if has_quorum(round_, (peer.seat for peer in peers)):
+        return True
+    here = {peer.seat.incarnation for peer in peers}
+    missing = [seat for seat in round_.seats if seat.incarnation not in here]
+    if state.phase is Phase.ACTIVE:
+        # More nodes than are here may be alive and want to go on: the larger half goes first.
+        is_smaller = 2 * len(missing) > len(round_.seats)
+        may_try = not (is_smaller and any(seat.incarnation in state.silent for seat in missing))
+    else:
+        may_try = (
+            all(seat.candidate in state.gone for seat in missing)
+            or now - state.since >= state.rules.minority_wait_s
+        )
+    return bool(peers) and round_.is_fenced and state.rules.has_fence and may_try
 
 
 def is_ended(round_: Round, names: Collection[str]) -> bool:

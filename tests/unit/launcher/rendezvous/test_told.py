@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from bundlerun.launcher.rendezvous.protocol.member import Member
+from bundlerun.launcher.rendezvous.protocol.member import Member, Waiting
 from bundlerun.launcher.rendezvous.protocol.messages import Pulse, Round, Seat
 from bundlerun.launcher.rendezvous.protocol.wishes import Note
 from bundlerun.launcher.rendezvous.told import (
     Obstacle,
-    Waiting,
+    WaitLines,
     event_line,
     joined_line,
     obstacle_of,
@@ -26,7 +26,7 @@ def pulse(number: int = 0, waits_for: str = "") -> Pulse:
     return Pulse(term=1, is_active=True, number=number, num_nodes=1, waits_for=waits_for)
 
 
-MEMBER = Member(seat=seat("b"), num_candidates=1, lease_s=1.5, guided_at=0.0, is_waiting=True)
+MEMBER = Member(seat=seat("b"), num_candidates=1, lease_s=1.5, guided_at=0.0, stand=Waiting())
 REFUSED = "10.0.0.1:29400 refuses connections"
 
 
@@ -55,7 +55,7 @@ def test_a_node_in_touch_says_what_the_coordinator_waits_for(
 
 def told(obstacles: dict[float, Obstacle], *, until: float = 100.0) -> dict[float, str]:
     """The lines of a wait from 0 s on, looked at every half second; obstacles by their begin."""
-    waiting, current, lines = Waiting("b", 0.0), Obstacle(what=""), {}
+    waiting, current, lines = WaitLines("b", 0.0), Obstacle(what=""), {}
     for half_seconds in range(round(2 * until)):
         now = half_seconds / 2
         current = obstacles.get(now, current)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
-from bundlerun.launcher.rendezvous.protocol import coordinator, member
-from bundlerun.launcher.rendezvous.protocol import decide as turn
+from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member
 from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Close,
@@ -325,7 +324,7 @@ class Cluster:
         node = self.nodes[candidate]
         assert node.state is not None
         before = node.state
-        node.state, wishes = turn.settle(node.state, self.now)
+        node.state, wishes = decide.settle(node.state, self.now)
         proposal = node.state.proposal
         if proposal:
             base = node.state.base.id if node.state.base else None
@@ -391,7 +390,7 @@ class Cluster:
         self.claims.append(replace(wish.round, number=number))
         return coordinator.Claimed(term=term, number=number, at=self.now)
 
-    def _act(self, index: int, result: member.Turn) -> None:
+    def _act(self, index: int, result: member.Answer) -> None:
         node = self.nodes[index]
         node.member, wishes = result
         for wish in wishes:

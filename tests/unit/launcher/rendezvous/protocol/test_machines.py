@@ -243,7 +243,7 @@ def test_who_is_cut_off_while_the_job_ends_does_not_go_on_alone(has_given_way: b
 
 def test_who_never_saw_a_claim_believes_no_end_in_the_folder() -> None:
     made = cluster(3)
-    me = replace(made.nodes[0].member, is_waiting=True, pulse=None)
+    me = replace(made.nodes[0].member, stand=member.Waiting(), pulse=None)
     assert me.known
     assert not me.may_miss_the_end  # what it reads there may be of an earlier job
     unseen, said = member.looked(me, made.current(), False)

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from bundlerun.launcher.rendezvous.protocol import coordinator, member, state
-from bundlerun.launcher.rendezvous.protocol import decide as turn
+from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member, votes
 from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
@@ -103,7 +102,7 @@ def more_than_half_are_started_again(made: Cluster) -> None:
 
 
 def commit_after_one_accept(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(turn, "is_agreed", lambda round_, accepted: len(accepted) >= 1)
+    patch.setattr(decide, "is_agreed", lambda round_, accepted: len(accepted) >= 1)
 
 
 def ignore_pending_rounds(patch: pytest.MonkeyPatch) -> None:
@@ -116,7 +115,7 @@ def ignore_pending_rounds(patch: pytest.MonkeyPatch) -> None:
 def follow_a_lower_term(patch: pytest.MonkeyPatch) -> None:
     receive = member.receive
 
-    def obeys(me: Member, message: ToMember, now: float) -> member.Turn:
+    def obeys(me: Member, message: ToMember, now: float) -> member.Answer:
         if isinstance(message, Lead):
             return receive(replace(me, promised=min(me.promised, message.term)), message, now)
         return receive(me, message, now)
@@ -127,7 +126,7 @@ def follow_a_lower_term(patch: pytest.MonkeyPatch) -> None:
 def accept_a_lower_term(patch: pytest.MonkeyPatch) -> None:
     receive = member.receive
 
-    def accepts(me: Member, message: ToMember, now: float) -> member.Turn:
+    def accepts(me: Member, message: ToMember, now: float) -> member.Answer:
         if isinstance(message, Propose) and message.round.term < me.promised:
             return me, [Send(message=Accept(id=message.round.id, sees_fence=True))]
         return receive(me, message, now)
@@ -156,7 +155,7 @@ def half_is_enough(patch: pytest.MonkeyPatch) -> None:
 
 
 def quorum(patch: pytest.MonkeyPatch, rule: Callable[[Round, Iterable[Seat]], bool]) -> None:
-    for module in (state, turn):
+    for module in (votes, decide):
         patch.setattr(module, "has_quorum", rule)
 
 
