@@ -10,15 +10,13 @@ from typing import get_args
 
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.options.backend import BUNDLE, Backend, backend_of
 from bundlerun.launcher.options.declared import flag_of, option, yes_or_no
 from bundlerun.launcher.options.endpoints import Endpoint, parse_endpoints
 
 _NODES = "nodes and devices"
 _RDZV = "rendezvous"
 _AGENT = "agent"
-
-NO_LIMIT = 1_000_000
-"""Restarts of workers that nobody gets to see."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +25,7 @@ class LaunchConfig:
 
     num_nodes: fewest and most nodes.
     num_procs: ranks of this node; 0: as many as whole bundles use.
+    backend: what the rendezvous backend of that name can do.
     rdzv_settings: --rdzv-conf as a mapping.
     endpoints: all candidates in order, of which one at a time keeps the rendezvous; none where
         the user names none.
@@ -64,7 +63,7 @@ class LaunchConfig:
         False, "one node that needs no other: a free port of its own", group=_RDZV, parse=yes_or_no
     )
     rdzv_backend: str = option(
-        "bundle", "rendezvous backend: bundle, or one of torch's (c10d, static)", group=_RDZV
+        BUNDLE.name, "rendezvous backend: bundle, or one of torch's (c10d, static)", group=_RDZV
     )
     rdzv_endpoint: str = option(
         "",
@@ -117,12 +116,14 @@ class LaunchConfig:
 
     num_nodes: tuple[int, int] = field(init=False, repr=False, compare=False)
     num_procs: int = field(init=False, repr=False, compare=False)
+    backend: Backend = field(init=False, repr=False, compare=False)
     rdzv_settings: Mapping[str, str] = field(init=False, repr=False, compare=False)
     endpoints: tuple[Endpoint, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self._set("num_nodes", node_range(self.nnodes, "--nnodes"))
         self._set("num_procs", _num_procs(self.nproc_per_node))
+        self._set("backend", backend_of(self.rdzv_backend))
         self._set("rdzv_settings", _settings(self.rdzv_conf))
         for name in ("bundles", "slots", "node_rank", "give_up_after"):
             if getattr(self, name) < 0:
@@ -155,20 +156,21 @@ class LaunchConfig:
             raise ConfigError(
                 f"--nnodes {self.nnodes} needs --rdzv-endpoint HOST:PORT, the same on every node"
             )
-        if self.rdzv_backend == "static" and self.min_nodes != self.max_nodes:
+        backend = self.backend
+        if backend.has_fixed_nodes and self.min_nodes != self.max_nodes:
             raise ConfigError(
-                f"--rdzv-backend static takes a fixed number of nodes, not {self.nnodes}"
+                f"--rdzv-backend {backend.name} takes a fixed number of nodes, not {self.nnodes}"
             )
-        if self.rdzv_backend == "static" and self.node_rank >= self.max_nodes:
+        if backend.has_fixed_nodes and self.node_rank >= self.max_nodes:
             raise ConfigError(
                 f"--node-rank {self.node_rank} of {self.max_nodes} nodes; give 0 to "
                 f"{self.max_nodes - 1}"
             )
         self._set("endpoints", parse_endpoints(self.rdzv_endpoint) if self.rdzv_endpoint else ())
-        if len(self.endpoints) > 1 and self.rdzv_backend != "bundle":
+        if len(self.endpoints) > 1 and not backend.takes_over:
             raise ConfigError(
                 f"--rdzv-endpoint {self.rdzv_endpoint!r} names {len(self.endpoints)} endpoints, "
-                f"--rdzv-backend {self.rdzv_backend} takes one; use --rdzv-backend bundle"
+                f"--rdzv-backend {backend.name} takes one; use --rdzv-backend {BUNDLE.name}"
             )
 
     @property
@@ -186,7 +188,7 @@ class LaunchConfig:
         """Times this node starts its failed workers again, as torch's agent counts them."""
         if self.max_restarts >= 0:
             return self.max_restarts
-        return NO_LIMIT if self.rdzv_backend == "bundle" else 0
+        return self.backend.default_restarts
 
     @property
     def is_alone(self) -> bool:

@@ -35,6 +35,7 @@ from bundlerun.launcher.layout.gpus import accelerator_of_torch, gpus_of_torch, 
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
 from bundlerun.launcher.layout.topology import bundle_size
 from bundlerun.launcher.meeting.network import check_port, wait_for_meeting
+from bundlerun.launcher.options.backend import BUNDLE, Keeps
 from bundlerun.launcher.options.declared import ENV_PREFIX
 from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.plan import LaunchPlan, NodePlan
@@ -60,9 +61,6 @@ if TYPE_CHECKING:
 
 PRELOAD = ("torch", "torchvision")
 AGENT_LOG = "agent.log"
-STORE_BACKENDS = ("c10d", "static")
-"""Rendezvous backends whose endpoint is a torch store that one of the agents keeps."""
-OUR_BACKEND = "bundle"
 
 
 def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None = None) -> int:
@@ -93,7 +91,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
                 keep_agent_log(Path(node.log_dir))
                 for line in plan.warnings():
                     say(line)
-                if launch_options.rdzv_backend in STORE_BACKENDS:
+                if launch_options.backend.keeps is Keeps.STORE:
                     _meet_by_torch(plan, say)
                 signals.end_at_once = leave_agent
                 code = _run(plan, Start(keeps_store, board, signals), say)
@@ -122,13 +120,7 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
         say(few_files)
     own_folder = mark_own()
     load("torch")
-    backend = plan.launch.value.rdzv_backend
-    has_store = backend in STORE_BACKENDS
-    keeps_store = False
-    if has_store or backend == OUR_BACKEND:
-        is_known = is_store if has_store else is_rendezvous
-        is_ours = is_known if plan.launch.value.max_nodes > 1 else _nobodys
-        keeps_store = check_port(node.meeting, is_store=is_ours)
+    keeps_store = _check_endpoint(plan)
     load(*PRELOAD, plan.module, "torch.distributed.launcher.api")
     start_fork_server((*PRELOAD, plan.module))
     os.environ[THREADS_VARIABLE] = node.environment[THREADS_VARIABLE]
@@ -141,6 +133,15 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
     if check:
         check(plan.train.value)
     return keeps_store
+
+
+def _check_endpoint(plan: LaunchPlan) -> bool:
+    """Whether this agent is to keep the endpoint; raises NodeError where it cannot."""
+    launch = plan.launch.value
+    if launch.backend.keeps is None:
+        return False
+    answers = {Keeps.STORE: is_store, Keeps.COORDINATOR: is_rendezvous}[launch.backend.keeps]
+    return check_port(plan.here.meeting, is_store=answers if launch.max_nodes > 1 else _nobodys)
 
 
 def _meet_by_torch(plan: LaunchPlan, say: Callable[[str], None]) -> None:
@@ -200,7 +201,7 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         except RendezvousConnectionError:
             # Two agents of this machine found the port free; the other one was quicker.
             first = node.meeting.first
-            is_torchs = start.keeps_store and plan.launch.value.rdzv_backend in STORE_BACKENDS
+            is_torchs = start.keeps_store and plan.launch.value.backend.keeps is Keeps.STORE
             if not is_torchs or not is_store(first.host, first.port):
                 raise
             _start_agent(plan, replace(start, keeps_store=False))
@@ -246,7 +247,7 @@ def _start_agent(plan: LaunchPlan, start: Start) -> None:
     from torch.distributed.launcher.api import elastic_launch
 
     # torch finds it as an entry point too, but not in an installation older than that.
-    rendezvous_handler_registry.register(OUR_BACKEND, get_handler())
+    rendezvous_handler_registry.register(BUNDLE.name, get_handler())
     launch = plan.launch.value
     keep_log = not (launch.redirects or launch.tee)
     elastic_launch(launch_config(plan, start.keeps_store), run_worker)(
@@ -269,20 +270,17 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
     """The plan in torch's words.
 
     Args:
-        keeps_store: this agent keeps the rendezvous store. torch left alone decides by the
-            machine's name, which often stands for 127.0.1.1, and then nobody keeps it.
+        keeps_store: this agent keeps the rendezvous store.
     """
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
     from torch.distributed.launcher.api import LaunchConfig
 
     launch, node = plan.launch.value, plan.here
-    settings: dict[str, Any] = dict(launch.rdzv_settings)
-    if launch.rdzv_backend == "static":
-        settings["rank"] = launch.node_rank
-    if launch.rdzv_backend == "c10d":
-        settings["is_host"] = keeps_store
-    if launch.rdzv_backend == OUR_BACKEND:
-        settings = bundle_settings(plan) | settings
+    settings: dict[str, Any] = {
+        **(bundle_settings(plan) if launch.backend is BUNDLE else {}),
+        **launch.rdzv_settings,
+        **launch.backend.settings(node_rank=launch.node_rank, keeps_endpoint=keeps_store),
+    }
     logs = DefaultLogsSpecs(
         log_dir=node.log_dir,
         redirects=Std.from_str(launch.redirects or "0"),

@@ -55,11 +55,8 @@ def resolve_meeting(launch: LaunchConfig) -> Meeting:
         replace(each, host=_reachable(each.host, launch)) for each in launch.endpoints
     )
     place = own_place(endpoints, launch.local_addr)
-    is_here = 0 in place.kept
-    if launch.rdzv_backend == "static":
-        is_here = launch.node_rank == 0
-    elif "is_host" in launch.rdzv_settings:
-        is_here = launch.rdzv_settings["is_host"].lower() in ("1", "true", "t", "yes", "y")
+    is_said = launch.backend.keeps_first(launch.node_rank, launch.rdzv_settings)
+    is_here = 0 in place.kept if is_said is None else is_said
     # As typed: a name may stand for another address here than on the nodes that are told it.
     return Meeting(
         endpoints=endpoints, is_here=is_here, local_addr=launch.local_addr or place.address

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.meeting.addresses import is_loopback, resolve, route_to
+from bundlerun.launcher.options.backend import BUNDLE, backend_of
 from bundlerun.launcher.options.endpoints import Endpoint, text_of_endpoints
 
 NUM_CANDIDATES = 3
@@ -218,7 +219,8 @@ def slurm_defaults(
     )
     if said("standalone"):
         found.pop("nnodes", None)
-    if needs_endpoint and said("rdzv_backend") not in ("", "bundle"):
+    backend = backend_of(said("rdzv_backend") or BUNDLE.name)
+    if needs_endpoint and not backend.takes_over:
         found["rdzv_endpoint"] = found["rdzv_endpoint"].split(",")[0]
         found["nnodes"] = str(len(task.nodes))
     return found

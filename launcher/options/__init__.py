@@ -1,1 +1,1 @@
-"""Options: declared once, read from three places, told where they are wrong; what endpoints are."""
+"""Options: declared once, read from three places; endpoints and backends, which they name."""

@@ -32,6 +32,7 @@ from bundlerun.launcher.console import open_console, tell
 from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.meeting.addresses import LOOPBACK, own_place, resolve
 from bundlerun.launcher.meeting.node_name import claimed_name
+from bundlerun.launcher.options.backend import BUNDLE
 from bundlerun.launcher.options.endpoints import parse_endpoints
 from bundlerun.launcher.ranks.node_ranks import Ranks
 from bundlerun.launcher.rendezvous.node import Node, Request, unkept
@@ -51,8 +52,6 @@ from bundlerun.launcher.rendezvous.settings import (
 )
 from bundlerun.launcher.rendezvous.told import WaitLines, joined_line
 from bundlerun.launcher.run_folder.events import Events
-
-BACKEND = "bundle"
 
 
 class NodesDiffer(RendezvousClosedError):
@@ -99,7 +98,7 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     def get_backend(self) -> str:
         """The name of the backend."""
-        return BACKEND
+        return BUNDLE.name
 
     @property
     def use_agent_store(self) -> bool:
