@@ -31,7 +31,7 @@ from typing import Self
 from bundlerun.launcher.agreement.continuation import keep_terms
 from bundlerun.launcher.errors import EXIT_CONFIG, ConfigError, NodeError
 from bundlerun.launcher.meeting.default_folder import point_latest
-from bundlerun.launcher.run_folder.files import is_absent, link_new, write_text
+from bundlerun.launcher.run_folder.files import create_text, is_absent, write_text
 from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import forget_request
@@ -276,11 +276,10 @@ class Claim:
         folder = self._paths.claims
         number = max((found.number for found in seen), default=0) + 1
         path = folder / f"{number:06d}.json"
-        beside = folder / f".claim-{os.getpid()}-{random.getrandbits(32):08x}"
         try:
-            beside.write_text(json.dumps(asdict(self._me)), encoding="utf-8")
-            link_new(beside, path)
-        except (FileExistsError, FileNotFoundError):
+            if not create_text(path, json.dumps(asdict(self._me))):
+                return False
+        except FileNotFoundError:  # another has taken the folder away again
             return False
         except OSError as exc:
             if exc.errno in _FULL:
@@ -289,8 +288,6 @@ class Claim:
                 self._has_told_full = True
                 return True
             raise self._unwritable(exc) from exc
-        finally:
-            beside.unlink(missing_ok=True)
         known = {found.path for found in seen} | {path}
         if any(f.path not in known and not f.is_over for f in _found(folder)):
             path.unlink(missing_ok=True)

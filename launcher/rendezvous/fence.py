@@ -25,7 +25,7 @@ from pathlib import Path
 
 from bundlerun.launcher.rendezvous.protocol.coordinator import Claimed, TryClaim
 from bundlerun.launcher.rendezvous.protocol.messages import Closed, Round, Seat
-from bundlerun.launcher.run_folder.files import name_beside, write_text
+from bundlerun.launcher.run_folder.files import create_text, write_text
 
 WATCH_POLL_S = 0.1
 
@@ -146,8 +146,6 @@ class Fence:
         return found
 
     def _create(self, number: int, round_: Round) -> bool:
-        file = self._file(number)
-        beside = name_beside(file)
         seats = [asdict(seat) for seat in round_.seats]
         document = {
             "term": round_.term,
@@ -155,14 +153,7 @@ class Fence:
             "seats": seats,
             "is_fenced": round_.is_fenced,
         }
-        write_text(beside, json.dumps(document))
-        try:
-            os.link(beside, file)
-            return True
-        except FileExistsError:
-            return False
-        finally:
-            beside.unlink(missing_ok=True)
+        return create_text(self._file(number), json.dumps(document), may_be_met_empty=False)
 
     def over(self) -> Closed | None:
         """How the job ended, where it has; a node that was cut off then must not go on alone."""

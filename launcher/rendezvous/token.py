@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
-from contextlib import suppress
 
 from bundlerun.launcher.errors import NodeError
-from bundlerun.launcher.run_folder.files import link_new
+from bundlerun.launcher.run_folder.files import create_text
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 TOKEN_BYTES = 32
@@ -28,23 +26,13 @@ def ensure_token(paths: RunPaths) -> str:
     file = paths.token
     if file.exists():
         return str(file)
-    beside = file.with_name(f".token.{os.getpid()}-{secrets.token_hex(8)}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="ascii") as stream:
-            stream.write(secrets.token_hex(TOKEN_BYTES))
-            stream.flush()
-            os.fsync(stream.fileno())
-        with suppress(FileExistsError):
-            link_new(beside, file)
+        create_text(file, secrets.token_hex(TOKEN_BYTES), mode=0o600)
     except OSError as exc:
         reason = exc.strerror or str(exc)
         raise NodeError(
             f"cannot write {str(file)!r}: {reason}; give another --run-dir, or set "
             "BUNDLERUN_TOKEN to the same secret on all nodes and --rdzv-conf token_file="
         ) from exc
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
     return str(file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
@@ -36,20 +37,43 @@ def write_text(path: Path, text: str) -> None:
         beside.unlink(missing_ok=True)
 
 
-def link_new(beside: Path, path: Path) -> None:
-    """Puts a file in place where there is none yet: of many that try, one succeeds.
+def create_text(path: Path, text: str, *, mode: int = 0o666, may_be_met_empty: bool = True) -> bool:
+    """Puts `text` in place where there is no file yet: of many that try, one succeeds.
 
-    Where there are no links a reader may meet it while it is still empty.
+    Args:
+        path: in a folder that exists.
+        mode: who may read it; the umask takes away from it.
+        may_be_met_empty: where the file system has no hard links, a reader may meet the file while
+            it is still empty; without this that is an error.
+
+    Returns:
+        Whether this one was first.
 
     Raises:
-        FileExistsError: another was first.
-        OSError: the folder cannot be written.
+        OSError: the folder cannot be written or the disk is full.
     """
+    beside = name_beside(path)
+    try:
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        _link_new(beside, path, may_be_met_empty)
+    except FileExistsError:
+        return False
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+    return True
+
+
+def _link_new(beside: Path, path: Path, may_be_met_empty: bool) -> None:
     try:
         os.link(beside, path)
         return
     except OSError as exc:
-        if exc.errno not in _NO_LINKS:
+        if not may_be_met_empty or exc.errno not in _NO_LINKS:
             raise
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, beside.stat().st_mode & 0o777), "wb") as file:

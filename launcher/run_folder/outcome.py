@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bundlerun.launcher.run_folder.events import EventName, name_of, read_events
-from bundlerun.launcher.run_folder.files import link_new, name_beside, write_text
+from bundlerun.launcher.run_folder.files import create_text, write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 State = Literal["done", "stopped", "failed"]
@@ -67,13 +67,8 @@ def write_outcome(paths: RunPaths, outcome: Outcome, *, is_last_word: bool = Tru
     with suppress(OSError):  # a full disk: the exit code and the log say it too
         if is_last_word:
             write_text(paths.outcome, text)
-            return
-        beside = name_beside(paths.outcome)
-        beside.write_text(text, encoding="utf-8")
-        try:
-            link_new(beside, paths.outcome)  # fails where another node was quicker
-        finally:
-            beside.unlink(missing_ok=True)
+        else:
+            create_text(paths.outcome, text)  # false where another node was quicker
 
 
 def read_outcome(paths: RunPaths) -> Outcome | None:

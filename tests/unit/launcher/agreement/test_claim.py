@@ -19,7 +19,7 @@ import pytest
 from bundlerun.launcher.agreement import claim as module
 from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.files import create_text, write_text
 from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -377,16 +377,16 @@ def test_a_disk_that_fails_is_told_once_at_most_and_the_claim_is_made_later(
 ) -> None:
     tries, said = list[int](), list[str]()
 
-    def failing(beside: Path, path: Path) -> None:
+    def failing(path: Path, text: str) -> bool:
         tries.append(number)
         if len(tries) < 5:
             raise OSError(number, os.strerror(number))
-        os.link(beside, path)
+        return create_text(path, text)
 
     monkeypatch.setattr(module, "BEAT_S", 0.02)
     first = put(paths, 1, job="job", machine="elsewhere")
     with claim_of(paths, "job", said).take().keep({}):
-        monkeypatch.setattr(module, "link_new", failing)
+        monkeypatch.setattr(module, "create_text", failing)
         first.rename(first.with_suffix(".over"))
         wait_until(lambda: names(paths) == ["000002.json"])
     assert len(said) == (1 if number == errno.ENOSPC else 0)

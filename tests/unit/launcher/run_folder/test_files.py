@@ -8,7 +8,7 @@ import pytest
 
 from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.rendezvous.token import ensure_token
-from bundlerun.launcher.run_folder.files import link_new, write_text
+from bundlerun.launcher.run_folder.files import create_text, write_text
 from bundlerun.launcher.run_folder.holder import Holder
 from bundlerun.launcher.run_folder.outcome import Outcome, read_outcome, write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -26,16 +26,22 @@ def no_links(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.usefixtures("no_links")
 def test_where_there_are_no_links_one_of_two_is_first_and_its_file_is_whole(tmp_path: Path) -> None:
-    beside, path = tmp_path / "beside", tmp_path / "file"
-    beside.write_text("mine")
-    beside.chmod(0o600)
-    link_new(beside, path)
+    path = tmp_path / "file"
+    assert create_text(path, "mine", mode=0o600)
     assert path.read_text() == "mine"
     assert path.stat().st_mode & 0o777 == 0o600
-    beside.write_text("too late")
-    with pytest.raises(FileExistsError):
-        link_new(beside, path)
+    assert not create_text(path, "too late")
     assert path.read_text() == "mine"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("no_links")
+def test_a_file_that_nobody_may_meet_empty_is_not_made_where_there_are_no_links(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(OSError):  # noqa: PT011 (one of several numbers)
+        create_text(tmp_path / "file", "mine", may_be_met_empty=False)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.usefixtures("no_links")
@@ -52,9 +58,8 @@ def test_a_run_needs_no_links_for_its_folder_token_and_outcome(tmp_path: Path) -
 
 
 def test_a_folder_that_cannot_be_written_is_no_file_system_without_links(tmp_path: Path) -> None:
-    (tmp_path / "beside").write_text("mine")
     with pytest.raises(FileNotFoundError):
-        link_new(tmp_path / "beside", tmp_path / "away" / "file")
+        create_text(tmp_path / "away" / "file", "mine")
 
 
 def test_two_processes_of_one_id_in_two_containers_may_write_a_file_at_once(
