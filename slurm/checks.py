@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.topology import bundle_size
+from bundlerun.launcher.run_folder.history import read_last_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.claim import check_free
 from bundlerun.slurm.jobs import TAG, Slurm, seconds_of
@@ -17,6 +17,7 @@ from bundlerun.slurm.request import Request, limit_seconds
 
 SHORT_KILL_WAIT_S = 30
 """Slurm's default."""
+_TAIL_BYTES = 65536
 
 
 def check_devices(request: Request, train: TrainConfig, launch: LaunchConfig) -> None:
@@ -54,23 +55,11 @@ def check_interval(request: Request, train: TrainConfig, paths: RunPaths) -> Non
 
 def seconds_per_step(paths: RunPaths) -> float:
     """How long a step took when this run was last seen, seconds; 0 where nobody knows."""
-    rows: list[Mapping[str, object]] = []
-    try:
-        with paths.metrics.open(encoding="utf-8") as file:
-            for line in file:
-                row = json.loads(line)
-                if row.get("kind") == "step":
-                    rows = [*rows[-1:], row]
-    except (OSError, ValueError):
+    steps = [row for row in read_last_rows(paths.metrics, _TAIL_BYTES) if row.get("kind") == "step"]
+    if len(steps) < 2:
         return 0.0
-    if len(rows) < 2:
-        return 0.0
-    (first_s, first), (last_s, last) = ((row["time"], row["step"]) for row in rows)
-    assert isinstance(first_s, float)
-    assert isinstance(last_s, float)
-    assert isinstance(first, int)
-    assert isinstance(last, int)
-    return (last_s - first_s) / (last - first) if last > first else 0.0
+    (first_s, first), (last_s, last) = ((row["time"], row["step"]) for row in steps[-2:])
+    return float((last_s - first_s) / (last - first)) if last > first else 0.0
 
 
 def check_queue(run_dir: Path, slurm: Slurm) -> None:

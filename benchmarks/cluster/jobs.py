@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -17,6 +16,7 @@ from typing import Literal
 
 import psutil
 
+from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 Starter = Literal["bundlerun", "torchrun"]
@@ -95,10 +95,8 @@ class Running:
         return self._step_times()[step]
 
     def _step_times(self) -> dict[int, float]:
-        path = RunPaths(self.run_dir).metrics
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = [json.loads(line) for line in text.split("\n")[:-1] if line]
-        return {line["step"]: line["time"] for line in lines if line["kind"] == "step"}
+        rows = read_rows(RunPaths(self.run_dir).metrics)
+        return {row["step"]: row["time"] for row in rows if row["kind"] == "step"}
 
     def _poll(self, is_done: Callable[[], bool], what: str, timeout_s: float) -> None:
         deadline = time.monotonic() + timeout_s

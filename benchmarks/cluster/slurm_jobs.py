@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.cluster.slurm_cluster import Cluster
 from bundlerun.launcher.agreement.continuation import newest_step
 from bundlerun.launcher.run_folder.events import EventName, name_of, read_events
+from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.jobs import Job, job_from_text
 
@@ -156,9 +157,7 @@ class Submitted:
 
     def rows(self, kind: str) -> list[dict[str, Any]]:
         """Of the run's history, of one kind."""
-        file = self.paths.metrics
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [row for row in map(json.loads, lines) if row.get("kind") == kind]
+        return [row for row in read_rows(self.paths.metrics) if row.get("kind") == kind]
 
     def events(self, name: EventName | None = None) -> list[dict[str, Any]]:
         """Of all nodes, of one name or all."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from bundlerun.launcher.run_folder.history import Row, rows_of
 
 _TAIL_BYTES = 16384
 """Some hundred lines: more than come between two looks."""
@@ -49,19 +49,15 @@ class Tail:
                     return self.finished
                 self._version = version
                 file.seek(max(0, now.st_size - _TAIL_BYTES))
-                lines = file.read().split(b"\n")
+                rows = list(rows_of(file.read()))  # what is cut at either end is left out
         except FileNotFoundError:
             return self.finished
-        for line in lines:
-            self._take(line)
+        for row in rows:
+            self._take(row)
         return self.finished
 
-    def _take(self, line: bytes) -> None:
-        try:
-            row: dict[str, Any] = json.loads(line)
-        except ValueError:
-            return  # cut at either end
-        if not isinstance(row, dict) or row.get("kind") not in ("step", "restart"):
+    def _take(self, row: Row) -> None:
+        if row.get("kind") not in ("step", "restart"):
             return
         key = (row["time"], row["kind"], row["step"])
         if key in self._seen:

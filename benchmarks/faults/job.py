@@ -25,6 +25,7 @@ from benchmarks.faults.history import Tail
 from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
 from bundlerun.launcher.run_folder.checkpoints import find_damage, survey
 from bundlerun.launcher.run_folder.events import name_of, read_events
+from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -353,5 +354,5 @@ def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None 
 
 def losses(run_dir: Path) -> dict[int, float]:
     """The loss of each step, as the history says it in the end."""
-    rows = map(json.loads, RunPaths(run_dir).metrics.read_text().splitlines())
+    rows = read_rows(RunPaths(run_dir).metrics)
     return {row["step"]: row["loss"] for row in rows if row["kind"] == "step"}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 
 from bundlerun.launcher.agreement.agreed import Terms, changes, kept_terms
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.checkpoints import checkpoint_folders, survey
 from bundlerun.launcher.run_folder.files import write_text
+from bundlerun.launcher.run_folder.history import read_last_rows
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -20,21 +20,8 @@ def newest_step(paths: RunPaths) -> int:
     """How far the run has come: the newest checkpoint, or the last step of its history."""
     folders = checkpoint_folders(paths)
     steps = [int(folders[0].name.rpartition("-")[2])] if folders else [0]
-    try:
-        with paths.metrics.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            lines = file.read().splitlines()
-    except OSError:
-        lines = []
-    for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            steps.append(row["step"])
-            break
-    return max(steps)
+    told = [row.get("step") for row in read_last_rows(paths.metrics, _TAIL_BYTES)]
+    return max(steps + [step for step in told if isinstance(step, int)][-1:])
 
 
 def has_begun(paths: RunPaths) -> bool:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 from bundlerun.launcher.commands.run_folder import add_run_argument, job_report, run_paths
 from bundlerun.launcher.errors import EXIT_DONE
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.events import read_events
+from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.status import Status, status_of
 
@@ -45,18 +42,6 @@ def run(args: argparse.Namespace) -> int:
     if job is not None:
         print(f"slurm job    {job['text']}")
     return EXIT_DONE
-
-
-def read_rows(path: Path) -> list[Mapping[str, Any]]:
-    """The rows of a JSON Lines file; one that a crash cut short is left out."""
-    rows: list[Mapping[str, Any]] = []
-    with suppress(FileNotFoundError):
-        for line in path.read_bytes().splitlines():
-            with suppress(ValueError):
-                row = json.loads(line)
-                if isinstance(row, dict):
-                    rows.append(row)
-    return rows
 
 
 def status_text(status: Status) -> str:

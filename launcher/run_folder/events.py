@@ -6,11 +6,13 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
+
+from bundlerun.launcher.run_folder.history import Row, read_last_rows, read_rows
 
 log = logging.getLogger(__name__)
 
@@ -125,26 +127,16 @@ def name_of(row: Mapping[str, Any]) -> EventName:
     return cast(EventName, row.get("event"))
 
 
-def read_events(folder: Path) -> list[dict[str, Any]]:
+def read_events(folder: Path) -> list[Row]:
     """The lines of all nodes by wall clock; one that a crash cut short is left out."""
-    files = sorted(folder.glob("*.jsonl"))
-    found = [row for file in files for row in _rows(file.read_bytes())]
+    found = [row for file in sorted(folder.glob("*.jsonl")) for row in _events(read_rows(file))]
     return sorted(found, key=lambda row: str(row.get("wall", "")))
 
 
-def read_tail(file: Path) -> list[dict[str, Any]]:
+def read_tail(file: Path) -> list[Row]:
     """The last lines of one node; none where the file cannot be read."""
-    try:
-        with file.open("rb") as stream:
-            stream.seek(max(0, file.stat().st_size - _TAIL_BYTES))
-            return list(_rows(stream.read()))
-    except OSError:
-        return []
+    return _events(read_last_rows(file, _TAIL_BYTES))
 
 
-def _rows(data: bytes) -> Iterator[dict[str, Any]]:
-    for line in data.splitlines():
-        with suppress(ValueError):
-            row = json.loads(line)
-            if isinstance(row, dict) and "event" in row:
-                yield row
+def _events(rows: Iterable[Row]) -> list[Row]:
+    return [row for row in rows if "event" in row]

@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.files import is_absent
+from bundlerun.launcher.run_folder.history import Row, row_of
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 if TYPE_CHECKING:
@@ -295,13 +296,10 @@ def _is_after(line: bytes, step: int, with_ends: bool) -> bool:
     return False
 
 
-def _row(line: bytes) -> dict[str, Any]:
-    """What a line says; nothing where a crash cut it short."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return {}
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else {}
+def _row(line: bytes) -> Row:
+    """What a line says of a step; nothing where it is about none, or a crash cut it short."""
+    row = row_of(line)
+    return row if isinstance(row.get("step"), int) else {}
 
 
 def _ends_torn(paths: RunPaths) -> bool:
