@@ -31,7 +31,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.asker import Asker
 from bundlerun.slurm.claim import take
 from bundlerun.slurm.jobs import Slurm, SlurmError
-from bundlerun.slurm.pulse import Pulse
+from bundlerun.slurm.pulse import pulse
 from bundlerun.slurm.verdict import End, RunState, Verdict, judge, refuse
 from bundlerun.slurm.versions import versions
 
@@ -123,7 +123,7 @@ class Batch:
         step = subprocess.Popen(
             command, env={**environ, **shared}, start_new_session=True, stdin=subprocess.DEVNULL
         )
-        with Pulse(self._paths, claim.nonce):
+        with pulse(self._paths, claim.nonce):
             code = self._wait(step)
         end = self._end(code, has_stepped=newest_step(self._paths) > begun[-1])
         verdict = judge(end, restarts=self._job.restarts, budget=self._budget, starts=begun)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from contextlib import suppress
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -14,40 +13,31 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 BEAT_S = 1.0
 
 
-class Pulse:
+@contextmanager
+def pulse(paths: RunPaths, start: str) -> Iterator[None]:
     """Writes it, in a thread, while in its `with`.
 
     Args:
         start: what tells this start of the job from others.
     """
-
-    def __init__(self, paths: RunPaths, start: str) -> None:
-        self._paths = paths
-        self._start = start
-        self._is_over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, daemon=True)
-
-    def _beat(self) -> None:
-        for number in itertools.count():
-            with suppress(OSError):  # a full disk: the network still shows that this node lives
-                write_text(self._paths.slurm_pulse, f"{self._start} {number}\n")
-            if self._is_over.wait(BEAT_S):
-                return
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._is_over.set()
-        self._thread.join()
+    is_over = threading.Event()
+    thread = threading.Thread(target=_beat, args=(paths, start, is_over), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
         with suppress(OSError):
-            self._paths.slurm_pulse.unlink(missing_ok=True)
+            paths.slurm_pulse.unlink(missing_ok=True)
+
+
+def _beat(paths: RunPaths, start: str, is_over: threading.Event) -> None:
+    for number in itertools.count():
+        with suppress(OSError):  # a full disk: the network still shows that this node lives
+            write_text(paths.slurm_pulse, f"{start} {number}\n")
+        if is_over.wait(BEAT_S):
+            return
 
 
 def read_pulse(paths: RunPaths) -> str:

@@ -9,7 +9,6 @@ import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from bundlerun.launcher.errors import EXIT_RESUMABLE
@@ -173,12 +172,7 @@ class Ranks:
         self._watch.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._watch.stop()
 
 

@@ -25,7 +25,6 @@ import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
@@ -210,12 +209,7 @@ class Liveness:
         """What is inside does not unwind by an exception of ours, but ends the process."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Ends the process where an error is on its way that no message explains."""
         if not self.is_launched or not isinstance(error, Exception):
             return

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import torch
@@ -51,12 +50,7 @@ class MemoryGuard:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Raises ConfigError in place of an error that is its own fault and will come again."""
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self.num_finished():
             text = why_out_of_memory(self._config, _use(self._device))
