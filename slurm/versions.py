@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections.abc import Mapping
 from importlib import metadata
-from pathlib import Path
 
-import bundlerun
+from bundlerun.launcher.agreement.sources import own_digest
 from bundlerun.launcher.errors import NodeError
-
-PACKAGES = ("launcher", "splits", "workers")
-"""Whose code ranks of different nodes run together."""
 
 
 def versions() -> dict[str, str]:
-    """The versions on this machine; imports neither torch nor our packages."""
-    root = Path(bundlerun.__file__).parent
+    """The versions on this machine; does not import torch."""
     return {
-        "bundlerun": f"{_version('bundlerun')}+{code_digest(root)}",
+        "bundlerun": f"{_version('bundlerun')}+{own_digest()}",
         "torch": _version("torch"),
         "torchvision": _version("torchvision"),
         "Python": platform.python_version(),
@@ -32,15 +26,6 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return "none"
-
-
-def code_digest(root: Path) -> str:
-    """A short checksum of all our modules under `root`."""
-    digest = hashlib.sha256()
-    for package in PACKAGES:
-        for file in sorted((root / package).rglob("*.py")):
-            digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
-    return digest.hexdigest()[:10]
 
 
 def check_versions(wanted: str, here: Mapping[str, str], *, node: str, first: str) -> None:

@@ -64,5 +64,9 @@ def digest(files: Iterable[Path], root: Path) -> str:
 @cache
 def own_digest() -> str:
     """A digest of our own code, as this process found it."""
-    root = Path(bundlerun.__file__).parent
+    return code_digest(Path(bundlerun.__file__).parent)
+
+
+def code_digest(root: Path) -> str:
+    """A digest of the modules of our packages below `root`."""
     return digest(sorted(file for name in PACKAGES for file in (root / name).rglob("*.py")), root)

@@ -31,25 +31,6 @@ class Unkept(Exception):
     """A forward did what no graph keeps; the text says what."""
 
 
-@contextmanager
-def random_kept() -> Iterator[None]:
-    """Leaves the generators of torch (on the CPU), Python and numpy as they are."""
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(states[0])
-        random.setstate(states[1])
-        np.random.set_state(states[2])
-
-
-def set_random(seed: int) -> None:
-    """Gives these generators another state."""
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    np.random.seed(seed)
-
-
 def random_state(model: nn.Module) -> dict[str, object]:
     """The state of every generator that a forward of `model` may use, by a name for messages."""
     numpy_state = np.random.get_state(legacy=False)

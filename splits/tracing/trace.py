@@ -16,6 +16,7 @@ from torch.fx.proxy import ParameterProxy
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.alias import IN_PLACE_OPERATORS
 from bundlerun.splits.modes import modes_kept
+from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.splits.tracing.beside import (
     MODES,
     Unkept,
@@ -25,10 +26,8 @@ from bundlerun.splits.tracing.beside import (
     keeps_results,
     moved,
     no_autograd_function,
-    random_kept,
     random_state,
     restore,
-    set_random,
     settings,
 )
 from bundlerun.splits.tracing.region import REGION, Autocast, Region
@@ -342,8 +341,8 @@ def _trace_twice(model: nn.Module, opaque: frozenset[type], num_inputs: int | No
     states = [attributes(model)]
     graphs: list[fx.Graph] = []
     for seed in _SEEDS:
-        with random_kept():
-            set_random(seed)
+        with kept_random_state():
+            seed_random(seed)
             tracer = ModuleTracer(opaque, num_inputs)
             graphs.append(tracer.trace(model))
             if tracer.has_drawn:

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import random
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.recipe import Sample, SampleSet, UnreadableSample
@@ -101,28 +97,3 @@ class Reader:
             f"{len(messages)} samples in a row are unreadable, the first: {messages[0]}; "
             "is the data of another kind?"
         )
-
-
-@contextmanager
-def kept_random_state() -> Iterator[None]:
-    """Leaves the random numbers of this process as they were: training draws from them, too."""
-    torch_state, python_state = torch.get_rng_state(), random.getstate()
-    numpy = sys.modules.get("numpy")
-    numpy_state = numpy.random.get_state() if numpy else None
-    try:
-        yield
-    finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        if numpy:
-            numpy.random.set_state(numpy_state)
-
-
-def seed_random(seed: int) -> None:
-    """Seeds the generators of torch's CPU, Python and numpy."""
-    # Not torch.manual_seed: it would seed the GPUs as well, which no transform draws from.
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy:
-        numpy.random.seed(seed % 2**32)

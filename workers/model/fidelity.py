@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.data.samples import kept_random_state
+from bundlerun.splits.random_state import kept_random_state
 from bundlerun.workers.model.trial import (
     Call,
     Result,

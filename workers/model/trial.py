@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bundlerun.splits.random_state import seed_random
 from bundlerun.splits.stage import Forward, chunk_forwards
-from bundlerun.workers.data.samples import seed_random
 from bundlerun.workers.model.batchnorm import StatisticsPool, has_own_forward, tracking_layers
 from bundlerun.workers.model.rollback import rolled_back
 from bundlerun.workers.nest import Leaf, leaves, mapped

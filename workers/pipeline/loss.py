@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.data.samples import kept_random_state
+from bundlerun.splits.random_state import kept_random_state
 from bundlerun.workers.nest import leaves, mapped
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.recipe import Recipe

@@ -14,7 +14,7 @@ def test_what_is_cut_short_or_no_object_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "steps"), [(0, []), (20, [4]), (len(LINES) - 3, [2, 4]), (10**6, [1, 2, 4])]
+    ("num_bytes", "steps"), [(0, []), (25, [4]), (len(LINES) - 3, [2, 4]), (10**6, [1, 2, 4])]
 )
 def test_the_last_lines_may_begin_in_the_middle_of_one(
     tmp_path: Path, num_bytes: int, steps: list[int]
