@@ -34,6 +34,7 @@ from benchmarks.loop import (
 from benchmarks.results.record import Check, Options, print_table
 from bundlerun.launcher.agreement.agreed import terms_of
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.splits.models import make_stages
 from bundlerun.workers.model.fidelity import check_fidelity
 from bundlerun.workers.model.forward_state import ForwardState
@@ -88,7 +89,7 @@ def cpu_ms(once: Callable[[], object]) -> float:
 
 def start_checks() -> dict[str, Callable[[], None]]:
     """Each check of the start, as it is done once."""
-    config = TrainConfig(data="synthetic", shape=(1, 1), cut=_CUT, num_classes=NUM_CLASSES)
+    config = TrainConfig(data="synthetic", shape=Shape((1, 1)), cut=_CUT, num_classes=NUM_CLASSES)
     images, targets = make_microbatches(_IMAGE_SIZE)[0]
     model = resnet18(num_classes=NUM_CLASSES)
     stages = make_stages(model, cut=_CUT, num_stages=2, model_name="resnet18")

@@ -17,6 +17,7 @@ from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import losses_by_epoch
 from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from examples.write_digits import write_digits
 
 CLAIM = "a bfloat16 exchange changes the loss by less than another seed does"
@@ -27,7 +28,7 @@ TARGET = 1.0
 CONFIG = TrainConfig(
     model=f"{Path(__file__).parent / 'workload/small_cnn.py'}:build",
     cut=("third",),
-    shape=(1, 1),
+    shape=Shape((1, 1)),
     batch_size=64,
     microbatch_size=8,
     image_size=16,

@@ -17,6 +17,7 @@ from torchvision.models import resnet18
 
 from benchmarks.results.record import Options, print_table
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.meters import Meters
@@ -159,7 +160,7 @@ class TrainerLoop:
     def __init__(self, build: Callable[[], nn.Module], batch: Microbatches) -> None:
         config = TrainConfig(
             data="synthetic",
-            shape=(1,),
+            shape=Shape((1,)),
             batch_size=BATCH,
             microbatch_size=MICROBATCH,
             lr_schedule="constant",

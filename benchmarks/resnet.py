@@ -26,6 +26,7 @@ from benchmarks.workload.torch_hybrid import TorchHybrid
 from benchmarks.workload.training import FixedSteps
 from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.samples import Batch
 
 CLAIM = "ResNet-50 trains 1.5 times faster than with DDP, 3 times faster than per parameter"
@@ -77,7 +78,7 @@ class Ours(FixedSteps):
         config = TrainConfig(
             data="synthetic",
             model="resnet50",
-            shape=(1, 1),
+            shape=Shape((1, 1)),
             num_classes=NUM_CLASSES,
             batch_size=BATCH,
             microbatch_size=MICROBATCH,

@@ -25,6 +25,7 @@ from torch._C._distributed_c10d import HashStore
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import made
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.rank.env import RankEnv
@@ -71,7 +72,7 @@ class OneRank:
     def __init__(self, model: str) -> None:
         size = _BATCH_SIZES[model]
         config = TrainConfig(
-            model=model, data="synthetic", batch_size=size, microbatch_size=size, shape=(1,)
+            model=model, data="synthetic", batch_size=size, microbatch_size=size, shape=Shape((1,))
         )
         env = RankEnv.from_mapping({})
         session = join(config, arrive(config, env, HashStore()))

@@ -27,11 +27,10 @@ from bundlerun.launcher.layout.microbatch import (
     default_samples,
     divisors,
 )
-from bundlerun.launcher.layout.topology import check_shape
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import (
     argv_of,
     flag_of,
-    number_list,
     option,
     text_list,
     yes_or_no,
@@ -79,11 +78,12 @@ class TrainConfig:
         0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int, kept=True
     )
 
-    shape: tuple[int, ...] = option(
-        (1, 1),
+    shape: Shape = option(
+        Shape((1, 1)),
         "devices per stage of a bundle; 1 is data parallel only, and what a single device has",
         group=_BATCH,
-        parse=number_list,
+        parse=Shape.parse,
+        kind="whole numbers separated by commas",
         metavar="W[,W...]",
     )
     batch_size: int = option(
@@ -272,7 +272,6 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        check_shape(self.shape)
         _at_least(1, self, "batch_size", "epochs", "chunks", "keep", "log_steps", "image_size")
         _at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
         _at_least(0, self, "microbatch_size", "max_steps", "checkpoint_steps", "threads")
@@ -307,7 +306,7 @@ class TrainConfig:
                 f"--schedule {self.schedule} has no order for --chunks {self.chunks}; use "
                 "--schedule interleaved, or --chunks 1"
             )
-        if self.chunks > 1 and len(self.shape) == 1:
+        if self.chunks > 1 and self.shape.num_stages == 1:
             raise ConfigError(
                 f"--chunks {self.chunks} of one stage follow each other on the same device; use "
                 "--chunks 1, or a --shape of two stages or more"
@@ -319,7 +318,7 @@ class TrainConfig:
             )
 
     def _check_cut(self) -> None:
-        shape, count = f"--shape {','.join(map(str, self.shape))}", self.num_chunks
+        shape, count = f"--shape {self.shape}", self.num_chunks
         has, parts = f"{shape} has {count}", "stages"
         if self.chunks > 1:
             has, parts = f"{shape} with --chunks {self.chunks} has {count}", "chunks"
@@ -338,14 +337,14 @@ class TrainConfig:
     @property
     def num_chunks(self) -> int:
         """Chunks that the model is cut into; stages, where each has one."""
-        return len(self.shape) * self.chunks
+        return self.shape.num_stages * self.chunks
 
     @property
     def samples_per_microbatch(self) -> int:
         """Samples of a full micro-batch; where nobody has said or settled it, as for one bundle."""
         if self.microbatch_size:
             return self.microbatch_size
-        return default_samples(self.batch_size, len(self.shape), 1)
+        return default_samples(self.batch_size, self.shape.num_stages, 1)
 
     @property
     def num_microbatches(self) -> int:
@@ -356,9 +355,13 @@ class TrainConfig:
         """The command line of `bundlerun.workers.train` that stands for this configuration."""
         return [*argv_of(self), *([self.data] if self.data else [])]
 
+    def to_plain(self) -> dict[str, object]:
+        """The configuration as plain values, by field; what files have of it."""
+        return {**asdict(self), "shape": self.shape.widths}
+
     def to_json(self) -> str:
         """The configuration as a JSON document."""
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps(self.to_plain(), indent=2)
 
 
 def _at_least(least: int, config: TrainConfig, *names: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Hardware
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import Resolved
 
 
@@ -28,4 +29,6 @@ def in_one_stage(train: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
     value, sources = train.value, train.sources
     if sources["shape"] != "default" or value.cut or value.chunks > 1:
         return train
-    return Resolved(replace(value, shape=(1,)), {**sources, "shape": "default for one device"})
+    return Resolved(
+        replace(value, shape=Shape((1,))), {**sources, "shape": "default for one device"}
+    )

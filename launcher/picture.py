@@ -14,7 +14,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.timeline import drawn
 from bundlerun.launcher.layout.topology import Link, LinkKind, Place, Topology
-from bundlerun.launcher.options.declared import Resolved, groups_of
+from bundlerun.launcher.options.declared import Resolved, groups_of, text_of
 from bundlerun.launcher.plan import LaunchPlan, NodePlan
 
 MAX_ROWS = 16
@@ -53,10 +53,9 @@ def plan_text(plan: LaunchPlan, *, max_rows: int = MAX_ROWS, shows_schedule: boo
 
 
 def _summary(topology: Topology) -> str:
-    shape = ",".join(map(str, topology.shape))
     spare = len(topology.spare_ranks)
     return (
-        f"{_count(topology.num_bundles, 'bundle')} of shape {shape} "
+        f"{_count(topology.num_bundles, 'bundle')} of shape {topology.shape} "
         f"({_count(topology.num_stages, 'stage')}) on {_count(topology.num_nodes, 'node')}, "
         f"{_count(topology.world_size, 'rank')}" + (f", {spare} of them spare" if spare else "")
     )
@@ -137,7 +136,7 @@ def _bundle_rows(topology: Topology, node: int) -> Iterator[str]:
 def _box(place: Place, topology: Topology) -> str:
     if place.is_spare:
         return f"r{place.rank}"
-    replica = f".{place.replica}" if topology.shape[place.stage] > 1 else ""
+    replica = f".{place.replica}" if topology.shape.widths[place.stage] > 1 else ""
     return f"r{place.rank}{'*' if place.is_local_master else ' '} s{place.stage}{replica}"
 
 
@@ -215,7 +214,7 @@ def schedule_lines(plan: LaunchPlan, max_rows: int = MAX_ROWS) -> Iterator[str]:
     what = "micro-batches" + (" times chunks" if pipeline.chunks > 1 else "")
     held = [
         max(timeline.in_flight[stage, replica] for replica in range(width))
-        for stage, width in enumerate(pipeline.shape)
+        for stage, width in enumerate(pipeline.shape.widths)
     ]
     yield f"most {what} in flight on a rank, by stage: {', '.join(map(str, held))}"
 
@@ -263,5 +262,4 @@ def setting_lines(resolved: Resolved[TrainConfig] | Resolved[LaunchConfig]) -> I
         yield f"{group}:"
         for name in names:
             value = getattr(resolved.value, name)
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-            yield f"  {name.replace('_', '-'):<18} {text or '-':<24} {sources[name]}"
+            yield f"  {name.replace('_', '-'):<18} {text_of(value) or '-':<24} {sources[name]}"

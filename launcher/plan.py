@@ -23,7 +23,7 @@ from bundlerun.launcher.layout.idle import Batch, idle_share, num_workless, warn
 from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import Costs, Timeline, simulate
-from bundlerun.launcher.layout.topology import Place, Topology, bundle_size, usable_devices
+from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.one_device import for_one_device, in_one_stage
 from bundlerun.launcher.options.declared import Resolved, argv_of
@@ -79,7 +79,7 @@ class LaunchPlan:
         """A step's samples, and how they are cut."""
         train, num_bundles = self.train.value, self.topology.num_bundles
         settled = train.microbatch_size or self.kept_samples
-        samples = settled or default_samples(train.batch_size, len(train.shape), num_bundles)
+        samples = settled or default_samples(train.batch_size, train.shape.num_stages, num_bundles)
         return Batch(size=train.batch_size, samples=samples)
 
     @property
@@ -90,14 +90,14 @@ class LaunchPlan:
     def warnings(self) -> list[str]:
         """What of the devices this plan does not use, with the way to use it."""
         found = []
-        shape, size = ",".join(map(str, self.topology.shape)), bundle_size(self.topology.shape)
+        shape = self.topology.shape
         num_unused = self.num_idle + len(self.topology.spare_ranks)
         if num_unused:
             total = self.num_idle + self.topology.world_size
             found.append(
                 f"devices that no bundle uses: {num_unused:,} of {total:,}, as a bundle of shape "
-                f"{shape} takes {size}; give another --shape, or nodes of "
-                f"a multiple of {size} devices"
+                f"{shape} takes {shape.size}; give another --shape, or nodes of "
+                f"a multiple of {shape.size} devices"
             )
         return [*found, *warnings(self.pipeline, self.batch, self.topology.num_bundles)]
 
@@ -162,7 +162,7 @@ def plan_document(plan: LaunchPlan) -> dict[str, object]:
     """The plan as plain values."""
     topology = plan.topology
     return {
-        "shape": list(topology.shape),
+        "shape": list(topology.shape.widths),
         "devices_per_node": list(topology.devices_per_node),
         "num_bundles": topology.num_bundles,
         "ranks": [_place(place) for place in topology.places],
@@ -233,9 +233,9 @@ def _place(place: Place) -> dict[str, object]:
 
 def _values(resolved: Resolved[TrainConfig] | Resolved[LaunchConfig]) -> dict[str, object]:
     value = resolved.value
+    plain = value.to_plain() if isinstance(value, TrainConfig) else asdict(value)
     return {
-        name: {"value": getattr(value, name), "source": source}
-        for name, source in resolved.sources.items()
+        name: {"value": plain[name], "source": source} for name, source in resolved.sources.items()
     }
 
 
@@ -253,7 +253,7 @@ def plan_elsewhere(
     if nodes == (1,):
         train = in_one_stage(train)
     shape = train.value.shape
-    used = tuple(usable_devices(shape, count) for count in nodes)
+    used = tuple(shape.usable_devices(count) for count in nodes)
     return LaunchPlan(
         topology=Topology(shape, used, train.value.chunks),
         train=train,
@@ -326,18 +326,17 @@ def choose_num_procs(train: TrainConfig, launch: LaunchConfig, devices: Devices)
         ConfigError: more are asked for than the devices can run.
         NodeError: the node does not hold one bundle and no other node is to join.
     """
-    size = bundle_size(train.shape)
-    shape = ",".join(map(str, train.shape))
+    shape, size = train.shape, train.shape.size
     has = f"this node has {devices.count} {'CPU slots' if devices.kind == 'cpu' else 'GPUs'}"
     if launch.bundles:
         if launch.bundles * size > devices.count:
-            fit = devices.count // size
+            fit = shape.num_bundles(devices.count)
             raise ConfigError(
                 f"--bundles {launch.bundles} of shape {shape} need {launch.bundles * size} "
                 f"devices, {has}; " + (f"use --bundles {fit} at most" if fit else "no bundle fits")
             )
         return launch.bundles * size
-    num_procs = launch.num_procs or usable_devices(train.shape, devices.count)
+    num_procs = launch.num_procs or shape.usable_devices(devices.count)
     if num_procs > devices.count and devices.kind == "gpu" and train.transport != "cpu":
         raise ConfigError(
             f"--nproc-per-node {num_procs}, but {has}; several ranks share one only with "

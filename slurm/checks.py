@@ -8,7 +8,6 @@ from pathlib import Path
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.layout.topology import bundle_size
 from bundlerun.launcher.run_folder.history import read_last_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm.claim import check_free
@@ -28,11 +27,11 @@ def check_devices(request: Request, train: TrainConfig, launch: LaunchConfig) ->
             "--gpus-per-node is missing; for nodes without GPUs give --devices cpu --slots N "
             "after --"
         )
-    size, least = bundle_size(train.shape), request.nodes[0]
+    size, least = train.shape.size, request.nodes[0]
     if per_node * least < size:
         raise ConfigError(
             f"{least} nodes of {per_node} devices do not hold one bundle of shape "
-            f"{','.join(map(str, train.shape))} ({size} devices); give more --gpus-per-node or "
+            f"{train.shape} ({size} devices); give more --gpus-per-node or "
             "--nodes, or a smaller --shape"
         )
 

@@ -27,6 +27,7 @@ from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, Bu
 from bundlerun.launcher.layout.hardware import apply_layout, rank_layout, read_cpus
 from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.preflight import check_torch, check_writable
@@ -194,7 +195,7 @@ def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_star
             session.place.stage,
             is_loaded_later=found.is_snapshot,
             check=check if is_checker else None,
-            example=share_example(feed, session, len(config.shape)),
+            example=share_example(feed, session, config.shape.num_stages),
             say=log.info if session.is_reporter and is_first_start else None,
         )
         trainer = Trainer(config, session, stage, recipe, meters)
@@ -361,9 +362,9 @@ def _checked(config: TrainConfig, env: RankEnv) -> TrainConfig:
         check_inputs(config)
         return config
     preflight(config)
-    if sum(config.shape) > 1:
+    if config.shape.size > 1:
         log.info("one process without a launcher: the model is trained unsplit")
-        config = replace(config, shape=(1,), cut=(), chunks=1, schedule="auto")
+        config = replace(config, shape=Shape((1,)), cut=(), chunks=1, schedule="auto")
     return config
 
 

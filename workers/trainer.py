@@ -143,7 +143,8 @@ class Trainer:
             exchange_dtype=getattr(torch, config.exchange_dtype),
             timeout_s=config.timeout_s,
             meters=self._meters,
-            situation=f"{topology.shape} on {topology.devices_per_node}, {config.exchange_dtype}",
+            situation=f"{topology.shape.widths} on {topology.devices_per_node}, "
+            f"{config.exchange_dtype}",
             known=read_choice(kept) if self._session.is_writer else None,
         )
         if sync.choice is not None and self._session.is_writer:

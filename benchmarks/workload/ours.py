@@ -13,6 +13,7 @@ from torch.optim import SGD, Optimizer
 
 from benchmarks.cluster.forked import TIMEOUT_S, Seat
 from bundlerun.launcher.choices import ExchangeDtype, ScheduleName, SchemeChoice, SchemeName
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.pipeline.bundle import Bundle
@@ -64,7 +65,7 @@ class Sync:
     """
 
     def __init__(self, seat: Seat, parameters: Sequence[Parameter], choice: SyncChoice) -> None:
-        topology = Topology((1,), devices_per_node(seat))
+        topology = Topology(Shape((1,)), devices_per_node(seat))
         network = seat.network(f"ours/{choice.name}/{choice.bucket_mb}")
         self._parameters = list(parameters)
         self._sync = GradientSync(
@@ -118,7 +119,7 @@ class Pipe:
     ) -> None:
         place = topology.places[seat.env.rank]
         network = seat.network(f"pipe/{schedule}/{topology.chunks}")
-        self._num_mine = topology.shape[place.stage]
+        self._num_mine = topology.shape.widths[place.stage]
         self._place = place
         self._bundle = Bundle(
             topology=topology,

@@ -27,6 +27,7 @@ from benchmarks.wire import check
 from benchmarks.workload.ours import Pipe
 from benchmarks.workload.sleeping import SleepingPart
 from bundlerun.launcher.choices import ScheduleName
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 
 
@@ -53,7 +54,7 @@ class StageTimes:
 class Setting:
     """A bundle, each stage on a host of its own."""
 
-    shape: tuple[int, ...] = (1, 1)
+    shape: Shape = Shape((1, 1))
     times: tuple[StageTimes, ...] = (StageTimes(), StageTimes())
     activation_bytes: int
     num_microbatches: int
@@ -62,12 +63,14 @@ class Setting:
     @property
     def no_communication_s(self) -> float:
         """A step of 1F1B where stages are alike and links take no time."""
-        return (self.num_microbatches + len(self.shape) - 1) * self.times[0].total_s
+        return (self.num_microbatches + self.shape.num_stages - 1) * self.times[0].total_s
 
     @property
     def narrowest_s(self) -> float:
         """Seconds per micro-batch of the stage that limits the throughput."""
-        return max(t.total_s / width for t, width in zip(self.times, self.shape, strict=True))
+        return max(
+            t.total_s / width for t, width in zip(self.times, self.shape.widths, strict=True)
+        )
 
     def part(self, number: int, per_stage: int, stage: int) -> SleepingPart:
         """One of the parts that the model is cut into.
@@ -77,7 +80,7 @@ class Setting:
             per_stage: parts on each stage, which share its time.
             stage: where it lies.
         """
-        is_last = number == len(self.shape) * per_stage - 1
+        is_last = number == self.shape.num_stages * per_stage - 1
         times = self.times[stage]
         return SleepingPart(
             (1,) if is_last else (self.activation_bytes // 4,),
@@ -100,9 +103,9 @@ class Ours:
     def __init__(
         self, setting: Setting, seat: Seat, schedule: ScheduleName, chunks: int = 1
     ) -> None:
-        topology = Topology(setting.shape, setting.shape, chunks)
+        topology = Topology(setting.shape, setting.shape.widths, chunks)
         stage = topology.places[seat.env.rank].stage
-        numbers = [c * len(setting.shape) + stage for c in range(chunks)]
+        numbers = [c * setting.shape.num_stages + stage for c in range(chunks)]
         parts = [setting.part(number, chunks, stage) for number in numbers]
         self._pipe = Pipe(seat, topology, parts, schedule)
         self._num_microbatches = setting.num_microbatches
@@ -176,7 +179,7 @@ class Alone:
 
     def __init__(self, setting: Setting, seat: Seat) -> None:
         self._part = setting.part(0, 1, 0)
-        self._count = setting.num_microbatches + len(setting.shape) - 1
+        self._count = setting.num_microbatches + setting.shape.num_stages - 1
         self._width = setting.activation_bytes // 4
 
     def step(self) -> None:
@@ -208,10 +211,12 @@ def measure(
 ) -> dict[str, list[Timing]]:
     """Times a step of every runner once a round, in turn, after one to warm up."""
     wire = Wire(mbit_per_s=setting.mbit_per_s)
-    with open_hosts(len(setting.shape), wire) as hosts:
-        if len(setting.shape) > 1:
+    with open_hosts(setting.shape.num_stages, wire) as hosts:
+        if setting.shape.num_stages > 1:
             check(hosts)
-        answers = run_ranks(hosts, setting.shape, partial(_rank, setting, runners, num_rounds))
+        answers = run_ranks(
+            hosts, setting.shape.widths, partial(_rank, setting, runners, num_rounds)
+        )
     return timings_by_scheme(answers)
 
 

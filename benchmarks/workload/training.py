@@ -67,7 +67,7 @@ class FixedSteps:
             sizes=[len(self._samples[j].target) for j in mine],
             num_samples=sum(len(batch.target) for batch in self._samples),
         )
-        batches = [self._samples[j] for j in mine[place.replica :: topology.shape[0]]]
+        batches = [self._samples[j] for j in mine[place.replica :: topology.shape.widths[0]]]
         self._trainer.step(work, iter(batches), steps_per_epoch=1000)
         self._step += 1
 

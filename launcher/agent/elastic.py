@@ -33,7 +33,6 @@ from bundlerun.launcher.errors import (
 )
 from bundlerun.launcher.layout.gpus import accelerator_of_torch, gpus_of_torch, mig_slices
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
-from bundlerun.launcher.layout.topology import bundle_size
 from bundlerun.launcher.meeting.network import check_port, wait_for_meeting
 from bundlerun.launcher.options.backend import BUNDLE, Keeps
 from bundlerun.launcher.options.declared import ENV_PREFIX
@@ -311,7 +310,7 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
     return {
         "node_name": plan.here.name,
         "num_workers": plan.here.num_procs,
-        "bundle_size": bundle_size(plan.train.value.shape),
+        "bundle_size": plan.train.value.shape.size,
         "fence_dir": str(paths.fence),
         "events_dir": str(paths.events),
         "give_up_after": plan.launch.value.give_up_after,

@@ -12,15 +12,13 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-from collections.abc import Sequence
 from typing import get_args
 
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.commands import run as run_command
 from bundlerun.launcher.commands.run import say
-from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
-from bundlerun.launcher.options.declared import number_list
+from bundlerun.launcher.layout.shape import Shape
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,12 +69,11 @@ def run_argv(args: argparse.Namespace) -> list[str]:
         if value < 1:
             raise ConfigError(f"{flag} {value} must be 1 or more")
     shape = _shape(args)
-    size = sum(shape)
     words = [
         f"--model={plain_model(args.model)}",
-        f"--shape={','.join(map(str, shape))}",
+        f"--shape={shape}",
         f"--batch-size={args.batch_size * args.num_bundles * args.world_size}",
-        f"--microbatch-size={microbatch_size(args.batch_size, len(shape))}",
+        f"--microbatch-size={microbatch_size(args.batch_size, shape.num_stages)}",
         "--share=equal",
         f"--lr={args.lr}",
         "--lr-schedule=constant",
@@ -89,7 +86,7 @@ def run_argv(args: argparse.Namespace) -> list[str]:
     if args.itr:
         words.append(f"--max-steps={args.itr}")
     if args.devices == "cpu":
-        words.append(f"--slots={args.num_bundles * size}")
+        words.append(f"--slots={args.num_bundles * shape.size}")
     if args.world_size > 1:
         words += _meeting_words(args)
     return [*words, args.data]
@@ -106,16 +103,15 @@ def _meeting_words(args: argparse.Namespace) -> list[str]:
     return [*words, f"--local-addr={args.IP}"] if args.IP == "127.0.0.1" else words
 
 
-def _shape(args: argparse.Namespace) -> Sequence[int]:
+def _shape(args: argparse.Namespace) -> Shape:
     if args.dp_only:
-        return (1,)
+        return Shape((1,))
     try:
-        shape = number_list(args.bundle_shape)
+        return Shape.parse(args.bundle_shape)
     except ValueError as exc:
         raise ConfigError(
             f"--bundle-shape {args.bundle_shape!r} is not whole numbers separated by commas"
         ) from exc
-    return TrainConfig(shape=shape).shape
 
 
 def plain_model(name: str) -> str:

@@ -71,7 +71,7 @@ def _section(lines: Sequence[str]) -> list[str]:
 
 def stage_costs(plan: LaunchPlan) -> list[str]:
     """Lines about the work of each stage, from the program that the ranks run."""
-    if len(plan.train.value.shape) == 1:
+    if plan.train.value.shape.num_stages == 1:
         return ["one stage has all of the operations"]
     lines: list[str] = importlib.import_module(plan.module).costs(plan.train.value)
     return lines

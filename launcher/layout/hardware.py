@@ -27,7 +27,7 @@ from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.cgroups import cpu_quota
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.layout.pinning import claim_cpus
-from bundlerun.launcher.layout.topology import bundle_size
+from bundlerun.launcher.layout.shape import Shape
 
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"
 ThreadsFrom = Literal["--threads", "OMP_NUM_THREADS", "as torchrun", "free cores"]
@@ -252,14 +252,13 @@ def read_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:
     )
 
 
-def default_slots(shape: Sequence[int], num_cores: int) -> int:
+def default_slots(shape: Shape, num_cores: int) -> int:
     """CPU slots of a node that nobody gave a number for: a core each, at least one bundle."""
-    size = bundle_size(shape)
-    return max(size, num_cores - num_cores % size)
+    return max(shape.size, shape.usable_devices(num_cores))
 
 
 def choose_devices(
-    hardware: Hardware, shape: Sequence[int], *, kind: DeviceChoice = "auto", slots: int = 0
+    hardware: Hardware, shape: Shape, *, kind: DeviceChoice = "auto", slots: int = 0
 ) -> Devices:
     """The devices that a node's ranks run on.
 

@@ -50,14 +50,14 @@ def idle_share(pipeline: Pipeline, batch: Batch, num_bundles: int) -> float:
     """
     fewest, num_longer = divmod(batch.num_microbatches, num_bundles)
     if fewest >= _MOST_SIMULATED:
-        return idle_about(batch.num_microbatches, len(pipeline.shape), num_bundles)
+        return idle_about(batch.num_microbatches, pipeline.shape.num_stages, num_bundles)
     most = fewest + bool(num_longer)
-    times = [float(pipeline.shape[c % len(pipeline.shape)]) for c in range(pipeline.num_chunks)]
+    times = [float(width) for width in pipeline.shape.widths] * pipeline.chunks
     costs = Costs(forward=times, backward=[2 * t for t in times])
     timeline = simulate(pipeline.bundle(most), costs)
     assert timeline is not None
     work = sum(s.end - s.start for rank in timeline.spans.values() for s in rank) / most
-    available = timeline.duration * sum(pipeline.shape) * num_bundles
+    available = timeline.duration * pipeline.shape.size * num_bundles
     return 1 - work * batch.num_microbatches / available
 
 
@@ -76,7 +76,7 @@ def warnings(pipeline: Pipeline, batch: Batch, num_bundles: int) -> Iterator[str
     if idle > MOST_IDLE:
         per_bundle = batch.num_microbatches / num_bundles
         what = "micro-batch" if per_bundle == 1 else "micro-batches"
-        stages = len(pipeline.shape)
+        stages = pipeline.shape.num_stages
         of = "one stage" if stages == 1 else f"{stages} stages"
         yield (
             f"{idle:.0%} of the devices' time is idle by plan: {per_bundle:.3g} {what} for each "

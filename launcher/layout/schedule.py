@@ -22,6 +22,7 @@ from math import lcm
 from typing import NamedTuple
 
 from bundlerun.launcher.choices import ScheduleChoice, ScheduleName
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 
 
@@ -65,13 +66,13 @@ class Pipeline:
     """How the micro-batches of a step go through a bundle.
 
     Args:
-        shape: devices per stage.
+        shape: of the bundle.
         schedule: name of the order of passes.
         chunks: chunks of the model per rank; above 1 only where the schedule is interleaved.
         slow_links: stages behind which the link is slow; for eager-1f1b and zero-bubble.
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     schedule: ScheduleName = "1f1b"
     chunks: int = 1
     slow_links: frozenset[int] = frozenset()
@@ -94,12 +95,12 @@ class Pipeline:
     @property
     def num_chunks(self) -> int:
         """Chunks that the model is cut into."""
-        return self.chunks * len(self.shape)
+        return self.chunks * self.shape.num_stages
 
     @property
     def largest_group(self) -> int:
         """No more micro-batches than that go through a chunk before the next chunk's turn."""
-        return 2 * group_sizes(self.shape, 0)[0]
+        return 2 * group_sizes(self.shape.widths, 0)[0]
 
     def order(self, stage: int, replica: int, num_microbatches: int) -> Order:
         """What one rank does in a training step.
@@ -107,31 +108,32 @@ class Pipeline:
         Args:
             num_microbatches: of the bundle, any number.
         """
-        mine = range(replica, num_microbatches, self.shape[stage])
+        widths = self.shape.widths
+        mine = range(replica, num_microbatches, widths[stage])
         match self.schedule:
             case "gpipe":
                 return gpipe(mine)
             case "1f1b":
-                return one_forward_one_backward(mine, num_warmups(self.shape)[stage])
+                return one_forward_one_backward(mine, num_warmups(widths)[stage])
             case "eager-1f1b":
-                warmups = num_warmups(self.shape, self.slow_links)
+                warmups = num_warmups(widths, self.slow_links)
                 return one_forward_one_backward(mine, warmups[stage])
             case "zero-bubble":
-                return zero_bubble(mine, num_warmups(self.shape, self.slow_links), stage)
+                return zero_bubble(mine, num_warmups(widths, self.slow_links), stage)
             case "interleaved":
-                return interleaved(self.shape, self.chunks, stage, replica, num_microbatches)
+                return interleaved(widths, self.chunks, stage, replica, num_microbatches)
 
     def forward_order(self, stage: int, replica: int, num_microbatches: int) -> Order:
         """What one rank does in an evaluation."""
-        mine = range(replica, num_microbatches, self.shape[stage])
-        groups = group_sizes(self.shape, num_microbatches)
+        mine = range(replica, num_microbatches, self.shape.widths[stage])
+        groups = group_sizes(self.shape.widths, num_microbatches)
         return list(_in_groups(Pass.FORWARD, mine, groups, range(self.chunks)))
 
     def bundle(self, num_microbatches: int) -> Schedule:
         """What all ranks of a bundle do in a training step."""
         return {
             (stage, replica): self.order(stage, replica, num_microbatches)
-            for stage, width in enumerate(self.shape)
+            for stage, width in enumerate(self.shape.widths)
             for replica in range(width)
         }
 
@@ -142,7 +144,7 @@ def _suitable(topology: Topology) -> ScheduleName:
     return "eager-1f1b" if topology.node_crossings else "1f1b"
 
 
-def num_warmups(shape: Sequence[int], slow_links: Container[int] = ()) -> list[int]:
+def num_warmups(widths: Sequence[int], slow_links: Container[int] = ()) -> list[int]:
     """Per stage, the forwards that a replica does before its first backward.
 
     While each replica of the stage behind works on its n' warm-up micro-batches and one more, this
@@ -156,12 +158,12 @@ def num_warmups(shape: Sequence[int], slow_links: Container[int] = ()) -> list[i
     meet, as forward + backward <= wT, and x' = x + forward, y = y' + backward' can be had.
 
     Args:
-        shape: devices per stage.
+        widths: devices per stage.
         slow_links: stages behind which the link is slow; one micro-batch more per replica travels.
     """
     numbers = [0]
-    for stage in reversed(range(len(shape) - 1)):
-        needed = -(-(numbers[0] + 1) * shape[stage + 1] // shape[stage])
+    for stage in reversed(range(len(widths) - 1)):
+        needed = -(-(numbers[0] + 1) * widths[stage + 1] // widths[stage])
         numbers.insert(0, needed + (stage in slow_links))
     return numbers
 
@@ -245,15 +247,15 @@ def _with_weight_passes(order: Order, mine: Sequence[int], num_behind: int) -> I
         yield Action(Pass.WEIGHT, j)
 
 
-def group_sizes(shape: Sequence[int], num_microbatches: int) -> list[int]:
+def group_sizes(widths: Sequence[int], num_microbatches: int) -> list[int]:
     """Cuts a step's micro-batches into groups; a group goes through one chunk, then the next.
 
     A group has so many that the first has come through all stages when the last has entered, and
     a whole number for every replica. What is left over makes the groups larger, fewer would leave
     ranks idle; the last may thus count micro-batches that do not exist.
     """
-    unit = lcm(*shape)
-    least = -(-sum(shape) // unit)
+    unit = lcm(*widths)
+    least = -(-sum(widths) // unit)
     num_units = max(least, -(-num_microbatches // unit))
     num_groups = num_units // least
     each, more = divmod(num_units, num_groups)
@@ -261,7 +263,7 @@ def group_sizes(shape: Sequence[int], num_microbatches: int) -> list[int]:
 
 
 def interleaved(
-    shape: Sequence[int], chunks: int, stage: int, replica: int, num_microbatches: int
+    widths: Sequence[int], chunks: int, stage: int, replica: int, num_microbatches: int
 ) -> Order:
     """1F1B over several chunks per rank: a chunk is shorter, so the pipeline fills faster.
 
@@ -280,12 +282,12 @@ def interleaved(
 
     Source: Narayanan et al., Efficient Large-Scale Language Model Training on GPU Clusters.
     """
-    groups = group_sizes(shape, num_microbatches)
-    num_ahead = (chunks - 1) * groups[0] + 2 * sum(shape[stage + 1 :])
-    mine = range(replica, sum(groups), shape[stage])
+    groups = group_sizes(widths, num_microbatches)
+    num_ahead = (chunks - 1) * groups[0] + 2 * sum(widths[stage + 1 :])
+    mine = range(replica, sum(groups), widths[stage])
     forwards = _in_groups(Pass.FORWARD, mine, groups, range(chunks))
     backwards = _in_groups(Pass.BACKWARD, mine, groups, range(chunks)[::-1])
-    order = _merged(list(forwards), list(backwards), -(-num_ahead // shape[stage]))
+    order = _merged(list(forwards), list(backwards), -(-num_ahead // widths[stage]))
     return [action for action in order if action.microbatch < num_microbatches]
 
 

@@ -12,7 +12,7 @@ Pure arithmetic: plain values in, plain values out, no torch and no process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -21,6 +21,7 @@ from math import gcd
 from typing import NamedTuple
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 
 
 class Place(NamedTuple):
@@ -68,32 +69,6 @@ class SyncGroup:
     ranks: tuple[int, ...]
 
 
-def bundle_size(shape: Sequence[int]) -> int:
-    """Devices that one bundle takes."""
-    return sum(shape)
-
-
-def check_shape(shape: Sequence[int]) -> None:
-    """Raises ConfigError unless `shape` names at least one stage of at least one device each."""
-    text = ",".join(map(str, shape))
-    if not shape:
-        raise ConfigError("--shape is empty; give the devices per stage, for example 1,1")
-    if any(width < 1 for width in shape):
-        raise ConfigError(
-            f"--shape {text} has a stage without a device; every number must be 1 or more"
-        )
-
-
-def usable_devices(shape: Sequence[int], num_devices: int) -> int:
-    """Devices of one node that the launcher starts ranks on; the rest stay idle.
-
-    A node that holds whole bundles runs only those. A smaller one gives all it has to bundles
-    that span nodes.
-    """
-    size = bundle_size(shape)
-    return num_devices - num_devices % size if num_devices >= size else num_devices
-
-
 def linked_replicas(width: int, other_width: int) -> Iterator[tuple[int, int]]:
     """Yields the replica pairs of two stages that have a micro-batch in common.
 
@@ -113,27 +88,26 @@ class Topology:
     """The whole layout of one rendezvous round.
 
     Args:
-        shape: devices per stage of a bundle.
+        shape: of a bundle.
         devices_per_node: ranks that each node runs, in node order.
         chunks: chunks of the model per stage; chunk c of the model lies on stage c modulo the
             number of stages.
 
     Raises:
-        ConfigError: the shape is no shape, or the devices do not hold one bundle.
+        ConfigError: the devices do not hold one bundle.
     """
 
-    shape: tuple[int, ...]
+    shape: Shape
     devices_per_node: tuple[int, ...]
     chunks: int = 1
 
     def __post_init__(self) -> None:
-        check_shape(self.shape)
         if not self.devices_per_node or min(self.devices_per_node) < 0:
             raise ConfigError(f"no nodes to place ranks on: {list(self.devices_per_node)!r}")
         if self.num_bundles < 1:
             raise ConfigError(
                 f"{self.world_size} devices do not hold one bundle of shape "
-                f"{','.join(map(str, self.shape))} ({bundle_size(self.shape)} devices); "
+                f"{self.shape} ({self.shape.size} devices); "
                 "add devices or give a smaller --shape"
             )
 
@@ -150,7 +124,7 @@ class Topology:
     @property
     def num_stages(self) -> int:
         """Stages of one bundle."""
-        return len(self.shape)
+        return self.shape.num_stages
 
     @property
     def num_chunks(self) -> int:
@@ -169,7 +143,7 @@ class Topology:
         Nodes that hold whole bundles come with their own; the ranks of smaller nodes are strung
         together in node order and cut into bundles that span neighbours.
         """
-        size = bundle_size(self.shape)
+        size = self.shape.size
         found: list[tuple[int, ...]] = []
         small: list[int] = []
         for first, count in zip(self.first_ranks, self.devices_per_node, strict=True):
@@ -190,7 +164,7 @@ class Topology:
     @cached_property
     def positions(self) -> tuple[tuple[int, int], ...]:
         """(stage, replica) of each rank of a bundle, in the order of `bundles`."""
-        return tuple((s, r) for s, width in enumerate(self.shape) for r in range(width))
+        return tuple((s, r) for s, width in enumerate(self.shape.widths) for r in range(width))
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
@@ -243,7 +217,7 @@ class Topology:
     @cached_property
     def exchange_groups(self) -> tuple[tuple[int, ...], ...]:
         """Per stage, the local masters of all nodes."""
-        masters: list[list[int]] = [[] for _ in self.shape]
+        masters: list[list[int]] = [[] for _ in self.shape.widths]
         for group in self.sync_groups:
             masters[group.stage].append(group.ranks[0])
         return tuple(tuple(ranks) for ranks in masters)
@@ -264,17 +238,17 @@ class Topology:
     @cached_property
     def _link_pattern(self) -> tuple[tuple[LinkKind, int, int, int], ...]:
         """The links of any bundle, their ends as indices into its ranks; the chunk."""
-        starts = tuple(accumulate(self.shape, initial=0))
-        last = self.num_stages - 1
+        widths, last = self.shape.widths, self.num_stages - 1
+        starts = tuple(accumulate(widths, initial=0))
         pattern: list[tuple[LinkKind, int, int, int]] = []
         for chunk in range(self.num_chunks - 1):
             here, there = chunk % self.num_stages, (chunk + 1) % self.num_stages
-            for r, q in linked_replicas(self.shape[here], self.shape[there]):
+            for r, q in linked_replicas(widths[here], widths[there]):
                 front, rear = starts[here] + r, starts[there] + q
                 pattern.append((LinkKind.ACTIVATION, front, rear, chunk))
                 pattern.append((LinkKind.GRADIENT, rear, front, chunk + 1))
         if last > 0:
-            for r, q in linked_replicas(self.shape[0], self.shape[last]):
+            for r, q in linked_replicas(widths[0], widths[last]):
                 pattern.append((LinkKind.TARGET, r, starts[last] + q, 0))
         return tuple(pattern)
 
@@ -283,7 +257,7 @@ class Topology:
         """Stages from which some bundle's activations go to the next stage on another node."""
         found: set[int] = set()
         for ranks in self.bundles:
-            nodes: list[set[int]] = [set() for _ in self.shape]
+            nodes: list[set[int]] = [set() for _ in self.shape.widths]
             if self.places[ranks[0]].node != self.places[ranks[-1]].node:
                 for rank in ranks:
                     nodes[self.places[rank].stage].add(self.places[rank].node)

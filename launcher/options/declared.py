@@ -29,11 +29,6 @@ def text_list(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def number_list(text: str) -> tuple[int, ...]:
-    """Reads `4,2` as (4, 2)."""
-    return tuple(int(part) for part in text.split(","))
-
-
 def yes_or_no(text: str) -> bool:
     """Reads a truth value of an environment variable."""
     values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -43,7 +38,6 @@ def yes_or_no(text: str) -> bool:
 _KINDS: dict[Callable[[str], object], str] = {
     int: "a whole number",
     float: "a number",
-    number_list: "whole numbers separated by commas",
     yes_or_no: "true or false",
 }
 
@@ -54,6 +48,7 @@ def option(
     *,
     group: str,
     parse: Callable[[str], object] = str,
+    kind: str = "",
     choices: Sequence[str] = (),
     metavar: str | None = None,
     per_node: bool = False,
@@ -65,7 +60,9 @@ def option(
         default: the value when nobody gives one.
         help: one line for `--help`.
         group: heading in `--help` and in the plan.
-        parse: text to value; `yes_or_no` makes a `--name/--no-name` switch.
+        parse: text to value, a ValueError for a wrong text; `yes_or_no` makes a
+            `--name/--no-name` switch.
+        kind: what a text must be, for the message about a wrong one; nothing: by `parse`.
         choices: the valid texts, when few.
         metavar: name of the value in `--help`.
         per_node: each node may have its own value; what it says does not touch the result.
@@ -75,6 +72,7 @@ def option(
         "help": help,
         "group": group,
         "parse": parse,
+        "kind": kind or _KINDS.get(parse, ""),
         "choices": tuple(choices),
         "metavar": metavar,
         "per_node": per_node,
@@ -150,15 +148,14 @@ def _converted(field: dataclasses.Field[Any], raw: object, where: str) -> object
     if isinstance(raw, bool):
         if parse is yes_or_no:
             return raw
-        raise ConfigError(f"{where} {raw} is not {_KINDS.get(parse, 'a text')}")
+        raise ConfigError(f"{where} {raw} is not {meta['kind'] or 'a text'}")
     text = ",".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
     if meta["choices"] and text not in meta["choices"]:
         raise ConfigError(f"{where} {text!r} is not one of: {', '.join(meta['choices'])}")
     try:
         return parse(text)
     except (ValueError, KeyError) as exc:
-        kind = _KINDS.get(parse, "valid")
-        raise ConfigError(f"{where} {text!r} is not {kind}") from exc
+        raise ConfigError(f"{where} {text!r} is not {meta['kind'] or 'valid'}") from exc
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ class Feed:
         self._config = config
         self._bundle = session.place.bundle
         self._replica = session.place.replica
-        self._width = session.topology.shape[0]
+        self._width = session.topology.shape.widths[0]
         self._info = info
         self._speeds = [1.0] * session.topology.num_bundles
         self._begun: tuple[Iterator[StepWork], Iterator[Batch]] | None = None

@@ -8,6 +8,7 @@ from contextlib import suppress
 from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.splits.costs import StageCosts, costs_of_stages
 from bundlerun.splits.listed import ListedStage
 from bundlerun.workers.model.example import Example
@@ -63,7 +64,7 @@ def costs_line(costs: Sequence[StageCosts], num_samples: int) -> str:
 
 def load_warning(
     costs: Sequence[StageCosts],
-    shape: Sequence[int],
+    shape: Shape,
     *,
     cut: Sequence[str],
     chunks: int,
@@ -73,12 +74,14 @@ def load_warning(
 
     Args:
         costs: of each stage.
-        shape: devices of each stage.
+        shape: of a bundle.
         cut, chunks: what --cut and --chunks say.
         is_listed: whether the model came cut.
     """
-    mean = sum(cost.operations for cost in costs) / sum(shape)
-    loads = [cost.operations / width / mean for cost, width in zip(costs, shape, strict=True)]
+    mean = sum(cost.operations for cost in costs) / shape.size
+    loads = [
+        cost.operations / width / mean for cost, width in zip(costs, shape.widths, strict=True)
+    ]
     worst = max(range(len(loads)), key=lambda i: loads[i])
     if loads[worst] <= WORST_LOAD:
         return None
@@ -87,9 +90,8 @@ def load_warning(
     elif len(cut) == 1 and cut[0].isdecimal():
         mend = "no boundary divides the model better; give that stage more devices in --shape"
     else:
-        mend = (
-            f"--cut {len(shape) * chunks} divides the operations as equally as the boundaries allow"
-        )
+        parts = shape.num_stages * chunks
+        mend = f"--cut {parts} divides the operations as equally as the boundaries allow"
     return (
         f"warning: a device of stage {worst} does {loads[worst]:.1f} times the operations of the "
         f"mean device, and the others wait for it; {mend}"

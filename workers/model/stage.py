@@ -155,14 +155,14 @@ def _stages(
         stages: Sequence[nn.Module] = make_stages(
             model,
             cut=config.cut,
-            num_stages=len(config.shape),
+            num_stages=config.shape.num_stages,
             chunks=config.chunks,
             model_name=config.model,
-            widths=config.shape,
+            widths=config.shape.widths,
             inputs=example.inputs,
         )
     except ConfigError as exc:
-        if len(config.shape) == 1 or config.cut:
+        if config.shape.num_stages == 1 or config.cut:
             raise
         # Nobody has asked for a cut there, nor perhaps for several stages.
         raise ConfigError(f"{exc}; or train the model uncut, with --shape 1") from exc
@@ -188,7 +188,7 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     Nothing is said of a model that depends on data which is not open yet, and has no
     `num_outputs`: its ranks say it.
     """
-    if len(config.shape) == 1 and not config.cut:
+    if config.shape.num_stages == 1 and not config.cut:
         return
     count = getattr(recipe, "num_outputs", None)
     info = _Foreseen(count() if count else config.num_classes)

@@ -184,10 +184,10 @@ class Bundle:
 
     def _chunk(self, action: Action) -> int:
         """The chunk of the model that an action is about."""
-        return action.chunk * len(self._shape) + self._place.stage
+        return action.chunk * self._shape.num_stages + self._place.stage
 
     def _peer(self, chunk: int, j: int) -> int:
-        return j % self._shape[chunk % len(self._shape)]
+        return j % self._shape.widths[chunk % self._shape.num_stages]
 
     def _source(self, kind: LinkKind, chunk: int, j: int) -> InLink:
         """The link that brings what `chunk` needs for micro-batch `j`."""

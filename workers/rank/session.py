@@ -335,7 +335,7 @@ def _settled_samples(config: TrainConfig, env: RankEnv, store: Store, num_bundle
     paths = RunPaths(Path(config.run_dir))
     kept = kept_samples(paths, config.batch_size)
     num_bundles = max(num_bundles, env.planned_bundles)
-    samples = kept or default_samples(config.batch_size, len(config.shape), num_bundles)
+    samples = kept or default_samples(config.batch_size, config.shape.num_stages, num_bundles)
     store.set(_SAMPLES, str(samples))
     if not kept:
         keep_samples(paths, config.batch_size, samples)

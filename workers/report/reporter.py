@@ -76,18 +76,20 @@ class Reporter:
         self._bar: tqdm[NoReturn] | None = None
         self._writer = MetricsWriter(self._paths, config.tensorboard)
         _write(self._paths.config, config.to_json())
-        shape = ",".join(map(str, topology.shape))
         log.info(
             "%s of shape %s on %s; global batch %d = %s of %d",
             _count(topology.num_bundles, "bundle"),
-            shape,
+            topology.shape,
             _count(topology.num_nodes, "node"),
             config.batch_size,
             _count(config.num_microbatches, "micro-batch"),
             config.samples_per_microbatch,
         )
         self._writer.write(
-            "start", bundles=topology.num_bundles, nodes=topology.num_nodes, shape=shape
+            "start",
+            bundles=topology.num_bundles,
+            nodes=topology.num_nodes,
+            shape=f"{topology.shape}",
         )
 
     def resumed(self, progress: Progress, source: str) -> None:

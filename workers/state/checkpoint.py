@@ -16,7 +16,6 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -72,7 +71,7 @@ class Checkpoints:
         self._paths = paths
         self._keep = keep
         self._token = token
-        self._config: dict[str, object] = {} if config is None else asdict(config)
+        self._config: dict[str, object] = {} if config is None else config.to_plain()
         self._about = dict(about or {})
         self._newest_written: int | None = None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.pipeline.links import InLink, Kind, OutLink, specs_of
 from bundlerun.workers.pipeline.slots import SlotReceiver, SlotSender
@@ -283,7 +284,7 @@ def test_what_has_left_arrives_even_if_the_sender_has_ended(tmp_path: Path) -> N
 
 
 def test_links_within_a_node_share_memory_and_others_do_not(tmp_path: Path) -> None:
-    topology = Topology((1, 1, 1), (2, 1))
+    topology = Topology(Shape((1, 1, 1)), (2, 1))
 
     def main(env: RankEnv, store: Store) -> None:
         network = Network(

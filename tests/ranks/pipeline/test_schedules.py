@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -42,7 +43,7 @@ def reference() -> Reference:
 def scheduled(config: TrainConfig, shape: tuple[int, ...], kind: tuple[str, int]) -> TrainConfig:
     schedule, chunks = kind
     cut = (str(len(shape) * chunks),) if len(shape) > 1 else ()
-    return replace(config, shape=shape, schedule=schedule, chunks=chunks, cut=cut)
+    return replace(config, shape=Shape(shape), schedule=schedule, chunks=chunks, cut=cut)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, ("1f1b", 1)], ids=str)
@@ -87,7 +88,7 @@ def test_a_run_goes_on_and_validates_under_another_schedule(tmp_path: Path) -> N
     def validation(folder: Path) -> object:
         return json.loads(RunPaths(folder / "run").summary.read_text())["validation"]
 
-    wanted = run_state(replace(config, shape=(1,)), (1,), tmp_path / "one")
+    wanted = run_state(replace(config, shape=Shape((1,))), (1,), tmp_path / "one")
     first = scheduled(replace(config, max_steps=3), (1, 1, 1), ("interleaved", 2))
     run_state(first, (3,), tmp_path / "two")
     then = scheduled(config, (2, 1), ("zero-bubble", 1))
@@ -155,7 +156,7 @@ def test_activations_are_let_go_with_the_last_pass(kind: tuple[str, int], tmp_pa
 
             return run
 
-        topology = Topology((1, 1, 1), (3,), chunks)
+        topology = Topology(Shape((1, 1, 1)), (3,), chunks)
         place = topology.places[env.rank]
         stage = toy_stages(3, chunks)[place.stage]
         forwards = [counted(forward) for forward in chunk_forwards(stage, chunks)]
@@ -175,13 +176,13 @@ def test_each_chunk_is_armed_once_after_the_last_forward(
     schedule, chunks = kind
 
     def main(env: RankEnv, store: Store) -> None:
-        topology = Topology((2, 1), (3,), chunks)
+        topology = Topology(Shape((2, 1)), (3,), chunks)
         place = topology.places[env.rank]
         stage = toy_stages(2, chunks)[place.stage]
         bundle = make_bundle(env, store, topology, stage, schedule)
         for num_microbatches in (3, 1):
             seen: list[object] = []
-            toy_step(bundle, place, topology.shape[place.stage], num_microbatches, seen)
+            toy_step(bundle, place, topology.shape.widths[place.stage], num_microbatches, seen)
             outcome, *armed = seen
             assert isinstance(outcome, StepShare)
             has_work = place.replica < num_microbatches

@@ -21,6 +21,7 @@ from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -42,7 +43,7 @@ LIMIT_S = 4.0
 
 
 def two_stages(folder: Path, **changes: object) -> TrainConfig:
-    config = replace(CONFIG, shape=(1, 1), cut=("second",), run_dir=str(folder / "run"))
+    config = replace(CONFIG, shape=Shape((1, 1)), cut=("second",), run_dir=str(folder / "run"))
     return replace(config, **changes)  # type: ignore[arg-type]
 
 
@@ -122,7 +123,7 @@ def test_a_rank_that_dies_outside_a_step_ends_all_others(
 ) -> None:
     config = replace(
         CONFIG,
-        shape=(1, 1, 1),
+        shape=Shape((1, 1, 1)),
         cut=("second", "third"),
         run_dir=str(tmp_path / "run"),
         timeout_s=LIMIT_S,
@@ -245,13 +246,13 @@ def test_a_spare_rank_that_hosts_the_store_stays_to_the_end(tmp_path: Path) -> N
         }
         train(config, env, open_store(replace(env, master_port=port), 30.0))
 
-    assert Topology((1, 1), (1, 2)).spare_ranks == (0,)
+    assert Topology(Shape((1, 1)), (1, 2)).spare_ranks == (0,)
     run_ranks((1, 2), main, tmp_path)
     assert len(losses_of(tmp_path)) == 2
 
 
 def test_too_few_devices_are_the_same_error_on_every_rank(tmp_path: Path) -> None:
-    config = two_stages(tmp_path, shape=(2, 2))
+    config = two_stages(tmp_path, shape=Shape((2, 2)))
 
     def main(env: RankEnv, store: Store) -> None:
         join(config, arrive(config, env, store))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank import comm
 from bundlerun.workers.rank import device as door
@@ -77,7 +78,7 @@ def network_of(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_json_and_legs_go_to_nccl_as_it_wants_them(tmp_path: Path, network_of: Any) -> None:
     """JSON on the device; all communicators used by one thread in one order; closed at the end."""
-    topology = Topology((1,), NODES)
+    topology = Topology(Shape((1,)), NODES)
 
     def main(env: RankEnv, store: Store) -> None:
         network = network_of(env, PrefixStore("json", store))

@@ -11,6 +11,7 @@ import pytest
 from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
@@ -44,16 +45,16 @@ def test_another_split_shape_and_number_of_nodes_may_resume(
     first: Layout, then: Layout, optimizer: dict[str, Any], tmp_path: Path
 ) -> None:
     config = replace(CONFIG, **optimizer)
-    bundle_run(replace(config, shape=first[0], max_steps=STOP_AT), first[1], tmp_path)
+    bundle_run(replace(config, shape=Shape(first[0]), max_steps=STOP_AT), first[1], tmp_path)
     assert len(losses_of(tmp_path)) == STOP_AT
-    state = bundle_run(replace(config, shape=then[0]), then[1], tmp_path)
+    state = bundle_run(replace(config, shape=Shape(then[0])), then[1], tmp_path)
     reference = train_unsplit(config, NUM_STEPS)
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=(1, 1), checkpoint_steps=2, max_steps=4)
+    config = replace(CONFIG, shape=Shape((1, 1)), checkpoint_steps=2, max_steps=4)
     bundle_run(config, (2,), tmp_path)
     paths = RunPaths(tmp_path / "run")
     assert [c.step for c in survey(paths).found] == [4, 2]
@@ -68,7 +69,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) 
 
 
 def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=(1, 1), validate=True)
+    config = replace(CONFIG, shape=Shape((1, 1)), validate=True)
     bundle_run(config, (2,), tmp_path)
     summary = RunPaths(tmp_path / "run").summary
     before = json.loads(summary.read_text())
@@ -81,7 +82,7 @@ def test_a_finished_run_has_nothing_left_to_do(tmp_path: Path) -> None:
 
 
 def test_the_loss_curves_of_one_two_and_four_bundles_agree(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=(1, 1), max_steps=0, epochs=2)
+    config = replace(CONFIG, shape=Shape((1, 1)), max_steps=0, epochs=2)
     curves = []
     for count in (1, 2, 4):
         folder = tmp_path / str(count)
@@ -93,7 +94,7 @@ def test_the_loss_curves_of_one_two_and_four_bundles_agree(tmp_path: Path) -> No
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=(1,), run_dir=str(tmp_path / "run"))
+    config = replace(CONFIG, shape=Shape((1,)), run_dir=str(tmp_path / "run"))
     bundle_run(config, (1,), tmp_path)
     other = replace(config, model="squeezenet1_1", image_size=64, max_steps=9)
     found = outcomes((1,), trains(other), tmp_path / "other", 60)
@@ -114,7 +115,11 @@ def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
     stop_at: int, change: dict[str, Any], tmp_path: Path
 ) -> None:
     config = replace(
-        CONFIG, shape=(1, 1), cut=("second",), run_dir=str(tmp_path / "run"), max_steps=stop_at
+        CONFIG,
+        shape=Shape((1, 1)),
+        cut=("second",),
+        run_dir=str(tmp_path / "run"),
+        max_steps=stop_at,
     )
     run_ranks((2,), trains(config), tmp_path)
     found = outcomes((2,), trains(replace(config, max_steps=99, **change)), tmp_path, 60)
@@ -133,7 +138,7 @@ def test_replicas_that_differ_are_noticed(rank: int, tmp_path: Path) -> None:
 
     honest = ReplicaCheck.verify
     config = replace(
-        CONFIG, shape=(1, 1), cut=("second",), run_dir=str(tmp_path / "run"), timeout_s=10
+        CONFIG, shape=Shape((1, 1)), cut=("second",), run_dir=str(tmp_path / "run"), timeout_s=10
     )
 
     def main(env: RankEnv, store: Store) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.pipeline.bundle import Bundle
@@ -42,7 +43,7 @@ from tests.ranks.training.test_parity import CONFIG, CUTS, assert_close, losses_
 NUM_STEPS = 7  # one epoch of five steps, and two
 KILLED_AT = 3
 SNAPSHOTS = replace(CONFIG, max_steps=NUM_STEPS, snapshot_steps=1, share="equal")
-Shape = tuple[int, ...]
+Widths = tuple[int, ...]
 Nodes = tuple[int, ...]
 Act = Callable[[], None]
 
@@ -60,8 +61,10 @@ def reference() -> Reference:
     return train_unsplit(SNAPSHOTS, NUM_STEPS)
 
 
-def shaped(shape: Shape, folder: Path, **changes: Any) -> TrainConfig:
-    config = replace(SNAPSHOTS, shape=shape, cut=CUTS[len(shape)], run_dir=str(folder / "run"))
+def shaped(shape: Widths, folder: Path, **changes: Any) -> TrainConfig:
+    config = replace(
+        SNAPSHOTS, shape=Shape(shape), cut=CUTS[len(shape)], run_dir=str(folder / "run")
+    )
     return replace(config, **changes)
 
 
@@ -238,7 +241,7 @@ def test_a_copy_has_nothing_of_the_forward_that_runs_meanwhile(
     assert_close(found, wanted, 1e-10)
 
 
-MOVES: list[tuple[tuple[Shape, Nodes], tuple[Shape, Nodes], tuple[int, ...]]] = [
+MOVES: list[tuple[tuple[Widths, Nodes], tuple[Widths, Nodes], tuple[int, ...]]] = [
     # shape and nodes before, after, and nodes whose memory is lost
     (((1, 1), (2, 2)), ((1, 1), (2,)), (1,)),
     (((1, 1), (2, 2)), ((1, 1), (2, 2)), (0,)),
@@ -253,8 +256,8 @@ MOVES: list[tuple[tuple[Shape, Nodes], tuple[Shape, Nodes], tuple[int, ...]]] = 
 
 @pytest.mark.parametrize(("before", "after", "lost"), MOVES, ids=str)
 def test_other_nodes_and_another_shape_go_on_without_losing_a_step(
-    before: tuple[Shape, Nodes],
-    after: tuple[Shape, Nodes],
+    before: tuple[Widths, Nodes],
+    after: tuple[Widths, Nodes],
     lost: tuple[int, ...],
     shared_memory: Path,
     reference: Reference,

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed import PrefixStore, Store
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.sync import calibrate, exchange, node_legs
@@ -29,7 +30,7 @@ from tests.ranks.harness import run_ranks
 from tests.ranks.sync.test_sync import make_sync
 
 NODES = (2, 2)
-TOPOLOGY = Topology((1,), NODES)
+TOPOLOGY = Topology(Shape((1,)), NODES)
 CHOICE = Choice(scheme="sharded", milliseconds={"sharded": 1.5}, num_bytes=7, situation="here")
 
 

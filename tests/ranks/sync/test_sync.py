@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 from torch.utils.checkpoint import checkpoint
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank.comm import Group, Network
 from bundlerun.workers.rank.env import RankEnv
@@ -113,7 +114,7 @@ WAYS = [*SCHEMES, "auto", "collectives"]
 def test_every_scheme_over_ragged_nodes_is_the_flat_sum(
     nodes: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topology = Topology((1,), nodes)
+    topology = Topology(Shape((1,)), nodes)
     world = sum(nodes)
     counts = [rank % 3 for rank in range(world)]  # rank 0 has no micro-batch
 
@@ -167,7 +168,7 @@ def test_a_gradient_that_comes_twice_in_the_last_backward_is_refused(tmp_path: P
 
     def main(env: RankEnv, store: Store) -> None:
         model = nn.Linear(3, 3)
-        sync = make_sync(model, env, store, Topology((1,), (2,)), bucket_bytes=1)
+        sync = make_sync(model, env, store, Topology(Shape((1,)), (2,)), bucket_bytes=1)
 
         def twice(x: Tensor) -> Tensor:
             for _ in range(2):
@@ -190,7 +191,7 @@ def test_checkpointing_that_is_not_reentrant_sums_as_without(tmp_path: Path) -> 
             torch.manual_seed(env.rank)
             model = nn.Linear(3, 3)
             part = PrefixStore(str(is_checkpointed), store)
-            sync = make_sync(model, env, part, Topology((1,), (2,)), bucket_bytes=1)
+            sync = make_sync(model, env, part, Topology(Shape((1,)), (2,)), bucket_bytes=1)
             x = torch.ones(2, 3, requires_grad=True)
             sync.start_step()
             sync.arm(0)
@@ -208,7 +209,7 @@ def test_checkpointing_that_is_not_reentrant_sums_as_without(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("scheme", ["local-master", "flat"])
 def test_the_first_replica_is_copied_to_all(scheme: str, tmp_path: Path) -> None:
-    topology = Topology((1,), (2, 2))
+    topology = Topology(Shape((1,)), (2, 2))
 
     def main(env: RankEnv, store: Store) -> None:
         model = nn.BatchNorm1d(3)
@@ -231,7 +232,7 @@ def test_tied_parameters_are_summed_once(tmp_path: Path) -> None:
         model[1].weight = model[0].weight
         with torch.no_grad():
             model[0].weight.copy_(torch.eye(3))
-        sync = make_sync(model, env, store, Topology((1,), (1, 1)))
+        sync = make_sync(model, env, store, Topology(Shape((1,)), (1, 1)))
         sync.start_step()
         sync.arm(0)
         model(torch.ones(1, 3)).sum().backward()
@@ -251,7 +252,7 @@ def test_a_rounded_exchange_loses_nothing_over_many_steps(
     nodes: tuple[int, ...], tmp_path: Path
 ) -> None:
     """Error feedback: what one step rounds away the next ones make up for."""
-    topology = Topology((1,), nodes)
+    topology = Topology(Shape((1,)), nodes)
     num_steps = 64
 
     def main(env: RankEnv, store: Store) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.distributed import Store
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.node_memory import NodeMemory
@@ -110,7 +111,7 @@ def stopped_ranks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> list[int]:
     """The ranks that did not train to the end; raises AssertionError if one hangs."""
-    topology = Topology((1,), nodes)
+    topology = Topology(Shape((1,)), nodes)
 
     def main(env: RankEnv, store: Store) -> None:
         way = scheme

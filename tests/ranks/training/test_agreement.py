@@ -11,6 +11,7 @@ from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.image_index import open_index
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.session import arrive
@@ -21,7 +22,9 @@ from tests.ranks.training.test_parity import MODEL
 
 def test_all_ranks_of_nodes_that_differ_say_which_option_it_is(tmp_path: Path) -> None:
     def main(env: RankEnv, store: Store) -> None:
-        config = TrainConfig(data="synthetic", shape=(1,), seed=env.node // 2, threads=env.node)
+        config = TrainConfig(
+            data="synthetic", shape=Shape((1,)), seed=env.node // 2, threads=env.node
+        )
         with pytest.raises(ConfigError, match=r"--seed is 0 on node0, node1 and 1 on node2; give"):
             arrive(config, env, store)
 
@@ -30,7 +33,7 @@ def test_all_ranks_of_nodes_that_differ_say_which_option_it_is(tmp_path: Path) -
 
 def test_nodes_that_agree_meet_where_nobody_says_how_many_they_are(tmp_path: Path) -> None:
     def main(env: RankEnv, store: Store) -> None:
-        config = TrainConfig(data="synthetic", shape=(1,), threads=env.node)
+        config = TrainConfig(data="synthetic", shape=Shape((1,)), threads=env.node)
         arrival = arrive(config, replace(env, num_nodes=0), store)
         assert arrival.topology.devices_per_node == (2, 1)
 
@@ -54,7 +57,7 @@ def test_nodes_with_other_files_in_the_same_classes_are_refused(tmp_path: Path) 
 
     def main(env: RankEnv, store: Store) -> None:
         config = TrainConfig(
-            data=roots[env.node], shape=(1,), image_size=32, run_dir=str(tmp_path / "run")
+            data=roots[env.node], shape=Shape((1,)), image_size=32, run_dir=str(tmp_path / "run")
         )
         with pytest.raises(ConfigError, match=r"the list of training samples is \w+ on node0 and"):
             train(config, env, store)
@@ -75,7 +78,7 @@ def test_a_run_does_not_go_on_with_other_images_of_the_same_classes(
     def start(data: str, epochs: int) -> None:
         config = TrainConfig(
             data=data,
-            shape=(1,),
+            shape=Shape((1,)),
             model=MODEL,
             image_size=8,
             augment="none",

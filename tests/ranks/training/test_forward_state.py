@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from torch.distributed import Store
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
@@ -23,12 +24,12 @@ STATEFUL = replace(CONFIG, model=MODEL, image_size=4, clip_norm=0.0)
 
 
 def test_what_a_forward_writes_does_not_depend_on_the_replicas(tmp_path: Path) -> None:
-    alone = run_state(replace(STATEFUL, shape=(1,)), (1,), tmp_path / "1")
+    alone = run_state(replace(STATEFUL, shape=Shape((1,))), (1,), tmp_path / "1")
     assert alone["codes.count"] == 5  # once a step
     assert alone["codes.hidden"].abs().max() > 0
     for shape, nodes in (((1,), (2, 1)), ((1, 1), (2, 2)), ((2, 1), (3,))):
         folder = tmp_path / f"{shape}"
-        config = replace(STATEFUL, shape=shape, cut=("second",) if len(shape) > 1 else ())
+        config = replace(STATEFUL, shape=Shape(shape), cut=("second",) if len(shape) > 1 else ())
         state = run_state(config, nodes, folder)  # each step verifies that replicas are bit-equal
         assert_close(state, alone, 1e-10)
         assert losses_of(folder) == pytest.approx(losses_of(tmp_path / "1"), rel=1e-10)
@@ -39,7 +40,7 @@ def test_a_validation_that_a_stop_breaks_off_is_saved_as_if_it_had_not_begun(
     parts: int, wanted: int, tmp_path: Path
 ) -> None:
     model = MODEL.replace(":build", ":build_counting")
-    config = replace(STATEFUL, model=model, shape=(1,), max_steps=0, epochs=1, validate=True)
+    config = replace(STATEFUL, model=model, shape=Shape((1,)), max_steps=0, epochs=1, validate=True)
     # Two parts of a validation, of 3 batches each.
     config = replace(config, batch_size=8, run_dir=str(tmp_path / "run"))
 
@@ -63,7 +64,11 @@ def test_a_validation_that_a_stop_breaks_off_is_saved_as_if_it_had_not_begun(
 
 def test_replicas_that_differ_end_the_run_with_the_name(tmp_path: Path) -> None:
     config = replace(
-        CONFIG, shape=(1,), verify_replicas=False, run_dir=str(tmp_path / "run"), timeout_s=10
+        CONFIG,
+        shape=Shape((1,)),
+        verify_replicas=False,
+        run_dir=str(tmp_path / "run"),
+        timeout_s=10,
     )
 
     def main(env: RankEnv, store: Store) -> None:

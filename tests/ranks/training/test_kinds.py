@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import best_of, read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.collate import Collate
@@ -25,7 +26,7 @@ from tests.ranks.training.test_parity import losses_of
 CONFIG = TrainConfig(
     data="",
     recipe=str(Path(__file__).parents[1] / "kinds_recipe.py"),
-    shape=(1,),
+    shape=Shape((1,)),
     batch_size=8,
     microbatch_size=2,
     epochs=2,
@@ -90,7 +91,7 @@ def test_nested_inputs_and_targets_arrive_as_they_were(data: str, tmp_path: Path
     plain = plain_losses(config)
     assert len(set(plain)) == 6
     alone = bundled_losses(config, (1,), tmp_path / "alone")
-    cut = replace(config, shape=(1, 1), cut=("head",))
+    cut = replace(config, shape=Shape((1, 1)), cut=("head",))
     assert alone == pytest.approx(plain, rel=1e-12)
     assert bundled_losses(cut, (4,), tmp_path / "cut") == pytest.approx(plain, rel=1e-12)
 
@@ -102,7 +103,7 @@ def test_a_loss_that_says_its_weight_is_that_of_one_batch(clip_norm: float, tmp_
     validations = []
     for size, shape, devices in ((1, (1,), (1,)), (2, (1, 1), (4,)), (4, (1,), (1, 1))):
         cut = ("head",) if len(shape) > 1 else ()
-        changed = replace(config, microbatch_size=size, shape=shape, cut=cut)
+        changed = replace(config, microbatch_size=size, shape=Shape(shape), cut=cut)
         losses = bundled_losses(changed, devices, tmp_path / str(size))
         assert losses == pytest.approx(plain, rel=1e-12), f"micro-batches of {size}"
         rows = history(tmp_path / str(size))
@@ -116,7 +117,7 @@ def test_complex_parameters_are_summed_clipped_and_kept(tmp_path: Path) -> None:
     config = replace(CONFIG, data="complex", clip_norm=0.1)
     plain = plain_losses(config)
     assert bundled_losses(config, (1, 1), tmp_path / "two") == pytest.approx(plain, rel=1e-12)
-    half = replace(config, shape=(1, 1), cut=("turn",), max_steps=2, snapshot="on")
+    half = replace(config, shape=Shape((1, 1)), cut=("turn",), max_steps=2, snapshot="on")
     bundled_losses(half, (2,), tmp_path / "cut")
     whole = replace(config, max_steps=0)
     found = bundled_losses(whole, (1,), tmp_path / "cut")
@@ -139,7 +140,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_leaves_the_last_good_checkpoi
     shape: tuple[int, ...], devices: tuple[int, ...], tmp_path: Path
 ) -> None:
     config = replace(
-        CONFIG, data="nan", shape=shape, cut=("head",)[: len(shape) - 1], checkpoint_steps=1
+        CONFIG, data="nan", shape=Shape(shape), cut=("head",)[: len(shape) - 1], checkpoint_steps=1
     )
     plain = plain_losses(config)
     number = next(i for i, loss in enumerate(plain) if math.isnan(loss))
@@ -161,7 +162,7 @@ def test_steps_without_a_number_are_left_out_on_all_ranks(
     shape: tuple[int, ...], devices: tuple[int, ...], tmp_path: Path
 ) -> None:
     config = replace(
-        CONFIG, data="nan", shape=shape, cut=("head",)[: len(shape) - 1], on_nan="skip",
+        CONFIG, data="nan", shape=Shape(shape), cut=("head",)[: len(shape) - 1], on_nan="skip",
         verify_replicas=True,
     )  # fmt: skip
     plain = plain_losses(config)
@@ -181,7 +182,7 @@ def test_who_wants_it_may_go_on_without_numbers(tmp_path: Path) -> None:
 
 def test_the_best_checkpoint_stays_where_lower_is_better(tmp_path: Path) -> None:
     config = replace(CONFIG, data="best", lr=0.5, epochs=4, keep=1, validate=True)
-    bundled_losses(replace(config, shape=(1, 1), cut=("head",)), (2,), tmp_path)
+    bundled_losses(replace(config, shape=Shape((1, 1)), cut=("head",)), (2,), tmp_path)
     values = {
         row["step"]: row["metrics"]["mae"] for row in history(tmp_path) if row["kind"] == "eval"
     }
@@ -217,7 +218,7 @@ def test_metrics_and_score_are_there_where_the_first_bundle_validates_nothing(
 def test_nested_state_and_numbers_of_groups_go_on_in_another_cut(tmp_path: Path) -> None:
     config = replace(CONFIG, data="remembers", snapshot="on")
     plain = plain_losses(config)
-    cut = replace(config, shape=(1, 1), cut=("head",), max_steps=3)
+    cut = replace(config, shape=Shape((1, 1)), cut=("head",), max_steps=3)
     bundled_losses(cut, (2,), tmp_path)
     assert bundled_losses(config, (1, 1), tmp_path) == pytest.approx(plain, rel=1e-12)
 
@@ -225,7 +226,7 @@ def test_nested_state_and_numbers_of_groups_go_on_in_another_cut(tmp_path: Path)
 def test_a_scheduler_of_the_recipe_holds_and_goes_on(tmp_path: Path) -> None:
     config = replace(CONFIG, data="scheduled")
     plain = plain_losses(config)
-    cut = replace(config, shape=(1, 1), cut=("head",), max_steps=3)
+    cut = replace(config, shape=Shape((1, 1)), cut=("head",), max_steps=3)
     bundled_losses(cut, (2,), tmp_path)
     assert bundled_losses(config, (1, 1), tmp_path) == pytest.approx(plain, rel=1e-12)
     rates = [row["lr"] for row in history(tmp_path) if row["kind"] == "step"]

@@ -20,6 +20,7 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
 )
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.stage import Forward
@@ -114,7 +115,7 @@ def make_bundle(
 
 def ours(case: Case, env: RankEnv, store: Store) -> tuple[dict[str, Tensor], Tensor | None]:
     stage = parts(2, case.chunks)[env.rank]
-    bundle = make_bundle(env, store, Topology((1, 1), (2,), case.chunks), stage, case.ours)
+    bundle = make_bundle(env, store, Topology(Shape((1, 1)), (2,), case.chunks), stage, case.ours)
     x, y = batch()
     batches = iter([Batch((a,), b, 0) for a, b in zip(x.split(SIZE), y.split(SIZE), strict=True)])
     work = StepWork(seed=0, step=0, first=0, sizes=[SIZE] * NUM_MICROBATCHES, num_samples=SHAPE[0])

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
@@ -66,7 +67,7 @@ def bundle_run(
     config: TrainConfig, nodes: tuple[int, ...], folder: Path, *, limit_s: float = 60.0
 ) -> dict[str, Tensor]:
     """The state that a run of the real worker leaves."""
-    config = replace(config, cut=CUTS[len(config.shape)])
+    config = replace(config, cut=CUTS[config.shape.num_stages])
     return run_state(config, nodes, folder, limit_s=limit_s)
 
 
@@ -102,21 +103,21 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
 def test_every_layout_trains_like_the_unsplit_model(
     shape: tuple[int, ...], nodes: tuple[int, ...], reference: Reference, tmp_path: Path
 ) -> None:
-    state = bundle_run(replace(CONFIG, shape=shape), nodes, tmp_path)
+    state = bundle_run(replace(CONFIG, shape=Shape(shape)), nodes, tmp_path)
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
 
 
 def test_single_precision_trains_like_the_unsplit_model(tmp_path: Path) -> None:
-    config = replace(CONFIG, precision="float32", shape=(1, 1))
+    config = replace(CONFIG, precision="float32", shape=Shape((1, 1)))
     state = bundle_run(config, (4, 2), tmp_path)
     assert_close(state, train_unsplit(config, NUM_STEPS).state, 1e-5)
 
 
 def test_one_bundle_of_two_stages_is_bit_equal_to_one_process(tmp_path: Path) -> None:
     config = replace(CONFIG, precision="float32", clip_norm=0.0)
-    one = bundle_run(replace(config, shape=(1,)), (1,), tmp_path / "one")
-    two = bundle_run(replace(config, shape=(1, 1)), (2,), tmp_path / "two")
+    one = bundle_run(replace(config, shape=Shape((1,))), (1,), tmp_path / "one")
+    two = bundle_run(replace(config, shape=Shape((1, 1))), (2,), tmp_path / "two")
     assert all(torch.equal(two[name], value) for name, value in one.items())
     assert losses_of(tmp_path / "one") == losses_of(tmp_path / "two")
 
@@ -124,13 +125,13 @@ def test_one_bundle_of_two_stages_is_bit_equal_to_one_process(tmp_path: Path) ->
 def test_more_bundles_than_microbatches_leave_some_idle(
     reference: Reference, tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, shape=(1,), microbatch_size=12)
+    config = replace(CONFIG, shape=Shape((1,)), microbatch_size=12)
     state = bundle_run(config, (2, 1), tmp_path)
     assert_close(state, train_unsplit(config, NUM_STEPS).state, 1e-10)
 
 
 def test_one_microbatch_per_step_is_torchs_own_batch_norm(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=(1, 1), microbatch_size=24)
+    config = replace(CONFIG, shape=Shape((1, 1)), microbatch_size=24)
     state = bundle_run(config, (2,), tmp_path)
     assert_close(state, train_unsplit(config, NUM_STEPS).state, 1e-10)
 
@@ -140,11 +141,11 @@ def test_one_microbatch_per_step_is_torchs_own_batch_norm(tmp_path: Path) -> Non
 def test_ranks_that_share_a_gpu_train_like_the_unsplit_model(
     nodes: tuple[int, ...], reference: Reference, tmp_path: Path
 ) -> None:
-    state = bundle_run(replace(CONFIG, shape=(1, 1), transport="cpu"), nodes, tmp_path)
+    state = bundle_run(replace(CONFIG, shape=Shape((1, 1)), transport="cpu"), nodes, tmp_path)
     assert_close(state, reference.state, 1e-8)
 
 
 @pytest.mark.gpu(2)
 def test_nccl_trains_like_the_unsplit_model(reference: Reference, tmp_path: Path) -> None:
-    state = bundle_run(replace(CONFIG, shape=(1, 1), transport="nccl"), (2,), tmp_path)
+    state = bundle_run(replace(CONFIG, shape=Shape((1, 1)), transport="nccl"), (2,), tmp_path)
     assert_close(state, reference.state, 1e-8)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.order import num_steps
 from bundlerun.workers.data.samples import Reader, Request
@@ -105,7 +106,7 @@ def test_each_sample_counts_once_per_epoch_whatever_fails(
 
     assert len(restarts(tmp_path)) == len(CHAINS[chain])
     _assert_once(samples.of_last_attempts(), config.synthetic_samples, config.batch_size)
-    reference = train_unsplit(replace(config, shape=(1,), cut=()), NUM_STEPS)
+    reference = train_unsplit(replace(config, shape=Shape((1,)), cut=()), NUM_STEPS)
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.distributed import Store
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
@@ -37,14 +38,14 @@ def test_subclasses_hooks_and_frozen_layers_train_as_in_plain_torch(
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    state = run_state(replace(USERS, shape=shape, cut=cut), nodes, tmp_path)
+    state = run_state(replace(USERS, shape=Shape(shape), cut=cut), nodes, tmp_path)
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
     assert torch.equal(state["frozen.running_mean"], torch.full((6,), 0.5).double())
 
 
 def test_a_model_that_comes_frozen_trains_what_its_train_thaws(tmp_path: Path) -> None:
-    config = replace(USERS, model=MODEL.replace(":build", ":build_thawed"), shape=(1,))
+    config = replace(USERS, model=MODEL.replace(":build", ":build_thawed"), shape=Shape((1,)))
     wanted = train_unsplit(config, NUM_STEPS)
     assert_close(run_state(config, (2,), tmp_path), wanted.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
@@ -55,7 +56,12 @@ def test_a_model_that_its_stages_are_not_is_refused_at_the_first_start_only(
 ) -> None:
     model = MODEL.replace(":build", ":build_by_momentum")
     config = replace(
-        USERS, model=model, shape=(1, 1), cut=("_2",), run_dir=str(tmp_path / "run"), max_steps=1
+        USERS,
+        model=model,
+        shape=Shape((1, 1)),
+        cut=("_2",),
+        run_dir=str(tmp_path / "run"),
+        max_steps=1,
     )
     config = replace(config, precision="float32", timeout_s=10.0)
     found = outcomes((2, 2), trains(config), tmp_path, 60.0)

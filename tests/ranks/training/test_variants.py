@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
@@ -26,7 +27,7 @@ def test_adamw_label_smoothing_and_a_step_schedule_train_like_the_unsplit_model(
 ) -> None:
     config = replace(
         CONFIG,
-        shape=(1, 1),
+        shape=Shape((1, 1)),
         optimizer="adamw",
         lr=0.01,
         weight_decay=0.1,
@@ -41,7 +42,13 @@ def test_adamw_label_smoothing_and_a_step_schedule_train_like_the_unsplit_model(
 
 def test_bfloat16_keeps_its_parameters_in_single_precision_and_learns(tmp_path: Path) -> None:
     config = replace(
-        CONFIG, shape=(1, 1), precision="bfloat16", max_steps=0, epochs=4, clip_norm=0.0, lr=0.5
+        CONFIG,
+        shape=Shape((1, 1)),
+        precision="bfloat16",
+        max_steps=0,
+        epochs=4,
+        clip_norm=0.0,
+        lr=0.5,
     )
     state = bundle_run(config, (4,), tmp_path)
     assert {t.dtype for t in state.values()} == {torch.float32, torch.int64}
@@ -54,7 +61,7 @@ def test_bfloat16_keeps_its_parameters_in_single_precision_and_learns(tmp_path: 
     reason="torch.compile needs a C++ compiler",
 )
 def test_compiled_stages_train_like_the_unsplit_model(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=(1, 1), compile=True, max_steps=2, timeout_s=240.0)
+    config = replace(CONFIG, shape=Shape((1, 1)), compile=True, max_steps=2, timeout_s=240.0)
     state = bundle_run(config, (2,), tmp_path, limit_s=250.0)
     assert_close(state, train_unsplit(config, 2).state, 1e-9)
 
@@ -64,7 +71,7 @@ def test_auxiliary_heads_cross_a_cut_in_training_only(tmp_path: Path) -> None:
         data="synthetic",
         model="googlenet",
         cut=("inception5a",),
-        shape=(1, 1),
+        shape=Shape((1, 1)),
         synthetic_samples=10,
         image_size=64,
         augment="none",
@@ -85,7 +92,7 @@ def test_the_characters_recipe_learns_the_same_through_any_bundle(tmp_path: Path
     config = TrainConfig(
         data=str(text),
         recipe="characters",
-        shape=(1,),
+        shape=Shape((1,)),
         batch_size=8,
         microbatch_size=2,
         epochs=2,
@@ -98,15 +105,15 @@ def test_the_characters_recipe_learns_the_same_through_any_bundle(tmp_path: Path
     curves, states = [], []
     for number, change in enumerate(
         [
-            {"shape": (1,)},
-            {"shape": (1, 1), "cut": ("block3",)},
-            {"shape": (2, 1), "cut": ("block3",), "schedule": "zero-bubble"},
-            {"shape": (1, 1), "chunks": 3},
+            {"shape": Shape((1,))},
+            {"shape": Shape((1, 1)), "cut": ("block3",)},
+            {"shape": Shape((2, 1)), "cut": ("block3",), "schedule": "zero-bubble"},
+            {"shape": Shape((1, 1)), "chunks": 3},
         ]
     ):
         folder = tmp_path / str(number)
         run = replace(config, **change, run_dir=str(folder / "run"))
-        run_ranks((sum(run.shape),), trains(run), folder)
+        run_ranks((run.shape.size,), trains(run), folder)
         curves.append(losses_of(folder))
         newest = survey(RunPaths(folder / "run")).found[0]
         states.append(read_tensors(newest, newest.weight_map))
@@ -120,7 +127,7 @@ def test_a_batch_norm_that_gets_one_value_says_which_option_helps(tmp_path: Path
     # 25 samples: the last micro-batch of the epoch has one; 1x1 pixels are left of 2x2.
     config = replace(
         CONFIG,
-        shape=(1, 1),
+        shape=Shape((1, 1)),
         cut=("second",),
         synthetic_samples=25,
         image_size=2,
@@ -133,7 +140,7 @@ def test_a_batch_norm_that_gets_one_value_says_which_option_helps(tmp_path: Path
 
 
 def test_the_measured_shares_use_every_sample_once(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=(1, 1), share="measured", max_steps=0, epochs=3)
+    config = replace(CONFIG, shape=Shape((1, 1)), share="measured", max_steps=0, epochs=3)
     bundle_run(config, (4,), tmp_path)
     rows = [row for row in history(tmp_path) if row["kind"] == "step"]
     assert sum(row["samples"] for row in rows) == 3 * CONFIG.synthetic_samples
@@ -143,7 +150,7 @@ def test_the_measured_shares_use_every_sample_once(tmp_path: Path) -> None:
 
 
 def test_the_history_has_the_time_of_every_phase(tmp_path: Path) -> None:
-    bundle_run(replace(CONFIG, shape=(1, 1), validate=True), (2, 2), tmp_path)
+    bundle_run(replace(CONFIG, shape=Shape((1, 1)), validate=True), (2, 2), tmp_path)
     epoch = next(row for row in history(tmp_path) if row["kind"] == "epoch")
     for phase in ("data", "forward", "backward", "send", "receive", "optimizer"):
         assert epoch["phases"][phase] > 0, phase

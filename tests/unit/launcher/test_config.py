@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.train_argv import parse_train_argv
 
 
@@ -69,5 +70,5 @@ def test_the_default_microbatch_divides_the_batch_and_never_exceeds_32(batch_siz
 
 
 def test_the_json_form_has_every_field() -> None:
-    document = json.loads(TrainConfig(data="d", shape=(2, 1)).to_json())
+    document = json.loads(TrainConfig(data="d", shape=Shape((2, 1))).to_json())
     assert (document["data"], document["shape"]) == ("d", [2, 1])

@@ -4,11 +4,12 @@ import pytest
 
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Hardware
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.one_device import for_one_device
 from bundlerun.launcher.train_argv import read_train_argv
 
 
-def shape(num_gpus: int, words: str = "", **launch: object) -> tuple[tuple[int, ...], str]:
+def shape(num_gpus: int, words: str = "", **launch: object) -> tuple[Shape, str]:
     train = read_train_argv([*words.split(), "synthetic"], {})
     hardware = Hardware(num_gpus=num_gpus, cpus=Cpus(numa_nodes=(((0,),),)), memory_bytes=1)
     found = for_one_device(train, LaunchConfig(**launch), hardware)  # type: ignore[arg-type]
@@ -16,9 +17,9 @@ def shape(num_gpus: int, words: str = "", **launch: object) -> tuple[tuple[int, 
 
 
 def test_one_gpu_trains_the_model_uncut() -> None:
-    assert shape(1) == ((1,), "default for one device")
-    assert shape(0, slots=1)[0] == (1,)
-    assert shape(8, nproc_per_node="1")[0] == (1,)
+    assert shape(1) == (Shape((1,)), "default for one device")
+    assert shape(0, slots=1)[0] == Shape((1,))
+    assert shape(8, nproc_per_node="1")[0] == Shape((1,))
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,8 @@ def test_one_gpu_trains_the_model_uncut() -> None:
 def test_everything_else_has_the_default_shape(
     num_gpus: int, words: str, launch: dict[str, object]
 ) -> None:
-    assert shape(num_gpus, words, **launch) == ((1, 1), "default")
+    assert shape(num_gpus, words, **launch) == (Shape((1, 1)), "default")
 
 
 def test_a_shape_that_is_said_counts() -> None:
-    assert shape(1, "--shape 1,1") == ((1, 1), "option")
+    assert shape(1, "--shape 1,1") == (Shape((1, 1)), "option")

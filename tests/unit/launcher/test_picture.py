@@ -2,6 +2,7 @@ import textwrap
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.picture import group_lines, link_lines, picture, plan_text, rank_table
@@ -11,7 +12,7 @@ LEGEND = "(r rank, s stage, .n its replica in the bundle, * local master)"
 
 
 def drawn(shape: tuple[int, ...], nodes: tuple[int, ...]) -> str:
-    return "\n".join(line.rstrip() for line in picture(Topology(shape, nodes)))
+    return "\n".join(line.rstrip() for line in picture(Topology(Shape(shape), nodes)))
 
 
 def test_nodes_that_look_alike_are_drawn_once() -> None:
@@ -37,7 +38,7 @@ def test_replicas_parts_and_spare_ranks_are_marked() -> None:
 
 
 def test_a_large_job_is_cut_short_everywhere() -> None:
-    topology = Topology((1, 1), tuple(4 if node % 2 else 8 for node in range(1000)))
+    topology = Topology(Shape((1, 1)), tuple(4 if node % 2 else 8 for node in range(1000)))
     for lines in (picture(topology), rank_table(topology), group_lines(topology)):
         shown = list(lines)
         assert len(shown) < 40
@@ -45,11 +46,11 @@ def test_a_large_job_is_cut_short_everywhere() -> None:
 
 
 def test_a_bundle_of_one_rank_has_no_links() -> None:
-    assert list(link_lines(Topology((1,), (2,)))) == ["none: a bundle is one rank"]
+    assert list(link_lines(Topology(Shape((1,)), (2,)))) == ["none: a bundle is one rank"]
 
 
 def test_the_links_of_one_bundle_stand_for_all() -> None:
-    assert list(link_lines(Topology((1, 1), (4,)))) == [
+    assert list(link_lines(Topology(Shape((1, 1)), (4,)))) == [
         "3 links per bundle; those of bundle 0:",
         "  activation r0 -> r1",
         "  gradient   r1 -> r0",

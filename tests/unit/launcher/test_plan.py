@@ -13,6 +13,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.options.declared import Resolved, options_of
 from bundlerun.launcher.options.endpoints import parse_endpoints
@@ -57,7 +58,7 @@ def test_a_plan_for_machines_that_are_not_there_has_all_their_bundles() -> None:
 
 
 def test_the_plan_shows_exactly_what_the_workers_will_read() -> None:
-    train = resolved_train(batch_size=64, shape=(1, 1), cut=("layer3",), compile=True)
+    train = resolved_train(batch_size=64, shape=Shape((1, 1)), cut=("layer3",), compile=True)
     plan = here(train, resolved_launch(slots=4))
     assert parse_train_argv(plan.argv, {}) == train.value
 
@@ -202,7 +203,7 @@ def test_devices_that_do_not_do_are_named(
 
 def test_a_node_smaller_than_a_bundle_joins_others() -> None:
     launch = LaunchConfig(nnodes="2", rdzv_endpoint="a")
-    config = TrainConfig(data="d", shape=(2, 1))
+    config = TrainConfig(data="d", shape=Shape((2, 1)))
     assert choose_num_procs(config, launch, Devices(kind="gpu", count=2)) == 2
 
 

@@ -4,13 +4,14 @@ import pytest
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.train_argv import parse_train_argv
 
 
 def test_the_command_line_of_a_configuration_gives_it_back() -> None:
     config = TrainConfig(
         data="a b",
-        shape=(4, 2),
+        shape=Shape((4, 2)),
         cut=("layer3.10",),
         batch_size=48,
         lr=0.25,
@@ -28,7 +29,7 @@ def test_an_option_beats_the_environment_and_that_beats_the_toml_file(tmp_path: 
     environ = {"BUNDLERUN_LR": "2", "BUNDLERUN_EPOCHS": "2", "BUNDLERUN_VALIDATE": "no"}
     config = parse_train_argv(["--config", str(toml), "--lr=1"], environ)
     assert (config.lr, config.epochs, config.batch_size) == (1.0, 2, 96)
-    assert (config.data, config.shape, config.validate) == ("here", (2, 1), False)
+    assert (config.data, config.shape, config.validate) == ("here", Shape((2, 1)), False)
 
 
 def test_underscores_are_read_as_torchrun_reads_them() -> None:

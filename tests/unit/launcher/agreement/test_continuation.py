@@ -10,6 +10,7 @@ from bundlerun.launcher.agreement.continuation import changed_lines, has_begun, 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.meeting.default_folder import default_folder, entered, point_latest
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.run_folder.checkpoints import MANIFEST, Progress, manifest_text
@@ -36,7 +37,7 @@ def test_the_same_again_is_nothing_to_tell(paths: RunPaths) -> None:
 
 
 def test_what_may_change_is_told_in_a_line_each(paths: RunPaths) -> None:
-    changed = config(lr=0.2, epochs=3, shape=(1,), threads=3)
+    changed = config(lr=0.2, epochs=3, shape=Shape((1,)), threads=3)
     assert changed_lines(paths, terms_of(changed)) == [
         "--shape was 1,1, is 1",
         "--epochs was 90, is 3",

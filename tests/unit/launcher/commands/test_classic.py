@@ -8,6 +8,7 @@ from bundlerun.launcher.commands import classic
 from bundlerun.launcher.commands.classic import microbatch_size, plain_model, run_argv
 from bundlerun.launcher.commands.run import add_arguments, read_configs
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.endpoints import Endpoint
 
 
@@ -28,7 +29,7 @@ def test_the_batch_size_of_a_bundle_becomes_that_of_the_job() -> None:
     train, launch = run_configs(
         "--batch-size 32 --rank 1 --num-hp 2 --IP 10.0.0.1 --world-size 2 DATA"
     )
-    assert (train.batch_size, train.samples_per_microbatch, train.shape) == (128, 8, (1, 1))
+    assert (train.batch_size, train.samples_per_microbatch, train.shape) == (128, 8, Shape((1, 1)))
     assert (train.data, train.share, launch.bundles) == ("DATA", "equal", 2)
 
 
@@ -40,7 +41,7 @@ def test_the_rank_of_a_node_is_fixed() -> None:
 
 def test_data_parallel_only_is_a_bundle_of_one_device() -> None:
     train, launch = run_configs("--batch-size 32 --num-hp 3 --DP-ONLY --modela resnet101 DATA")
-    assert (train.shape, train.batch_size, train.samples_per_microbatch) == ((1,), 96, 32)
+    assert (train.shape, train.batch_size, train.samples_per_microbatch) == (Shape((1,)), 96, 32)
     assert (train.model, launch.bundles, launch.is_alone) == ("resnet101", 3, True)
 
 
@@ -51,7 +52,7 @@ def test_the_later_names_mean_the_same() -> None:
 
 def test_a_shape_and_the_optimizer_are_passed_on() -> None:
     train, _ = run_configs("--bundle-shape 4,2 --itr 7 --lr 0.5 --wd 0.1 --momentum 0.8 DATA")
-    assert (train.shape, train.max_steps) == ((4, 2), 7)
+    assert (train.shape, train.max_steps) == (Shape((4, 2)), 7)
     assert (train.lr, train.weight_decay, train.momentum) == (0.5, 0.1, 0.8)
 
 

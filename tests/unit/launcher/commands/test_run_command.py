@@ -17,6 +17,7 @@ from bundlerun.launcher.cli import main
 from bundlerun.launcher.commands.run import holder_of
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.meeting.network import resolve_meeting
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.holder import Holder
@@ -94,7 +95,7 @@ def test_another_run_in_an_old_folder_is_refused_with_what_differs(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     paths = RunPaths(Path("run"))
-    keep_terms(paths, terms_of(TrainConfig(data="synthetic", shape=(1,))))
+    keep_terms(paths, terms_of(TrainConfig(data="synthetic", shape=Shape((1,)))))
     write_text(paths.metrics, '{"step": 4}\n')
     err = refused(f"{RUN} --run-dir run --optimizer adamw --lr 0.3 synthetic", capsys)
     assert "the run in 'run' cannot go on so: --optimizer was sgd, is adamw; give another" in err

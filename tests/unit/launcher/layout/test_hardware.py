@@ -17,6 +17,7 @@ from bundlerun.launcher.layout.hardware import (
     rank_layout,
     read_cpus,
 )
+from bundlerun.launcher.layout.shape import Shape
 
 
 def cpus_of(*cores_per_node: int, threads_per_core: int = 1) -> Cpus:
@@ -161,7 +162,7 @@ def node(num_gpus: int, cores: int = 8) -> Hardware:
 def test_devices_are_gpus_unless_slots_are_asked_for(
     gpus: int, kind: str, slots: int, kind_found: str, count: int
 ) -> None:
-    found = choose_devices(node(gpus), (1, 1), kind=kind, slots=slots)
+    found = choose_devices(node(gpus), Shape((1, 1)), kind=kind, slots=slots)
     assert found == Devices(kind=kind_found, count=count)
 
 
@@ -171,14 +172,14 @@ def test_devices_are_gpus_unless_slots_are_asked_for(
 def test_default_slots_are_whole_bundles_and_one_at_least(
     shape: tuple[int, ...], cores: int, slots: int
 ) -> None:
-    assert default_slots(shape, cores) == slots
+    assert default_slots(Shape(shape), cores) == slots
 
 
 def test_gpus_that_are_not_there_are_the_machines_fault() -> None:
     with pytest.raises(NodeError, match="shows no GPU"):
-        choose_devices(node(0), (1,), kind="gpu")
+        choose_devices(node(0), Shape((1,)), kind="gpu")
 
 
 def test_slots_do_not_go_with_gpus() -> None:
     with pytest.raises(ConfigError, match="--slots 2 counts CPU slots"):
-        choose_devices(node(1), (1,), kind="gpu", slots=2)
+        choose_devices(node(1), Shape((1,)), kind="gpu", slots=2)

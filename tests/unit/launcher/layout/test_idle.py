@@ -4,11 +4,12 @@ import pytest
 
 from bundlerun.launcher.layout.idle import Batch, idle_share, num_workless, warnings
 from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 
 
 def pipeline(*shape: int) -> Pipeline:
-    return Pipeline.of(Topology(shape, (sum(shape),)), "auto")
+    return Pipeline.of(Topology(Shape(shape), (sum(shape),)), "auto")
 
 
 @pytest.mark.parametrize(

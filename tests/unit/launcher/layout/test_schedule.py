@@ -20,6 +20,7 @@ from bundlerun.launcher.layout.schedule import (
     last_backwards,
     num_warmups,
 )
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.timeline import Costs, max_in_flight, simulate
 from bundlerun.launcher.layout.topology import Topology
 
@@ -32,7 +33,7 @@ def pipelines(
     is_interleaved = name == "interleaved"
     shape = draw(st.lists(st.integers(1, widest), min_size=1 + is_interleaved, max_size=5))
     return Pipeline(
-        shape=tuple(shape),
+        shape=Shape(tuple(shape)),
         schedule=name,
         chunks=draw(st.integers(2, 3)) if is_interleaved else 1,
         slow_links=draw(st.frozensets(st.integers(0, 4))),
@@ -51,14 +52,14 @@ def drawn_orders(schedule: Schedule) -> str:
 
 PICTURES = {
     "1f1b of two stages": (
-        Pipeline(shape=(1, 1)),
+        Pipeline(shape=Shape((1, 1))),
         """
         0.0  F0 F1 B0 F2 B1 F3 B2 B3
         1.0  F0 B0 F1 B1 F2 B2 F3 B3
         """,
     ),
     "1f1b, two replicas in front": (
-        Pipeline(shape=(2, 1)),
+        Pipeline(shape=Shape((2, 1))),
         """
         0.0  F0 F2 B0 B2
         0.1  F1 F3 B1 B3
@@ -66,7 +67,7 @@ PICTURES = {
         """,
     ),
     "1f1b of three stages": (
-        Pipeline(shape=(1, 1, 1)),
+        Pipeline(shape=Shape((1, 1, 1))),
         """
         0.0  F0 F1 F2 B0 F3 B1 B2 B3
         1.0  F0 F1 B0 F2 B1 F3 B2 B3
@@ -74,14 +75,14 @@ PICTURES = {
         """,
     ),
     "gpipe": (
-        Pipeline(shape=(1, 1), schedule="gpipe"),
+        Pipeline(shape=Shape((1, 1)), schedule="gpipe"),
         """
         0.0  F0 F1 F2 F3 B0 B1 B2 B3
         1.0  F0 F1 F2 F3 B0 B1 B2 B3
         """,
     ),
     "eager-1f1b": (
-        Pipeline(shape=(1, 1, 1), schedule="eager-1f1b", slow_links=frozenset({1})),
+        Pipeline(shape=Shape((1, 1, 1)), schedule="eager-1f1b", slow_links=frozenset({1})),
         """
         0.0  F0 F1 F2 F3 B0 B1 B2 B3
         1.0  F0 F1 F2 B0 F3 B1 B2 B3
@@ -89,7 +90,7 @@ PICTURES = {
         """,
     ),
     "zero-bubble": (
-        Pipeline(shape=(1, 1, 1), schedule="zero-bubble"),
+        Pipeline(shape=Shape((1, 1, 1)), schedule="zero-bubble"),
         """
         0.0  F0 F1 F2 B0 F3 B1 B2 B3
         1.0  F0 F1 B0 F2 B1 W0 F3 B2 W1 B3 W2 W3
@@ -97,7 +98,7 @@ PICTURES = {
         """,
     ),
     "interleaved": (
-        Pipeline(shape=(1, 1), schedule="interleaved", chunks=2),
+        Pipeline(shape=Shape((1, 1)), schedule="interleaved", chunks=2),
         """
         0.0  F0 F1 F0.1 F1.1 F2 B0.1 F3 B1.1 F2.1 B0 F3.1 B1 B2.1 B3.1 B2 B3
         1.0  F0 F1 F0.1 B0.1 F1.1 B1.1 F2 B0 F3 B1 F2.1 B2.1 F3.1 B3.1 B2 B3
@@ -119,7 +120,7 @@ def test_every_stage_does_each_pass_of_each_microbatch_once(
 ) -> None:
     schedule = pipeline.bundle(num_microbatches)
     has_weight_passes = pipeline.schedule == "zero-bubble"
-    for stage, width in enumerate(pipeline.shape):
+    for stage, width in enumerate(pipeline.shape.widths):
         done = [a for r in range(width) for a in schedule[stage, r]]
         kinds = [Pass.FORWARD, Pass.BACKWARD]
         kinds += [Pass.WEIGHT] if has_weight_passes and stage > 0 else []
@@ -136,7 +137,7 @@ def test_every_stage_does_each_pass_of_each_microbatch_once(
 @given(pipelines(), counts)
 def test_a_replica_takes_its_turn(pipeline: Pipeline, num_microbatches: int) -> None:
     for (stage, replica), order in pipeline.bundle(num_microbatches).items():
-        assert {a.microbatch % pipeline.shape[stage] for a in order} <= {replica}
+        assert {a.microbatch % pipeline.shape.widths[stage] for a in order} <= {replica}
 
 
 @settings(deadline=None)
@@ -150,7 +151,7 @@ def test_no_schedule_waits_for_itself(pipeline: Pipeline, num_microbatches: int)
 @given(pipelines(), counts)
 def test_both_ends_of_a_link_have_one_order(pipeline: Pipeline, num_microbatches: int) -> None:
     """Links are first in, first out: what is sent first is taken first."""
-    stages, last = len(pipeline.shape), pipeline.num_chunks - 1
+    stages, last = pipeline.shape.num_stages, pipeline.num_chunks - 1
     sent: dict[object, list[int]] = defaultdict(list)
     taken: dict[object, list[int]] = defaultdict(list)
     for (stage, replica), order in pipeline.bundle(num_microbatches).items():
@@ -162,15 +163,15 @@ def test_both_ends_of_a_link_have_one_order(pipeline: Pipeline, num_microbatches
                 (chunk + 1, chunk - 1) if kind is Pass.FORWARD else (chunk - 1, chunk + 1)
             )
             if 0 <= ahead <= last:
-                peer = j % pipeline.shape[ahead % stages]
+                peer = j % pipeline.shape.widths[ahead % stages]
                 sent[kind, chunk, replica, peer].append(j)
             if 0 <= behind <= last:
-                peer = j % pipeline.shape[behind % stages]
+                peer = j % pipeline.shape.widths[behind % stages]
                 taken[kind, behind, peer, replica].append(j)
             if kind is Pass.FORWARD and chunk == 0 < last:
-                sent["target", replica, j % pipeline.shape[-1]].append(j)
+                sent["target", replica, j % pipeline.shape.widths[-1]].append(j)
             if kind is Pass.FORWARD and chunk == last > 0:
-                taken["target", j % pipeline.shape[0], replica].append(j)
+                taken["target", j % pipeline.shape.widths[0], replica].append(j)
     assert sent == taken
 
 
@@ -214,7 +215,7 @@ def test_in_1f1b_no_rank_holds_more_than_the_bundle_has_ranks_and_rounding(
 def test_no_rank_holds_more_than_the_one_with_the_longest_warm_up(
     pipeline: Pipeline, num_microbatches: int
 ) -> None:
-    most = max(num_warmups(pipeline.shape, pipeline.slow_links)) + 1
+    most = max(num_warmups(pipeline.shape.widths, pipeline.slow_links)) + 1
     for order in pipeline.bundle(num_microbatches).values():
         assert max_in_flight(order) <= most
 
@@ -235,7 +236,7 @@ def test_groups_cover_the_microbatches_and_fill_the_pipeline(
 def test_an_evaluation_only_goes_forward(pipeline: Pipeline, num_microbatches: int) -> None:
     schedule = {
         (stage, replica): pipeline.forward_order(stage, replica, num_microbatches)
-        for stage, width in enumerate(pipeline.shape)
+        for stage, width in enumerate(pipeline.shape.widths)
         for replica in range(width)
     }
     found = [action for order in schedule.values() for action in order]
@@ -251,7 +252,7 @@ def test_an_evaluation_needs_no_more_room_on_a_link_than_the_bundle_gives_it(
 ) -> None:
     schedule = {
         (stage, replica): pipeline.forward_order(stage, replica, num_microbatches)
-        for stage, width in enumerate(pipeline.shape)
+        for stage, width in enumerate(pipeline.shape.widths)
         for replica in range(width)
     }
     costs = Costs.equal(pipeline.num_chunks)
@@ -273,12 +274,12 @@ def test_an_evaluation_needs_no_more_room_on_a_link_than_the_bundle_gives_it(
 def test_auto_takes_what_suits_the_topology(
     shape: tuple[int, ...], nodes: tuple[int, ...], chunks: int, name: str, slow: set[int]
 ) -> None:
-    pipeline = Pipeline.of(Topology(shape, nodes, chunks), "auto")
+    pipeline = Pipeline.of(Topology(Shape(shape), nodes, chunks), "auto")
     assert (pipeline.schedule, pipeline.slow_links) == (name, slow)
 
 
 @pytest.mark.parametrize("name", get_args(ScheduleName))
 def test_a_schedule_that_is_asked_for_is_taken(name: ScheduleName) -> None:
-    pipeline = Pipeline.of(Topology((1, 1), (2,)), name)
+    pipeline = Pipeline.of(Topology(Shape((1, 1)), (2,)), name)
     assert pipeline.schedule == name
     assert pipeline.slow_links == ({0} if name == "eager-1f1b" else set())

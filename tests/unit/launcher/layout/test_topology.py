@@ -9,26 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import (
     Link,
     LinkKind,
     Topology,
-    bundle_size,
-    check_shape,
     linked_replicas,
-    usable_devices,
 )
 
 BOTH_WAYS = (LinkKind.ACTIVATION, LinkKind.GRADIENT)
-shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(tuple)
+shapes = st.lists(st.integers(1, 4), min_size=1, max_size=4).map(lambda w: Shape(tuple(w)))
 
 
 @st.composite
 def topologies(draw: st.DrawFn) -> Topology:
     shape = draw(shapes)
     nodes = draw(st.lists(st.integers(0, 20), min_size=1, max_size=8))
-    nodes[0] += bundle_size(shape)
-    chunks = draw(st.integers(1, 3)) if len(shape) > 1 else 1
+    nodes[0] += shape.size
+    chunks = draw(st.integers(1, 3)) if shape.num_stages > 1 else 1
     return Topology(shape, tuple(draw(st.permutations(nodes))), chunks)
 
 
@@ -49,7 +47,7 @@ def test_bundles_and_spare_ranks_are_all_ranks_once(topology: Topology) -> None:
 
 @given(topologies())
 def test_a_bundle_fills_every_position_of_the_shape_once(topology: Topology) -> None:
-    wanted = list(product_positions(topology.shape))
+    wanted = list(product_positions(topology.shape.widths))
     for number, ranks in enumerate(topology.bundles):
         places = [topology.places[rank] for rank in ranks]
         assert [(p.stage, p.replica) for p in places] == wanted
@@ -69,7 +67,7 @@ def test_bundles_are_numbered_by_their_first_rank(topology: Topology) -> None:
 
 @given(topologies())
 def test_a_bundle_spans_nodes_only_where_a_node_does_not_hold_one(topology: Topology) -> None:
-    size = bundle_size(topology.shape)
+    size = topology.shape.size
     for ranks in topology.bundles:
         nodes = {topology.places[rank].node for rank in ranks}
         if len(nodes) > 1:
@@ -78,7 +76,7 @@ def test_a_bundle_spans_nodes_only_where_a_node_does_not_hold_one(topology: Topo
 
 @given(topologies())
 def test_only_the_devices_that_no_bundle_can_use_are_spare(topology: Topology) -> None:
-    size = bundle_size(topology.shape)
+    size = topology.shape.size
     small = sum(count for count in topology.devices_per_node if count < size)
     left = sum(count % size for count in topology.devices_per_node if count >= size)
     assert len(topology.spare_ranks) == left + small % size
@@ -166,11 +164,11 @@ def test_stage_ranks_are_the_replicas_in_bundle_order(topology: Topology) -> Non
     for stage in range(topology.num_stages):
         ranks = topology.stage_ranks(stage)
         assert {topology.places[rank].stage for rank in ranks} == {stage}
-        assert len(ranks) == topology.num_bundles * topology.shape[stage]
+        assert len(ranks) == topology.num_bundles * topology.shape.widths[stage]
 
 
 def test_the_picture_of_two_nodes_is_what_comes_out() -> None:
-    topology = Topology((1, 1), (4, 4))
+    topology = Topology(Shape((1, 1)), (4, 4))
     assert topology.bundles == ((0, 1), (2, 3), (4, 5), (6, 7))
     assert [p.rank for p in topology.places if p.is_local_master] == [0, 1, 4, 5]
     assert topology.exchange_groups == ((0, 4), (1, 5))
@@ -182,7 +180,7 @@ def test_the_picture_of_two_nodes_is_what_comes_out() -> None:
 
 
 def test_chunks_wrap_from_the_last_stage_to_the_first() -> None:
-    topology = Topology((1, 1), (2,), chunks=2)
+    topology = Topology(Shape((1, 1)), (2,), chunks=2)
     assert [link[1:] for link in topology.bundle_links(0)] == [
         (LinkKind.ACTIVATION, 0, 1, 0),
         (LinkKind.GRADIENT, 1, 0, 1),
@@ -195,36 +193,20 @@ def test_chunks_wrap_from_the_last_stage_to_the_first() -> None:
 
 
 def test_a_bundle_larger_than_a_node_spans_neighbours() -> None:
-    topology = Topology((1, 1, 1), (2, 4, 1, 2, 1))
+    topology = Topology(Shape((1, 1, 1)), (2, 4, 1, 2, 1))
     assert topology.bundles == ((0, 1, 6), (2, 3, 4), (7, 8, 9))
     assert topology.spare_ranks == (5,)
-
-
-@pytest.mark.parametrize(
-    ("shape", "devices", "used"),
-    [((1, 1), 5, 4), ((1, 1), 1, 1), ((4, 2), 8, 6), ((7, 1), 8, 8), ((1,), 3, 3)],
-)
-def test_devices_that_no_bundle_can_use_stay_idle(
-    shape: tuple[int, ...], devices: int, used: int
-) -> None:
-    assert usable_devices(shape, devices) == used
-
-
-@pytest.mark.parametrize("shape", [(), (0,), (1, 0), (-1, 2)])
-def test_a_shape_without_a_device_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ConfigError, match="--shape"):
-        check_shape(shape)
 
 
 @pytest.mark.parametrize("nodes", [(), (-1, 3)])
 def test_a_job_without_nodes_is_refused(nodes: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="no nodes"):
-        Topology((1,), nodes)
+        Topology(Shape((1,)), nodes)
 
 
 def test_too_few_devices_name_both_numbers() -> None:
     with pytest.raises(ConfigError, match=r"3 devices do not hold one bundle of shape 2,2 \(4"):
-        Topology((2, 2), (3,))
+        Topology(Shape((2, 2)), (3,))
 
 
 def test_the_work_of_placing_is_linear_in_the_ranks() -> None:
@@ -241,7 +223,7 @@ def test_the_work_of_placing_is_linear_in_the_ranks() -> None:
         before = sys.gettrace()
         sys.settrace(trace)
         try:
-            topology = Topology((1, 1), (8,) * nodes)
+            topology = Topology(Shape((1, 1)), (8,) * nodes)
             sizes = (len(topology.places), len(topology.sync_groups), len(topology.links))
             exchange = topology.exchange_groups
         finally:
@@ -255,11 +237,11 @@ def test_the_work_of_placing_is_linear_in_the_ranks() -> None:
 
 
 def test_the_number_of_links_is_linear_in_the_ranks() -> None:
-    small, large = (len(Topology((2, 2), (4,) * nodes).links) for nodes in (10, 100))
+    small, large = (len(Topology(Shape((2, 2)), (4,) * nodes).links) for nodes in (10, 100))
     assert large == 10 * small
 
 
 def test_positions_are_in_order_of_stage_then_replica() -> None:
-    assert Topology((2, 1), (3,)).positions == tuple(
+    assert Topology(Shape((2, 1)), (3,)).positions == tuple(
         (s, r) for s, r in product(range(2), range(2)) if (s, r) != (1, 1)
     )

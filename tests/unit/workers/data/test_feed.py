@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.rank.session import Session
@@ -32,7 +33,7 @@ def feed_of(samples: Counted) -> Feed:
     config = TrainConfig(
         data="x", batch_size=4, microbatch_size=2, loader_workers=0, validate=False
     )
-    topology = Topology((1,), (1,))
+    topology = Topology(Shape((1,)), (1,))
     session: Any = SimpleNamespace(
         place=topology.places[0],
         topology=topology,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.splits.models import build_model
 from bundlerun.workers.model.blank import build_blank
 from bundlerun.workers.model.stage import make_stage
@@ -115,7 +116,7 @@ def test_a_model_that_uses_the_numbers_is_built_in_full(reader: str) -> None:
         assert model.kept == full.kept
 
 
-CONFIG = TrainConfig(model="resnet18", data="synthetic", shape=(1, 1), image_size=32)
+CONFIG = TrainConfig(model="resnet18", data="synthetic", shape=Shape((1, 1)), image_size=32)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -133,7 +134,7 @@ def test_a_stage_that_is_loaded_is_as_if_it_had_been_initialised(stage: int) -> 
 
 
 def test_an_optimizer_that_keeps_the_first_numbers_gets_them() -> None:
-    config = replace(CONFIG, shape=(1,))
+    config = replace(CONFIG, shape=Shape((1,)))
     recipe, info = load_recipe(config), DataInfo(num_train=8, num_val=0, num_outputs=10)
     honest = recipe.optimizer
 

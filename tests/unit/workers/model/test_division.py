@@ -13,6 +13,7 @@ from torch import nn
 from bundlerun.launcher.cli import main
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.splits.costs import StageCosts
 from bundlerun.splits.models import make_stages
 from bundlerun.workers.model.division import costs_line, division_lines, load_warning
@@ -45,7 +46,7 @@ def test_the_line_has_shares_operations_and_bytes_of_one_sample() -> None:
 def test_a_device_with_much_more_than_the_mean_is_warned_of(
     operations: tuple[int, ...], shape: tuple[int, ...], worst: str | None
 ) -> None:
-    found = load_warning(costs(*operations), shape, cut=("a",), chunks=1, is_listed=False)
+    found = load_warning(costs(*operations), Shape(shape), cut=("a",), chunks=1, is_listed=False)
     assert (worst in found) if worst and found else found is worst
 
 
@@ -59,7 +60,7 @@ def test_a_device_with_much_more_than_the_mean_is_warned_of(
     ],
 )
 def test_the_warning_has_a_mend(cut: tuple[str, ...], is_listed: bool, mend: str) -> None:
-    found = load_warning(costs(9, 1), (1, 1), cut=cut, chunks=1, is_listed=is_listed)
+    found = load_warning(costs(9, 1), Shape((1, 1)), cut=cut, chunks=1, is_listed=is_listed)
     assert found is not None
     assert mend in found
 
@@ -68,7 +69,7 @@ def test_a_bad_cut_of_a_model_is_told() -> None:
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(8)])
     example = Example(inputs=(torch.empty(2, 4, device="meta"),))
     stages = make_stages(model, cut=["_1"], num_stages=2)
-    config = TrainConfig(data="x", shape=(1, 1), cut=("_1",))
+    config = TrainConfig(data="x", shape=Shape((1, 1)), cut=("_1",))
     line, warning = division_lines(config, stages, example)
     assert "stage 0 12% (3.2e-08 GFLOP)" in line
     assert "stage 1 does 1.8 times" in warning
@@ -76,7 +77,7 @@ def test_a_bad_cut_of_a_model_is_told() -> None:
 
 def test_without_an_example_the_bytes_are_told() -> None:
     stages: list[nn.Module] = [nn.Linear(999, 1000), nn.Linear(1, 1)]
-    config = TrainConfig(data="x", shape=(1, 1))
+    config = TrainConfig(data="x", shape=Shape((1, 1)))
     assert list(division_lines(config, stages, Example())) == [
         "parameters by stage, operations not counted: stage 0 4.0 MB, stage 1 0.0 MB"
     ]

@@ -13,10 +13,11 @@ from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.model.stage import check_stages, make_stage
 from bundlerun.workers.recipe import DataInfo, Recipe
 
-CONFIG = TrainConfig(data="x", shape=(1, 1), cut=("2",))
+CONFIG = TrainConfig(data="x", shape=Shape((1, 1)), cut=("2",))
 INFO = DataInfo(num_train=8, num_val=0, num_outputs=37)
 
 
@@ -107,7 +108,7 @@ def test_an_error_of_the_model_s_own_code_is_told_with_its_traceback() -> None:
 def test_a_parameter_without_a_shape_is_named() -> None:
     recipe = with_model(lambda _: nn.Sequential(nn.Flatten(), nn.LazyLinear(3)))
     with pytest.raises(ConfigError, match=r"'1.weight' of the model has no shape yet .a lazy"):
-        make_stage(TrainConfig(data="x", shape=(1,)), recipe, INFO, 0)
+        make_stage(TrainConfig(data="x", shape=Shape((1,))), recipe, INFO, 0)
 
 
 def test_an_optimizer_is_tried_on_what_the_model_s_train_lets_be_trained() -> None:
@@ -120,7 +121,7 @@ def test_an_optimizer_is_tried_on_what_the_model_s_train_lets_be_trained() -> No
         return torch.optim.SGD([p for _, p in named if p.requires_grad])  # none: an error
 
     recipe = with_model(lambda _: Thawed(nn.Linear(2, 2)).eval(), optimizer=optimizer)
-    config = TrainConfig(data="x", shape=(1,))
+    config = TrainConfig(data="x", shape=Shape((1,)))
     stage = make_stage(config, recipe, INFO, 0, is_loaded_later=True)
     assert not stage.training
     assert not any(p.requires_grad for p in stage.parameters())

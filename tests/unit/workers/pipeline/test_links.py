@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bundlerun.launcher.layout.schedule import Action, Pipeline, group_sizes
+from bundlerun.launcher.layout.shape import Shape
 
 Node = tuple[int, int, Action]
 """Stage, replica and what it does."""
@@ -17,7 +18,7 @@ Node = tuple[int, int, Action]
 
 def waits(pipeline: Pipeline, num_microbatches: int, max_ahead: int) -> dict[Node, set[Node]]:
     """Which action must be done before which, as `receive` and `send` wait for each other."""
-    shape, stages = pipeline.shape, len(pipeline.shape)
+    shape, stages = pipeline.shape.widths, pipeline.shape.num_stages
     found: dict[Node, set[Node]] = defaultdict(set)
     sent: dict[tuple[object, ...], list[tuple[Node, Node]]] = defaultdict(list)
     for stage, width in enumerate(shape):
@@ -51,7 +52,7 @@ def test_evaluations_with_a_group_ahead_never_wait_in_a_circle(
     shape: tuple[int, ...], chunks: int, num_microbatches: int
 ) -> None:
     pipeline = Pipeline(
-        shape=shape, schedule="interleaved" if chunks > 1 else "1f1b", chunks=chunks
+        shape=Shape(shape), schedule="interleaved" if chunks > 1 else "1f1b", chunks=chunks
     )
     max_ahead = max(group_sizes(shape, num_microbatches)) if chunks > 1 else 1
     TopologicalSorter(waits(pipeline, num_microbatches, max_ahead)).prepare()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Link, Topology
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.pipeline import links
@@ -148,11 +149,11 @@ SCHEDULES = [((1, 1), 1, "1f1b"), ((1, 1, 1), 1, "zero-bubble"), ((2, 1), 1, "ea
 def test_what_a_receive_over_nccl_waits_for_has_left_before_it_is_posted(
     shape: tuple[int, ...], chunks: int, schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topology = Topology(shape, (sum(shape),), chunks)
+    topology = Topology(Shape(shape), (sum(shape),), chunks)
     log = logs(topology, schedule, NcclReceiver.posts_ahead, monkeypatch)
     assert posted_too_early(log) == []
 
 
 def test_receives_posted_ahead_would_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = logs(Topology((1, 1), (2,)), "1f1b", 2, monkeypatch)
+    log = logs(Topology(Shape((1, 1)), (2,)), "1f1b", 2, monkeypatch)
     assert posted_too_early(log)

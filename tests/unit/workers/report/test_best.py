@@ -9,6 +9,7 @@ import pytest
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.report.best import Best
 from bundlerun.workers.report.reporter import Reporter
@@ -57,7 +58,7 @@ def test_the_summary_keeps_the_best_and_says_what_nobody_said(
     caplog.set_level(logging.INFO)
     config = TrainConfig(data="x", run_dir=str(tmp_path), epochs=4)
     course = Course.of(config, 1, "samples")
-    with Reporter(config, Topology((1,), (1,)), course, best) as reporter:
+    with Reporter(config, Topology(Shape((1,)), (1,)), course, best) as reporter:
         found = [(float("nan"), float("nan")), (2.0, 1.0), (3.0, 2.0), (2.5, 0.5)]
         for number, (mae, loss) in enumerate(found):
             reporter.validated(number, number, StepSums(loss=loss, metrics={"mae": mae}))
@@ -87,7 +88,7 @@ def test_a_best_of_before_without_what_decides_now_counts_as_none(
 ) -> None:
     config = TrainConfig(data="x", run_dir=str(tmp_path), epochs=4)
     course = Course.of(config, 1, "samples")
-    with Reporter(config, Topology((1,), (1,)), course, best) as reporter:
+    with Reporter(config, Topology(Shape((1,)), (1,)), course, best) as reporter:
         reporter._summary.best = {"top1": 9.0, "loss": 0.5, "epoch": 0}
         reporter.validated(1, 1, StepSums(loss=0.4, metrics={"mae": 0.1, "top1": 0.6}))
         assert reporter._summary.best == {"mae": 0.1, "top1": 0.6, "loss": 0.4, "epoch": 1}

@@ -10,6 +10,7 @@ import pytest
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.outcome import Outcome, State
 from bundlerun.workers.report.reporter import Reporter
@@ -31,7 +32,7 @@ def run(tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False) -> None
         data="x", run_dir=str(tmp_path), epochs=2, max_steps=max_steps, log_steps=100
     )
     course = Course.of(config, 3, "images", ("top1",))
-    with Reporter(config, Topology((1,), (1,)), course) as reporter:
+    with Reporter(config, Topology(Shape((1,)), (1,)), course) as reporter:
         for epoch in range(2):
             reporter.start_epoch(epoch, 0)
             for step in range(3 * epoch, 3 * epoch + course.steps_in(epoch)):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.snapshot.piece import Label, Spec, split_by_bytes
@@ -223,7 +224,7 @@ class Cluster:
         self.ranks, self.topology = [], None
         self.num_rounds += 1
         token = f"round{self.num_rounds}"
-        topology = Topology(shape, (4,) * len(members))
+        topology = Topology(Shape(shape), (4,) * len(members))
         needs = [names_of(len(shape), stage) for stage in range(len(shape))]
         inventory = self.inventory(members)
         plan = plan_restore(inventory, -1, topology, needs)

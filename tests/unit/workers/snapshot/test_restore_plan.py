@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.snapshot.piece import Label, Spec, split_by_bytes
@@ -62,7 +63,7 @@ def situations(draw: st.DrawFn) -> tuple[list[list[Piece]], Topology, list[list[
     inventory = [draw(node_pieces()) for _ in nodes]
     cuts = sorted(draw(st.integers(0, 12)) for _ in shape[1:])
     needs = [NAMES[a:b] for a, b in zip([0, *cuts], [*cuts, 12], strict=True)]
-    return inventory, Topology(shape, tuple(nodes)), needs
+    return inventory, Topology(Shape(shape), tuple(nodes)), needs
 
 
 def is_whole(inventory: Inventory, token: str, step: int) -> bool:
@@ -166,7 +167,7 @@ def test_what_the_step_came_to_is_what_its_last_stage_says() -> None:
 def test_the_work_is_shared_out_and_new_nodes_help() -> None:
     """One node has all, 31 have nothing: as in a tree, nobody sends more than a few times."""
     inventory = [everything("b", 3), *([] for _ in range(31))]
-    plan = plan_restore(inventory, 2, Topology((1,), (1,) * 32), [NAMES])
+    plan = plan_restore(inventory, 2, Topology(Shape((1,)), (1,) * 32), [NAMES])
     assert plan is not None
     sent: Counter[int] = Counter()
     for transfer in plan.transfers:
@@ -176,7 +177,7 @@ def test_the_work_is_shared_out_and_new_nodes_help() -> None:
 
 def test_one_new_node_gets_its_part_from_all_that_have_it() -> None:
     inventory = [everything("b", 3) for _ in range(3)]
-    plan = plan_restore([*inventory, []], 2, Topology((1,), (1,) * 4), [NAMES])
+    plan = plan_restore([*inventory, []], 2, Topology(Shape((1,)), (1,) * 4), [NAMES])
     assert plan is not None
     sent = [sum(SIZES[n] for n in t.names) for t in plan.transfers]
     assert sorted(t.source for t in plan.transfers) == [0, 1, 2]
@@ -184,7 +185,7 @@ def test_one_new_node_gets_its_part_from_all_that_have_it() -> None:
 
 
 def test_a_thousand_nodes_are_planned_in_time() -> None:
-    topology = Topology((1, 1), (2,) * 1000)
+    topology = Topology(Shape((1, 1)), (2,) * 1000)
     inventory = [everything("a", 2) if node % 2 else [] for node in range(1000)]
     plan = plan_restore(inventory, -1, topology, [NAMES[:6], NAMES[6:]])
     assert plan is not None

@@ -1,0 +1,72 @@
+"""The shape of a bundle: how many devices each of its stages has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bundlerun.launcher.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Devices per stage of a bundle.
+
+        >>> shape = Shape.parse("4,2")          # as `--shape 4,2`
+        >>> shape.num_stages, shape.size, str(shape)
+        (2, 6, '4,2')
+        >>> shape.widths[0]                     # devices of the first stage
+        4
+        >>> shape.num_bundles(16), shape.usable_devices(16)
+        (2, 12)
+
+    Args:
+        widths: devices of each stage, in order.
+
+    Raises:
+        ConfigError: there is no stage, or one without a device.
+    """
+
+    widths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.widths:
+            raise ConfigError("--shape is empty; give the devices per stage, for example 1,1")
+        if min(self.widths) < 1:
+            raise ConfigError(
+                f"--shape {self} has a stage without a device; every number must be 1 or more"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> Shape:
+        """Reads `4,2`.
+
+        Raises:
+            ConfigError: see the class.
+            ValueError: these are not whole numbers separated by commas.
+        """
+        return cls(tuple(int(part) for part in text.split(",")))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.widths))
+
+    @property
+    def num_stages(self) -> int:
+        """Stages of a bundle."""
+        return len(self.widths)
+
+    @property
+    def size(self) -> int:
+        """Devices of a bundle."""
+        return sum(self.widths)
+
+    def num_bundles(self, num_devices: int) -> int:
+        """Whole bundles that so many devices hold."""
+        return num_devices // self.size
+
+    def usable_devices(self, num_devices: int) -> int:
+        """Devices of one node that the launcher starts ranks on; the rest stay idle.
+
+        A node that holds whole bundles runs only those. A smaller one gives all it has to bundles
+        that span nodes.
+        """
+        return self.num_bundles(num_devices) * self.size or num_devices
