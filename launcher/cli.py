@@ -7,22 +7,49 @@ import importlib
 import sys
 from collections.abc import Sequence
 from importlib import metadata
+from typing import NamedTuple
 
 from bundlerun.launcher.agent.init import stand_before
 from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
 from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.options.usage import parsed, shorten
 
+_OURS = "bundlerun.launcher.commands"
+
+
+class Command(NamedTuple):
+    """A subcommand.
+
+    module: has `add_arguments(parser)` and `run(args) -> int`; imported when it is asked for.
+    text: one line of what it does.
+    """
+
+    module: str
+    text: str
+
+
 COMMANDS = {
-    "run": "start this node's part of a training run",
-    "plan": "show what would run where, for this machine or for others; starts nothing",
-    "classic": "run with the options of the original Bundle_HybridParallelism",
-    "status": "show how a run fares: step, nodes, failures, checkpoints",
-    "drain": "ask a run to finish its step, write a checkpoint and stop",
-    "submit": "send a run to Slurm, after checking what can be checked before the queue",
-    "export": "write a trained model as one file that plain torchvision loads",
+    "run": Command(f"{_OURS}.run", "start this node's part of a training run"),
+    "plan": Command(
+        f"{_OURS}.plan",
+        "show what would run where, for this machine or for others; starts nothing",
+    ),
+    "classic": Command(
+        f"{_OURS}.classic", "run with the options of the original Bundle_HybridParallelism"
+    ),
+    "status": Command(
+        f"{_OURS}.status", "show how a run fares: step, nodes, failures, checkpoints"
+    ),
+    "drain": Command(f"{_OURS}.drain", "ask a run to finish its step, write a checkpoint and stop"),
+    "submit": Command(
+        "bundlerun.slurm.submit",
+        "send a run to Slurm, after checking what can be checked before the queue",
+    ),
+    "export": Command(
+        f"{_OURS}.export", "write a trained model as one file that plain torchvision loads"
+    ),
 }
-"""Each is a module of `launcher.commands` with `add_arguments(parser)` and `run(args) -> int`."""
+"""Subcommands in the order of `--help`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,10 +94,10 @@ def _parser(command: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, text in COMMANDS.items():
+    for name, (path, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         if name == command:
-            module = importlib.import_module(f"bundlerun.launcher.commands.{name}")
+            module = importlib.import_module(path)
             module.add_arguments(sub)
             shorten(sub)
             sub.set_defaults(perform=module.run, parser=sub)

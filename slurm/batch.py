@@ -28,12 +28,12 @@ from bundlerun.launcher.errors import EXIT_RESUMABLE, BundleError, ConfigError
 from bundlerun.launcher.run_folder.events import EventName, Events, name_of, read_events
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.slurm.asker import Asker
 from bundlerun.slurm.claim import take
 from bundlerun.slurm.jobs import Slurm, SlurmError
-from bundlerun.slurm.pulse import pulse
 from bundlerun.slurm.verdict import End, RunState, Verdict, judge, refuse
 from bundlerun.slurm.versions import versions
+from bundlerun.slurm.watch.asker import Asker
+from bundlerun.slurm.watch.pulse import pulse
 
 NONCE_VARIABLE = "BUNDLERUN_SLURM_NONCE"
 VERSIONS_VARIABLE = "BUNDLERUN_SLURM_VERSIONS"

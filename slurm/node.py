@@ -23,19 +23,19 @@ from types import FrameType
 
 from bundlerun.launcher.commands.run import add_config_arguments, read_configs
 from bundlerun.launcher.errors import EXIT_FAILED, BundleError, ConfigError
-from bundlerun.launcher.meeting.slurm_env import SlurmTask
 from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.process import die_with_parent
 from bundlerun.launcher.run_folder.events import EventName, Events
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.slurm.asker import Asker
 from bundlerun.slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
 from bundlerun.slurm.claim import check_shared
 from bundlerun.slurm.jobs import Slurm
-from bundlerun.slurm.lookout import Lookout
-from bundlerun.slurm.pulse import read_pulse
+from bundlerun.slurm.task import SlurmTask
 from bundlerun.slurm.versions import check_versions, versions
+from bundlerun.slurm.watch.asker import Asker
+from bundlerun.slurm.watch.lookout import Lookout
+from bundlerun.slurm.watch.pulse import read_pulse
 
 POLL_S = 0.5
 DRAIN_S = 7.0

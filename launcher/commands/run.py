@@ -22,7 +22,7 @@ from bundlerun.launcher.meeting.default_folder import NO_FOLDER, default_folder,
 from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_variables
 from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
 from bundlerun.launcher.meeting.node_name import claimed_name
-from bundlerun.launcher.meeting.slurm_env import SlurmTask, slurm_defaults
+from bundlerun.launcher.meeting.site import site_defaults, site_job
 from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
 from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.options.usage import check_variables
@@ -82,10 +82,10 @@ def _with_folder(
 
 
 def _site(environ: Mapping[str, str], said: Callable[[str], str]) -> dict[str, tuple[str, str]]:
-    """Launch options that torchrun's variables give, and else Slurm."""
+    """Launch options that torchrun's variables give, and else the batch system."""
     found = torchrun_variables(environ)
-    slurm = slurm_defaults(environ, lambda name: said(name) or found.get(name, ("", ""))[1])
-    return {name: ("Slurm", text) for name, text in slurm.items()} | {
+    given = site_defaults(environ, lambda name: said(name) or found.get(name, ("", ""))[1])
+    return given | {
         name: (f"environment {variable}", text) for name, (variable, text) in found.items()
     }
 
@@ -148,10 +148,10 @@ def holder_of(
     launch: LaunchConfig, environ: Mapping[str, str], node_name: str, meeting: Meeting
 ) -> Holder:
     """Who claims the run folder: this agent, for a job that its other nodes call the same."""
-    task = SlurmTask.from_environ(environ)
+    of_site = site_job(environ)
     # The parts of a heterogeneous job have ids of their own, and are told one for all.
-    if task is not None and launch.rdzv_id == task.rdzv_id and not launch.standalone:
-        job = f"slurm {task.job_id}.{task.step_id}"
+    if of_site is not None and launch.rdzv_id == of_site.rdzv_id and not launch.standalone:
+        job = of_site.holder
     elif launch.max_nodes == 1:
         job = f"alone {os.urandom(8).hex()}"
     else:

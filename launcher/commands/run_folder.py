@@ -1,20 +1,14 @@
-"""Which run a user means: by its folder, or by the Slurm job that has it.
-
-The package `slurm` imports this one; so it is named here and not imported, as the workers are.
-"""
+"""Which run a user means: by its folder, or by the job of a batch system that has it."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 from pathlib import Path
-from typing import Any
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.meeting.default_folder import LATEST, entered
+from bundlerun.launcher.meeting.site import SITES, run_dir_of_job
 from bundlerun.launcher.run_folder.paths import RunPaths
-
-_REPORT = "bundlerun.slurm.report"
 
 
 def add_run_argument(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +18,7 @@ def add_run_argument(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=str(LATEST),
         metavar="RUN_DIR|JOB",
-        help="run folder, or Slurm job (default: %(default)s)",
+        help=f"run folder, or {' or '.join(SITES)} job (default: %(default)s)",
     )
 
 
@@ -33,21 +27,13 @@ def run_paths(text: str) -> RunPaths:
 
     Raises:
         ConfigError: there is no such folder, no run in it, or the job has none.
-        NodeError: it is a number, and here is no Slurm.
+        NodeError: it is a number, and no batch system answers.
     """
     if text.isdecimal() and not Path(text).exists():
-        return RunPaths(importlib.import_module(_REPORT).run_dir_of_job(int(text)))
+        return RunPaths(run_dir_of_job(int(text)))
     paths = RunPaths(entered(Path(text)))
     if not paths.root.is_dir():
         raise ConfigError(f"there is no run folder {text!r}; give that of a run")
     if not paths.is_used:
         raise ConfigError(f"no run has begun in {text!r}; give the folder of a run")
     return paths
-
-
-def job_report(paths: RunPaths) -> dict[str, Any] | None:
-    """How the Slurm job of a run stands; None for a run without one."""
-    if not paths.slurm_job.exists():
-        return None
-    found: dict[str, Any] | None = importlib.import_module(_REPORT).report(paths.root)
-    return found

@@ -7,8 +7,9 @@ import json
 import time
 from dataclasses import asdict
 
-from bundlerun.launcher.commands.run_folder import add_run_argument, job_report, run_paths
+from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
 from bundlerun.launcher.errors import EXIT_DONE
+from bundlerun.launcher.meeting.site import site_reports
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.events import read_events
 from bundlerun.launcher.run_folder.history import read_rows
@@ -34,13 +35,14 @@ def run(args: argparse.Namespace) -> int:
         checkpoint=found[0].step if found else None,
         now=time.time(),
     )
-    job = job_report(paths)
+    jobs = site_reports(paths)
     if args.json:
-        print(json.dumps({**asdict(status), "slurm": job}, indent=2))
+        print(json.dumps({**asdict(status), **jobs}, indent=2))
         return EXIT_DONE
     print(status_text(status))
-    if job is not None:
-        print(f"slurm job    {job['text']}")
+    for site, job in jobs.items():
+        if job is not None:
+            print(f"{site} job".ljust(12), job["text"])
     return EXIT_DONE
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.meeting.slurm_env import SlurmTask
+from bundlerun.launcher.meeting.site import site_job
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.run_folder.files import name_beside
 
@@ -46,10 +46,10 @@ def default_folder(
     Args:
         is_typed: at a terminal, perhaps of a job step that is a shell, for many runs.
     """
-    task = SlurmTask.from_environ(environ)
-    is_step = task is not None and not (is_typed and task.is_one_task)
-    if task is not None and is_step and not launch.value.standalone:
-        return folder_of_job(f"slurm-{task.job_id}.{task.step_id}")
+    job = site_job(environ)
+    is_submitted = job is not None and not (is_typed and job.may_be_shell)
+    if job is not None and is_submitted and not launch.value.standalone:
+        return folder_of_job(job.folder_name)
     if launch.value.max_nodes == 1:
         return new_folder()
     is_named = launch.sources.get("rdzv_id", "default") != "default"

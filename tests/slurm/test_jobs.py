@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.cluster.slurm_jobs import NUM_STEPS, SCRIPTS, SMALL, Jobs, train_words
-from bundlerun.slurm.lookout import LOSS_S
 from bundlerun.slurm.render import DEFAULTS, Kind, script
+from bundlerun.slurm.watch.lookout import LOSS_S
 from tests.slurm.harness import ended_well
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]

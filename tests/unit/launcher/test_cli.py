@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -50,8 +51,8 @@ def test_help_and_plans_do_not_import_torch(words: str) -> None:
 
 
 def test_every_command_has_a_module_with_the_two_functions() -> None:
-    for name in COMMANDS:
-        module = __import__(f"bundlerun.launcher.commands.{name}", fromlist=["run"])
+    for command in COMMANDS.values():
+        module = importlib.import_module(command.module)
         assert callable(module.add_arguments)
         assert callable(module.run)
 

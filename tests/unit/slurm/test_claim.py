@@ -10,10 +10,10 @@ import pytest
 from bundlerun.launcher.agreement.sources import code_digest
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.slurm.asker import AGAIN_S, Asker
 from bundlerun.slurm.claim import check_shared, read_claim, take
 from bundlerun.slurm.jobs import Slurm
 from bundlerun.slurm.versions import check_versions, versions
+from bundlerun.slurm.watch.asker import AGAIN_S, Asker
 from tests.unit.slurm.test_jobs import SHOWN, Recorder
 
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.meeting.slurm_env import SlurmTask
 from bundlerun.launcher.options.endpoints import parse_endpoints
 from bundlerun.launcher.run_folder.events import read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.slurm import node
 from bundlerun.slurm.jobs import Slurm
-from bundlerun.slurm.lookout import Lookout
 from bundlerun.slurm.node import NodeTask, lookout_of
-from tests.unit.launcher.meeting.test_slurm_env import STEP
+from bundlerun.slurm.task import SlurmTask
+from bundlerun.slurm.watch.lookout import Lookout
 from tests.unit.slurm.conftest import FakeSlurm
+from tests.unit.slurm.test_task import STEP
 
 ENDPOINTS = parse_endpoints("10.0.0.11:5,10.0.0.12:5,10.0.0.13:5")
 

@@ -1,4 +1,4 @@
-"""What Slurm says of this node, and the launch options that follow from it.
+"""Slurm as a site: the launch options that follow from what it says, and the jobs that runs have.
 
 SLURM_STEP_NODELIST=n[1-4]   ->  --nnodes 1:4, --rdzv-endpoint n1's,n2's,n3's address:port
 SLURM_JOB_ID, _STEP_ID, _RESTART_COUNT   ->  --rdzv-id slurm-7.0-r2, and the port
@@ -12,128 +12,19 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.meeting.addresses import is_loopback, resolve, route_to
+from bundlerun.launcher.meeting.site import SiteJob
 from bundlerun.launcher.options.backend import BUNDLE, backend_of
 from bundlerun.launcher.options.endpoints import Endpoint, text_of_endpoints
-
-NUM_CANDIDATES = 3
-"""Nodes that can keep the rendezvous: enough for any number of them."""
-FIRST_PORT, NUM_PORTS = 20000, 12000
-"""Below 32768, where Linux begins to hand out ports by itself."""
-STEPS_PER_JOB = 16
-"""Job steps with ports of their own, of one job."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SlurmTask:
-    """What this process is as a task of a job step.
-
-    Args:
-        restarts: how often the job has been requeued.
-        nodes: names of the step's nodes, in Slurm's order, the same on all.
-        node: this one.
-        num_gpus: that Slurm gave this node; None where the job asked for none.
-        num_tasks: of the step, on all of its nodes.
-    """
-
-    job_id: int
-    step_id: int
-    restarts: int
-    nodes: tuple[str, ...]
-    node: str
-    local_id: int
-    num_gpus: int | None
-    num_tasks: int = 1
-
-    @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> SlurmTask | None:
-        """Reads Slurm's variables; None for a process that `srun` did not start.
-
-        Raises:
-            ConfigError: a variable is not what Slurm writes.
-        """
-        if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
-            return None
-        nodes = expand_hostlist(environ["SLURM_STEP_NODELIST"])
-        index = _number(environ, "SLURM_NODEID", 0)
-        gpus = environ.get("SLURM_GPUS_ON_NODE", "")
-        return cls(
-            job_id=_number(environ, "SLURM_JOB_ID"),
-            step_id=_number(environ, "SLURM_STEP_ID", 0),
-            restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
-            nodes=nodes,
-            node=environ.get("SLURMD_NODENAME") or nodes[min(index, len(nodes) - 1)],
-            local_id=_number(environ, "SLURM_LOCALID", 0),
-            num_gpus=int(gpus) if gpus.isdecimal() else None,
-            num_tasks=_number(environ, "SLURM_STEP_NUM_TASKS", len(nodes)),
-        )
-
-    @property
-    def is_one_task(self) -> bool:
-        """Whether the step may be a shell in which people type one run after another."""
-        return len(self.nodes) == 1 and self.num_tasks == 1
-
-    @property
-    def rdzv_id(self) -> str:
-        """A name that no other step, and no other start of this job, has."""
-        return f"slurm-{self.job_id}.{self.step_id}-r{self.restarts}"
-
-    @property
-    def port(self) -> int:
-        """Where candidates listen: jobs that share a node have different ones."""
-        return FIRST_PORT + (self.job_id * STEPS_PER_JOB + self.step_id) % NUM_PORTS
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """The nodes that can keep the rendezvous."""
-        return self.nodes[:NUM_CANDIDATES]
-
-
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    text = environ.get(name, "" if default is None else str(default))
-    if not text.isdecimal():
-        raise ConfigError(f"{name}={text!r} is not the number that Slurm writes there")
-    return int(text)
-
-
-def expand_hostlist(text: str) -> tuple[str, ...]:
-    """Reads Slurm's `n[01-03,7],login` as (n01, n02, n03, n7, login).
-
-    Raises:
-        ConfigError: it is written otherwise.
-    """
-    names = tuple(name for part in _split(text) for name in _expand(part))
-    if not names:
-        raise ConfigError(f"node list {text!r} names no node")
-    return names
-
-
-def _split(text: str) -> list[str]:
-    """Cuts at the commas outside brackets."""
-    return [part for part in re.split(r",(?![^\[]*\])", text.strip()) if part]
-
-
-def _expand(part: str) -> Iterator[str]:
-    match = re.fullmatch(r"([^\[\]]*)\[([\d,-]+)\](.*)", part)
-    if not match:
-        if "[" in part or "]" in part:
-            raise ConfigError(f"node list {part!r} is not written as Slurm does, n[1-3,7]")
-        yield part
-        return
-    head, ranges, tail = match.groups()
-    rests = list(_expand(tail)) if tail else [""]
-    for each in ranges.split(","):
-        first, _, last = each.partition("-")
-        if not first or not (last or "0").isdecimal():
-            raise ConfigError(f"node list {part!r} is not written as Slurm does, n[1-3,7]")
-        for number in range(int(first), int(last or first) + 1):
-            for rest in rests:
-                yield f"{head}{number:0{len(first)}d}{rest}"
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.slurm.report import report, run_dir_of_job
+from bundlerun.slurm.task import SlurmTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,3 +167,36 @@ def launch_defaults(
             )
         found["slots"] = str(task.num_gpus)
     return found
+
+
+class SlurmSite:
+    """What the launcher asks of a site."""
+
+    name = "Slurm"
+
+    def job(self, environ: Mapping[str, str]) -> SiteJob | None:
+        """The job step that started this process."""
+        task = SlurmTask.from_environ(environ)
+        if task is None:
+            return None
+        return SiteJob(
+            site=self.name,
+            id=f"{task.job_id}.{task.step_id}",
+            rdzv_id=task.rdzv_id,
+            may_be_shell=task.is_one_task,
+        )
+
+    def defaults(self, environ: Mapping[str, str], said: Callable[[str], str]) -> Mapping[str, str]:
+        """See `slurm_defaults`."""
+        return slurm_defaults(environ, said)
+
+    def run_dir_of_job(self, number: int) -> Path:
+        """See `report.run_dir_of_job`."""
+        return run_dir_of_job(number)
+
+    def report(self, paths: RunPaths) -> Mapping[str, object] | None:
+        """See `report.report`."""
+        return report(paths.root)
+
+
+SITE = SlurmSite()

@@ -7,25 +7,9 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from bundlerun.launcher.errors import ConfigError, NodeError
-from bundlerun.launcher.meeting.slurm_env import (
-    FIRST_PORT,
-    NUM_PORTS,
-    Names,
-    SlurmTask,
-    candidate_addresses,
-    expand_hostlist,
-    slurm_defaults,
-)
+from bundlerun.slurm.site import Names, candidate_addresses, slurm_defaults
+from tests.unit.slurm.test_task import STEP, task
 
-STEP = {
-    "SLURM_JOB_ID": "7",
-    "SLURM_STEP_ID": "0",
-    "SLURM_STEP_NODELIST": "n[1-4]",
-    "SLURM_PROCID": "1",
-    "SLURM_NODEID": "1",
-    "SLURM_LOCALID": "0",
-    "SLURMD_NODENAME": "n2",
-}
 ADDRESSES = {f"n{i}": f"10.0.0.{10 + i}" for i in range(1, 6)}
 
 
@@ -44,38 +28,10 @@ def nobody(name: str) -> str:
     return ""
 
 
-def task(**changes: str) -> SlurmTask:
-    found = SlurmTask.from_environ(STEP | changes)
-    assert found is not None
-    return found
-
-
 def defaults(words: Mapping[str, str] | None = None, **changes: str) -> dict[str, str]:
     said = dict(words or {})
     names = Names(resolve=book(ADDRESSES), known_address=nobody)
     return slurm_defaults(STEP | changes, lambda name: said.get(name, ""), names)
-
-
-@pytest.mark.parametrize(
-    ("text", "names"),
-    [
-        ("n1", ["n1"]),
-        ("n[1-3]", ["n1", "n2", "n3"]),
-        ("n[01-03,7]", ["n01", "n02", "n03", "n7"]),
-        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
-        ("a1,b[2,4]", ["a1", "b2", "b4"]),
-        ("rack[1-2]n[1-2]", ["rack1n1", "rack1n2", "rack2n1", "rack2n2"]),
-        ("n[1-2]-ib,gpu-a", ["n1-ib", "n2-ib", "gpu-a"]),
-    ],
-)
-def test_a_node_list_is_expanded(text: str, names: list[str]) -> None:
-    assert list(expand_hostlist(text)) == names
-
-
-@pytest.mark.parametrize("text", ["", "n[1-", "n[a-b]", "n]1[", "n[1--3]"])
-def test_a_node_list_that_is_none_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match="node list"):
-        expand_hostlist(text)
 
 
 def test_a_step_of_several_nodes_meets_at_its_first_three() -> None:
@@ -90,16 +46,6 @@ def test_a_step_of_several_nodes_meets_at_its_first_three() -> None:
 
 def test_a_requeued_job_has_another_id() -> None:
     assert defaults(SLURM_RESTART_COUNT="3")["rdzv_id"] == "slurm-7.0-r3"
-
-
-def test_jobs_and_steps_that_share_a_node_have_ports_of_their_own() -> None:
-    ports = [
-        task(SLURM_JOB_ID=str(job), SLURM_STEP_ID=str(step)).port
-        for job in range(100, 130)
-        for step in range(4)
-    ]
-    assert len(set(ports)) == len(ports)
-    assert all(FIRST_PORT <= port < FIRST_PORT + NUM_PORTS for port in ports)
 
 
 def test_a_step_of_one_node_needs_no_endpoint() -> None:
@@ -142,11 +88,6 @@ def test_outside_a_step_nothing_follows(missing: str) -> None:
 def test_several_tasks_on_a_node_are_refused() -> None:
     with pytest.raises(ConfigError, match="--ntasks-per-node=1"):
         defaults(SLURM_LOCALID="1")
-
-
-def test_a_variable_that_is_no_number_is_refused() -> None:
-    with pytest.raises(ConfigError, match="SLURM_JOB_ID='x'"):
-        task(SLURM_JOB_ID="x")
 
 
 def test_slurm_is_asked_where_a_name_stands_for_this_machine() -> None:

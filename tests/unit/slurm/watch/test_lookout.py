@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from bundlerun.slurm.lookout import LOSS_S, NEVER_S, PERIOD_S, Lookout, answers
+from bundlerun.slurm.watch.lookout import LOSS_S, NEVER_S, PERIOD_S, Lookout, answers
 
 
 class World:
