@@ -14,6 +14,7 @@ from bundlerun.launcher.rendezvous.protocol.coordinator import (
 )
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
+    Over,
     Round,
     Seat,
     id_of,
@@ -131,8 +132,7 @@ class _Decision:
                 grounds=grounds,
                 # Accepted is not in force: others may have gone on without it.
                 in_force=base if any(r.last == base for r in reports) else None,
-                why_over="",
-                cause=EndCause.LEFT_OUT,
+                over=None,
                 over_at=self.now,
                 silent=frozenset(),  # those have been waited for
                 num_there_at=None,
@@ -161,14 +161,13 @@ class _Decision:
         if state.highest_term > state.term:
             self._step_down("a later coordinator is about")
         elif state.in_force:
-            end = self._end_of(state.in_force)
-            if end:
-                cause, why = end
-                self.state = replace(
-                    state, in_force=None, why_over=why, cause=cause, over_at=self.now
-                )
+            over = self._end_of(state.in_force)
+            if over:
+                self.state = replace(state, in_force=None, over=over, over_at=self.now)
                 lost = self._lost_unseen(state.in_force)
-                self._note("coordinator: over", round=state.in_force.number, why=why, lost=lost)
+                self._note(
+                    "coordinator: over", round=state.in_force.number, why=over.reason, lost=lost
+                )
         elif not may_go_on(state, state.grounds, state.followers, self.now):
             self._tell()  # those who are left learn that their round is over
             self._step_down(self._missing_quorum())
@@ -192,7 +191,7 @@ class _Decision:
                 return f"{here} of the {of} nodes of round {round_.number} are here, no majority"
         return "a node knows of an earlier round, whose other nodes are not here"
 
-    def _end_of(self, round_: Round) -> tuple[EndCause, str] | None:
+    def _end_of(self, round_: Round) -> Over | None:
         """Why a round in force is over; None while it is not."""
         state = self.state
         for seat in round_.seats:
@@ -201,16 +200,16 @@ class _Decision:
                 if self._is_dead(seat):
                     unseen = "was started again" if peer else "does not come"
                     why = state.lost.get(seat.incarnation, unseen)
-                    return EndCause.LOST, f"node {seat.name} is lost, it {why}"
+                    return _over(round_, EndCause.LOST, f"node {seat.name} is lost, it {why}")
                 continue
             # Of this round, or of a later one that the fence let others begin.
             is_back = peer.report.is_waiting and id_of(peer.report.last) >= round_.id
             if is_back or peer.report.at not in (NO_ROUND, round_.id):
-                return EndCause.ASKS, f"node {seat.name} asks for a new round"
+                return _over(round_, EndCause.ASKS, f"node {seat.name} asks for a new round")
         if is_better(self._choice(), round_.seats, state.rules.bundle_size):
             names = {seat.name for seat in round_.seats}
             new = [seat.name for seat in self._choice() if seat.name not in names]
-            return EndCause.JOINS, f"node {', '.join(new)} joins"
+            return _over(round_, EndCause.JOINS, f"node {', '.join(new)} joins")
         return None
 
     def _lost_unseen(self, round_: Round) -> str:
@@ -372,3 +371,7 @@ class _Decision:
                 changed[name] = replace(peer, sent=message)
         if changed:
             self.state = replace(self.state, peers={**self.state.peers, **changed})
+
+
+def _over(round_: Round, cause: EndCause, reason: str) -> Over:
+    return Over(id=round_.id, cause=cause, reason=reason)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     Go,
@@ -13,6 +16,8 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     id_of,
 )
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
+
+_LEFT_OUT = Over(id=NO_ROUND, cause=EndCause.LEFT_OUT, reason="it was not in the last round")
 
 
 def next_word(state: State, peer: Peer) -> ToMember | None:
@@ -29,8 +34,7 @@ def next_word(state: State, peer: Peer) -> ToMember | None:
         report.is_waiting or report.is_done
     )
     if is_elsewhere and state.phase is Phase.ACTIVE:
-        reason = state.why_over or "it was not in the last round"
-        return Over(id=report.at, cause=state.cause, reason=reason)
+        return replace(state.over or _LEFT_OUT, id=report.at)
     if proposal and proposal.round.has(peer.seat):
         return _next_step(state, proposal, peer)
     if round_ and round_.has(peer.seat):

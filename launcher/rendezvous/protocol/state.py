@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Closed,
+    Over,
     Pulse,
     Report,
     Round,
@@ -136,9 +136,8 @@ class State:
         base: the last round that may have been in force.
         grounds: the rounds of each of which the next one needs a quorum.
         in_force: `base` while it is in force; None while there is no round.
-        why_over: why there is none, for a reader.
-        cause: the same for the program.
-        over_at: since when there is none.
+        over: why the round before ended; None where this coordinator has seen none end.
+        over_at: since when there is none in force.
         num_there_at: since when enough nodes for a first round are there.
         proposal: the next round on its way.
         waits_for: what keeps the next round, for a reader.
@@ -160,8 +159,7 @@ class State:
     base: Round | None = None
     grounds: tuple[Round, ...] = ()
     in_force: Round | None = None
-    why_over: str = ""
-    cause: EndCause = EndCause.LEFT_OUT
+    over: Over | None = None
     over_at: float = 0.0
     num_there_at: float | None = None
     proposal: Proposal | None = None
