@@ -13,7 +13,7 @@ from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.handshake import Card, Stranger, introduce
 from bundlerun.launcher.rendezvous.protocol import member
 from bundlerun.launcher.rendezvous.protocol.leases import Leases
-from bundlerun.launcher.rendezvous.protocol.member import Answer, Member
+from bundlerun.launcher.rendezvous.protocol.member import Answer
 from bundlerun.launcher.rendezvous.protocol.messages import (
     MAX_LINE_BYTES,
     Beat,
@@ -24,6 +24,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     decode,
     encode,
 )
+from bundlerun.launcher.rendezvous.protocol.standing import Member
 from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
 from bundlerun.launcher.rendezvous.protocol.wishes import Send
 from bundlerun.launcher.rendezvous.refusal import Refusal, RefusalCause

@@ -32,7 +32,6 @@ from bundlerun.launcher.rendezvous.protocol import member
 from bundlerun.launcher.rendezvous.protocol.member import (
     Enter,
     LookForClaim,
-    Member,
     OpenStore,
     Wish,
 )
@@ -45,6 +44,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Seat,
     ToMember,
 )
+from bundlerun.launcher.rendezvous.protocol.standing import Member
 from bundlerun.launcher.rendezvous.protocol.wishes import Note
 from bundlerun.launcher.rendezvous.refusal import RefusalCause
 from bundlerun.launcher.rendezvous.server import Server

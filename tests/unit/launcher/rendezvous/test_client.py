@@ -9,8 +9,8 @@ from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.client import Client
 from bundlerun.launcher.rendezvous.handshake import Card
 from bundlerun.launcher.rendezvous.protocol import member
-from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import Seat
+from bundlerun.launcher.rendezvous.protocol.standing import Member
 
 SEAT = Seat(name="n", incarnation="i", address="127.0.0.1", num_workers=1, candidate=-1)
 

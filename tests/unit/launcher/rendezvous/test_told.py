@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from bundlerun.launcher.rendezvous.protocol.member import Member, Waiting
 from bundlerun.launcher.rendezvous.protocol.messages import Pulse, Round, Seat
+from bundlerun.launcher.rendezvous.protocol.standing import Member, Waiting
 from bundlerun.launcher.rendezvous.protocol.wishes import Note
 from bundlerun.launcher.rendezvous.told import (
     Obstacle,

@@ -6,7 +6,6 @@ from collections import defaultdict
 from dataclasses import dataclass, field, replace
 
 from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member
-from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Close,
     Closed,
@@ -16,6 +15,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     RoundId,
     Seat,
 )
+from bundlerun.launcher.rendezvous.protocol.standing import Member
 from bundlerun.launcher.rendezvous.protocol.state import Phase, Rules, State
 from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
 from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from bundlerun.launcher.rendezvous.protocol.member import Enter, Member, OpenStore, Wish
+from bundlerun.launcher.rendezvous.protocol.member import Enter, OpenStore, Wish
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Fenced,
@@ -16,6 +16,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     RoundId,
     id_of,
 )
+from bundlerun.launcher.rendezvous.protocol.standing import Member
 from bundlerun.launcher.rendezvous.protocol.wishes import Send
 
 

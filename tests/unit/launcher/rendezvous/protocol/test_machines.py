@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bundlerun.launcher.rendezvous.protocol import member
+from bundlerun.launcher.rendezvous.protocol.standing import Waiting
 from bundlerun.launcher.rendezvous.protocol.state import Rules
 from tests.unit.launcher.rendezvous.protocol.cluster import Cluster
 
@@ -243,7 +244,7 @@ def test_who_is_cut_off_while_the_job_ends_does_not_go_on_alone(has_given_way: b
 
 def test_who_never_saw_a_claim_believes_no_end_in_the_folder() -> None:
     made = cluster(3)
-    me = replace(made.nodes[0].member, stand=member.Waiting(), pulse=None)
+    me = replace(made.nodes[0].member, stand=Waiting(), pulse=None)
     assert me.known
     assert not me.may_miss_the_end  # what it reads there may be of an earlier job
     unseen, said = member.looked(me, made.current(), False)

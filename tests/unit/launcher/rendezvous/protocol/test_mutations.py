@@ -12,7 +12,6 @@ from dataclasses import replace
 import pytest
 
 from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member, votes
-from bundlerun.launcher.rendezvous.protocol.member import Member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Lead,
@@ -22,6 +21,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Seat,
     ToMember,
 )
+from bundlerun.launcher.rendezvous.protocol.standing import Member
 from bundlerun.launcher.rendezvous.protocol.state import Rules
 from bundlerun.launcher.rendezvous.protocol.votes import has_quorum, last_round
 from bundlerun.launcher.rendezvous.protocol.wishes import Send

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.launcher.rendezvous.protocol import member, messages, state, votes
-from bundlerun.launcher.rendezvous.protocol.member import InRound, Member
+from bundlerun.launcher.rendezvous.protocol import messages, standing, state, votes
+from bundlerun.launcher.rendezvous.protocol.standing import InRound, Member
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Proposal, Rules, State
 from bundlerun.launcher.rendezvous.settings import Conf
 
@@ -21,7 +21,7 @@ def test_the_fields_that_the_glossary_names_exist() -> None:
     named = re.findall(r"`(\w+)\.(\w+)`", "".join(re.findall(r"^\|.*\|$", glossary, re.M)))
     assert len(named) > 25
     for owner, name in named:
-        places = [vars(module).get(owner) for module in (member, messages, state)]
+        places = [vars(module).get(owner) for module in (messages, standing, state)]
         found = votes if owner == "votes" else next(place for place in places if place)
         known = getattr(found, "__dataclass_fields__", {})
         assert name in known or hasattr(found, name), f"{owner}.{name}"
