@@ -75,7 +75,7 @@ def test_the_best_of_a_recipe_without_metrics_has_the_lowest_loss(
     caplog.set_level(logging.INFO)
     config = TrainConfig(data="x", run_dir=str(tmp_path), epochs=4)
     course = Course.of(config, 1, "samples")
-    with Reporter(config, Topology((1,), (1,)), course, best_of()) as reporter:
+    with Reporter(config, Topology(Shape((1,)), (1,)), course, best_of()) as reporter:
         for epoch, loss in enumerate([2.0, 0.5, 3.0, float("nan")]):
             reporter.validated(epoch, epoch, StepSums(loss=loss, metrics={}))
         assert reporter._summary.best == {"loss": 0.5, "epoch": 1}
