@@ -21,6 +21,7 @@ from bundlerun.launcher.choices import (
     TransportChoice,
 )
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.microbatch import (
     LEAST_SAMPLES,
     MOST_SAMPLES,
@@ -336,8 +337,8 @@ class TrainConfig:
 
     @property
     def num_chunks(self) -> int:
-        """Chunks that the model is cut into; stages, where each has one."""
-        return self.shape.num_stages * self.chunks
+        """Chunks of the whole model; stages, where each has one."""
+        return Chunks(self.shape.num_stages, self.chunks).num_chunks
 
     @property
     def samples_per_microbatch(self) -> int:

@@ -192,26 +192,27 @@ def link_lines(topology: Topology, max_rows: int = MAX_ROWS) -> Iterator[str]:
 
 def _chunk_text(link: Link, topology: Topology) -> str:
     is_target = link.kind is LinkKind.TARGET
-    return "" if topology.chunks == 1 or is_target else f", chunk {link.chunk}"
+    return "" if topology.chunks_per_stage == 1 or is_target else f", chunk {link.chunk}"
 
 
 def schedule_lines(plan: LaunchPlan, max_rows: int = MAX_ROWS) -> Iterator[str]:
     """Yields a step of one bundle in time, and what it comes to."""
     pipeline, timeline = plan.pipeline, plan.timeline
-    chunks = f", {pipeline.chunks} chunks per stage" if pipeline.chunks > 1 else ""
+    per_stage = pipeline.chunks_per_stage
+    chunks = f", {per_stage} chunks per stage" if per_stage > 1 else ""
     per_bundle = _count(plan.bundle_microbatches, "micro-batch", "micro-batches")
     yield f"{pipeline.schedule}{chunks}, {per_bundle} per bundle, rows are stage.replica"
     yield (
         "F forward, takes 1; B backward, takes 2"
         + (", or 1 with the weights' part W after it" if pipeline.schedule == "zero-bubble" else "")
-        + ("; F0.1 is that of the rank's chunk 1" if pipeline.chunks > 1 else "")
+        + ("; F0.1 is that of the rank's chunk 1" if per_stage > 1 else "")
     )
     yield ""
     rows = [r if len(r) <= MAX_WIDTH else r[: MAX_WIDTH - 4] + " ..." for r in drawn(timeline)]
     yield from _shortened(rows, max_rows)
     yield ""
     yield f"bubble {timeline.bubble:.1%} of the work, transfers left out"
-    what = "micro-batches" + (" times chunks" if pipeline.chunks > 1 else "")
+    what = "micro-batches" + (" times chunks" if pipeline.chunks_per_stage > 1 else "")
     held = [
         max(timeline.in_flight[stage, replica] for replica in range(width))
         for stage, width in enumerate(pipeline.shape.widths)

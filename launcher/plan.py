@@ -201,7 +201,7 @@ def _schedule(plan: LaunchPlan) -> dict[str, object]:
     pipeline, timeline = plan.pipeline, plan.timeline
     return {
         "name": pipeline.schedule,
-        "chunks": pipeline.chunks,
+        "chunks": pipeline.chunks_per_stage,
         "microbatches_per_bundle": plan.bundle_microbatches,
         "bubble": timeline.bubble,
         "ranks": [

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.flow import Flow
 from bundlerun.splits.stage import chunk_forwards
 from bundlerun.splits.tracing.undo import members_kept
@@ -80,16 +81,17 @@ class StageCosts:
 
 
 def costs_of_stages(
-    stages: Sequence[nn.Module], inputs: Sequence[object], chunks: int = 1
+    stages: Sequence[nn.Module], inputs: Sequence[object], chunks_per_stage: int = 1
 ) -> list[StageCosts]:
     """What the stages of a model cost in one forward; arguments as for `graph_costs`.
 
     Args:
-        chunks: parts of the model that each stage has.
+        chunks_per_stage: parts of the model that each stage has.
 
     Raises:
         Exception: any that an operation raises which needs numbers.
     """
+    chunks = Chunks(len(stages), chunks_per_stage)
     operations, sent = [0] * len(stages), [0] * len(stages)
     counter = FlopCounterMode(display=False)
     with ExitStack() as stack:
@@ -98,12 +100,12 @@ def costs_of_stages(
         stack.enter_context(torch.no_grad())
         stack.enter_context(counter)
         passed: Any = tuple(tree_map_only(Tensor, _meta, value) for value in inputs)
-        for part in range(len(stages) * chunks):
-            index, before = part % len(stages), counter.get_total_flops()
-            forward = chunk_forwards(stages[index], chunks)[part // len(stages)]
+        for chunk in range(chunks.num_chunks):
+            index, before = chunks.stage_of(chunk), counter.get_total_flops()
+            forward = chunk_forwards(stages[index], chunks.per_stage)[chunks.own_of(chunk)]
             passed = forward(*passed)
             operations[index] += counter.get_total_flops() - before
-            sent[index] += _bytes_of(passed) if part < len(stages) * chunks - 1 else 0
+            sent[index] += _bytes_of(passed) if chunk < chunks.num_chunks - 1 else 0
     return [
         StageCosts(
             operations=operations[i],

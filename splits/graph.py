@@ -11,6 +11,7 @@ from itertools import accumulate, pairwise
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.balance import cheap_cuts
 from bundlerun.splits.costs import GraphCosts, graph_costs
 from bundlerun.splits.extract import extract
@@ -175,20 +176,17 @@ class TracedModel:
                 f"{type(self.model).__name__}; use {len(self.boundaries) + 1} stages or fewer"
             )
 
-    def cut(self, cuts: Sequence[str], chunks: int = 1) -> list[nn.Module]:
+    def cut(self, cuts: Sequence[str], chunks_per_stage: int = 1) -> list[nn.Module]:
         """The stages, see `cut_model`.
 
         Args:
             cuts: names.
-            chunks: parts that a stage has; with n stages, part c of the model is in stage c mod n.
+            chunks_per_stage: parts that a stage has, see `Chunks`.
         """
         self._check_count(len(cuts))
         places = self._sorted(cuts)
-        num_parts = len(cuts) + 1
-        num_stages = num_parts // chunks
-        stages = [
-            self._stage(places, range(index, num_parts, num_stages)) for index in range(num_stages)
-        ]
+        chunks = Chunks((len(cuts) + 1) // chunks_per_stage, chunks_per_stage)
+        stages = [self._stage(places, chunks.on_stage(s)) for s in range(chunks.num_stages)]
         self._add_unused(stages)
         constants = self._train.constants & self._eval.constants
         names = {k: v for k, v in names_by_id(self.model).items() if k not in constants}

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.graph import check_apart
 from bundlerun.splits.stage import overwritable
 from bundlerun.splits.state import names_by_id
@@ -53,7 +54,7 @@ def joined_stages(
     cut: Sequence[str],
     num_stages: int,
     model_name: str,
-    chunks: int = 1,
+    chunks_per_stage: int = 1,
 ) -> list[nn.Module]:
     """One chunk of a stage per module of the list, or one stage that runs them all.
 
@@ -68,19 +69,20 @@ def joined_stages(
         )
     if num_stages == 1:
         return [ListedStage([dict(enumerate(modules))], is_last=True)]
-    if num_stages * chunks != len(modules):
-        if chunks > 1:
+    chunks = Chunks(num_stages, chunks_per_stage)
+    if chunks.num_chunks != len(modules):
+        if chunks.per_stage > 1:
             raise ConfigError(
-                f"{name} is cut into {len(modules)} parts and {num_stages} stages of {chunks} "
-                f"chunks need {num_stages * chunks}; use another --shape or --chunks"
+                f"{name} is cut into {len(modules)} parts and {num_stages} stages of "
+                f"{chunks.per_stage} chunks need {chunks.num_chunks}; use another --shape or "
+                "--chunks"
             )
         raise ConfigError(
             f"{name} is cut into {len(modules)} stages and the shape has {num_stages}; use a "
             f"shape of {len(modules)} numbers, or 1"
         )
-    listed = list(enumerate(modules))
     stages = [
-        ListedStage([{i: m} for i, m in listed[s::num_stages]], is_last=s == num_stages - 1)
+        ListedStage([{c: modules[c]} for c in chunks.on_stage(s)], is_last=s == num_stages - 1)
         for s in range(num_stages)
     ]
     check_apart(stages, names_by_id(*stages))

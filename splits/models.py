@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.user_file import module_from_file
 from bundlerun.splits import resnet, vgg
 from bundlerun.splits.graph import TracedModel
@@ -93,7 +94,7 @@ def make_stages(
     *,
     cut: Sequence[str],
     num_stages: int,
-    chunks: int = 1,
+    chunks_per_stage: int = 1,
     model_name: str = "",
     widths: Sequence[int] = (),
     inputs: Sequence[object] = (),
@@ -109,7 +110,7 @@ def make_stages(
         cut: names; a single number for that many parts of about equal work; or nothing for the
             default of the model's family.
         num_stages: stages of the shape.
-        chunks: parts of the model that each stage has.
+        chunks_per_stage: parts of the model that each stage has.
         model_name: name for messages.
         widths: devices of each stage, among which its work is divided; nothing: one each.
         inputs: what the model is called with, of which only shapes and types count; nothing: it
@@ -120,13 +121,18 @@ def make_stages(
     """
     if not isinstance(model, nn.Module):
         return joined_stages(
-            model, cut=cut, num_stages=num_stages, chunks=chunks, model_name=model_name
+            model,
+            cut=cut,
+            num_stages=num_stages,
+            chunks_per_stage=chunks_per_stage,
+            model_name=model_name,
         )
     if num_stages == 1:
         return [model]
     traced = TracedModel(model, len(inputs) or None)
-    shares = [*(widths or [1] * num_stages)] * chunks
-    return traced.cut(_chosen(traced, cut, shares, inputs), chunks)
+    chunks, of_stage = Chunks(num_stages, chunks_per_stage), widths or [1] * num_stages
+    shares = [of_stage[chunks.stage_of(chunk)] for chunk in range(chunks.num_chunks)]
+    return traced.cut(_chosen(traced, cut, shares, inputs), chunks_per_stage)
 
 
 def choose_cuts(

@@ -48,22 +48,24 @@ def overwritable(received: object) -> object:
     return tree_map_only(Tensor, _Received.apply, received)
 
 
-def chunk_forwards(stage: nn.Module, num_chunks: int) -> list[Forward]:
+def chunk_forwards(stage: nn.Module, chunks_per_stage: int) -> list[Forward]:
     """What each chunk of a stage computes."""
-    return [partial(stage, chunk=c) for c in range(num_chunks)] if num_chunks > 1 else [stage]
+    if chunks_per_stage == 1:
+        return [stage]
+    return [partial(stage, chunk=own) for own in range(chunks_per_stage)]
 
 
-def chunk_parameters(stage: nn.Module, num_chunks: int) -> list[list[Parameter]]:
+def chunk_parameters(stage: nn.Module, chunks_per_stage: int) -> list[list[Parameter]]:
     """All parameters of a stage, each once: in the first chunk that uses it.
 
     In training the last backward of a chunk comes after those of the chunks behind it: then the
     gradients of its parameters are final.
     """
-    if num_chunks == 1:
+    if chunks_per_stage == 1:
         return [list(stage.parameters())]
     left = dict.fromkeys(stage.parameters())
     chunks: list[list[Parameter]] = []
-    for chunk in range(num_chunks):
+    for chunk in range(chunks_per_stage):
         used = cast(ChunkedStage, stage).chunk_modules(chunk)
         own = [p for m in used for p in ([m] if isinstance(m, Parameter) else m.parameters())]
         chunks.append([p for p in dict.fromkeys(own) if p in left])

@@ -118,7 +118,7 @@ class Pipe:
         self, seat: Seat, topology: Topology, parts: Sequence[nn.Module], schedule: ScheduleName
     ) -> None:
         place = topology.places[seat.env.rank]
-        network = seat.network(f"pipe/{schedule}/{topology.chunks}")
+        network = seat.network(f"pipe/{schedule}/{topology.chunks_per_stage}")
         self._num_mine = topology.shape.widths[place.stage]
         self._place = place
         self._bundle = Bundle(

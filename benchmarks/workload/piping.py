@@ -101,12 +101,12 @@ class Ours:
     """`bundlerun.workers.pipeline.bundle`."""
 
     def __init__(
-        self, setting: Setting, seat: Seat, schedule: ScheduleName, chunks: int = 1
+        self, setting: Setting, seat: Seat, schedule: ScheduleName, chunks_per_stage: int = 1
     ) -> None:
-        topology = Topology(setting.shape, setting.shape.widths, chunks)
+        topology = Topology(setting.shape, setting.shape.widths, chunks_per_stage)
         stage = topology.places[seat.env.rank].stage
-        numbers = [c * setting.shape.num_stages + stage for c in range(chunks)]
-        parts = [setting.part(number, chunks, stage) for number in numbers]
+        numbers = topology.chunks.on_stage(stage)
+        parts = [setting.part(number, chunks_per_stage, stage) for number in numbers]
         self._pipe = Pipe(seat, topology, parts, schedule)
         self._num_microbatches = setting.num_microbatches
 
@@ -201,7 +201,9 @@ BASELINES: Mapping[str, Builder] = {
 def ours(*schedules: ScheduleName) -> dict[str, Builder]:
     """Our schedules by name; "interleaved" with two chunks per rank."""
     return {
-        f"bundlerun {name}": partial(Ours, schedule=name, chunks=2 if name == "interleaved" else 1)
+        f"bundlerun {name}": partial(
+            Ours, schedule=name, chunks_per_stage=2 if name == "interleaved" else 1
+        )
         for name in schedules
     }
 

@@ -52,7 +52,8 @@ def idle_share(pipeline: Pipeline, batch: Batch, num_bundles: int) -> float:
     if fewest >= _MOST_SIMULATED:
         return idle_about(batch.num_microbatches, pipeline.shape.num_stages, num_bundles)
     most = fewest + bool(num_longer)
-    times = [float(width) for width in pipeline.shape.widths] * pipeline.chunks
+    widths, chunks = pipeline.shape.widths, pipeline.chunks
+    times = [float(widths[chunks.stage_of(chunk)]) for chunk in range(chunks.num_chunks)]
     costs = Costs(forward=times, backward=[2 * t for t in times])
     timeline = simulate(pipeline.bundle(most), costs)
     assert timeline is not None

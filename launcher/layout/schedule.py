@@ -8,8 +8,8 @@ micro-batches in turn (I3), so every order of a replica is that of the stage, th
     1.0  F0 B0 F1 B1 F2 B2 F3 B3                   0.1  F1 F3 B1 B3
                                                    1.0  F0 B0 F1 B1 F2 B2 F3 B3
 
-All ranks of a bundle follow one `Pipeline`. Chunk c of the model lies on stage c modulo the
-number of stages; an action names the rank's own chunk, c divided by the number of stages.
+All ranks of a bundle follow one `Pipeline`. An action names one of the rank's own chunks of
+the model, see `Chunks`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from math import lcm
 from typing import NamedTuple
 
 from bundlerun.launcher.choices import ScheduleChoice, ScheduleName
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 
@@ -68,13 +69,13 @@ class Pipeline:
     Args:
         shape: of the bundle.
         schedule: name of the order of passes.
-        chunks: chunks of the model per rank; above 1 only where the schedule is interleaved.
+        chunks_per_stage: of the model; above 1 only where the schedule is interleaved.
         slow_links: stages behind which the link is slow; for eager-1f1b and zero-bubble.
     """
 
     shape: Shape
     schedule: ScheduleName = "1f1b"
-    chunks: int = 1
+    chunks_per_stage: int = 1
     slow_links: frozenset[int] = frozenset()
 
     @classmethod
@@ -85,7 +86,7 @@ class Pipeline:
         return cls(
             shape=topology.shape,
             schedule=name,
-            chunks=topology.chunks,
+            chunks_per_stage=topology.chunks_per_stage,
             # Asked for on one node, eager takes every link for slow.
             slow_links=frozenset(range(topology.num_stages - 1))
             if name == "eager-1f1b" and not crossings
@@ -93,9 +94,14 @@ class Pipeline:
         )
 
     @property
+    def chunks(self) -> Chunks:
+        """Which stage has which chunk of the model."""
+        return Chunks(self.shape.num_stages, self.chunks_per_stage)
+
+    @property
     def num_chunks(self) -> int:
-        """Chunks that the model is cut into."""
-        return self.chunks * self.shape.num_stages
+        """Chunks of the whole model."""
+        return self.chunks.num_chunks
 
     @property
     def largest_group(self) -> int:
@@ -121,13 +127,13 @@ class Pipeline:
             case "zero-bubble":
                 return zero_bubble(mine, num_warmups(widths, self.slow_links), stage)
             case "interleaved":
-                return interleaved(widths, self.chunks, stage, replica, num_microbatches)
+                return interleaved(widths, self.chunks_per_stage, stage, replica, num_microbatches)
 
     def forward_order(self, stage: int, replica: int, num_microbatches: int) -> Order:
         """What one rank does in an evaluation."""
         mine = range(replica, num_microbatches, self.shape.widths[stage])
         groups = group_sizes(self.shape.widths, num_microbatches)
-        return list(_in_groups(Pass.FORWARD, mine, groups, range(self.chunks)))
+        return list(_in_groups(Pass.FORWARD, mine, groups, range(self.chunks_per_stage)))
 
     def bundle(self, num_microbatches: int) -> Schedule:
         """What all ranks of a bundle do in a training step."""
@@ -139,7 +145,7 @@ class Pipeline:
 
 
 def _suitable(topology: Topology) -> ScheduleName:
-    if topology.chunks > 1:
+    if topology.chunks_per_stage > 1:
         return "interleaved"
     return "eager-1f1b" if topology.node_crossings else "1f1b"
 
@@ -263,7 +269,7 @@ def group_sizes(widths: Sequence[int], num_microbatches: int) -> list[int]:
 
 
 def interleaved(
-    widths: Sequence[int], chunks: int, stage: int, replica: int, num_microbatches: int
+    widths: Sequence[int], chunks_per_stage: int, stage: int, replica: int, num_microbatches: int
 ) -> Order:
     """1F1B over several chunks per rank: a chunk is shorter, so the pipeline fills faster.
 
@@ -274,8 +280,8 @@ def interleaved(
     Before the first backward the last stage takes a group through all chunks but one, and each
     stage in front two micro-batches more per device behind it. One would do for a steady state
     (see `num_warmups`; the other covers rounding), two leave nobody idle before it. The first
-    stage has less than chunks + 1 groups under way then, so that the last stage gets its gradients
-    for the chunk before in time.
+    stage has less than `chunks_per_stage` + 1 groups under way then, so that the last stage gets
+    its gradients for the chunk before in time.
 
     Micro-batches that do not exist are left out at the end. Leaving all passes of a micro-batch
     out, on all ranks, adds no dependency: the order cannot get stuck where the full one cannot.
@@ -283,10 +289,10 @@ def interleaved(
     Source: Narayanan et al., Efficient Large-Scale Language Model Training on GPU Clusters.
     """
     groups = group_sizes(widths, num_microbatches)
-    num_ahead = (chunks - 1) * groups[0] + 2 * sum(widths[stage + 1 :])
+    num_ahead = (chunks_per_stage - 1) * groups[0] + 2 * sum(widths[stage + 1 :])
     mine = range(replica, sum(groups), widths[stage])
-    forwards = _in_groups(Pass.FORWARD, mine, groups, range(chunks))
-    backwards = _in_groups(Pass.BACKWARD, mine, groups, range(chunks)[::-1])
+    forwards = _in_groups(Pass.FORWARD, mine, groups, range(chunks_per_stage))
+    backwards = _in_groups(Pass.BACKWARD, mine, groups, range(chunks_per_stage)[::-1])
     order = _merged(list(forwards), list(backwards), -(-num_ahead // widths[stage]))
     return [action for action in order if action.microbatch < num_microbatches]
 

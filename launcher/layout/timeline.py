@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.schedule import Action, Pass, Schedule
 
 Position = tuple[int, int]
@@ -107,6 +108,8 @@ class _Simulation:
             1 + max(r for s, r in schedule if s == stage)
             for stage in range(1 + max(s for s, _ in schedule))
         ]
+        num_stages = len(self._widths)
+        self._chunks = Chunks(num_stages, len(costs.forward) // num_stages)
         self._last = len(costs.forward) - 1
         self._split = {
             (a.microbatch, self._chunk(stage, a))
@@ -120,7 +123,7 @@ class _Simulation:
         self._spans: dict[Position, list[Span]] = {position: [] for position in schedule}
 
     def _chunk(self, stage: int, action: Action) -> int:
-        return action.chunk * len(self._widths) + stage
+        return self._chunks.number(stage, action.chunk)
 
     def advance(self, position: Position) -> bool:
         """Does what one rank can do; False where that is nothing."""
@@ -141,9 +144,8 @@ class _Simulation:
 
     def _link(self, kind: Pass, microbatch: int, chunk: int) -> _Link:
         """The link on which a chunk's output, or its input's gradient, leaves."""
-        stages = len(self._widths)
         there = chunk + 1 if kind is Pass.FORWARD else chunk - 1
-        src, dst = (microbatch % self._widths[c % stages] for c in (chunk, there))
+        src, dst = (microbatch % self._widths[self._chunks.stage_of(c)] for c in (chunk, there))
         return self._links.setdefault((kind, chunk, src, dst), _Link())
 
     def _sends(self, action: Action, chunk: int) -> bool:

@@ -21,6 +21,7 @@ from math import gcd
 from typing import NamedTuple
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.shape import Shape
 
 
@@ -90,8 +91,7 @@ class Topology:
     Args:
         shape: of a bundle.
         devices_per_node: ranks that each node runs, in node order.
-        chunks: chunks of the model per stage; chunk c of the model lies on stage c modulo the
-            number of stages.
+        chunks_per_stage: of the model, see `Chunks`.
 
     Raises:
         ConfigError: the devices do not hold one bundle.
@@ -99,7 +99,7 @@ class Topology:
 
     shape: Shape
     devices_per_node: tuple[int, ...]
-    chunks: int = 1
+    chunks_per_stage: int = 1
 
     def __post_init__(self) -> None:
         if not self.devices_per_node or min(self.devices_per_node) < 0:
@@ -126,10 +126,15 @@ class Topology:
         """Stages of one bundle."""
         return self.shape.num_stages
 
+    @cached_property
+    def chunks(self) -> Chunks:
+        """Which stage has which chunk of the model."""
+        return Chunks(self.num_stages, self.chunks_per_stage)
+
     @property
     def num_chunks(self) -> int:
-        """Chunks of the model."""
-        return self.num_stages * self.chunks
+        """Chunks of the whole model."""
+        return self.chunks.num_chunks
 
     @cached_property
     def first_ranks(self) -> tuple[int, ...]:
@@ -242,7 +247,7 @@ class Topology:
         starts = tuple(accumulate(widths, initial=0))
         pattern: list[tuple[LinkKind, int, int, int]] = []
         for chunk in range(self.num_chunks - 1):
-            here, there = chunk % self.num_stages, (chunk + 1) % self.num_stages
+            here, there = self.chunks.stage_of(chunk), self.chunks.stage_of(chunk + 1)
             for r, q in linked_replicas(widths[here], widths[there]):
                 front, rear = starts[here] + r, starts[there] + q
                 pattern.append((LinkKind.ACTIVATION, front, rear, chunk))

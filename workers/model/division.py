@@ -39,7 +39,7 @@ def division_lines(
     yield costs_line(costs, example.num_samples)
     is_listed = isinstance(stages[0], ListedStage)
     warning = load_warning(
-        costs, config.shape, cut=config.cut, chunks=config.chunks, is_listed=is_listed
+        costs, config.shape, cut=config.cut, num_chunks=config.num_chunks, is_listed=is_listed
     )
     if warning:
         yield warning
@@ -67,7 +67,7 @@ def load_warning(
     shape: Shape,
     *,
     cut: Sequence[str],
-    chunks: int,
+    num_chunks: int,
     is_listed: bool,
 ) -> str | None:
     """What to say, and to do, where a device of one stage does much more than the mean device.
@@ -75,7 +75,8 @@ def load_warning(
     Args:
         costs: of each stage.
         shape: of a bundle.
-        cut, chunks: what --cut and --chunks say.
+        cut: what --cut says.
+        num_chunks: of the whole model.
         is_listed: whether the model came cut.
     """
     mean = sum(cost.operations for cost in costs) / shape.size
@@ -90,8 +91,7 @@ def load_warning(
     elif len(cut) == 1 and cut[0].isdecimal():
         mend = "no boundary divides the model better; give that stage more devices in --shape"
     else:
-        parts = shape.num_stages * chunks
-        mend = f"--cut {parts} divides the operations as equally as the boundaries allow"
+        mend = f"--cut {num_chunks} divides the operations as equally as the boundaries allow"
     return (
         f"warning: a device of stage {worst} does {loads[worst]:.1f} times the operations of the "
         f"mean device, and the others wait for it; {mend}"

@@ -44,7 +44,7 @@ class ForwardState:
 
     Args:
         stage: this rank's part of the model.
-        num_chunks: of the stage.
+        chunks_per_stage: of the model.
         all_sum: sums float64 numbers over the replicas of the stage.
         speaks: whether this rank tells the user what was noticed.
     """
@@ -52,7 +52,7 @@ class ForwardState:
     def __init__(
         self,
         stage: nn.Module,
-        num_chunks: int,
+        chunks_per_stage: int,
         all_sum: Callable[[Tensor], Tensor],
         *,
         speaks: bool = False,
@@ -62,8 +62,8 @@ class ForwardState:
         self._speaks = speaks
         self._places = tensor_places(stage)
         self._layouts = [(p.tensor.shape, p.tensor.dtype) for p in self._places]
-        self._num_chunks = num_chunks
-        self._to_compare = set(product(range(num_chunks), (True, False)))
+        self._chunks_per_stage = chunks_per_stage
+        self._to_compare = set(product(range(chunks_per_stage), (True, False)))
         self._has_run: set[int] = set()
         self._versions: list[int] = []
         self._found: set[int] = set()
@@ -216,7 +216,7 @@ class ForwardState:
         for i in (*self._written, *self._found):
             now, start = self._places[i].tensor.detach(), self._start.get(i)
             # A chunk that leaves a tensor alone must not stand for the one that writes it.
-            if self._num_chunks == 1 or start is None or not _is_equal(now, start):
+            if self._chunks_per_stage == 1 or start is None or not _is_equal(now, start):
                 self._kept[i] = now.clone()
 
 

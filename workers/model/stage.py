@@ -130,7 +130,7 @@ def make_stage(
     stages = _stages(config, model, example)
     if check is not None:
         (whole,) = make_stages(model, cut=(), num_stages=1)
-        check(Subject(whole=whole, stages=stages, chunks=config.chunks))
+        check(Subject(whole=whole, stages=stages, chunks_per_stage=config.chunks))
     if say is not None and len(stages) > 1:
         for line in division_lines(config, stages, example):
             say(line)
@@ -156,7 +156,7 @@ def _stages(
             model,
             cut=config.cut,
             num_stages=config.shape.num_stages,
-            chunks=config.chunks,
+            chunks_per_stage=config.chunks,
             model_name=config.model,
             widths=config.shape.widths,
             inputs=example.inputs,

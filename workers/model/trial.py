@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.random_state import seed_random
 from bundlerun.splits.stage import Forward, chunk_forwards
 from bundlerun.workers.model.batchnorm import StatisticsPool, has_own_forward, tracking_layers
@@ -34,12 +35,12 @@ class Subject:
     Args:
         whole: the model as built.
         stages: of it, with modules of its own.
-        chunks: per stage.
+        chunks_per_stage: of the model.
     """
 
     whole: nn.Module
     stages: Sequence[nn.Module]
-    chunks: int = 1
+    chunks_per_stage: int = 1
 
     @property
     def roots(self) -> list[nn.Module]:
@@ -47,9 +48,14 @@ class Subject:
         return [self.whole, *self.stages]
 
     @property
+    def chunks(self) -> Chunks:
+        """Which stage has which chunk of the model."""
+        return Chunks(len(self.stages), self.chunks_per_stage)
+
+    @property
     def is_cut(self) -> bool:
         """Whether there is more than one piece."""
-        return len(self.stages) * self.chunks > 1
+        return self.chunks.num_chunks > 1
 
     @property
     def may_differ(self) -> bool:
@@ -128,12 +134,12 @@ def staged_pass(subject: Subject, inputs: tuple[Any, ...]) -> Result:
 
 def _prepared(subject: Subject) -> list[Forward]:
     """What each part of the model computes in training, in order."""
-    forwards: list[list[Forward]] = []
+    chunks, forwards = subject.chunks, list[list[Forward]]()
     for stage in subject.stages:
         sums = torch.zeros(StatisticsPool.size(stage), dtype=torch.float64)
         pool = StatisticsPool(stage, sums)
-        forwards.append([pool.around(f) for f in chunk_forwards(stage, subject.chunks)])
-    return [of_stage[chunk] for chunk in range(subject.chunks) for of_stage in forwards]
+        forwards.append([pool.around(f) for f in chunk_forwards(stage, chunks.per_stage)])
+    return [forwards[chunks.stage_of(c)][chunks.own_of(c)] for c in range(chunks.num_chunks)]
 
 
 def _received(value: object) -> object:

@@ -90,8 +90,9 @@ class Bundle:
         self._is_training = False
         self._loss_check: LossCheck | None = None
         self.pipeline = Pipeline.of(topology, schedule)
-        self._forwards = forwards or chunk_forwards(stage, topology.chunks)
-        self._shape = topology.shape
+        self._forwards = forwards or chunk_forwards(stage, topology.chunks_per_stage)
+        self._widths = topology.shape.widths
+        self._chunks = topology.chunks
         self._last_chunk = topology.num_chunks - 1
         self._place = place
         self._recipe = recipe
@@ -184,10 +185,10 @@ class Bundle:
 
     def _chunk(self, action: Action) -> int:
         """The chunk of the model that an action is about."""
-        return action.chunk * self._shape.num_stages + self._place.stage
+        return self._chunks.number(self._place.stage, action.chunk)
 
     def _peer(self, chunk: int, j: int) -> int:
-        return j % self._shape.widths[chunk % self._shape.num_stages]
+        return j % self._widths[self._chunks.stage_of(chunk)]
 
     def _source(self, kind: LinkKind, chunk: int, j: int) -> InLink:
         """The link that brings what `chunk` needs for micro-batch `j`."""

@@ -116,7 +116,7 @@ def toy_stages(num_stages: int, chunks: int) -> list[nn.Module]:
         [nn.Linear(4, 4) for _ in range(num_stages * chunks)],
         cut=[],
         num_stages=num_stages,
-        chunks=chunks,
+        chunks_per_stage=chunks,
     )
 
 

@@ -68,7 +68,7 @@ def parts(num_stages: int, chunks: int) -> list[nn.Module]:
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.0
     cut = CUTS[num_stages * chunks // 2]
-    return make_stages(model, cut=cut, num_stages=num_stages, chunks=chunks)
+    return make_stages(model, cut=cut, num_stages=num_stages, chunks_per_stage=chunks)
 
 
 def batch() -> tuple[Tensor, Tensor]:

@@ -43,7 +43,11 @@ def cut_net() -> tuple[Net, list[nn.Module]]:
     torch.manual_seed(1)
     model = Net()
     return model, make_stages(
-        model, cut=["layer1.1", "layer2", "head"], num_stages=2, chunks=2, model_name="net"
+        model,
+        cut=["layer1.1", "layer2", "head"],
+        num_stages=2,
+        chunks_per_stage=2,
+        model_name="net",
     )
 
 
@@ -96,7 +100,7 @@ def test_a_chunk_runs_the_batch_norm_whose_statistics_are_gathered() -> None:
 def test_a_list_of_modules_is_dealt_out_and_neighbours_apart_may_share_a_weight() -> None:
     modules = [nn.Linear(4, 4) for _ in range(4)]
     modules[2].weight = modules[0].weight
-    stages = make_stages(modules, cut=[], num_stages=2, chunks=2)
+    stages = make_stages(modules, cut=[], num_stages=2, chunks_per_stage=2)
     assert [list(stage.state_dict()) for stage in stages] == [
         ["0.weight", "0.bias", "2.weight", "2.bias"],
         ["1.weight", "1.bias", "3.weight", "3.bias"],
@@ -108,7 +112,7 @@ def test_a_list_of_modules_is_dealt_out_and_neighbours_apart_may_share_a_weight(
 
 def test_a_list_of_another_length_than_chunks_is_refused() -> None:
     with pytest.raises(ConfigError, match="cut into 3 parts and 2 stages of 2 chunks need 4"):
-        make_stages([nn.ReLU()] * 3, cut=[], num_stages=2, chunks=2, model_name="mine")
+        make_stages([nn.ReLU()] * 3, cut=[], num_stages=2, chunks_per_stage=2, model_name="mine")
 
 
 def test_one_chunk_is_the_stage_with_all_its_parameters() -> None:

@@ -63,7 +63,7 @@ def test_stages_with_more_devices_get_more_of_the_work() -> None:
 def test_chunks_of_stages_share_the_work_and_are_counted_together() -> None:
     model = nn.Sequential(*[nn.Linear(8, 8) for _ in range(8)])
     x = torch.empty(2, 8, device="meta")
-    stages = make_stages(model, cut=["4"], num_stages=2, chunks=2, inputs=[x])
+    stages = make_stages(model, cut=["4"], num_stages=2, chunks_per_stage=2, inputs=[x])
     costs = costs_of_stages(stages, [x], 2)
     assert [cost.operations for cost in costs] == [2 * 2 * 4 * 64] * 2
     # Part 0 and part 2 are sent on by stage 0, part 1 by stage 1; 2 rows of 8 numbers.

@@ -35,7 +35,7 @@ def pipelines(
     return Pipeline(
         shape=Shape(tuple(shape)),
         schedule=name,
-        chunks=draw(st.integers(2, 3)) if is_interleaved else 1,
+        chunks_per_stage=draw(st.integers(2, 3)) if is_interleaved else 1,
         slow_links=draw(st.frozensets(st.integers(0, 4))),
     )
 
@@ -98,7 +98,7 @@ PICTURES = {
         """,
     ),
     "interleaved": (
-        Pipeline(shape=Shape((1, 1)), schedule="interleaved", chunks=2),
+        Pipeline(shape=Shape((1, 1)), schedule="interleaved", chunks_per_stage=2),
         """
         0.0  F0 F1 F0.1 F1.1 F2 B0.1 F3 B1.1 F2.1 B0 F3.1 B1 B2.1 B3.1 B2 B3
         1.0  F0 F1 F0.1 B0.1 F1.1 B1.1 F2 B0 F3 B1 F2.1 B2.1 F3.1 B3.1 B2 B3
@@ -128,7 +128,7 @@ def test_every_stage_does_each_pass_of_each_microbatch_once(
             Action(kind, j, chunk)
             for kind in kinds
             for j in range(num_microbatches)
-            for chunk in range(pipeline.chunks)
+            for chunk in range(pipeline.chunks_per_stage)
         ]
         assert sorted(map(str, done)) == sorted(map(str, wanted))
 

@@ -60,7 +60,9 @@ def test_the_bubble_of_equal_stages_is_that_of_the_formula(
 @settings(deadline=None)
 @given(st.integers(2, 6), st.integers(2, 3), st.integers(0, 20))
 def test_chunks_divide_the_bubble(num_stages: int, chunks: int, more: int) -> None:
-    pipeline = Pipeline(shape=Shape((1,) * num_stages), schedule="interleaved", chunks=chunks)
+    pipeline = Pipeline(
+        shape=Shape((1,) * num_stages), schedule="interleaved", chunks_per_stage=chunks
+    )
     num_microbatches = num_stages + more
     timeline = run(pipeline.bundle(num_microbatches), Costs.equal(pipeline.num_chunks))
     assert timeline.bubble == pytest.approx((num_stages - 1) / (chunks * num_microbatches))
@@ -89,7 +91,7 @@ def test_the_narrowest_stage_sets_the_pace(name: ScheduleName, data: st.DataObje
     costs = Costs(forward=forward * chunks, backward=backward * chunks, weight=weight * chunks)
     num_microbatches = 30 * sum(shape)
     slow = data.draw(st.frozensets(st.integers(0, len(shape) - 2)))
-    pipeline = Pipeline(shape=Shape(shape), schedule=name, chunks=chunks, slow_links=slow)
+    pipeline = Pipeline(shape=Shape(shape), schedule=name, chunks_per_stage=chunks, slow_links=slow)
     timeline = run(pipeline.bundle(num_microbatches), costs)
     pace = max((f + b) / w for f, b, w in zip(forward, backward, shape, strict=True)) * chunks
     assert num_microbatches * pace >= 0.9 * timeline.duration

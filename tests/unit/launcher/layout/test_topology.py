@@ -180,7 +180,7 @@ def test_the_picture_of_two_nodes_is_what_comes_out() -> None:
 
 
 def test_chunks_wrap_from_the_last_stage_to_the_first() -> None:
-    topology = Topology(Shape((1, 1)), (2,), chunks=2)
+    topology = Topology(Shape((1, 1)), (2,), chunks_per_stage=2)
     assert [link[1:] for link in topology.bundle_links(0)] == [
         (LinkKind.ACTIVATION, 0, 1, 0),
         (LinkKind.GRADIENT, 1, 0, 1),

@@ -46,7 +46,9 @@ def test_the_line_has_shares_operations_and_bytes_of_one_sample() -> None:
 def test_a_device_with_much_more_than_the_mean_is_warned_of(
     operations: tuple[int, ...], shape: tuple[int, ...], worst: str | None
 ) -> None:
-    found = load_warning(costs(*operations), Shape(shape), cut=("a",), chunks=1, is_listed=False)
+    found = load_warning(
+        costs(*operations), Shape(shape), cut=("a",), num_chunks=len(operations), is_listed=False
+    )
     assert (worst in found) if worst and found else found is worst
 
 
@@ -60,7 +62,7 @@ def test_a_device_with_much_more_than_the_mean_is_warned_of(
     ],
 )
 def test_the_warning_has_a_mend(cut: tuple[str, ...], is_listed: bool, mend: str) -> None:
-    found = load_warning(costs(9, 1), Shape((1, 1)), cut=cut, chunks=1, is_listed=is_listed)
+    found = load_warning(costs(9, 1), Shape((1, 1)), cut=cut, num_chunks=2, is_listed=is_listed)
     assert found is not None
     assert mend in found
 

@@ -151,9 +151,9 @@ def test_real_cuts_pass(chunks: int) -> None:
         nn.Conv2d(4, 4, 1), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(64, 3),
     )  # fmt: skip
     stages = make_stages(
-        model, cut=["_2", "_4", "_6"][: 2 * chunks - 1], num_stages=2, chunks=chunks
+        model, cut=["_2", "_4", "_6"][: 2 * chunks - 1], num_stages=2, chunks_per_stage=chunks
     )
-    check_fidelity(Subject(whole=model, stages=stages, chunks=chunks), images, 60.0)
+    check_fidelity(Subject(whole=model, stages=stages, chunks_per_stage=chunks), images, 60.0)
 
 
 def test_an_uncut_model_with_torchs_own_norms_is_not_run() -> None:

@@ -52,7 +52,9 @@ def test_evaluations_with_a_group_ahead_never_wait_in_a_circle(
     shape: tuple[int, ...], chunks: int, num_microbatches: int
 ) -> None:
     pipeline = Pipeline(
-        shape=Shape(shape), schedule="interleaved" if chunks > 1 else "1f1b", chunks=chunks
+        shape=Shape(shape),
+        schedule="interleaved" if chunks > 1 else "1f1b",
+        chunks_per_stage=chunks,
     )
     max_ahead = max(group_sizes(shape, num_microbatches)) if chunks > 1 else 1
     TopologicalSorter(waits(pipeline, num_microbatches, max_ahead)).prepare()

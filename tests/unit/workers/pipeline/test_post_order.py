@@ -101,14 +101,14 @@ def logs(
             bundle = Bundle(
                 topology=topology,
                 place=place,
-                stage=nn.Sequential(*(nn.Linear(3, 3) for _ in range(topology.chunks))),
+                stage=nn.Sequential(*(nn.Linear(3, 3) for _ in range(topology.chunks_per_stage))),
                 links=own,
                 recipe=_Recipe(),  # type: ignore[arg-type]
                 device=torch.device("cpu"),
                 precision="float32",
                 meters=Meters(),
                 schedule=schedule,
-                forwards=[nn.Linear(3, 3) for _ in range(topology.chunks)],
+                forwards=[nn.Linear(3, 3) for _ in range(topology.chunks_per_stage)],
             )
             for step in range(2):
                 work = StepWork(seed=0, step=step, first=0, sizes=[2] * 5, num_samples=10)
