@@ -21,6 +21,7 @@ from bundlerun.launcher.layout.hardware import (
 )
 from bundlerun.launcher.layout.idle import Batch, idle_share, num_workless, warnings
 from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
+from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import Costs, Timeline, simulate
 from bundlerun.launcher.layout.topology import Place, Topology
@@ -85,7 +86,7 @@ class LaunchPlan:
     @property
     def bundle_microbatches(self) -> int:
         """Micro-batches of a full step that a bundle does, where all are equally fast."""
-        return -(-self.batch.num_microbatches // self.topology.num_bundles)
+        return divided_up(self.batch.num_microbatches, self.topology.num_bundles)
 
     def warnings(self) -> list[str]:
         """What of the devices this plan does not use, with the way to use it."""

@@ -17,6 +17,7 @@ from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.stage import Forward, chunk_forwards, chunk_parameters
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.flat import dtype_named
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.forward_state import ForwardState
@@ -140,7 +141,7 @@ class Trainer:
             num_shards=topology.num_shards(place.stage),
             device=self._session.device,
             bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes),
-            exchange_dtype=getattr(torch, config.exchange_dtype),
+            exchange_dtype=dtype_named(config.exchange_dtype),
             timeout_s=config.timeout_s,
             meters=self._meters,
             situation=f"{topology.shape.widths} on {topology.devices_per_node}, "

@@ -13,6 +13,7 @@ import logging
 import math
 
 from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -58,7 +59,7 @@ def enough_microbatches(num_stages: int) -> int:
 
 def idle_about(num_microbatches: int, num_stages: int, num_bundles: int) -> float:
     """The share of the devices' time that is idle in 1f1b, where all stages are equally long."""
-    longest = -(-num_microbatches // num_bundles) + num_stages - 1
+    longest = divided_up(num_microbatches, num_bundles) + num_stages - 1
     return 1 - num_microbatches / (num_bundles * longest)
 
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from bundlerun.launcher.choices import ScheduleChoice, ScheduleName
 from bundlerun.launcher.layout.chunks import Chunks
+from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 
@@ -169,7 +170,7 @@ def num_warmups(widths: Sequence[int], slow_links: Container[int] = ()) -> list[
     """
     numbers = [0]
     for stage in reversed(range(len(widths) - 1)):
-        needed = -(-(numbers[0] + 1) * widths[stage + 1] // widths[stage])
+        needed = divided_up((numbers[0] + 1) * widths[stage + 1], widths[stage])
         numbers.insert(0, needed + (stage in slow_links))
     return numbers
 
@@ -261,8 +262,8 @@ def group_sizes(widths: Sequence[int], num_microbatches: int) -> list[int]:
     ranks idle; the last may thus count micro-batches that do not exist.
     """
     unit = lcm(*widths)
-    least = -(-sum(widths) // unit)
-    num_units = max(least, -(-num_microbatches // unit))
+    least = divided_up(sum(widths), unit)
+    num_units = max(least, divided_up(num_microbatches, unit))
     num_groups = num_units // least
     each, more = divmod(num_units, num_groups)
     return [(each + (i < more)) * unit for i in range(num_groups)]
@@ -293,7 +294,7 @@ def interleaved(
     mine = range(replica, sum(groups), widths[stage])
     forwards = _in_groups(Pass.FORWARD, mine, groups, range(chunks_per_stage))
     backwards = _in_groups(Pass.BACKWARD, mine, groups, range(chunks_per_stage)[::-1])
-    order = _merged(list(forwards), list(backwards), -(-num_ahead // widths[stage]))
+    order = _merged(list(forwards), list(backwards), divided_up(num_ahead, widths[stage]))
     return [action for action in order if action.microbatch < num_microbatches]
 
 

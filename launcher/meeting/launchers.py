@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.rounding import divided_up
 
 _OTHER_NAMES = {
     "LOCAL_WORLD_SIZE": ("LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
@@ -169,7 +170,7 @@ def _renamed(environ: Mapping[str, str]) -> dict[str, str]:
     sizes = environ.get("WORLD_SIZE", ""), {**found, **environ}.get("LOCAL_WORLD_SIZE", "")
     if all(size.isdecimal() and int(size) for size in sizes):
         # Only an estimate where nodes differ: those that meet count each other.
-        found.setdefault("GROUP_WORLD_SIZE", str(-(-int(sizes[0]) // int(sizes[1]))))
+        found.setdefault("GROUP_WORLD_SIZE", str(divided_up(int(sizes[0]), int(sizes[1]))))
         if sizes[0] == sizes[1]:
             found.setdefault("GROUP_RANK", "0")
     return found

@@ -15,6 +15,8 @@ from statistics import fmean
 
 import torch
 
+from bundlerun.launcher.layout.rounding import divided_up
+
 NEAR_EQUAL = 1.1
 """Bundles whose times differ by a smaller factor share alike: such differences are noise."""
 
@@ -34,7 +36,7 @@ def sample_order(seed: int, epoch: int, num_samples: int) -> list[int]:
 
 def num_steps(num_samples: int, batch_size: int) -> int:
     """Steps that use every sample once; the last one may be smaller."""
-    return -(-num_samples // batch_size)
+    return divided_up(num_samples, batch_size)
 
 
 def step_microbatches(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.flat import dtype_named, name_of_dtype
 from bundlerun.workers.nest import Form, built, form_of, leaves
 from bundlerun.workers.rank.session import Session
 
@@ -69,7 +70,7 @@ def describe(inputs: tuple[Any, ...]) -> dict[str, Any]:
     tensors = [leaf.value for leaf in leaves(inputs) if isinstance(leaf.value, Tensor)]
     return {
         "form": form_of(inputs, lambda value: isinstance(value, Tensor)),
-        "tensors": [[list(t.shape), str(t.dtype).removeprefix("torch.")] for t in tensors],
+        "tensors": [[list(t.shape), name_of_dtype(t.dtype)] for t in tensors],
         "num_samples": tensors[0].shape[0] if tensors and tensors[0].dim() else NUM_SAMPLES,
     }
 
@@ -80,7 +81,7 @@ def example_of(described: Mapping[str, Any] | None) -> Example:
         return Example()
     form: Form = described["form"]
     made = (
-        torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+        torch.empty(shape, dtype=dtype_named(dtype), device="meta")
         for shape, dtype in described["tensors"]
     )
     inputs = built(form, iter(made))

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.stage import Forward
+from bundlerun.workers.flat import name_of_dtype
 from bundlerun.workers.model.module_tensors import (
     TensorPlace,
     limited_embeddings,
@@ -247,4 +248,4 @@ def _overwrite(tensor: Tensor, numbers: Tensor) -> None:
 
 
 def _layout_text(shape: torch.Size, dtype: torch.dtype) -> str:
-    return f"{'x'.join(map(str, shape)) or 'scalar'} {str(dtype).removeprefix('torch.')}"
+    return f"{'x'.join(map(str, shape)) or 'scalar'} {name_of_dtype(dtype)}"

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bundlerun.launcher.errors import CheckpointError
+from bundlerun.launcher.layout.rounding import rounded_up
 from bundlerun.workers.nest import built, form_of, leaves, mapped
 from bundlerun.workers.optim.param_groups import ParamGroups
 
@@ -128,7 +129,7 @@ def _encoded(value: object, place: str) -> dict[str, Tensor]:
             f"cannot keep {place}: {exc}, which is neither a tensor nor a number; keep tensors and "
             "numbers there, in lists, tuples and dicts as you like"
         ) from exc
-    padded = bytearray(text.ljust(-(-len(text) // _ROOM) * _ROOM))
+    padded = bytearray(text.ljust(rounded_up(len(text), _ROOM)))
     found = {_FORM: torch.frombuffer(padded, dtype=torch.uint8)}
     tensors = [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
     return found | {f"#{number}": tensor.detach() for number, tensor in enumerate(tensors)}

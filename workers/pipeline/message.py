@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bundlerun.workers.flat import dtype_named, name_of_dtype
 from bundlerun.workers.nest import Form
 
 _SPEC_BYTES = 64 << 10
@@ -44,7 +45,7 @@ def specs_of(tensors: Iterable[Tensor]) -> Specs:
 
 def described(specs: Specs) -> str:
     """For people."""
-    tensors = (f"{str(s.dtype).removeprefix('torch.')} {list(s.shape)}" for s in specs)
+    tensors = (f"{name_of_dtype(s.dtype)} {list(s.shape)}" for s in specs)
     return " and ".join(tensors) or "nothing"
 
 
@@ -55,7 +56,7 @@ def packed(specs: Specs, form: Form = None) -> Tensor:
         specs: of the tensors of a message.
         form: what they are put together to (`bundlerun.workers.nest`); None: the receiver knows.
     """
-    rows = [(list(s.shape), str(s.dtype).removeprefix("torch."), s.requires_grad) for s in specs]
+    rows = [(list(s.shape), name_of_dtype(s.dtype), s.requires_grad) for s in specs]
     data = json.dumps([rows, form]).encode()
     if len(data) > _SPEC_BYTES:
         raise RuntimeError(f"{len(specs)} tensors cross one cut, more than a message can describe")
@@ -67,5 +68,5 @@ def packed(specs: Specs, form: Form = None) -> Tensor:
 def unpacked(tensor: Tensor) -> tuple[Specs, Form]:
     """The specs and the form that `packed` was given."""
     rows, form = json.loads(tensor.cpu().numpy().tobytes())
-    specs = (TensorSpec(tuple(dims), getattr(torch, name), grad) for dims, name, grad in rows)
+    specs = (TensorSpec(tuple(dims), dtype_named(name), grad) for dims, name, grad in rows)
     return tuple(specs), form

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.layout.rounding import rounded_up
+from bundlerun.workers.flat import laid_out, num_bytes_of
 from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs, TensorSpec, specs_of
 from bundlerun.workers.rank.node_memory import NodeMemory
 
@@ -35,8 +37,6 @@ NUM_CHANNELS = 2
 _MOST_BYTES = 1 << 40
 """Address space of one link, far beyond any machine's memory."""
 _UNIT = mmap.ALLOCATIONGRANULARITY
-_ALIGNMENT = 64
-"""Of tensors in a slot, as torch's allocator has it."""
 
 
 class _Slot(NamedTuple):
@@ -169,12 +169,8 @@ def _most_bytes() -> int:
 
 def _layout(specs: Iterable[TensorSpec]) -> tuple[list[int], int]:
     """Where in a slot each tensor starts, and the bytes that the slot has at least."""
-    starts, end = [], 0
-    for spec in specs:
-        starts.append(end)
-        size = torch.Size(spec.shape).numel() * spec.dtype.itemsize
-        end += -(-size // _ALIGNMENT) * _ALIGNMENT
-    return starts, max(1, -(-end // _UNIT)) * _UNIT
+    starts, end = laid_out(num_bytes_of(spec.shape, spec.dtype) for spec in specs)
+    return starts, rounded_up(max(1, end), _UNIT)
 
 
 def _tensor(

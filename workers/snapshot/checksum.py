@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 from torch import Tensor
+
+from bundlerun.workers.flat import Bytes, bytes_of
 
 WINDOW_BYTES = 256 << 10
 CHECKSUM_BYTES = 8
-Bytes: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class _Sums:
@@ -71,10 +70,3 @@ def copy_with_checksum(data: Bytes, tensors: Iterable[tuple[int, Tensor]]) -> by
             data[place : place + len(part)] = part
             sums.advance(place + len(part))
     return sums.finish()
-
-
-def bytes_of(tensor: Tensor) -> Bytes:
-    """The elements of a CPU tensor, row-major; a copy only where they do not lie so already."""
-    flat = tensor.detach().contiguous().reshape(-1)
-    found: Bytes = flat.view(torch.uint8).numpy()
-    return found

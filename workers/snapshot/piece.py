@@ -10,16 +10,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bundlerun.launcher.run_folder.checkpoints import Progress
-
-_ALIGNED = 64
-"""Bytes to which each tensor is aligned: a cache line."""
+from bundlerun.workers.flat import dtype_named, laid_out, name_of_dtype, num_bytes_of
 
 
 class Spec(NamedTuple):
@@ -31,20 +28,17 @@ class Spec(NamedTuple):
     @classmethod
     def of(cls, tensor: Tensor) -> Spec:
         """That of `tensor`."""
-        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        return cls(name_of_dtype(tensor.dtype), tuple(tensor.shape))
 
     @property
     def torch_dtype(self) -> torch.dtype:
         """The dtype itself."""
-        dtype = getattr(torch, self.dtype, None)
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"no dtype {self.dtype!r}")
-        return dtype
+        return dtype_named(self.dtype)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of its elements."""
-        return prod(self.shape) * self.torch_dtype.itemsize
+        return num_bytes_of(self.shape, self.torch_dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,11 +76,8 @@ class Layout:
     @classmethod
     def of(cls, specs: Mapping[str, Spec]) -> Layout:
         """The tensors one behind the other, in the order given."""
-        begins, end = {}, 0
-        for name, spec in specs.items():
-            begins[name] = end
-            end += -(-spec.num_bytes // _ALIGNED) * _ALIGNED
-        return cls(dict(specs), begins, end)
+        begins, end = laid_out(spec.num_bytes for spec in specs.values())
+        return cls(dict(specs), dict(zip(specs, begins, strict=True)), end)
 
     def view(self, data: Tensor, name: str) -> Tensor:
         """One of the tensors, in the memory `data` of a piece."""

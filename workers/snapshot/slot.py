@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import CheckpointError
+from bundlerun.launcher.layout.rounding import rounded_up
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, Bytes, checksum, copy_with_checksum
+from bundlerun.workers.flat import Bytes
+from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
 from bundlerun.workers.snapshot.piece import Label, Layout, Spec
 
 _MAGIC = b"bundle-1"
@@ -193,4 +195,4 @@ def _short_hash(data: bytes) -> bytes:
 
 
 def _page_end(num_bytes: int) -> int:
-    return -(-num_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    return rounded_up(num_bytes, mmap.PAGESIZE)

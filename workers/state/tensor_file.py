@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import CheckpointError
+from bundlerun.workers.flat import bytes_of
 
 _DTYPES = {
     torch.float64: "F64",
@@ -89,8 +90,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
-    flat = tensor.detach().cpu().resolve_conj().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+    return bytes_of(tensor.detach().cpu().resolve_conj()).data
 
 
 def _real_dtype(tensor: Tensor) -> torch.dtype:

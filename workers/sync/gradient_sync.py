@@ -21,6 +21,7 @@ from torch.nn import Parameter
 
 from bundlerun.launcher.choices import SchemeChoice, SchemeName
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.flat import aligned
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.groups import Groups
 from bundlerun.workers.rank.meters import Meters
@@ -29,7 +30,7 @@ from bundlerun.workers.sync.bucket import Allocate, Bucket, cut_into_buckets
 from bundlerun.workers.sync.calibrate import Calibration, Choice
 from bundlerun.workers.sync.exchange import roundings_of
 from bundlerun.workers.sync.legs import Action, Chain
-from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena, aligned
+from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena
 from bundlerun.workers.sync.schemes import SCHEMES, scheme_actions
 
 _SCRATCH_NUMBERS = (1 << 10, 64 << 10)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from bundlerun.workers.flat import aligned
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.meters import Phase
 from bundlerun.workers.rank.node_memory import NodeMemory
@@ -67,11 +68,6 @@ class NodeArena:
         start = self._starts[bucket.wire.data_ptr()] + offset
         wire = bucket.wire
         return _view(self.memory.memory[peer], start, wire.numel(), wire.dtype)
-
-
-def aligned(num_bytes: int) -> int:
-    """Rounded up, so that no two buckets share a cache line."""
-    return -(-num_bytes // 64) * 64
 
 
 def _view(memory: Tensor, start: int, length: int, dtype: torch.dtype) -> Tensor:
