@@ -88,13 +88,17 @@ def look(config: TrainConfig, session: Session, restore: Restore | None = None) 
     Raises:
         NodeError: this node does not see the checkpoints that another does.
     """
-    checkpoints = Checkpoints(
-        RunPaths(Path(config.run_dir)), config.keep, token=session.token, config=config
-    )
     return Found(
-        on_disk=_agreed_survey(config, session, checkpoints),
+        on_disk=_agreed_survey(config, session, _checkpoints(config, session)),
         in_memory=-1 if restore is None else restore.newest_step(),
     )
+
+
+def _checkpoints(
+    config: TrainConfig, session: Session, about: Mapping[str, Any] | None = None
+) -> Checkpoints:
+    paths = RunPaths(Path(config.run_dir))
+    return Checkpoints(paths, config.keep, token=session.token, config=config, about=about)
 
 
 def _agreed_survey(config: TrainConfig, session: Session, checkpoints: Checkpoints) -> Survey:
@@ -139,9 +143,7 @@ class Keeper:
         self._trainer = trainer
         self._restore = restore
         self._paths = RunPaths(Path(config.run_dir))
-        self._checkpoints = Checkpoints(
-            self._paths, config.keep, token=session.token, config=config, about=about
-        )
+        self._checkpoints = _checkpoints(config, session, about)
         self.why_unsaved = "it was not written"
         """What became of the last checkpoint that could not be written; bundle 0 knows."""
         self._refused_step = -1

@@ -23,12 +23,12 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 
 from benchmarks.cluster.hosts import DEVICE, Counters, Hosts, read_counters
+from bundlerun.launcher.process import die_with_parent
 from bundlerun.workers.rank.comm import Network
 from bundlerun.workers.rank.env import RankEnv
 
 TIMEOUT_S = 120.0
 """Longest wait of one rank for another."""
-_PR_SET_PDEATHSIG = 1
 _PR_SET_TIMERSLACK = 29
 _POLL_S = 0.01
 
@@ -216,11 +216,8 @@ def _fork(
 
 def _settle(parent: int) -> None:
     """A rank dies with its parent, sleeps exactly, has one thread, and talks on its host's link."""
-    prctl = ctypes.CDLL(None).prctl
-    prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    prctl(_PR_SET_TIMERSLACK, 1)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with_parent(parent)
+    ctypes.CDLL(None).prctl(_PR_SET_TIMERSLACK, 1)
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = DEVICE
 

@@ -16,6 +16,7 @@ from typing import Literal
 
 import psutil
 
+from benchmarks.cluster.waiting import comes_true
 from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -99,12 +100,14 @@ class Running:
         return {row["step"]: row["time"] for row in rows if row["kind"] == "step"}
 
     def _poll(self, is_done: Callable[[], bool], what: str, timeout_s: float) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not is_done():
+        def is_done_or_fails() -> bool:
+            if is_done():
+                return True
             self._check()
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"the job has not {what} in {timeout_s} s")
-            time.sleep(_POLL_S)
+            return False
+
+        if not comes_true(is_done_or_fails, timeout_s, _POLL_S):
+            raise RuntimeError(f"the job has not {what} in {timeout_s} s")
 
     def _check(self) -> None:
         codes = [agent.poll() for agent in self._agents]

@@ -2,28 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import re
-import signal
 import subprocess
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-
-def die_with_parent() -> None:
-    """Has the kernel end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
-
-
-def wait_for(what: str, check: Callable[[], object], limit_s: float, poll_s: float = 0.05) -> None:
-    """Waits until `check` holds; raises TimeoutError."""
-    deadline = time.monotonic() + limit_s
-    while not check():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"waited {limit_s:.0f} s for {what}")
-        time.sleep(poll_s)
 
 
 @dataclass(slots=True)

@@ -24,8 +24,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.cluster.namespaces import Namespaces, die_with_parent, free_subnet, wait_for
+from benchmarks.cluster.namespaces import Namespaces, free_subnet
 from benchmarks.cluster.slurm_conf import CONF, INIT
+from benchmarks.cluster.waiting import wait_for
+from bundlerun.launcher.process import follow_parent
 
 TOOLS = ("slurmctld", "slurmd", "sbatch", "munged", "ip", "nsenter", "unshare")
 PACKAGES = "slurmctld slurmd slurm-client munge iproute2 util-linux procps"
@@ -224,7 +226,7 @@ class Cluster:
                 stdout=file,
                 stderr=file,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=follow_parent,
             )
 
     def _boot(self, node: str) -> None:

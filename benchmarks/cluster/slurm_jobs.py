@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cluster.slurm_cluster import Cluster
+from benchmarks.cluster.waiting import comes_true
 from bundlerun.launcher.agreement.continuation import newest_step
 from bundlerun.launcher.run_folder.events import EventName, name_of, read_events
 from bundlerun.launcher.run_folder.history import read_rows
@@ -120,11 +121,8 @@ class Submitted:
         Raises:
             TimeoutError: with the job's story.
         """
-        deadline = time.monotonic() + self.limit_s
-        while not check():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"no {what} in {self.limit_s:.0f} s\n{self.story()}")
-            time.sleep(0.1)
+        if not comes_true(check, self.limit_s, 0.1):
+            raise TimeoutError(f"no {what} in {self.limit_s:.0f} s\n{self.story()}")
 
     def wait_state(self, *states: str) -> None:
         """Waits for one of Slurm's states."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from benchmarks.cluster.waiting import comes_true
 from benchmarks.faults.job import Job, losses, undisturbed
 from benchmarks.faults.plan import Blow
 from bundlerun.launcher.run_folder.events import name_of, read_events
@@ -168,11 +169,8 @@ def verdict(job: Job) -> list[str]:
     """Ends the run in good order; all that is wrong behind it."""
     codes = job.drain(LIMIT_S)
     wrong = [] if set(codes) == {75} else [f"agents ended with {codes}, not all with 75"]
-    deadline = time.monotonic() + 5
-    while (orphans := job.orphans()) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if orphans:
-        wrong.append(f"processes left: {orphans}")
+    if not comes_true(lambda: not job.orphans(), 5.0):
+        wrong.append(f"processes left: {job.orphans()}")
     if job.leftovers():
         wrong.append(f"memory left: {job.leftovers()}")
     wrong += [f"damaged: {text}" for text in job.damage()]

@@ -21,6 +21,7 @@ from typing import NoReturn
 import psutil
 
 from benchmarks.cluster.hosts import Hosts
+from benchmarks.cluster.waiting import comes_true
 from benchmarks.faults.history import Tail
 from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
 from bundlerun.launcher.run_folder.checkpoints import find_damage, survey
@@ -213,13 +214,10 @@ class Job:
         Raises:
             AssertionError: it is not within the limit; with what the agents said last.
         """
-        deadline = time.monotonic() + limit_s
-        while not is_so():
-            if time.monotonic() > deadline:
-                raise AssertionError(
-                    f"{what}: not within {limit_s} s\n{self.text()[-3000:]}\n{self.last_events()}"
-                )
-            time.sleep(POLL_S)
+        if not comes_true(is_so, limit_s, POLL_S):
+            raise AssertionError(
+                f"{what}: not within {limit_s} s\n{self.text()[-3000:]}\n{self.last_events()}"
+            )
 
     def last_events(self, count: int = 80) -> str:
         """What happened last on all nodes, a line each."""

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.run_folder.files import SHARED_MEMORY
 
 ENOUGH_FILES = 65536
 """More open files are not asked for."""
 FEW_FILES = 512
 """With fewer a process may run out: sockets to its peers, pipes of loaders, libraries."""
-SHARED_MEMORY = Path("/dev/shm")
 _PAGES_PER_RANK = 8
 """Of semaphores that torch's agent makes for a rank; four, and some to spare."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from bundlerun.launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
 from bundlerun.launcher.meeting.default_folder import LATEST
 from bundlerun.launcher.run_folder.checkpoints import (
+    MODEL,
     Checkpoint,
     best_of,
     choose,
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SUFFIXES = (".safetensors", ".pt")
-_MODEL = "model."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -155,9 +155,9 @@ def _undamaged(checkpoint: Checkpoint) -> Checkpoint:
 
 def model_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state_dict of the unsplit model, in CPU memory."""
-    names = [name for name in checkpoint.weight_map if name.startswith(_MODEL)]
+    names = [name for name in checkpoint.weight_map if name.startswith(MODEL)]
     tensors = read_tensors(checkpoint, names)
-    return {name[len(_MODEL) :]: tensors[name] for name in names}
+    return {name[len(MODEL) :]: tensors[name] for name in names}
 
 
 def about_model(checkpoint: Checkpoint) -> dict[str, object]:

@@ -83,7 +83,6 @@ class Hardware:
 
     num_gpus: int
     cpus: Cpus
-    memory_bytes: int
 
 
 def rank_layout(
@@ -245,11 +244,7 @@ def _own_quota(sys: Path) -> float | None:
 
 def read_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:
     """What this node has."""
-    return Hardware(
-        num_gpus=count_gpus(environ),
-        cpus=read_cpus(),
-        memory_bytes=psutil.virtual_memory().total,
-    )
+    return Hardware(num_gpus=count_gpus(environ), cpus=read_cpus())
 
 
 def default_slots(shape: Shape, num_cores: int) -> int:

@@ -17,7 +17,8 @@ from multiprocessing import process, util
 from pathlib import Path
 from typing import Any
 
-SHARED_MEMORY = Path("/dev/shm")
+from bundlerun.launcher.run_folder.files import SHARED_MEMORY
+
 _PREFIX = "bundlerun-mp"
 _MARK = rf"{_PREFIX}-(\d+)-(\d+)-(\d+)"
 _WARNINGS = "PYTHONWARNINGS"

@@ -68,7 +68,6 @@ class Client:
         self._card = card
         self._act = act
         self._writer: asyncio.StreamWriter | None = None
-        self._index: int | None = None
         self.refusals: dict[int, Refusal] = {}
         self.differences: dict[int, str] = {}
         """What is unlike at the candidates that refuse this node for that."""
@@ -193,7 +192,7 @@ class Client:
 
     async def _stay(self, index: int, found: Found) -> None:
         """Registers and follows until the connection is lost, or another candidate is better."""
-        self._writer, self._index = found.writer, index
+        self._writer = found.writer
         listening = asyncio.ensure_future(self._listen(found.reader))
         try:
             self.apply(member.report(self.member))
@@ -212,7 +211,7 @@ class Client:
         finally:
             listening.cancel()
             found.writer.close()
-            self._writer, self._index = None, None
+            self._writer = None
             self.member = member.lost(self.member)
 
     def _num_nodes(self) -> int:

@@ -82,7 +82,6 @@ class RoundStore:
         is_ended: Callable[[], bool],
     ) -> None:
         self._store: Any = PrefixStore("agents", store)  # torch's stubs leave methods out
-        self._keeps = store
         self._round = round_
         self._index = index
         self._learn = learn

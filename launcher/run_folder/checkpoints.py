@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+MODEL = "model."
+"""With it begin the names of tensors that are the model's own, and no optimizer's."""
 _FOLDER = re.compile(r"step-\d{9,}")
 
 log = logging.getLogger(__name__)

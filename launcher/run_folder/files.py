@@ -7,6 +7,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+SHARED_MEMORY = Path("/dev/shm")
+"""Files in memory, for the processes of this machine."""
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 """What a file system says that has no hard links: vfat, some that are mounted by SMB or FUSE."""
 

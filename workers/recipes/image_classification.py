@@ -14,7 +14,7 @@ from torchvision.transforms import v2
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.preflight import data_path
+from bundlerun.launcher.preflight import SYNTHETIC, data_path
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.models import build_model
 from bundlerun.workers.data.image_folder import ImageSamples, check_folder
@@ -22,7 +22,6 @@ from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
 
-SYNTHETIC = "synthetic"
 SYNTHETIC_CLASSES = 10
 _PATTERN_SIZE = 4
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet's colours, red, green and blue

@@ -25,6 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bundlerun.launcher.errors import NodeError
+from bundlerun.launcher.run_folder.files import SHARED_MEMORY
 from bundlerun.launcher.run_folder.paths import SnapshotPaths
 from bundlerun.workers.snapshot.mark import Mark, set_mark, tell_marked, unsaved
 from bundlerun.workers.snapshot.piece import Layout
@@ -32,7 +33,6 @@ from bundlerun.workers.snapshot.slot import Slot
 
 log = logging.getLogger(__name__)
 
-SHARED_MEMORY = Path("/dev/shm")
 GRACE_S = 900.0
 """How long the pieces of a run that ended badly are kept at least, seconds: longer than an agent,
 or a batch system, takes to start it again."""

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bundlerun.launcher.errors import CheckpointError, nearest
+from bundlerun.launcher.run_folder.checkpoints import MODEL
 from bundlerun.workers.optim.optimizer_state import load_optimizer, optimizer_tensors, owner_of
 from bundlerun.workers.optim.param_groups import ParamGroups
-
-MODEL = "model."
 
 
 def state_tensors(

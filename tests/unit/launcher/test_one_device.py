@@ -11,7 +11,7 @@ from bundlerun.launcher.train_argv import read_train_argv
 
 def shape(num_gpus: int, words: str = "", **launch: object) -> tuple[Shape, str]:
     train = read_train_argv([*words.split(), "synthetic"], {})
-    hardware = Hardware(num_gpus=num_gpus, cpus=Cpus(numa_nodes=(((0,),),)), memory_bytes=1)
+    hardware = Hardware(num_gpus=num_gpus, cpus=Cpus(numa_nodes=(((0,),),)))
     found = for_one_device(train, LaunchConfig(**launch), hardware)  # type: ignore[arg-type]
     return found.value.shape, found.sources["shape"]
 

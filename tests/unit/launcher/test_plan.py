@@ -30,7 +30,6 @@ from bundlerun.launcher.train_argv import parse_train_argv
 HARDWARE = Hardware(
     num_gpus=0,
     cpus=Cpus(numa_nodes=(((0,), (1,)), ((2,), (3,))), quota=None),
-    memory_bytes=1 << 30,
 )
 MEETING = Meeting(
     endpoints=parse_endpoints("10.0.0.1,10.0.0.2"), is_here=True, local_addr="10.0.0.1"

@@ -146,7 +146,7 @@ def test_the_option_counts_more_than_the_variable_and_that_more_than_the_cores(
 
 
 def node(num_gpus: int, cores: int = 8) -> Hardware:
-    return Hardware(num_gpus=num_gpus, cpus=cpus_of(cores), memory_bytes=1 << 30)
+    return Hardware(num_gpus=num_gpus, cpus=cpus_of(cores))
 
 
 @pytest.mark.parametrize(
