@@ -38,7 +38,6 @@ from bundlerun.launcher.rendezvous.protocol.member import (
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Close,
     Closed,
-    Denied,
     Leave,
     Round,
     Seat,
@@ -199,7 +198,7 @@ class Node:
             is_refused = has_other_token and not self._client.is_in_touch
             refused_at = (refused_at or time.monotonic()) if is_refused else None
         reason = f"refused for {REFUSED_S:g} s: {'; '.join(self.refusals)}"
-        self._hear(Denied(reason=reason))
+        self._hear(Closed(reason=reason, is_success=False))
 
     def _objection_to(self, card: Card) -> str:
         """Why a node cannot take part; only this node's part in the rendezvous asks."""
@@ -227,7 +226,7 @@ class Node:
             unlike_at = (unlike_at or time.monotonic()) if unlike and not is_in else None
         if self._server:
             self._server.close_unlike(unlike)
-        self._hear(Denied(reason=unlike, is_difference=True))
+        self._hear(Closed(reason=unlike, is_success=False, is_difference=True))
 
     async def _look_for_the_end(self, fence: Fence) -> None:
         """Where the others end the job while this node is cut off, only the folder tells it.

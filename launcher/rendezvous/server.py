@@ -28,7 +28,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Beat,
     Close,
-    Denied,
+    Closed,
     Hosted,
     Leave,
     Message,
@@ -164,7 +164,7 @@ class Server:
                 f"node name {name!r} is taken by the node at {old.seat.address}; give each its own "
                 "with --rdzv-conf node_name=NAME"
             )
-            writer.write(encode(Denied(reason=reason)))
+            writer.write(encode(Closed(reason=reason, is_success=False)))
             return False
         if name in self._links:
             self._links[name].close()

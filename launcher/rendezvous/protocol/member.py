@@ -15,7 +15,6 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Beat,
     Closed,
-    Denied,
     Fenced,
     Go,
     Host,
@@ -185,9 +184,6 @@ def receive(member: Member, message: ToMember, now: float) -> Answer:
         case Closed():
             note = _note("closed", why=message.reason)
             return replace(member, closed=message), [] if member.closed else [note]
-        case Denied(reason=reason, is_difference=is_difference):
-            closed = Closed(reason=reason, is_success=False, is_difference=is_difference)
-            return receive(member, closed, now)
         case Pulse():
             return _guided(member, message, now), []
     return member, []

@@ -219,18 +219,13 @@ class Fenced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Closed:
-    """The job is over. `is_difference`: it never began, as nodes have other options or files."""
+    """The job is over for this node, and for all if its coordinator has ended it.
+
+    is_difference: it never began here, as nodes have other options or files.
+    """
 
     reason: str
     is_success: bool
-    is_difference: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Denied:
-    """No place for this node. `is_difference`: as it has other options or files."""
-
-    reason: str
     is_difference: bool = False
 
 
@@ -247,7 +242,7 @@ class Pulse:
 
 ToCoordinator: TypeAlias = Report | Beat | Hosted | Accept | Leave | Close | Peek
 ToMember: TypeAlias = (
-    Lead | Host | Propose | Go | Over | Fenced | Closed | Denied | Pulse | Status
+    Lead | Host | Propose | Go | Over | Fenced | Closed | Pulse | Status
 )  # fmt: skip
 Message: TypeAlias = ToCoordinator | ToMember
 
