@@ -27,9 +27,9 @@ IN_LAUNCHER = (
     ("bundlerun.launcher.commands.run", "check_torch"),
 )
 IN_ELASTIC = (
-    ("bundlerun.launcher.agent.elastic", "check_port"),
+    ("bundlerun.launcher.agent.endpoint", "check_port"),
     ("bundlerun.launcher.agent.elastic", "start_fork_server"),
-    ("bundlerun.launcher.agent.elastic", "wait_for_meeting"),
+    ("bundlerun.launcher.agent.endpoint", "wait_for_meeting"),
     ("bundlerun.launcher.agent.elastic", "_run"),
 )
 AFTER_IMPORT = (

@@ -8,14 +8,13 @@ import json
 import logging
 import os
 import tempfile
-import threading
 from collections.abc import Callable, MutableMapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bundlerun.launcher.agent.endpoint import is_store, keeps_endpoint, meet_by_torch
 from bundlerun.launcher.agent.entry import run_worker
 from bundlerun.launcher.agent.failure import explain, explain_end
 from bundlerun.launcher.agent.limits import check_shared_memory, raise_open_files
@@ -33,7 +32,6 @@ from bundlerun.launcher.errors import (
 )
 from bundlerun.launcher.layout.gpus import accelerator_of_torch, gpus_of_torch, mig_slices
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
-from bundlerun.launcher.meeting.network import check_port, wait_for_meeting
 from bundlerun.launcher.options.backend import BUNDLE, Keeps
 from bundlerun.launcher.options.declared import ENV_PREFIX
 from bundlerun.launcher.options.endpoints import text_of_endpoints
@@ -49,7 +47,6 @@ from bundlerun.launcher.ranks.signals import (
     leave_agent,
 )
 from bundlerun.launcher.rendezvous.door import get_handler
-from bundlerun.launcher.rendezvous.probe import is_rendezvous
 from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE
 from bundlerun.launcher.rendezvous.token import ensure_token
 from bundlerun.launcher.run_folder.outcome import Outcome, read_outcome
@@ -91,7 +88,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
                 for line in plan.warnings():
                     say(line)
                 if launch_options.backend.keeps is Keeps.STORE:
-                    _meet_by_torch(plan, say)
+                    meet_by_torch(plan, say)
                 signals.end_at_once = leave_agent
                 code = _run(plan, Start(keeps_store, board, signals), say)
         finally:
@@ -119,7 +116,7 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
         say(few_files)
     own_folder = mark_own()
     load("torch")
-    keeps_store = _check_endpoint(plan)
+    keeps_store = keeps_endpoint(plan)
     load(*PRELOAD, plan.module, "torch.distributed.launcher.api")
     start_fork_server((*PRELOAD, plan.module))
     os.environ[THREADS_VARIABLE] = node.environment[THREADS_VARIABLE]
@@ -132,26 +129,6 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
     if check:
         check(plan.train.value)
     return keeps_store
-
-
-def _check_endpoint(plan: LaunchPlan) -> bool:
-    """Whether this agent is to keep the endpoint; raises NodeError where it cannot."""
-    launch = plan.launch.value
-    if launch.backend.keeps is None:
-        return False
-    answers = {Keeps.STORE: is_store, Keeps.COORDINATOR: is_rendezvous}[launch.backend.keeps]
-    return check_port(plan.here.meeting, is_store=answers if launch.max_nodes > 1 else _nobodys)
-
-
-def _meet_by_torch(plan: LaunchPlan, say: Callable[[str], None]) -> None:
-    """Waits for the node that keeps torch's store; how torch's rendezvous waits, nobody sees."""
-    node, launch = plan.here, plan.launch.value
-    wait_for_meeting(node.meeting, is_store=is_store, say=say)
-    if launch.max_nodes > 1:
-        say(
-            f"node {node.name} meets {launch.nnodes} nodes at {node.meeting.first}, by torch's "
-            f"rendezvous {launch.rdzv_backend}, which does not say for whom it waits"
-        )
 
 
 def load(*modules: str) -> None:
@@ -343,30 +320,6 @@ def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> None:
             f"this node shows {node.devices.count} GPUs, torch can use {found}; check the driver "
             f"and the build of torch {torch.__version__}, or use --devices cpu"
         )
-
-
-def is_store(address: str, port: int, *, wait_s: float = 2.0) -> bool:
-    """True where a rendezvous store answers within `wait_s` seconds.
-
-    torch's client waits without end for the greeting of a listener that says nothing.
-    """
-    answered = threading.Event()
-    threading.Thread(target=_greet, args=(address, port, wait_s, answered), daemon=True).start()
-    return answered.wait(wait_s)
-
-
-def _nobodys(address: str, port: int) -> bool:
-    """A job of one node has no other agent that could keep its endpoint."""
-    return False
-
-
-def _greet(address: str, port: int, wait_s: float, answered: threading.Event) -> None:
-    from torch._C._distributed_c10d import TCPStore
-
-    timeout = timedelta(seconds=wait_s)
-    with suppress(RuntimeError, ValueError):
-        TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
-        answered.set()
 
 
 def keep_agent_log(log_dir: Path) -> None:
