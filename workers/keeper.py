@@ -26,6 +26,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.optimizer import check_same_optimizer
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.snapshot.mark import Mark
+from bundlerun.workers.snapshot.piece import SnapshotId
 from bundlerun.workers.snapshot.restore import Restore, Restored
 from bundlerun.workers.state.checkpoint import Checkpoints
 from bundlerun.workers.state.named import stage_names
@@ -40,11 +41,11 @@ class Resumed:
 
     Args:
         progress: how far it had come.
-        snapshot: step and round of the snapshot it is; None: a checkpoint.
+        snapshot: the snapshot it is; None: a checkpoint.
     """
 
     progress: Progress
-    snapshot: tuple[int, str] | None = None
+    snapshot: SnapshotId | None = None
 
     @property
     def source(self) -> str:
@@ -183,7 +184,7 @@ class Keeper:
         restored = restore.fetch(on_disk, tells)
         self._load(restored.progress, restore.load(restored, partial(stage_names, stage)))
         self._load_feedback(restore, restored)
-        return Resumed(progress=restored.progress, snapshot=(restored.step, restored.token))
+        return Resumed(progress=restored.progress, snapshot=restored.id)
 
     def _is_finite_anywhere(self) -> bool:
         """Whether what is loaded is worth going on from; the same on all ranks.

@@ -41,14 +41,26 @@ class Spec(NamedTuple):
         return num_bytes_of(self.shape, self.torch_dtype)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Label:
-    """What a piece belongs to.
+@dataclass(frozen=True, slots=True, order=True)
+class SnapshotId:
+    """Which state it is; the later one is the greater.
 
     Args:
         step: finished steps it was taken after.
         token: the round that took it. A step that was done twice was so by two rounds, and their
             results, equal only to rounding, must not be mixed.
+    """
+
+    step: int
+    token: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """What a piece belongs to.
+
+    Args:
+        step, token: see `SnapshotId`.
         stage: the stage of that round whose tensors these are.
         num_stages: stages of that round.
         num_names: tensors of the whole stage; as many names have to be found for it to be complete.
@@ -63,6 +75,11 @@ class Label:
     num_names: int
     progress: Progress
     situation: str = ""
+
+    @property
+    def id(self) -> SnapshotId:
+        """The state that it is a piece of."""
+        return SnapshotId(self.step, self.token)
 
 
 @dataclass(frozen=True, slots=True)

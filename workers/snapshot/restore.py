@@ -38,7 +38,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.session import Arrival
 from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
-from bundlerun.workers.snapshot.piece import Label, Layout, Spec
+from bundlerun.workers.snapshot.piece import Label, Layout, SnapshotId, Spec
 from bundlerun.workers.snapshot.restore_plan import (
     Inventory,
     Piece,
@@ -61,8 +61,7 @@ _AT_ONCE_BYTES = 32 << 20
 class Restored:
     """What a round goes on from."""
 
-    step: int
-    token: str
+    id: SnapshotId
     progress: Progress
 
 
@@ -108,7 +107,7 @@ class Restore:
             self._inventory = self._collected()
             state = newest_state(self._inventory)
             self._store.set("names", json.dumps([] if state is None else list(state.specs)))
-            self._store.set("found", str(-1 if state is None else state.step))
+            self._store.set("found", str(-1 if state is None else state.id.step))
         return int(self._store.get("found"))
 
     def decline(self) -> None:
@@ -201,7 +200,7 @@ class Restore:
             label, layout = read_label(path) or (None, None)
             if label is None or layout is None or label.situation != situation:
                 continue
-            if (label.step, label.token) == (restored.step, restored.token):
+            if label.id == restored.id:
                 yield path, layout
 
     # --- who needs what
@@ -238,7 +237,7 @@ class Restore:
         if "error" in plan:
             raise CheckpointError(plan["error"])
         restored = Restored(
-            step=plan["step"], token=plan["token"], progress=Progress(**plan["progress"])
+            id=SnapshotId(plan["step"], plan["token"]), progress=Progress(**plan["progress"])
         )
         pairs: list[tuple[int, int]] = plan["transfers"]
         if self._arrival.is_speaker:
@@ -321,8 +320,7 @@ def _run_id(paths: RunPaths) -> str:
 def _plan_text(plan: RestorePlan) -> str:
     return json.dumps(
         {
-            "step": plan.state.step,
-            "token": plan.state.token,
+            **asdict(plan.state.id),
             "progress": asdict(plan.state.progress),
             "transfers": [[t.source, t.target] for t in plan.transfers],
         }

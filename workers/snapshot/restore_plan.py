@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.snapshot.piece import Label, Spec, split_by_bytes
+from bundlerun.workers.snapshot.piece import Label, SnapshotId, Spec, split_by_bytes
 
 _MOST_SOURCES = 4
 """Nodes that one node gets the tensors of one stage from; each takes a connection."""
@@ -54,16 +54,14 @@ class State:
     """One whole state, wherever its tensors lie.
 
     Args:
-        step: finished steps.
-        token: the round that took it.
+        id: which one it is.
         progress: how far the run had come.
         specs: of all its tensors.
         labels: of a piece of each stage.
         holders: the nodes that have a tensor, ascending.
     """
 
-    step: int
-    token: str
+    id: SnapshotId
     progress: Progress
     specs: Mapping[str, Spec]
     labels: Mapping[int, Label]
@@ -81,12 +79,12 @@ class RestorePlan:
 
 def newest_state(inventory: Inventory) -> State | None:
     """The newest state of which every tensor is there; None without one."""
-    found: defaultdict[tuple[int, str], list[tuple[int, Piece]]] = defaultdict(list)
+    found: defaultdict[SnapshotId, list[tuple[int, Piece]]] = defaultdict(list)
     for node, pieces in enumerate(inventory):
         for piece in pieces:
-            found[piece.label.step, piece.label.token].append((node, piece))
-    for _, of_state in sorted(found.items(), reverse=True):
-        state = _whole(of_state)
+            found[piece.label.id].append((node, piece))
+    for which in sorted(found, reverse=True):
+        state = _whole(found[which])
         if state is not None:
             return state
     return None
@@ -114,8 +112,7 @@ def _whole(pieces: Sequence[tuple[int, Piece]]) -> State | None:
     if not is_whole:
         return None
     return State(
-        step=first.step,
-        token=first.token,
+        id=first.id,
         progress=labels[first.num_stages - 1].progress,  # it alone knows what the step came to
         specs=specs,
         labels=labels,
@@ -142,7 +139,7 @@ def plan_restore(
         None where no state is newer than the checkpoint.
     """
     state = newest_state(inventory)
-    if state is None or state.step <= checkpoint_step:
+    if state is None or state.id.step <= checkpoint_step:
         return None
     return RestorePlan(state=state, transfers=tuple(_transfers(state, topology, needs)))
 

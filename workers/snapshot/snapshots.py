@@ -32,7 +32,14 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
 from bundlerun.workers.snapshot.pace import Pace
-from bundlerun.workers.snapshot.piece import Label, Layout, Spec, longest_first, split_by_bytes
+from bundlerun.workers.snapshot.piece import (
+    Label,
+    Layout,
+    SnapshotId,
+    Spec,
+    longest_first,
+    split_by_bytes,
+)
 from bundlerun.workers.snapshot.room import SnapshotRoom
 from bundlerun.workers.snapshot.slot import Slot, read_label
 
@@ -54,7 +61,7 @@ class Snapshots:
         situation: what the feedback is for; short.
         meters: gets the time of the copy, and of what waits for it.
         pace: says after which steps.
-        restored: step and round of the snapshot that this round began with, if one.
+        restored: the snapshot that this round began with, if one.
     """
 
     def __init__(
@@ -67,7 +74,7 @@ class Snapshots:
         situation: str,
         meters: Meters,
         pace: Pace,
-        restored: tuple[int, str] | None = None,
+        restored: SnapshotId | None = None,
     ) -> None:
         topology, place = session.topology, session.place
         mates = topology.collect_ranks(place.stage, place.node)
@@ -90,7 +97,7 @@ class Snapshots:
         self._agreed: Future[None] | None = None
         self._waited = 0.0
         self._num_saved = 0
-        self._newest = -1 if restored is None else restored[0]
+        self._newest = -1 if restored is None else restored.step
         """The last step that there is a snapshot of, or is to be."""
         self._is_off = False
 
@@ -259,7 +266,7 @@ class Snapshots:
                 continue
             if num_saved == 1 and self._restored is not None:
                 found = read_label(path)
-                if found is not None and (found[0].step, found[0].token) == self._restored:
+                if found is not None and found[0].id == self._restored:
                     continue
             path.unlink(missing_ok=True)
 

@@ -119,7 +119,7 @@ def steps_in(shm: Path) -> list[int]:
     """The step of the newest whole state in the memory of all nodes together."""
     found = [read_piece(path) for path in shm.glob("*/*.piece")]
     state = newest_state([[Piece(p.label, p.layout.specs) for p in found if p is not None]])
-    return [] if state is None else [state.step]
+    return [] if state is None else [state.id.step]
 
 
 def until(is_so: Callable[[], bool], *, limit_s: float = 20.0) -> None:

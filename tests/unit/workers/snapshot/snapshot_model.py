@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.snapshot.piece import Label, Spec, split_by_bytes
+from bundlerun.workers.snapshot.piece import Label, SnapshotId, Spec, split_by_bytes
 from bundlerun.workers.snapshot.restore_plan import (
     Inventory,
     Piece,
@@ -24,7 +24,7 @@ from bundlerun.workers.snapshot.restore_plan import (
 
 NAMES = [f"model.{number}" for number in range(6)]
 SPEC = Spec("float32", (2,))
-Content = tuple[int, str]
+Content = SnapshotId
 """What a tensor's bytes are: those of a step as a round computed it."""
 
 
@@ -151,14 +151,14 @@ class Cluster:
         file = self._files(rank).setdefault(self._path(rank), File(None, {}))
         file.piece = None
         for name in mine[: len(mine) // 2]:  # the rest still has the bytes of before
-            file.content[name] = (me.step, self.token)
+            file.content[name] = SnapshotId(me.step, self.token)
 
     def _seal(self, rank: int) -> None:
         me = self.ranks[rank]
         me.sealed = me.begun
         mine = self._share(rank)
         file = self._files(rank)[self._path(rank)]
-        file.content = dict.fromkeys(mine, (me.begun, self.token))
+        file.content = dict.fromkeys(mine, SnapshotId(me.begun, self.token))
         file.piece = Piece(self._label(rank), dict.fromkeys(mine, SPEC))
 
     def _forget(self, name: str, num_saved: int) -> None:
@@ -169,7 +169,7 @@ class Cluster:
             if path.startswith(f"{self.token}."):
                 continue
             label = None if file.piece is None else file.piece.label
-            if num_saved == 1 and label and (label.step, label.token) == self.restored:
+            if num_saved == 1 and label and label.id == self.restored:
                 continue
             del files[path]
 
@@ -232,7 +232,7 @@ class Cluster:
         must_have = all(held & set(members) for held in self.last_holders)
         if must_have and self.floor > 0:
             assert state is not None, f"step {self.floor} is lost"
-            assert state.step >= self.floor, f"step {self.floor} is lost"
+            assert state.id.step >= self.floor, f"step {self.floor} is lost"
         if plan is not None and not self._transfer(plan, members, token, killed_at):
             return False
         self._begin(plan, members, topology, token)
@@ -241,11 +241,11 @@ class Cluster:
     def _transfer(
         self, plan: RestorePlan, members: Sequence[str], token: str, killed_at: int
     ) -> bool:
-        wanted = (plan.state.step, plan.state.token)
+        wanted = plan.state.id
         for number, transfer in enumerate(plan.transfers):
             files = self.machines[members[transfer.target]].files
             file = File(None, {})
-            files[f"{plan.state.token}.received{number}-{token}"] = file
+            files[f"{plan.state.id.token}.received{number}-{token}"] = file
             if number == killed_at:
                 return False
             held = self._held(members[transfer.source], wanted)
@@ -259,15 +259,15 @@ class Cluster:
         held: dict[str, Content] = {}
         for file in self.machines[name].files.values():
             label = None if file.piece is None else file.piece.label
-            if label is not None and (label.step, label.token) == wanted:
+            if label is not None and label.id == wanted:
                 held |= file.content
         return held
 
     def _begin(
         self, plan: RestorePlan | None, members: Sequence[str], topology: Topology, token: str
     ) -> None:
-        self.restored = None if plan is None else (plan.state.step, plan.state.token)
-        self.first_step = 0 if plan is None else plan.state.step
+        self.restored = None if plan is None else plan.state.id
+        self.first_step = 0 if plan is None else plan.state.id.step
         loaded: set[Content] = set()
         holders: list[set[str]] = [set() for _ in range(topology.num_stages)]
         for place in topology.places:

@@ -90,20 +90,12 @@ def test_the_newest_whole_state_arrives_everywhere_once(
     if plan is None:
         return
     state = plan.state
-    assert state.step == newest
-    assert (state.step, state.token) in whole
+    assert state.id.step == newest
+    assert (state.id.step, state.id.token) in whole
     assert set(state.specs) == set(NAMES)
     assert state.progress.step == newest
 
-    has = [
-        {
-            name
-            for p in node
-            if (p.label.step, p.label.token) == (state.step, state.token)
-            for name in p.specs
-        }
-        for node in inventory
-    ]
+    has = [{name for p in node if p.label.id == state.id for name in p.specs} for node in inventory]
     arrived: Counter[tuple[int, str]] = Counter()
     for transfer in plan.transfers:
         assert set(transfer.names) <= has[transfer.source], "who sends has it by then"
@@ -139,7 +131,7 @@ def test_no_state_is_made_of_two_rounds_or_two_steps() -> None:
     assert newest_state([[front], [everything("a", 1)[1]]]) is None
     found = newest_state([[front, *everything("b", 2)], [everything("a", 1)[1]]])
     assert found is not None
-    assert found.token == "b"
+    assert found.id.token == "b"
     assert newest_state([[front], [rear]]) is not None
 
 
