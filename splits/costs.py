@@ -5,13 +5,14 @@ The graph runs once without numbers (on the meta device), so it costs neither me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -47,7 +48,7 @@ def graph_costs(flow: Flow, model: nn.Module, inputs: Sequence[object]) -> Graph
         Exception: any that an operation raises which needs numbers.
     """
     counter = FlopCounterMode(display=False)
-    with without_numbers(model), torch.no_grad(), counter:
+    with without_numbers(model), torch.no_grad(), counter, _BatchNormLeftOut():
         counting = _Counting(model, flow, counter)
         counting.run(*(tree_map_only(Tensor, _meta, value) for value in inputs))
     return GraphCosts(operations=counting.operations, num_bytes=counting.num_bytes)
@@ -99,6 +100,7 @@ def costs_of_stages(
             stack.enter_context(without_numbers(stage))
         stack.enter_context(torch.no_grad())
         stack.enter_context(counter)
+        stack.enter_context(_BatchNormLeftOut())
         passed: Any = tuple(tree_map_only(Tensor, _meta, value) for value in inputs)
         for chunk in range(chunks.num_chunks):
             index, before = chunks.stage_of(chunk), counter.get_total_flops()
@@ -114,6 +116,21 @@ def costs_of_stages(
         )
         for i, stage in enumerate(stages)
     ]
+
+
+class _BatchNormLeftOut(TorchFunctionMode):
+    """Does no batch norm: it counts for nothing, and takes most of the time without numbers."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - any result
+        if func is nn.functional.batch_norm and args:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _bytes_of(value: object) -> int:

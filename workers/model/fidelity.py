@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -144,15 +144,28 @@ def _difference(subject: Subject, own: Result, other: Result) -> str:
     text = _unlike_outputs(own.outputs, other.outputs)
     if text:
         return text
-    tensors = [g for g in own.gradients.values() if g is not None and g.numel()]
-    largest = max((float(g.abs().max()) for g in tensors), default=0.0)
-    for name, parameter in subject.whole.named_parameters():
-        text = _unlike(
-            own.gradients.get(id(parameter)), other.gradients.get(id(parameter)), largest
-        )
+    pairs = [
+        (name, own.gradients.get(id(parameter)), other.gradients.get(id(parameter)))
+        for name, parameter in subject.whole.named_parameters()
+    ]
+    unequal = [pair for pair in pairs if not _is_equal(*pair[1:])]  # on a CPU hardly ever one
+    largest = _largest(own.gradients.values()) if unequal else 0.0
+    for name, one, two in unequal:
+        text = _unlike(one, two, largest)
         if text:
             return f"the gradient of {name!r} {text}"
     return ""
+
+
+def _is_equal(one: Tensor | None, two: Tensor | None) -> bool:
+    if one is None or two is None:
+        return one is two
+    return one.dtype == two.dtype and torch.equal(one, two)
+
+
+def _largest(gradients: Iterable[Tensor | None]) -> float:
+    tensors = [g for g in gradients if g is not None and g.numel()]
+    return max((float(g.abs().max()) for g in tensors), default=0.0)
 
 
 def _unlike_outputs(own: Sequence[Leaf], other: Sequence[Leaf]) -> str:
