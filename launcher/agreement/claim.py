@@ -116,6 +116,28 @@ def holder_now(paths: RunPaths) -> str:
     return next(held, "")
 
 
+def gone_holder(paths: RunPaths) -> str:
+    """Who had the run folder and is gone without having ended the run, for people; else nothing."""
+    newest = next(_found(paths.claims), None)
+    if newest is None or newest.holder is None or newest.touched_at <= 0:
+        return ""
+    holder, silence_s = newest.holder, _silence_s(newest)
+    # Where other nodes of its job are left, one of them takes over.
+    here_s = 0.0 if holder.is_alone else TAKE_OVER_S + BEAT_S
+    limit_s = here_s if holder.is_here else newest.watch_s
+    if silence_s < limit_s or (holder.is_here and holder.lives_here):
+        return ""
+    return f"killed or lost: {holder}; last sign of life {silence_s:.0f} s ago"
+
+
+def _silence_s(found: _Found) -> float:
+    try:
+        now = _now(found.path.parent)
+    except OSError:  # another user's folder
+        now = time.time()
+    return max(0.0, now - found.touched_at / 1e9)
+
+
 def _is_held(found: _Found, folder: Path) -> bool:
     """Whether a claim's process lives; elsewhere, whether it was touched a short time ago.
 
@@ -295,8 +317,6 @@ class Claim:
         for found in seen:
             found.path.unlink(missing_ok=True)
         return True
-
-    # ---------------------------------------------------------------- while the run goes on
 
     def _keep(self) -> None:
         touched_at, since = 0, time.monotonic()

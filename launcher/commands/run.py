@@ -29,7 +29,7 @@ from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
 from bundlerun.launcher.preflight import check_data, check_torch, check_writable
-from bundlerun.launcher.run_folder.holder import Holder
+from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import add_train_arguments, toml_of, train_config
 
@@ -153,7 +153,7 @@ def holder_of(
     if of_site is not None and launch.rdzv_id == of_site.rdzv_id and not launch.standalone:
         job = of_site.holder
     elif launch.max_nodes == 1:
-        job = f"alone {os.urandom(8).hex()}"
+        job = job_of_one_node()
     else:
         # With addresses: nodes may write the names in many ways.
         job = f"{launch.rdzv_id} at {text_of_endpoints(meeting.endpoints)}"

@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import asdict
 
+from bundlerun.launcher.agreement.claim import gone_holder
 from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
 from bundlerun.launcher.errors import EXIT_DONE
 from bundlerun.launcher.meeting.site import site_reports
@@ -34,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         read_outcome(paths),
         checkpoint=found[0].step if found else None,
         now=time.time(),
+        gone=gone_holder(paths),
     )
     jobs = site_reports(paths)
     if args.json:
@@ -56,7 +58,7 @@ def status_text(status: Status) -> str:
         lines.append(f"speed        {status.step_s:.3g} s a step")
     if status.goodput is not None:
         lines.append(f"goodput      {status.goodput:.1%} of the time went into steps that stay")
-    if status.quiet_s is not None and status.state in ("running", "quiet"):
+    if status.quiet_s is not None and status.state in ("running", "quiet", "lost"):
         lines.append(f"last word    {status.quiet_s:.1f} s ago")
     lines.append(f"nodes        {', '.join(status.nodes) or 'none'} (round {status.round})")
     kept = "none" if status.checkpoint is None else f"step {status.checkpoint}"

@@ -12,6 +12,13 @@ from pathlib import Path
 TORCHRUN = "torchrun"
 """How a run was started whose ranks hold the folder for their agent, in turns."""
 
+_ALONE = "alone"
+
+
+def job_of_one_node() -> str:
+    """A name for a job that no other node has a part in."""
+    return f"{_ALONE} {os.urandom(8).hex()}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
@@ -43,6 +50,11 @@ class Holder:
             started=_started(pid) or 0,
             since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         )
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other node has a part in its job."""
+        return self.job.startswith(f"{_ALONE} ")
 
     @property
     def is_here(self) -> bool:

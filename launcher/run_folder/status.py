@@ -48,7 +48,8 @@ class Recovery:
 class Status:
     """How a run fares.
 
-    state: "running", "quiet" (no word for a while), "done", "stopped", "failed" or "not begun".
+    state: "running", "quiet" (no word for a while), "lost" (gone without an outcome), "done",
+    "stopped", "failed" or "not begun".
     step: finished steps. nodes: of the last round, in order.
     quiet_s: seconds since the last word. step_s: median seconds of a step.
     goodput: share of the time since the beginning that went into steps that stay; None before two.
@@ -78,6 +79,7 @@ def status_of(
     *,
     checkpoint: int | None,
     now: float,
+    gone: str = "",
     num_failures: int = 5,
 ) -> Status:
     """The status.
@@ -85,6 +87,7 @@ def status_of(
     Args:
         metrics: the history. events: of all nodes, by wall clock.
         now: seconds since the epoch.
+        gone: who ran it and is gone without an outcome; nothing where somebody runs it.
         num_failures: how many of the last failures to tell.
     """
     steps = [row for row in metrics if row.get("kind") == "step"]
@@ -92,7 +95,7 @@ def status_of(
     times = [float(row["time"]) for row in metrics if "time" in row]
     quiet_s = now - times[-1] if times else None
     step_s = _median_step(metrics)
-    state, reason = _state(outcome, quiet_s)
+    state, reason = _state(outcome, gone, quiet_s)
     rounds = [row for row in events if name_of(row) == "coordinator: round"]
     return Status(
         state=state,
@@ -114,9 +117,11 @@ def status_of(
     )
 
 
-def _state(outcome: Outcome | None, quiet_s: float | None) -> tuple[str, str]:
+def _state(outcome: Outcome | None, gone: str, quiet_s: float | None) -> tuple[str, str]:
     if outcome is not None:
         return outcome.state, outcome.reason
+    if gone:
+        return "lost", gone
     if quiet_s is None:
         return "not begun", "no step yet"
     if quiet_s > QUIET_S:

@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
+from bundlerun.launcher.cli import main
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.e2e.test_runs import BIN, LIMIT_S, Agents, agents, free_port, history, train_words
@@ -237,7 +238,7 @@ def test_under_bare_torchrun_ranks_stop_at_usr1_and_die_with_their_agent(
 
 
 def test_ranks_die_with_their_agent_and_a_stopped_one_is_replaced(
-    agents: Agents, tmp_path: Path
+    agents: Agents, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "run"
     agent = agents.start(bundlerun(run_dir))
@@ -256,6 +257,8 @@ def test_ranks_die_with_their_agent_and_a_stopped_one_is_replaced(
     os.kill(agent.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(family, timeout=10)
     assert not alive
+    assert main(["status", str(run_dir)]) == 0
+    assert f"lost (killed or lost: process {agent.pid} on " in capsys.readouterr().out
 
 
 def _pids(run_dir: Path) -> Sequence[int]:

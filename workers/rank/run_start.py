@@ -27,7 +27,13 @@ from bundlerun.launcher.meeting.default_folder import (
     is_latest,
     new_folder,
 )
-from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder, process_tag, this_machine
+from bundlerun.launcher.run_folder.holder import (
+    TORCHRUN,
+    Holder,
+    job_of_one_node,
+    process_tag,
+    this_machine,
+)
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
 
@@ -103,9 +109,7 @@ def _is_one_node(env: RankEnv) -> bool:
 
 def _holder(env: RankEnv) -> Holder:
     if not env.is_launched:
-        return Holder.of_process(
-            f"alone {os.urandom(8).hex()}", "python -m bundlerun.workers.train"
-        )
+        return Holder.of_process(job_of_one_node(), "python -m bundlerun.workers.train")
     if not env.run_id:
         job = f"at {env.master_addr}:{env.master_port}"
         if is_loopback(env.master_addr):

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.agreement import claim as module
-from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.agreement.claim import Claim, gone_holder
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.files import create_text, write_text
-from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder
+from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 LIMIT_S = 20.0
@@ -397,3 +397,27 @@ def test_a_disk_that_fails_is_told_once_at_most_and_the_claim_is_made_later(
 )
 def test_what_is_older_than_a_process_of_ten_seconds(written_at: float, older: bool) -> None:
     assert module.is_older(written_at, now=100.0, than_s=10.0) == older
+
+
+def test_a_holder_that_is_dead_or_silent_is_gone(paths: RunPaths) -> None:
+    with another_process() as pid:
+        here = put(paths, 1, **asdict(Holder.of_process(job_of_one_node(), "a test", pid=pid)))
+        assert gone_holder(paths) == ""
+    assert gone_holder(paths).startswith(f"killed or lost: process {pid} on node ")
+    here.rename(here.with_suffix(".over"))
+    assert gone_holder(paths) == ""
+    elsewhere = put(paths, 2, machine="another", node="b")
+    assert gone_holder(paths) == ""
+    before = elsewhere.stat().st_mtime - 100.0
+    os.utime(elsewhere, (before, before))
+    assert "; last sign of life 1" in gone_holder(paths)
+
+
+def test_a_dead_holder_with_other_nodes_is_gone_once_none_of_them_has_taken_over(
+    paths: RunPaths,
+) -> None:
+    dead = put(paths, 1, started=1)
+    assert gone_holder(paths) == ""
+    before = dead.stat().st_mtime - module.TAKE_OVER_S - module.BEAT_S - 1.0
+    os.utime(dead, (before, before))
+    assert gone_holder(paths).startswith("killed or lost: ")

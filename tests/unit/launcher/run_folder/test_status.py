@@ -94,6 +94,14 @@ def test_a_run_that_says_nothing_is_not_called_running() -> None:
     assert status_of([], [], None, checkpoint=None, now=1000.0).state == "not begun"
 
 
+def test_a_run_whose_holder_is_gone_without_an_end_is_lost() -> None:
+    gone = "killed or lost: process 7 on node a"
+    found = status_of(HISTORY, [], None, checkpoint=None, now=110.0, gone=gone)
+    assert (found.state, found.reason) == ("lost", gone)
+    outcome = Outcome(state="done", exit_code=0, reason="all", step=4)
+    assert status_of(HISTORY, [], outcome, checkpoint=4, now=110.0, gone=gone).state == "done"
+
+
 def test_the_outcome_has_the_last_word() -> None:
     outcome = Outcome(state="failed", exit_code=1, reason="3 attempts", step=4)
     assert status_of(HISTORY, EVENTS, outcome, checkpoint=2, now=110.0).reason == "3 attempts"
