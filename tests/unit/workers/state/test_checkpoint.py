@@ -23,17 +23,6 @@ from bundlerun.workers.state.checkpoint import Checkpoints
 from bundlerun.workers.state.named import load_state_tensors, stage_names, state_tensors
 from tests.unit.workers.state.checkpoint_tools import flip, newest_step, write
 
-
-@pytest.fixture
-def paths(tmp_path: Path) -> RunPaths:
-    return RunPaths(tmp_path / "run 'one'")
-
-
-@pytest.fixture
-def checkpoints(paths: RunPaths) -> Checkpoints:
-    return Checkpoints(paths, keep=2)
-
-
 # --- split, optimizer ---------------------------------------------------------------------------
 
 

@@ -20,17 +20,6 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.state.checkpoint import Checkpoints
 from tests.unit.workers.state.checkpoint_tools import newest_step, progress, write
 
-
-@pytest.fixture
-def paths(tmp_path: Path) -> RunPaths:
-    return RunPaths(tmp_path / "run 'one'")
-
-
-@pytest.fixture
-def checkpoints(paths: RunPaths) -> Checkpoints:
-    return Checkpoints(paths, keep=2)
-
-
 # --- crashes ------------------------------------------------------------------------------------
 
 
