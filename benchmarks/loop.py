@@ -183,7 +183,9 @@ class TrainerLoop:
             num_samples=BATCH,
         )
         self._count += 1
-        return self._trainer.step(work, self._batches(), STEPS_PER_EPOCH).sums.loss
+        sums = self._trainer.step(work, self._batches(), STEPS_PER_EPOCH).sums
+        assert sums is not None, "its only stage is the last"
+        return sums.loss
 
     def close(self) -> None:
         """Ends the trainer."""

@@ -34,7 +34,7 @@ from bundlerun.workers.rank.session import arrive, join
 from bundlerun.workers.recipe import DataInfo
 from bundlerun.workers.snapshot.pace import Pace, interval
 from bundlerun.workers.snapshot.room import SnapshotRoom
-from bundlerun.workers.snapshot.snapshots import Snapshots
+from bundlerun.workers.snapshot.snapshots import Snapshots, Source
 from bundlerun.workers.step import StepWork
 
 CLAIM = "a snapshot every few steps, as many as it chooses, costs a rank at most 1 %"
@@ -82,9 +82,7 @@ class OneRank:
         self._snapshots = Snapshots(
             session,
             self.room,
-            state=self._trainer.state,
-            feedback=dict,
-            situation="",
+            source=Source(state=self._trainer.state),
             meters=Meters(),
             pace=self.pace,
         )
@@ -109,7 +107,7 @@ class OneRank:
         """Ends the threads and removes the pieces."""
         self._snapshots.close()
         self._trainer.close()
-        self.room.is_done = True
+        self.room.give_up()
         self.room.close()
 
 

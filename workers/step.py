@@ -101,13 +101,13 @@ class StepResult:
     """What one step of training came to.
 
     Args:
-        sums: over all bundles; known on the last stage.
+        sums: over all bundles; None where they are not known, on other stages than the last.
         num_unreadable: samples that this rank could not read.
         has_changed: whether it changed anything; not where --on-nan skip left it out.
         heard_stop: whether some bundle wanted to stop; all ranks agree.
     """
 
-    sums: StepSums
+    sums: StepSums | None
     num_unreadable: int
     has_changed: bool
     heard_stop: bool

@@ -33,47 +33,30 @@ from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.preflight import check_torch, check_writable
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
-from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.events import Events
-from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.launcher.train_argv import read_train_argv
-from bundlerun.workers.data.feed import Feed
-from bundlerun.workers.data.same_data import check_same_data
-from bundlerun.workers.keeper import Keeper, Resumed, look
-from bundlerun.workers.model.example import share_example
-from bundlerun.workers.model.fidelity import check_fidelity
-from bundlerun.workers.model.stage import check_stages, foreseen_division, make_stage, open_data
+from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import alone
 from bundlerun.workers.rank.device import unused_kind
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness, process_age_s
-from bundlerun.workers.rank.memory_guard import MemoryGuard
-from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
 from bundlerun.workers.rank.session import (
     Arrival,
     End,
-    Session,
     arrive,
     join,
     open_store,
     tell_end,
     wait_for_end,
 )
-from bundlerun.workers.rank.stopping import StopRequest, StopWord
 from bundlerun.workers.recipe import BUILT_IN, load_recipe
 from bundlerun.workers.report.declared import Declared
-from bundlerun.workers.report.reporter import Reporter
-from bundlerun.workers.report.words import Course
-from bundlerun.workers.run import Run
-from bundlerun.workers.snapshot.pace import Pace
 from bundlerun.workers.snapshot.restore import Restore
-from bundlerun.workers.snapshot.room import SnapshotRoom
-from bundlerun.workers.snapshot.snapshots import Snapshots
+from bundlerun.workers.start import train_rank
 from bundlerun.workers.state.ending import end_for_spares
-from bundlerun.workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +67,6 @@ SPARE_CODES: Mapping[End, int] = {
     "unsaved": EXIT_RESUMABLE,
     "failed": EXIT_FAILED,
 }
-START = Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0)
 
 # Loaded with this module, not by each rank: bundlerun forks the ranks from a process that has it.
 for _name in BUILT_IN.values():
@@ -142,7 +124,8 @@ def train(
         BundleError: what the user can act on.
     """
     life = life or Liveness.none()
-    with ExitStack() as held, life:
+    # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
+    with ExitStack() as held, ExitStack() as made, life:
         arrival = arrive(config, env, store)
         if claim is not None:
             held.enter_context(claim)
@@ -155,108 +138,18 @@ def train(
             return SPARE_CODES[stand_by(config, arrival, life)]
         session = join(config, arrival)
         life.events.note("met", {"rank": session.place.rank})
-        run = _run(config, session, life, is_first_start=env.attempt == 0)
+        ending = train_rank(config, session, life, made, is_first_start=env.attempt == 0)
+        made.close()
         if session.is_reporter and session.topology.spare_ranks:
-            tell_end(store, end_for_spares(run.outcome, run.kept))
+            tell_end(store, end_for_spares(ending.outcome, ending.kept))
         session.close()
-    return run.outcome.exit_code
+    return ending.outcome.exit_code
 
 
 def idle_by_plan(config: TrainConfig, topology: Topology) -> Iterator[str]:
     """What the user should know of time that nobody uses."""
     batch = Batch(size=config.batch_size, samples=config.samples_per_microbatch)
     return warnings(Pipeline.of(topology, config.schedule), batch, topology.num_bundles)
-
-
-def _run(config: TrainConfig, session: Session, life: Liveness, *, is_first_start: bool) -> Run:
-    paths = RunPaths(Path(config.run_dir))
-    recipe = load_recipe(config)
-    meters = Meters()
-    # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
-    with ExitStack() as stack, life, MemoryGuard(config, session.device) as guard:
-        info, data = open_data(recipe, session)
-        feed = Feed(config, session, info, data)
-        stack.callback(feed.close)
-        restore = None
-        if config.snapshot == "on":
-            restore = Restore(config, session.arrival, is_reporter=session.is_reporter)
-            stack.callback(restore.room.close)
-        found = look(config, session, restore)
-        check_same_data(info, data, session, paths, is_new=found.is_nothing)
-        check = partial(
-            check_fidelity, first_inputs=feed.first_inputs, longest_s=config.timeout_s / 4
-        )
-        # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
-        is_checker = session.has_first_microbatch and is_first_start and found.is_nothing
-        stage = make_stage(
-            config,
-            recipe,
-            info,
-            session.place.stage,
-            is_loaded_later=found.is_snapshot,
-            check=check if is_checker else None,
-            example=share_example(feed, session, config.shape.num_stages),
-            say=log.info if session.is_reporter and is_first_start else None,
-        )
-        trainer = Trainer(config, session, stage, recipe, meters)
-        stack.callback(trainer.close)
-        keeper = Keeper(config, session, trainer, restore, info.about)
-        resumed = keeper.resume(found)
-        if resumed is None:
-            trainer.copy_from_first()
-            if session.is_reporter:
-                trainer.check_loss()
-        else:
-            feed.check_resumable(resumed.progress, resumed.source)
-        snapshots = None
-        if restore is not None:
-            snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
-            stack.callback(snapshots.close)
-            life.before_end(snapshots.finish_copy)
-        progress = resumed.progress if resumed else START
-        source = resumed.source if resumed else "nothing"
-        life.begins_at(progress.step)
-        reporter = None
-        if session.is_reporter:
-            said = Declared.of(recipe)
-            course = Course.of(config, feed.steps_per_epoch, recipe.unit, said.shares)
-            reporter = stack.enter_context(Reporter(config, session.topology, course, said.best))
-            paths.outcome.unlink(missing_ok=True)
-            reporter.resumed(progress, source)
-        life.events.note("restored", {"step": progress.step, "source": source})
-        if session.is_speaker:
-            log.info("%s", where_line(session, progress.step, source))
-        request = StopRequest(
-            paths,
-            lambda: life.is_told_to_stop,
-            is_reporter=session.is_reporter,
-            is_lost=reporter.looks_lost if reporter is not None else lambda: False,
-        )
-        stop = StopWord(session)
-        run = Run(
-            config, session, feed, trainer, keeper, meters, reporter, snapshots, life, request, stop
-        )
-        guard.num_finished = lambda: run.step - progress.step
-        run.train_from(progress)
-        if restore is not None:
-            restore.room.is_done = run.kept == "disk"
-        if session.is_reporter:
-            write_outcome(paths, run.outcome)
-            request.forget()  # not before the outcome: who has asked asks again until that is there
-        life.events.note("stops" if run.is_stopped else "done", {"step": run.step})
-    return run
-
-
-def where_line(session: Session, step: int, source: str) -> str:
-    """Which bundles a node has a part in, and from where it trains on; for its console."""
-    places = session.topology.places
-    bundles = sorted({p.bundle for p in places if p.node == session.place.node and p.bundle >= 0})
-    shown = f"bundles {bundles[0]} to {bundles[-1]}" if bundles[1:] else f"bundle {bundles[0]}"
-    begin = f"goes on after step {step}, from a {source}" if step else "begins"
-    return (
-        f"node {session.arrival.node_name}: {shown} of {session.topology.num_bundles}; "
-        f"training {begin}"
-    )
 
 
 def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
@@ -271,35 +164,10 @@ def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
     restore = Restore(config, arrival, is_reporter=False)
     restore.lend()
     end = wait_for_end(arrival.store)
-    restore.room.is_done = end in ("safe", "stopped")
+    if end in ("safe", "stopped"):
+        restore.room.give_up()
     restore.room.close()
     return end
-
-
-def make_snapshots(
-    config: TrainConfig,
-    session: Session,
-    trainer: Trainer,
-    room: SnapshotRoom,
-    meters: Meters,
-    resumed: Resumed | None,
-) -> Snapshots:
-    """The snapshots of this rank, on which its sync waits from now on.
-
-    Collective: the bundle.
-    """
-    snapshots = Snapshots(
-        session,
-        room,
-        state=trainer.state,
-        feedback=trainer.sync.feedback,
-        situation=trainer.sync.feedback_situation,
-        meters=meters,
-        pace=Pace(config.snapshot_steps),
-        restored=resumed.snapshot if resumed else None,
-    )
-    trainer.sync.hold(snapshots)
-    return snapshots
 
 
 def main(argv: Sequence[str] | None = None) -> int:

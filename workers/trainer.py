@@ -90,7 +90,7 @@ class Trainer:
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
         self._update = Update(config, session, self.stage, self.optimizer, self.groups)
-        self._is_last = session.place.stage == session.topology.num_stages - 1
+        self._is_last = session.is_last_stage
         self._declared = Declared.of(recipe)
         self._metrics = self._metric_sums()
         self._check_kept()
@@ -195,8 +195,9 @@ class Trainer:
             self._check_kept()
         if self._config.verify_replicas:
             self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
+        read = self._read_sums(sums, share, work, self._metrics)
         return StepResult(
-            sums=self._read_sums(sums, share, work, self._metrics),
+            sums=read if self._is_last else None,
             num_unreadable=share.num_unreadable,
             has_changed=has_changed,
             heard_stop=num_stops > 0,

@@ -136,11 +136,11 @@ def _follow_steps(injector: Injector) -> None:
         injector.step = step
 
     life.finished = follow
-    run = importlib.import_module("bundlerun.workers.train").Run
+    run = importlib.import_module("bundlerun.workers.run").Run
     train_from = run.train_from
 
-    def begin(self: Any, progress: Any) -> None:
+    def begin(self: Any, progress: Any) -> Any:
         injector.step = progress.step
-        train_from(self, progress)
+        return train_from(self, progress)
 
     run.train_from = begin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from torch._C._distributed_c10d import PrefixStore
@@ -73,7 +74,7 @@ class FixedSteps:
 
 
 def losses_by_epoch(seat: Seat, config: TrainConfig, name: str) -> list[float]:
-    """Trains from the data set; mean loss of each epoch, right on the last stage only.
+    """Trains from the data set; mean loss of each epoch, NaN on other stages than the last.
 
     Collective: every rank.
     """
@@ -98,4 +99,5 @@ def _losses(
     trainer: Trainer, works: Iterator[StepWork], batches: Iterator[Batch], steps_per_epoch: int
 ) -> Iterator[float]:
     for work in works:
-        yield trainer.step(work, batches, steps_per_epoch).sums.loss
+        sums = trainer.step(work, batches, steps_per_epoch).sums
+        yield math.nan if sums is None else sums.loss

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -93,28 +93,47 @@ def check_indexed(data: DataSets) -> None:
             )
 
 
-def make_stage(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutModel:
+    """A freshly initialised model, and its stages.
+
+    Args:
+        model: as the recipe has built it.
+        stages: of it.
+        chunks_per_stage: of the model.
+    """
+
+    model: nn.Module | Sequence[nn.Module]
+    stages: Sequence[nn.Module]
+    chunks_per_stage: int
+
+    def subject(self) -> Subject:
+        """It, to be compared with its stages."""
+        (whole,) = make_stages(self.model, cut=(), num_stages=1)
+        return Subject(whole=whole, stages=self.stages, chunks_per_stage=self.chunks_per_stage)
+
+
+def make_stage(config: TrainConfig, recipe: Recipe, info: DataInfo, stage: int) -> nn.Module:
+    """One stage of the freshly initialised model; see `cut_model`."""
+    return cut_model(config, recipe, info).stages[stage]
+
+
+def cut_model(
     config: TrainConfig,
     recipe: Recipe,
     info: DataInfo,
-    stage: int,
     *,
     is_loaded_later: bool = False,
-    check: Callable[[Subject], None] | None = None,
     example: Example = Example(),  # noqa: B008 (frozen)
-    say: Callable[[str], object] | None = None,
-) -> nn.Module:
-    """One stage of the freshly initialised model; the same numbers on every rank (seeded).
+) -> CutModel:
+    """The freshly initialised model in stages; the same numbers on every rank (seeded).
 
     Args:
         config: of the run.
         recipe: has the model.
         info: sizes of the data.
-        stage: its number.
         is_loaded_later: leave out the initialisation, as all of the state is going to be loaded.
-        check: sees the model and all its stages; may refuse them.
         example: what the model is called with.
-        say: is told how the work is divided among the stages.
 
     Raises:
         ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks.
@@ -128,13 +147,7 @@ def make_stage(
         model = build_on_default_device(build)
     _refuse_lazy(model)
     stages = _stages(config, model, example)
-    if check is not None:
-        (whole,) = make_stages(model, cut=(), num_stages=1)
-        check(Subject(whole=whole, stages=stages, chunks_per_stage=config.chunks))
-    if say is not None and len(stages) > 1:
-        for line in division_lines(config, stages, example):
-            say(line)
-    return stages[stage]
+    return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks)
 
 
 def _refuse_lazy(model: nn.Module | Sequence[nn.Module]) -> None:

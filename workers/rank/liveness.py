@@ -140,6 +140,11 @@ class Liveness:
             self.end_now(128 + signal.SIGTERM)
 
     @property
+    def num_finished(self) -> int:
+        """Steps that this start has finished."""
+        return self._num_steps
+
+    @property
     def is_told_to_stop(self) -> bool:
         """Whether this node asks the run to stop in good order, or all have agreed to."""
         return self._board is not None and self._board.is_told_to_stop

@@ -39,20 +39,25 @@ class MemoryGuard:
     Args:
         config: of the run.
         device: where the stage lives.
+        num_finished: gives the steps that this start has finished.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        self.num_finished: Callable[[], int] = lambda: 0
-        """Gives the steps that this start has finished."""
+    def __init__(
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        num_finished: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._config = config
         self._device = device
+        self._num_finished = num_finished
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Raises ConfigError in place of an error that is its own fault and will come again."""
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self.num_finished():
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self._num_finished():
             text = why_out_of_memory(self._config, _use(self._device))
             if text:
                 raise ConfigError(text) from error

@@ -110,10 +110,14 @@ class Session:
         return self.arrival.token
 
     @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank's stage computes the loss."""
+        return self.place.stage == self.topology.num_stages - 1
+
+    @property
     def is_reporter(self) -> bool:
         """Whether this rank tells the world: it has the loss, and exists in every topology."""
-        last = self.topology.num_stages - 1
-        return (self.place.bundle, self.place.stage, self.place.replica) == (0, last, 0)
+        return self.is_last_stage and (self.place.bundle, self.place.replica) == (0, 0)
 
     @property
     def is_speaker(self) -> bool:

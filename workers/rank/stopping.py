@@ -103,3 +103,33 @@ class StopWord:
             self._work.wait()
             self._work = None
         return bool(self._word.item())
+
+
+class Stopping:
+    """How a rank comes to know that the run is to stop, and all ranks at the same step.
+
+    Args:
+        request: what this rank has heard.
+        word: what its bundle has.
+    """
+
+    def __init__(self, request: StopRequest, word: StopWord) -> None:
+        self._request = request
+        self._word = word
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether this rank wants to stop."""
+        return self._request.is_heard
+
+    def begin_step(self) -> None:
+        """Tells the bundle whether this rank wants to stop, behind the forwards of a step."""
+        self._word.begin(self._request.is_heard)
+
+    def is_wanted(self) -> bool:
+        """Whether a rank of the bundle wanted to as the step began; asked once in each."""
+        return self._word.finish()
+
+    def forget(self) -> None:
+        """The run has ended, so that there is nothing left to ask of it; by the reporter."""
+        self._request.forget()

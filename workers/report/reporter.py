@@ -71,8 +71,7 @@ class Reporter:
         self._first_step = 0
         self._untold = ""
         self._finished: Mapping[str, Any] | None = None
-        self.has_lost_folder = False
-        """Whether the run folder was deleted or renamed under the run."""
+        self._has_lost_folder = False
         self._bar: tqdm[NoReturn] | None = None
         self._writer = MetricsWriter(self._paths, config.tensorboard)
         _write(self._paths.config, config.to_json())
@@ -122,8 +121,8 @@ class Reporter:
     def looks_lost(self) -> bool:
         """Whether the run folder was deleted or renamed under the run; made anew then, and told."""
         if not self._writer.is_gone:
-            return False
-        self.has_lost_folder = True
+            return self._has_lost_folder
+        self._has_lost_folder = True
         log.error(
             "%s was deleted or renamed while the run goes on, and what other nodes need with it: "
             "the run stops, with its history and its state in a new folder of that name",

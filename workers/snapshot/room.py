@@ -150,8 +150,7 @@ class SnapshotRoom:
     """
 
     def __init__(self, paths: SnapshotPaths, spare: Path | None) -> None:
-        self.is_done = False
-        """Whether the run is over, so that nobody needs the pieces any more."""
+        self._is_needed = True
         self._paths = [paths, *([] if spare is None else [replace(paths, root=spare)])]
         """Other ranks of the node may use the second, though this one does not."""
         self._spare = spare
@@ -237,10 +236,14 @@ class SnapshotRoom:
         for folder in self._folders:
             folder.touch()
 
+    def give_up(self) -> None:
+        """The run is over, so that nobody needs the pieces any more: they go with `close`."""
+        self._is_needed = False
+
     def close(self) -> None:
-        """Gives the locks up; the pieces stay unless the run `is_done`."""
+        """Gives the locks up; the pieces stay unless they are given up."""
         for folder in self._folders:
-            folder.release(clean=self.is_done)
+            folder.release(clean=not self._is_needed)
 
 
 def has_room(folder: SnapshotFolder, num_bytes: int) -> bool:

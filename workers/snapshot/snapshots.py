@@ -15,8 +15,9 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -31,7 +32,7 @@ from bundlerun.workers.rank.device import Registration
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
-from bundlerun.workers.snapshot.pace import Pace
+from bundlerun.workers.snapshot.pace import Adapted, Pace
 from bundlerun.workers.snapshot.piece import (
     Label,
     Layout,
@@ -45,8 +46,40 @@ from bundlerun.workers.snapshot.slot import Slot, read_label
 
 log = logging.getLogger(__name__)
 
+Total = Callable[[Sequence[float]], Sequence[float]]
+"""Adds up numbers over all ranks; collective."""
+
 _LAST_COPY_S = 5.0
 """How long a rank that ends waits for the copy under way: it may be the only one of that step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What the snapshots of a rank are of.
+
+    Args:
+        state: gives the whole state of this rank's stage by name; asked before the next forward
+            begins, and copied in a thread of its own while that runs.
+        feedback: gives what the exchange of this rank keeps from step to step, by name.
+        situation: what the feedback is for; short.
+    """
+
+    state: Callable[[], Mapping[str, Tensor]]
+    feedback: Callable[[], Mapping[str, Tensor]] = dict
+    situation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AfterStep:
+    """What became of a step, and of the steps to come.
+
+    Args:
+        is_kept: a snapshot of it is under way.
+        adapted: how often there is one from now on; None: as before.
+    """
+
+    is_kept: bool
+    adapted: Adapted | None = None
 
 
 class Snapshots:
@@ -55,10 +88,7 @@ class Snapshots:
     Args:
         session: this rank's place in the round.
         room: where pieces go.
-        state: gives the whole state of this rank's stage by name; asked before the next forward
-            begins, and copied in a thread of its own while that runs.
-        feedback: gives what the exchange of this rank keeps from step to step, by name.
-        situation: what the feedback is for; short.
+        source: of what.
         meters: gets the time of the copy, and of what waits for it.
         pace: says after which steps.
         restored: the snapshot that this round began with, if one.
@@ -69,9 +99,7 @@ class Snapshots:
         session: Session,
         room: SnapshotRoom,
         *,
-        state: Callable[[], Mapping[str, Tensor]],
-        feedback: Callable[[], Mapping[str, Tensor]],
-        situation: str,
+        source: Source,
         meters: Meters,
         pace: Pace,
         restored: SnapshotId | None = None,
@@ -80,11 +108,9 @@ class Snapshots:
         mates = topology.collect_ranks(place.stage, place.node)
         self._session = session
         self._room = room
-        self._state = state
-        self._feedback = feedback
-        self._situation = situation
+        self._source = source
         self._meters = meters
-        self.pace = pace
+        self._pace = pace
         self._restored = restored
         self._share, self._num_shares = mates.index(place.rank), len(mates)
         role = f"node{place.node}-stage{place.stage}-{self._share}of{self._num_shares}"
@@ -108,13 +134,30 @@ class Snapshots:
         name = f"snapshot/bundle{self._session.place.bundle}"
         return Group(self._session.arrival.network, name, ranks, "gloo")
 
+    def after_step(self, progress: Progress, step_s: float, total: Total) -> AfterStep:
+        """Begins a snapshot where one is due, and at times finds out how often that should be.
+
+        Collective: every active rank; see `save`.
+
+        Args:
+            progress: of the run, with the step that is finished.
+            step_s: what the step took, seconds.
+            total: adds up numbers over all ranks.
+        """
+        is_kept = self._pace.is_due(progress.step)
+        self.save(progress)
+        if not self._pace.stepped(step_s):
+            return AfterStep(is_kept=is_kept)
+        cost_s, all_step_s = total(self._pace.measured())
+        return AfterStep(is_kept=is_kept, adapted=self._pace.review(cost_s, all_step_s))
+
     def save(self, progress: Progress) -> None:
         """Begins to copy the state as it is, where this step is to be kept.
 
         Call it when a step is finished, and change nothing of the state before the sync of the
         next has gone through `before_first` and `before_last`.
         """
-        if self.pace.is_due(progress.step):
+        if self._pace.is_due(progress.step):
             self._begin(progress)
 
     def _begin(self, progress: Progress) -> None:
@@ -130,7 +173,7 @@ class Snapshots:
     def _named_state(self) -> Mapping[str, Tensor]:
         start = time.perf_counter()
         try:
-            return self._state()
+            return self._source.state()
         except CheckpointError as exc:
             self._turn_off(exc)
             return {}
@@ -153,7 +196,7 @@ class Snapshots:
         for answer in (self._fed, self._copied, self._agreed):
             self._wait(answer)
         if not self._is_off:
-            self.pace.taken(self._fed.result() + self._copied.result() + self._waited)
+            self._pace.taken(self._fed.result() + self._copied.result() + self._waited)
         self._fed = self._copied = self._agreed = None
         self._waited = 0.0
 
@@ -197,9 +240,11 @@ class Snapshots:
             start = copy.clock()
             if self._session.place.local_rank == 0:
                 self._forget_before(num_saved)
-            tensors = self._feedback()
+            tensors = self._source.feedback()
             if tensors and not self._is_off:
-                self._write(self._kept, progress, tensors, len(tensors), copy, self._situation)
+                self._write(
+                    self._kept, progress, tensors, len(tensors), copy, self._source.situation
+                )
             return copy.clock() - start
 
     def _copy_share(

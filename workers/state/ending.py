@@ -10,6 +10,7 @@ A run whose folder was deleted or renamed stops for that, and is "stopped" even 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
@@ -18,6 +19,23 @@ from bundlerun.workers.rank.session import End
 
 Kept = Literal["disk", "memory", "nowhere"]
 """Where the state of the last step is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How a run has ended, or this start of it.
+
+    Args:
+        outcome: state and code are the same on all ranks, the words the reporter's.
+        kept: where the last state is.
+        is_stopped: it was told to stop before its end.
+        is_as_asked: if so, nothing came between.
+    """
+
+    outcome: Outcome
+    kept: Kept
+    is_stopped: bool
+    is_as_asked: bool
 
 
 def outcome_of(

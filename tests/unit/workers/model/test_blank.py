@@ -14,7 +14,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.splits.models import build_model
 from bundlerun.workers.model.blank import build_blank
-from bundlerun.workers.model.stage import make_stage
+from bundlerun.workers.model.stage import cut_model, make_stage
 from bundlerun.workers.recipe import DataInfo, load_recipe
 from bundlerun.workers.state.named import load_state_tensors, stage_names, state_tensors
 
@@ -125,7 +125,7 @@ def test_a_stage_that_is_loaded_is_as_if_it_had_been_initialised(stage: int) -> 
     full = make_stage(CONFIG, recipe, info, stage)
     stored = {name: value.clone() for name, value in state_tensors(full, None).items()}
 
-    blank = make_stage(CONFIG, recipe, info, stage, is_loaded_later=True)
+    blank = cut_model(CONFIG, recipe, info, is_loaded_later=True).stages[stage]
     assert any(is_blank(p) for p in blank.parameters())
     load_state_tensors(blank, None, {n: stored[n] for n in stage_names(blank, stored)})
 
@@ -145,6 +145,6 @@ def test_an_optimizer_that_keeps_the_first_numbers_gets_them() -> None:
         return optimizer
 
     recipe.optimizer = keeps  # type: ignore[method-assign, assignment]
-    made = make_stage(config, recipe, info, 0, is_loaded_later=True)
+    made = cut_model(config, recipe, info, is_loaded_later=True).stages[0]
 
     assert not any(is_blank(p) for p in made.parameters())

@@ -14,7 +14,7 @@ from torch import nn
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.workers.model.stage import check_stages, make_stage
+from bundlerun.workers.model.stage import check_stages, cut_model, make_stage
 from bundlerun.workers.recipe import DataInfo, Recipe
 
 CONFIG = TrainConfig(data="x", shape=Shape((1, 1)), cut=("2",))
@@ -122,6 +122,6 @@ def test_an_optimizer_is_tried_on_what_the_model_s_train_lets_be_trained() -> No
 
     recipe = with_model(lambda _: Thawed(nn.Linear(2, 2)).eval(), optimizer=optimizer)
     config = TrainConfig(data="x", shape=Shape((1,)))
-    stage = make_stage(config, recipe, INFO, 0, is_loaded_later=True)
+    stage = cut_model(config, recipe, INFO, is_loaded_later=True).stages[0]
     assert not stage.training
     assert not any(p.requires_grad for p in stage.parameters())

@@ -32,8 +32,8 @@ def test_the_first_step_without_memory_ends_with_peak_capacity_and_the_way_on(
 
 def test_later_steps_and_others_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def raised(error: Exception, num_finished: int = 0) -> type[BaseException]:
-        with pytest.raises(Exception) as found, MemoryGuard(CONFIG, GPU) as guard:  # noqa: PT011, PT012
-            guard.num_finished = lambda: num_finished
+        guard = MemoryGuard(CONFIG, GPU, lambda: num_finished)
+        with pytest.raises(Exception) as found, guard:  # noqa: PT011
             raise error
         return found.type
 

@@ -88,7 +88,7 @@ def test_what_is_on_no_disk_is_told_and_not_swept(
     assert read_mark(kept) is not None
     own.unmark()
     assert read_mark(kept) is None
-    own.is_done = True
+    own.give_up()
     own.close()
     assert not kept.exists()
 
@@ -160,7 +160,7 @@ def test_pieces_go_to_shared_memory(memory: Path, monkeypatch: pytest.MonkeyPatc
     slot = room.make_slot("t", "role", LAYOUT)
     assert slot.path.is_relative_to(memory / "shm")
     assert list(room.pieces()) == [slot.path]
-    room.is_done = True
+    room.give_up()
     room.close()
     assert list((memory / "shm").iterdir()) == list((memory / "tmp").iterdir()) == []
 
@@ -178,7 +178,7 @@ def test_too_small_a_shared_memory_is_said_with_both_sizes(
     other = SnapshotRoom.of("run", "node", "")
     assert list(other.pieces()) == [slot.path]
     for room in (other, first):
-        room.is_done = True
+        room.give_up()
         room.close()
     assert not any((memory / "tmp").iterdir())
 

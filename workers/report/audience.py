@@ -1,0 +1,71 @@
+"""Who hears how a run goes: the agent from each of its ranks, the world from one of all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from bundlerun.launcher.run_folder.outcome import Outcome
+from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.step import StepSums
+
+
+class Audience:
+    """Passes on what happens to whoever is to hear of it from this rank.
+
+    Args:
+        life: what the agent sees.
+        reporter: tells the world; None on all ranks but one.
+    """
+
+    def __init__(self, life: Liveness, reporter: Reporter | None) -> None:
+        self._life = life
+        self._reporter = reporter
+
+    def start_epoch(self, epoch: int, first_step: int) -> None:
+        """An epoch begins, or goes on with a step."""
+        if self._reporter is not None:
+            self._reporter.start_epoch(epoch, first_step)
+
+    def finished(self, step: int) -> None:
+        """A step is finished here, and the one before it on all ranks: its sums say so."""
+        self._life.finished(step)
+        if self._reporter is not None:
+            self._reporter.all_finished()
+
+    def step(self, row: Mapping[str, Any], *, is_kept: bool) -> None:
+        """What a step came to, and whether a snapshot of it is under way."""
+        if self._reporter is not None:
+            self._reporter.step(row, is_kept=is_kept)
+
+    def snapshot_steps(self, every: int, share: float) -> None:
+        """How often snapshots are taken from now on, and what one takes of a step."""
+        if self._reporter is not None:
+            self._reporter.snapshot_steps(every, share)
+
+    def agree_to_stop(self) -> None:
+        """All ranks stop after this step, and their next start would, too."""
+        self._life.agree_to_stop()
+
+    def end_epoch(
+        self, epoch: int, step: int, phases: Mapping[str, float], num_unreadable: int
+    ) -> None:
+        """The epoch's training is over; seconds per phase, mean over the ranks."""
+        if self._reporter is not None:
+            self._reporter.end_epoch(epoch, step, phases, num_unreadable)
+
+    def add_phases(self, phases: Mapping[str, float]) -> None:
+        """What comes after it took that long, likewise."""
+        if self._reporter is not None:
+            self._reporter.add_phases(phases)
+
+    def validated(self, epoch: int, step: int, sums: StepSums) -> None:
+        """What a validation came to."""
+        if self._reporter is not None:
+            self._reporter.validated(epoch, step, sums)
+
+    def finish(self, outcome: Outcome, *, is_as_asked: bool) -> None:
+        """The run is over, or stops; see `Reporter.finish`."""
+        if self._reporter is not None:
+            self._reporter.finish(outcome, is_as_asked=is_as_asked)

@@ -1,0 +1,112 @@
+"""What a rank saves while it trains: snapshots, checkpoints, and at the end the last state."""
+
+from __future__ import annotations
+
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.keeper import Keeper
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.snapshot.snapshots import AfterStep, Snapshots
+from bundlerun.workers.state.ending import Ending, Kept, outcome_of
+from bundlerun.workers.trainer import Trainer
+
+
+class Saving:
+    """Saves the state of a run as long as that lasts.
+
+    Args:
+        keeper: writes checkpoints.
+        snapshots: of this rank; None: there are none.
+        trainer: adds up over all ranks.
+        meters: gets the time of checkpoints.
+        reporter: looks after the run folder; None on all ranks but one.
+    """
+
+    def __init__(
+        self,
+        keeper: Keeper,
+        snapshots: Snapshots | None,
+        trainer: Trainer,
+        meters: Meters,
+        reporter: Reporter | None,
+    ) -> None:
+        self._keeper = keeper
+        self._snapshots = snapshots
+        self._trainer = trainer
+        self._meters = meters
+        self._reporter = reporter
+
+    def after_step(self, progress: Progress, step_s: float) -> AfterStep:
+        """Takes a snapshot, where one is due; see `Snapshots.after_step`.
+
+        Collective: every active rank.
+        """
+        if self._snapshots is None:
+            return AfterStep(is_kept=False)
+        return self._snapshots.after_step(progress, step_s, self._trainer.total)
+
+    def checkpoint(self, progress: Progress) -> None:
+        """Writes a checkpoint; where that fails, says so and goes on without it.
+
+        Collective: bundle 0.
+        """
+        with self._meters.phase("checkpoint"):
+            self._keeper.save(progress)
+
+    def end(self, progress: Progress, *, is_stopped: bool) -> Ending:
+        """Sees to it that the last state is somewhere, and says how the run has ended for that.
+
+        Collective: every active rank.
+
+        Args:
+            progress: of the last step.
+            is_stopped: the run was told to stop before its end.
+        """
+        kept, has_lost_folder = self._keep_last(progress)
+        outcome = outcome_of(
+            progress.step,
+            is_stopped=is_stopped,
+            has_lost_folder=has_lost_folder,
+            kept=kept,
+            why=self._keeper.why_unsaved,
+            where=self._keeper.where_in_memory,
+        )
+        is_as_asked = kept == "disk" and not has_lost_folder
+        return Ending(outcome=outcome, kept=kept, is_stopped=is_stopped, is_as_asked=is_as_asked)
+
+    def _keep_last(self, last: Progress) -> tuple[Kept, bool]:
+        """Where the last state is, and whether the folder was lost; all ranks alike.
+
+        What no disk has, memory is made to have.
+        """
+        if self._snapshots is not None:
+            self._snapshots.before_last()
+        is_missing, has_lost_folder = self._look_for(last.step)
+        if is_missing and has_lost_folder:  # after the last checkpoint
+            self.checkpoint(last)
+            is_missing, has_lost_folder = self._look_for(last.step)
+        if not is_missing:
+            return "disk", has_lost_folder
+        is_nowhere = (
+            self._keeper.has_refused(last.step)
+            or self._snapshots is None
+            or not self._snapshots.save_last(last)
+        )
+        if any(self._trainer.total([float(is_nowhere)])):
+            return "nowhere", has_lost_folder
+        self._keeper.mark_unsaved(last.step)
+        return "memory", has_lost_folder
+
+    def _look_for(self, step: int) -> tuple[bool, bool]:
+        """Whether a checkpoint is missing, and whether the folder was lost; the same on all.
+
+        Collective: every active rank.
+        """
+        is_missing = has_lost = False
+        if self._reporter is not None:
+            has_lost = self._reporter.looks_lost()
+            is_missing = not self._keeper.is_saved(step)
+        num_missing, num_lost = self._trainer.total([float(is_missing), float(has_lost)])
+        if has_lost:
+            self._keeper.keep_run_id()
+        return num_missing > 0, num_lost > 0

@@ -1,0 +1,212 @@
+"""One start of a rank: makes what it needs, each thing from those before it, and trains."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from pathlib import Path
+
+from torch import nn
+
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.outcome import write_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.same_data import check_same_data
+from bundlerun.workers.keeper import Found, Keeper, Resumed, look
+from bundlerun.workers.model.division import division_lines
+from bundlerun.workers.model.example import share_example
+from bundlerun.workers.model.fidelity import check_fidelity
+from bundlerun.workers.model.stage import cut_model, open_data
+from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.memory_guard import MemoryGuard
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord
+from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe
+from bundlerun.workers.report.audience import Audience
+from bundlerun.workers.report.declared import Declared
+from bundlerun.workers.report.measures import Measures
+from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.report.words import Course
+from bundlerun.workers.run import Run
+from bundlerun.workers.saving import Saving
+from bundlerun.workers.snapshot.pace import Pace
+from bundlerun.workers.snapshot.restore import Restore
+from bundlerun.workers.snapshot.room import SnapshotRoom
+from bundlerun.workers.snapshot.snapshots import Snapshots, Source
+from bundlerun.workers.state.ending import Ending
+from bundlerun.workers.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+START = Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0)
+
+
+def train_rank(
+    config: TrainConfig, session: Session, life: Liveness, stack: ExitStack, *, is_first_start: bool
+) -> Ending:
+    """Makes what a rank needs, each thing from those before it, and trains; `stack` closes them."""
+    recipe, meters = load_recipe(config), Meters()
+    paths = RunPaths(Path(config.run_dir))
+    with MemoryGuard(config, session.device, lambda: life.num_finished):
+        info, data = open_data(recipe, session)
+        feed = Feed(config, session, info, data)
+        stack.callback(feed.close)
+        restore = _open_restore(config, session, stack)
+        found = look(config, session, restore)
+        check_same_data(info, data, session, paths, is_new=found.is_nothing)
+        stage = _own_stage(
+            config, session, recipe, feed, info, found, is_first_start=is_first_start
+        )
+        trainer = Trainer(config, session, stage, recipe, meters)
+        stack.callback(trainer.close)
+        keeper = Keeper(config, session, trainer, restore, info.about)
+        resumed = keeper.resume(found)
+        _begin(session, feed, trainer, resumed)
+        snapshots = None
+        if restore is not None:
+            snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
+            stack.callback(snapshots.close)
+            life.before_end(snapshots.finish_copy)
+        reporter = _open_reporter(config, session, recipe, feed.steps_per_epoch, stack)
+        progress = _tell_start(session, life, reporter, resumed)
+        saving = Saving(keeper, snapshots, trainer, meters, reporter)
+        measures = Measures(session, meters, trainer.total)
+        stopping = _stopping(paths, session, life, reporter)
+        run = Run(config, feed, trainer, saving, measures, stopping, Audience(life, reporter))
+        ending = run.train_from(progress)
+        if restore is not None and ending.kept == "disk":
+            restore.room.give_up()
+        if session.is_reporter:
+            write_outcome(paths, ending.outcome)
+            stopping.forget()  # not before that: who has asked asks again until it is there
+        life.events.note("stops" if ending.is_stopped else "done", {"step": ending.outcome.step})
+    return ending
+
+
+def _open_restore(config: TrainConfig, session: Session, stack: ExitStack) -> Restore | None:
+    """What finds snapshots; None where there are none."""
+    if config.snapshot != "on":
+        return None
+    restore = Restore(config, session.arrival, is_reporter=session.is_reporter)
+    stack.callback(restore.room.close)
+    return restore
+
+
+def _own_stage(
+    config: TrainConfig,
+    session: Session,
+    recipe: Recipe,
+    feed: Feed,
+    info: DataInfo,
+    found: Found,
+    *,
+    is_first_start: bool,
+) -> nn.Module:
+    """One stage of the model, freshly made, for this rank; the others are let go.
+
+    Collective: the bundle.
+    """
+    example = share_example(feed, session, config.shape.num_stages)
+    cut = cut_model(config, recipe, info, is_loaded_later=found.is_snapshot, example=example)
+    # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
+    if session.has_first_microbatch and is_first_start and found.is_nothing:
+        check_fidelity(
+            cut.subject(), first_inputs=feed.first_inputs, longest_s=config.timeout_s / 4
+        )
+    if session.is_reporter and is_first_start and len(cut.stages) > 1:
+        for line in division_lines(config, cut.stages, example):
+            log.info("%s", line)
+    return cut.stages[session.place.stage]
+
+
+def _begin(session: Session, feed: Feed, trainer: Trainer, resumed: Resumed | None) -> None:
+    """Gives all replicas one state where they have none, or sees that the data goes with it."""
+    if resumed is not None:
+        feed.check_resumable(resumed.progress, resumed.source)
+        return
+    trainer.copy_from_first()
+    if session.is_reporter:
+        trainer.check_loss()
+
+
+def _open_reporter(
+    config: TrainConfig, session: Session, recipe: Recipe, steps_per_epoch: int, stack: ExitStack
+) -> Reporter | None:
+    """What tells the world how the run goes; on one rank of all."""
+    if not session.is_reporter:
+        return None
+    said = Declared.of(recipe)
+    course = Course.of(config, steps_per_epoch, recipe.unit, said.shares)
+    reporter = stack.enter_context(Reporter(config, session.topology, course, said.best))
+    RunPaths(Path(config.run_dir)).outcome.unlink(missing_ok=True)
+    return reporter
+
+
+def _tell_start(
+    session: Session, life: Liveness, reporter: Reporter | None, resumed: Resumed | None
+) -> Progress:
+    """From where the run goes on, once all have heard of it who are to."""
+    progress = resumed.progress if resumed else START
+    source = resumed.source if resumed else "nothing"
+    life.begins_at(progress.step)
+    if reporter is not None:
+        reporter.resumed(progress, source)
+    life.events.note("restored", {"step": progress.step, "source": source})
+    if session.is_speaker:
+        log.info("%s", where_line(session, progress.step, source))
+    return progress
+
+
+def _stopping(
+    paths: RunPaths, session: Session, life: Liveness, reporter: Reporter | None
+) -> Stopping:
+    request = StopRequest(
+        paths,
+        lambda: life.is_told_to_stop,
+        is_reporter=session.is_reporter,
+        is_lost=reporter.looks_lost if reporter is not None else lambda: False,
+    )
+    return Stopping(request, StopWord(session))
+
+
+def where_line(session: Session, step: int, source: str) -> str:
+    """Which bundles a node has a part in, and from where it trains on; for its console."""
+    places = session.topology.places
+    bundles = sorted({p.bundle for p in places if p.node == session.place.node and p.bundle >= 0})
+    shown = f"bundles {bundles[0]} to {bundles[-1]}" if bundles[1:] else f"bundle {bundles[0]}"
+    begin = f"goes on after step {step}, from a {source}" if step else "begins"
+    return (
+        f"node {session.arrival.node_name}: {shown} of {session.topology.num_bundles}; "
+        f"training {begin}"
+    )
+
+
+def make_snapshots(
+    config: TrainConfig,
+    session: Session,
+    trainer: Trainer,
+    room: SnapshotRoom,
+    meters: Meters,
+    resumed: Resumed | None,
+) -> Snapshots:
+    """The snapshots of this rank, on which its sync waits from now on.
+
+    Collective: the bundle.
+    """
+    snapshots = Snapshots(
+        session,
+        room,
+        source=Source(
+            state=trainer.state,
+            feedback=trainer.sync.feedback,
+            situation=trainer.sync.feedback_situation,
+        ),
+        meters=meters,
+        pace=Pace(config.snapshot_steps),
+        restored=resumed.snapshot if resumed else None,
+    )
+    trainer.sync.hold(snapshots)
+    return snapshots
