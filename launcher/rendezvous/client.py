@@ -102,7 +102,7 @@ class Client:
 
     async def flush(self, wait_s: float) -> None:
         """Waits until what was said has left this process, which says no more."""
-        writer, self._writer = self._writer, None  # a beat behind the end would fail
+        writer, self._writer = self._writer, None  # a beat after the end would fail
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(wait_s):
                 if writer is not None:
@@ -119,7 +119,7 @@ class Client:
             await self._stay(best, found)
 
     async def tick(self) -> None:
-        """Beats, and notices when there is no coordinator; runs beside `run`."""
+        """Beats, and notices when there is no coordinator; runs next to `run`."""
         while True:
             slept_at = time.monotonic()
             await asyncio.sleep(self._heartbeat_s)

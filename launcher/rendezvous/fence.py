@@ -66,9 +66,10 @@ class Fence:
             self._folder.mkdir(parents=True, exist_ok=True)
             pulses = self._pulses()
             while True:
+                # [1] What stands in the way of any claim.
                 claims = self.claims()
                 others = [c for c in claims if c.number > wish.after and c.id not in wish.void]
-                over = self.over()  # behind the claims, which go once it is there
+                over = self.over()  # after the claims, which go once it is there
                 if over and not wish.is_first:
                     return Claimed(term=term, over=over)
                 if others and not wish.is_first:
@@ -79,14 +80,17 @@ class Fence:
                 highest = max((c.term for c in claims), default=-1)
                 if highest > term:
                     return Claimed(term=term, highest_term=highest)
+                # [2] Others in the way of a first round: of an earlier job, unless a pulse goes on.
                 if others and self._has_pulse(pulses, watch_s, sleep):
                     return Claimed(term=term, others=tuple(others))
+                # [3] The claim itself; of two that want one number the other looks again.
                 number = max([wish.round.number, *(c.number + 1 for c in claims)])
                 claimed_at = clock()
                 self.beat()  # first: a claim without a pulse looks like one of an earlier job
                 if not self._create(number, wish.round):
                     continue
-                if others and wish.is_first and self._pulses() != pulses:  # somebody woke
+                # [4] One of an earlier job may have been asleep, and have beaten meanwhile.
+                if others and wish.is_first and self._pulses() != pulses:
                     self._file(number).unlink(missing_ok=True)
                     return Claimed(term=term, others=tuple(others))
                 self._over_file.unlink(missing_ok=True)

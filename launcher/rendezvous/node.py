@@ -6,7 +6,7 @@
       num_nodes_waiting: reads `member`, no lock, no wire
 
 A thread and not a process: the agent sleeps nearly always, so that the loop gets the interpreter
-when it wants it, and a stopped agent must look dead, which a process beside it would hide.
+when it wants it, and a stopped agent must look dead, which another process would hide.
 """
 
 from __future__ import annotations

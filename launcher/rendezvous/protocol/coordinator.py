@@ -76,8 +76,14 @@ class Expired:
 class Claimed:
     """What came of a claim: its number and time, or what stands in its way.
 
-    others: claims behind the base; highest_term: one in the folder that is above the claim's own.
-    over: the job has ended, while the nodes that are here were cut off.
+    Attributes:
+        term: of the coordinator that made the claim.
+        number: that the round has got; 0 where something is in the way, as below.
+        at: when the claim was made.
+        others: claims after the base, made by others.
+        highest_term: one in the folder that is above the claim's own.
+        over: the job has ended, while the nodes that are here were cut off.
+        error: why the folder cannot be used.
     """
 
     term: int
@@ -105,10 +111,14 @@ Event: TypeAlias = Arrived | Received | Broken | Expired | Claimed | Looked
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TryClaim:
-    """Claim the number behind `after` for `round` in the fence folder, passing over `void` ones.
+    """Claim a number in the fence folder.
 
-    seen: a round that these nodes have heard of and do not remember; the folder must have it, or a
-        later one. 0: none.
+    Attributes:
+        after: the number of the base, which the round comes after; 0 without a base.
+        round: what is claimed.
+        void: claims that can never be in force, to be passed over.
+        seen: a round that these nodes have heard of and do not remember; the folder must have it,
+            or a later one. 0: none.
     """
 
     after: int
@@ -155,7 +165,7 @@ def lose(state: State, name: str, why: str, *, is_fault: bool = True) -> tuple[S
     """Forgets a node: this start of it is dead, whatever it may still say.
 
     Args:
-        why: what it does or what is wrong with it, to stand behind its name.
+        why: what it does or what is wrong with it, to stand after its name.
         is_fault: it did not go of its own accord.
     """
     if name not in state.peers:
@@ -304,8 +314,9 @@ def _in_the_way(state: State, claims: Iterable[Round]) -> Round | None:
     reports = [peer.report for peer in state.followers]
     found = None
     for round_ in claims:
+        # Each of these proves that nobody can be in the round: this coordinator would know it; a
+        # seat of it never accepted it, and no more will; all its seats are here, and not in it.
         names = [report.seat.name for report in reports if report.at != round_.id]
-        # Of its own term a coordinator knows that what is not the base came to nothing.
         is_nothing = (
             round_.term == state.term
             or (state.base is not None and is_void(round_, reports))
@@ -329,7 +340,7 @@ def _look(state: State, event: Looked, now: float) -> tuple[State, list[Wish]]:
 
 
 def try_claim(state: State, proposal: Proposal) -> TryClaim:
-    """The wish for a place in the fence folder behind the base."""
+    """The wish for a place in the fence folder, after the base."""
     if state.base:
         return TryClaim(after=state.base.number, round=proposal.round, void=proposal.void)
     seen = highest_known(state.followers)

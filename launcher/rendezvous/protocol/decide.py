@@ -114,6 +114,7 @@ class _Decision:
         return ""
 
     def _elect(self) -> None:
+        """Leads once all who are here follow: they accept no round of an earlier term any more."""
         state = self.state
         if state.highest_term > state.term or not state.peers:
             self._step_down("a later coordinator is about" if state.peers else "nobody is here")
@@ -295,20 +296,24 @@ class _Decision:
     def _missing(self, choice: tuple[Seat, ...]) -> str:
         """What the next round still waits for; empty when nothing is missing."""
         state, rules, base = self.state, self.state.rules, self.state.base
+        # [1] nodes of the last round that may be alive
         for seat in base.seats if base else ():
             if seat.name not in state.peers and not self._is_dead(seat):
                 return f"node {seat.name} may come back"
+        # [2] nodes that are here and have not stopped their workers
         if base and self.now - state.over_at < rules.stop_wait_s:
             for peer in state.peers.values():
                 is_ready = peer.report.is_waiting or peer.report.is_done
                 if not is_ready or peer.report.promised != state.term:
                     return f"node {peer.seat.name} stops its workers"
+        # [3] enough nodes for a bundle, and among them a quorum
         if not choice:
             return self._too_few()
         if rules.num_candidates > 1 and not all(
             each.is_fenced or has_quorum(each, choice) for each in state.grounds
         ):
             return "the nodes that hold the majority do not make a bundle"
+        # [4] more nodes for a first round, for a while
         num_come = sum(peer.report.is_waiting for peer in state.followers)
         # Those who were in a round before come back by themselves or not at all.
         if base or highest_known(state.followers) or num_come >= rules.max_nodes:

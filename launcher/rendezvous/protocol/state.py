@@ -144,7 +144,7 @@ class State:
         retry_at: no proposal before then.
         gone: candidates whose agents have ended, as some node found out.
         lost: incarnations that this coordinator saw go, and why.
-        silent: those of them that said nothing any more, as behind a cut cable.
+        silent: those of them that said nothing any more, as after a cut cable.
         closed: how the job ended; None while it goes on.
     """
 

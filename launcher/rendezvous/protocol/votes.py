@@ -158,7 +158,7 @@ def next_term(highest: int, index: int, num_candidates: int, salt: int = 0) -> i
 def search_order(last_term: int, num_candidates: int) -> list[int]:
     """Candidates in the order in which nodes gather at them.
 
-    Who was in the same round goes on with the candidate behind its coordinator, cyclically; who was
+    Who was in the same round goes on with the candidate after its coordinator, cyclically; who was
     in none begins with the first. Attempts to lead do not count: nodes that followed each attempt
     to the next candidate would never stay together long enough.
     """

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.rendezvous.protocol import messages, standing, state, votes
+from bundlerun.launcher.rendezvous.protocol.coordinator import Claimed, TryClaim
 from bundlerun.launcher.rendezvous.protocol.standing import InRound, Member
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Proposal, Rules, State
 from bundlerun.launcher.rendezvous.settings import Conf
@@ -27,7 +28,9 @@ def test_the_fields_that_the_glossary_names_exist() -> None:
         assert name in known or hasattr(found, name), f"{owner}.{name}"
 
 
-@pytest.mark.parametrize("kind", [Member, InRound, State, Peer, Proposal, Rules, Conf])
+@pytest.mark.parametrize(
+    "kind", [Member, InRound, State, Peer, Proposal, Rules, Conf, Claimed, TryClaim]
+)
 def test_every_field_is_explained(kind: type) -> None:
     text = (kind.__doc__ or "").split("Attributes:")[1]
     explained = re.findall(r"^ {8}(\w+):", text, re.M)
