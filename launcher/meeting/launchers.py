@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.rounding import divided_up
+from bundlerun.launcher.options.endpoints import bracketed
 
 _OTHER_NAMES = {
     "LOCAL_WORLD_SIZE": ("LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
@@ -238,5 +239,6 @@ def torchrun_variables(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]
     found = {key: each for key, each in given.items() if key in _PET_OPTIONS}
     if "master_addr" in given and "rdzv_endpoint" not in found and "standalone" not in found:
         (name, host), (_, port) = given["master_addr"], given.get("master_port", ("", ""))
+        host = bracketed(host)
         found["rdzv_endpoint"] = (name, f"{host}:{port}" if port else host)
     return found

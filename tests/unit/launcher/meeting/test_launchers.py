@@ -156,6 +156,8 @@ def test_torchruns_variables_are_options() -> None:
 def test_a_master_is_an_endpoint() -> None:
     found = torchrun_variables({"PET_MASTER_ADDR": "job-0", "PET_MASTER_PORT": "23456"})
     assert found == {"rdzv_endpoint": ("PET_MASTER_ADDR", "job-0:23456")}
+    found = torchrun_variables({"PET_MASTER_ADDR": "fd00::1", "PET_MASTER_PORT": "7"})
+    assert found == {"rdzv_endpoint": ("PET_MASTER_ADDR", "[fd00::1]:7")}
 
 
 def test_a_variable_that_is_no_option_of_ours_is_refused_by_name() -> None:
