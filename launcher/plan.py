@@ -234,9 +234,10 @@ def _place(place: Place) -> dict[str, object]:
 
 def _values(resolved: Resolved[TrainConfig] | Resolved[LaunchConfig]) -> dict[str, object]:
     value = resolved.value
-    plain = value.to_plain() if isinstance(value, TrainConfig) else asdict(value)
+    plain = value.to_plain() if isinstance(value, TrainConfig) else {}
+    values = {name: plain.get(name, getattr(value, name)) for name in resolved.sources}
     return {
-        name: {"value": plain[name], "source": source} for name, source in resolved.sources.items()
+        name: {"value": values[name], "source": source} for name, source in resolved.sources.items()
     }
 
 

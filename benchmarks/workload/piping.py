@@ -27,6 +27,7 @@ from benchmarks.wire import check
 from benchmarks.workload.ours import Pipe
 from benchmarks.workload.sleeping import SleepingPart
 from bundlerun.launcher.choices import ScheduleName
+from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 
@@ -80,7 +81,7 @@ class Setting:
             per_stage: parts on each stage, which share its time.
             stage: where it lies.
         """
-        is_last = number == self.shape.num_stages * per_stage - 1
+        is_last = number == Chunks(self.shape.num_stages, per_stage).num_chunks - 1
         times = self.times[stage]
         return SleepingPart(
             (1,) if is_last else (self.activation_bytes // 4,),

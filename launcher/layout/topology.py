@@ -88,6 +88,12 @@ def linked_replicas(width: int, other_width: int) -> Iterator[tuple[int, int]]:
 class Topology:
     """The whole layout of one rendezvous round.
 
+        >>> topology = Topology(Shape((1, 1)), devices_per_node=(4, 4))
+        >>> topology.bundles
+        ((0, 1), (2, 3), (4, 5), (6, 7))
+        >>> topology.exchange_groups        # the local masters of each stage
+        ((0, 4), (1, 5))
+
     Args:
         shape: of a bundle.
         devices_per_node: ranks that each node runs, in node order.

@@ -119,7 +119,7 @@ def _compare(subject: Subject, inputs: tuple[Any, ...], own: Result, *, training
     except StageRaised as exc:
         cause = exc.__cause__
         raise ConfigError(
-            f"stage {exc.part % len(subject.stages)} of {_name(subject)} raises "
+            f"stage {subject.chunks.stage_of(exc.part)} of {_name(subject)} raises "
             f"{type(cause).__name__}: {cause}; the model by itself does not; {_WAY_ON}"
         ) from exc
     difference = _difference(subject, own, other)

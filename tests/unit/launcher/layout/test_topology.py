@@ -1,3 +1,4 @@
+import doctest
 import sys
 from collections import Counter
 from itertools import product
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout import topology as topology_module
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import (
     Link,
@@ -245,3 +247,8 @@ def test_positions_are_in_order_of_stage_then_replica() -> None:
     assert Topology(Shape((2, 1)), (3,)).positions == tuple(
         (s, r) for s, r in product(range(2), range(2)) if (s, r) != (1, 1)
     )
+
+
+def test_the_example_of_the_docstring_is_true() -> None:
+    found = doctest.testmod(topology_module)
+    assert (found.failed, found.attempted) == (0, 3)
