@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, ConfigError
+from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.stage import Forward, chunk_forwards, chunk_parameters
 from bundlerun.workers.data.samples import Batch
@@ -25,8 +26,10 @@ from bundlerun.workers.model.replica_check import ReplicaCheck
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import StepLoss, Update
 from bundlerun.workers.optimizer import check_optimizer
+from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.pipeline.loss import LossCheck
+from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import Recipe
@@ -113,17 +116,16 @@ class Trainer:
             self._forward_state.watched(chunk, _compiled(forward) if config.compile else forward)
             for chunk, forward in enumerate(chunk_forwards(self.stage, config.chunks))
         ]
+        pipeline = Pipeline.of(session.topology, config.schedule)
+        links, device = session.groups.links, session.device
         return Bundle(
-            topology=session.topology,
-            place=session.place,
+            wires=Wires(session.topology, session.place, links, pipeline, device),
+            pipeline=pipeline,
             stage=self.stage,
-            links=session.groups.links,
-            recipe=self._recipe,
-            device=session.device,
-            precision=config.precision,
-            meters=self._meters,
-            schedule=config.schedule,
             forwards=[self._statistics.around(forward) for forward in forwards],
+            recipe=self._recipe,
+            arithmetic=Arithmetic(device, config.precision),
+            meters=self._meters,
         )
 
     def _metric_sums(self) -> MetricSums:

@@ -13,10 +13,13 @@ from torch.optim import SGD, Optimizer
 
 from benchmarks.cluster.forked import TIMEOUT_S, Seat
 from bundlerun.launcher.choices import ExchangeDtype, ScheduleName, SchemeChoice, SchemeName
+from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.groups import make_groups
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import DataInfo, DataSets
@@ -121,17 +124,16 @@ class Pipe:
         network = seat.network(f"pipe/{schedule}/{topology.chunks_per_stage}")
         self._num_mine = topology.shape.widths[place.stage]
         self._place = place
+        links = make_groups(topology, place, network, "local-master").links
+        pipeline, device = Pipeline.of(topology, schedule), torch.device("cpu")
         self._bundle = Bundle(
-            topology=topology,
-            place=place,
+            wires=Wires(topology, place, links, pipeline, device),
+            pipeline=pipeline,
             stage=nn.ModuleList(parts),
-            links=make_groups(topology, place, network, "local-master").links,
-            recipe=_MeanLoss(),
-            device=torch.device("cpu"),
-            precision="float32",
-            meters=Meters(),
-            schedule=schedule,
             forwards=parts,
+            recipe=_MeanLoss(),
+            arithmetic=Arithmetic(device, "float32"),
+            meters=Meters(),
         )
 
     def step(self, num_microbatches: int) -> None:

@@ -20,12 +20,15 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
 )
 
+from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.splits.models import make_stages
-from bundlerun.splits.stage import Forward
+from bundlerun.splits.stage import Forward, chunk_forwards
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
+from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.comm import Network
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import make_groups
@@ -99,17 +102,16 @@ def make_bundle(
         address="127.0.0.1",
     )
     place = topology.places[env.rank]
+    links = make_groups(topology, place, network, "local-master").links
+    pipeline, device = Pipeline.of(topology, schedule), torch.device("cpu")
     return Bundle(
-        topology=topology,
-        place=place,
+        wires=Wires(topology, place, links, pipeline, device),
+        pipeline=pipeline,
         stage=stage,
-        links=make_groups(topology, place, network, "local-master").links,
+        forwards=forwards or chunk_forwards(stage, topology.chunks_per_stage),
         recipe=load_recipe(replace(CONFIG, precision="float32")),
-        device=torch.device("cpu"),
-        precision="float32",
+        arithmetic=Arithmetic(device, "float32"),
         meters=Meters(),
-        schedule=schedule,
-        forwards=forwards,
     )
 
 

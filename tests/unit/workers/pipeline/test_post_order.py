@@ -15,13 +15,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Link, Topology
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.pipeline import links
+from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.pipeline.message import Specs
 from bundlerun.workers.pipeline.nccl import NcclReceiver
+from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.step import StepWork
 
@@ -98,16 +101,14 @@ def logs(
         place = topology.places[number]
         own = {link: wire for link, wire in wires.items() if number in (link.src, link.dst)}
         try:
+            pipeline, device = Pipeline.of(topology, schedule), torch.device("cpu")
             bundle = Bundle(
-                topology=topology,
-                place=place,
+                wires=Wires(topology, place, own, pipeline, device),
+                pipeline=pipeline,
                 stage=nn.Sequential(*(nn.Linear(3, 3) for _ in range(topology.chunks_per_stage))),
-                links=own,
                 recipe=_Recipe(),  # type: ignore[arg-type]
-                device=torch.device("cpu"),
-                precision="float32",
+                arithmetic=Arithmetic(device, "float32"),
                 meters=Meters(),
-                schedule=schedule,
                 forwards=[nn.Linear(3, 3) for _ in range(topology.chunks_per_stage)],
             )
             for step in range(2):

@@ -1,0 +1,36 @@
+"""Where a rank computes, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bundlerun.launcher.choices import Precision
+
+
+@dataclass(frozen=True, slots=True)
+class Arithmetic:
+    """What the numbers of a stage are.
+
+    Args:
+        device: where the stage lives.
+        precision: "float32", "bfloat16" (autocast) or "float64".
+    """
+
+    device: torch.device
+    precision: Precision
+
+    def placed(self, tensor: Tensor) -> Tensor:
+        """What the data gives, as the stage takes it."""
+        is_wide = self.precision == "float64" and tensor.is_floating_point()
+        dtype = torch.float64 if is_wide else tensor.dtype
+        return tensor.to(self.device, dtype, non_blocking=True)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """What a forward is in."""
+        if self.precision == "bfloat16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
