@@ -30,6 +30,7 @@ from bundlerun.launcher.layout.microbatch import (
 )
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import (
+    Reader,
     argv_of,
     flag_of,
     option,
@@ -72,8 +73,7 @@ class TrainConfig:
         "where each stage after the first begins: module or node names (layer3.10), "
         "a named cut of the family, or a number of equal parts",
         group=_WHAT,
-        parse=text_list,
-        metavar="NAME[,NAME...]",
+        parse=Reader(text_list, metavar="NAME[,NAME...]"),
     )
     num_classes: int = option(
         0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int, kept=True
@@ -83,9 +83,7 @@ class TrainConfig:
         Shape((1, 1)),
         "devices per stage of a bundle; 1 is data parallel only, and what a single device has",
         group=_BATCH,
-        parse=Shape.parse,
-        kind="whole numbers separated by commas",
-        metavar="W[,W...]",
+        parse=Reader(Shape.parse, "whole numbers separated by commas", "W[,W...]"),
     )
     batch_size: int = option(
         256, "samples of one step, over all bundles", group=_BATCH, parse=int, kept=True

@@ -11,7 +11,7 @@ from typing import get_args
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.options.backend import BUNDLE, Backend, backend_of
-from bundlerun.launcher.options.declared import flag_of, option, yes_or_no
+from bundlerun.launcher.options.declared import Reader, flag_of, option, yes_or_no
 from bundlerun.launcher.options.endpoints import Endpoint, parse_endpoints
 
 _NODES = "nodes and devices"
@@ -34,13 +34,16 @@ class LaunchConfig:
         ConfigError: a value is out of range or two values contradict each other.
     """
 
-    nnodes: str = option("1", "number of nodes, or MIN:MAX", group=_NODES, metavar="MIN:MAX")
+    nnodes: str = option(
+        "1", "number of nodes, or MIN:MAX", group=_NODES, parse=Reader(metavar="MIN:MAX")
+    )
     nproc_per_node: str = option(
-        "auto", "ranks of this node (auto: as many as whole bundles use)", group=_NODES, metavar="N"
+        "auto",
+        "ranks of this node (auto: as many as whole bundles use)",
+        group=_NODES,
+        parse=Reader(metavar="N"),
     )
-    bundles: int = option(
-        0, "bundles of this node (0: as many as fit)", group=_NODES, parse=int, metavar="N"
-    )
+    bundles: int = option(0, "bundles of this node (0: as many as fit)", group=_NODES, parse=int)
     devices: DeviceChoice = option(
         "auto",
         "what a rank runs on; auto: GPUs where there are any",
@@ -52,7 +55,6 @@ class LaunchConfig:
         "CPU slots of this node (0: one per core, at least one bundle's worth)",
         group=_NODES,
         parse=int,
-        metavar="N",
     )
     node_name: str = option(
         "", "name of this node in logs; unlike any other's (default: the machine's name)",
@@ -70,11 +72,14 @@ class LaunchConfig:
         "where the nodes meet, the same for all; with bundle several nodes: if the first one dies, "
         "the next one takes over",
         group=_RDZV,
-        metavar="HOST[:PORT][,...]",
+        parse=Reader(metavar="HOST[:PORT][,...]"),
     )
     rdzv_id: str = option("bundlerun", "name of the job, the same for all nodes", group=_RDZV)
     rdzv_conf: str = option(
-        "", "settings of the rendezvous backend", group=_RDZV, metavar="KEY=VALUE[,...]"
+        "",
+        "settings of the rendezvous backend",
+        group=_RDZV,
+        parse=Reader(metavar="KEY=VALUE[,...]"),
     )
     local_addr: str = option(
         "",
@@ -99,7 +104,6 @@ class LaunchConfig:
         "bundle",
         group=_AGENT,
         parse=int,
-        metavar="N",
     )
     monitor_interval: float = option(
         0.1, "seconds between two looks at the workers", group=_AGENT, parse=float

@@ -284,17 +284,7 @@ def plan_here(
     devices = choose_devices(hardware, shape, kind=launch.value.devices, slots=launch.value.slots)
     num_procs = choose_num_procs(train.value, launch.value, devices)
     topology = Topology(shape, (num_procs,) * launch.value.max_nodes, train.value.chunks)
-    layouts = tuple(
-        rank_layout(
-            local_rank,
-            num_procs,
-            hardware.cpus,
-            threads=train.value.threads,
-            affinity=train.value.affinity,
-            environ=environ,
-        )
-        for local_rank in range(num_procs)
-    )
+    layouts = _layouts(train.value, num_procs, hardware, environ)
     node = NodePlan(
         name=node_name,
         devices=devices,
@@ -318,6 +308,23 @@ def plan_here(
         node=node,
         kept_samples=kept_samples(RunPaths(Path(train.value.run_dir)), train.value.batch_size),
         num_idle=0 if is_asked else (devices.count - num_procs) * launch.value.max_nodes,
+    )
+
+
+def _layouts(
+    train: TrainConfig, num_procs: int, hardware: Hardware, environ: Mapping[str, str] | None
+) -> tuple[RankLayout, ...]:
+    """Threads and cores of each rank of this node."""
+    return tuple(
+        rank_layout(
+            local_rank,
+            num_procs,
+            hardware.cpus,
+            threads=train.threads,
+            affinity=train.affinity,
+            environ=environ,
+        )
+        for local_rank in range(num_procs)
     )
 
 

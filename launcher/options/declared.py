@@ -42,15 +42,29 @@ _KINDS: dict[Callable[[str], object], str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """How the text of an option becomes its value.
+
+    Args:
+        parse: text to value, a ValueError for a wrong text; `yes_or_no` makes a
+            `--name/--no-name` switch.
+        kind: what a text must be, for the message about a wrong one; nothing: by `parse`.
+        metavar: what stands for it in `--help`; None: the name of the option, or N for a number.
+    """
+
+    parse: Callable[[str], object] = str
+    kind: str = ""
+    metavar: str | None = None
+
+
 def option(
     default: T,
     help: str,
     *,
     group: str,
-    parse: Callable[[str], object] = str,
-    kind: str = "",
+    parse: Callable[[str], object] | Reader = str,
     choices: Sequence[str] = (),
-    metavar: str | None = None,
     per_node: bool = False,
     kept: bool = False,
 ) -> T:
@@ -60,21 +74,19 @@ def option(
         default: the value when nobody gives one.
         help: one line for `--help`.
         group: heading in `--help` and in the plan.
-        parse: text to value, a ValueError for a wrong text; `yes_or_no` makes a
-            `--name/--no-name` switch.
-        kind: what a text must be, for the message about a wrong one; nothing: by `parse`.
+        parse: text to value, with all that is to be said of it where that is more; see `Reader`.
         choices: the valid texts, when few.
-        metavar: name of the value in `--help`.
         per_node: each node may have its own value; what it says does not touch the result.
         kept: a run that goes on needs the value that it began with.
     """
+    reader = parse if isinstance(parse, Reader) else Reader(parse)
     metadata = {
         "help": help,
         "group": group,
-        "parse": parse,
-        "kind": kind or _KINDS.get(parse, ""),
+        "parse": reader.parse,
+        "kind": reader.kind or _KINDS.get(reader.parse, ""),
         "choices": tuple(choices),
-        "metavar": metavar,
+        "metavar": reader.metavar,
         "per_node": per_node,
         "kept": kept,
     }
