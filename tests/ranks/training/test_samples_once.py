@@ -20,7 +20,7 @@ from bundlerun.workers.state.checkpoint import Checkpoints
 from bundlerun.workers.trainer import Trainer
 from tests.ranks.reference import train_unsplit
 from tests.ranks.state import test_snapshot
-from tests.ranks.state.test_snapshot import killed_run, restarts, shaped
+from tests.ranks.state.killed_runs import killed_run, restarts, shaped
 from tests.ranks.training.test_parity import assert_close, losses_of, run_state
 
 NUM_STEPS = 10  # two epochs
