@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
-from bundlerun.launcher.run_folder.events import Events, read_events
+from bundlerun.launcher.run_folder.events import EventName, Events, read_events
 
 
 def test_several_processes_append_to_one_file_and_a_torn_line_is_left_out(tmp_path: Path) -> None:
@@ -35,3 +36,10 @@ def test_a_folder_that_cannot_be_written_costs_the_log_only(
     events.note("coordinator: lost")
     events.close()
     assert "no event log" in caplog.text
+
+
+def test_every_event_is_in_the_table_of_the_docs() -> None:
+    text = (Path(__file__).parents[4] / "docs" / "failures.md").read_text()
+    table = text.split("| event | by | says |")[1].split("\n\n")[0]
+    names = [name.rpartition(": ")[2] for name in get_args(EventName)]
+    assert [name for name in names if f"`{name}`" not in table] == []
