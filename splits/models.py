@@ -132,25 +132,17 @@ def make_stages(
     traced = TracedModel(model, len(inputs) or None)
     chunks, of_stage = Chunks(num_stages, chunks_per_stage), widths or [1] * num_stages
     shares = [of_stage[chunks.stage_of(chunk)] for chunk in range(chunks.num_chunks)]
-    return traced.cut(_chosen(traced, cut, shares, inputs), chunks_per_stage)
+    return traced.cut(choose_cuts(traced, cut, shares, inputs), chunks_per_stage)
 
 
 def choose_cuts(
-    model: nn.Module, *, cut: Sequence[str], num_stages: int, inputs: Sequence[object] = ()
+    traced: TracedModel, cut: Sequence[str], shares: Sequence[int], inputs: Sequence[object] = ()
 ) -> tuple[str, ...]:
-    """The module or node names at which `make_stages` would cut; arguments as there.
+    """The module or node names at which `make_stages` cuts; `shares`: devices of each part.
 
     Raises:
-        ConfigError: the number of cuts does not fit the model or the number of stages.
+        ConfigError: the number of cuts does not fit the model or the number of parts.
     """
-    if num_stages == 1:
-        return ()
-    return _chosen(TracedModel(model, len(inputs) or None), cut, [1] * num_stages, inputs)
-
-
-def _chosen(
-    traced: TracedModel, cut: Sequence[str], shares: Sequence[int], inputs: Sequence[object]
-) -> tuple[str, ...]:
     family, num_stages = _family(traced.model), len(shares)
     if not cut:
         default = family.default_cuts(traced.model, shares) if family else ()

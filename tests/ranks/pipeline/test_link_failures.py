@@ -20,7 +20,8 @@ from bundlerun.workers.pipeline.links import InLink, OutLink
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.env import RankEnv
 from tests.ranks.harness import outcomes
-from tests.ranks.pipeline.test_links import BOTH, EVAL, TRAIN, link_group, wait_for
+from tests.ranks.pipeline.test_links import BOTH, EVAL, TRAIN, link_group
+from tests.waiting import wait_until
 
 T = TypeVar("T")
 NUM_BYTES = 16 << 20
@@ -136,7 +137,7 @@ def test_an_end_that_is_frozen_ends_the_other_in_time(
     ended = tmp_path / "ended"
 
     def freeze(_: object) -> None:
-        wait_for(ended.exists, "the other end waits for ever")
+        wait_until(ended.exists, "the other end waits for ever")
 
     def act(way: Callable[[T], None], end: T) -> None:
         with pytest.raises(RuntimeError, match=r"(?i)did not answer in 3|timed out"):

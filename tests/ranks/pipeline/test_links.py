@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from bundlerun.workers.rank.comm import Group, Network
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import make_groups
 from tests.ranks.harness import outcomes, run_ranks
+from tests.waiting import wait_until
 
 TRAIN, EVAL = Kind(True, 4), Kind(False, 4)
 GLOO_CHUNK_BYTES = 4 << 20
@@ -66,14 +66,6 @@ def link_ends(
 def unstaged(sender: Sender) -> Sender:
     """What sends from CPU memory, on a machine with or without a GPU."""
     return sender._sender if isinstance(sender, StagedSender) else sender
-
-
-def wait_for(what: Callable[[], bool], why: str, limit_s: float = 10.0) -> None:
-    """Returns once `what` holds."""
-    deadline = time.monotonic() + limit_s
-    while not what():
-        assert time.monotonic() < deadline, why
-        time.sleep(0.002)
 
 
 def message(number: int) -> list[Tensor]:
@@ -197,7 +189,7 @@ def test_the_next_messages_arrive_while_nobody_asks_for_them(shares: bool, tmp_p
     def receive(link: InLink) -> None:
         link.expect([TRAIN] * 3)
         assert link.receive()[0][0] == 0
-        wait_for(sent.exists, "the second and third receive were not posted")
+        wait_until(sent.exists, "the second and third receive were not posted")
         assert [int(link.receive()[0][0]) for _ in range(2)] == [1, 2]
 
     run_ranks((2,), link_ends(send, receive, shares), tmp_path)
@@ -255,7 +247,7 @@ def test_an_evaluation_runs_ahead_only_so_far(shares: bool, tmp_path: Path) -> N
         link.expect([EVAL] * count)
         for number in range(count):
             wanted = min(number + 2, count)
-            wait_for(lambda wanted=wanted: num_sent() >= wanted, "the sender is not ahead")
+            wait_until(lambda wanted=wanted: num_sent() >= wanted, "the sender is not ahead")
             assert num_sent() <= number + held
             link.receive()
 
@@ -276,7 +268,7 @@ def test_what_has_left_arrives_even_if_the_sender_has_ended(tmp_path: Path) -> N
             return
         link = InLink(group, torch.device("cpu"), is_told_specs=True)
         link.expect([TRAIN] * 3)
-        wait_for(done.exists, "the sender waits for the receiver")
+        wait_until(done.exists, "the sender waits for the receiver")
         for number in range(3):
             assert_message(link.receive(), message(number))
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import pytest
 from bundlerun.launcher.process import kernel_state
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board
 from bundlerun.launcher.run_folder.events import read_events
+from tests.waiting import wait_until
 
 LIMIT_S = 60.0
 
@@ -122,9 +123,9 @@ def test_a_stop_that_no_folder_takes_is_passed_on_at_a_later_beat(tmp_path: Path
     board = Board.create()
     with rank(tmp_path, board, "full") as process:
         board.stop = signal.SIGTERM
-        wait_for(lambda: (tmp_path / "told").exists() and bool((tmp_path / "told").read_text()))
+        wait_until(lambda: (tmp_path / "told").exists() and bool((tmp_path / "told").read_text()))
         told = time.monotonic_ns()
-        wait_for(lambda: board.rows()[0][1].beat_ns > told)
+        wait_until(lambda: board.rows()[0][1].beat_ns > told)
         process.kill()
         _, said = process.communicate()
     assert (tmp_path / "told").read_text() == "3"
@@ -149,20 +150,13 @@ def test_a_rank_ends_with_its_agent(tmp_path: Path, has_board: bool) -> None:
         time.sleep(600)
         os._exit(0)
     try:
-        wait_for((tmp_path / "here").exists)
+        wait_until((tmp_path / "here").exists)
     finally:
         os.kill(agent, signal.SIGKILL)
         os.waitpid(agent, 0)
     pid = int((tmp_path / "here").read_text())
     try:
-        wait_for(lambda: kernel_state(pid) in "XZ")
+        wait_until(lambda: kernel_state(pid) in "XZ")
     finally:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-
-
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -16,6 +14,7 @@ import pytest
 from benchmarks.faults.chaos import Chaos, Recovery
 from benchmarks.faults.inject import FOLDER_VARIABLE, NODE_VARIABLE
 from benchmarks.faults.job import ROOT, Job
+from tests.waiting import wait_until
 
 HARNESS = """
 import os, subprocess, sys
@@ -95,10 +94,3 @@ def test_a_frozen_node_is_thawed_whatever_became_of_its_agent(tmp_path: Path) ->
         for process in frozen.values():
             process.kill()
             process.wait()
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)

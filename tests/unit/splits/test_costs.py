@@ -77,7 +77,7 @@ def test_parameter_bytes_stand_in_where_operations_cannot_be_counted() -> None:
 
     model = nn.Sequential(NeedsNumbers(), *[nn.Linear(8, 8) for _ in range(4)])
     x = torch.empty(2, 8, device="meta")
-    assert choose_cuts(model, cut=["2"], num_stages=2, inputs=[x]) == ("3",)
+    assert choose_cuts(TracedModel(model, 1), ["2"], [1, 1], [x]) == ("3",)
 
 
 def test_counting_leaves_the_model_its_numbers() -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.graph import TracedModel
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import build_model, choose_cuts, make_stages
 
@@ -64,7 +65,7 @@ def test_families_have_default_cuts_of_about_equal_work(name: str, num_stages: i
     ("name", "cuts"), [("resnet18", ("layer3",)), ("resnet101", ("layer3.9",))]
 )
 def test_resnets_are_cut_where_a_block_begins(name: str, cuts: tuple[str, ...]) -> None:
-    assert choose_cuts(on_meta(name), cut=(), num_stages=2) == cuts
+    assert choose_cuts(TracedModel(on_meta(name)), (), [1, 1]) == cuts
 
 
 @pytest.mark.parametrize("name", ["regnet_y_400mf", "resnet18"])
@@ -82,7 +83,7 @@ def test_models_build_without_memory_for_parameters(name: str) -> None:
     ],
 )
 def test_families_name_cuts(name: str, cut: str, meant: str) -> None:
-    assert choose_cuts(on_meta(name), cut=(cut,), num_stages=2) == (meant,)
+    assert choose_cuts(TracedModel(on_meta(name)), (cut,), [1, 1]) == (meant,)
 
 
 @pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2", "vit_b_16"])

@@ -22,6 +22,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.files import create_text, write_text
 from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
+from tests.waiting import wait_until
 
 LIMIT_S = 20.0
 
@@ -75,13 +76,6 @@ def parents() -> dict[str, object]:
     """The fields of a holder that is another process, and alive as long as this one."""
     holder = Holder.of_process("", "", pid=os.getppid())
     return {"pid": holder.pid, "started": holder.started}
-
-
-def wait_until(is_so: object) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not is_so():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def names(paths: RunPaths) -> list[str]:

@@ -13,6 +13,7 @@ from bundlerun.launcher.process import kernel_state
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.watch import Watch
 from bundlerun.launcher.run_folder.events import Events, read_events
+from tests.waiting import wait_until
 
 LIMIT_S = 20.0
 
@@ -57,10 +58,7 @@ def watched(board: Board, folder: Path, silent_s: float = 60.0) -> Iterator[set[
 
 
 def wait_until_met(met: set[int], *pids: int) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not met.issuperset(pids):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: met.issuperset(pids))
 
 
 def wait_for_event(folder: Path, event: str) -> dict[str, object]:
@@ -74,10 +72,7 @@ def wait_for_event(folder: Path, event: str) -> dict[str, object]:
 
 
 def wait_for_row(board: Board, local_rank: int) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while local_rank not in [found for found, _ in board.rows()]:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: local_rank in [found for found, _ in board.rows()])
 
 
 def test_a_rank_that_is_killed_is_noticed(tmp_path: Path) -> None:

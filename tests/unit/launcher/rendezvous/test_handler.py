@@ -29,6 +29,7 @@ from bundlerun.launcher.rendezvous.probe import is_rendezvous
 from bundlerun.launcher.rendezvous.token import ensure_token
 from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.paths import RunPaths
+from tests.waiting import wait_until
 
 LIMIT_S = 30.0
 
@@ -87,13 +88,6 @@ def job() -> Iterator[Job]:
 def worker_failed() -> ChildFailedError:
     """What torch's launcher raises once an agent has no attempt left."""
     return ChildFailedError("worker", {0: ProcessFailure(0, 1, 1, "")})
-
-
-def wait_until(is_so: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not is_so():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def test_two_nodes_meet_at_a_store_of_their_own(job: Job, tmp_path: Path) -> None:
