@@ -29,6 +29,7 @@ from bundlerun.launcher.layout.microbatch import (
     divisors,
 )
 from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.model_name import OF_IMAGES
 from bundlerun.launcher.options.declared import (
     Reader,
     argv_of,
@@ -58,7 +59,7 @@ class TrainConfig:
     data: str = ""
 
     recipe: str = option(
-        "image-classification",
+        OF_IMAGES,
         "image-classification, characters, or path/to/file.py of your own",
         group=_WHAT,
     )

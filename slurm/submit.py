@@ -14,6 +14,7 @@ from bundlerun.launcher.commands.run import add_config_arguments, read_configs
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import node_range
 from bundlerun.launcher.meeting.default_folder import new_folder
+from bundlerun.launcher.model_name import check_model
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.options.usage import parsed, shorten
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
     for note in site_notes(slurm.config()):
         say(f"note: {note}")
     check_torch()
+    check_model(train.value.model, train.value.recipe)
     check_data(train.value.data, train.value.recipe)
     check_writable(run_dir, "--run-dir")
     check_interval(request, train.value, RunPaths(run_dir))

@@ -11,6 +11,7 @@ from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
 from bundlerun.launcher.layout.chunks import Chunks
+from bundlerun.launcher.model_name import check_known, parse_file
 from bundlerun.launcher.user_file import module_from_file
 from bundlerun.splits import resnet, vgg
 from bundlerun.splits.graph import TracedModel
@@ -48,18 +49,19 @@ def build_model(name: str, num_outputs: int) -> nn.Module | list[nn.Module]:
     Raises:
         ConfigError: there is no such model, file or function.
     """
-    file, _, function = name.rpartition(":")
-    if file.endswith(".py") or name.endswith(".py"):
-        return _build_from_file(file or name, function if file else "build", num_outputs)
+    own = parse_file(name)
+    if own is not None:
+        return _build_from_file(*own, num_outputs)
     return _build_torchvision(name, num_outputs)
 
 
+def torchvision_names() -> list[str]:
+    """Classification models of torchvision, in order."""
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
 def _build_torchvision(name: str, num_outputs: int) -> nn.Module:
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise ConfigError(
-            f"unknown --model {name!r}; {nearest(name, known)}; or path/to/file.py:build"
-        )
+    check_known(name, torchvision_names())
     options = {"init_weights": True} if name in _CHOOSE_INIT else {}
     build = torchvision.models.get_model_builder(name)
     return cast(nn.Module, build(weights=None, num_classes=num_outputs, **options))

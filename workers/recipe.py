@@ -12,10 +12,11 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.model_name import OF_IMAGES
 from bundlerun.launcher.user_file import module_from_file, users_code
 
 BUILT_IN = {
-    "image-classification": "bundlerun.workers.recipes.image_classification",
+    OF_IMAGES: "bundlerun.workers.recipes.image_classification",
     "characters": "bundlerun.workers.recipes.characters",
 }
 Sample = Any

@@ -23,6 +23,7 @@ from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_va
 from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
 from bundlerun.launcher.meeting.node_name import claimed_name
 from bundlerun.launcher.meeting.site import site_defaults, site_job
+from bundlerun.launcher.model_name import check_model
 from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
 from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.options.usage import check_variables
@@ -128,6 +129,7 @@ def run(args: argparse.Namespace) -> int:
             print(plan.to_json() if args.json else plan_text(plan))
             return EXIT_DONE
         check_torch()
+        check_model(train.value.model, train.value.recipe)
         check_data(train.value.data, train.value.recipe)
         check_writable(paths.root, "--run-dir")
         check_writable(Path(plan.here.log_dir), "--log-dir")

@@ -14,9 +14,10 @@ from torchvision.transforms import v2
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.model_name import check_known, parse_file
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.splits.models import build_model
+from bundlerun.splits.models import build_model, torchvision_names
 from bundlerun.workers.data.image_folder import ImageSamples, check_folder
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.optimizer import make_optimizer
@@ -48,7 +49,9 @@ class ImageClassification:
         self._root = data_path(config.data)
 
     def check(self) -> None:
-        """Raises ConfigError where the images are not laid out as they should be."""
+        """Raises ConfigError for an unknown model, or images not laid out as they should be."""
+        if parse_file(self._config.model) is None:
+            check_known(self._config.model, torchvision_names())
         if not self._is_synthetic:
             classes = check_folder(self._root, needs_val=self._config.validate)
             self._check_num_classes(len(classes))
