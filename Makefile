@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-signals sweep test-all lint type format bench chaos venv clean
+.PHONY: help demo test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-signals sweep balance test-all lint type format bench chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ test-cpu-torch: ## on a torch without NCCL, in an environment that is thrown awa
 sweep: $(READY) ## every torchvision model and one of each timm family against plain torch: half an hour
 	$(RUN) -m pip install --quiet -e '.[sweep]'
 	$(RUN) -m tests.sweep_models $(ARGS)
+
+balance: $(READY) ## how equally the same models can be cut in two: some minutes
+	$(RUN) -m pip install --quiet -e '.[sweep]'
+	$(RUN) -m tests.sweep_balance $(ARGS)
 
 test-signals: $(READY) ## signals at every moment of a run, to every process: about 5 minutes
 	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/e2e/test_signals.py tests/e2e/test_torchrun.py $(ARGS)
