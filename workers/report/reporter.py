@@ -43,6 +43,26 @@ class Summary:
     num_unreadable: int = 0
 
 
+@dataclass(slots=True, kw_only=True)
+class _Epoch:
+    """The epoch under way, as far as this attempt does it.
+
+    Args:
+        first_step: the first of its steps, of the run.
+        begun_s: when that began.
+        samples: that have been trained on.
+    """
+
+    first_step: int
+    begun_s: float = field(default_factory=time.perf_counter)
+    samples: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self.begun_s
+
+
 class Reporter:
     """Reports one attempt of a run.
 
@@ -66,9 +86,7 @@ class Reporter:
         self._course = course
         self._paths = RunPaths(Path(config.run_dir))
         self._summary = Summary()
-        self._samples = 0
-        self._epoch_start = 0.0
-        self._first_step = 0
+        self._epoch = _Epoch(first_step=0)
         self._untold = ""
         self._finished: Mapping[str, Any] | None = None
         self._has_lost_folder = False
@@ -150,9 +168,7 @@ class Reporter:
 
     def start_epoch(self, epoch: int, first_step: int) -> None:
         """Opens the progress bar where somebody watches."""
-        self._epoch_start = time.perf_counter()
-        self._samples = 0
-        self._first_step = epoch * self._course.steps_per_epoch + first_step
+        self._epoch = _Epoch(first_step=epoch * self._course.steps_per_epoch + first_step)
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._course.steps_in(epoch),
@@ -184,10 +200,10 @@ class Reporter:
         step: int = row["step"]
         self._writer.release()
         self._summary.steps = step + 1
-        self._samples += row["samples"]
-        seconds = max(1e-9, time.perf_counter() - self._epoch_start)
-        step_s = seconds / (step + 1 - self._first_step)
-        pace = (self._samples / seconds, step_s * (self._course.num_steps - step - 1))
+        self._epoch.samples += row["samples"]
+        seconds = max(1e-9, self._epoch.seconds)
+        step_s = seconds / (step + 1 - self._epoch.first_step)
+        pace = (self._epoch.samples / seconds, step_s * (self._course.num_steps - step - 1))
         is_last = step + 1 == self._course.num_steps
         if self._bar is not None:
             self._bar.set_postfix_str(self._course.bar_text(row, *pace), refresh=False)
@@ -214,17 +230,17 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        seconds = time.perf_counter() - self._epoch_start
+        seconds, samples = self._epoch.seconds, self._epoch.samples
         summary = self._summary
         summary.epochs = epoch + 1
         summary.num_unreadable = num_unreadable
-        trained = summary.samples_per_s * summary.train_s + self._samples
+        trained = summary.samples_per_s * summary.train_s + samples
         summary.train_s += seconds
         summary.samples_per_s = trained / summary.train_s
         self.add_phases(phases)
         self._writer.write(
             "epoch", step=step, epoch=epoch, seconds=seconds,
-            samples_per_s=self._samples / seconds, phases=dict(phases),
+            samples_per_s=samples / seconds, phases=dict(phases),
         )  # fmt: skip
 
     def add_phases(self, phases: Mapping[str, float]) -> None:
