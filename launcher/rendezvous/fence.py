@@ -18,7 +18,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -69,17 +69,9 @@ class Fence:
                 # [1] What stands in the way of any claim.
                 claims = self.claims()
                 others = [c for c in claims if c.number > wish.after and c.id not in wish.void]
-                over = self.over()  # after the claims, which go once it is there
-                if over and not wish.is_first:
-                    return Claimed(term=term, over=over)
-                if others and not wish.is_first:
-                    return Claimed(term=term, others=tuple(others))
-                if wish.seen and not any(c.number >= wish.seen for c in claims):
-                    error = f"the fence folder {str(self._folder)!r} lacks round {wish.seen}"
-                    return Claimed(term=term, error=error)
-                highest = max((c.term for c in claims), default=-1)
-                if highest > term:
-                    return Claimed(term=term, highest_term=highest)
+                refused = self._refusal(wish, claims, others)
+                if refused is not None:
+                    return refused
                 # [2] Others in the way of a first round: of an earlier job, unless a pulse goes on.
                 if others and self._has_pulse(pulses, watch_s, sleep):
                     return Claimed(term=term, others=tuple(others))
@@ -98,6 +90,28 @@ class Fence:
         except OSError as exc:
             reason = exc.strerror or str(exc)
             return Claimed(term=term, error=f"the fence folder {str(self._folder)!r}: {reason}")
+
+    def _refusal(
+        self, wish: TryClaim, claims: Sequence[Round], others: Sequence[Round]
+    ) -> Claimed | None:
+        """Why no claim of `wish` is made, whether or not others are still there; None: it may be.
+
+        Args:
+            wish: what is to be claimed.
+            claims: all there are.
+            others: those of them that stand in its way, if it is not the first of its job.
+        """
+        term = wish.round.term
+        over = self.over()  # after the claims, which go once it is there
+        if over and not wish.is_first:
+            return Claimed(term=term, over=over)
+        if others and not wish.is_first:
+            return Claimed(term=term, others=tuple(others))
+        if wish.seen and not any(c.number >= wish.seen for c in claims):
+            error = f"the fence folder {str(self._folder)!r} lacks round {wish.seen}"
+            return Claimed(term=term, error=error)
+        highest = max((c.term for c in claims), default=-1)
+        return Claimed(term=term, highest_term=highest) if highest > term else None
 
     def claims(self) -> list[Round]:
         """All claims, by number."""

@@ -151,15 +151,18 @@ class BundleRendezvousHandler(RendezvousHandler):
             elif isinstance(order, Enter):
                 info = self._enter(order.round)
                 if info is not None:
-                    self._ranks.begin()
-                    waited_s = round(time.monotonic() - begin, 4)
-                    details = {"round": order.round.number, "waited_s": waited_s}
-                    self._events.note("in a round", details)
-                    if not self._node.is_alone:
-                        tell(joined_line(order.round, self._node.member.seat.name))
-                        self._tell_unkept(order.round)
+                    self._begin(order.round, waited_s=time.monotonic() - begin)
                     return info
                 self._node.want(self._num_workers)
+
+    def _begin(self, entered: Round, *, waited_s: float) -> None:
+        """The ranks of this node are about to start in a round."""
+        self._ranks.begin()
+        details = {"round": entered.number, "waited_s": round(waited_s, 4)}
+        self._events.note("in a round", details)
+        if not self._node.is_alone:
+            tell(joined_line(entered, self._node.member.seat.name))
+            self._tell_unkept(entered)
 
     def _settle_attempt(self) -> None:
         """Ends the job where what became of the last attempt says that another is in vain."""
