@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Close,
-    Closed,
     Over,
     Pulse,
     Round,
@@ -20,35 +19,10 @@ from bundlerun.launcher.rendezvous.protocol.state import Phase, Rules, State
 from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
 from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
 from tests.unit.launcher.rendezvous.protocol.ledger import Ledger
+from tests.unit.launcher.rendezvous.protocol.nodes import Link, Node
+from tests.unit.launcher.rendezvous.protocol.shared_folder import SharedFolder
 
 STEP_S = 0.1
-
-
-@dataclass
-class Link:
-    """A connection of a node to a candidate, both ways; what is on its way waits here."""
-
-    candidate: int
-    up: list[object] = field(default_factory=list)
-    down: list[object] = field(default_factory=list)
-    is_known: bool = False
-
-
-@dataclass
-class Node:
-    """An agent: a member, and where its endpoint is in the list, a coordinator."""
-
-    member: Member
-    state: State | None
-    link: Link | None = None
-    frozen_at: float | None = None
-    entered: list[Round] = field(default_factory=list)
-    heard: list[object] = field(default_factory=list)
-
-    @property
-    def is_frozen(self) -> bool:
-        """True while it is stopped."""
-        return self.frozen_at is not None
 
 
 class Cluster:
@@ -65,12 +39,10 @@ class Cluster:
         self.ledger.living = set()
         self.heard: dict[tuple[int, str], float] = {}
         self.heard_down: dict[int, float] = {}
-        self.claims: list[Round] = []
         self.rounds: dict[RoundId, tuple[Round, RoundId | None]] = {}
         self.commits: list[RoundId] = []
         self.notes: list[tuple[float, int, str, dict[str, object]]] = []
-        self.over: Closed | None = None
-        self.pulse_at = -1e9
+        self.folder = SharedFolder(rules.lease_s)
         self.starts = 0
         self.num_messages: dict[int, int] = defaultdict(int)
         for index in range(num_nodes):
@@ -127,7 +99,7 @@ class Cluster:
                 self.heard[key] += pause_s
         if was_frozen and node.state and self.rules.has_fence:
             if node.state.in_force and node.state.phase is Phase.ACTIVE:
-                self.pulse_at = self.now
+                self.folder.pulse_at = self.now
             self._look(index)
             while node.link and node.link.candidate == index and node.link.down:
                 self.deliver(index, False)
@@ -259,8 +231,8 @@ class Cluster:
             if node.link and node.link.is_known:
                 self._act(index, member.beat(node.member))
             self._act(index, member.tick(node.member, self.now, where="here"))
-            if self.rules.has_fence and self.over and node.member.may_miss_the_end:
-                self._act(index, member.receive(node.member, self.over, self.now))
+            if self.rules.has_fence and self.folder.over and node.member.may_miss_the_end:
+                self._act(index, member.receive(node.member, self.folder.over, self.now))
             is_lonely = node.link is None or not node.member.at
             if is_lonely:
                 self.connect(index)
@@ -268,7 +240,7 @@ class Cluster:
     def _tick_server(self, index: int, node: Node) -> None:
         assert node.state is not None
         if node.state.in_force:
-            self.pulse_at = self.now
+            self.folder.pulse_at = self.now
         for name in list(node.state.peers):
             if self.now - self.heard.get((index, name), self.now) > self.rules.lease_s:
                 self._take(index, coordinator.Expired(name=name))
@@ -333,7 +305,7 @@ class Cluster:
                 self.rounds.setdefault(node.state.base.id, (node.state.base, None))
         if node.state.in_force is not None and node.state.in_force is not before.in_force:
             self.commits.append(node.state.in_force.id)
-            self.pulse_at = self.now
+            self.folder.pulse_at = self.now
             if before.proposal and before.proposal.round.id == node.state.in_force.id:
                 self.ledger.committed(node.state.in_force)
         self._grant(candidate, wishes)
@@ -342,7 +314,8 @@ class Cluster:
             self._look(candidate)
 
     def _look(self, candidate: int) -> None:
-        self._take(candidate, coordinator.Looked(claims=tuple(self.claims), over=self.over))
+        found = coordinator.Looked(claims=tuple(self.folder.claims), over=self.folder.over)
+        self._take(candidate, found)
 
     def close(self, index: int) -> None:
         """The job ends well, at this coordinator."""
@@ -353,8 +326,7 @@ class Cluster:
         )
         state = self.nodes[index].state
         assert state is not None
-        self.over = state.closed
-        self.claims.clear()
+        self.folder.ends(state.closed)
 
     def _grant(self, candidate: int, wishes: list[coordinator.Wish]) -> None:
         for wish in wishes:
@@ -367,28 +339,9 @@ class Cluster:
                         link.down.append(message)
                         self.num_messages[candidate] += 1
                 case coordinator.TryClaim():
-                    self._take(candidate, self._claim(candidate, wish))
+                    self._take(candidate, self.folder.claim(wish, self.now))
                 case Note(event=event, details=details):
                     self.notes.append((self.now, candidate, event, dict(details)))
-
-    def _claim(self, candidate: int, wish: coordinator.TryClaim) -> coordinator.Claimed:
-        term = wish.round.term
-        if self.over and not wish.is_first:
-            return coordinator.Claimed(term=term, over=self.over)
-        others = [c for c in self.claims if c.number > wish.after and c.id not in wish.void]
-        if wish.is_first and self.now - self.pulse_at > 4 * self.rules.lease_s:
-            others = []  # a first round, and nobody keeps the pulse: those are of another job
-        if others:
-            return coordinator.Claimed(term=term, others=tuple(others))
-        if wish.seen and not any(c.number >= wish.seen for c in self.claims):
-            return coordinator.Claimed(term=term, error=f"round {wish.seen} is missing")
-        highest = max((c.term for c in self.claims), default=-1)
-        if highest > term:
-            return coordinator.Claimed(term=term, highest_term=highest)
-        number = max([wish.round.number, *(c.number + 1 for c in self.claims)])
-        self.pulse_at = self.now
-        self.claims.append(replace(wish.round, number=number))
-        return coordinator.Claimed(term=term, number=number, at=self.now)
 
     def _act(self, index: int, result: member.Answer) -> None:
         node = self.nodes[index]
@@ -402,7 +355,7 @@ class Cluster:
                 case member.OpenStore(round=round_):
                     self._act(index, member.opened(node.member, round_, 4000))
                 case member.LookForClaim(round=round_):
-                    sees = any(c.id == round_.id for c in self.claims)
+                    sees = self.folder.has(round_.id)
                     self._act(index, member.looked(node.member, round_, sees))
                 case member.Enter(round=round_):
                     node.entered.append(round_)

@@ -209,7 +209,7 @@ def test_a_claim_of_a_coordinator_that_died_meanwhile_stops_nobody() -> None:
     leader = made.leaders()[0]
     asks = next(i for i in made.nodes if i != leader)
     made.want(asks)
-    while len(made.claims) < 2:
+    while len(made.folder.claims) < 2:
         made.tick(0.01)
         for index in list(made.nodes):
             made.deliver(index, True)

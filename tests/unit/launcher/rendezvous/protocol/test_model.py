@@ -310,7 +310,7 @@ class Rendezvous(RuleBasedStateMachine):
         if rules.num_candidates == 1:
             return True
         if rules.has_fence and self.made.commits:  # who lost waits for a survivor of who won
-            last, claim = self.made.commits[-1], self.made.claims[-1]
+            last, claim = self.made.commits[-1], self.made.folder.claims[-1]
             knows = any(m.last and m.last.id == last for m in members)
             if knows and (claim.id == last or any(m.seat in claim.seats for m in members)):
                 return True
