@@ -8,13 +8,12 @@ All of them move 2 S (N-1)/N bytes per node, the least there is (two nodes: S), 
 bits on all nodes. A ring gets nearer to the wire than scatter and gather: 1.03 against 1.10 to 1.4
 times its time, four nodes at 200 Mbit/s. But it would add up rounded numbers.
 
-Compressed, what travels is bfloat16, and what the rounding lost is added to the next step's sum
-(error feedback: Seide et al., 1-bit stochastic gradient descent, 2014).
+Compressed, what travels is bfloat16 (`rounding`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 
 import torch
@@ -24,6 +23,7 @@ from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.meters import Phase
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.legs import Action, Finish
+from bundlerun.workers.sync.rounding import Rounding
 
 Target = Callable[[Bucket], Tensor]
 """The flat tensor of a bucket that this rank exchanges."""
@@ -49,58 +49,6 @@ def exchange_actions(
     if compress_to is not None and is_direct:
         return [Scatter(target, first, compress_to), Gather(target, groups[1], compress_to)]
     return [AllReduce(target, groups, compress_to)]
-
-
-class Rounding:
-    """What goes on the wire instead of a tensor, and what that leaves behind."""
-
-    def __init__(self, dtype: torch.dtype | None) -> None:
-        self._dtype = dtype
-        self._kept: dict[Bucket, tuple[Tensor, Tensor]] = {}
-        """What is left over, and what was sent: memory that is used again is much faster."""
-
-    @property
-    def rounds(self) -> bool:
-        """Whether anything is compressed."""
-        return self._dtype is not None
-
-    def left(self, bucket: Bucket) -> Tensor | None:
-        """What the next call of `sent` for this bucket makes up for; None before the first."""
-        return self._kept[bucket][0] if bucket in self._kept else None
-
-    def take_up(self, bucket: Bucket, left: Tensor) -> None:
-        """Goes on from what `left` gave."""
-        self._keep(bucket, left.clone())
-
-    def drop(self) -> None:
-        """Makes up for nothing of what was sent so far."""
-        for left, _ in self._kept.values():
-            left.zero_()
-
-    def _keep(self, bucket: Bucket, left: Tensor) -> None:
-        self._kept[bucket] = left, torch.empty_like(left, dtype=self._dtype)
-
-    def is_for(self, tensor: Tensor) -> bool:
-        """Whether this tensor is compressed."""
-        return self._dtype is not None and tensor.dtype == torch.float32
-
-    def sent(self, bucket: Bucket, tensor: Tensor) -> Tensor:
-        """The tensor as it travels; the next call for this bucket makes up for the rounding."""
-        if not self.is_for(tensor):
-            return tensor
-        if bucket not in self._kept:
-            self._keep(bucket, torch.zeros_like(tensor))
-        left, rounded = self._kept[bucket]
-        left += tensor
-        rounded.copy_(left)
-        left -= rounded.float()  # a sum of unlike dtypes takes twice as long
-        return rounded
-
-
-def roundings_of(actions: Iterable[Action]) -> dict[Phase, Rounding]:
-    """What is rounded in which leg."""
-    exchanges = (Swap, Scatter, Gather, AllReduce)
-    return {action.phase: action.rounding for action in actions if isinstance(action, exchanges)}
 
 
 class _Buffers:

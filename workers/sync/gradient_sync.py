@@ -24,13 +24,13 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.flat import aligned
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.groups import Groups
-from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.rank.node_memory import NodeMemory
 from bundlerun.workers.sync.bucket import Allocate, Bucket, cut_into_buckets
 from bundlerun.workers.sync.calibrate import Calibration, Choice
-from bundlerun.workers.sync.exchange import roundings_of
-from bundlerun.workers.sync.legs import Action, Chain
+from bundlerun.workers.sync.legs import Chain
 from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena
+from bundlerun.workers.sync.rounding import Rounding
 from bundlerun.workers.sync.schemes import SCHEMES, scheme_actions
 
 _SCRATCH_NUMBERS = (1 << 10, 64 << 10)
@@ -144,7 +144,7 @@ class GradientSync:
     @property
     def rounds(self) -> bool:
         """Whether this rank rounds what it sends to other nodes."""
-        return any(r.rounds for r in roundings_of(self._actions).values())
+        return any(rounding.rounds for rounding in self._roundings.values())
 
     @property
     def feedback_situation(self) -> str:
@@ -161,15 +161,15 @@ class GradientSync:
         Read it between `finish` and the next step's first bucket.
         """
         return {
-            f"{phase}.{number}": left
-            for phase, rounding in roundings_of(self._actions).items()
+            f"{phase}.{number}": remainder
+            for phase, rounding in self._roundings.items()
             for number, bucket in enumerate(self._buckets)
-            if (left := rounding.left(bucket)) is not None
+            if (remainder := rounding.remainder(bucket)) is not None
         }
 
     def load_feedback(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up what `feedback` gave in the same `feedback_situation`."""
-        for phase, rounding in roundings_of(self._actions).items():
+        for phase, rounding in self._roundings.items():
             for number, bucket in enumerate(self._buckets):
                 kept = tensors.get(f"{phase}.{number}")
                 if kept is not None:
@@ -181,12 +181,12 @@ class GradientSync:
         What is no number would stay in it for good; and what is left of one step is of no use to
         one whose gradients are scaled otherwise.
         """
-        for rounding in roundings_of(self._actions).values():
+        for rounding in self._roundings.values():
             rounding.drop()
 
     @property
-    def _actions(self) -> Sequence[Action]:
-        return () if self._chain is None else self._chain.actions
+    def _roundings(self) -> Mapping[Phase, Rounding]:
+        return {} if self._chain is None else self._chain.roundings
 
     def start_step(self) -> None:
         """Clears gradients and extra; every gradient is a view of its bucket from here on."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -22,6 +22,7 @@ from bundlerun.launcher.ranks.fault import PeerGoneError
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.rounding import Rounding
 
 Finish = Callable[[], object]
 _BEGUN_AHEAD = 2
@@ -33,6 +34,11 @@ class Action(Protocol):
 
     phase: Phase
 
+    @property
+    def rounding(self) -> Rounding | None:
+        """Makes what it sends shorter; None: all travels as it is."""
+        ...
+
     def begin(self, bucket: Bucket) -> Finish:
         """Starts, and returns what ends it; at most two are under way, ended in order."""
         ...
@@ -40,6 +46,8 @@ class Action(Protocol):
 
 class _Joined:
     """Several legs as one: in the order of the legs, on one stream."""
+
+    rounding = None
 
     def __init__(self, actions: Sequence[Action]) -> None:
         self.phase: Phase = actions[-1].phase
@@ -152,7 +160,10 @@ class Chain:
         *,
         in_one_thread: bool = False,
     ) -> None:
-        self.actions = tuple(actions)
+        self.roundings: Mapping[Phase, Rounding] = {
+            action.phase: action.rounding for action in actions if action.rounding is not None
+        }
+        """What is sent in a shorter form, by leg."""
         if in_one_thread:
             actions = [_Joined(actions)]
         self._done: Box = queue.SimpleQueue()

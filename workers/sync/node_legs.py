@@ -106,6 +106,7 @@ class SharedLegs:
 
 class _SharedCollect:
     phase: Phase = "collect"
+    rounding = None
 
     def __init__(self, legs: SharedLegs) -> None:
         self._legs = legs
@@ -132,6 +133,7 @@ class _SharedCollect:
 
 class _SharedDistribute:
     phase: Phase = "distribute"
+    rounding = None
 
     def __init__(self, legs: SharedLegs) -> None:
         self._legs = legs
@@ -179,6 +181,8 @@ class GroupLegs:
 
 
 class _PerShard:
+    rounding = None
+
     def __init__(
         self, phase: Phase, operation: Callable[[Tensor, int], Work], num_leaders: int
     ) -> None:
