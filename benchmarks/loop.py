@@ -24,6 +24,7 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session, arrive, join, open_store
 from bundlerun.workers.recipe import load_recipe
 from bundlerun.workers.step import StepWork
+from bundlerun.workers.sync.schemes import ways_of
 from bundlerun.workers.trainer import Trainer
 
 CLAIM = "unsplit in one process, a step costs at most 2 % more than in a plain loop"
@@ -200,6 +201,5 @@ def alone(config: TrainConfig) -> Session:
     # What torchrun may have set around this benchmark does not count.
     environ = {name: value for name, value in os.environ.items() if name != "RANK"}
     env = RankEnv.from_mapping(environ)
-    session = join(config, arrive(config, env, open_store(env, config.timeout_s)))
-    assert session is not None
-    return session
+    arrival = arrive(config, env, open_store(env, config.timeout_s))
+    return join(config, arrival, ways_of(config, arrival).members)

@@ -36,6 +36,7 @@ from bundlerun.workers.snapshot.pace import Pace, interval
 from bundlerun.workers.snapshot.room import SnapshotRoom
 from bundlerun.workers.snapshot.snapshots import Snapshots, Source
 from bundlerun.workers.step import StepWork
+from bundlerun.workers.sync.schemes import ways_of
 
 CLAIM = "a snapshot every few steps, as many as it chooses, costs a rank at most 1 %"
 MOST_PERCENT = 1.0
@@ -75,7 +76,8 @@ class OneRank:
             model=model, data="synthetic", batch_size=size, microbatch_size=size, shape=Shape((1,))
         )
         env = RankEnv.from_mapping({})
-        session = join(config, arrive(config, env, HashStore()))
+        arrival = arrive(config, env, HashStore())
+        session = join(config, arrival, ways_of(config, arrival).members)
         self._trainer = made(config, session, DataInfo(num_train=1, num_val=0, num_outputs=10))
         self.room = SnapshotRoom.of(f"benchmark {os.getpid()}", "benchmark", "")
         self.pace = Pace()

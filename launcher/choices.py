@@ -13,6 +13,8 @@ ScheduleChoice = Literal["auto", ScheduleName]
 SchemeName = Literal["local-master", "sharded", "flat"]
 """A way to sum gradients over the replicas of a stage."""
 SchemeChoice = Literal["auto", SchemeName]
+WITHOUT_EXCHANGE: tuple[SchemeName, ...] = ("flat",)
+"""They have no leg between nodes, in which gradients could travel in a shorter form."""
 Share = Literal["equal", "measured"]
 """How bundles share out the micro-batches of a step."""
 OptimizerName = Literal["sgd", "adamw"]

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from bundlerun.launcher.choices import (
+    WITHOUT_EXCHANGE,
     Augment,
     ExchangeDtype,
     LrSchedule,
@@ -282,10 +283,11 @@ class TrainConfig:
         _finite_above_0(self, "timeout_s")
         if self.label_smoothing > 1:
             raise ConfigError(f"--label-smoothing {self.label_smoothing} must be 1 or less")
-        if self.sync == "flat" and self.exchange_dtype != "float32":
+        if self.sync in WITHOUT_EXCHANGE and self.exchange_dtype != "float32":
             raise ConfigError(
                 f"--exchange-dtype {self.exchange_dtype} rounds what travels between nodes, and "
-                "--sync flat has no step of its own for that; use --sync local-master or auto"
+                f"--sync {self.sync} has no step of its own for that; use --sync local-master or "
+                "auto"
             )
         if self.microbatch_size and self.batch_size % self.microbatch_size:
             raise ConfigError(

@@ -169,7 +169,7 @@ def _stopping(
         is_reporter=session.is_reporter,
         is_lost=reporter.looks_lost if reporter is not None else lambda: False,
     )
-    return Stopping(request, StopWord(session))
+    return Stopping(request, StopWord(session.groups))
 
 
 def where_line(session: Session, step: int, source: str) -> str:

@@ -57,6 +57,7 @@ from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.start import train_rank
 from bundlerun.workers.state.ending import end_for_spares
+from bundlerun.workers.sync.schemes import ways_of
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +137,7 @@ def train(
                 log.warning(line)
         if arrival.place.is_spare:
             return SPARE_CODES[stand_by(config, arrival, life)]
-        session = join(config, arrival)
+        session = join(config, arrival, ways_of(config, arrival).members)
         life.events.note("met", {"rank": session.place.rank})
         ending = train_rank(config, session, life, made, is_first_start=env.attempt == 0)
         made.close()

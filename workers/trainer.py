@@ -40,7 +40,8 @@ from bundlerun.workers.state.tensor_file import check_dtypes
 from bundlerun.workers.step import StepResult, StepShare, StepSums, StepWork
 from bundlerun.workers.sync.bucket import bucket_bytes
 from bundlerun.workers.sync.calibrate import read_choice, write_choice
-from bundlerun.workers.sync.gradient_sync import GradientSync
+from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
+from bundlerun.workers.sync.schemes import ways_of
 
 log = logging.getLogger(__name__)
 
@@ -138,17 +139,20 @@ class Trainer:
         sync = GradientSync(
             chunk_parameters(self.stage, config.chunks),
             num_extra=_METRICS + self._metrics.num_slots + StatisticsPool.size(self.stage),
-            groups=self._session.groups,
-            scheme=self._session.sync,
-            num_shards=topology.num_shards(place.stage),
+            ways=ways_of(config, self._session.arrival),
+            groups=self._session.groups.legs,
             device=self._session.device,
-            bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes),
-            exchange_dtype=dtype_named(config.exchange_dtype),
-            timeout_s=config.timeout_s,
+            settings=SyncSettings(
+                bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes),
+                exchange_dtype=dtype_named(config.exchange_dtype),
+                timeout_s=config.timeout_s,
+                situation=(
+                    f"{topology.shape.widths} on {topology.devices_per_node}, "
+                    f"{config.exchange_dtype}"
+                ),
+                known=read_choice(kept) if self._session.is_writer else None,
+            ),
             meters=self._meters,
-            situation=f"{topology.shape.widths} on {topology.devices_per_node}, "
-            f"{config.exchange_dtype}",
-            known=read_choice(kept) if self._session.is_writer else None,
         )
         if sync.choice is not None and self._session.is_writer:
             log.info("stage %d: sync %s", place.stage, sync.choice)

@@ -12,7 +12,13 @@ from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
 from benchmarks.cluster.forked import TIMEOUT_S, Seat
-from bundlerun.launcher.choices import ExchangeDtype, ScheduleName, SchemeChoice, SchemeName
+from bundlerun.launcher.choices import (
+    WITHOUT_EXCHANGE,
+    ExchangeDtype,
+    ScheduleName,
+    SchemeChoice,
+    SchemeName,
+)
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -20,12 +26,13 @@ from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.pipeline.wires import Wires
-from bundlerun.workers.rank.groups import make_groups
+from bundlerun.workers.rank.groups import make_groups, make_links
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.step import StepWork
 from bundlerun.workers.sync.bucket import bucket_bytes
-from bundlerun.workers.sync.gradient_sync import GradientSync
+from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
+from bundlerun.workers.sync.schemes import Ways
 
 MODES: Final[tuple[SchemeName, ...]] = get_args(SchemeName)
 DTYPES: Final[tuple[ExchangeDtype, ...]] = get_args(ExchangeDtype)
@@ -54,7 +61,7 @@ def choices(
         SyncChoice(mode=mode, exchange_dtype=dtype)
         for mode in modes
         for dtype in dtypes
-        if (mode, dtype) != ("flat", "bfloat16")
+        if mode not in WITHOUT_EXCHANGE or dtype == "float32"
     ]
 
 
@@ -69,18 +76,21 @@ class Sync:
 
     def __init__(self, seat: Seat, parameters: Sequence[Parameter], choice: SyncChoice) -> None:
         topology = Topology(Shape((1,)), devices_per_node(seat))
+        place = topology.places[seat.env.rank]
         network = seat.network(f"ours/{choice.name}/{choice.bucket_mb}")
+        ways = Ways.of(choice.mode, topology, place)
         self._parameters = list(parameters)
         self._sync = GradientSync(
             [self._parameters],
             num_extra=1,
-            groups=make_groups(topology, topology.places[seat.env.rank], network, choice.mode),
-            scheme=choice.mode,
-            num_shards=topology.num_shards(0),
+            ways=ways,
+            groups=make_groups(topology, place, network, ways.members).legs,
             device=torch.device("cpu"),
-            bucket_bytes=bucket_bytes(choice.bucket_mb, seat.env.num_nodes),
-            exchange_dtype=getattr(torch, choice.exchange_dtype),
-            timeout_s=TIMEOUT_S,
+            settings=SyncSettings(
+                bucket_bytes=bucket_bytes(choice.bucket_mb, seat.env.num_nodes),
+                exchange_dtype=getattr(torch, choice.exchange_dtype),
+                timeout_s=TIMEOUT_S,
+            ),
             meters=Meters(),
         )
 
@@ -124,7 +134,7 @@ class Pipe:
         network = seat.network(f"pipe/{schedule}/{topology.chunks_per_stage}")
         self._num_mine = topology.shape.widths[place.stage]
         self._place = place
-        links = make_groups(topology, place, network, "local-master").links
+        links = make_links(topology, place, network)
         pipeline, device = Pipeline.of(topology, schedule), torch.device("cpu")
         self._bundle = Bundle(
             wires=Wires(topology, place, links, pipeline, device),

@@ -16,14 +16,14 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session, arrive, join
 from bundlerun.workers.recipe import DataInfo, load_recipe
 from bundlerun.workers.step import StepWork
+from bundlerun.workers.sync.schemes import ways_of
 from bundlerun.workers.trainer import Trainer
 
 
 def joined(seat: Seat, config: TrainConfig, name: str) -> Session:
     """The session of one run; collective, a name per run."""
-    session = join(config, arrive(config, seat.env, PrefixStore(f"training/{name}", seat.store)))
-    assert session is not None, "no rank is spare here"
-    return session
+    arrival = arrive(config, seat.env, PrefixStore(f"training/{name}", seat.store))
+    return join(config, arrival, ways_of(config, arrival).members)
 
 
 def made(config: TrainConfig, session: Session, info: DataInfo) -> Trainer:

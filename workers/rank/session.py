@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -21,7 +21,6 @@ from torch.distributed import is_nccl_available
 from torch.distributed.rendezvous import rendezvous
 
 from bundlerun.launcher.agreement.agreed import difference, terms_of
-from bundlerun.launcher.choices import SchemeChoice
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, kept_samples
@@ -30,7 +29,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Network, own_address
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.groups import Groups, make_groups, settled_sync
+from bundlerun.workers.rank.groups import Groups, Members, make_groups
 from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
 from bundlerun.workers.rank.round_store import own_part
 
@@ -81,8 +80,6 @@ class Session:
 
     arrival: Arrival
     groups: Groups
-    sync: SchemeChoice
-    """How gradients meet: as configured, and "auto" only where that is to be measured."""
 
     @property
     def topology(self) -> Topology:
@@ -269,16 +266,24 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
     )
 
 
-def join(config: TrainConfig, arrival: Arrival) -> Session:
+def join(config: TrainConfig, arrival: Arrival, legs: Iterable[Members]) -> Session:
     """Takes the place of this rank, which is not spare.
 
     Collective: every rank that is not.
+
+    Args:
+        config: of the run.
+        arrival: what this rank found.
+        legs: the groups that its sync needs.
     """
-    network = arrival.network
-    is_rounded = config.exchange_dtype != "float32"
-    sync = settled_sync(config.sync, network.backend, is_rounded=is_rounded)
-    groups = make_groups(arrival.topology, arrival.place, network, sync)
-    session = Session(arrival=arrival, groups=groups, sync=sync)
+    groups = make_groups(
+        arrival.topology,
+        arrival.place,
+        arrival.network,
+        legs,
+        keeps_snapshots=config.snapshot == "on",
+    )
+    session = Session(arrival=arrival, groups=groups)
     if arrival.note and session.is_reporter:
         log.info(arrival.note)
     return session

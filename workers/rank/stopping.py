@@ -21,8 +21,7 @@ from torch.distributed import Work
 from bundlerun.launcher.run_folder.files import is_absent
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import forget_request
-from bundlerun.workers.rank.comm import Group
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.groups import Groups
 
 LOOK_S = 0.5
 """How often the request file is looked for, seconds."""
@@ -82,12 +81,8 @@ class StopWord:
     Collective: the bundle, in all calls; `begin` and `finish` take turns.
     """
 
-    def __init__(self, session: Session) -> None:
-        ranks = session.topology.bundles[session.place.bundle]
-        self._group: Group | None = None
-        if len(ranks) > 1:
-            name = f"stop/bundle{session.place.bundle}"
-            self._group = Group(session.arrival.network, name, ranks, "gloo")
+    def __init__(self, groups: Groups) -> None:
+        self._group = groups.stop
         self._word = torch.zeros(1)
         self._work: Work | None = None
 

@@ -36,6 +36,7 @@ from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.groups import make_transfer
 from bundlerun.workers.rank.session import Arrival
 from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
 from bundlerun.workers.snapshot.piece import Label, Layout, SnapshotId, Spec
@@ -253,8 +254,8 @@ class Restore:
         for number, (source, target) in enumerate(pairs):
             if self._node not in (source, target):
                 continue
-            ranks = (first_ranks[source], first_ranks[target])
-            group = Group(self._arrival.network, f"restore/{number}", ranks, "gloo")
+            ends = first_ranks[source], first_ranks[target]
+            group = make_transfer(self._arrival.network, number, *ends)
             label, specs = json.loads(self._store.get(f"transfer/{number}"))
             layout = Layout.of(_specs(specs))
             if self._node == source:

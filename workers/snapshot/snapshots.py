@@ -27,7 +27,6 @@ from torch import Tensor
 from bundlerun.launcher.errors import CheckpointError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.pipeline.helper import Helper
-from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.device import Registration
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
@@ -116,7 +115,7 @@ class Snapshots:
         role = f"node{place.node}-stage{place.stage}-{self._share}of{self._num_shares}"
         self._pieces = _Turns(room, session.token, role, session.device)
         self._kept = _Turns(room, session.token, f"{role}-feedback", session.device)
-        self._bundle = self._bundle_group()
+        self._bundle = session.groups.snapshot
         self._helper = Helper("snapshot", session.device)
         self._fed: Future[float] | None = None
         self._copied: Future[float] | None = None
@@ -126,13 +125,6 @@ class Snapshots:
         self._newest = -1 if restored is None else restored.step
         """The last step that there is a snapshot of, or is to be."""
         self._is_off = False
-
-    def _bundle_group(self) -> Group | None:
-        ranks = self._session.topology.bundles[self._session.place.bundle]
-        if len(ranks) == 1:
-            return None
-        name = f"snapshot/bundle{self._session.place.bundle}"
-        return Group(self._session.arrival.network, name, ranks, "gloo")
 
     def after_step(self, progress: Progress, step_s: float, total: Total) -> AfterStep:
         """Begins a snapshot where one is due, and at times finds out how often that should be.

@@ -142,19 +142,19 @@ def bucket_bytes(bucket_mb: float, num_nodes: int) -> int:
 
 
 def cut_into_buckets(
-    parts: Sequence[Sequence[Parameter]], most_bytes: int
+    chunks: Sequence[Sequence[Parameter]], most_bytes: int
 ) -> list[list[Parameter]]:
     """Parameters in buckets of one dtype and about `most_bytes`, in order of readiness.
 
-    The last layers of the last part are the first to have their gradients. The first bucket is
+    The last layers of the last chunk are the first to have their gradients. The first bucket is
     short; it is empty where no parameter is.
     """
-    ordered = [list(reversed(part)) for part in reversed(parts)]
+    ordered = [list(reversed(chunk)) for chunk in reversed(chunks)]
     first = _first_bucket(ordered[0] if ordered else [])
     buckets = [first]
     is_taken = set(first)
-    for part in ordered:
-        left = [p for p in part if p not in is_taken]
+    for chunk in ordered:
+        left = [p for p in chunk if p not in is_taken]
         buckets += _filled(left, most_bytes)
     return buckets
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import get_args
 
 import torch
 
@@ -23,7 +24,7 @@ from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.legs import Chain
-from bundlerun.workers.sync.schemes import SCHEMES
+from bundlerun.workers.sync.scheme import Scheme
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Choice:
     situation: str
 
     def __post_init__(self) -> None:
-        if self.scheme not in SCHEMES:
+        if self.scheme not in get_args(SchemeName):
             raise ValueError(f"no scheme {self.scheme!r}")
 
     def __str__(self) -> str:
@@ -96,8 +97,8 @@ class Calibration:
 
     def choose(
         self,
-        candidates: Sequence[SchemeName],
-        start: Callable[[SchemeName], Chain | None],
+        candidates: Sequence[Scheme],
+        start: Callable[[Scheme], Chain | None],
         known: Choice | None,
     ) -> Choice:
         """The fastest candidate; what is known already is measured no more.
@@ -110,17 +111,18 @@ class Calibration:
             known: an earlier choice; of the first replica's, if it fits the situation.
         """
         first = self._group.all_gather_json(None if known is None else asdict(known))[0]
-        if first is not None and first["situation"] == self._situation:
+        names = [scheme.name for scheme in candidates]
+        if first is not None and first["situation"] == self._situation and first["scheme"] in names:
             return Choice(**first)
-        chains = {scheme: chain for scheme in candidates if (chain := start(scheme)) is not None}
+        chains = {s.name: chain for s in candidates if (chain := start(s)) is not None}
         rounds, num_buckets = self._measure(chains)
         for chain in chains.values():
             chain.close()
-        times = {scheme: median(r[scheme] for r in rounds) for scheme in chains}
+        times = {name: median(each[name] for each in rounds) for name in chains}
         best = min(times.values())
         return Choice(
-            scheme=next(s for s, seconds in times.items() if seconds <= best * _AS_GOOD),
-            milliseconds={scheme: round(seconds * 1e3, 2) for scheme, seconds in times.items()},
+            scheme=next(name for name, seconds in times.items() if seconds <= best * _AS_GOOD),
+            milliseconds={name: round(seconds * 1e3, 2) for name, seconds in times.items()},
             num_bytes=sum(b.num_bytes for b in self._buckets[:num_buckets]),
             situation=self._situation,
         )

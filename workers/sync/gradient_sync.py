@@ -12,29 +12,26 @@ step, `extra`, too.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bundlerun.launcher.choices import SchemeChoice, SchemeName
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.flat import aligned
-from bundlerun.workers.rank import device as door
-from bundlerun.workers.rank.groups import Groups
+from bundlerun.workers.rank.groups import Legs
 from bundlerun.workers.rank.meters import Meters, Phase
-from bundlerun.workers.rank.node_memory import NodeMemory
-from bundlerun.workers.sync.bucket import Allocate, Bucket, cut_into_buckets
+from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
+from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
 from bundlerun.workers.sync.legs import Chain
-from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena
 from bundlerun.workers.sync.rounding import Rounding
-from bundlerun.workers.sync.schemes import SCHEMES, scheme_actions
+from bundlerun.workers.sync.scheme import Scheme
+from bundlerun.workers.sync.schemes import Ways
 
-_SCRATCH_NUMBERS = (1 << 10, 64 << 10)
-"""Numbers that `all_sum` sums at a time: a few, or many where a forward writes to large state."""
 _COPY_BYTES = 4 << 20
 """A peer that is killed in a longer gloo broadcast can leave the other side waiting (measured)."""
 
@@ -54,88 +51,100 @@ class Gate(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncSettings:
+    """How a stage is summed, whichever way it is.
+
+    Args:
+        bucket_bytes: size at which a bucket is closed.
+        exchange_dtype: dtype of float32 gradients between nodes.
+        timeout_s: longest wait for the sums, seconds.
+        situation: what a measured choice holds for, in words; the same on all replicas.
+        known: the choice of an earlier start, where one is to be measured; only the first
+            replica's counts.
+    """
+
+    bucket_bytes: int
+    exchange_dtype: torch.dtype = torch.float32
+    timeout_s: float
+    situation: str = ""
+    known: Choice | None = None
+
+
 class GradientSync:
     """Sums gradients, and what else all replicas of a stage have to agree on.
 
     Args:
-        parts: the parameters of each chunk of the model on this rank, in an order that every
+        chunks: the parameters of each chunk of the model on this rank, in an order that every
             replica has.
         num_extra: numbers of `extra`, float64, summed along with the gradients.
-        groups: made for `scheme`.
-        scheme: how to sum; "auto": the fastest, by measurement.
-        num_shards: leaders per node where the scheme is sharded.
+        ways: how to sum; where they are several: the fastest, by measurement.
+        groups: made for `ways`.
         device: where the stage lives.
-        bucket_bytes: size at which a bucket is closed.
-        exchange_dtype: dtype of float32 gradients between nodes.
-        timeout_s: longest wait for the sums, seconds.
+        settings: what holds for every way.
         meters: gets the time of each leg.
-        situation: what a measured choice holds for, in words; the same on all replicas.
-        known: the choice of an earlier start, for "auto"; only the first replica's counts.
     """
 
     def __init__(
         self,
-        parts: Sequence[Sequence[Parameter]],
+        chunks: Sequence[Sequence[Parameter]],
         *,
         num_extra: int,
-        groups: Groups,
-        scheme: SchemeChoice,
-        num_shards: int,
+        ways: Ways,
+        groups: Legs,
         device: torch.device,
-        bucket_bytes: int,
-        exchange_dtype: torch.dtype = torch.float32,
-        timeout_s: float,
+        settings: SyncSettings,
         meters: Meters,
-        situation: str = "",
-        known: Choice | None = None,
     ) -> None:
         self._groups = groups
         self._meters = meters
-        trained = [[p for p in part if p.requires_grad] for part in parts]
-        self._parameters = [p for part in trained for p in part]
-        self.choice: Choice | None = None
-        is_alone = not any((groups.collect, groups.exchange, groups.flat))
-        cut = [[]] if is_alone else cut_into_buckets(trained, bucket_bytes)
-        self._arena = _shared_arena(groups, device, cut, num_extra)
-        shared = None if self._arena is None else self._arena.memory.own
-        self._registered = None if shared is None else door.register(shared, device)
-        allocate = _allocate(self._arena, groups, device)
+        self._settings = settings
         self._gate: Gate | None = None
-        self._scratch = [Bucket([], length, device, allocate) for length in _SCRATCH_NUMBERS]
-        self._first = Bucket(cut[0], num_extra, device, allocate)
-        self._buckets = [self._first, *(Bucket(part, 0, device, allocate) for part in cut[1:])]
-        self.extra = self._first.extra
+        trained = [[p for p in chunk if p.requires_grad] for chunk in chunks]
+        cut = cut_into_buckets(trained, settings.bucket_bytes) if groups else [[]]
+        mates = ways.node(groups)
+        self._memory = BucketMemory(
+            cut,
+            num_extra=num_extra,
+            device=device,
+            groups=groups,
+            mates=None if mates is None else groups[mates],
+        )
+        self._buckets = self._memory.buckets
+        self.extra = self._buckets[0].extra
         self._used: set[Parameter] = set()
         self._final: set[Parameter] = set()
         self._armed: set[int] = set()
         self._next = 0
-        self._part_of = {p: number for number, part in enumerate(trained) for p in part}
+        self._parameters = [p for chunk in trained for p in chunk]
+        self._chunk_of = {p: number for number, chunk in enumerate(trained) for p in chunk}
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
-        all_groups = (groups.collect, groups.flat, *groups.exchange)
-        compress_to = None if exchange_dtype == torch.float32 else exchange_dtype
-
-        def start(scheme: SchemeName) -> Chain | None:
-            actions = scheme_actions(scheme, groups, self._arena, num_shards, compress_to)
-            if not actions:
-                return None
-            is_nccl = any(g is not None and g.backend == "nccl" for g in all_groups)
-            return Chain(actions, device, timeout_s, meters, in_one_thread=is_nccl)
-
-        self._chain: Chain | None = None
-        self._situation = situation
-        self._scheme = scheme
-        if scheme != "auto":
-            self._chain = start(scheme)
-        elif groups.flat is not None:
-            for bucket in self._buckets:
-                bucket.clear()
-            calibration = Calibration(groups.flat, self._buckets, situation)
-            candidates = [s for s in SCHEMES if s != "sharded" or num_shards > 1]
-            self.choice = calibration.choose(candidates, start, known)
-            self._chain = start(self.choice.scheme)
-            self._scheme = self.choice.scheme
+        start = partial(self._start, device)
+        self.choice = self._measured(ways, start)
+        self._scheme = ways.chosen(self.choice)
+        self._chain = start(self._scheme)
         for parameter in self._parameters:
             parameter.register_post_accumulate_grad_hook(self._accumulated)
+
+    def _start(self, device: torch.device, scheme: Scheme) -> Chain | None:
+        """The legs of a scheme; None where this is the only replica."""
+        dtype, timeout_s = self._settings.exchange_dtype, self._settings.timeout_s
+        compress_to = None if dtype == torch.float32 else dtype
+        actions = scheme.actions(self._groups, self._memory.arena, compress_to)
+        if not actions:
+            return None
+        is_nccl = any(group.backend == "nccl" for group in self._groups.values())
+        return Chain(actions, device, timeout_s, self._meters, in_one_thread=is_nccl)
+
+    def _measured(self, ways: Ways, start: Callable[[Scheme], Chain | None]) -> Choice | None:
+        """The fastest way; None where there is no other, or no other replica."""
+        replicas = self._groups.get(ways.replicas)
+        if ways.is_settled or replicas is None:
+            return None
+        for bucket in self._buckets:
+            bucket.clear()
+        calibration = Calibration(replicas, self._buckets, self._settings.situation)
+        return calibration.choose(ways.candidates, start, self._settings.known)
 
     def hold(self, gate: Gate) -> None:
         """From the next step on, buckets leave only as `gate` lets them."""
@@ -149,10 +158,9 @@ class GradientSync:
     @property
     def feedback_situation(self) -> str:
         """What `feedback` belongs to, short: it is of no use to any other rank or layout."""
-        position = [(group.index, group.size) for group in self._groups.exchange]
-        shard = None if self._groups.collect is None else self._groups.collect.index
+        place = [(group.index, group.size) for group in self._groups.values()]
         sizes = [bucket.num_bytes for bucket in self._buckets]
-        text = f"{self._situation}, {self._scheme}, {position}, {shard}, {sizes}"
+        text = f"{self._settings.situation}, {self._scheme.name}, {place}, {sizes}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def feedback(self) -> dict[str, Tensor]:
@@ -195,19 +203,19 @@ class GradientSync:
         self._armed.clear()
         self._next = 0
         if self._chain is None:
-            self._first.extra.zero_()
+            self.extra.zero_()
             for parameter in self._parameters:
                 parameter.grad = None
             return
         for bucket in self._buckets:
             bucket.clear()
 
-    def arm(self, part: int) -> None:
-        """Says that the next backward of a part is its last: its gradients are final.
+    def arm(self, chunk: int) -> None:
+        """Says that the next backward of a chunk is its last: its gradients are final.
 
         By then `extra` is complete.
         """
-        self._armed.add(part)
+        self._armed.add(chunk)
         if self._chain is not None:
             self._launch_ready()
 
@@ -245,10 +253,9 @@ class GradientSync:
         """
         if self._chain is None:
             return values
-        few, many = self._scratch
-        bucket = few if values.numel() <= few.extra.numel() else many
-        parts = values.split(bucket.extra.numel())
-        return torch.cat([self._summed(self._chain, bucket, part) for part in parts])
+        bucket = self._memory.scratch(values.numel())
+        pieces = values.split(bucket.extra.numel())
+        return torch.cat([self._summed(self._chain, bucket, piece) for piece in pieces])
 
     def _summed(self, chain: Chain, bucket: Bucket, values: Tensor) -> Tensor:
         bucket.extra[: values.numel()] = values
@@ -263,8 +270,7 @@ class GradientSync:
 
         Collective: all replicas of the stage, outside a step.
         """
-        hybrid = (*self._groups.exchange[:1], self._groups.distribute)
-        groups = [g for g in (hybrid if self._groups.flat is None else (self._groups.flat,)) if g]
+        groups = self._scheme.from_first(self._groups)
         if not groups:
             return
         for dtype in dict.fromkeys(t.dtype for t in tensors):
@@ -274,15 +280,14 @@ class GradientSync:
             for piece in wire.view(torch.uint8).split(_COPY_BYTES):
                 for group in groups:
                     group.broadcast(piece).wait()
-            for tensor, part in zip(alike, wire.split([t.numel() for t in alike]), strict=True):
-                tensor.copy_(part.view_as(tensor))
+            for tensor, found in zip(alike, wire.split([t.numel() for t in alike]), strict=True):
+                tensor.copy_(found.view_as(tensor))
 
     def close(self) -> None:
         """Ends the threads."""
         if self._chain is not None:
             self._chain.close()
-        if self._registered is not None:
-            self._registered.end()
+        self._memory.close()
 
     def _accumulated(self, parameter: Tensor) -> None:
         """Notes that autograd has added to a gradient.
@@ -292,7 +297,7 @@ class GradientSync:
         """
         assert isinstance(parameter, Parameter)
         self._used.add(parameter)
-        if self._chain is None or self._part_of[parameter] not in self._armed:
+        if self._chain is None or self._chunk_of[parameter] not in self._armed:
             return
         if parameter in self._final:
             raise ConfigError(
@@ -321,38 +326,3 @@ class GradientSync:
             self._gate.before_last()
         bucket.close(self._used)
         self._chain.launch(bucket)
-
-
-def _shared_arena(
-    groups: Groups, device: torch.device, cut: Sequence[Sequence[Parameter]], num_extra: int
-) -> NodeArena | None:
-    """Memory that the ranks of the node share; None where there is none, or no use for it."""
-    group = groups.collect
-    if group is None or group.backend == "nccl":
-        return None
-    sizes = [aligned(8 * length) for length in _SCRATCH_NUMBERS]
-    sizes += [aligned(8 * (num_extra + _length(cut[0])))]
-    sizes += [aligned(_length(part) * part[0].element_size()) for part in cut[1:]]
-    memory = NodeMemory.connect(group, 2 * sum(sizes), num_channels=NUM_CHANNELS)
-    if memory is None:
-        return None
-    return NodeArena(memory, sum(sizes))
-
-
-def _length(parameters: Sequence[Parameter]) -> int:
-    return sum(p.numel() for p in parameters) + len(parameters)
-
-
-def _allocate(arena: NodeArena | None, groups: Groups, device: torch.device) -> Allocate | None:
-    """Where the buckets' wires lie; None: where the gradients are."""
-    if arena is not None:
-        return arena.allocate
-    all_groups = (groups.collect, groups.flat, *groups.exchange)
-    uses_gloo = any(g is not None and g.backend == "gloo" for g in all_groups)
-    if door.is_gpu(device) and uses_gloo:
-        return _pinned
-    return None
-
-
-def _pinned(length: int, dtype: torch.dtype) -> Tensor:
-    return door.pinned((length,), dtype).zero_()

@@ -170,11 +170,6 @@ class GroupLegs:
         self.collect: Action = _PerShard("collect", collect.reduce, num_leaders)
         self.distribute: Action = _PerShard("distribute", distribute.broadcast, num_leaders)
 
-    @property
-    def is_leader(self) -> bool:
-        """Whether this rank adds up a shard."""
-        return self._index < self._num_leaders
-
     def target(self, bucket: Bucket) -> Tensor:
         """The shard of the sum that this rank, a leader, exchanges."""
         return shard_of(bucket.wire, self._index, self._num_leaders)

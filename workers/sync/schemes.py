@@ -1,4 +1,4 @@
-"""The ways to sum over the replicas of a stage, each as the legs that one rank performs.
+"""The table of ways to sum over the replicas of a stage, and which of them a run may use.
 
 local-master   collect to one rank of the node, exchange, distribute
 sharded        the same with several leaders per node, each for a shard of every bucket
@@ -7,55 +7,90 @@ flat           one all-reduce over all replicas
 
 from __future__ import annotations
 
-from typing import get_args
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+from bundlerun.launcher.choices import SchemeChoice, SchemeName
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.workers.rank.groups import Legs, Members
+from bundlerun.workers.rank.session import Arrival
+from bundlerun.workers.sync.calibrate import Choice
+from bundlerun.workers.sync.flat import Flat, replicas
+from bundlerun.workers.sync.leaders import LocalMaster, Sharded
+from bundlerun.workers.sync.scheme import MakeScheme, Scheme, of_several
 
-from bundlerun.launcher.choices import SchemeName
-from bundlerun.workers.rank.groups import Groups
-from bundlerun.workers.sync.bucket import Bucket
-from bundlerun.workers.sync.exchange import AllReduce, exchange_actions
-from bundlerun.workers.sync.legs import Action
-from bundlerun.workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
-
-SCHEMES: tuple[SchemeName, ...] = get_args(SchemeName)
+SCHEMES: Mapping[SchemeName, MakeScheme] = {
+    "local-master": LocalMaster,
+    "sharded": Sharded,
+    "flat": Flat,
+}
+"""Among equally fast ones the earlier is preferred."""
 
 
-def whole_wire(bucket: Bucket) -> Tensor:
-    """All of a bucket."""
-    return bucket.wire
-
-
-def scheme_actions(
-    scheme: SchemeName,
-    groups: Groups,
-    arena: NodeArena | None,
-    num_shards: int,
-    compress_to: torch.dtype | None,
-) -> list[Action]:
-    """What this rank does to each bucket, leg by leg; nothing where it is the only replica.
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How one rank may sum with the other replicas of its stage; pure.
 
     Args:
-        scheme: how to sum.
-        groups: of this rank, made for this scheme.
-        arena: the memory that the ranks of the node share, if they do.
-        num_shards: leaders per node where the scheme is sharded.
-        compress_to: dtype of the exchange for float32; None: as it is.
+        candidates: one where it is settled, else those whose fastest is found by measuring.
+        replicas: who measures together.
     """
-    if scheme == "flat":
-        return [] if groups.flat is None else [AllReduce(whole_wire, [groups.flat], None)]
-    num_leaders = num_shards if scheme == "sharded" else 1
-    if groups.collect is None or groups.distribute is None:
-        return exchange_actions(whole_wire, groups.exchange, compress_to) if groups.exchange else []
-    legs: SharedLegs | GroupLegs = (
-        GroupLegs(groups.collect, groups.distribute, num_leaders)
-        if arena is None
-        else SharedLegs(arena, num_leaders)
-    )
-    across = (
-        exchange_actions(legs.target, groups.exchange, compress_to)
-        if legs.is_leader and groups.exchange
-        else []
-    )
-    return [legs.collect, *across, legs.distribute]
+
+    candidates: tuple[Scheme, ...]
+    replicas: Members
+
+    @classmethod
+    def of(cls, sync: SchemeChoice, topology: Topology, place: Place) -> Ways:
+        """Those of the rank at `place`; the same names on all replicas of its stage."""
+        if sync != "auto":
+            found: tuple[Scheme, ...] = (SCHEMES[sync](topology, place),)
+        else:
+            every = [make(topology, place) for make in SCHEMES.values()]
+            found = tuple(scheme for scheme in every if scheme.is_candidate)
+        return cls(found, replicas(topology, place))
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether there is nothing to measure."""
+        return len(self.candidates) == 1
+
+    @property
+    def members(self) -> frozenset[Members]:
+        """The groups that this rank needs, whatever will be chosen."""
+        measuring = () if self.is_settled else of_several(self.replicas)
+        return frozenset([m for scheme in self.candidates for m in scheme.members] + [*measuring])
+
+    def chosen(self, choice: Choice | None) -> Scheme:
+        """The one that was measured to be the fastest; without a choice the first."""
+        if choice is None:
+            return self.candidates[0]
+        return next(scheme for scheme in self.candidates if scheme.name == choice.scheme)
+
+    def node(self, groups: Legs) -> Members | None:
+        """The ranks that may share memory for the buckets."""
+        found = (scheme.node for scheme in self.candidates if scheme.node in groups)
+        return next(found, None)
+
+
+def ways_of(config: TrainConfig, arrival: Arrival) -> Ways:
+    """The ways of a rank that has arrived, and is not spare."""
+    is_rounded = config.exchange_dtype != "float32"
+    sync = settled_sync(config.sync, arrival.network.backend, is_rounded=is_rounded)
+    return Ways.of(sync, arrival.topology, arrival.place)
+
+
+def settled_sync(sync: SchemeChoice, backend: str, *, is_rounded: bool) -> SchemeChoice:
+    """What `--sync` comes to on this network; "auto" is left where it is to be measured.
+
+    NCCL has its own way inside a node and between nodes, which one all-reduce leaves to it.
+
+    Args:
+        sync: as configured.
+        backend: what carries the gradients.
+        is_rounded: whether they are to travel between nodes in a shorter form, which no single
+            all-reduce could do.
+    """
+    if sync != "auto" or backend != "nccl":
+        return sync
+    return "local-master" if is_rounded else "flat"

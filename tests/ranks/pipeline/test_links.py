@@ -17,7 +17,7 @@ from bundlerun.workers.pipeline.slots import SlotReceiver, SlotSender
 from bundlerun.workers.pipeline.transports import Sender, StagedSender
 from bundlerun.workers.rank.comm import Group, Network
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.groups import make_groups
+from bundlerun.workers.rank.groups import make_links
 from tests.ranks.harness import outcomes, run_ranks
 from tests.waiting import wait_until
 
@@ -282,7 +282,7 @@ def test_links_within_a_node_share_memory_and_others_do_not(tmp_path: Path) -> N
         network = Network(
             store=store, rank=env.rank, backend="gloo", timeout_s=20, address="127.0.0.1"
         )
-        links = make_groups(topology, topology.places[env.rank], network, "flat").links
+        links = make_links(topology, topology.places[env.rank], network)
         for link, group in links.items():
             assert group.is_one_node == (2 not in (link.src, link.dst))
 

@@ -33,6 +33,7 @@ from bundlerun.workers.rank.session import arrive, join, open_store
 from bundlerun.workers.state import checkpoint
 from bundlerun.workers.state.tensor_file import Written
 from bundlerun.workers.step import StepWork
+from bundlerun.workers.sync.schemes import ways_of
 from bundlerun.workers.train import train
 from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import free_port, outcomes, run_ranks
@@ -77,11 +78,11 @@ def at_call(owner: object, name: str, rank: int, what: Callable[[], None]) -> It
     """Injects `what` into one rank, where it first calls `name` of a class or module."""
     honest = getattr(owner, name)
 
-    def tampered(first: Any, *rest: Any) -> object:
+    def tampered(first: Any, *rest: Any, **named: Any) -> object:
         place = rest[0] if name == "make_groups" else first._session.place
         if place.rank == rank:
             what()
-        return honest(first, *rest)
+        return honest(first, *rest, **named)
 
     setattr(owner, name, tampered)
     try:
@@ -255,7 +256,8 @@ def test_too_few_devices_are_the_same_error_on_every_rank(tmp_path: Path) -> Non
     config = two_stages(tmp_path, shape=Shape((2, 2)))
 
     def main(env: RankEnv, store: Store) -> None:
-        join(config, arrive(config, env, store))
+        arrival = arrive(config, env, store)
+        join(config, arrival, ways_of(config, arrival).members)
 
     found = outcomes((1, 2), main, tmp_path, 30)
     assert sorted(found) == [0, 1, 2]

@@ -24,8 +24,8 @@ from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import make_groups
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.leaders import LocalMaster
 from bundlerun.workers.sync.legs import Chain
-from bundlerun.workers.sync.schemes import scheme_actions
 from tests.ranks.harness import run_ranks
 
 NODES = (2, 1)
@@ -91,8 +91,9 @@ def test_json_and_legs_go_to_nccl_as_it_wants_them(tmp_path: Path, network_of: A
 
         StandIn.begun.clear()
         network = network_of(env, PrefixStore("legs", store))
-        groups = make_groups(topology, topology.places[env.rank], network, "local-master")
-        actions = scheme_actions("local-master", groups, None, 1, None)
+        scheme = LocalMaster(topology, topology.places[env.rank])
+        groups = make_groups(topology, topology.places[env.rank], network, scheme.members)
+        actions = scheme.actions(groups.legs, None, None)
         cpu = torch.device("cpu")
         chain = Chain(actions, cpu, 20, Meters(), in_one_thread=True)
         parameters = list(nn.Linear(3, 3).parameters())

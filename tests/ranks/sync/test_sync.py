@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 from torch.utils.checkpoint import checkpoint
 
+from bundlerun.launcher.choices import SchemeChoice
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank.comm import Group, Network
@@ -19,8 +20,8 @@ from bundlerun.workers.rank.groups import make_groups
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.node_memory import NodeMemory
 from bundlerun.workers.sync.calibrate import Choice
-from bundlerun.workers.sync.gradient_sync import GradientSync
-from bundlerun.workers.sync.schemes import SCHEMES
+from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
+from bundlerun.workers.sync.schemes import SCHEMES, Ways
 from tests.ranks.harness import outcomes, run_ranks
 
 NUM_EXTRA = 3
@@ -66,7 +67,7 @@ def make_sync(
     topology: Topology,
     *,
     bucket_bytes: int = 100,
-    scheme: str = "local-master",
+    scheme: SchemeChoice = "local-master",
     dtype: torch.dtype = torch.float32,
     timeout_s: float = 30.0,
     known: Choice | None = None,
@@ -75,18 +76,17 @@ def make_sync(
         store=store, rank=env.rank, backend="gloo", timeout_s=timeout_s, address="127.0.0.1"
     )
     place = topology.places[env.rank]
+    ways = Ways.of(scheme, topology, place)
     return GradientSync(
         [list(model.parameters())],
         num_extra=NUM_EXTRA,
-        groups=make_groups(topology, place, network, scheme),
-        scheme=scheme,
-        num_shards=topology.num_shards(place.stage),
+        ways=ways,
+        groups=make_groups(topology, place, network, ways.members).legs,
         device=torch.device("cpu"),
-        bucket_bytes=bucket_bytes,
-        exchange_dtype=dtype,
-        timeout_s=timeout_s,
+        settings=SyncSettings(
+            bucket_bytes=bucket_bytes, exchange_dtype=dtype, timeout_s=timeout_s, known=known
+        ),
         meters=Meters(),
-        known=known,
     )
 
 

@@ -31,7 +31,7 @@ from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.comm import Network
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.groups import make_groups
+from bundlerun.workers.rank.groups import make_links
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import load_recipe
 from bundlerun.workers.step import StepWork
@@ -102,7 +102,7 @@ def make_bundle(
         address="127.0.0.1",
     )
     place = topology.places[env.rank]
-    links = make_groups(topology, place, network, "local-master").links
+    links = make_links(topology, place, network)
     pipeline, device = Pipeline.of(topology, schedule), torch.device("cpu")
     return Bundle(
         wires=Wires(topology, place, links, pipeline, device),

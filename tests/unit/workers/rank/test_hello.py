@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 
 from bundlerun.launcher.errors import NodeError
-from bundlerun.workers.rank.groups import settled_sync
 from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
 
 
@@ -52,10 +51,3 @@ def test_nccl_needs_a_gpu_for_every_rank_and_a_torch_that_has_it(
     assert choice("auto", *nodes)[0] == "gloo"
     with pytest.raises(NodeError, match="use --transport auto or cpu"):
         choice("nccl", *nodes)
-
-
-def test_nothing_is_measured_over_nccl() -> None:
-    assert settled_sync("auto", "nccl", is_rounded=False) == "flat"
-    assert settled_sync("auto", "nccl", is_rounded=True) == "local-master"
-    assert settled_sync("auto", "gloo", is_rounded=False) == "auto"
-    assert settled_sync("sharded", "nccl", is_rounded=False) == "sharded"

@@ -1,0 +1,84 @@
+"""What a rank's sync asks for, before there is any group."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import get_args
+
+import pytest
+
+from bundlerun.launcher.choices import SchemeChoice, SchemeName
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.rank.groups import Members
+from bundlerun.workers.sync.schemes import SCHEMES, Ways, settled_sync
+
+LAYOUTS = [((1,), (1,)), ((1,), (3,)), ((1,), (2, 3, 1)), ((1, 1), (4, 4)), ((2, 1), (4, 2, 3))]
+
+
+def names_of(topology: Topology, rank: int, sync: SchemeChoice) -> list[str]:
+    ways = Ways.of(sync, topology, topology.places[rank])
+    return sorted(members.name for members in ways.members)
+
+
+def test_the_table_has_every_scheme_under_its_own_name() -> None:
+    topology = Topology(Shape((1,)), (2, 2))
+    made = {name: make(topology, topology.places[0]) for name, make in SCHEMES.items()}
+    assert tuple(made) == get_args(SchemeName)
+    assert all(scheme.name == name for name, scheme in made.items())
+
+
+def test_each_scheme_asks_for_the_groups_of_its_legs() -> None:
+    topology = Topology(Shape((1,)), (2, 2))
+    collect, distribute = "collect/stage0/node1", "distribute/stage0/node1"
+    master = [collect, distribute, "exchange0/stage0/shard0"]
+    assert names_of(topology, 2, "local-master") == master
+    assert names_of(topology, 3, "local-master") == [collect, distribute]
+    sharded = [collect, distribute, "exchange0/stage0/shard1"]
+    assert names_of(topology, 3, "sharded") == sharded
+    assert names_of(topology, 3, "flat") == ["flat/stage0"]
+    assert names_of(topology, 3, "auto") == [*sharded, "flat/stage0"]
+
+
+def test_more_than_two_nodes_have_two_groups_for_an_exchange() -> None:
+    topology = Topology(Shape((1,)), (1, 1, 1))
+    wanted = ["exchange0/stage0/shard0", "exchange1/stage0/shard0"]
+    assert names_of(topology, 1, "local-master") == wanted
+
+
+@pytest.mark.parametrize(("shape", "nodes"), LAYOUTS, ids=str)
+@pytest.mark.parametrize("sync", get_args(SchemeChoice))
+def test_all_members_of_a_group_ask_for_it_and_nobody_else(
+    shape: tuple[int, ...], nodes: tuple[int, ...], sync: SchemeChoice
+) -> None:
+    topology = Topology(Shape(shape), nodes)
+    asking: dict[Members, list[int]] = {}
+    for rank in topology.active_ranks:
+        for members in Ways.of(sync, topology, topology.places[rank]).members:
+            asking.setdefault(members, []).append(rank)
+    for members, ranks in asking.items():
+        assert len(ranks) > 1
+        assert sorted(members.ranks) == sorted(ranks)
+    assert len({members.name for members in asking}) == len(asking)
+
+
+@pytest.mark.parametrize(("shape", "nodes"), LAYOUTS, ids=str)
+def test_all_replicas_of_a_stage_have_the_same_candidates(
+    shape: tuple[int, ...], nodes: tuple[int, ...]
+) -> None:
+    topology = Topology(Shape(shape), nodes)
+    for bundle, stage in product(topology.bundles, range(len(shape))):
+        places = [topology.places[rank] for rank in bundle if topology.places[rank].stage == stage]
+        found = [
+            [scheme.name for scheme in Ways.of("auto", topology, place).candidates]
+            for place in places
+        ]
+        assert ("sharded" in found[0]) == (topology.num_shards(stage) > 1)
+        assert found == [found[0]] * len(found)
+
+
+def test_nothing_is_measured_over_nccl() -> None:
+    assert settled_sync("auto", "nccl", is_rounded=False) == "flat"
+    assert settled_sync("auto", "nccl", is_rounded=True) == "local-master"
+    assert settled_sync("auto", "gloo", is_rounded=False) == "auto"
+    assert settled_sync("sharded", "nccl", is_rounded=False) == "sharded"

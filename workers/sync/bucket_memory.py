@@ -1,0 +1,98 @@
+"""Where the buckets of a stage lie.
+
+gradients on the CPU, ranks of the node share memory     in that memory: nothing is copied
+gradients on a GPU, summed by gloo                       pinned, with a copy on the GPU
+else                                                     where the gradients are
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from bundlerun.workers.flat import aligned
+from bundlerun.workers.rank import device as door
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.groups import Legs
+from bundlerun.workers.rank.node_memory import NodeMemory
+from bundlerun.workers.sync.bucket import Allocate, Bucket
+from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena
+
+_SCRATCH_NUMBERS = (1 << 10, 64 << 10)
+"""Numbers that a sum outside a step takes at a time: a few, or many where a forward writes to large
+state."""
+
+
+class BucketMemory:
+    """All buckets of one rank.
+
+    Collective: the ranks of `mates`.
+
+    Args:
+        cut: the parameters of each bucket, the same on all replicas.
+        num_extra: numbers in front of the first bucket's gradients.
+        device: where the gradients are.
+        groups: in which the buckets are summed.
+        mates: the ranks of the node that may share memory; None: none do.
+    """
+
+    def __init__(
+        self,
+        cut: Sequence[Sequence[Parameter]],
+        *,
+        num_extra: int,
+        device: torch.device,
+        groups: Legs,
+        mates: Group | None,
+    ) -> None:
+        self.arena = _shared_arena(mates, cut, num_extra)
+        shared = None if self.arena is None else self.arena.memory.own
+        self._registered = None if shared is None else door.register(shared, device)
+        allocate = _allocate(self.arena, groups, device)
+        self.few, self.many = (Bucket([], n, device, allocate) for n in _SCRATCH_NUMBERS)
+        first = Bucket(cut[0], num_extra, device, allocate)
+        self.buckets = [first, *(Bucket(each, 0, device, allocate) for each in cut[1:])]
+        """In the order in which they leave."""
+
+    def scratch(self, length: int) -> Bucket:
+        """A bucket without gradients, for so many numbers or the first of them."""
+        return self.few if length <= self.few.extra.numel() else self.many
+
+    def close(self) -> None:
+        """Takes the memory back from the GPU."""
+        if self._registered is not None:
+            self._registered.end()
+
+
+def _shared_arena(
+    mates: Group | None, cut: Sequence[Sequence[Parameter]], num_extra: int
+) -> NodeArena | None:
+    """Memory that the ranks of the node share; None where there is none, or no use for it."""
+    if mates is None or mates.backend == "nccl":
+        return None
+    sizes = [aligned(8 * length) for length in _SCRATCH_NUMBERS]
+    sizes += [aligned(8 * (num_extra + _length(cut[0])))]
+    sizes += [aligned(_length(each) * each[0].element_size()) for each in cut[1:]]
+    memory = NodeMemory.connect(mates, 2 * sum(sizes), num_channels=NUM_CHANNELS)
+    if memory is None:
+        return None
+    return NodeArena(memory, sum(sizes))
+
+
+def _length(parameters: Sequence[Parameter]) -> int:
+    return sum(p.numel() for p in parameters) + len(parameters)
+
+
+def _allocate(arena: NodeArena | None, groups: Legs, device: torch.device) -> Allocate | None:
+    """Gives the buckets' wires; None: they are where the gradients are."""
+    if arena is not None:
+        return arena.allocate
+    uses_gloo = any(group.backend == "gloo" for group in groups.values())
+    return _pinned if door.is_gpu(device) and uses_gloo else None
+
+
+def _pinned(length: int, dtype: torch.dtype) -> Tensor:
+    return door.pinned((length,), dtype).zero_()

@@ -1,0 +1,42 @@
+"""One all-reduce over all replicas of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.groups import Legs, Members
+from bundlerun.workers.sync.exchange import AllReduce
+from bundlerun.workers.sync.legs import Action
+from bundlerun.workers.sync.node_legs import NodeArena
+from bundlerun.workers.sync.scheme import of_several, whole_wire
+
+
+def replicas(topology: Topology, place: Place) -> Members:
+    """All that hold the stage of `place`, the one of bundle 0 first."""
+    return Members(f"flat/stage{place.stage}", topology.stage_ranks(place.stage))
+
+
+class Flat:
+    """See `Scheme`."""
+
+    name: SchemeName = "flat"
+    is_candidate = True
+    node: Members | None = None
+
+    def __init__(self, topology: Topology, place: Place) -> None:
+        self.members: Sequence[Members] = of_several(replicas(topology, place))
+
+    def from_first(self, groups: Legs) -> list[Group]:
+        """See `Scheme`."""
+        return [groups[each] for each in self.members]
+
+    def actions(
+        self, groups: Legs, arena: NodeArena | None, compress_to: torch.dtype | None
+    ) -> list[Action]:
+        """See `Scheme`; nothing could be shorter between nodes only."""
+        return [AllReduce(whole_wire, [groups[each]], None) for each in self.members]

@@ -1,0 +1,105 @@
+"""Sums that go through leaders: up to them inside a node, across between nodes, down again.
+
+    ranks       0    1  |  2    3      one leader per node: 0 and 2
+    collect     <----+  |  <----+      inside a node
+    exchange    <--------->            between the leaders; sharded, 1 and 3 have another
+    distribute  +---->  |  +---->      inside a node
+
+Inside a node sums are exact; what crosses may be rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.groups import Legs, Members
+from bundlerun.workers.sync.exchange import exchange_actions
+from bundlerun.workers.sync.legs import Action
+from bundlerun.workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
+from bundlerun.workers.sync.scheme import of_several, whole_wire
+
+
+class _ThroughLeaders:
+    """See `Scheme`.
+
+    Args:
+        topology: the layout of this round.
+        place: this rank.
+        num_leaders: the first so many ranks of each node; each has a shard of every bucket.
+    """
+
+    def __init__(self, topology: Topology, place: Place, num_leaders: int) -> None:
+        self._num_leaders = num_leaders
+        stage, node = f"stage{place.stage}", f"node{place.node}"
+        mates = topology.collect_ranks(place.stage, place.node)
+        self._collect = Members(f"collect/{stage}/{node}", mates)
+        # The same ranks once more, because both legs run at one time.
+        self._distribute = Members(f"distribute/{stage}/{node}", mates)
+        shard = mates.index(place.rank)
+        leaders = topology.shard_leaders(place.stage, shard) if shard < num_leaders else ()
+        # Two nodes swap in one step; the exchange of more has two halves, which run at one time.
+        num_halves = 1 if len(leaders) == 2 else 2
+        names = [f"exchange{half}/{stage}/shard{shard}" for half in range(num_halves)]
+        self._exchange = of_several(*(Members(name, leaders) for name in names))
+
+    @property
+    def members(self) -> Sequence[Members]:
+        """See `Scheme`."""
+        return (*self._exchange, *of_several(self._collect, self._distribute))
+
+    @property
+    def node(self) -> Members | None:
+        """See `Scheme`."""
+        return self._collect
+
+    def from_first(self, groups: Legs) -> list[Group]:
+        """See `Scheme`."""
+        return [groups[m] for m in (*self._exchange[:1], *of_several(self._distribute))]
+
+    def actions(
+        self, groups: Legs, arena: NodeArena | None, compress_to: torch.dtype | None
+    ) -> list[Action]:
+        """See `Scheme`."""
+        across = tuple(groups[each] for each in self._exchange)
+        if len(self._collect.ranks) == 1:
+            return exchange_actions(whole_wire, across, compress_to) if across else []
+        inside: SharedLegs | GroupLegs = (
+            GroupLegs(groups[self._collect], groups[self._distribute], self._num_leaders)
+            if arena is None
+            else SharedLegs(arena, self._num_leaders)
+        )
+        exchange = exchange_actions(inside.target, across, compress_to) if across else []
+        return [inside.collect, *exchange, inside.distribute]
+
+
+class LocalMaster(_ThroughLeaders):
+    """One leader per node, the local master."""
+
+    name: SchemeName = "local-master"
+
+    def __init__(self, topology: Topology, place: Place) -> None:
+        super().__init__(topology, place, 1)
+
+    @property
+    def is_candidate(self) -> bool:
+        """See `Scheme`."""
+        return True
+
+
+class Sharded(_ThroughLeaders):
+    """As many leaders per node as every node has ranks of the stage."""
+
+    name: SchemeName = "sharded"
+
+    def __init__(self, topology: Topology, place: Place) -> None:
+        super().__init__(topology, place, topology.num_shards(place.stage))
+
+    @property
+    def is_candidate(self) -> bool:
+        """See `Scheme`; with one leader it is the local master."""
+        return self._num_leaders > 1

@@ -1,0 +1,78 @@
+"""What a way to sum over the replicas of a stage has to say of itself.
+
+A new one is a class with these answers, and a line in the table of `schemes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.rank.groups import Legs, Members
+from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.legs import Action
+from bundlerun.workers.sync.node_legs import NodeArena
+
+
+class Scheme(Protocol):
+    """One way to sum, for one rank; made for a place in a topology, and pure until `actions`."""
+
+    @property
+    def name(self) -> SchemeName:
+        """What `--sync` calls it."""
+        ...
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether it is worth measuring: not where it comes to the same as another."""
+        ...
+
+    @property
+    def members(self) -> Sequence[Members]:
+        """The groups that this rank needs, without those of one rank."""
+        ...
+
+    @property
+    def node(self) -> Members | None:
+        """The ranks that may share memory for the buckets; None: it has no use for that."""
+        ...
+
+    def from_first(self, groups: Legs) -> list[Group]:
+        """To broadcast in, one after the other, so that all get what the first replica has."""
+        ...
+
+    def actions(
+        self, groups: Legs, arena: NodeArena | None, compress_to: torch.dtype | None
+    ) -> list[Action]:
+        """What this rank does to each bucket, leg by leg; nothing where it is the only replica.
+
+        Args:
+            groups: all `members`, made.
+            arena: the memory that the ranks of `node` share, if they do.
+            compress_to: dtype between nodes for float32; None: as it is.
+        """
+        ...
+
+
+class MakeScheme(Protocol):
+    """Gives a scheme for one rank."""
+
+    def __call__(self, topology: Topology, place: Place) -> Scheme:
+        """Of the rank at `place`."""
+        ...
+
+
+def whole_wire(bucket: Bucket) -> Tensor:
+    """All of a bucket."""
+    return bucket.wire
+
+
+def of_several(*members: Members) -> tuple[Members, ...]:
+    """Without those of one rank, in which nothing is sent."""
+    return tuple(each for each in members if len(each.ranks) > 1)
