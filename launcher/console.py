@@ -15,6 +15,12 @@ _WIPE = "\r\x1b[K"
 log = logging.getLogger(__name__)
 
 
+def noun_for(number: int, noun: str) -> str:
+    """A noun as it stands after a number: node, nodes, micro-batches."""
+    plural = "es" if noun.endswith("batch") else "s"
+    return noun + ("" if number == 1 else plural)
+
+
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic in stubs only
     """Writes records to stderr as they are, never behind a progress bar.
 

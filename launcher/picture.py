@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.console import noun_for
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.timeline import drawn
 from bundlerun.launcher.layout.topology import Link, LinkKind, Place, Topology
@@ -64,15 +65,15 @@ def _summary(topology: Topology) -> str:
 def _batch_line(plan: LaunchPlan) -> str:
     batch, is_said = plan.batch, plan.train.value.microbatch_size
     source = "" if is_said else ", as the run began" if plan.kept_samples else ", by default"
-    per_bundle = _count(plan.bundle_microbatches, "micro-batch", "micro-batches")
+    per_bundle = _count(plan.bundle_microbatches, "micro-batch")
     return (
         f"a step of {_count(batch.size, 'sample')}: micro-batches of {batch.samples}{source}; "
         f"{per_bundle} for a bundle at most"
     )
 
 
-def _count(number: int, noun: str, nouns: str = "") -> str:
-    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun_for(number, noun)}"
 
 
 def _section(title: str, lines: Iterable[str]) -> Iterator[str]:
@@ -200,7 +201,7 @@ def schedule_lines(plan: LaunchPlan, max_rows: int = MAX_ROWS) -> Iterator[str]:
     pipeline, timeline = plan.pipeline, plan.timeline
     per_stage = pipeline.chunks_per_stage
     chunks = f", {per_stage} chunks per stage" if per_stage > 1 else ""
-    per_bundle = _count(plan.bundle_microbatches, "micro-batch", "micro-batches")
+    per_bundle = _count(plan.bundle_microbatches, "micro-batch")
     yield f"{pipeline.schedule}{chunks}, {per_bundle} per bundle, rows are stage.replica"
     yield (
         "F forward, takes 1; B backward, takes 2"

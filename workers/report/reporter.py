@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 from tqdm import tqdm
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.console import noun_for
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
@@ -336,8 +337,7 @@ def _read_summary(paths: RunPaths) -> Summary:
 
 
 def _count(number: int, noun: str) -> str:
-    plural = "es" if noun.endswith("batch") else "s"
-    return f"{number} {noun}{plural if number != 1 else ''}"
+    return f"{number} {noun_for(number, noun)}"
 
 
 def summary_lines(summary: Summary, course: Course) -> list[str]:
