@@ -1,17 +1,17 @@
+"""One run at a time has a run folder, whoever is killed, frozen or slow."""
+
 from __future__ import annotations
 
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -22,64 +22,17 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.files import create_text, write_text
 from bundlerun.launcher.run_folder.holder import TORCHRUN, Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
+from tests.unit.launcher.agreement.claims import (
+    another_process,
+    claim_of,
+    names,
+    parents,
+    put,
+    touched,
+)
 from tests.waiting import wait_until
 
 LIMIT_S = 20.0
-
-
-@pytest.fixture
-def paths(tmp_path: Path) -> RunPaths:
-    return RunPaths(tmp_path / "run")
-
-
-def claim_of(paths: RunPaths, job: str, said: list[str] | None = None, **holder: object) -> Claim:
-    me = replace(Holder.of_process(job, "a test"), **holder)
-    return Claim(paths, me, (said if said is not None else []).append)
-
-
-def put(paths: RunPaths, number: int, **holder: object) -> Path:
-    """A claim as another process would have left it."""
-    path = paths.claims / f"{number:06d}.json"
-    write_text(path, json.dumps(asdict(replace(Holder.of_process("other", "a test"), **holder))))
-    return path
-
-
-@contextmanager
-def another_process() -> Iterator[int]:
-    process = subprocess.Popen(["sleep", "100"])
-    try:
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def touched(path: Path) -> Iterator[None]:
-    """Its holder lives, on a machine whose clock is not ours."""
-    is_over = threading.Event()
-
-    def touch() -> None:
-        while not is_over.wait(0.02):
-            os.utime(path, (1.0, time.monotonic()))
-
-    other = threading.Thread(target=touch)
-    other.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        other.join()
-
-
-def parents() -> dict[str, object]:
-    """The fields of a holder that is another process, and alive as long as this one."""
-    holder = Holder.of_process("", "", pid=os.getppid())
-    return {"pid": holder.pid, "started": holder.started}
-
-
-def names(paths: RunPaths) -> list[str]:
-    return sorted(path.name for path in paths.claims.iterdir())
 
 
 def test_a_second_run_is_told_who_has_the_folder(paths: RunPaths) -> None:
@@ -122,38 +75,6 @@ def test_a_process_id_that_was_given_again_is_another_process(paths: RunPaths) -
     claim_of(paths, "two").check()
 
 
-def test_nodes_of_one_job_share_the_claim(paths: RunPaths) -> None:
-    with another_process() as pid:
-        first = Holder.of_process("job", "a test", pid=pid)
-        put(paths, 1, **asdict(first))
-        with claim_of(paths, "job").take().keep({}):
-            assert names(paths) == ["000001.json"]
-        assert names(paths) == ["000001.json"]  # not ours to release
-
-
-def test_a_job_that_starts_again_where_its_holder_was_killed_claims_anew(paths: RunPaths) -> None:
-    put(paths, 1, job="job", pid=os.getpid(), started=1)
-    with claim_of(paths, "job").take().keep({}):
-        assert names(paths) == ["000002.json"]
-
-
-def test_the_next_start_by_the_same_agent_goes_on_with_its_claim(paths: RunPaths) -> None:
-    claim_of(paths, "job").take().keep({})  # its rank died here
-    with claim_of(paths, "job").take().keep({}):
-        assert names(paths) == ["000001.json"]
-    assert names(paths) == ["000001.over"]
-
-
-def test_an_agent_whose_job_has_another_name_in_the_next_round_claims_under_that(
-    paths: RunPaths,
-) -> None:
-    """torchrun's job without a name: one node's has the agent's, several nodes' has none."""
-    claim_of(paths, "torchrun 7").take().keep({})
-    with claim_of(paths, "torchrun none").take().keep({}):
-        assert names(paths) == ["000002.json"]
-        assert "torchrun none" in (paths.claims / "000002.json").read_text()
-
-
 def test_another_machines_claim_holds_as_long_as_it_is_touched(
     paths: RunPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,38 +84,6 @@ def test_another_machines_claim_holds_as_long_as_it_is_touched(
     assert "looking for up to 20 s whether it still is" in said[0]
     with claim_of(paths, "two", said).take(watch_s=0.6).keep({}):
         assert names(paths) == ["000002.json"]
-
-
-def test_where_the_holder_of_a_job_is_gone_another_of_its_nodes_takes_over(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.02)
-    monkeypatch.setattr(module, "TAKE_OVER_S", 0.1)
-    put(paths, 1, job="job", machine="elsewhere")
-    with claim_of(paths, "job").take().keep({}):
-        wait_until(lambda: names(paths) == ["000002.json"])
-        with pytest.raises(ConfigError):
-            claim_of(paths, "two", **parents()).check()
-
-
-def test_a_holder_that_ends_leaves_the_claim_to_the_nodes_that_go_on(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.02)
-    first = put(paths, 1, job="job", machine="elsewhere")
-    with claim_of(paths, "job").take().keep({}):
-        first.rename(first.with_suffix(".over"))
-        wait_until(lambda: names(paths) == ["000002.json"])
-
-
-def test_a_node_that_joined_claims_where_the_first_has_left_nothing(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.02)
-    put(paths, 1, job="job", machine="elsewhere")
-    with claim_of(paths, "job").take().keep({}):
-        shutil.rmtree(paths.root)
-        wait_until((paths.claims / "000001.json").exists)
 
 
 def test_the_holder_touches_its_claim(paths: RunPaths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,14 +154,6 @@ def test_a_start_of_which_nothing_comes_leaves_the_end_of_the_one_before(paths: 
     assert not paths.outcome.exists()
 
 
-def test_a_node_that_joins_its_job_clears_nothing(paths: RunPaths) -> None:
-    put(paths, 1, job="job", machine="elsewhere")
-    write_text(paths.outcome, "{}")
-    with claim_of(paths, "job").take().keep({"--lr": "0.1"}):
-        assert paths.outcome.exists()
-        assert not paths.terms.exists()
-
-
 def test_a_run_that_was_frozen_and_taken_for_dead_ends(tmp_path: Path) -> None:
     script = (
         "import sys, time; from pathlib import Path; "
@@ -308,33 +189,6 @@ def test_who_begins_a_start_clears_what_is_older_than_it_and_keeps_a_newer_reque
         assert not paths.drain.exists()
 
 
-def test_a_node_that_joins_leaves_the_end_and_requests_of_its_job_alone(paths: RunPaths) -> None:
-    with claim_of(paths, "one").take(), another_process() as pid:
-        for path in (paths.outcome, paths.drain):
-            write_text(path, "{}")
-        os.utime(paths.drain, (0, 0))
-        Claim(paths, Holder.of_process("one", "a test", pid=pid), print).take().keep({"a": "1"})
-        assert paths.outcome.exists()
-        assert paths.drain.exists()
-        assert not paths.terms.exists()
-
-
-def test_a_dead_claim_of_the_same_job_on_another_machine_is_no_start_to_join(
-    paths: RunPaths,
-) -> None:
-    path = put(paths, 1, job="job", machine="elsewhere")
-    for each in (paths.outcome, paths.drain):
-        write_text(each, "{}")
-    an_hour_ago = time.time() - 3600
-    for each in (path, paths.drain):
-        os.utime(each, (an_hour_ago, an_hour_ago))
-    with claim_of(paths, "job").take().keep({"--lr": "0.1"}):
-        assert names(paths) == ["000002.json"]
-        assert not paths.outcome.exists()
-        assert not paths.drain.exists()
-        assert paths.terms.exists()
-
-
 def test_a_claim_that_was_found_silent_is_not_watched_again_to_take_the_folder(
     paths: RunPaths,
 ) -> None:
@@ -352,17 +206,6 @@ def test_how_long_a_claim_is_watched(paths: RunPaths, how: str, limit_s: float) 
     put(paths, 1, how=how)
     (found,) = module._found(paths.claims)
     assert found.watch_s == limit_s
-
-
-def test_a_holder_that_was_taken_over_by_its_job_claims_again_when_that_node_is_gone(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "BEAT_S", 0.02)
-    monkeypatch.setattr(module, "TAKE_OVER_S", 0.1)
-    with claim_of(paths, "job").take().keep({}):
-        put(paths, 2, job="job", machine="elsewhere")
-        (paths.claims / "000001.json").unlink()
-        wait_until(lambda: names(paths) == ["000003.json"])
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
@@ -405,13 +248,3 @@ def test_a_holder_that_is_dead_or_silent_is_gone(paths: RunPaths) -> None:
     before = elsewhere.stat().st_mtime - 100.0
     os.utime(elsewhere, (before, before))
     assert "; last sign of life 1" in gone_holder(paths)
-
-
-def test_a_dead_holder_with_other_nodes_is_gone_once_none_of_them_has_taken_over(
-    paths: RunPaths,
-) -> None:
-    dead = put(paths, 1, started=1)
-    assert gone_holder(paths) == ""
-    before = dead.stat().st_mtime - module.TAKE_OVER_S - module.BEAT_S - 1.0
-    os.utime(dead, (before, before))
-    assert gone_holder(paths).startswith("killed or lost: ")
