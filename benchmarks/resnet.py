@@ -199,8 +199,4 @@ def _rank(inputs: Inputs, num_rounds: int, seat: Seat) -> Sequence[dict[str, obj
     for scheme in made.values():
         scheme.step()
         dist.barrier()
-    return [
-        {"scheme": name, **seat.timed(scheme.step)}
-        for _ in range(num_rounds)
-        for name, scheme in made.items()
-    ]
+    return seat.timed_in_turn({name: scheme.step for name, scheme in made.items()}, num_rounds)

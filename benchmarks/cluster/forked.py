@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
@@ -92,6 +92,13 @@ class Seat:
         self.barrier.wait(TIMEOUT_S)
         passed = read_counters().since(before) if before is not None else None
         return {"start": start, "end": end, "counters": passed}
+
+    def timed_in_turn(
+        self, acts: Mapping[str, Callable[[], object]], num_rounds: int
+    ) -> list[dict[str, Any]]:
+        """Times each of the acts once a round; `timings_by_scheme` reads the answer."""
+        rounds = range(num_rounds)
+        return [{"scheme": name, **self.timed(act)} for _ in rounds for name, act in acts.items()]
 
 
 class Timing:

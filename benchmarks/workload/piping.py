@@ -231,8 +231,4 @@ def _rank(
     for runner in made.values():
         runner.step()
         dist.barrier()
-    return [
-        {"scheme": name, **seat.timed(runner.step)}
-        for _ in range(num_rounds)
-        for name, runner in made.items()
-    ]
+    return seat.timed_in_turn({name: runner.step for name, runner in made.items()}, num_rounds)

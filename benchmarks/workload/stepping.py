@@ -232,8 +232,4 @@ def _rank(
         scheme.step()
         scheme.step()
         scheme.check(mean=(seat.env.world_size + 1) / 2)
-    return [
-        {"scheme": name, **seat.timed(scheme.step)}
-        for _ in range(num_rounds)
-        for name, scheme in made.items()
-    ]
+    return seat.timed_in_turn({name: scheme.step for name, scheme in made.items()}, num_rounds)
