@@ -52,14 +52,14 @@ class BucketMemory:
         shared = None if self.arena is None else self.arena.memory.own
         self._registered = None if shared is None else door.register(shared, device)
         allocate = _allocate(self.arena, groups, device)
-        self.few, self.many = (Bucket([], n, device, allocate) for n in _SCRATCH_NUMBERS)
+        self._few, self._many = (Bucket([], n, device, allocate) for n in _SCRATCH_NUMBERS)
         first = Bucket(cut[0], num_extra, device, allocate)
         self.buckets = [first, *(Bucket(each, 0, device, allocate) for each in cut[1:])]
         """In the order in which they leave."""
 
     def scratch(self, length: int) -> Bucket:
         """A bucket without gradients, for so many numbers or the first of them."""
-        return self.few if length <= self.few.extra.numel() else self.many
+        return self._few if length <= self._few.extra.numel() else self._many
 
     def close(self) -> None:
         """Takes the memory back from the GPU."""

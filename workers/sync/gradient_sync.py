@@ -210,12 +210,12 @@ class GradientSync:
         for bucket in self._buckets:
             bucket.clear()
 
-    def arm(self, chunk: int) -> None:
+    def arm(self, own_chunk: int) -> None:
         """Says that the next backward of a chunk is its last: its gradients are final.
 
         By then `extra` is complete.
         """
-        self._armed.add(chunk)
+        self._armed.add(own_chunk)
         if self._chain is not None:
             self._launch_ready()
 
