@@ -96,8 +96,3 @@ def read_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> Resolved
     check_variables(environ, (TrainConfig, LaunchConfig))
     toml, name = toml_of(args, TrainConfig)
     return train_config(args, environ=environ, toml=toml, toml_name=name)
-
-
-def parse_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> TrainConfig:
-    """The values that `read_train_argv` finds."""
-    return read_train_argv(argv, environ).value

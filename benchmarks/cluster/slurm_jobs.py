@@ -124,10 +124,6 @@ class Submitted:
         if not comes_true(check, self.limit_s, 0.1):
             raise TimeoutError(f"no {what} in {self.limit_s:.0f} s\n{self.story()}")
 
-    def wait_state(self, *states: str) -> None:
-        """Waits for one of Slurm's states."""
-        self.wait("/".join(states), lambda: self.show().state in states)
-
     def wait_over(self) -> str:
         """Waits for the end and returns the state."""
         self.wait("end", lambda: self.show().is_over)

@@ -67,14 +67,6 @@ class Folder:
         beside.write_text(json.dumps(asdict(fault)), encoding="utf-8")
         beside.replace(self._armed / fault.name)
 
-    def disarm(self, fault: Fault) -> bool:
-        """Takes a fault back; False where it has struck already."""
-        try:
-            (self._armed / fault.name).unlink()
-        except FileNotFoundError:
-            return False
-        return True
-
     def struck_at(self, fault: Fault) -> float | None:
         """The monotonic clock as the fault struck, seconds; None: it has not."""
         try:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.train_argv import parse_train_argv
+from bundlerun.launcher.train_argv import read_train_argv
 
 
 @pytest.mark.parametrize(
@@ -47,13 +47,13 @@ from bundlerun.launcher.train_argv import parse_train_argv
 )
 def test_a_wrong_value_is_named_with_its_option(word: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        parse_train_argv([*word.split(" "), "synthetic"], {})
+        read_train_argv([*word.split(" "), "synthetic"], {})
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("words", ["--chunks=2", "--chunks=2 --schedule=interleaved --cut=4"])
 def test_chunks_are_interleaved(words: str) -> None:
-    assert parse_train_argv([*words.split(), "synthetic"], {}).num_chunks == 4
+    assert read_train_argv([*words.split(), "synthetic"], {}).value.num_chunks == 4
 
 
 def test_a_batch_that_is_no_multiple_of_the_microbatch_names_the_sizes_that_do() -> None:

@@ -25,7 +25,7 @@ from bundlerun.launcher.plan import (
     plan_elsewhere,
     plan_here,
 )
-from bundlerun.launcher.train_argv import parse_train_argv
+from bundlerun.launcher.train_argv import read_train_argv
 
 HARDWARE = Hardware(
     num_gpus=0,
@@ -59,7 +59,7 @@ def test_a_plan_for_machines_that_are_not_there_has_all_their_bundles() -> None:
 def test_the_plan_shows_exactly_what_the_workers_will_read() -> None:
     train = resolved_train(batch_size=64, shape=Shape((1, 1)), cut=("layer3",), compile=True)
     plan = here(train, resolved_launch(slots=4))
-    assert parse_train_argv(plan.argv, {}) == train.value
+    assert read_train_argv(plan.argv, {}).value == train.value
 
 
 def test_devices_and_bundles_without_work_are_told_with_the_plan() -> None:

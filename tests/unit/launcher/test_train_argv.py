@@ -5,7 +5,7 @@ import pytest
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.train_argv import parse_train_argv
+from bundlerun.launcher.train_argv import read_train_argv
 
 
 def test_the_command_line_of_a_configuration_gives_it_back() -> None:
@@ -20,34 +20,34 @@ def test_the_command_line_of_a_configuration_gives_it_back() -> None:
         loader_workers=0,
         compile=True,
     )
-    assert parse_train_argv(config.to_argv(), {}) == config
+    assert read_train_argv(config.to_argv(), {}).value == config
 
 
 def test_an_option_beats_the_environment_and_that_beats_the_toml_file(tmp_path: Path) -> None:
     toml = tmp_path / "c.toml"
     toml.write_text('data = "here"\nlr = 3.0\nepochs = 3\nbatch-size = 96\nshape = [2, 1]\n')
     environ = {"BUNDLERUN_LR": "2", "BUNDLERUN_EPOCHS": "2", "BUNDLERUN_VALIDATE": "no"}
-    config = parse_train_argv(["--config", str(toml), "--lr=1"], environ)
+    config = read_train_argv(["--config", str(toml), "--lr=1"], environ).value
     assert (config.lr, config.epochs, config.batch_size) == (1.0, 2, 96)
     assert (config.data, config.shape, config.validate) == ("here", Shape((2, 1)), False)
 
 
 def test_underscores_are_read_as_torchrun_reads_them() -> None:
-    assert parse_train_argv(["--batch_size=64", "--no_validate", "x_y"], {}) == TrainConfig(
+    assert read_train_argv(["--batch_size=64", "--no_validate", "x_y"], {}).value == TrainConfig(
         data="x_y", batch_size=64, validate=False
     )
 
 
 def test_data_must_be_given() -> None:
     with pytest.raises(ConfigError, match="DATA is missing"):
-        parse_train_argv([], {})
+        read_train_argv([], {})
 
 
 def test_an_unknown_toml_key_is_named_with_the_nearest(tmp_path: Path) -> None:
     toml = tmp_path / "c.toml"
     toml.write_text("bach-size = 3\n")
     with pytest.raises(ConfigError, match=r"unknown key 'bach-size' in .*nearest: batch-size"):
-        parse_train_argv(["--config", str(toml), "synthetic"], {})
+        read_train_argv(["--config", str(toml), "synthetic"], {})
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,15 @@ def test_a_toml_file_that_cannot_be_read_is_named(
     if content is not None:
         toml.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        parse_train_argv(["--config", str(toml), "synthetic"], {})
+        read_train_argv(["--config", str(toml), "synthetic"], {})
 
 
 def test_an_environment_value_is_named_by_its_variable() -> None:
     with pytest.raises(ConfigError, match="BUNDLERUN_VALIDATE 'perhaps' is not true or false"):
-        parse_train_argv(["synthetic"], {"BUNDLERUN_VALIDATE": "perhaps"})
+        read_train_argv(["synthetic"], {"BUNDLERUN_VALIDATE": "perhaps"})
 
 
 def test_an_unknown_option_ends_with_code_2() -> None:
     with pytest.raises(SystemExit) as stop:
-        parse_train_argv(["--bach-size=3", "synthetic"], {})
+        read_train_argv(["--bach-size=3", "synthetic"], {})
     assert stop.value.code == 2
