@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.state.test_resume import history, trains
@@ -28,7 +29,7 @@ def numbers(data: str, devices: tuple[int, ...], folder: Path, **changes: Any) -
 def test_declared_or_not_metrics_are_those_of_one_rank(tmp_path: Path) -> None:
     alone = numbers("declared", (1,), tmp_path / "alone")
     assert {found["size"] for _, found in alone} == {1.0}, "one for each sample"
-    two_stages: dict[str, Any] = {"shape": (1, 1), "cut": ("head",)}
+    two_stages: dict[str, Any] = {"shape": Shape((1, 1)), "cut": ("head",)}
     for name, devices, changes in (("three", (1, 1, 1), {}), ("cut", (6,), two_stages)):
         for data in ("declared", "agreed"):
             # Two micro-batches a step: one bundle of three has nothing to do.

@@ -278,7 +278,7 @@ class Cluster:
                 held = self._held(members[place.node], self.restored)
                 loaded |= {held[name] for name in names_of(topology.num_stages, place.stage)}
         assert len(loaded) == (self.restored is not None), "a mixed state"
-        assert {step for step, _ in loaded} <= {self.first_step}, "a mixed state"
+        assert {content.step for content in loaded} <= {self.first_step}, "a mixed state"
         self.members, self.topology, self.token = list(members), topology, token
         self.ranks = [Rank(self.first_step) for _ in topology.places]
         self.last_holders, self.floor = holders, self.first_step

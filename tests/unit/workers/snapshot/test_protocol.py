@@ -15,6 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from bundlerun.workers.snapshot.piece import SnapshotId
 from bundlerun.workers.snapshot.restore_plan import Inventory, Piece
 from tests.unit.workers.snapshot.snapshot_model import Cluster, Machine
 
@@ -133,10 +134,10 @@ class MixesRounds(Cluster):
         found = super().inventory(members)
         return [[Piece(replace(p.label, token="any"), p.specs) for p in node] for node in found]
 
-    def _held(self, name: str, wanted: tuple[int, str]) -> dict[str, tuple[int, str]]:
-        held: dict[str, tuple[int, str]] = {}
+    def _held(self, name: str, wanted: SnapshotId) -> dict[str, SnapshotId]:
+        held: dict[str, SnapshotId] = {}
         for file in self.machines[name].files.values():
-            if file.piece is not None and file.piece.label.step == wanted[0]:
+            if file.piece is not None and file.piece.label.step == wanted.step:
                 held |= file.content
         return held
 
