@@ -35,7 +35,7 @@ from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.fidelity import check_fidelity
 from bundlerun.workers.model.rollback import rolled_back
 from bundlerun.workers.model.trial import Subject
-from bundlerun.workers.nest import leaves
+from bundlerun.workers.values.nest import leaves
 
 TOLERANCE = 1e-5
 """Of the largest gradient of the model; of the loss itself."""

@@ -54,8 +54,8 @@ from bundlerun.workers.rank.session import (
 )
 from bundlerun.workers.recipe import BUILT_IN, load_recipe
 from bundlerun.workers.report.declared import Declared
+from bundlerun.workers.run.start import train_rank
 from bundlerun.workers.snapshot.restore import Restore
-from bundlerun.workers.start import train_rank
 from bundlerun.workers.state.ending import end_for_spares
 from bundlerun.workers.sync.schemes import ways_of
 

@@ -18,7 +18,6 @@ from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.stage import Forward, chunk_forwards, chunk_parameters
 from bundlerun.workers.data.samples import Batch
-from bundlerun.workers.flat import dtype_named
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.forward_state import ForwardState
@@ -42,6 +41,7 @@ from bundlerun.workers.sync.bucket import bucket_bytes
 from bundlerun.workers.sync.calibrate import read_choice, write_choice
 from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import ways_of
+from bundlerun.workers.values.flat import dtype_named
 
 log = logging.getLogger(__name__)
 

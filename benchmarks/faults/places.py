@@ -50,8 +50,8 @@ RANK_PLACES: Mapping[str, Spot] = {
     "restore survey": Spot("bundlerun.workers.snapshot.restore:Restore", "_announce", "before"),
     "restore send": Spot("bundlerun.workers.snapshot.restore:Restore", "_send", "before"),
     "restore receive": Spot("bundlerun.workers.snapshot.restore:Restore", "_receive", "before"),
-    "restore load": Spot("bundlerun.workers.keeper:Keeper", "_load", "before"),
-    "exit": Spot("bundlerun.workers.run:Run", "train_from", "after"),
+    "restore load": Spot("bundlerun.workers.run.keeper:Keeper", "_load", "before"),
+    "exit": Spot("bundlerun.workers.run.course:Run", "train_from", "after"),
 }
 LEG_PLACES = ("collect", "exchange", "distribute")
 """Each leg as it begins with a bucket, in a thread of its own."""
@@ -136,7 +136,7 @@ def _follow_steps(injector: Injector) -> None:
         injector.step = step
 
     life.finished = follow
-    run = importlib.import_module("bundlerun.workers.run").Run
+    run = importlib.import_module("bundlerun.workers.run.course").Run
     train_from = run.train_from
 
     def begin(self: Any, progress: Any) -> Any:

@@ -41,18 +41,18 @@ AFTER_IMPORT = (
     ("torch.distributed.elastic.agent.server.local_elastic_agent:LocalElasticAgent",
      "_start_workers"),
     ("bundlerun.workers.train", "main"),
-    ("bundlerun.workers.start", "load_recipe"),
+    ("bundlerun.workers.run.start", "load_recipe"),
     ("bundlerun.workers.train", "open_store"),
     ("bundlerun.workers.rank.session", "_meet"),
     ("bundlerun.workers.rank.session", "make_groups"),
     ("bundlerun.workers.train", "join"),
-    ("bundlerun.workers.start", "open_data"),
-    ("bundlerun.workers.start", "cut_model"),
+    ("bundlerun.workers.run.start", "open_data"),
+    ("bundlerun.workers.run.start", "cut_model"),
     ("bundlerun.workers.trainer:Trainer", "__init__"),
     ("bundlerun.workers.trainer:Trainer", "copy_from_first"),
     ("bundlerun.workers.trainer:Trainer", "step"),
-    ("bundlerun.workers.keeper:Keeper", "resume"),
-    ("bundlerun.workers.keeper:Keeper", "save"),
+    ("bundlerun.workers.run.keeper:Keeper", "resume"),
+    ("bundlerun.workers.run.keeper:Keeper", "save"),
 )  # fmt: skip
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.nest import Branch, branch_of, entries, leaves, like, mapped
 from bundlerun.workers.recipe import DataSets, SampleSet
+from bundlerun.workers.values.nest import Branch, branch_of, entries, leaves, like, mapped
 
 TARGET_NAMES = ("target", "targets", "label", "labels")
 """Entries of a sample that is a dict: the one of these is the target, the rest the input."""

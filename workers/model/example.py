@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.feed import Feed
-from bundlerun.workers.flat import dtype_named, name_of_dtype
-from bundlerun.workers.nest import Form, built, form_of, leaves
 from bundlerun.workers.rank.session import Session
+from bundlerun.workers.values.flat import dtype_named, name_of_dtype
+from bundlerun.workers.values.nest import Form, built, form_of, leaves
 
 log = logging.getLogger(__name__)
 NUM_SAMPLES = 2

@@ -31,7 +31,7 @@ from bundlerun.workers.model.trial import (
     staged_pass,
     whole_pass,
 )
-from bundlerun.workers.nest import Leaf, leaves, mapped
+from bundlerun.workers.values.nest import Leaf, leaves, mapped
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.stage import Forward
-from bundlerun.workers.flat import name_of_dtype
 from bundlerun.workers.model.module_tensors import (
     TensorPlace,
     limited_embeddings,
@@ -30,6 +29,7 @@ from bundlerun.workers.model.module_tensors import (
     tensor_places,
 )
 from bundlerun.workers.model.small_copies import SmallCopies, version
+from bundlerun.workers.values.flat import name_of_dtype
 
 log = logging.getLogger(__name__)
 

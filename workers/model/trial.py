@@ -14,7 +14,7 @@ from bundlerun.splits.random_state import seed_random
 from bundlerun.splits.stage import Forward, chunk_forwards
 from bundlerun.workers.model.batchnorm import StatisticsPool, has_own_forward, tracking_layers
 from bundlerun.workers.model.rollback import rolled_back
-from bundlerun.workers.nest import Leaf, leaves, mapped
+from bundlerun.workers.values.nest import Leaf, leaves, mapped
 
 _SEED = 20
 

@@ -2,7 +2,7 @@
 
     optimizer.W.momentum_buffer          a tensor that it keeps for the parameter W
     optimizer.W.step#int                 a Python number that it keeps for it
-    optimizer.W.factors#form             anything nested: JSON bytes, see `workers.nest`, ...
+    optimizer.W.factors#form             anything nested: JSON bytes, see `workers.values.nest`, ...
     optimizer.W.factors#0  #1  ...       ... and the tensors in it
     optimizer.W.@group#form              what the optimizer has changed in the group of W
 
@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.errors import CheckpointError
 from bundlerun.launcher.layout.rounding import rounded_up
-from bundlerun.workers.nest import built, form_of, leaves, mapped
 from bundlerun.workers.optim.param_groups import ParamGroups
+from bundlerun.workers.values.nest import built, form_of, leaves, mapped
 
 OPTIMIZER = "optimizer."
 _NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {

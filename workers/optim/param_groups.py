@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from bundlerun.workers.nest import branch_of, form_of, leaves, mapped
+from bundlerun.workers.values.nest import branch_of, form_of, leaves, mapped
 
 _NONE = object()
 """What an entry was that was not there."""

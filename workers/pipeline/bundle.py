@@ -16,7 +16,6 @@ from bundlerun.launcher.layout.topology import LinkKind
 from bundlerun.splits.stage import Forward
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.samples import Batch
-from bundlerun.workers.nest import Form, built, form_of, leaves, mapped
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.links import Kind
 from bundlerun.workers.pipeline.loss import LossCheck, share_of
@@ -25,6 +24,7 @@ from bundlerun.workers.pipeline.wires import Goods, Wires
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.step import StepShare, StepWork
+from bundlerun.workers.values.nest import Form, built, form_of, leaves, mapped
 
 
 @dataclass(slots=True)

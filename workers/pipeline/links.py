@@ -35,7 +35,6 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.nest import Form
 from bundlerun.workers.pipeline.message import (
     PACKED,
     Kind,
@@ -48,6 +47,7 @@ from bundlerun.workers.pipeline.message import (
 )
 from bundlerun.workers.pipeline.transports import open_receiver, open_sender
 from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.values.nest import Form
 
 __all__ = ["InLink", "Kind", "OutLink", "TensorSpec", "specs_of"]
 
@@ -79,7 +79,7 @@ class OutLink:
         Args:
             kind: of message.
             tensors: in it.
-            form: what they are put together to (`bundlerun.workers.nest`), told with the specs.
+            form: what they are put together to (`workers.values.nest`), told with the specs.
 
         Raises:
             ConfigError: the tensors differ from those of an earlier message of this kind.

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.random_state import kept_random_state
-from bundlerun.workers.nest import leaves, mapped
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.step import Share
+from bundlerun.workers.values.nest import leaves, mapped
 
 log = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bundlerun.workers.flat import dtype_named, name_of_dtype
-from bundlerun.workers.nest import Form
+from bundlerun.workers.values.flat import dtype_named, name_of_dtype
+from bundlerun.workers.values.nest import Form
 
 _SPEC_BYTES = 64 << 10
 POSTED_AHEAD = 2
@@ -54,7 +54,7 @@ def packed(specs: Specs, form: Form = None) -> Tensor:
 
     Args:
         specs: of the tensors of a message.
-        form: what they are put together to (`bundlerun.workers.nest`); None: the receiver knows.
+        form: what they are put together to (`workers.values.nest`); None: the receiver knows.
     """
     rows = [(list(s.shape), name_of_dtype(s.dtype), s.requires_grad) for s in specs]
     data = json.dumps([rows, form]).encode()

@@ -25,9 +25,9 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.layout.rounding import rounded_up
-from bundlerun.workers.flat import laid_out, num_bytes_of
 from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs, TensorSpec, specs_of
 from bundlerun.workers.rank.node_memory import NodeMemory
+from bundlerun.workers.values.flat import laid_out, num_bytes_of
 
 _SENDER, _RECEIVER = 0, 1
 _FREE, _TAKEN = 0, 1

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from bundlerun.launcher.layout.schedule import Action, Order, Pass, Pipeline
 from bundlerun.launcher.layout.topology import Link, LinkKind, Place, Topology
-from bundlerun.workers.nest import Form
 from bundlerun.workers.pipeline.links import InLink, Kind, OutLink, specs_of
 from bundlerun.workers.rank.comm import Group
+from bundlerun.workers.values.nest import Form
 
 Edge = tuple[LinkKind, int, int]
 """Kind and chunk of a link, and the replica at its other end."""
@@ -24,7 +24,7 @@ class Goods:
 
     Args:
         tensors: in order.
-        form: what they are put together to (`bundlerun.workers.nest`).
+        form: what they are put together to (`bundlerun.workers.values.nest`).
     """
 
     tensors: list[Tensor]

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 import numpy as np
 from torch import Tensor
 
-from bundlerun.workers.flat import Bytes, bytes_of
+from bundlerun.workers.values.flat import Bytes, bytes_of
 
 WINDOW_BYTES = 256 << 10
 CHECKSUM_BYTES = 8

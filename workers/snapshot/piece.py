@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.flat import dtype_named, laid_out, name_of_dtype, num_bytes_of
+from bundlerun.workers.values.flat import dtype_named, laid_out, name_of_dtype, num_bytes_of
 
 
 class Spec(NamedTuple):

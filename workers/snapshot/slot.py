@@ -28,9 +28,9 @@ from torch import Tensor
 from bundlerun.launcher.errors import CheckpointError
 from bundlerun.launcher.layout.rounding import rounded_up
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.flat import Bytes
 from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
 from bundlerun.workers.snapshot.piece import Label, Layout, Spec
+from bundlerun.workers.values.flat import Bytes
 
 _MAGIC = b"bundle-1"
 _SEAL = struct.Struct(f"<8sQQQ{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import CheckpointError
-from bundlerun.workers.flat import bytes_of
+from bundlerun.workers.values.flat import bytes_of
 
 _DTYPES = {
     torch.float64: "F64",

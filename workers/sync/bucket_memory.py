@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bundlerun.workers.flat import aligned
 from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import Legs
 from bundlerun.workers.rank.node_memory import NodeMemory
 from bundlerun.workers.sync.bucket import Allocate, Bucket
 from bundlerun.workers.sync.node_legs import NUM_CHANNELS, NodeArena
+from bundlerun.workers.values.flat import aligned
 
 _SCRATCH_NUMBERS = (1 << 10, 64 << 10)
 """Numbers that a sum outside a step takes at a time: a few, or many where a forward writes to large

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
-from bundlerun.workers.flat import aligned
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.meters import Phase
 from bundlerun.workers.rank.node_memory import NodeMemory
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.legs import Action, Finish
+from bundlerun.workers.values.flat import aligned
 
 _COLLECT, _DISTRIBUTE = range(2)
 NUM_CHANNELS = 2

@@ -25,11 +25,11 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.workers.keeper import Keeper
 from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.rank import session
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.session import arrive, join, open_store
+from bundlerun.workers.run.keeper import Keeper
 from bundlerun.workers.state import checkpoint
 from bundlerun.workers.state.tensor_file import Written
 from bundlerun.workers.step import StepWork

@@ -16,8 +16,8 @@ from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.workers.keeper import Keeper
 from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.run.keeper import Keeper
 from bundlerun.workers.train import train
 from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import outcomes, run_ranks

@@ -93,7 +93,7 @@ def test_without_snapshots_the_run_fails_and_says_that_the_state_is_lost(tmp_pat
 def test_the_mark_goes_with_the_next_checkpoint_that_can_be_written(
     tmp_path: Path, shared_memory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bundlerun.workers.keeper import Keeper
+    from bundlerun.workers.run.keeper import Keeper
 
     config = two_stages(tmp_path, checkpoint_steps=2, max_steps=NUM_STEPS, snapshot_steps=1)
     blocker = block(tmp_path)

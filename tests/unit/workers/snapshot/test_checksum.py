@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundlerun.workers.flat import bytes_of
 from bundlerun.workers.snapshot.checksum import WINDOW_BYTES, checksum, copy_with_checksum
+from bundlerun.workers.values.flat import bytes_of
 
 NUM_BYTES = 2 * WINDOW_BYTES + 4096
 GENERATOR = np.random.default_rng(0)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bundlerun.workers.nest import built, form_of, leaves, mapped
+from bundlerun.workers.values.nest import built, form_of, leaves, mapped
 
 
 class Pair(NamedTuple):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.keeper import Keeper
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.run.keeper import Keeper
 from bundlerun.workers.snapshot.snapshots import AfterStep, Snapshots
 from bundlerun.workers.state.ending import Ending, Kept, outcome_of
 from bundlerun.workers.trainer import Trainer

@@ -14,7 +14,6 @@ from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.same_data import check_same_data
-from bundlerun.workers.keeper import Found, Keeper, Resumed, look
 from bundlerun.workers.model.division import division_lines
 from bundlerun.workers.model.example import share_example
 from bundlerun.workers.model.fidelity import check_fidelity
@@ -30,8 +29,9 @@ from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.measures import Measures
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.words import Course
-from bundlerun.workers.run import Run
-from bundlerun.workers.saving import Saving
+from bundlerun.workers.run.course import Run
+from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
+from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.snapshot.pace import Pace
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.snapshot.room import SnapshotRoom

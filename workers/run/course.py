@@ -16,7 +16,7 @@ from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.rank.stopping import Stopping
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.measures import Measures
-from bundlerun.workers.saving import Saving
+from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.state.ending import Ending
 from bundlerun.workers.step import StepResult, StepSums, StepWork
 from bundlerun.workers.trainer import Trainer
