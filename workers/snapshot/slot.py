@@ -68,13 +68,16 @@ class Slot:
         self.path = path
         self.layout = layout
         self._tables = {name: [*spec] for name, spec in layout.specs.items()}
+        # The label grows and shrinks with the metrics in it; the data must not move for that.
         self._most_text = len(json.dumps(self._tables)) + _LABEL_BYTES
         self._data_begin = _page_end(_TEXT_BEGIN + self._most_text)
         size = self._data_begin + max(layout.num_bytes, 8)
+        # A reader may still map the old file: it keeps its bytes, this is another file.
         path.unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o600)
         try:
+            # A sparse file would be granted, and SIGBUS end the process at the first page too many.
             os.posix_fallocate(descriptor, 0, size)
             self._memory = mmap.mmap(descriptor, size)
         except OSError:
@@ -96,6 +99,7 @@ class Slot:
         Raises:
             CheckpointError: the label has no room.
         """
+        # A death from here to the seal leaves a blank seal, and the other slot has the step before.
         self.open()
         places = ((self.layout.begins[name], tensors[name]) for name in self.layout.specs)
         self.seal(label, copy_with_checksum(self.bytes, places))
@@ -117,8 +121,10 @@ class Slot:
                 f"{_LABEL_BYTES} bytes for it; give fewer metrics, or shorter names"
             )
         self._memory[_TEXT_BEGIN : _TEXT_BEGIN + len(text)] = text
+        # The seal is the last write: before it the file is blank, after it all it covers is there.
         lengths = (len(text), self._data_begin, self.layout.num_bytes)
         sums = (data_sum, _short_hash(text))
+        # The seal's own checksum is that of the seal with zeros in its place.
         body = _SEAL.pack(_MAGIC, *lengths, *sums, bytes(CHECKSUM_BYTES))
         self._memory[: _SEAL.size] = _SEAL.pack(_MAGIC, *lengths, *sums, _short_hash(body))
 

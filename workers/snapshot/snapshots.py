@@ -1,9 +1,9 @@
-"""Copies this rank's share of the state to the node's memory after each step, behind the next one.
+"""Copies this rank's share of the state to the node's memory after each step, during the next one.
 
     step s        ... sync | optimizer |
     step s+1                           | forward | backward ....... last bucket | sync | optimizer |
-    this thread                        | copy, seal | all of the bundle have |^
-                                                                              | waits for both
+    this thread                        | [1] copy, seal | [2] all of the bundle have |^
+                                                                             [3] waits for both |
 Parameters do not change before the optimizer of step s+1, which comes after its sync. The last
 bucket of that sync leaves only when every rank of the bundle has sealed its share of step s. So a
 rank that has finished step s+1 knows that all ranks of all stages have step s (I8): each bundle had
@@ -104,6 +104,7 @@ class Snapshots:
         restored: SnapshotId | None = None,
     ) -> None:
         topology, place = session.topology, session.place
+        # Replicas of a stage on one node hold the same numbers: each copies a part of them.
         mates = topology.collect_ranks(place.stage, place.node)
         self._session = session
         self._room = room
@@ -115,6 +116,7 @@ class Snapshots:
         role = f"node{place.node}-stage{place.stage}-{self._share}of{self._num_shares}"
         self._pieces = _Turns(room, session.token, role, session.device)
         self._kept = _Turns(room, session.token, f"{role}-feedback", session.device)
+        # A group of its own: the thread sums in it while the bundle's other groups are in use.
         self._bundle = session.groups.snapshot
         self._helper = Helper("snapshot", session.device)
         self._fed: Future[float] | None = None
@@ -158,8 +160,10 @@ class Snapshots:
         # Named here and not in the thread: the next forward lends buffers of batch norms.
         tensors = self._named_state()
         copy = DeviceCopy.after_now(self._session.device)
+        # [1] The feedback comes first: the first bucket of the next sync changes it.
         self._fed = self._helper.add(partial(self._copy_feedback, progress, copy, self._num_saved))
         self._copied = self._helper.add(partial(self._copy_share, progress, copy, tensors))
+        # [2] Queued after the copy in the same thread, so whoever agrees has sealed.
         self._agreed = self._helper.add(self._agree)
 
     def _named_state(self) -> Mapping[str, Tensor]:
@@ -168,6 +172,7 @@ class Snapshots:
             return self._source.state()
         except CheckpointError as exc:
             self._turn_off(exc)
+            # The bundle waits in `_agree`: the jobs are queued as usual, and copy nothing.
             return {}
         finally:
             self._waited += time.perf_counter() - start
@@ -178,13 +183,14 @@ class Snapshots:
             self._wait(self._fed)
 
     def before_last(self) -> None:
-        """Returns once the last bucket may leave: all of the bundle have the step before (I8).
+        """Returns once the last bucket may leave: all of the bundle have the previous step (I8).
 
         Raises:
             RuntimeError: another rank of the bundle is gone.
         """
         if self._fed is None or self._copied is None or self._agreed is None:
             return
+        # [3] In the order in which the thread does them.
         for answer in (self._fed, self._copied, self._agreed):
             self._wait(answer)
         if not self._is_off:
@@ -197,6 +203,7 @@ class Snapshots:
 
         Collective: the bundle, once all ranks of all bundles have come out of `before_last`.
         """
+        # The pace may have left this step out, and there is no later one.
         if self._newest != progress.step:
             self._begin(progress)
             self.before_last()
@@ -204,6 +211,7 @@ class Snapshots:
 
     def close(self) -> None:
         """Waits a moment for the copy under way; what is sealed stays."""
+        # A rank that ends by an error may be the only one that has finished this step.
         answers: tuple[Future[Any] | None, ...] = (self._fed, self._copied, self._agreed)
         under_way = [answer for answer in answers if answer is not None]
         if not concurrent.futures.wait(under_way, _LAST_COPY_S).not_done:
@@ -211,7 +219,7 @@ class Snapshots:
                 turns.close()
 
     def finish_copy(self, limit_s: float) -> None:
-        """Waits until this rank's copy is whole, at most so many seconds; asks no other rank."""
+        """Waits until this rank's copy is whole, at most `limit_s` seconds; asks no other rank."""
         under_way = [answer for answer in (self._fed, self._copied) if answer is not None]
         concurrent.futures.wait(under_way, limit_s)
 
@@ -230,9 +238,11 @@ class Snapshots:
         """Returns the seconds that it took from the cores that the ranks compute on."""
         with self._meters.phase("snapshot"):
             start = copy.clock()
+            # One rank clears up for its node; two would race for the same names.
             if self._session.place.local_rank == 0:
                 self._forget_before(num_saved)
             tensors = self._source.feedback()
+            # Of use to this rank only, in this layout, so it is not shared out.
             if tensors and not self._is_off:
                 self._write(
                     self._kept, progress, tensors, len(tensors), copy, self._source.situation
@@ -250,6 +260,7 @@ class Snapshots:
                 mine = split_by_bytes(sizes, self._num_shares)[self._share]
                 own = {name: tensors[name] for name in mine}
                 self._write(self._pieces, progress, own, len(tensors), copy)
+            # A sign of life for other runs, which sweep what nobody has touched for long.
             self._room.touch()
             return copy.clock() - start
 
@@ -277,7 +288,7 @@ class Snapshots:
             self._turn_off(exc)
 
     def _turn_off(self, why: Exception) -> None:
-        """Goes on without: no state of these steps is whole any more, so none will be taken."""
+        """Continues without: no state of these steps is whole any more, so none will be taken."""
         if not self._is_off:
             reason = getattr(why, "strerror", None) or why
             log.warning(
@@ -288,6 +299,7 @@ class Snapshots:
     def _agree(self) -> None:
         """Returns once all ranks of the bundle have come here."""
         if self._bundle is not None:
+            # No numbers are needed: a sum that is complete says that all have come.
             self._bundle.all_reduce(torch.zeros(1)).wait()
 
     def _forget_before(self, num_saved: int) -> None:
@@ -299,8 +311,10 @@ class Snapshots:
         if num_saved > 2:
             return
         for path in self._room.pieces():
+            # Pieces of this round are the slots that are being written.
             if path.name.startswith(f"{self._session.token}."):
                 continue
+            # Should a rank die now, this is still the newest whole step.
             if num_saved == 1 and self._restored is not None:
                 found = read_label(path)
                 if found is not None and found[0].id == self._restored:
@@ -309,7 +323,7 @@ class Snapshots:
 
 
 class _Turns:
-    """Two slots, written in turn.
+    """Two slots, written alternately.
 
     Args:
         room: where they are made.
@@ -337,12 +351,15 @@ class _Turns:
         sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
         specs = {name: Spec.of(tensors[name]) for name in longest_first(sizes)}
         slot = self._slots[self._turn]
+        # The optimizer's state appears with its first step: the layout of a slot may change once.
         if slot is None or slot.layout.specs != specs:
             if slot is not None:
                 self._end_registration(self._turn)
+                # First, as both may not fit at the same time.
                 slot.remove()
             self._slots[self._turn] = None
             role = f"{self._role}-{'ab'[self._turn]}"
+            # So that the room can refuse now if the second slot will not fit either.
             left = self._slots.count(None)
             layout = Layout.of(specs)
             slot = self._room.make_slot(self._token, role, layout, num_slots=left)
