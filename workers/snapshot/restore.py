@@ -82,12 +82,14 @@ class Restore:
         self._node = arrival.place.node
         self._inventory: Inventory = ()
         self._paths = RunPaths(Path(config.run_dir))
+        # One rank reads the folder, so that all have the same id although it may be new.
         if is_reporter:
             self._store.set("run", _run_id(self._paths))
         self._run_id = self._store.get("run").decode()
         # A copy of a run folder has the same id.
         run = f"{self._run_id} {Path(config.run_dir).resolve()}"
         self.room = SnapshotRoom.of(run, arrival.node_name, config.snapshot_dir)
+        # One rank per node: the pieces of a node are announced once, and swept once.
         if arrival.is_speaker:
             self.room.sweep()
             self._announce()
@@ -106,6 +108,7 @@ class Restore:
         """
         if self._is_reporter:
             self._inventory = self._collected()
+            # `get` waits for the key, so what is set last says that the names are there.
             state = newest_state(self._inventory)
             self._store.set("names", json.dumps([] if state is None else list(state.specs)))
             self._store.set("found", str(-1 if state is None else state.id.step))
@@ -134,6 +137,7 @@ class Restore:
             self._tell_needs(stage_names)
         if self._is_reporter:
             self._tell_plan(checkpoint_step)
+        # The reporter follows its own plan too: there is one way for all ranks.
         restored = self._follow_plan()
         assert restored is not None
         return restored
@@ -159,6 +163,7 @@ class Restore:
         loaded: dict[str, Tensor] = {}
         for path, layout in pieces:
             names = (wanted & layout.specs.keys()) - loaded.keys()
+            # Checked again: between the announcement and now, memory may have been taken away.
             piece = read_piece(path) if names else None
             if piece is not None:
                 loaded |= {name: piece.tensor(name) for name in names}
@@ -172,9 +177,11 @@ class Restore:
         entries: list[object] = []
         for path in self.room.pieces():
             piece = read_piece(path)
+            # Damaged, or of use to one rank only, which finds it by itself.
             if piece is None or piece.label.situation:
                 continue
             text = json.dumps(piece.layout.specs)
+            # Nodes with one stage have the same names and shapes: these travel once, by digest.
             digest = hashlib.sha256(text.encode()).hexdigest()
             self._store.set(f"specs/{digest}", text)
             entries.append([asdict(piece.label), digest])
@@ -211,6 +218,7 @@ class Restore:
         try:
             told: object = stage_names(names)
         except CheckpointError as exc:
+            # Told to the reporter, so that all ranks raise it and none waits for a plan.
             told = str(exc)
         self._store.set(f"needs/{self._arrival.place.stage}", json.dumps(told))
 
@@ -223,6 +231,7 @@ class Restore:
             return
         plan = plan_restore(self._inventory, checkpoint_step, topology, needs)
         assert plan is not None
+        # Before the plan: who has read the plan finds all its transfers.
         for number, transfer in enumerate(plan.transfers):
             label = plan.state.labels[transfer.stage]
             specs = {name: plan.state.specs[name] for name in transfer.names}
@@ -243,6 +252,7 @@ class Restore:
         pairs: list[tuple[int, int]] = plan["transfers"]
         if self._arrival.is_speaker:
             self._do_transfers(restored, pairs)
+        # The other ranks of a node wait until its first rank has received what they will load.
         if self._node in {target for _, target in pairs}:
             if self._arrival.is_speaker:
                 self._store.set(f"ready/{self._node}", "")
@@ -251,6 +261,7 @@ class Restore:
 
     def _do_transfers(self, restored: Restored, pairs: Sequence[tuple[int, int]]) -> None:
         first_ranks = self._arrival.topology.first_ranks
+        # In one order on all nodes, so that no two of them wait for each other.
         for number, (source, target) in enumerate(pairs):
             if self._node not in (source, target):
                 continue
@@ -283,6 +294,7 @@ class Restore:
                 f"this node cannot take its part of the snapshot of step {label.step}: "
                 f"{exc.strerror}; give another --snapshot-dir, or --snapshot off"
             ) from exc
+        # Sealed only when the sum is right: a death here leaves a file that counts for nothing.
         slot.open()
         for part in _parts(slot.data):
             _wait(group.receive(part, 0))
@@ -296,7 +308,7 @@ class Restore:
 
 
 def _run_id(paths: RunPaths) -> str:
-    """The run's id; made where there is none, so that a folder that is made anew is a new run.
+    """The run's id; made where there is none, so that a folder made again is a new run.
 
     Raises:
         NodeError: the run folder cannot be made or written: nothing of the run could be kept.

@@ -83,6 +83,7 @@ def newest_state(inventory: Inventory) -> State | None:
     for node, pieces in enumerate(inventory):
         for piece in pieces:
             found[piece.label.id].append((node, piece))
+    # By step, then by round: a later round did the step again after a restart.
     for which in sorted(found, reverse=True):
         state = _whole(found[which])
         if state is not None:
@@ -102,6 +103,8 @@ def _whole(pieces: Sequence[tuple[int, Piece]]) -> State | None:
         for name in piece.specs:
             stage_of[name] = piece.label.stage
             holders[name].add(node)
+    # Whole: a piece of each stage, and of each stage as many tensors as the label says it has. The
+    # replicas of a stage share its tensors out, so no single piece has them all.
     counts = dict.fromkeys(labels, 0)
     for stage in stage_of.values():
         counts[stage] += 1
@@ -147,9 +150,11 @@ def plan_restore(
 def _transfers(
     state: State, topology: Topology, needs: Sequence[Collection[str]]
 ) -> Iterator[Transfer]:
+    # [1] What each node needs: the stages that its ranks have.
     wanted: dict[int, set[str]] = {}
     for group in topology.sync_groups:
         wanted.setdefault(group.node, set()).update(needs[group.stage])
+    # [2] What it lacks, in blocks that the same nodes have.
     holders = {name: list(nodes) for name, nodes in state.holders.items()}
     busy = [0] * topology.num_nodes
     for target, names in sorted(wanted.items()):
@@ -159,6 +164,8 @@ def _transfers(
             blocks[state.stage_of[name], tuple(holders[name])].append(name)
         for (stage, sources), block in sorted(blocks.items()):
             yield from _from_least_busy(state, target, stage, sources, block, busy)
+        # A node that has received a tensor may pass it on to the next one, so the first holder does
+        # not send to all.
         for name in missing:
             holders[name].append(target)
 
