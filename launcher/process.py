@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
+import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
+
+# The standard library's type stubs leave these out.
+_threading: Any = threading
+_atexit: Any = atexit
 
 
 def die_with_parent(parent: int) -> None:
@@ -42,6 +50,21 @@ def hold_children() -> None:
             die_with_parent(parent)
 
     os.register_at_fork(after_in_child=hold)
+
+
+def leave(exit_code: int) -> NoReturn:
+    """Ends this process in good order, but does not take its interpreter apart.
+
+    Python ends a daemon thread as that comes back from C++, which torch's code does not survive:
+    "terminate called without an active exception", and an abort behind a good end. What Python's
+    own multiprocessing starts ends in this way, too.
+    """
+    _threading._shutdown()
+    _atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(exit_code)
 
 
 def parent_of(pid: int) -> int:

@@ -31,6 +31,7 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.preflight import check_torch, check_writable
+from bundlerun.launcher.process import leave
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
 from bundlerun.launcher.run_folder.events import Events
@@ -252,4 +253,4 @@ def _liveness(
 
 
 if __name__ == "__main__":
-    sys.exit(record(main)())
+    leave(record(main)() or EXIT_DONE)
