@@ -105,12 +105,21 @@ class Job:
     hosts: Hosts | None = None
     options: dict[str, object] = field(default_factory=dict)
     agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    faults: Folder = field(init=False)
+    tail: Tail = field(init=False)
 
     def __post_init__(self) -> None:
-        self.run_dir = self.folder / "run"
         self.faults = Folder(self.folder / "faults")
         self.tail = Tail(RunPaths(self.run_dir).metrics)
-        self._log = self.folder / "log"
+
+    @property
+    def run_dir(self) -> Path:
+        """The run folder."""
+        return self.folder / "run"
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log"
 
     def start(self, name: str) -> None:
         """Starts the agent of a node, as its operator would."""

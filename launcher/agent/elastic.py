@@ -89,7 +89,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
                     say(line)
                 if launch_options.backend.keeps is Keeps.STORE:
                     meet_by_torch(plan, say)
-                signals.end_at_once = leave_agent
+                signals.end_by(leave_agent)
                 code = _run(plan, Start(keeps_store, board, signals), say)
         finally:
             kill_fork_server()

@@ -47,7 +47,7 @@ class StopSignals:
     """
 
     def __init__(self, board: Board, end_at_once: EndAtOnce, *, tells_itself: bool = False) -> None:
-        self.end_at_once = end_at_once
+        self._end_at_once = end_at_once
         self.ended_by: signal.Signals | None = None
         """The signal that ended this process at once."""
         self.is_heard = threading.current_thread() is threading.main_thread()
@@ -55,6 +55,10 @@ class StopSignals:
         self._board = board
         self._tells_itself = tells_itself
         self._before: dict[signal.Signals, Any] = {}
+
+    def end_by(self, end_at_once: EndAtOnce) -> None:
+        """From now on, this is what a signal does that is not, or not only, a request."""
+        self._end_at_once = end_at_once
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
@@ -67,7 +71,7 @@ class StopSignals:
         if is_again or not can_stop:
             self.ended_by = signal.Signals(number)
             self._board.end_start()
-            self.end_at_once(self.ended_by, has_ranks=can_stop)
+            self._end_at_once(self.ended_by, has_ranks=can_stop)
 
     def __enter__(self) -> Self:
         if not self.is_heard:
