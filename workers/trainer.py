@@ -86,10 +86,12 @@ class Trainer:
         self._recipe = recipe
         self._session = session
         self._meters = meters
+        # Before the optimizer sees the parameters, and in CPU memory, where the stage was made.
         if config.precision == "float64":
             stage = stage.double()
         self.stage = stage.to(session.device)
         self.stage.train()  # a model's own may say which parameters are trained: see them so
+        # After `.to`: an optimizer keeps the tensors that it is given.
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
@@ -97,9 +99,12 @@ class Trainer:
         self._is_last = session.is_last_stage
         self._declared = Declared.of(recipe)
         self._metrics = self._metric_sums()
+        # What no checkpoint can hold is said before the first step, not when the first one is due.
         self._check_kept()
         self._has_stepped = False
         self.sync = self._make_sync()
+        # Loss, metrics, counts and batch norm statistics travel at the end of a bucket: a step has
+        # no collective but its buckets.
         self._sums, statistics = self.sync.extra.tensor_split([_METRICS + self._metrics.num_slots])
         self._statistics = StatisticsPool(self.stage, statistics)
         place, topology = session.place, session.topology
@@ -114,6 +119,8 @@ class Trainer:
     def _make_bundle(self) -> Bundle:
         config, session = self._config, self._session
         forwards = [
+            # Inside out: what a forward writes is watched right around the model, compiled or not;
+            # batch norms lend their buffers around both.
             self._forward_state.watched(chunk, _compiled(forward) if config.compile else forward)
             for chunk, forward in enumerate(chunk_forwards(self.stage, config.chunks))
         ]
@@ -181,21 +188,26 @@ class Trainer:
             ConfigError: a loss is no loss, or no checkpoint could hold what the optimizer keeps.
             DivergedError: the loss is no finite number, and --on-nan says to end.
         """
+        # [1] Nothing of the step before may be left in what rides along with the gradients.
         self.sync.start_step()
         self._replicas.write(self._sums[_CHECK:_METRICS], work.step)
         self._forward_state.begin_step()
+        # [2] Forwards and backwards; buckets leave during the last backward.
         share = self.bundle.train(
             work,
             batches,
             before_last_backward=self.sync.arm,
             on_forwards_done=partial(self._forwards_done, wants_stop=wants_stop),
         )
+        # [3] All sums are there. From here on every replica decides by the same numbers.
         self.sync.finish()
         sums = self._sums.tolist()
         num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
+        # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
         has_changed = self._apply(work, _loss_of(sums), steps_per_epoch)
+        # Most optimizers make their state in their first step only.
         if not self._has_stepped:
             self._has_stepped = True
             self._check_kept()
@@ -217,6 +229,7 @@ class Trainer:
             )
             if has_changed:
                 self._statistics.apply()
+            # What rounding kept back was of these gradients, at this scale.
             if not has_changed or self._update.is_weighted:
                 self.sync.drop_feedback()
         return has_changed
@@ -224,6 +237,7 @@ class Trainer:
     def _forwards_done(self, outcome: StepShare, wants_stop: Callable[[], bool]) -> None:
         """The small sums of the step are complete."""
         self._write_sums(self._sums, outcome, self._metrics)
+        # Asked as late as possible: what is said here is heard by all ranks after this very step.
         self._sums[_STOP] = float(wants_stop())
 
     def evaluate(
@@ -243,6 +257,7 @@ class Trainer:
         self._forward_state.begin_step()
         outcome = StepShare()
         for work in works:
+            # One answer for all ranks: a rank that stopped alone would leave the others in a sum.
             if any(self.total([float(is_told())])):
                 self._forward_state.undo()  # it is done again, from the same state
                 return None
@@ -293,10 +308,12 @@ class Trainer:
 
         Collective: every active rank, outside a step.
         """
+        # Over the replicas of a stage, then over the stages of a bundle: no group has all ranks.
         own = torch.tensor(values, dtype=torch.float64, device=self._session.device)
         of_stage = self.sync.all_sum(own).tolist()
         per_position = self._session.gather_bundle(of_stage)
         positions = self._session.topology.positions
+        # A stage of several replicas has its sum several times in a bundle; it counts once.
         firsts = [v for v, (_, replica) in zip(per_position, positions, strict=True) if not replica]
         return [math.fsum(column) for column in zip(*firsts, strict=True)]
 

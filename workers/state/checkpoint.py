@@ -91,6 +91,7 @@ class Checkpoints:
 
     def _sweep_one(self, folder: Path) -> None:
         replaced = _REPLACED.fullmatch(folder.name)
+        # A death between the two renames of `_move`: the old one is whole, and the only one.
         if replaced and not folder.with_name(replaced[1]).exists():
             log.warning("checkpoint %r is put back", replaced[1])
             folder.replace(folder.with_name(replaced[1]))
@@ -112,6 +113,7 @@ class Checkpoints:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             written = write_tensors(path, tensors)
+            # The file's name, too, must survive a power cut, before anybody counts on the part.
             _sync_folder(folder)
         except OSError as exc:
             with suppress(OSError):  # what made the writing fail may make this fail, too
@@ -130,7 +132,9 @@ class Checkpoints:
         """
         folder, final = self._temporary(step), self._paths.checkpoint(step)
         try:
+            # Sizes as this rank sees them: a folder that is not shared is found out here.
             _check_parts(folder, parts)
+            # The manifest comes last, then the name without `.tmp`: before it nothing counts.
             text = manifest_text(progress, parts, self._config, _versions(), self._about)
             _write_text(folder / MANIFEST, text)
             _sync_folder(folder)
@@ -182,6 +186,7 @@ class Checkpoints:
         found = self._countable()
         kept = {checkpoint.step for checkpoint in found[: self._keep]}
         best = best_of(found)
+        # The best may be older than all that are kept for being new.
         if best is not None:
             kept.add(best.step)
         return [c.step for c in found if c.step not in kept and self._remove(c.folder)]
@@ -236,6 +241,7 @@ def _move(folder: Path, final: Path) -> None:
     if final.exists():
         if old.exists():
             shutil.rmtree(old)
+        # Two renames, as a folder cannot replace one with files in it.
         final.replace(old)
     try:
         folder.replace(final)
