@@ -13,7 +13,7 @@ from bundlerun.launcher.choices import Precision
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """What the numbers of a stage are.
+    """The device and the precision of a stage.
 
     Args:
         device: where the stage lives.
@@ -24,13 +24,14 @@ class Arithmetic:
     precision: Precision
 
     def placed(self, tensor: Tensor) -> Tensor:
-        """What the data gives, as the stage takes it."""
+        """A tensor of the data on the device; floating-point numbers as wide as the stage's."""
         is_wide = self.precision == "float64" and tensor.is_floating_point()
         dtype = torch.float64 if is_wide else tensor.dtype
+        # Labels and token ids stay whole numbers.
         return tensor.to(self.device, dtype, non_blocking=True)
 
     def autocast(self) -> AbstractContextManager[object]:
-        """What a forward is in."""
+        """The context that forwards run in."""
         if self.precision == "bfloat16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()

@@ -1,4 +1,8 @@
-"""Performs the schedule of one rank: its chunks of the model, its links, its receives ahead."""
+"""Performs the schedule of one rank: its chunks of the model, its links, its receives ahead.
+
+forward    [1] inputs come   [2] compute   [3] outputs go   [4] both are kept
+backward   [5] gradients of the outputs come   [6] compute   [7] gradients of the inputs go
+"""
 
 from __future__ import annotations
 
@@ -107,9 +111,10 @@ class Bundle:
         Args:
             work: this bundle's share of the step.
             batches: the batches of this rank's micro-batches in order; read on stage 0 only.
-            before_last_backward: called with the number of each of the rank's chunks that has
-                something to do, before its gradients become final.
-            on_forwards_done: called once, before the former is, when the outcome is complete.
+            before_last_backward: called before the last backward of each of the rank's chunks
+                that has work, with the chunk's number: after it, its gradients are final.
+            on_forwards_done: called once, before the first `before_last_backward`, when the
+                outcome is complete.
         """
         self._is_training = True
         self.stage.train()
@@ -121,7 +126,10 @@ class Bundle:
 
     @torch.no_grad()
     def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> StepShare:
-        """Runs the forwards of one step in evaluation mode; arguments as for `train`."""
+        """Runs the forwards of one step in evaluation mode; arguments as for `train`.
+
+        Collective: every rank of the bundle.
+        """
         self._is_training = False
         self.stage.eval()
         order = self.pipeline.forward_order(self._place.stage, self._place.replica, len(work.sizes))
@@ -138,10 +146,13 @@ class Bundle:
         before_last_backward: Callable[[int], object],
         on_forwards_done: Callable[[StepShare], object],
     ) -> None:
+        # Links know all that will come, so that they can receive ahead (I5).
         self._wires.expect(order, partial(self._message, step.work))
+        # The hooks of parameters run inside that backward, so the sync has to know before it.
         last = last_backwards(order)
         num_left = sum(action.kind is Pass.FORWARD for action in order)
         if not num_left:
+            # A bundle may have fewer micro-batches than replicas; all take part in the sync.
             on_forwards_done(step.outcome)
         for index, action in enumerate(order):
             if index in last:
@@ -172,8 +183,10 @@ class Bundle:
 
     def _forward(self, step: _Step, action: Action) -> None:
         work, chunk, j = step.work, self._wires.chunk(action), action.microbatch
+        # [1]
         arguments, target = self._input(step, chunk, j)
         is_last = chunk == self._last_chunk
+        # [2]
         with self._meters.phase("forward"), self._arithmetic.autocast():
             if self._is_training:
                 # Dropout depends on these alone, not on the topology (I1).
@@ -181,10 +194,12 @@ class Bundle:
             result = self._forwards[action.chunk](*arguments)
             outputs = [self._judge(step, j, result, target)] if is_last else _tensors(result)
         if not is_last:
+            # [3] A gradient looks like what it belongs to, so its link is told no spec.
             if self._is_training:
                 self._wires.learn_gradients(chunk, j, self._message(work, j), outputs)
             goods = Goods(outputs, _form_of(_arguments(result)))
             self._send(LinkKind.ACTIVATION, chunk, work, j, goods)
+        # [4] The backward starts from the outputs and reads the gradients of the inputs.
         if self._is_training:
             step.in_flight[action.key] = _InFlight(_tensors(arguments), outputs)
 
@@ -195,6 +210,7 @@ class Bundle:
             arguments: tuple[Any, ...] = built(found.form, iter(found.tensors))
             if chunk < self._last_chunk:
                 return arguments, None
+            # From stage 0, which alone reads the data (I4).
             found = self._receive(LinkKind.TARGET, chunk, j)
             return arguments, built(found.form, map(self._arithmetic.placed, found.tensors))
         with self._meters.phase("data"):
@@ -204,6 +220,7 @@ class Bundle:
         target = batch.target
         if self._last_chunk == 0:
             return arguments, mapped(self._arithmetic.placed, target)
+        # As the data gave it: the last stage places it on its own device.
         goods = Goods(_tensors(target), _form_of(target))
         self._send(LinkKind.TARGET, 0, step.work, j, goods)
         return arguments, None
@@ -223,9 +240,11 @@ class Bundle:
         chunk, j = self._wires.chunk(action), action.microbatch
         flight = step.in_flight.pop(action.key)
         is_last = chunk == self._last_chunk
+        # [5] The loss is a scalar and needs none.
         gradients = None if is_last else self._receive(LinkKind.GRADIENT, chunk, j).tensors
         outputs = [t for t in flight.outputs if t.requires_grad]
         inputs = [t for t in flight.inputs if t.requires_grad]
+        # [6] With no gradients to send, nobody waits for a first pass: all is done at once.
         with self._meters.phase("backward"):
             if action.key in step.split and outputs and inputs:
                 found, step.half_done[action.key] = input_pass(outputs, gradients, inputs)
@@ -233,6 +252,7 @@ class Bundle:
                 if outputs:
                     torch.autograd.backward(outputs, gradients)
                 found = [t.grad for t in inputs]
+        # [7] The receiver counts on one tensor per input, so an unused one has zeros.
         if chunk > 0:
             back = [
                 torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True)
@@ -240,6 +260,7 @@ class Bundle:
             self._send(LinkKind.GRADIENT, chunk, step.work, j, Goods(back))
 
     def _weight_pass(self, step: _Step, action: Action) -> None:
+        # None where the backward was not cut in two after all.
         rest = step.half_done.pop(action.key, None)
         if rest is not None:
             with self._meters.phase("backward"):
@@ -252,7 +273,7 @@ def _arguments(result: object) -> tuple[object, ...]:
 
 
 def _tensors(value: object) -> list[Tensor]:
-    """The tensors in what a chunk hands on, in order."""
+    """The tensors in what a chunk passes on, in order."""
     return [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
 
 

@@ -1,4 +1,4 @@
-"""A thread that does for a link what would make the rank wait."""
+"""A thread that waits in the place of a rank, for one link."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ T = TypeVar("T")
 class Helper:
     """Does things one after the other, in the order they were added.
 
-    After one has failed, all later ones fail alike without being tried. The thread starts with the
-    first of them, and does not keep the process alive, as those of an executor would.
+    Once one has failed, all later ones fail with the same error without being tried. The thread
+    starts with the first of them. Unlike an executor's, it does not keep the process alive.
 
     Args:
         name: of the thread.
@@ -46,6 +46,7 @@ class Helper:
         failure: Exception | None = None
         while True:
             future, act = self._inbox.get()
+            # A message sent after a lost one would be received in its place.
             if failure is None:
                 failure = _answer(future, act)
             else:

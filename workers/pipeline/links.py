@@ -13,7 +13,7 @@ Why ranks cannot wait for each other in a circle:
   `Topology.bundle_links`. Of the links that somebody waits to make, the first in that order is the
   next of both its ranks, so it is made.
 - In training, `send` waits for nobody, however far the sender is ahead: shared memory grows, or a
-  thread waits, for the receiver to take earlier messages of the same link. So ranks wait only in
+  thread waits until the receiver has taken earlier messages of the same link. So ranks wait only in
   `receive`, for a message whose `send` comes earlier in the schedule, as the simulation of the
   schedule allows. Messages on the way are no more than the schedule has in flight.
 - In an evaluation nothing else keeps the front from running through the whole data set, so `send`
@@ -21,7 +21,7 @@ Why ranks cannot wait for each other in a circle:
   one order, by (group, chunk, micro-batch). With no more messages of a group on the link than
   `max_ahead`, the message waited for is of an earlier group, or of an earlier micro-batch in the
   same chunk. So every wait, in `receive` or `send`, is for a forward that is earlier in this order,
-  or the same one on the stage in front.
+  or the same one on the stage before.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class OutLink:
 
     Args:
         group: sender first, receiver second.
-        tells_specs: whether the first message of a kind goes with its spec.
+        tells_specs: whether a spec goes before the first message of a kind.
         max_ahead: messages of an evaluation that the receiver need not have taken yet; where ranks
             have several chunks, no fewer than one group of micro-batches has on this link.
     """
@@ -79,7 +79,7 @@ class OutLink:
         Args:
             kind: of message.
             tensors: in it.
-            form: what they are put together to (`workers.values.nest`), told with the specs.
+            form: how they are nested (`workers.values.nest`), sent with the specs.
 
         Raises:
             ConfigError: the tensors differ from those of an earlier message of this kind.
@@ -87,9 +87,10 @@ class OutLink:
         """
         if self._tells_specs:
             self._tell(kind, specs_of(tensors), form)
+        # A graph ends at a cut: each stage goes back through its own.
         self._sender.send([t.detach() for t in tensors])
         if not kind.training:
-            # Some of them may be specs.
+            # An evaluation has no backward that holds the sender back. Some messages may be specs.
             self._sender.wait(self._max_ahead + len(self._told))
 
     def _tell(self, kind: Kind, specs: Specs, form: Form) -> None:
@@ -115,9 +116,9 @@ class OutLink:
     def finish(self) -> None:
         """Returns when this process may end without losing a message.
 
-        A step needs no such wait: buffers are kept until they have left, and what is sent in a step
-        the receiver takes before it ends its own. Only a process that ends must wait, if it has not
-        heard from the receiver since.
+        A step needs no such wait: buffers are kept until they have left, and the receiver takes all
+        messages of a step before it ends that step. Only a process that ends must wait, if it has
+        not heard from the receiver since.
         """
         self._sender.finish()
 
@@ -136,7 +137,7 @@ class InLink:
     Args:
         group: sender first, receiver second.
         device: where received tensors are wanted.
-        is_told_specs: False where `learn` gives the specs, as for gradients.
+        is_told_specs: whether the sender tells the specs; else `learn` does, as for gradients.
     """
 
     def __init__(self, group: Group, device: torch.device, *, is_told_specs: bool) -> None:
@@ -163,17 +164,20 @@ class InLink:
         """The next expected message, as leaves on the device that require grad where sent so.
 
         Returns:
-            Its tensors, and what the sender says that they are put together to.
+            Its tensors, and how the sender had them nested.
 
         Raises:
             RuntimeError: the sender is gone, or sent nothing within the group's timeout.
         """
         if not self._posted:
+            # Nothing was posted for a kind whose first message this is: its spec comes before it.
             if self._expected[0] not in self._specs and self._is_told:
                 self._specs[self._expected[0]] = unpacked(self._receiver.post(PACKED)()[0])
+            # A transport that posts nothing ahead (NCCL) has to now.
             self._post(at_least=1)
         specs, form, arrived = self._posted.popleft()
         tensors = arrived()
+        # The next one may arrive while the rank works on this one.
         self._post()
         for tensor, spec in zip(tensors, specs, strict=True):
             tensor.requires_grad_(spec.requires_grad)
@@ -181,6 +185,7 @@ class InLink:
 
     def _post(self, at_least: int = 0) -> None:
         most = max(self._receiver.posts_ahead, at_least)
+        # Never past a kind without specs: what comes next on the wire is its spec, not the message.
         while self._expected and len(self._posted) < most and self._expected[0] in self._specs:
             specs, form = self._specs[self._expected.popleft()]
             self._posted.append(_Posted(specs, form, self._receiver.post(specs)))

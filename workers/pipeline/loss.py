@@ -1,6 +1,6 @@
-"""What a recipe's loss says of one micro-batch, and its share of the whole step's.
+"""The loss of one micro-batch, as a share of the loss of the whole step.
 
-    loss() gives          share of the step's loss, known at once      what it is divided by at last
+    loss() gives          share of the step's loss, known at once      in the end divided by
     a mean                mean x samples / samples of the step         nothing: it is the mean
     (sum, weight)         sum / samples of the step                    weight / samples, of the step
 
@@ -62,15 +62,16 @@ def share_of(found: object, size: int, num_samples: int) -> Share:
 
 
 class LossCheck:
-    """Finds a loss that is a mean over something else than samples, in the first micro-batches.
+    """Warns if a loss is a mean over something else than samples; looks at the first of them only.
 
     Such a loss (class weights, ignore_index, a mean over boxes) depends on how the batch is cut
     into micro-batches. The loss of some samples at once is compared with the mean of their single
-    losses; a difference is told once. What is random, or remembers its calls, is not compared.
+    losses; a difference is logged once. A loss that is random or remembers its calls is not
+    compared.
 
     Args:
-        recipe: its loss is called on a copy, so that nothing of it changes; not at all where that
-            would be a large one.
+        recipe: its loss is called on a copy, so that nothing of it changes; where the copy would
+            be a large one, nothing is compared.
         device: where the samples are.
         tolerance: relative, of the numbers compared.
     """
@@ -86,7 +87,14 @@ class LossCheck:
         self._single: tuple[object, object] | None = None
 
     def look(self, found: object, output: object, target: object, size: int) -> None:
-        """Compares one micro-batch; two of a single sample each are taken together."""
+        """Compares one micro-batch; two of a single sample each are joined.
+
+        Args:
+            found: what `Recipe.loss` gave.
+            output: of the model.
+            target: of the data.
+            size: samples of the micro-batch.
+        """
         if self._left <= 0:
             return
         self._left -= size
@@ -95,12 +103,14 @@ class LossCheck:
             self._left = 0
             return
         output, target = mapped(_detached, (output, target))
+        # One sample's loss is its own mean: nothing to compare before there is a second one.
         if size == 1:
             if self._single is None:
                 self._single = output, target
                 return
             output, target = _joined(self._single, (output, target))
             self._single, size = None, 2
+        # A check that draws numbers would change the training that it checks.
         kept = torch.random.fork_rng(devices=door.with_random_state(self._device))
         with torch.no_grad(), kept_random_state(), kept:
             self._compare(self._loss, output, target, size)
@@ -109,6 +119,7 @@ class LossCheck:
         self, loss: Callable[[Any, Any], Any], output: object, target: object, size: int
     ) -> None:
         try:
+            # Twice: a loss that is random or remembers its calls differs from itself.
             whole, again = float(loss(output, target)), float(loss(output, target))
             parts = [mapped(itemgetter(slice(i, i + 1)), (output, target)) for i in range(size)]
             mean = math.fsum(float(loss(*part)) for part in parts) / size
@@ -145,8 +156,8 @@ def _detached(tensor: Tensor) -> Tensor:
 
 
 def _joined(one: object, other: object) -> Any:  # noqa: ANN401 (as they are)
-    behind: Iterator[Any] = (leaf.value for leaf in leaves(other))
-    return mapped(lambda tensor: torch.cat([tensor, next(behind)]), one)
+    others: Iterator[Any] = (leaf.value for leaf in leaves(other))
+    return mapped(lambda tensor: torch.cat([tensor, next(others)]), one)
 
 
 def _copied(recipe: Recipe) -> Callable[[Any, Any], Any] | None:

@@ -50,16 +50,20 @@ def described(specs: Specs) -> str:
 
 
 def packed(specs: Specs, form: Form = None) -> Tensor:
-    """Specs as a tensor that can be sent; its own specs are always `PACKED`.
+    """Specs as a flat uint8 tensor that can be sent; its own specs are always `PACKED`.
 
     Args:
         specs: of the tensors of a message.
-        form: what they are put together to (`workers.values.nest`); None: the receiver knows.
+        form: how they are nested (`workers.values.nest`); None: the receiver knows.
+
+    Raises:
+        RuntimeError: there are too many of them for one message.
     """
     rows = [(list(s.shape), name_of_dtype(s.dtype), s.requires_grad) for s in specs]
     data = json.dumps([rows, form]).encode()
     if len(data) > _SPEC_BYTES:
         raise RuntimeError(f"{len(specs)} tensors cross one cut, more than a message can describe")
+    # Always that long: the receiver knows nothing else yet. JSON ignores spaces at the end.
     found = torch.full((_SPEC_BYTES,), ord(" "), dtype=torch.uint8)
     found[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return found

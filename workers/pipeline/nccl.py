@@ -57,12 +57,14 @@ class NcclSender:
         """Sends what the current stream will have made by then."""
         while self._left and self._left[0].has_left:
             self._left.popleft()
+        # Targets are in CPU memory as the data gave them, where NCCL cannot get at them.
         ready = [door.placed(t.contiguous(), self._device) for t in tensors]
         works = [work for t in ready for work in self._group.send(t, _RECEIVER)]
+        # Held until they have left: else the memory would be given to other tensors meanwhile.
         self._left.append(_Sent(ready, works))
 
     def wait(self, most_left: int) -> None:
-        """Returns when no more messages than that are still to leave."""
+        """Returns when all messages but that many have left."""
         while len(self._left) > most_left:
             # Not the compute stream: what it is given next has nothing to wait for here.
             with door.on_stream(self._device, "link"):
@@ -78,7 +80,7 @@ class NcclSender:
 class NcclReceiver:
     """The receiving end.
 
-    Collective: as of the sender.
+    Collective with the sending end, for the same reason.
 
     Args:
         group: sender first, receiver second.
@@ -93,7 +95,10 @@ class NcclReceiver:
         self.post(specs_of([_HELLO]))()
 
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
-        """Gets ready for the next message; what it returns gives it to the current stream."""
+        """Gets ready for the next message, and gives a function that waits for it.
+
+        That function lets the current stream wait, not the rank.
+        """
         # Memory of a stream that is idle: were it the compute stream's, NCCL would have to wait for
         # all compute before it, because that may still use the memory.
         with door.on_stream(self._device, "link"):
@@ -105,6 +110,7 @@ class NcclReceiver:
         for work in works:
             work.wait()
         current = door.current_stream(self._device)
+        # The link's stream owns the memory and would reuse it while the current stream still reads.
         for buffer in buffers:
             door.used_by(buffer, current)
         return buffers

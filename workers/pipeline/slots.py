@@ -1,11 +1,12 @@
 """Messages between two processes of one node through memory that they share.
 
-    sender     copies a message into a free slot, and rings with the number of the slot
-    receiver   gets tensors that lie in the slot, and rings when nothing refers to them any more
+    sender     [1] copies a message into a free slot   [2] rings with the number of the slot
+    receiver   [3] gets tensors whose memory is the slot
+               [4] rings when nothing refers to them any more
 
-So a message is copied once, and the receiver does not copy at all. A slot takes the place of what
-the receiver would have allocated, for as long as autograd keeps it there. Where no slot is free,
-the sender adds one: it never waits, and there are as many as ever were on the way or in use.
+So a message is copied once, and the receiver does not copy at all. The slot replaces memory that
+the receiver would have allocated, for as long as autograd keeps it. Where no slot is free, the
+sender adds one: it never waits, and there are as many as ever were on the way or in use at once.
 """
 
 from __future__ import annotations
@@ -61,17 +62,21 @@ class SlotSender:
         self._slots: dict[int, _Slot] = {}
         self._free: list[_Slot] = []
         self._num_left = 0
+        # The receiver opens the file through /proc by these two numbers.
         for number in (os.getpid(), self._file):
             memory.ring(_RECEIVER, note=number)
+        # Heard here, where it means "opened": later a bell of this channel frees a slot.
         memory.wait(_RECEIVER)
 
     def send(self, tensors: Sequence[Tensor]) -> None:
         """Copies a message to where the receiver finds it; waits for nobody."""
         self._hear()
         starts, num_bytes = _layout(specs_of(tensors))
+        # [1]
         slot = self._slot(num_bytes)
         for start, tensor in zip(starts, tensors, strict=True):
             _tensor(slot.memory, tensor.shape, tensor.dtype, start).copy_(tensor)
+        # [2]
         self._memory.ring(_RECEIVER, note=slot.number)
         self._num_left += 1
 
@@ -82,10 +87,10 @@ class SlotSender:
             self._num_left -= 1
 
     def finish(self) -> None:
-        """Has nothing to wait for: what is in a slot outlives this process."""
+        """Returns at once: what is in a slot outlives this process."""
 
     def _hear(self) -> None:
-        """Takes note of what the receiver has rung for."""
+        """Takes in all bells that the receiver has rung so far, without waiting."""
         while self._memory.has_rung(_RECEIVER, _TAKEN):
             self._memory.wait(_RECEIVER, _TAKEN)
             self._num_left -= 1
@@ -106,6 +111,7 @@ class SlotSender:
                 f"no memory for {num_bytes / 2**20:.0f} MiB more between two stages; "
                 "use a smaller --microbatch-size or fewer ranks per node"
             )
+        # With no memory left this raises; a later write to a page that is not there would kill us.
         os.posix_fallocate(self._file, self._length, num_bytes)
         memory = mmap.mmap(self._file, num_bytes, offset=self._length)
         slot = _Slot(self._length // _UNIT, memory)
@@ -132,15 +138,16 @@ class SlotReceiver:
         memory.ring(_SENDER)
 
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
-        """What it returns waits for the next message; called in order."""
+        """Gives a function that waits for the next message; to be called in order."""
         return partial(self._take, specs)
 
     def _take(self, specs: Specs) -> list[Tensor]:
         number = self._memory.wait(_SENDER)
         self._ring(_TAKEN, number)
         starts, num_bytes = _layout(specs)
+        # [3]
         view = memoryview(self._slot(number, num_bytes))
-        # Each of the tensors holds the view, whoever holds the tensor.
+        # [4] Each of the tensors holds the view, whoever holds the tensor.
         weakref.finalize(view, self._ring, _FREE, number).atexit = False
         return [
             _tensor(view, spec.shape, spec.dtype, start)
@@ -162,7 +169,7 @@ class SlotReceiver:
 
 
 def _most_bytes() -> int:
-    """How long the file may ever be; a limit of the user's that is set later does not matter."""
+    """The longest that the file may be, within the user's limit on files."""
     limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
     return _MOST_BYTES if limit == resource.RLIM_INFINITY else min(limit, _MOST_BYTES)
 

@@ -1,15 +1,15 @@
 """A backward in two passes: first the gradients of a stage's inputs, later those of its weights.
 
-    loss <- n3 <- n2 <- n1 <- input      input pass: along the path; what arrives at a node that has
-             |     |     |               weights is kept
-            w3    w2    w1               weight pass: from each of these nodes to its own weights
+    loss <- n3 <- n2 <- n1 <- input      [1] input pass: along the path; what arrives at a node that
+             |     |     |               has weights is kept
+            w3    w2    w1               [2] weight pass: from each of these nodes to its weights
 
 No operation is done twice, because autograd's nodes work out only the gradients that are asked for.
 The exception is a weight that several nodes use: its weight pass goes along the path between them.
 
 Source: Qi et al., Zero Bubble Pipeline Parallelism. torch.distributed.pipelining has the like in
-private functions; those set `.grad` unseen by hooks, and leave out weights whose way to the outputs
-does not meet the path from the inputs.
+private functions; those set `.grad` without calling hooks, and leave out weights whose way to the
+outputs does not meet the path from the inputs.
 """
 
 from __future__ import annotations
@@ -44,18 +44,20 @@ class WeightPass:
         self._arrived = arrived
 
     def run(self) -> None:
-        """Adds to the gradients of the weights what one whole backward would; once."""
+        """Adds to the gradients of the weights what one whole backward would; to be called once."""
         while self._pieces:
             self._run(self._pieces.pop())
 
     def _run(self, piece: _Piece) -> None:
         edges, gradients = piece.edges, piece.gradients
         arrived = {node: self._arrived.pop(node) for node in piece.on_path}
+        # [2] Begins where the input pass came by, with what arrived there.
         for node, values in arrived.items():
             for number, value in enumerate(values):
                 if value is not None:
                     edges.append(GradientEdge(node, number))
                     gradients.append(value)
+        # No gradient came by: these weights have no part in the outputs.
         if not edges:
             return
         # What one of several nodes sends along the path has arrived at the next one already.
@@ -80,6 +82,7 @@ def input_pass(
     given = [torch.ones_like(t) for t in outputs] if gradients is None else list(gradients)
     edges = [get_gradient_edge(output) for output in outputs]
     pieces = _pieces(edges, given, {get_gradient_edge(t).node for t in inputs})
+    # [1] Only the path is walked: autograd skips what leads to none of `inputs`.
     arrived: dict[Node, Gradients] = {}
 
     def keep(node: Node) -> Callable[[Gradients], None]:
@@ -100,16 +103,19 @@ def _pieces(
     on_path = set(inputs)
     has_weights: set[Node] = set()
     neighbours: dict[Node, list[Node]] = {}
+    # Children come first, so what a node leads to is known when it is looked at.
     for node in order:
         below = [child for child, _ in node.next_functions if child is not None]
         if any(child in on_path for child in below):
             on_path.add(node)
+        # Weights are tied together off the path only; a path node is as far as their piece goes.
         joined = [child for child in below if child in has_weights and child not in on_path]
         if joined or (_weight_of(node) is not None and node not in on_path):
             has_weights.add(node)
             neighbours.setdefault(node, []).extend(joined)
             for child in joined:
                 neighbours[child].append(node)
+    # Nodes that share a weight, or a node above it, are one piece.
     pieces: dict[Node, _Piece] = {}
     for node in order:
         if node in neighbours and node not in pieces:
@@ -120,10 +126,12 @@ def _pieces(
             piece.on_path.append(node)
         elif weight is not None:
             piece.weights.append(weight)
+    # An output off the path: the input pass does not come by, so its gradient is put in here.
     for edge, gradient in zip(edges, gradients, strict=True):
         if edge.node in pieces and edge.node not in on_path:
             pieces[edge.node].edges.append(edge)
             pieces[edge.node].gradients.append(gradient)
+    # By identity: each of its nodes has the piece.
     return list({id(piece): piece for piece in pieces.values()}.values())
 
 
@@ -136,6 +144,7 @@ def _children_first(edges: Sequence[GradientEdge]) -> list[Node]:
     """All nodes below `edges`, each after those that it sends gradients to."""
     order: dict[Node, None] = {}
     opened: set[Node] = set()
+    # No recursion: graphs are deeper than Python's stack.
     stack = [edge.node for edge in edges]
     while stack:
         node = stack[-1]

@@ -1,8 +1,8 @@
 """Copies between a GPU and pinned CPU memory that no compute waits for.
 
-    compute stream   ..forward j..|mark                  |forward j+1 ..   reads what `use` gives
-    side stream                   |copy out|       |copy in|
-    helper thread                          |send   |receive
+    compute stream   ..forward j..|[1] mark            |forward j+1 ..   [4] `use`: waits, reads
+    side stream                   |[2] copy out|   |[3] copy in|
+    helper thread                              |send   |receive
 
 Only a helper thread waits for a copy; a compute stream waits for an event where it needs one.
 """
@@ -29,8 +29,8 @@ class Copies(NamedTuple):
 class Staging:
     """One direction of one link has one; used by its rank and its helper.
 
-    All links of a rank have one stream to copy out and one to copy in, because a copy waits for
-    this GPU's compute at most, and a copy in for nothing.
+    All links of a rank share one stream to copy out and one to copy in: a copy out waits for
+    nothing but this GPU's compute, a copy in for nothing at all.
 
     Args:
         device: the GPU.
@@ -40,18 +40,20 @@ class Staging:
         self._device = device
 
     def mark(self) -> door.Event:
-        """When all that the current stream has been given so far is done."""
+        """An event that happens when all that the current stream has been given so far is done."""
         return door.mark(self._device)
 
     def copy_out(self, tensors: Iterable[Tensor], ready: door.Event) -> Copies:
-        """Starts to copy to pinned memory what is there from `ready` on."""
+        """Starts to copy tensors to pinned memory, once `ready` has happened."""
         found = []
         stream = door.stream(self._device, "copy out")
         with door.on_stream(self._device, "copy out"):
+            # [2] The stream waits, no thread does.
             stream.wait_event(ready)
             for tensor in tensors:
                 copy = door.pinned(tensor.shape, tensor.dtype)
                 copy.copy_(tensor, non_blocking=True)
+                # The rank may let go of it before the copy is done.
                 door.used_by(tensor, stream)
                 found.append(copy)
             return Copies(found, door.mark(self._device))
@@ -62,14 +64,17 @@ class Staging:
 
     def copy_in(self, tensors: Iterable[Tensor]) -> Copies:
         """Starts to copy from pinned memory to the GPU."""
+        # [3]
         with door.on_stream(self._device, "copy in"):
             found = [door.placed(tensor, self._device) for tensor in tensors]
             return Copies(found, door.mark(self._device))
 
     def use(self, copies: Copies) -> list[Tensor]:
         """The copies on the GPU, for the current stream."""
+        # [4]
         current = door.current_stream(self._device)
         current.wait_event(copies.done)
+        # Their memory is the other stream's, which would reuse it too early.
         for tensor in copies.tensors:
             door.used_by(tensor, current)
         return copies.tensors

@@ -38,12 +38,16 @@ class Sender(Protocol):
     def send(self, tensors: Sequence[Tensor]) -> None:
         """Starts to send a message; waits for nobody.
 
-        The tensors must not change from here on. Raises what went wrong with earlier ones.
+        The tensors must not change from here on.
+
+        Raises:
+            RuntimeError: the receiver is gone, or an earlier message could not be sent.
+            NodeError: there is no memory for it.
         """
         ...
 
     def wait(self, most_left: int) -> None:
-        """Returns when the receiver has taken, or got ready for, all messages but that many."""
+        """Returns when the receiver has taken, or posted for, all messages but that many."""
         ...
 
     def finish(self) -> None:
@@ -58,12 +62,18 @@ class Receiver(Protocol):
     """Messages that may be posted before the rank comes to them."""
 
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
-        """Gets ready for the next message; what it returns waits for it, called in order."""
+        """Gets ready for the next message, and gives a function that waits for it.
+
+        Those functions are called in the order of the messages.
+        """
         ...
 
 
 def open_sender(group: Group) -> Sender:
-    """The sending end that suits the two ranks; collective with `open_receiver`."""
+    """The sending end that suits the two ranks.
+
+    Collective with `open_receiver`.
+    """
     if group.backend == "nccl":
         return NcclSender(group)
     memory = _connect(group)
@@ -72,7 +82,10 @@ def open_sender(group: Group) -> Sender:
 
 
 def open_receiver(group: Group, device: torch.device) -> Receiver:
-    """The receiving end that suits the two ranks; collective with `open_sender`."""
+    """The receiving end that suits the two ranks.
+
+    Collective with `open_sender`.
+    """
     if group.backend == "nccl":
         return NcclReceiver(group, device)
     memory = _connect(group)
@@ -84,15 +97,15 @@ def open_receiver(group: Group, device: torch.device) -> Receiver:
 
 
 def _connect(group: Group) -> NodeMemory | None:
-    # Slots have memory of their own; but a piece of memory has at least a byte.
+    # One byte, as a mapping cannot be empty: only the bells are used, slots are another file.
     return NodeMemory.connect(group, 1, num_channels=NUM_CHANNELS) if group.is_one_node else None
 
 
 class GlooSender:
     """Sends from CPU memory, by two threads.
 
-    One starts: gloo copies to the kernel what it takes at once, 1 ms for 2.5 MB. The other waits,
-    and so lets go of what has left.
+    One starts: gloo copies what the kernel takes at once, 1 ms for 2.5 MB. The other waits, and
+    then drops what has left.
 
     Args:
         group: sender first, receiver second.
@@ -105,7 +118,8 @@ class GlooSender:
         self._waiter = Helper("link-wait", torch.device("cpu"))
 
     def send(self, tensors: Sequence[Tensor]) -> None:
-        """Has the message sent; gloo goes on as soon as the receiver is ready."""
+        """Has the message sent; gloo continues as soon as the receiver is ready."""
+        # The two results raise what went wrong: in starting it, in its way.
         while self._started and _is_done(self._started[0]):
             self._started.popleft().result().result()
         self._started.append(self._starter.add(partial(self._start, tensors)))
@@ -153,7 +167,7 @@ class GlooReceiver:
         self._allocate = allocate
 
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
-        """Lets the next message come; what it returns waits for it."""
+        """See `Receiver`."""
         buffers = self._allocate(specs)
         works = [work for buffer in buffers for work in self._group.receive(buffer, _SENDER)]
 
@@ -167,10 +181,10 @@ class GlooReceiver:
 class StagedSender:
     """Sends from a GPU through CPU memory; a thread waits for the copies, not the rank.
 
-    From the first message of a GPU on, only the thread uses the sender underneath.
+    From the first message of a GPU on, only the thread uses the sender inside.
 
     Args:
-        sender: sends from CPU memory.
+        sender: the one inside, which sends from CPU memory.
         device: the GPU.
     """
 
@@ -187,6 +201,7 @@ class StagedSender:
             self._left.popleft().result()
         if self._staging is None and any(map(door.is_on_gpu, tensors)):
             self._staging = Staging(self._device)
+        # A link of targets carries CPU tensors only, and needs neither copies nor a thread.
         if self._staging is None:
             self._sender.send(tensors)
         else:
@@ -194,6 +209,7 @@ class StagedSender:
 
     def _staged(self, staging: Staging, tensors: Sequence[Tensor]) -> Callable[[], None]:
         ready = staging.mark()
+        # What is far from its turn stays on the GPU until then, so that little memory is pinned.
         is_near = len(self._left) < _STAGED_AHEAD
         copies = staging.copy_out(tensors, ready) if is_near else None
 
@@ -235,7 +251,8 @@ class StagedReceiver:
         self._helper = Helper("link-receive", device)
 
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
-        """Lets the next message come; what it returns gives it to the current stream."""
+        """See `Receiver`; only the current stream waits for the copy to the GPU."""
+        # Posted by the rank, in its order; the thread only waits.
         arrived = self._receiver.post(specs)
         copies = self._helper.add(lambda: self._staging.copy_in(arrived()))
         return lambda: self._staging.use(copies.result())

@@ -24,7 +24,7 @@ class Goods:
 
     Args:
         tensors: in order.
-        form: what they are put together to (`bundlerun.workers.values.nest`).
+        form: how they are nested (`bundlerun.workers.values.nest`).
     """
 
     tensors: list[Tensor]
@@ -34,7 +34,7 @@ class Goods:
 class Wires:
     """Finds the link for what a rank sends or receives. Chunks are those of the model.
 
-    Collective: the bundle, to make it.
+    Making it is collective: every rank of the bundle.
 
     Args:
         topology: the layout of the round.
@@ -59,6 +59,7 @@ class Wires:
         self._in: dict[Edge, InLink] = {}
         self._out: dict[Edge, OutLink] = {}
         for link, group in links.items():
+            # Gradients look like the outputs they are for: the receiver has made those itself.
             told = link.kind is not LinkKind.GRADIENT
             if link.src == place.rank:
                 peer = topology.places[link.dst].replica
@@ -88,11 +89,13 @@ class Wires:
                 wanted = [LinkKind.GRADIENT]
             elif action.kind is Pass.FORWARD and chunk > 0:
                 wanted = [LinkKind.ACTIVATION] + [LinkKind.TARGET] * is_last
+            # Between two ranks in the order of both: the sender goes by the same schedule (I5).
             for kind in wanted:
                 self._source(kind, chunk, j).expect([message(j)])
 
     def learn_gradients(self, chunk: int, j: int, message: Kind, outputs: list[Tensor]) -> None:
         """Says what gradients will come back for what `chunk` is about to send."""
+        # Outputs that need no gradient get none; a gradient has none of its own.
         specs = [s._replace(requires_grad=False) for s in specs_of(outputs) if s.requires_grad]
         self._source(LinkKind.GRADIENT, chunk, j).learn(message, tuple(specs))
 
