@@ -22,6 +22,7 @@ def lr_factor(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
     if config.lr_schedule == "one-cycle":
         return _one_cycle(step, total, warmup or _ONE_CYCLE_RISE * total)
     if step < warmup:
+        # Step 0 is not lost at a rate of 0, and the step after the rise is the first at the top.
         return (step + 1) / (warmup + 1)
     if config.lr_schedule == "cosine":
         return _cosine(1.0, 0.0, (step - warmup) / max(1.0, total - warmup))

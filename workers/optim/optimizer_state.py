@@ -62,11 +62,13 @@ def optimizer_tensors(
     records = {} if groups is None else groups.records()
     encoded = {
         key: _encoded(record, f"a group of {what}")
+        # Once per group: all parameters of a group share one record.
         for key, record in {id(r): r for r in records.values()}.items()
     }
     num_kept = 0
     for name, parameter in module.named_parameters():
         state = optimizer.state.get(parameter)
+        # Counted, to notice state that belongs to no parameter of this stage.
         num_kept += state is not None
         full = f"{OPTIMIZER}{name}."
         for key, value in _by_key(state or {}):
@@ -98,6 +100,7 @@ def _by_key(state: Mapping[Any, object]) -> Iterator[tuple[str, object]]:
     """The entries of a parameter's state; those that no name can hold come together under one."""
     odd = {}
     for key, value in state.items():
+        # A dot or # in a key could not be told from those of the name's own parts.
         if isinstance(key, str) and key.isidentifier():
             yield key, value
         else:
@@ -116,6 +119,7 @@ def _kept(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fits(value: Any) -> bool:  # noqa: ANN401 (a number)
+    # Python's integers have no end; larger ones go into a form, as JSON's have none either.
     return isinstance(value, float) or -(1 << 63) <= value < 1 << 63
 
 
@@ -129,6 +133,7 @@ def _encoded(value: object, place: str) -> dict[str, Tensor]:
             f"cannot keep {place}: {exc}, which is neither a tensor nor a number; keep tensors and "
             "numbers there, in lists, tuples and dicts as you like"
         ) from exc
+    # Padded with spaces, which JSON ignores; frombuffer wants memory that can be written.
     padded = bytearray(text.ljust(rounded_up(len(text), _ROOM)))
     found = {_FORM: torch.frombuffer(padded, dtype=torch.uint8)}
     tensors = [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
@@ -151,7 +156,8 @@ def load_optimizer(
 ) -> None:
     """Puts what `optimizer_tensors` gave into an optimizer, in place of what it has.
 
-    A parameter that was not trained before, or is not any more, begins anew.
+    A parameter that was not trained before begins without state; that of one that is not trained
+    any more is dropped.
 
     Raises:
         CheckpointError: there is state for a parameter that the model does not have.
@@ -165,6 +171,7 @@ def load_optimizer(
     for owner, values in by_owner.items():
         parameter = parameters[owner]
         record = values.pop(_GROUP, None)
+        # Frozen since, or left out by another recipe: nothing takes its state.
         if parameter not in group_of:
             dropped += [owner] if values else []
             continue
@@ -187,6 +194,7 @@ def load_optimizer(
 
 def _values(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Any]]:
     """What is kept, by parameter and key, put together again."""
+    # Tied parameters under all their names: another cut may have saved the state under another.
     known = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     found: dict[str, dict[str, Any]] = {}
     for name, tensor in tensors.items():
@@ -197,12 +205,14 @@ def _values(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, dict[
             raise CheckpointError(
                 f"the checkpoint has {name!r}, which is of no parameter of the model"
             )
+        # What is after the # says how the tensor is to be read; without one it is the value.
         key, _, what = name[len(OPTIMIZER) + len(owner) + 1 :].partition("#")
         if what in _NUMBERS:
             found.setdefault(owner, {})[key] = _NUMBERS[what](tensor.item())
         elif what == "form":
             form = json.loads(bytes(tensor.tolist()))
             base = name.removesuffix("form")
+            # Lazily: `built` takes as many as the form has leaves.
             numbered = (tensors[f"{base}{number}"] for number in range(len(tensors)))
             found.setdefault(owner, {})[key] = built(form, iter(numbered))
         elif not what:
@@ -232,6 +242,7 @@ def _tell(
 
 def _placed(key: object, value: object, parameter: Tensor, group: Mapping[str, object]) -> object:
     """A copy of a parameter's state where the optimizer expects it."""
+    # As torch's own load_state_dict: a step counter stays on the CPU, unless a kernel reads it.
     on_device = key != "step" or bool(group.get("capturable") or group.get("fused"))
     device = parameter.device if on_device else torch.device("cpu")
     return mapped(lambda v: _like(v, parameter, device) if isinstance(v, Tensor) else v, value)

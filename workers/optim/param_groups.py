@@ -2,7 +2,7 @@
 
 The run's own course of the learning rate holds, `--lr-schedule`, unless a scheduler of torch's was
 made for the optimizer, or the optimizer changes its learning rate itself. Then that one holds, and
-what it has come to is part of the state. So are all other numbers of a group that have changed
+its current value is part of the state. So are all other numbers of a group that have changed
 since the optimizer was made: Prodigy's `d`, the `k` of schedule-free ones.
 """
 
@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from bundlerun.workers.values.nest import branch_of, form_of, leaves, mapped
 
 _NONE = object()
-"""What an entry was that was not there."""
+"""Stands for the first value of an entry that was not there at first."""
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class ParamGroups:
         self._groups = optimizer.param_groups
         self.speaks = speaks
         self._highest = self._now()
+        # Copies: the optimizer may write into its tensors in place.
         self._first = [mapped(_copied, _numbers(group)) for group in self._groups]
         self._schedulers = _schedulers_of(optimizer)
         self._has_own_lr = bool(self._schedulers) or any(map(math.isnan, self._highest))
@@ -58,6 +59,7 @@ class ParamGroups:
         What somebody else has set since the last call is not touched, from then on.
         """
         now = self._now()
+        # Other rates than this object set: somebody else has taken them over.
         if not self._has_own_lr and self._set not in (None, now):
             self._has_own_lr = True
             if self.speaks:
@@ -78,7 +80,7 @@ class ParamGroups:
         return [math.nan if rate is None else float(rate) for rate in rates]
 
     def records(self) -> dict[Tensor, dict[str, Any]]:
-        """What is to be kept, by parameter; nothing where no group has changed."""
+        """What has to be saved, by parameter; empty if no group has changed."""
         schedulers = [scheduler.state_dict() for scheduler in self._schedulers]
         found = {}
         for group, first in zip(self._groups, self._first, strict=True):
@@ -87,13 +89,14 @@ class ParamGroups:
                 for key, value in _numbers(group).items()
                 if (self._has_own_lr if key == "lr" else not _is_same(value, first.get(key, _NONE)))
             }
+            # With each parameter, as another cut may put them into other groups.
             record = {"group": changed, "schedulers": schedulers}
             if changed or schedulers:
                 found.update(dict.fromkeys(group["params"], record))
         return found
 
     def load(self, records: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Takes up what `records` gave, in the order of the model's parameters."""
+        """Loads what `records` gave; in the order of the model's parameters."""
         for group in self._groups:
             own = set(group["params"])
             kept = [record for parameter, record in records.items() if parameter in own]
@@ -102,7 +105,9 @@ class ParamGroups:
                 if self.speaks and not all(_is_same(value, values[0]) for value in values):
                     self._tell_difference(key)
                 _assign(group, key, values[0])
+                # A learning rate is in a record only where it was the optimizer's own.
                 self._has_own_lr |= key == "lr"
+        # The first record's: schedulers belong to the optimizer, not to a group.
         states: list[Any] = next((r["schedulers"] for r in records.values()), [])
         for scheduler, state in zip(self._schedulers, states, strict=False):
             _load_scheduler(scheduler, state)
@@ -124,6 +129,7 @@ def _copied(value: object) -> object:
 
 def _is_same(one: object, other: object) -> bool:
     """Whether two values, nested as they may be, are equal to the bit."""
+    # First the structure with its plain numbers, then the leaves, which JSON does not say.
     if json.dumps(form_of(one, _is_opaque)) != json.dumps(form_of(other, _is_opaque)):
         return False
     return all(
@@ -154,13 +160,17 @@ def _schedulers_of(optimizer: Optimizer) -> list[LRScheduler]:
     """The schedulers that were made for an optimizer, without those that another one steps."""
     if not any("initial_lr" in group for group in optimizer.param_groups):
         return []  # each makes this entry
+    # No optimizer knows its schedulers. By type(o), as isinstance also asks o.__class__, which
+    # proxies compute.
     alive = [o for o in gc.get_objects() if issubclass(type(o), LRScheduler)]
     made = [s for s in alive if getattr(s, "optimizer", None) is optimizer]
+    # SequentialLR and ChainedScheduler have the state of their inner ones in their own.
     inner = {id(child) for s in made for child in getattr(s, "_schedulers", ())}
     return sorted((s for s in made if id(s) not in inner), key=lambda s: type(s).__name__)
 
 
 def _load_scheduler(scheduler: LRScheduler, state: Mapping[str, Any]) -> None:
+    # MultiStepLR's milestones are a Counter, of which a form makes a dict.
     counters = {
         key: Counter(value)
         for key, value in state.items()

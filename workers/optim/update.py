@@ -1,6 +1,6 @@
 """What a step does to the parameters of one stage, once all sums are there.
 
-    sums of the step -> scaled to the step's mean -> clipped -> learning rate -> optimizer
+    sums of the step -> [1] scaled to its mean -> [2] clipped -> [3] learning rate -> [4] optimizer
 
 Scale and norm need what other stages know. Each bundle takes them together, and all bundles have
 the same numbers, so every rank does the same.
@@ -113,13 +113,17 @@ class Update:
         gradients = [p.grad for p in self._stage.parameters() if p.grad is not None]
         found = self._agree(loss, num_samples, gradients)
         if self._config.on_nan != "ignore" and not found.is_finite:
+            # Before anything is changed: parameters and optimizer state stay as they were.
             self._leave_out(found, step)
             return False
         self._num_left_out = 0
+        # [1] and [2] in one multiplication, and none where nothing changes.
         if found.scale != 1.0:
             for gradient in gradients:
                 gradient.mul_(found.scale)
+        # [3]
         self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
+        # [4]
         self._optimizer.step()
         return True
 
@@ -143,21 +147,25 @@ class Update:
             log.warning("%s: the step is left out", what)
 
     def _agree(self, loss: StepLoss, num_samples: int, gradients: list[Tensor]) -> _Found:
-        """What the step comes to, the same on all ranks that need it."""
+        """The result of the step, the same on all ranks that need it."""
         most, skips = self._config.clip_norm, self._config.on_nan == "skip"
         scale, mean = loss.scale(num_samples), loss.mean(num_samples)
+        # It costs a look at all gradients, so only where something asks for it.
         square = _square(gradients) if most or skips else 0.0
+        # A gather per step only where needed; the first step finds out whether losses have weights.
         if most or skips or self._is_weighted is None or self._is_weighted:
             words = self._session.gather_bundle([scale, mean, square, loss.num_weighted])
             scale, mean, _, num_weighted = words[-1]  # the last stage knows the loss
             self._note(num_weighted > 0)
             positions = self._session.topology.positions
+            # Replicas of a stage have the same gradients: one of each stage counts.
             firsts = (w[2] for w, (_, replica) in zip(words, positions, strict=True) if not replica)
             square = math.fsum(firsts)
         elif loss.num_weighted:
             self._note(True)
         is_finite = math.isfinite(mean) and math.isfinite(square)
         if most and is_finite:
+            # Gradients are not scaled yet: scale * sqrt(square) is their norm afterwards.
             scale *= min(1.0, most / (scale * math.sqrt(square) + 1e-6))
         return _Found(scale, mean, is_finite)
 
@@ -177,6 +185,7 @@ def _square(gradients: list[Tensor]) -> float:
     """
     if not gradients:
         return 0.0
+    # One copy to the host for all; float64, as squares of large gradients overflow float32.
     return math.fsum(torch.stack([_real(g).double().square().sum() for g in gradients]).tolist())
 
 

@@ -24,7 +24,7 @@ class Audience:
         self._reporter = reporter
 
     def start_epoch(self, epoch: int, first_step: int) -> None:
-        """An epoch begins, or goes on with a step."""
+        """An epoch begins, or resumes at a step."""
         if self._reporter is not None:
             self._reporter.start_epoch(epoch, first_step)
 
@@ -32,10 +32,11 @@ class Audience:
         """A step is finished here, and the one before it on all ranks: its sums say so."""
         self._life.finished(step)
         if self._reporter is not None:
+            # This step's sums needed all ranks, so all have finished the step before (I8).
             self._reporter.all_finished()
 
     def step(self, row: Mapping[str, Any], *, is_kept: bool) -> None:
-        """What a step came to, and whether a snapshot of it is under way."""
+        """The result of a step, and whether a snapshot of it is under way."""
         if self._reporter is not None:
             self._reporter.step(row, is_kept=is_kept)
 
@@ -61,7 +62,7 @@ class Audience:
             self._reporter.add_phases(phases)
 
     def validated(self, epoch: int, step: int, sums: StepSums) -> None:
-        """What a validation came to."""
+        """The result of a validation."""
         if self._reporter is not None:
             self._reporter.validated(epoch, step, sums)
 

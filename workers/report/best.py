@@ -44,6 +44,7 @@ class Best:
 
     def decides(self, metrics: Mapping[str, float]) -> str:
         """The name of what decides."""
+        # Dicts keep their order, so this is the first metric that the recipe gives.
         return self.name or next(iter(metrics), LOSS)
 
     def score(self, loss: float, metrics: Mapping[str, float]) -> float:
@@ -59,6 +60,7 @@ class Best:
                 f"{nearest(name, [*metrics, LOSS])}"
             )
         value = metrics.get(name, loss)
+        # A recipe that says nothing: metrics are taken as higher is better, the loss as lower.
         is_higher = self.is_higher if self.name else name != LOSS
         return value if is_higher else -value
 

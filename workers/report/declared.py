@@ -36,6 +36,7 @@ class Declared:
         best = Best.said(getattr(recipe, "best", None))
         shares = getattr(recipe, "shares", ())
         shares = (shares,) if isinstance(shares, str) else tuple(shares)
+        # Without names, the first micro-batch says them; `Best.score` finds a wrong `best`.
         if names is not None:
             for what, used in (("best", [best.name] if best.name else []), ("shares", shares)):
                 _check_known(what, used, names)
@@ -44,6 +45,8 @@ class Declared:
 
 def _said(recipe: Recipe) -> object:
     """Its `metric_names`; None where those are of a class whose `metrics` it does not have."""
+    # A subclass may write its own metrics() and inherit the names of another's. So names count
+    # only where they are at least as near in the class order.
     if "metric_names" not in getattr(recipe, "__dict__", {}):
         for kind in type(recipe).__mro__:
             if "metric_names" in vars(kind):

@@ -70,7 +70,9 @@ class Measures:
         seconds = self._meters.seconds()
         self._meters.restart()
         num_bundles = self._topology.num_bundles
+        # Per micro-batch, as bundles do different numbers of them.
         busy = (seconds["forward"] + seconds["backward"]) / max(1, self._num_microbatches)
+        # Each rank fills its bundle's place: one sum over all ranks then has all bundles.
         per_bundle = [0.0] * num_bundles
         per_bundle[self._bundle] = busy
         totals = self._total(

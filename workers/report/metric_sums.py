@@ -66,7 +66,9 @@ class MetricSums:
         if self._declared is not None:
             return dict(zip(self._declared, slots, strict=True))
         if self._agreed is None:
+            # Once: all ranks come here in the same step, so the collective inside matches.
             self._agreed = _told_names(tuple(share.metrics) if is_first else None, all_sum)
+        # A rank without a micro-batch takes part with zeros: the sum is a collective.
         own = torch.zeros(len(self._agreed), dtype=torch.float64)
         if share.loss is not None:
             _check_names(share.metrics, self._agreed, "its first micro-batch")
@@ -83,9 +85,11 @@ def _fill(slots: Tensor, share: StepShare, names: Sequence[str]) -> None:
 def _told_names(own: tuple[str, ...] | None, all_sum: AllSum) -> tuple[str, ...]:
     """What the one rank that has names says; the others have None, and add zeros to its letters."""
     text = b"" if own is None else json.dumps(own).encode()
+    # A sum with zeros is a broadcast; the length comes first, as all need a buffer of one size.
     length = all_sum(torch.tensor([len(text)], dtype=torch.float64))
     letters = torch.zeros(int(length.item()), dtype=torch.float64)
     if own is not None:
+        # One float64 per byte: exact.
         letters[:] = torch.tensor(list(text))
     return tuple(json.loads(bytes(map(int, all_sum(letters).tolist()))))
 

@@ -76,11 +76,13 @@ class MetricsWriter:
         return is_absent(self._path)
 
     def make_again(self) -> None:
-        """Puts the history, which the open file still has, where it was.
+        """Writes the history, which the open file still has, to its old path again.
 
         Raises:
             OSError: it cannot be.
         """
+        # A deleted file keeps its content as long as it is open; only its name is gone. Opening it
+        # through /proc reads it from the start, as the handle itself is for appending.
         file, beside = _open(self._paths)
         lost, self._file = self._file, file
         os.close(self._beside)
@@ -103,11 +105,12 @@ class MetricsWriter:
     def hold(self, kind: Kind, **values: object) -> None:
         """Keeps one line back until `release`: a failure may still undo what it is about.
 
-        It is in a file beside, where the next start finds it, should that be about nothing undone.
+        A copy is in a second file; the next start uses it if the step was not undone.
         """
         line = self._line(kind, values)
         self._held = (line, kind, values)
         try:
+            # Over the line before, which is in the history by now; then cut to its own length.
             os.pwrite(self._beside, line, 0)
             os.ftruncate(self._beside, len(line))
         except OSError as exc:
@@ -124,6 +127,7 @@ class MetricsWriter:
         return (json.dumps(line, allow_nan=False) + "\n").encode()
 
     def _put(self, line: bytes, kind: Kind, values: Mapping[str, object]) -> None:
+        # Through the queue, even if there is room: lines that wait come first.
         self._late.append(line)
         try:
             self._write_late()
@@ -133,6 +137,7 @@ class MetricsWriter:
 
     def _write_late(self) -> None:
         while self._late:
+            # Taken out only once it is written, so that a full disk loses no line.
             self._append(self._late[0])
             self._late.popleft()
 
@@ -146,16 +151,19 @@ class MetricsWriter:
 
         Args:
             step: finished steps that stay so.
-            with_ends: the end of an epoch right behind them is done again, too.
+            with_ends: the end of an epoch right after them is done again, too.
             last: what the state says of its last step; empty where it says nothing.
         """
         try:
             with self._path.open("r+b") as file:
+                # A long history is not read whole: only its end can be about steps to do again.
                 cut, lines = _tail(file, step)
                 file.seek(cut)
                 kept = [line for line in lines if not _is_after(line, step, with_ends)]
                 num_out = len(lines) - len(kept)
+                # Its first line only: a crash before the cut leaves the rest of an older one.
                 held = os.pread(self._beside, _BLOCK_BYTES, 0).partition(b"\n")[0] + b"\n"
+                # The line kept back comes first, so it wins: it has the time of the step.
                 candidates = [held, self._line("step", last)] if last else [held]
                 kept += _missing(kept, candidates, step)
                 file.write(b"".join(kept))
@@ -167,8 +175,10 @@ class MetricsWriter:
 
     def _append(self, line: bytes) -> None:
         """A line that a full disk cut short must not swallow the next one as well."""
+        # A newline ends what was cut short; readers skip that line alone.
         whole = b"\n" + line if self._torn else line
         self._torn = True
+        # The file is unbuffered: one write may take only part of the line.
         while whole:
             whole = whole[self._file.write(whole) :]
         self._torn = False
@@ -179,6 +189,7 @@ class MetricsWriter:
             return
         for name, number in _numbers(kind, values):
             self._events.add_scalar(name, number, step)
+        # Another process may be looking, as at the JSON Lines.
         self._events.flush()
 
     def _warn_once(self, exc: OSError) -> None:
@@ -229,6 +240,7 @@ def plain(value: object) -> object:
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
+    # Tensors of one number, and numpy's scalars, without importing either.
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):
@@ -259,6 +271,7 @@ def _tail(file: BinaryIO, step: int) -> tuple[int, list[bytes]]:
         data = file.read(size) + data
         cut = 0 if begin == 0 else data.find(b"\n") + 1  # what comes before may be half a line
         lines = data[cut:].splitlines(keepends=True)
+        # All lines before that one are about steps that stay.
         if any(_is_step_before(line, step) for line in lines):
             return begin + cut, lines
     return 0, data.splitlines(keepends=True)
@@ -266,11 +279,13 @@ def _tail(file: BinaryIO, step: int) -> tuple[int, list[bytes]]:
 
 def _missing(kept: Sequence[bytes], candidates: Sequence[bytes], step: int) -> list[bytes]:
     """The lines among `candidates` about steps that stay and that `kept` does not have."""
+    # Rows of a step are numbered from 0, so `step` finished ones end with row step - 1.
     newest = max((r["step"] for r in map(_row, kept) if r.get("kind") == "step"), default=-1)
     found: dict[int, bytes] = {}
     for line in candidates:
         row = _row(line)
         if row.get("kind") == "step" and newest < row["step"] < step:
+            # Both candidates may be about the same step: it gets one line.
             found.setdefault(row["step"], line)
     return [line for _, line in sorted(found.items())]
 
@@ -286,12 +301,13 @@ def _is_after(line: bytes, step: int, with_ends: bool) -> bool:
     if row.get("kind") == "step":
         return bool(row["step"] >= step)
     if row.get("kind") in ("epoch", "eval"):
+        # These carry the number of finished steps, not that of a row: hence > where a row has >=.
         return bool(row["step"] > step or (with_ends and row["step"] == step))
     return False
 
 
 def _row(line: bytes) -> Row:
-    """What a line says of a step; nothing where it is about none, or a crash cut it short."""
+    """The row of a line about a step; empty for any other line, or one that a crash cut short."""
     row = row_of(line)
     return row if isinstance(row.get("step"), int) else {}
 

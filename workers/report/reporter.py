@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Summary:
-    """What a run came to."""
+    """The result of a run."""
 
     epochs: int = 0
     steps: int = 0
@@ -86,6 +86,7 @@ class Reporter:
         self._is_best_told = False
         self._course = course
         self._paths = RunPaths(Path(config.run_dir))
+        # Replaced by that of earlier attempts in `resumed`.
         self._summary = Summary()
         self._epoch = _Epoch(first_step=0)
         self._untold = ""
@@ -111,15 +112,15 @@ class Reporter:
         )
 
     def resumed(self, progress: Progress, source: str) -> None:
-        """Says where training goes on; the summary continues that of the attempts that ended.
+        """Says where training resumes; the summary continues that of earlier attempts.
 
-        What the history says of steps that are done again is taken out of it.
+        Takes the rows of steps that are done again out of the history.
 
         Args:
             progress: how far the run had come.
             source: "snapshot", "checkpoint", or "nothing", where neither was left.
         """
-        # The epoch's end comes behind its last step's snapshot, and behind a stop while it lasts.
+        # The epoch's end comes after its last step's snapshot, and after a stop during validation.
         is_end_to_come = (
             source != "checkpoint" or progress.step_in_epoch == self._course.steps_per_epoch
         )
@@ -129,6 +130,7 @@ class Reporter:
                 log.warning("begins at step 0 again: there is neither a snapshot nor a checkpoint")
                 self._writer.write("restart", step=0, epoch=0, source=source)
             return
+        # An attempt that died wrote no summary, so the counts come from the state itself.
         self._summary = _read_summary(self._paths)
         self._summary.epochs, self._summary.steps = progress.epoch, progress.step
         log.info(
@@ -138,8 +140,9 @@ class Reporter:
         self._writer.write("restart", step=progress.step, epoch=progress.epoch, source=source)
 
     def looks_lost(self) -> bool:
-        """Whether the run folder was deleted or renamed under the run; made anew then, and told."""
+        """Whether the run folder was deleted or renamed under the run; if so, makes it again."""
         if not self._writer.is_gone:
+            # Once lost stays lost: a later call finds the new folder, and must not forget the old.
             return self._has_lost_folder
         self._has_lost_folder = True
         log.error(
@@ -189,6 +192,7 @@ class Reporter:
                 death can undo it any more.
         """
         self._finished = row
+        # A death before the snapshot is complete on all ranks (I8) would undo the step.
         self._writer.hold("step", **row)
         if not is_kept:
             self.all_finished()
@@ -197,12 +201,14 @@ class Reporter:
         """All ranks have finished the last step that was reported."""
         if self._finished is None:
             return
+        # Several callers may say so for the same step; it is told once.
         row, self._finished = self._finished, None
         step: int = row["step"]
         self._writer.release()
         self._summary.steps = step + 1
         self._epoch.samples += row["samples"]
         seconds = max(1e-9, self._epoch.seconds)
+        # Of this attempt's steps only: those before a resume took time that is not in `seconds`.
         step_s = seconds / (step + 1 - self._epoch.first_step)
         pace = (self._epoch.samples / seconds, step_s * (self._course.num_steps - step - 1))
         is_last = step + 1 == self._course.num_steps
@@ -210,6 +216,7 @@ class Reporter:
             self._bar.set_postfix_str(self._course.bar_text(row, *pace), refresh=False)
             self._bar.update()
             return
+        # Kept even where it is not told now: a run that stops says how its last step was.
         self._untold = self._course.step_text(row, *pace)
         if is_last or (step + 1) % self._config.log_steps == 0:
             self._tell_step()
@@ -235,6 +242,7 @@ class Reporter:
         summary = self._summary
         summary.epochs = epoch + 1
         summary.num_unreadable = num_unreadable
+        # Samples per second over all epochs, from the sum of samples; earlier attempts count, too.
         trained = summary.samples_per_s * summary.train_s + samples
         summary.train_s += seconds
         summary.samples_per_s = trained / summary.train_s
@@ -256,6 +264,7 @@ class Reporter:
         self._summary.validation = values
         name = self._best.decides(sums.metrics)
         before = self._score(name, self._summary.best)
+        # A resumed run may have another recipe, whose metric the best so far does not have.
         if math.isnan(before) or self._score(name, values) > before:
             self._summary.best = {**values, "epoch": epoch}
         self._tell_best(name)
@@ -329,7 +338,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _read_summary(paths: RunPaths) -> Summary:
-    """What earlier attempts came to; an empty one where none has ended."""
+    """The summary of earlier attempts; an empty one if none has ended."""
     try:
         return Summary(**json.loads(paths.summary.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):

@@ -1,7 +1,7 @@
-"""A rank's way through the run: epochs of steps, and what comes behind each of both.
+"""A rank's way through the run: epochs of steps, and what comes after each.
 
-step     train | agent and history hear of it | snapshot | told to stop? | checkpoint, if due
-epoch    steps | share measurements | validate | checkpoint | where the time went
+step     [1] train | [2] agent | [3] snapshot | [4] history | [5] told to stop? | [6] checkpoint
+epoch    steps | [7] share measurements | [8] validate | [9] checkpoint | [10] where the time went
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Run:
         config: of the run.
         feed: what this rank works on.
         trainer: does a step.
-        saving: keeps what came of it.
+        saving: takes snapshots and writes checkpoints.
         measures: where the time goes.
         stopping: whether this step is the last.
-        audience: who hears of all that.
+        audience: agent, history and console.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Run:
         self._step, self._epoch = progress.step, progress.epoch
         is_stopped = False
         for epoch in range(progress.epoch, self._config.epochs):
+            # Only the first epoch of this start may begin in its middle.
             first = progress.step_in_epoch if epoch == progress.epoch else 0
             is_stopped = not self._train_epoch(epoch, first)
             if is_stopped or self._has_all_steps:
@@ -93,12 +94,14 @@ class Run:
             if self._has_all_steps:
                 break
             start = time.perf_counter()
+            # [1]
             self._stopping.begin_step()
             result = self._trainer.step(
                 work, batches, feed.steps_per_epoch, self._stopping.is_wanted
             )
             self._step += 1
             self._after_step(work, result, start)
+            # [5] All ranks agree on this, so all leave the loop after the same step.
             if result.heard_stop:
                 self._stop()
                 return False
@@ -106,14 +109,18 @@ class Run:
         return self._end_epoch()
 
     def _after_step(self, work: StepWork, result: StepResult, start: float) -> None:
-        """Passes on what a step came to, and takes a snapshot of it."""
+        """Reports the result of a step, and takes a snapshot of it."""
+        # [2]
         self._audience.finished(self._step)
+        # [3] The row goes into the snapshot: the reporter may die before it is in the history.
         row = self._row(work, result)
         step_s = time.perf_counter() - start
         after = self._saving.after_step(replace(self._progress(), row=row), step_s)
+        # The pace has just been chosen by what snapshots cost.
         if after.adapted is not None:
             self._audience.snapshot_steps(after.adapted.every, after.adapted.share)
         self._measures.count(num_microbatches=len(work.sizes), num_unreadable=result.num_unreadable)
+        # [4]
         self._audience.step(row, is_kept=after.is_kept)
 
     def _row(self, work: StepWork, result: StepResult) -> dict[str, Any]:
@@ -132,12 +139,15 @@ class Run:
 
     def _stop(self) -> None:
         """Keeps what there is, and lets no rank go before it is on disk."""
+        # First: should a rank die while it saves, the next start stops, too.
         self._audience.agree_to_stop()
         self._saving.checkpoint(self._progress())
+        # A sum of nothing, as a barrier: bundle 0 joins it when the checkpoint is written.
         self._trainer.total([0.0])
 
     def _maybe_save(self) -> None:
         every = self._config.checkpoint_steps
+        # [6] The last step of an epoch gets its checkpoint from `_end_epoch`, after validation.
         is_inside = self._step_in_epoch < self._feed.steps_per_epoch
         if every and self._step % every == 0 and is_inside:
             self._saving.checkpoint(self._progress())
@@ -157,30 +167,35 @@ class Run:
         )
 
     def _end_epoch(self) -> bool:
-        """Measures, validates and saves; where the run ends inside the epoch, just so.
+        """Measures, validates and saves; also where the run ends inside the epoch.
 
-        Told to stop while it validates, it does so at once, and whoever goes on begins here.
+        A run that is told to stop while it validates stops at once; a resume validates again.
 
         Returns:
             False where told to stop.
         """
+        # [7]
         self._share_measures()
         progress = self._progress()
         if self._step_in_epoch == self._feed.steps_per_epoch:
+            # Whoever resumes from it begins the next epoch, and does not validate again.
             progress = self._progress_at(self._epoch + 1, 0)
         if self._feed.has_validation:
+            # [8]
             sums = self._validate()
             if sums is None:
                 self._stop()
                 return False
             self._audience.validated(self._epoch, self._step, sums)
             progress = replace(progress, metrics=sums.metrics, score=sums.score)
+        # [9]
         self._saving.checkpoint(progress)
+        # [10] After the epoch's row, as [8] and [9] are not in it.
         self._audience.add_phases(self._measures.share_end())
         return True
 
     def _validate(self) -> StepSums | None:
-        """What the validation came to; None where a rank was told to stop."""
+        """The result of the validation; None where a rank was told to stop."""
         with self._measures.phase("validate"):
             works, batches = self._feed.validation()
             is_told = lambda: self._stopping.is_heard  # noqa: E731

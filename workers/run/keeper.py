@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resumed:
-    """Where a run goes on, and from what.
+    """Where a run resumes, and from what.
 
     Args:
         progress: how far it had come.
@@ -55,7 +55,7 @@ class Resumed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What there is to go on from, before this rank has made anything.
+    """What a run can resume from, as known before this rank has made anything.
 
     Args:
         on_disk: checkpoints that look whole.
@@ -103,11 +103,14 @@ def _checkpoints(
 
 
 def _agreed_survey(config: TrainConfig, session: Session, checkpoints: Checkpoints) -> Survey:
-    """What there is, by the reporter's eyes, as this rank reads it."""
+    """The checkpoints that the reporter sees, as this rank reads them."""
     if session.is_reporter:
+        # One rank only: leftovers are deleted here, and all must see one list.
         checkpoints.sweep()
         seen = checkpoints.survey()
         session.store.set("checkpoints", json.dumps([[c.step for c in seen.found], seen.broken]))
+    # A shared disk may show a file later on another node. Lists that differ would send ranks to
+    # different states.
     steps, broken = json.loads(session.store.get("checkpoints"))
     own = {c.step: c for c in checkpoints.candidates()}
     missing = [step for step in steps if step not in own]
@@ -146,7 +149,7 @@ class Keeper:
         self._paths = RunPaths(Path(config.run_dir))
         self._checkpoints = _checkpoints(config, session, about)
         self.why_unsaved = "it was not written"
-        """What became of the last checkpoint that could not be written; bundle 0 knows."""
+        """Why the last checkpoint could not be written; known in bundle 0."""
         self._refused_step = -1
 
     def resume(self, found: Found) -> Resumed | None:
@@ -160,17 +163,21 @@ class Keeper:
             ConfigError: it is of another optimizer.
         """
         chosen = None
+        # Collective: `found` is the same on all ranks, so all call it or none does. It reads whole
+        # files, which a newer snapshot makes needless.
         if not found.is_snapshot:
             chosen = self._checkpoints.newest(self._damage_anywhere, found.on_disk)
         on_disk = -1 if chosen is None else chosen.step
         if self._restore is not None and found.in_memory > on_disk:
             resumed = self._from_memory(self._restore, on_disk)
+            # Even the newest state is of no use with a parameter that is no finite number.
             if self._is_finite_anywhere():
                 return resumed
             if chosen is None:
                 chosen = self._checkpoints.newest(self._damage_anywhere, found.on_disk)
             self._tell_refused(resumed.progress.step, chosen)
         elif self._restore is not None:
+            # Spare ranks that lend wait for a plan; this tells them that none comes.
             self._restore.decline()
         if chosen is None:
             return None
@@ -187,13 +194,14 @@ class Keeper:
         return Resumed(progress=restored.progress, snapshot=restored.id)
 
     def _is_finite_anywhere(self) -> bool:
-        """Whether what is loaded is worth going on from; the same on all ranks.
+        """Whether the loaded state is worth resuming from; the same on all ranks.
 
-        A snapshot is taken before anybody sees what a gradient did that is no number.
+        A snapshot is taken before anybody sees the effect of a gradient that is no finite number.
         """
         try:
             self._trainer.check_finite()
         except CheckpointError:
+            # The sum is collective: a rank that has found something takes part, too.
             return not any(self._trainer.total([1.0]))
         return not any(self._trainer.total([0.0]))
 
@@ -212,10 +220,11 @@ class Keeper:
         self._trainer.load(tensors)
 
     def _load_feedback(self, restore: Restore, restored: Restored) -> None:
-        """Takes up what this rank's exchange had kept; another layout has no use for it."""
+        """Loads the rounding error of this rank's exchange; another layout has no use for it."""
         sync = self._trainer.sync
         if not sync.rounds:
             return
+        # Feedback belongs to one rank's buckets; it means something only where those are the same.
         kept = restore.load(restored, list, sync.feedback_situation)
         sync.load_feedback(kept)
         if not kept and self._session.is_writer:
@@ -229,7 +238,7 @@ class Keeper:
         return (self._paths.checkpoint(step) / MANIFEST).is_file()
 
     def save(self, progress: Progress) -> None:
-        """Writes a checkpoint; where that fails, says so and goes on without it.
+        """Writes a checkpoint; if that fails, says so and continues without it.
 
         Collective: bundle 0; nothing to do elsewhere.
         """
@@ -240,21 +249,24 @@ class Keeper:
             self._refused_step = progress.step
         failure = ""
         if self._session.is_reporter:
+            # The manifest makes the checkpoint exist (I11), so it comes after all parts.
             failure = self._commit(progress, [f for f in found if f is not None])
+        # Bundle 0 learns whether it exists: each of its nodes marks its memory accordingly.
         failures = [text for text in self._session.gather_bundle(failure) if text]
         if failures:
             self.why_unsaved = failures[0]
             if not self.has_refused(progress.step):
                 self.mark_unsaved(progress.step)
         elif self._restore is not None:
+            # The disk has it: the memory may be swept again.
             self._restore.room.unmark()
 
     def has_refused(self, step: int) -> bool:
-        """Whether the state of `step` is not worth keeping; bundle 0 knows, all of it alike."""
+        """Whether the state of `step` is not worth keeping; all ranks of bundle 0 agree."""
         return self._refused_step == step
 
     def keep_run_id(self) -> None:
-        """The run folder was made anew; by one rank."""
+        """The run folder was made again; called by one rank."""
         if self._restore is not None:
             self._restore.keep_run_id()
 
@@ -264,7 +276,7 @@ class Keeper:
         return "" if self._restore is None else self._restore.room.where
 
     def mark_unsaved(self, step: int) -> None:
-        """What the memory of this node has up to `step` is on no disk: nobody is to sweep it."""
+        """Keeps this node's snapshots from being swept, as no disk has the state of `step`."""
         if self._restore is not None:
             self._restore.room.mark(Mark(run_dir=str(self._paths.root.absolute()), step=step))
 
@@ -283,7 +295,7 @@ class Keeper:
             return {"error": str(exc)}
 
     def _commit(self, progress: Progress, parts: list[dict[str, Any]]) -> str:
-        """Makes the checkpoint exist; why it does not, where that fails."""
+        """Makes the checkpoint exist; returns why it does not, empty where it does."""
         try:
             for part in parts:
                 if "error" in part:
@@ -292,6 +304,7 @@ class Keeper:
             self._checkpoints.commit(progress.step, made, progress)
             self._checkpoints.prune()
         except CheckpointError as exc:
+            # Parts without a manifest are no checkpoint, and take room on a disk that may be full.
             self._checkpoints.abandon(progress.step)
             log.warning(
                 "no checkpoint of step %d: %s; the next one is tried in its turn",
@@ -312,6 +325,7 @@ class Keeper:
             damage = find_damage(checkpoint, checkpoint.files_of(names))
         except CheckpointError as exc:
             mismatch = str(exc)
+        # All ranks take the same checkpoint: one that a single rank cannot read is none.
         num_bad, num_other = self._trainer.total([float(bool(damage)), float(bool(mismatch))])
         if num_other:
             raise CheckpointError(

@@ -12,7 +12,7 @@ from bundlerun.workers.trainer import Trainer
 
 
 class Saving:
-    """Saves the state of a run as long as that lasts.
+    """Saves the state of a run while it lasts.
 
     Args:
         keeper: writes checkpoints.
@@ -46,7 +46,7 @@ class Saving:
         return self._snapshots.after_step(progress, step_s, self._trainer.total)
 
     def checkpoint(self, progress: Progress) -> None:
-        """Writes a checkpoint; where that fails, says so and goes on without it.
+        """Writes a checkpoint; if that fails, says so and continues without it.
 
         Collective: bundle 0.
         """
@@ -54,7 +54,7 @@ class Saving:
             self._keeper.save(progress)
 
     def end(self, progress: Progress, *, is_stopped: bool) -> Ending:
-        """Sees to it that the last state is somewhere, and says how the run has ended for that.
+        """Makes sure that the last state is kept somewhere, and says how the run has ended.
 
         Collective: every active rank.
 
@@ -77,9 +77,10 @@ class Saving:
     def _keep_last(self, last: Progress) -> tuple[Kept, bool]:
         """Where the last state is, and whether the folder was lost; all ranks alike.
 
-        What no disk has, memory is made to have.
+        If no disk has it, it is kept in memory.
         """
         if self._snapshots is not None:
+            # The copy of the last step may still be under way (I8).
             self._snapshots.before_last()
         is_missing, has_lost_folder = self._look_for(last.step)
         if is_missing and has_lost_folder:  # after the last checkpoint
@@ -87,11 +88,13 @@ class Saving:
             is_missing, has_lost_folder = self._look_for(last.step)
         if not is_missing:
             return "disk", has_lost_folder
+        # Memory is the last resort, if the state is good and snapshots are on.
         is_nowhere = (
             self._keeper.has_refused(last.step)
             or self._snapshots is None
             or not self._snapshots.save_last(last)
         )
+        # One rank's share missing makes the whole state worthless, so all ranks have to agree.
         if any(self._trainer.total([float(is_nowhere)])):
             return "nowhere", has_lost_folder
         self._keeper.mark_unsaved(last.step)
@@ -106,6 +109,7 @@ class Saving:
         if self._reporter is not None:
             has_lost = self._reporter.looks_lost()
             is_missing = not self._keeper.is_saved(step)
+        # One rank looks, and all act on what it saw: a shared disk may show others something else.
         num_missing, num_lost = self._trainer.total([float(is_missing), float(has_lost)])
         if has_lost:
             self._keeper.keep_run_id()

@@ -53,8 +53,10 @@ def train_rank(
     with MemoryGuard(config, session.device, lambda: life.num_finished):
         info, data = open_data(recipe, session)
         feed = Feed(config, session, info, data)
+        # Pushed as soon as it is made: what fails later then closes it, too.
         stack.callback(feed.close)
         restore = _open_restore(config, session, stack)
+        # Before the stage: a state that will be loaded for sure needs no initialisation.
         found = look(config, session, restore)
         check_same_data(info, data, session, paths, is_new=found.is_nothing)
         stage = _own_stage(
@@ -63,12 +65,14 @@ def train_rank(
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)
         keeper = Keeper(config, session, trainer, restore, info.about)
+        # Only now: loading needs the stage's names and the optimizer, which the trainer has.
         resumed = keeper.resume(found)
         _begin(session, feed, trainer, resumed)
         snapshots = None
         if restore is not None:
             snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
             stack.callback(snapshots.close)
+            # A rank about to end completes its copy first: the next start may need it.
             life.before_end(snapshots.finish_copy)
         reporter = _open_reporter(config, session, recipe, feed.steps_per_epoch, stack)
         progress = _tell_start(session, life, reporter, resumed)
@@ -78,6 +82,7 @@ def train_rank(
         run = Run(config, feed, trainer, saving, measures, stopping, Audience(life, reporter))
         ending = run.train_from(progress)
         if restore is not None and ending.kept == "disk":
+            # Memory that outlives the process (I7) is given back once the disk has the same.
             restore.room.give_up()
         if session.is_reporter:
             write_outcome(paths, ending.outcome)
@@ -87,7 +92,7 @@ def train_rank(
 
 
 def _open_restore(config: TrainConfig, session: Session, stack: ExitStack) -> Restore | None:
-    """What finds snapshots; None where there are none."""
+    """Finds snapshots; None if there are none."""
     if config.snapshot != "on":
         return None
     restore = Restore(config, session.arrival, is_reporter=session.is_reporter)
@@ -123,10 +128,11 @@ def _own_stage(
 
 
 def _begin(session: Session, feed: Feed, trainer: Trainer, resumed: Resumed | None) -> None:
-    """Gives all replicas one state where they have none, or sees that the data goes with it."""
+    """Makes all replicas equal in a new run; in a resumed one, checks that the data fits."""
     if resumed is not None:
         feed.check_resumable(resumed.progress, resumed.source)
         return
+    # All were built from one seed; the copy makes them equal whatever else the user's code used.
     trainer.copy_from_first()
     if session.is_reporter:
         trainer.check_loss()
@@ -141,6 +147,7 @@ def _open_reporter(
     said = Declared.of(recipe)
     course = Course.of(config, steps_per_epoch, recipe.unit, said.shares)
     reporter = stack.enter_context(Reporter(config, session.topology, course, said.best))
+    # It tells how an earlier start has ended, which does not hold any more.
     RunPaths(Path(config.run_dir)).outcome.unlink(missing_ok=True)
     return reporter
 
@@ -148,7 +155,7 @@ def _open_reporter(
 def _tell_start(
     session: Session, life: Liveness, reporter: Reporter | None, resumed: Resumed | None
 ) -> Progress:
-    """From where the run goes on, once all have heard of it who are to."""
+    """Where the run resumes, after agent, history and console have been told."""
     progress = resumed.progress if resumed else START
     source = resumed.source if resumed else "nothing"
     life.begins_at(progress.step)
@@ -173,7 +180,7 @@ def _stopping(
 
 
 def where_line(session: Session, step: int, source: str) -> str:
-    """Which bundles a node has a part in, and from where it trains on; for its console."""
+    """The bundles that a node takes part in, and where training resumes; for its console."""
     places = session.topology.places
     bundles = sorted({p.bundle for p in places if p.node == session.place.node and p.bundle >= 0})
     shown = f"bundles {bundles[0]} to {bundles[-1]}" if bundles[1:] else f"bundle {bundles[0]}"
@@ -208,5 +215,6 @@ def make_snapshots(
         pace=Pace(config.snapshot_steps),
         restored=resumed.snapshot if resumed else None,
     )
+    # From here on a sync waits for the bundle's snapshot of the step before (I8).
     trainer.sync.hold(snapshots)
     return snapshots

@@ -1,4 +1,4 @@
-"""Tensors in flat memory, one behind the other: where each begins; its bytes; dtypes by name."""
+"""Tensors in flat memory, one after the other: where each begins; its bytes; dtypes by name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def aligned(num_bytes: int) -> int:
 
 
 def laid_out(sizes: Iterable[int]) -> tuple[list[int], int]:
-    """Where pieces of so many bytes begin, one behind the other, and the end of the last."""
+    """Where pieces of these sizes begin, one after the other, and the end of the last; in bytes."""
     begins, end = [], 0
     for size in sizes:
         begins.append(end)
@@ -38,8 +38,9 @@ def num_bytes_of(shape: Sequence[int], dtype: torch.dtype) -> int:
 
 
 def bytes_of(tensor: Tensor) -> Bytes:
-    """The elements of a CPU tensor, row-major; a copy only where they do not lie so already."""
+    """The bytes of a CPU tensor, (num_bytes,), row-major; a copy only if it is not contiguous."""
     flat = tensor.detach().contiguous().reshape(-1)
+    # Through uint8, as numpy has no bfloat16.
     found: Bytes = flat.view(torch.uint8).numpy()
     return found
 
@@ -56,6 +57,7 @@ def dtype_named(name: str) -> torch.dtype:
         ValueError: torch has none.
     """
     dtype = getattr(torch, name, None)
+    # The name comes from a file: torch has other attributes, too.
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"no dtype {name!r}")
     return dtype

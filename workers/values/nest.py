@@ -34,6 +34,7 @@ def branch_of(value: object) -> Branch | None:
     if isinstance(value, Mapping):
         return "dict"
     if isinstance(value, tuple):
+        # Named tuples are tuples, and want their items one by one: told apart first.
         return "named" if hasattr(value, "_fields") else "tuple"
     return "list" if isinstance(value, list) else None
 
@@ -66,6 +67,7 @@ def like(holder: object, branch: Branch, items: Sequence[object]) -> object:
         assert isinstance(holder, Mapping)
         return dict(zip(holder, items, strict=True))
     if branch == "named":
+        # A named tuple takes its fields as arguments, not as one sequence.
         return type(holder)(*items)
     return tuple(items) if branch == "tuple" else list(items)
 
@@ -92,6 +94,7 @@ def _form(value: object, is_leaf: Callable[[object], bool], place: str) -> Form:
         return LEAF
     branch = branch_of(value)
     if branch is None:
+        # By exact type: JSON would turn a subclass, such as numpy's float64, into another type.
         if type(value) not in _CONSTANTS:
             raise TypeError(f"{place or 'it'} is of type {type(value).__name__}")
         return ["is", value]
@@ -99,6 +102,7 @@ def _form(value: object, is_leaf: Callable[[object], bool], place: str) -> Form:
     if branch == "dict":
         assert isinstance(value, Mapping)
         keys = list(value)
+        # Keys are kept as values in a list of pairs: JSON's own dicts would make texts of numbers.
         strange = [key for key in keys if type(key) not in _CONSTANTS]
         if strange:
             raise TypeError(f"{place or 'it'} has a key of type {type(strange[0]).__name__}")
@@ -118,6 +122,7 @@ def built(form: Form, found: Iterator[object]) -> Any:  # noqa: ANN401 (whatever
         return form[1]
     if kind == "dict":
         return {key: built(item, found) for key, item in form[1]}
+    # The forms of the items come last in all of these kinds.
     items = [built(item, found) for item in form[-1]]
     if kind == "named":
         return _named_tuple(*form[1:4])(*items)
@@ -125,6 +130,7 @@ def built(form: Form, found: Iterator[object]) -> Any:  # noqa: ANN401 (whatever
 
 
 def _named_tuple(module: str, name: str, fields: Sequence[str]) -> Callable[..., object]:
+    # Only what is imported already: a checkpoint must not make this process import a module.
     known: Any = getattr(sys.modules.get(module), name, None)
     is_one = isinstance(known, type) and issubclass(known, tuple)
     if is_one and list(getattr(known, "_fields", ())) == list(fields):
