@@ -3,7 +3,7 @@
     first bucket, float64    | extra: loss, counts, batch-norm sums | gradients | used |
     any other, one dtype                                            | gradients | used |
 
-Complex gradients are summed as pairs of reals; they have buckets of their own, behind the first.
+Complex gradients are summed as pairs of reals; they have buckets of their own, after the first.
 
 Every parameter's gradient is a view of its bucket, so nothing is gathered before it travels. `used`
 has one number per parameter: on how many ranks it got a gradient.
@@ -34,9 +34,11 @@ Allocate = Callable[[int, torch.dtype], Tensor]
 class Bucket:
     """One flat tensor that is summed over the replicas.
 
+    `flat`, `wire`, and `extra` (the first `num_extra` numbers of `flat`) are one-dimensional.
+
     Args:
-        parameters: whose gradients; of one dtype and device.
-        num_extra: numbers in front of the gradients; float64, as then is the whole bucket.
+        parameters: whose gradients it holds; of one dtype and device.
+        num_extra: numbers before the gradients; if there are any, the whole bucket is float64.
         device: where the gradients are.
         allocate: gives the memory that is summed; None: the gradients are summed where they are.
     """
@@ -54,6 +56,7 @@ class Bucket:
         own = parameters[0].dtype.to_real() if parameters else torch.float64
         dtype = torch.float64 if num_extra else own
         length = num_extra + sum(sizes) + len(parameters)
+        # Gradients are written into `flat` and summed in `wire`: one tensor if possible.
         wire = allocate(length, dtype) if allocate is not None else None
         if wire is None or door.is_gpu(device):
             self.flat = torch.zeros(length, dtype=dtype, device=device)
@@ -63,6 +66,7 @@ class Bucket:
         self.extra, self._widened, self._used = self.flat.split(
             [num_extra, sum(sizes), len(parameters)]
         )
+        # A gradient has its parameter's dtype, so a wider bucket is filled from a copy at the end.
         self._gradients = self._widened
         if own != dtype:
             self._gradients = torch.zeros_like(self._widened, dtype=own)
@@ -89,6 +93,7 @@ class Bucket:
     def close(self, used: Collection[Parameter]) -> None:
         """Ends this rank's part: what is in here now may travel."""
         if self.parameters:
+            # A gradient of zeros would not tell "unused" from "used, and zero".
             flags = [float(p in used) for p in self.parameters]
             self._used.copy_(torch.tensor(flags, dtype=self._used.dtype))
             if self._gradients is not self._widened:
@@ -104,7 +109,7 @@ class Bucket:
         return used
 
     def mark_ready(self) -> None:
-        """What the current stream has done so far belongs to this bucket."""
+        """Records that what the current stream has been given so far belongs to this bucket."""
         if self._event is not None:
             self._event.record()
 
@@ -117,6 +122,7 @@ class Bucket:
         """Brings the gradients to where they are summed."""
         if self.wire is not self.flat:
             self.wire.copy_(self.flat, non_blocking=True)
+            # What adds up next is the processor, which no stream can hold back.
             door.finish(self.flat.device)
 
     def unload_wire(self) -> None:
@@ -137,7 +143,7 @@ def _shaped(part: Tensor, parameter: Parameter) -> Tensor:
 
 
 def bucket_bytes(bucket_mb: float, num_nodes: int) -> int:
-    """The size of a bucket where `bucket_mb` says one; else what suits that many nodes."""
+    """`bucket_mb` in bytes; where it is 0, the size that suits that many nodes."""
     return int(1e6 * (bucket_mb or min(max(_MB_PER_NODE * num_nodes, _LEAST_MB), _MOST_MB)))
 
 
@@ -149,6 +155,7 @@ def cut_into_buckets(
     The last layers of the last chunk are the first to have their gradients. The first bucket is
     short; it is empty where no parameter is.
     """
+    # A backward goes from the last layer to the first; buckets leave in that order (I6).
     ordered = [list(reversed(chunk)) for chunk in reversed(chunks)]
     first = _first_bucket(ordered[0] if ordered else [])
     buckets = [first]
@@ -162,7 +169,7 @@ def cut_into_buckets(
 def _first_bucket(parameters: Sequence[Parameter]) -> list[Parameter]:
     """The first parameters that are short together; else the first one that is short.
 
-    No complex ones: behind an odd number of sums their pairs would not be aligned.
+    No complex ones: after an odd number of sums their pairs would not be aligned.
     """
     found: list[Parameter] = []
     for parameter in parameters:
@@ -180,6 +187,7 @@ def _filled(parameters: Sequence[Parameter], most_bytes: int) -> list[list[Param
     filled = 0
     for parameter in parameters:
         size = parameter.numel() * parameter.element_size()
+        # One dtype to a bucket: it is one tensor.
         fits = buckets and filled + size <= most_bytes
         if fits and buckets[-1][0].dtype == parameter.dtype:
             buckets[-1].append(parameter)

@@ -1,4 +1,4 @@
-"""Where the buckets of a stage lie.
+"""Where the buckets of a stage are.
 
 gradients on the CPU, ranks of the node share memory     in that memory: nothing is copied
 gradients on a GPU, summed by gloo                       pinned, with a copy on the GPU
@@ -33,7 +33,7 @@ class BucketMemory:
 
     Args:
         cut: the parameters of each bucket, the same on all replicas.
-        num_extra: numbers in front of the first bucket's gradients.
+        num_extra: numbers before the first bucket's gradients.
         device: where the gradients are.
         groups: in which the buckets are summed.
         mates: the ranks of the node that may share memory; None: none do.
@@ -51,6 +51,7 @@ class BucketMemory:
         self.arena = _shared_arena(mates, cut, num_extra)
         shared = None if self.arena is None else self.arena.memory.own
         self._registered = None if shared is None else door.register(shared, device)
+        # In this order on every rank: a peer finds a bucket by its place in the memory.
         allocate = _allocate(self.arena, groups, device)
         self._few, self._many = (Bucket([], n, device, allocate) for n in _SCRATCH_NUMBERS)
         first = Bucket(cut[0], num_extra, device, allocate)
@@ -58,7 +59,7 @@ class BucketMemory:
         """In the order in which they leave."""
 
     def scratch(self, length: int) -> Bucket:
-        """A bucket without gradients, for so many numbers or the first of them."""
+        """A bucket without gradients, for that many numbers or the first of them."""
         return self._few if length <= self._few.extra.numel() else self._many
 
     def close(self) -> None:
@@ -73,9 +74,11 @@ def _shared_arena(
     """Memory that the ranks of the node share; None where there is none, or no use for it."""
     if mates is None or mates.backend == "nccl":
         return None
+    # As `Bucket` works its lengths out: 8 bytes a number where there are extra ones.
     sizes = [aligned(8 * length) for length in _SCRATCH_NUMBERS]
     sizes += [aligned(8 * (num_extra + _length(cut[0])))]
     sizes += [aligned(_length(each) * each[0].element_size()) for each in cut[1:]]
+    # Twice: gradients, and sums.
     memory = NodeMemory.connect(mates, 2 * sum(sizes), num_channels=NUM_CHANNELS)
     if memory is None:
         return None

@@ -1,6 +1,7 @@
-"""Chooses how to sum, by summing: all schemes on the real groups and buckets, in turn.
+"""Chooses how to sum by trying: all schemes on the real groups and buckets, alternately.
 
-    local-master  sharded  flat | local-master  sharded  flat | ...     one round after another
+    [1] one bucket, not counted    [2] two buckets, to see how many fit into the budget
+    [3] local-master  sharded  flat | local-master  sharded  flat | ...     round after round
 
 Every replica measures; what counts is the slowest one's time, so all choose alike.
 """
@@ -64,7 +65,7 @@ class Choice:
 
 
 def read_choice(path: Path) -> Choice | None:
-    """What `write_choice` has written; None where that cannot be read."""
+    """The choice that `write_choice` has written; None where it cannot be read."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Choice(**values)
@@ -73,7 +74,7 @@ def read_choice(path: Path) -> Choice | None:
 
 
 def write_choice(path: Path, choice: Choice) -> None:
-    """Keeps a choice for the next start; a disk that is full costs no more than measuring again."""
+    """Keeps a choice for the next start; if the disk is full, that start measures again."""
     try:
         write_text(path, json.dumps(asdict(choice), indent=2) + "\n")
     except OSError as exc:
@@ -86,7 +87,7 @@ class Calibration:
     Args:
         group: all replicas of the stage, over gloo; NCCL leaves nothing to choose.
         buckets: of this rank; the same sizes on every replica.
-        situation: what the choice holds for besides the sizes of the buckets.
+        situation: what the choice holds for, in addition to the sizes of the buckets.
     """
 
     def __init__(self, group: Group, buckets: Sequence[Bucket], situation: str) -> None:
@@ -101,15 +102,16 @@ class Calibration:
         start: Callable[[Scheme], Chain | None],
         known: Choice | None,
     ) -> Choice:
-        """The fastest candidate; what is known already is measured no more.
+        """The fastest candidate; an earlier choice that fits is taken without measuring.
 
         Collective: the group.
 
         Args:
             candidates: schemes; the earlier is preferred among equals.
             start: makes the legs of one.
-            known: an earlier choice; of the first replica's, if it fits the situation.
+            known: an earlier choice; the first replica's counts, if it fits the situation.
         """
+        # One replica's file counts: else some would measure, and wait for those that do not.
         first = self._group.all_gather_json(None if known is None else asdict(known))[0]
         names = [scheme.name for scheme in candidates]
         if first is not None and first["situation"] == self._situation and first["scheme"] in names:
@@ -131,12 +133,16 @@ class Calibration:
         self, chains: dict[SchemeName, Chain]
     ) -> tuple[list[dict[SchemeName, float]], int]:
         """Rounds of measurements, and the number of buckets in each of them."""
-        self._round(chains, 1)  # opens connections, which may take longer than all the rest
+        # [1] It opens connections, which may take longer than all the rest.
+        self._round(chains, 1)
         started = time.monotonic()
+        # [2]
         probe = sum(self._round(chains, self._num_for_probe()).values())
         probe_bytes = sum(b.num_bytes for b in self._buckets[: self._num_for_probe()])
+        # Each replica has its own clock: the numbers of buckets and rounds must not depend on it.
         left = self._agreed(BUDGET_S - (time.monotonic() - started))
         num_buckets = self._num_within(probe_bytes * left / (_FEWEST_ROUNDS * probe))
+        # [3] Alternately, so that a disturbance meets all schemes alike.
         rounds: list[dict[SchemeName, float]] = []
         while len(rounds) < _MOST_ROUNDS:
             rounds.append(self._round(chains, num_buckets))
@@ -149,7 +155,7 @@ class Calibration:
         return min(2, len(self._buckets))
 
     def _num_within(self, num_bytes: float) -> int:
-        """The buckets, from the first on, that are at most so many bytes; two at least."""
+        """How many buckets, from the first on, are at most that many bytes together; at least two."""
         total = 0
         for number, bucket in enumerate(self._buckets[:_MOST_BUCKETS]):
             total += bucket.num_bytes
@@ -161,6 +167,7 @@ class Calibration:
         """Seconds that each scheme takes for the first buckets, the slowest replica's."""
         own = []
         for chain in chains.values():
+            # All begin together, so that no time counts in which one waits for another to arrive.
             self._group.all_reduce(torch.zeros(1, device=self._device)).wait()
             start = time.perf_counter()
             for bucket in self._buckets[:num_buckets]:
@@ -170,6 +177,7 @@ class Calibration:
                 chain.take().wait_ready()
             door.finish(self._buckets[0].flat.device)
             own.append(time.perf_counter() - start)
+        # A sync is over when the slowest has it.
         of_all = torch.stack(self._group.all_gather(self._tensor(own)))
         return dict(zip(chains, of_all.max(0).values.tolist(), strict=True))
 

@@ -1,12 +1,12 @@
 """The exchange leg: sums of the nodes meet; over the network, so bytes are what counts.
 
     two nodes          swap: each sends its sum and adds the other's, one step
-    more               all-reduce, a ring in torch; two communicators take turns
+    more               all-reduce, a ring in torch; two communicators alternate
     more, compressed   scatter: each piece to its owner, who adds;  gather: each owner to all
 
 All of them move 2 S (N-1)/N bytes per node, the least there is (two nodes: S), and leave the same
 bits on all nodes. A ring gets nearer to the wire than scatter and gather: 1.03 against 1.10 to 1.4
-times its time, four nodes at 200 Mbit/s. But it would add up rounded numbers.
+times the wire's time, with four nodes at 200 Mbit/s. But it would add up rounded numbers.
 
 Compressed, what travels is bfloat16 (`rounding`).
 """
@@ -52,7 +52,7 @@ def exchange_actions(
 
 
 class _Buffers:
-    """Memory to receive into, used again: for as many buckets as a leg has under way."""
+    """Memory to receive into, used in turn: enough for the buckets that a leg has under way."""
 
     def __init__(self) -> None:
         self._kept: list[Tensor] = [torch.empty(0, dtype=torch.uint8)] * 3
@@ -68,7 +68,7 @@ class _Buffers:
 
 
 class _Direct:
-    """What an exchange by messages between each two nodes has.
+    """What the exchanges by messages between each two nodes have in common.
 
     Args:
         target: what of a bucket is exchanged.
@@ -104,6 +104,7 @@ class Swap(_Direct):
         def finish() -> None:
             for work in works:
                 work.wait()
+            # Both have to add the same two rounded numbers, or their bits would differ.
             if sent is not own:
                 own.copy_(sent)
             own.add_(received.to(own.dtype))  # a + b = b + a, to the bit
@@ -131,8 +132,10 @@ class Scatter(_Direct):
         def finish() -> None:
             for work in works:
                 work.wait()
+            # Its own piece rounded like the others, since error feedback has kept the difference.
             if sent[index].dtype != own.dtype:
                 own.copy_(sent[index])
+            # In order of nodes, so that the sum does not depend on who adds it up.
             pieces = list(received)
             pieces.insert(index, own.clone())
             own.copy_(pieces[0])
@@ -153,6 +156,7 @@ class Gather(_Direct):
         pieces = self._pieces(target)
         sent = self.rounding.sent(bucket, pieces[index])
         landing = pieces
+        # The owner, too, takes the rounded sum: all nodes have the same bits.
         if self.rounding.is_for(target):
             pieces[index].copy_(sent)
             landing = self._pieces(self._buffers.like(target.numel(), sent.dtype))
@@ -170,7 +174,13 @@ class Gather(_Direct):
 
 
 class AllReduce:
-    """An all-reduce of torch's backend; the communicators take turns, so that two are under way."""
+    """An all-reduce of torch's backend; communicators alternate, so that two are under way.
+
+    Args:
+        target: what of a bucket is exchanged.
+        groups: communicators of the same ranks.
+        compress_to: dtype on the wire for float32; None: as it is.
+    """
 
     phase: Phase = "exchange"
 

@@ -17,7 +17,7 @@ from bundlerun.workers.sync.scheme import of_several, whole_wire
 
 
 def replicas(topology: Topology, place: Place) -> Members:
-    """All that hold the stage of `place`, the one of bundle 0 first."""
+    """All ranks that hold the stage of `place`; the first is of bundle 0."""
     return Members(f"flat/stage{place.stage}", topology.stage_ranks(place.stage))
 
 

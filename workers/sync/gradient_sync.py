@@ -1,9 +1,10 @@
 """The gradients of a stage, summed over all its replicas once a step.
 
-    last backward  |== b0 ==|== b1 ==|== b2 ==|      a bucket leaves when its gradients are final
-    collect           |b0|b1|b2|                     inside the node
-    exchange             |--b0--|--b1--|--b2--|      between the nodes
-    distribute                  |b0|    |b1|  |b2|   back inside the node
+    last backward  |== b0 ==|== b1 ==|== b2 ==|      [1] armed  [2] a bucket leaves when it is final
+    collect           |b0|b1|b2|                     [3] inside the node,
+    exchange             |--b0--|--b1--|--b2--|          between the nodes,
+    distribute                  |b0|    |b1|  |b2|       back inside the node
+    finish                                    |----| [4] waits for all sums
 
 Buckets are the same on every replica and go in one order. The first carries the small sums of the
 step, `extra`, too.
@@ -53,15 +54,15 @@ class Gate(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncSettings:
-    """How a stage is summed, whichever way it is.
+    """What holds for every way to sum a stage.
 
     Args:
         bucket_bytes: size at which a bucket is closed.
         exchange_dtype: dtype of float32 gradients between nodes.
         timeout_s: longest wait for the sums, seconds.
         situation: what a measured choice holds for, in words; the same on all replicas.
-        known: the choice of an earlier start, where one is to be measured; only the first
-            replica's counts.
+        known: the choice of an earlier start, used where the way is to be measured; only the
+            first replica's counts.
     """
 
     bucket_bytes: int
@@ -78,7 +79,7 @@ class GradientSync:
         chunks: the parameters of each chunk of the model on this rank, in an order that every
             replica has.
         num_extra: numbers of `extra`, float64, summed along with the gradients.
-        ways: how to sum; where they are several: the fastest, by measurement.
+        ways: how to sum; if there are several, the fastest is found by measuring.
         groups: made for `ways`.
         device: where the stage lives.
         settings: what holds for every way.
@@ -101,6 +102,7 @@ class GradientSync:
         self._settings = settings
         self._gate: Gate | None = None
         trained = [[p for p in chunk if p.requires_grad] for chunk in chunks]
+        # No groups: the only replica has nothing to send, but `extra` is still read from a bucket.
         cut = cut_into_buckets(trained, settings.bucket_bytes) if groups else [[]]
         mates = ways.node(groups)
         self._memory = BucketMemory(
@@ -112,6 +114,8 @@ class GradientSync:
         )
         self._buckets = self._memory.buckets
         self.extra = self._buckets[0].extra
+        # Of the step under way: who got a gradient, whose is final, which chunks have their last
+        # backward, and the next bucket to leave.
         self._used: set[Parameter] = set()
         self._final: set[Parameter] = set()
         self._armed: set[int] = set()
@@ -119,6 +123,7 @@ class GradientSync:
         self._parameters = [p for chunk in trained for p in chunk]
         self._chunk_of = {p: number for number, chunk in enumerate(trained) for p in chunk}
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
+        # A measurement sums the buckets themselves, so they have to be there.
         start = partial(self._start, device)
         self.choice = self._measured(ways, start)
         self._scheme = ways.chosen(self.choice)
@@ -133,6 +138,7 @@ class GradientSync:
         actions = scheme.actions(self._groups, self._memory.arena, compress_to)
         if not actions:
             return None
+        # NCCL wants one order of all operations on all ranks, which several threads do not keep.
         is_nccl = any(group.backend == "nccl" for group in self._groups.values())
         return Chain(actions, device, timeout_s, self._meters, in_one_thread=is_nccl)
 
@@ -147,7 +153,7 @@ class GradientSync:
         return calibration.choose(ways.candidates, start, self._settings.known)
 
     def hold(self, gate: Gate) -> None:
-        """From the next step on, buckets leave only as `gate` lets them."""
+        """From the next step on, `gate` decides when buckets may leave."""
         self._gate = gate
 
     @property
@@ -157,14 +163,14 @@ class GradientSync:
 
     @property
     def feedback_situation(self) -> str:
-        """What `feedback` belongs to, short: it is of no use to any other rank or layout."""
+        """A short text for the rank and the layout that `feedback` is of use to; no other is."""
         place = [(group.index, group.size) for group in self._groups.values()]
         sizes = [bucket.num_bytes for bucket in self._buckets]
         text = f"{self._settings.situation}, {self._scheme.name}, {place}, {sizes}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def feedback(self) -> dict[str, Tensor]:
-        """What rounding has left to be made up for in the next step, by leg and bucket.
+        """The rounding errors that the next step makes up for, by leg and bucket; flat tensors.
 
         Read it between `finish` and the next step's first bucket.
         """
@@ -176,7 +182,7 @@ class GradientSync:
         }
 
     def load_feedback(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up what `feedback` gave in the same `feedback_situation`."""
+        """Continues from what `feedback` gave in the same `feedback_situation`."""
         for phase, rounding in self._roundings.items():
             for number, bucket in enumerate(self._buckets):
                 kept = tensors.get(f"{phase}.{number}")
@@ -184,10 +190,10 @@ class GradientSync:
                     rounding.take_up(bucket, kept.to(bucket.wire.device))
 
     def drop_feedback(self) -> None:
-        """Makes up for nothing that rounding has left; between `finish` and the next step.
+        """Forgets the rounding errors so far; call it between `finish` and the next step.
 
-        What is no number would stay in it for good; and what is left of one step is of no use to
-        one whose gradients are scaled otherwise.
+        An error that is not finite would stay for good, and one of another scale of the gradients
+        would be wrong for the next step.
         """
         for rounding in self._roundings.values():
             rounding.drop()
@@ -213,8 +219,12 @@ class GradientSync:
     def arm(self, own_chunk: int) -> None:
         """Says that the next backward of a chunk is its last: its gradients are final.
 
-        By then `extra` is complete.
+        `extra` has to be complete by then.
+
+        Args:
+            own_chunk: counted among the chunks of this rank.
         """
+        # [1]
         self._armed.add(own_chunk)
         if self._chain is not None:
             self._launch_ready()
@@ -236,9 +246,12 @@ class GradientSync:
                 if parameter.grad is not None and parameter.grad.is_sparse:
                     parameter.grad = parameter.grad.to_dense()
             return
+        # No hook launches any more. Buckets with unused parameters are left: every replica launches
+        # them all the same (I6).
         self._armed.clear()
         for number in range(self._next, len(self._buckets)):
             self._launch(number)
+        # [4]
         with self._meters.phase("sync_wait"):
             num_users = torch.cat([self._chain.take().open() for _ in self._buckets]).tolist()
         parameters = (p for bucket in self._buckets for p in bucket.parameters)
@@ -247,7 +260,7 @@ class GradientSync:
                 parameter.grad = None
 
     def all_sum(self, values: Tensor) -> Tensor:
-        """The sum of float64 `values` over the replicas of the stage.
+        """The sum of float64 `values`, of shape (n,), over the replicas of the stage.
 
         Collective: all replicas of the stage, outside a step.
         """
@@ -273,6 +286,7 @@ class GradientSync:
         groups = self._scheme.from_first(self._groups)
         if not groups:
             return
+        # Few long messages instead of many short ones; in an order that all replicas have.
         for dtype in dict.fromkeys(t.dtype for t in tensors):
             alike = [t for t in tensors if t.dtype == dtype]
             flat = torch.cat([t.reshape(-1) for t in alike])
@@ -299,6 +313,7 @@ class GradientSync:
         self._used.add(parameter)
         if self._chain is None or self._chunk_of[parameter] not in self._armed:
             return
+        # Its bucket may have left: an addition now would be lost, and only on this replica.
         if parameter in self._final:
             raise ConfigError(
                 "a parameter got its gradient twice in one backward, after its sum had begun; "
@@ -309,6 +324,7 @@ class GradientSync:
         self._launch_ready()
 
     def _launch_ready(self) -> None:
+        # [2] In order, though a later one may be final first: all replicas send in one order (I6).
         while self._next < len(self._buckets) and self._is_final(self._buckets[self._next]):
             self._launch(self._next)
             self._next += 1
@@ -322,7 +338,9 @@ class GradientSync:
         bucket = self._buckets[number]
         if self._gate is not None and number == 0:
             self._gate.before_first()
+        # Without it no replica ends the step, so it waits for the snapshots of the bundle (I8).
         if self._gate is not None and number == len(self._buckets) - 1:
             self._gate.before_last()
+        # [3]
         bucket.close(self._used)
         self._chain.launch(bucket)

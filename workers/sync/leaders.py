@@ -2,7 +2,7 @@
 
     ranks       0    1  |  2    3      one leader per node: 0 and 2
     collect     <----+  |  <----+      inside a node
-    exchange    <--------->            between the leaders; sharded, 1 and 3 have another
+    exchange    <--------->            between the leaders; if sharded, 1 and 3 have one, too
     distribute  +---->  |  +---->      inside a node
 
 Inside a node sums are exact; what crosses may be rounded.
@@ -30,7 +30,7 @@ class _ThroughLeaders:
     Args:
         topology: the layout of this round.
         place: this rank.
-        num_leaders: the first so many ranks of each node; each has a shard of every bucket.
+        num_leaders: that many ranks of each node, the first, have a shard of every bucket each.
     """
 
     def __init__(self, topology: Topology, place: Place, num_leaders: int) -> None:
@@ -40,6 +40,7 @@ class _ThroughLeaders:
         self._collect = Members(f"collect/{stage}/{node}", mates)
         # The same ranks once more, because both legs run at one time.
         self._distribute = Members(f"distribute/{stage}/{node}", mates)
+        # A rank with no shard is in no exchange: it gets all sums from the leaders of its node.
         shard = mates.index(place.rank)
         leaders = topology.shard_leaders(place.stage, shard) if shard < num_leaders else ()
         # Two nodes swap in one step; the exchange of more has two halves, which run at one time.
@@ -66,6 +67,7 @@ class _ThroughLeaders:
     ) -> list[Action]:
         """See `Scheme`."""
         across = tuple(groups[each] for each in self._exchange)
+        # Alone on its node: nothing to collect, the whole bucket is its shard.
         if len(self._collect.ranks) == 1:
             return exchange_actions(whole_wire, across, compress_to) if across else []
         inside: SharedLegs | GroupLegs = (

@@ -40,7 +40,7 @@ class Action(Protocol):
         ...
 
     def begin(self, bucket: Bucket) -> Finish:
-        """Starts, and returns what ends it; at most two are under way, ended in order."""
+        """Starts, and gives a function that ends it; at most two are under way, ended in order."""
         ...
 
 
@@ -54,6 +54,7 @@ class _Joined:
         self._actions = actions
 
     def begin(self, bucket: Bucket) -> Finish:
+        # Ended at once: on a GPU that holds the stream back, not this thread.
         for action in self._actions:
             action.begin(bucket)()
         return _nothing
@@ -75,8 +76,8 @@ class Leg(threading.Thread):
         meters: gets the time of the leg.
         outbox: gets each bucket when this leg is done with it.
         failures: gets what went wrong, which ends the leg.
-        is_first: whether buckets come here as the backward has left them.
-        is_last: whether they go from here as the optimizer wants them.
+        is_first: whether buckets come from the backward, and are not yet on the wire.
+        is_last: whether they go to the optimizer, which wants them where gradients are.
     """
 
     def __init__(
@@ -113,6 +114,7 @@ class Leg(threading.Thread):
 
     def _work(self) -> bool:
         """Begins or finishes one bucket; False at the end."""
+        # Begin another one if it is there already; else there is nothing better to do than to wait.
         if self._begun and (len(self._begun) == _BEGUN_AHEAD or self.inbox.empty()):
             self._finish_oldest()
             return True
@@ -122,6 +124,7 @@ class Leg(threading.Thread):
                 self._finish_oldest()
             return False
         with self._meters.phase(self._action.phase):
+            # On a GPU the leg before has ended for its own stream only.
             bucket.wait_ready()
             if self._is_first:
                 bucket.load_wire()
@@ -139,7 +142,7 @@ class Leg(threading.Thread):
 
 
 class Chain:
-    """The legs of one scheme on one rank, one behind the other.
+    """The legs of one scheme on one rank, one after the other.
 
     Args:
         actions: of the legs, in order; one at least.
@@ -193,6 +196,7 @@ class Chain:
         Raises:
             PeerGoneError: another rank did not answer in time, or died.
         """
+        # A bucket may take that long in each leg.
         try:
             done = self._done.get(timeout=self._timeout_s * len(self._legs))
         except queue.Empty:
@@ -203,6 +207,6 @@ class Chain:
         return done
 
     def close(self) -> None:
-        """Ends the threads, after what they have begun."""
+        """Tells the threads to end, after what they have begun; does not wait for that."""
         for leg in self._legs:
             leg.inbox.put(None)

@@ -1,10 +1,10 @@
 """Collect and distribute: the legs of a sync inside a node, where sums are exact.
 
 A bucket is cut into shards, one for each leader of the node; with one leader that is the local
-master. On the CPU the gradients lie in memory that all ranks of the node see, so nothing is sent:
+master. On the CPU the gradients are in memory that all ranks of the node see, so nothing is sent:
 
-    rank      gradients done, rings the leaders ....................... copies the shards back
-    leader          waits for all bells, adds up its shard, exchanges it, rings all ranks
+    rank      gradients done, [1] rings the leaders ........................ [4] copies shards back
+    leader        waits for all bells, [2] adds up its shard, exchanges it, [3] rings all ranks
 
 A leader's sum has memory of its own. It is written again only after all ranks of the node have
 rung for the same bucket once more, which they do only after they have copied the sum before.
@@ -39,6 +39,7 @@ class NodeArena:
 
     Args:
         memory: big enough for all buckets, twice; the second half is for sums.
+        num_bytes: of one half.
     """
 
     def __init__(self, memory: NodeMemory, num_bytes: int) -> None:
@@ -48,20 +49,24 @@ class NodeArena:
         self._starts: dict[int, int] = {}
 
     def allocate(self, length: int, dtype: torch.dtype) -> Tensor:
-        """A flat tensor of zeros that the other ranks see; the same calls on every rank."""
+        """A flat tensor of zeros that the other ranks see.
+
+        Every rank of the node makes the same calls in the same order.
+        """
         start = self._filled
         self._filled += aligned(length * dtype.itemsize)
         assert self._filled <= self._num_bytes
         found = _view(self.memory.own, start, length, dtype)
+        # Peers find a bucket by where it starts, which is the same in the memory of all.
         self._starts[found.data_ptr()] = start
         return found
 
     def wire_of(self, bucket: Bucket, peer: int) -> Tensor:
-        """A peer's gradients of a bucket."""
+        """A peer's gradients of a bucket, flat."""
         return self._of(bucket, peer, 0)
 
     def sum_of(self, bucket: Bucket, peer: int) -> Tensor:
-        """A leader's sum of a bucket; only its shard is used."""
+        """A leader's sum of a bucket, flat; only its shard is used."""
         return self._of(bucket, peer, self._num_bytes)
 
     def _of(self, bucket: Bucket, peer: int, offset: int) -> Tensor:
@@ -78,8 +83,8 @@ class SharedLegs:
     """Through shared memory.
 
     Args:
-        arena: where the buckets of all ranks of the node lie.
-        num_leaders: the first so many ranks of the node add up a shard each.
+        arena: where the buckets of all ranks of the node are.
+        num_leaders: that many ranks of the node, the first, add up a shard each.
     """
 
     def __init__(self, arena: NodeArena, num_leaders: int) -> None:
@@ -113,6 +118,7 @@ class _SharedCollect:
 
     def begin(self, bucket: Bucket) -> Finish:
         legs, memory = self._legs, self._legs.arena.memory
+        # [1]
         for leader in legs.peers(legs.num_leaders):
             memory.ring(leader, _COLLECT)
         return (lambda: self._add_up(bucket)) if legs.is_leader else _nothing
@@ -121,6 +127,7 @@ class _SharedCollect:
         legs = self._legs
         for peer in legs.peers(legs.num_ranks):
             legs.arena.memory.wait(peer, _COLLECT)
+        # [2] Into memory of its own: other leaders still read the gradients of this rank.
         parts = [
             shard_of(legs.arena.wire_of(bucket, peer), legs.index, legs.num_leaders)
             for peer in range(legs.num_ranks)
@@ -140,6 +147,7 @@ class _SharedDistribute:
 
     def begin(self, bucket: Bucket) -> Finish:
         legs = self._legs
+        # [3]
         if legs.is_leader:
             for peer in legs.peers(legs.num_ranks):
                 legs.arena.memory.ring(peer, _DISTRIBUTE)
@@ -147,6 +155,7 @@ class _SharedDistribute:
 
     def _copy_back(self, bucket: Bucket) -> None:
         legs = self._legs
+        # [4] All leaders', its own included: the sums are not where the gradients are.
         for leader in range(legs.num_leaders):
             if leader != legs.index:
                 legs.arena.memory.wait(leader, _DISTRIBUTE)
@@ -161,7 +170,7 @@ class GroupLegs:
     Args:
         collect: the ranks of the node that hold the stage.
         distribute: the same ranks once more, because both legs run at one time.
-        num_leaders: the first so many ranks of the node add up a shard each.
+        num_leaders: that many ranks of the node, the first, add up a shard each.
     """
 
     def __init__(self, collect: Group, distribute: Group, num_leaders: int) -> None:
@@ -187,6 +196,7 @@ class _PerShard:
 
     def begin(self, bucket: Bucket) -> Finish:
         shards = bucket.wire.tensor_split(self._num_leaders)
+        # Short buckets have empty shards, on all ranks the same ones.
         works = [
             self._operation(shard, leader) for leader, shard in enumerate(shards) if shard.numel()
         ]

@@ -1,4 +1,4 @@
-"""What travels between nodes in a shorter form, and what that leaves for the next step.
+"""Rounds what travels between nodes, and keeps the rounding error for the next step.
 
     step s       sum 1.2345 + 0      -> sent 1.2344,  remainder 0.0001
     step s+1     sum 0.5000 + 0.0001 -> sent 0.5000,  remainder 0.0001
@@ -16,12 +16,16 @@ from bundlerun.workers.sync.bucket import Bucket
 
 
 class Rounding:
-    """What goes on the wire instead of a tensor, and what that leaves behind."""
+    """Rounds the tensors of one leg, and keeps an error per bucket.
+
+    Args:
+        dtype: on the wire, for float32; None: nothing is rounded.
+    """
 
     def __init__(self, dtype: torch.dtype | None) -> None:
         self._dtype = dtype
         self._kept: dict[Bucket, tuple[Tensor, Tensor]] = {}
-        """What is left over, and what was sent: memory that is used again is much faster."""
+        """The error, and the memory of what was sent: used again, as new memory is much slower."""
 
     @property
     def rounds(self) -> bool:
@@ -29,15 +33,15 @@ class Rounding:
         return self._dtype is not None
 
     def remainder(self, bucket: Bucket) -> Tensor | None:
-        """What the next call of `sent` for this bucket makes up for; None before the first."""
+        """The flat error that the next `sent` of this bucket adds; None before the first."""
         return self._kept[bucket][0] if bucket in self._kept else None
 
     def take_up(self, bucket: Bucket, remainder: Tensor) -> None:
-        """Goes on from what `remainder` gave."""
+        """Continues from what `remainder` gave."""
         self._keep(bucket, remainder.clone())
 
     def drop(self) -> None:
-        """Makes up for nothing of what was sent so far."""
+        """Forgets the errors of all that was sent so far."""
         for remainder, _ in self._kept.values():
             remainder.zero_()
 
@@ -54,6 +58,7 @@ class Rounding:
             return tensor
         if bucket not in self._kept:
             self._keep(bucket, torch.zeros_like(tensor))
+        # What was lost before goes out with this sum; what is lost now waits for the next one.
         remainder, rounded = self._kept[bucket]
         remainder += tensor
         rounded.copy_(remainder)

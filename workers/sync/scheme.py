@@ -1,6 +1,6 @@
-"""What a way to sum over the replicas of a stage has to say of itself.
+"""What each way to sum over the replicas of a stage provides.
 
-A new one is a class with these answers, and a line in the table of `schemes`.
+A new one is a class with these members, and a line in the table of `schemes`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Scheme(Protocol):
 
     @property
     def is_candidate(self) -> bool:
-        """Whether it is worth measuring: not where it comes to the same as another."""
+        """Whether it is worth measuring: not where it does the same as another."""
         ...
 
     @property
@@ -44,13 +44,13 @@ class Scheme(Protocol):
         ...
 
     def from_first(self, groups: Legs) -> list[Group]:
-        """To broadcast in, one after the other, so that all get what the first replica has."""
+        """The groups to broadcast in, in order, to give all what the first replica has."""
         ...
 
     def actions(
         self, groups: Legs, arena: NodeArena | None, compress_to: torch.dtype | None
     ) -> list[Action]:
-        """What this rank does to each bucket, leg by leg; nothing where it is the only replica.
+        """What this rank does to each bucket, leg by leg; empty where it is the only replica.
 
         Args:
             groups: all `members`, made.
@@ -64,15 +64,15 @@ class MakeScheme(Protocol):
     """Gives a scheme for one rank."""
 
     def __call__(self, topology: Topology, place: Place) -> Scheme:
-        """Of the rank at `place`."""
+        """The scheme of the rank at `place`."""
         ...
 
 
 def whole_wire(bucket: Bucket) -> Tensor:
-    """All of a bucket."""
+    """All of a bucket, flat."""
     return bucket.wire
 
 
 def of_several(*members: Members) -> tuple[Members, ...]:
-    """Without those of one rank, in which nothing is sent."""
+    """`members` without the groups of one rank, in which nothing is sent."""
     return tuple(each for each in members if len(each.ranks) > 1)

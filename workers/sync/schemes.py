@@ -33,7 +33,7 @@ class Ways:
     """How one rank may sum with the other replicas of its stage; pure.
 
     Args:
-        candidates: one where it is settled, else those whose fastest is found by measuring.
+        candidates: one if it is settled; else the fastest is found by measuring.
         replicas: who measures together.
     """
 
@@ -42,7 +42,7 @@ class Ways:
 
     @classmethod
     def of(cls, sync: SchemeChoice, topology: Topology, place: Place) -> Ways:
-        """Those of the rank at `place`; the same names on all replicas of its stage."""
+        """The ways of the rank at `place`; the same names on all replicas of its stage."""
         if sync != "auto":
             found: tuple[Scheme, ...] = (SCHEMES[sync](topology, place),)
         else:
@@ -58,6 +58,7 @@ class Ways:
     @property
     def members(self) -> frozenset[Members]:
         """The groups that this rank needs, whatever will be chosen."""
+        # A measurement needs a group of all replicas, which not every scheme has.
         measuring = () if self.is_settled else of_several(self.replicas)
         return frozenset([m for scheme in self.candidates for m in scheme.members] + [*measuring])
 
@@ -81,7 +82,7 @@ def ways_of(config: TrainConfig, arrival: Arrival) -> Ways:
 
 
 def settled_sync(sync: SchemeChoice, backend: str, *, is_rounded: bool) -> SchemeChoice:
-    """What `--sync` comes to on this network; "auto" is left where it is to be measured.
+    """What `--sync` means on this network; "auto" stays where it is to be measured.
 
     NCCL has its own way inside a node and between nodes, which one all-reduce leaves to it.
 
