@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def alone(run_dir: Path) -> Iterator[Liveness]:
-    """While inside, a signal stops the run behind its step, and a second SIGINT ends it at once."""
+    """While inside, a signal stops the run after its step, and a second SIGINT ends it at once."""
     board = Board.create()
     life = Liveness(board, Events(None, ""), 0, is_launched=False)
     life.tell_run_dir(run_dir)

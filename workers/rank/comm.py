@@ -1,4 +1,4 @@
-"""A communicator of a few named ranks, made straight from torch's backends.
+"""A communicator of a few named ranks, made directly from torch's backends.
 
 `torch.distributed.new_group` wants every rank of the job to call it in the same order, sorts the
 ranks, and up to torch 2.14 names groups made with `use_local_synchronization` by a local count
@@ -36,7 +36,7 @@ _CPU = torch.device("cpu")
 _SAFE_CHUNK_BYTES = 4 << 20
 """A peer that is killed in a longer gloo message can leave the other side waiting (measured)."""
 _LINK_CTAS = 4
-"""Processors of a GPU that a link may use; 32 else, of an H100's 132."""
+"""Processors of a GPU that a link may use; NCCL would take 32 of an H100's 132."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,8 +77,17 @@ class _Backend(Protocol):
 class Group:
     """Some ranks that talk to each other; positions in `ranks` are the addresses.
 
-    Every operation returns at once with a handle; `wait()` on it ends, or makes the current CUDA
-    stream wait for, the operation, and raises RuntimeError after the network's timeout.
+    Every operation returns at once with a handle. Its `wait()` waits for the operation, or makes
+    the current CUDA stream wait, and raises RuntimeError after the network's timeout. Collectives
+    take a tensor of any shape, the same on all members.
+
+    Args:
+        network: how to reach the others.
+        name: the same on all members, and no other group's in this round.
+        ranks: of the members; their order gives the addresses.
+        backend: "gloo" or "nccl".
+        is_one_node: whether all members are on one node.
+        is_link: whether it is for messages between two ranks.
     """
 
     def __init__(
@@ -100,6 +109,7 @@ class Group:
         self.timeout_s = network.timeout_s
         self.device = network.device if backend == "nccl" else _CPU
         """Where tensors must be: NCCL takes none of the CPU's, gloo none of a GPU's."""
+        # The name keeps what the members of two groups write in one store apart.
         store = PrefixStore(f"group/{name}", network.store)
         timeout = timedelta(seconds=network.timeout_s)
         place = (store, self.index, len(self.ranks), timeout)
@@ -122,7 +132,7 @@ class Group:
         return [self._pg.recv([chunk], source, 0) for chunk in _chunks(tensor)]
 
     def reduce(self, tensor: Tensor, root: int = 0) -> Work:
-        """Sums into `tensor` of the root; other ranks' tensors are clobbered."""
+        """Sums into the root's `tensor`; what is in the others' afterwards is undefined."""
         options = ReduceOptions()
         options.rootRank = root
         return self._pg.reduce([tensor], options)
@@ -144,7 +154,7 @@ class Group:
         return found
 
     def close(self) -> None:
-        """Ends the communicator; all that was begun is done by then.
+        """Ends the communicator; call it when all that was begun is done.
 
         Collective: every member, each closing its groups in one global order. NCCL asks for that
         at a good end, else its threads warn; gloo does not.
@@ -155,6 +165,7 @@ class Group:
     def all_gather_json(self, value: object) -> list[Any]:
         """The JSON values of all members, in order of `ranks`."""
         data = json.dumps(value).encode()
+        # An all-gather takes tensors of one size, so the lengths of the texts come first.
         sizes = self.all_gather(door.placed(torch.tensor([len(data)]), self.device))
         padded = torch.zeros(max(int(s) for s in sizes), dtype=torch.uint8)
         padded[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
@@ -166,6 +177,7 @@ class Group:
 
 
 def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
+    # Both ends cut alike, since they have tensors of one size.
     flat = tensor.view(-1).view(torch.uint8)
     return (flat,) if door.is_on_gpu(flat) else flat.split(_SAFE_CHUNK_BYTES)
 
@@ -202,7 +214,7 @@ def make_nccl(
 
 
 def tune_nccl(options: Any, *, is_link: bool) -> None:  # noqa: ANN401
-    """Sets what leaves the most of a GPU to computing, as far as this torch knows of it.
+    """Sets the options that leave most of a GPU to computing, as far as this torch has them.
 
     Streams of high priority come from a pool of their own, so that none of NCCL's is one of ours.
     A receive spins until its message is there, on every processor that it may use.

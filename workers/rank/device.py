@@ -1,9 +1,9 @@
-"""The door to the device (I17): what a rank asks of a GPU, it asks here, and nowhere else.
+"""The door to the device (I17): all that a rank asks of a GPU goes through here.
 
-    stream     one for each purpose of a rank: torch hands out 32, then the first one again
+    stream     one for each purpose of a rank: torch has 32 to give, then the first one again
     event      a mark in a stream that another one waits for
     pinned     memory of the CPU that the GPU copies from and to by itself
-    register   the same of memory that others map too
+    register   does the same for memory that others map, too
 
 CUDA and ROCm have one name in torch, "cuda". On the CPU there are no streams, and nobody asks.
 """
@@ -38,21 +38,21 @@ _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 what waits for another rank holds up what that rank waits for. The user's own number counts."""
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 _IN_MEMORY = ("tmpfs", "ramfs", "hugetlbfs")
-"""File systems without a disk behind them."""
+"""File systems that are in memory only."""
 
 
 def is_gpu(device: torch.device) -> bool:
-    """Whether what is said here of GPUs holds for `device`."""
+    """Whether `device` is a GPU."""
     return device.type == "cuda"
 
 
 def is_on_gpu(tensor: Tensor) -> bool:
-    """Whether what is said here of GPUs holds for `tensor`."""
+    """Whether `tensor` is on a GPU."""
     return tensor.is_cuda
 
 
 def with_random_state(device: torch.device) -> list[torch.device]:
-    """The devices that have random numbers of their own; the CPU's always count."""
+    """The devices with a random state in addition to the CPU's: a GPU, or none."""
     return [device] if is_gpu(device) else []
 
 
@@ -62,7 +62,7 @@ def num_gpus() -> int:
 
 
 def unused_kind() -> str:
-    """The kind of devices that torch could use here and bundlerun does not; else empty."""
+    """The kind of accelerator that torch could use here and bundlerun cannot; else empty."""
     found = torch.accelerator.current_accelerator(check_available=True)
     return "" if found is None or is_gpu(found) else found.type
 
@@ -70,6 +70,7 @@ def unused_kind() -> str:
 def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
     """The device of a local rank; ranks share GPUs where there are fewer. Starts CUDA."""
     environ.setdefault(_CONNECTIONS, "32")
+    # Before CUDA starts: a process can use one slice only, the first that it sees.
     slices = mig_slices(environ)
     if slices:
         environ[_VISIBLE] = slices[local_rank % len(slices)]
@@ -89,7 +90,7 @@ def gpus_of(num_ranks: int) -> list[str]:
 
 
 def current_gpu() -> torch.device:
-    """What this thread's calls refer to."""
+    """The GPU that this thread's calls refer to."""
     return torch.device("cuda", torch.cuda.current_device())
 
 
@@ -106,7 +107,7 @@ def placed(tensor: Tensor, device: torch.device) -> Tensor:
 
 @functools.cache
 def stream(device: torch.device, purpose: Purpose) -> Stream:
-    """The stream of this process for one purpose; one more would be somebody else's, soon."""
+    """The stream of this process for one purpose; made once, as torch has few to give."""
     return Stream(device)
 
 
@@ -121,7 +122,7 @@ def on_stream(device: torch.device, purpose: Purpose) -> AbstractContextManager[
 
 
 def mark(device: torch.device) -> Event:
-    """A mark behind all that the current stream of a GPU has been given."""
+    """A mark after all that the current stream of a GPU has been given."""
     event = Event()
     event.record(current_stream(device))
     return event
@@ -134,7 +135,7 @@ def finish(device: torch.device) -> None:
 
 
 def used_by(tensor: Tensor, stream: Stream) -> None:
-    """Gives the memory of a tensor to nobody before `stream` has done what it has been given."""
+    """Keeps the memory of a tensor until `stream` has done what it has been given."""
     if is_on_gpu(tensor):
         tensor.record_stream(stream)
 
@@ -146,17 +147,17 @@ def drain(device: torch.device) -> None:
 
 
 def memory(device: torch.device) -> tuple[int, int, int, int]:
-    """Bytes of a GPU: this process's peak, what it holds; what is free, and all there is."""
+    """Bytes of a GPU: this process's peak and what it holds now; what is free, and all there is."""
     free, capacity = torch.cuda.mem_get_info(device)
     peak, own = torch.cuda.max_memory_reserved(device), torch.cuda.memory_reserved(device)
     return peak, own, free, capacity
 
 
-# --- memory of the CPU that the GPU gets at
+# --- memory of the CPU that the GPU can reach
 
 
 def pinned(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Memory of the CPU from torch's cache, which knows of the copies under way; not set."""
+    """Uninitialised memory of the CPU from torch's cache, which knows of the copies under way."""
     return torch.empty(shape, dtype=dtype, pin_memory=True)
 
 
@@ -164,7 +165,7 @@ class Runtime(Protocol):
     """What we need of the CUDA runtime; codes other than 0 are failures."""
 
     def cudaHostRegister(self, address: int, num_bytes: int, flags: int) -> int:
-        """Lets the GPU at memory of the CPU."""
+        """Lets the GPU reach memory of the CPU."""
         ...
 
     def cudaHostUnregister(self, address: int) -> int:
@@ -181,7 +182,7 @@ class Registration:
     address: int
 
     def end(self) -> None:
-        """Takes it back; before the memory goes."""
+        """Ends that; call it before the memory is unmapped."""
         if int(self.runtime.cudaHostUnregister(self.address)):
             _forget_error(self.device)
 
@@ -189,13 +190,13 @@ class Registration:
 def register(
     memory: Tensor, device: torch.device, *, file: Path | None = None
 ) -> Registration | None:
-    """Lets the GPU copy from and to `memory` by itself; None where it cannot: copies take longer.
+    """Lets the GPU copy from and to `memory` by itself; None where it cannot: copies are slower.
 
     Args:
         memory: flat, mapped by this process.
         device: the GPU.
         file: what is mapped, if it has a path. A file on a disk is not registered: the kernel
-            writes its pages to the disk behind the GPU's back, and newer ones refuse.
+            writes its pages to the disk while the GPU may change them, and newer ones refuse.
     """
     if not is_gpu(device) or not memory.numel() or (file is not None and not is_in_memory(file)):
         return None
@@ -215,9 +216,9 @@ def _runtime() -> Runtime:
 
 
 def _forget_error(device: torch.device) -> None:
-    """Takes up the failure that the CUDA runtime keeps for the next launch of a kernel.
+    """Clears the failure that the CUDA runtime keeps for the next launch of a kernel.
 
-    It would be raised there, as if the kernel had failed; torch has no other way to read it.
+    That launch would raise it as if the kernel had failed; torch has no other way to read it.
     """
     try:
         torch.empty(1, device=device).fill_(1.0)
@@ -226,7 +227,7 @@ def _forget_error(device: torch.device) -> None:
 
 
 def is_in_memory(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
-    """Whether a file has no disk behind it."""
+    """Whether a file is in memory only, on no disk."""
     kinds = dict(_kinds_of_devices(mounts))
     number = path.stat().st_dev
     return kinds.get(number, "") in _IN_MEMORY
@@ -234,6 +235,7 @@ def is_in_memory(path: Path, mounts: Path = Path("/proc/self/mountinfo")) -> boo
 
 def _kinds_of_devices(mounts: Path) -> Iterator[tuple[int, str]]:
     for line in mounts.read_text(encoding="utf-8").splitlines():
+        # ID PARENT MAJOR:MINOR ROOT WHERE OPTIONS ... - KIND SOURCE OPTIONS
         first, _, last = line.partition(" - ")
         major, _, minor = first.split()[2].partition(":")
         yield os.makedev(int(major), int(minor)), last.split()[0]

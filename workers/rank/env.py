@@ -17,7 +17,7 @@ from bundlerun.launcher.meeting.launchers import rank_variables
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankEnv:
-    """The place of this rank in the round, as torchrun's variables say it."""
+    """The place of this rank in the round, as torchrun's variables give it."""
 
     rank: int
     world_size: int
@@ -32,19 +32,19 @@ class RankEnv:
     master_port: int
     is_launched: bool
     has_own_device: bool = False
-    """Under --virtual-local-rank each rank sees one GPU, its own; its first rank cannot tell."""
+    """Whether each rank sees one GPU, its own (--virtual-local-rank); local rank 0 cannot tell."""
     num_cores: int = 1
-    """This rank's share of the node's cores; not from the agent, but worked out here."""
+    """This rank's share of the node's cores; worked out here, not told by the agent."""
     has_agents_store: bool = False
     """Whether the store at the master's address is one that an agent keeps over all restarts."""
     planned_bundles: int = 0
-    """Bundles of the job once all its nodes have come, where the agent says."""
+    """Bundles of the job once all its nodes have come; 0 where the agent does not tell."""
     run_id: str = ""
-    """The job's name, where torch's agent started this rank; it has none else."""
+    """The job's name if torch's agent started this rank; else empty."""
     is_claimed: bool = False
     """Whether the agent holds the run folder."""
     terms: str = ""
-    """What this node must have as the others have it, JSON, where the agent says; else empty."""
+    """What this node must have like all others, as JSON; empty where the agent does not tell."""
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> RankEnv:
@@ -57,6 +57,7 @@ class RankEnv:
         environ = rank_variables(environ)
         name = environ.get("BUNDLERUN_NODE_NAME") or socket.gethostname()
         address = environ.get("BUNDLERUN_LOCAL_ADDR", "")
+        # Started by hand: the smallest run that works, one process that is its own agent.
         if "RANK" not in environ:
             return cls(
                 rank=0,
@@ -102,6 +103,7 @@ def _true_local_rank(environ: Mapping[str, str]) -> int:
     still has the number by which torch's agent knows it.
     """
     local_rank = _number(environ, "LOCAL_RANK")
+    # Only a 0 is in doubt: who has another number has its own.
     folder = Path(environ.get(ERROR_FILE, "")).parent.name
     return int(folder) if local_rank == 0 and folder.isdecimal() else local_rank
 

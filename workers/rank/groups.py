@@ -2,9 +2,9 @@
 
 legs               what the sync asks for (`workers.sync.schemes`)
 bundle             all ranks of a bundle
-snapshot, stop     the same ranks, for what goes on meanwhile: a group does one thing at a time
+snapshot, stop     the same ranks, for what happens meanwhile: a group does one thing at a time
 links              one for each directed edge of the bundle
-transfers          two nodes that bring a snapshot to where it is needed; spare ones, too
+transfers          two ranks that bring a snapshot to where it is needed; spare ones, too
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Groups:
     legs: Legs
     bundle: Group | None
     snapshot: Group | None
-    """Tells that all of the bundle have a snapshot; None, too, where there are none."""
+    """Tells that all of the bundle have a snapshot; None, too, if there are no snapshots."""
     stop: Group | None
     """Tells whether somebody of the bundle has heard that the run is to stop."""
     links: dict[Link, Group]
@@ -84,6 +84,7 @@ def make_groups(
         name = f"{prefix}bundle{place.bundle}"
         return made(Members(name, topology.bundles[place.bundle]), "gloo")
 
+    # A set has another order in each process; two ranks that begin with different groups deadlock.
     in_order = sorted(legs, key=lambda members: members.name)
     found = {members: made(members, network.backend) for members in in_order}
     return Groups(
@@ -91,6 +92,7 @@ def make_groups(
         bundle=of_bundle(""),
         snapshot=of_bundle("snapshot/") if keeps_snapshots else None,
         stop=of_bundle("stop/"),
+        # Last, in the one order of the bundle's links, in which both ends make theirs (I5).
         links=make_links(topology, place, network),
     )
 

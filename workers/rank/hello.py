@@ -1,4 +1,4 @@
-"""Pure: what nodes say when they come to a round, and how their ranks talk from then on."""
+"""Pure: what nodes tell when they come to a round, and which backend their ranks use in it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bundlerun.launcher.errors import NodeError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hello:
-    """What a node says when it comes to a round.
+    """What a node tells when it comes to a round.
 
     Args:
         name: of the node.
         num_ranks: that it has.
         has_nccl: whether its torch has NCCL.
-        gpus: of its ranks, by a name that no other GPU in the world has; nothing on the CPU.
-        is_shared: whether some GPU of it has several ranks; known once all have said theirs.
+        gpus: of its ranks, by names that are unique in the world; empty on the CPU.
+        is_shared: whether some GPU of it has several ranks; known once all nodes have told theirs.
         terms: see `bundlerun.launcher.agreement.agreed`.
     """
 
@@ -32,12 +32,12 @@ class Hello:
 
     @property
     def can_use_nccl(self) -> bool:
-        """NCCL wants a GPU for each rank."""
+        """Whether NCCL works here: it wants a GPU for each rank."""
         return self.has_nccl and not self.is_shared
 
 
 def for_all(nodes: Sequence[Hello]) -> list[Hello]:
-    """The same without what only the first rank reads; and whether ranks share GPUs.
+    """What all ranks get: whether GPUs are shared, and not what only the first rank reads.
 
     Several agents of one machine give their ranks the same GPUs and do not know of each other.
     """
@@ -57,7 +57,7 @@ def for_all(nodes: Sequence[Hello]) -> list[Hello]:
 def choose_backend(
     transport: TransportChoice, nodes: Sequence[Hello], *, num_stages: int, has_gpus: bool
 ) -> tuple[str, str]:
-    """The backend for what is on the devices, and what the user should know of the choice.
+    """The backend for tensors on the devices, and what to tell the user about the choice; or "".
 
     Args:
         transport: as configured.
@@ -68,6 +68,7 @@ def choose_backend(
     Raises:
         NodeError: NCCL is asked for and cannot be had.
     """
+    # One answer for all ranks: a group has one backend.
     is_shared = any(node.is_shared for node in nodes)
     can_use_nccl = all(node.can_use_nccl for node in nodes)
     if transport == "nccl" and not can_use_nccl:

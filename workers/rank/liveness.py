@@ -1,11 +1,11 @@
 """A rank's signs of life, and its end: it never outlives its agent, and never waits to die.
 
-    thread        every BEAT_S             row of the board, which the agent's watch reads
-                  agent gone               the process ends
-                  SIGTERM (the agent ends  the process ends, once a copy of the state that is
-                  this start of it)        under way is whole; not where the agent got it, too
-    main thread   an exception             told, then the process ends: nothing is unwound, as
-                                           that would wait for ranks that are gone
+    thread        [1] every BEAT_S             row of the board, which the agent's watch reads
+                  [2] agent gone               the process ends
+                  [3] SIGTERM (the agent ends  the process ends, once a copy of the state that is
+                      this start of it)        under way is whole; not if the agent got it, too
+    main thread   [4] an exception             reported, then the process ends: nothing is unwound,
+                                               as that would wait for ranks that are gone
 
 The thread hears a signal from a pipe that the interpreter's own handler writes to, because the main
 thread may be inside a collective, where it would never come to handle one.
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 BEAT_S = 0.25
 LAST_COPY_S = 1.0
-"""How long a rank that is to end waits for a copy of the state that is under way."""
+"""How long a rank that is to end waits for a copy of the state that is under way, seconds."""
 
 
 class Liveness:
@@ -49,7 +49,7 @@ class Liveness:
         board: the agent's; None where there is no agent, or one that keeps none.
         events: of this node.
         local_rank: whose row it is.
-        is_launched: an agent has started this process, and decides about its end.
+        is_launched: whether an agent has started this process, and decides about its end.
     """
 
     def __init__(
@@ -89,6 +89,8 @@ class Liveness:
         threading.Thread(target=self._run, name="bundlerun-liveness", daemon=True).start()
 
     def _hear(self, signals_w: int) -> None:
+        # Handlers in Python would wait for the main thread. Empty ones are set all the same: only
+        # signals that have one are written to the pipe.
         signal.set_wakeup_fd(signals_w, warn_on_full_buffer=False)
         signal.signal(signal.SIGTERM, lambda *_: None)
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -97,12 +99,13 @@ class Liveness:
             signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the agent's
 
     def _follow(self, agent: int) -> None:
-        """Ends with the agent, whatever stands between the two."""
+        """Makes this process end with its agent, whatever processes are between the two."""
         with suppress(OSError):
             self._agent_fd = os.pidfd_open(agent)
         if os.getppid() == agent:
             # A rank that is stopped, or has no interpreter to spare, ends as well.
             follow_parent()
+        # It may have ended before any of this was set up.
         if self._agent_fd < 0 and not Path(f"/proc/{agent}").exists():
             os._exit(128 + signal.SIGKILL)
 
@@ -113,10 +116,13 @@ class Liveness:
             poll.register(self._agent_fd, select.POLLIN)
         while True:
             ready = [fd for fd, _ in poll.poll(1000 * BEAT_S)]
+            # [2] A descriptor of a process is readable once that has ended.
             if self._agent_fd in ready:
                 self.end_now(128 + signal.SIGKILL)
+            # [3]
             if self._signals in ready:
                 self._obey(os.read(self._signals, 64))
+            # [1]
             if self._row is not None:
                 self._row.beat(time.monotonic_ns())
             if self._on_stop is not None and self.is_told_to_stop:
@@ -160,7 +166,7 @@ class Liveness:
         self._on_stop = act
 
     def tell_run_dir(self, run_dir: Path) -> None:
-        """Lets the agent know where the run lies; torchrun's does not."""
+        """Lets the agent know where the run folder is; torchrun's agent is not told."""
         if self._board is not None:
             self._board.run_dir = str(run_dir.absolute())
 
@@ -169,17 +175,17 @@ class Liveness:
         self._before_end = act
 
     def begins_at(self, step: int) -> None:
-        """The run had so many finished steps as this start of it began."""
+        """Tells how many steps of the run were finished when this start of it began."""
         if self._row is not None:
             self._row.begin_at(step)
 
     def stands_by(self) -> None:
-        """No bundle needs this rank."""
+        """Tells that no bundle needs this rank."""
         if self._row is not None:
             self._row.stand_by()
 
     def finished(self, step: int) -> None:
-        """A step is finished, and the run has `step` of them."""
+        """Tells that a step is finished, and that the run has `step` of them."""
         if self._row is not None:
             self._row.finish(step)
         self._num_steps += 1
@@ -187,15 +193,15 @@ class Liveness:
             self.events.note("first step", {"step": step})
 
     def ends(self, exit_code: int) -> None:
-        """The process is about to end in good order."""
+        """Tells that the process is about to end, as intended, with `exit_code`."""
         if self._row is not None:
             self._row.end(exit_code)
 
     def code_for_agent(self, code: int) -> int:
-        """What the process of a run that is over ends with.
+        """The exit code of this process when its run is over.
 
-        bundlerun's agent reads `code` from the board. It, and torchrun's for a run that was told to
-        stop, would start again what ends with another code than 0.
+        bundlerun's agent reads `code` from the board, and would start a process again that ends
+        with another code than 0. So would torchrun's, for a run that was told to stop.
         """
         if not self.is_launched:
             return code
@@ -211,15 +217,16 @@ class Liveness:
         os._exit(exit_code)
 
     def __enter__(self) -> Liveness:
-        """What is inside does not unwind by an exception of ours, but ends the process."""
+        """An unexpected exception inside ends the process instead of unwinding the stack."""
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Ends the process where an error is on its way that no message explains."""
+        """Ends the process if the error has no message for users, that is, is no `BundleError`."""
         if not self.is_launched or not isinstance(error, Exception):
             return
         if isinstance(error, BundleError):
             return
+        # [4] The agent first, which decides by it; then torch's file, the history and the console.
         if self._row is not None:
             self._row.fail(fault_of(error, self._row.step))
         get_error_handler().record_exception(error)
@@ -241,5 +248,6 @@ class Liveness:
 
 def process_age_s() -> float:
     """Seconds since this process was made."""
+    # The name of a program, in brackets, may hold spaces; field 22 is the start, in clock ticks.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.monotonic() - int(fields[19]) / os.sysconf("SC_CLK_TCK")

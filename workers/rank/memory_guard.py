@@ -1,4 +1,4 @@
-"""Says what to do where memory runs out in the first step: another start would repeat it."""
+"""Tells the user what to do if memory runs out in the first step: a restart would repeat it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from bundlerun.workers.rank import device as door
 
 _GIB = 1 << 30
 _MOST_OF_OTHERS = 0.1
-"""Share of a GPU that other processes may hold before it is they who leave no room. A rank that was
-killed is one of them for a second or two, until the driver has taken back its memory."""
+"""Share of a GPU above which other processes are the cause. A rank that was killed is one of them
+for a second or two, until the driver has taken back its memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryUse:
-    """Of one device, bytes.
+    """The memory of one device, in bytes.
 
     Args:
         peak: the most that this process has had at once.
@@ -34,7 +34,7 @@ class MemoryUse:
 
 
 class MemoryGuard:
-    """Around the work of a rank: turns its own lack of memory into an error with a way on.
+    """Around the work of a rank: turns its own lack of memory into an error that says what to do.
 
     Args:
         config: of the run.
@@ -56,7 +56,12 @@ class MemoryGuard:
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        """Raises ConfigError in place of an error that is its own fault and will come again."""
+        """Replaces a lack of memory that a restart would meet again.
+
+        Raises:
+            ConfigError: what to do about it.
+        """
+        # Later steps need no more than the first, so that a restart may help them.
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self._num_finished():
             text = why_out_of_memory(self._config, _use(self._device))
             if text:
@@ -74,6 +79,7 @@ def why_out_of_memory(config: TrainConfig, use: MemoryUse | None) -> str:
     """What is wrong and what to do; empty where others hold the memory, and may give it back.
 
     Args:
+        config: of the run.
         use: of the GPU; None: it was the memory of the node.
     """
     samples = config.samples_per_microbatch

@@ -25,8 +25,8 @@ Phase = Literal[
     "validate",
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-"""The legs of the sync, `collect` to `distribute`, run beside the others: `sync_wait` is what is
-not hidden. So do the copies of a snapshot, and `snapshot_wait` is what waits for them."""
+"""The legs of the sync, `collect` to `distribute`, run while the others do: `sync_wait` is the
+part that is not hidden. So do the copies of a snapshot, with `snapshot_wait`."""
 EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 
 

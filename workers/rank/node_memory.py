@@ -1,8 +1,13 @@
 """Memory that ranks of one node share, and bells with which they call each other.
 
-The memory is a memfd and a bell is a pipe; the others open both through /proc/PID/fd. So nothing
-has a name that could outlive its process, the size of /dev/shm does not matter, and whoever waits
-for a rank that dies knows at once, because its end of the pipe closes.
+The memory is a memfd and a bell is a pipe:
+
+    [1] each makes its own, and the ends at which the others ring
+    [2] all tell all where theirs are      [3] each opens those of the others through /proc/PID/fd
+    [4] all have, or all do without
+
+So nothing has a name that could outlive its process, the size of /dev/shm does not matter, and
+whoever waits for a rank that dies knows at once, because its end of the pipe closes.
 """
 
 from __future__ import annotations
@@ -27,7 +32,7 @@ Bell = tuple[int, int]
 """A peer's index in the group, and a channel."""
 
 _NOTE_BYTES = 4
-"""So few are written and read in one piece, whatever threads do."""
+"""That few are written and read in one piece, whatever threads do."""
 
 
 @dataclass(slots=True)
@@ -68,11 +73,15 @@ class NodeMemory:
 
     @classmethod
     def connect(cls, group: Group, num_bytes: int, *, num_channels: int = 1) -> Self | None:
-        """Shares `num_bytes` of zeros of each member; None on all of them where it cannot be.
+        """Shares `num_bytes` of zeros of each member; None on all members if one of them cannot.
 
-        Collective: every rank of `group`, which talks through CPU memory. It cannot be where the
-        members do not see each other's processes, or memory is short.
+        Collective: every rank of `group`, which talks through CPU memory. Members cannot share if
+        they do not see each other's processes, or if memory is short.
+
+        Raises:
+            OSError: the system refuses for another reason than a lack of memory or descriptors.
         """
+        # [1] A lack is no error here: the others have to hear of it, or they would wait.
         files = _Files()
         try:
             offer = _offer(group, files, num_bytes, num_channels)
@@ -80,12 +89,16 @@ class NodeMemory:
             if exc.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
                 raise
             offer = None
+        # [2]
         offers = group.all_gather_json(offer)
         is_open = all(offers) and len({o["space"] for o in offers}) == 1
+        # [3] Only in one space of processes does a number mean the same process to all.
         is_open = is_open and _open_peers(group, files, offers)
+        # [4]
         if not all(group.all_gather_json(is_open)):
             files.close()
             return None
+        # The end of a peer has to be the only one, or its death would not close the pipe.
         files.close_offered()
         return cls(group, files)
 
@@ -100,7 +113,7 @@ class NodeMemory:
         return self._files.memory[self.index]
 
     def ring(self, peer: int, channel: int = 0, note: int = 0) -> None:
-        """Ends one `wait` of a peer, which gets the note, a number below 2**32.
+        """Ends one `wait` of a peer, which returns `note`, a number below 2**32.
 
         Raises:
             PeerGoneError: the peer is gone.
@@ -111,7 +124,7 @@ class NodeMemory:
             raise PeerGoneError(f"rank {self._ranks[peer]} on this node is gone") from None
 
     def wait(self, peer: int, channel: int = 0) -> int:
-        """The note of the peer, when it has rung.
+        """Waits until the peer has rung, and returns its note.
 
         Raises:
             PeerGoneError: the peer is gone.
@@ -121,6 +134,7 @@ class NodeMemory:
             raise RuntimeError(
                 f"rank {self._ranks[peer]} on this node did not answer in {self._timeout_s} s"
             )
+        # Readable with nothing to read: nobody has the other end open any more.
         note = os.read(self._files.hears[peer, channel], _NOTE_BYTES)
         if not note:
             raise PeerGoneError(f"rank {self._ranks[peer]} on this node is gone")
@@ -143,9 +157,10 @@ def _poll_of(descriptor: int) -> select.poll:
 
 
 def _offer(group: Group, files: _Files, num_bytes: int, num_channels: int) -> dict[str, object]:
-    """Makes this rank's memory and bells, and says where peers find them."""
+    """Makes this rank's memory and bells, and returns where peers find them."""
     memory = os.memfd_create("bundlerun")
     files.offered.append(memory)
+    # The kernel promises any amount, and kills somebody when it is used.
     if num_bytes > psutil.virtual_memory().available:
         raise OSError(errno.ENOMEM, f"no {num_bytes} bytes of memory")
     os.ftruncate(memory, num_bytes)  # pages come with their first use
@@ -179,6 +194,7 @@ def _open_peers(group: Group, files: _Files, offers: list[dict[str, object]]) ->
             )
             bells = offer["bells"]
             assert isinstance(bells, list)
+            # Of a peer's bells, the ones that this rank rings.
             for rung_by, channel, end in bells:
                 if rung_by == group.index:
                     flags = os.O_WRONLY | os.O_CLOEXEC

@@ -4,11 +4,11 @@ torch's own rendezvous keeps one store over all restarts of the workers, with th
 them. Nothing in the environment tells two starts apart: the restart count stays when a node comes
 or goes, and differs between agents. So the ranks agree on a number that no start before has:
 
-    rank 0     r = one more than any before           rounds (a counter)
-               waits for a word of every rank         r/hello/1 ... r/hello/N
-               answers with all of them               r/go
-    rank i     makes a word that nobody else has, says it in the newest r, and looks for its own
-               word in the answer; until then it looks whether there is a newer r
+    rank 0     [1] r = one more than any before       rounds (a counter)
+               [2] waits for a word of every rank     r/hello/1 ... r/hello/N
+               [3] answers with all of them           r/go
+    rank i     makes a word that nobody else has, [4] writes it in the newest r, and [5] looks for
+               its own word in the answer; until then it looks whether there is a newer r
 
 An answer of an earlier start has other words, so a rank that comes before its rank 0 is not misled.
 """
@@ -46,12 +46,15 @@ def own_part(store: Store, env: RankEnv, timeout_s: float) -> Store:
 
 
 def _lead(store: Store, world_size: int) -> int:
+    # [1]
     number = store.add(_ROUNDS, 1)
     others = range(1, world_size)
+    # [2]
     try:
         words = [store.get(f"{number}/hello/{rank}").decode() for rank in others]
     except RuntimeError as exc:
         raise NodeError(f"not all of the {world_size} ranks of this start came: {exc}") from exc
+    # [3]
     store.set(f"{number}/go", json.dumps(words))
     return number
 
@@ -60,10 +63,12 @@ def _follow(store: Store, rank: int, timeout_s: float) -> int:
     word, said_in, pause_s = os.urandom(8).hex(), 0, _POLL_S[0]
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        # [4] Adding nothing reads the counter, also where it is not there yet.
         number = store.add(_ROUNDS, 0)
         if number > said_in:
             store.set(f"{number}/hello/{rank}", word)
             said_in = number
+        # [5] Without another word in it: that answer was to an earlier start.
         answer = f"{number}/go"
         if store.check([answer]) and json.loads(store.get(answer))[rank - 1] == word:
             return number

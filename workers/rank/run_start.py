@@ -1,4 +1,4 @@
-"""The run folder of a rank that no agent of ours has started: which it is, and that it is ours.
+"""The run folder of a rank that no agent of ours has started: which it is, and its claim.
 
 torchrun                    the first rank claims it for the agent, which outlives its ranks
 another launcher            the first rank claims it
@@ -38,7 +38,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
 
 _UNNAMED = ("", "none")
-"""What torchrun calls a job that nobody has named."""
+"""Names that torchrun gives to a job without a name."""
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
     """The configuration with a run folder, the same on all ranks and in all attempts of a job.
 
     Args:
+        config: as given.
+        env: of this rank.
         entered_before: where an earlier attempt of this agent ran, empty in the first one; None
             where the agent keeps no board, so that nobody knows.
 
@@ -55,6 +57,7 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
     """
     if config.run_dir:
         folder = Path(config.run_dir)
+        # A link to the latest run leads elsewhere when the next attempt follows it.
         if env.run_id and is_latest(folder):
             if entered_before is None:
                 raise ConfigError(
@@ -77,12 +80,12 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
 
 @contextmanager
 def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
-    """Holds the run folder, and says what has changed in it since the last start.
+    """Holds the run folder, and warns of what has changed since the last start.
 
-    A rank that fails leaves its agent's claim as it is: the next attempt goes on with it.
+    A rank that fails leaves its agent's claim as it is: the next attempt continues with it.
 
     Raises:
-        ConfigError: another run has the folder, or what is in it cannot go on so.
+        ConfigError: another run has the folder, or its run cannot continue with these terms.
         NodeError: it cannot be written.
     """
     if env.is_claimed or env.rank != 0:
@@ -91,12 +94,14 @@ def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
     paths, terms = RunPaths(Path(config.run_dir)), terms_of(config)
     claim = Claim(paths, _holder(env), log.warning)
     claim.check()
+    # Compared before `keep` replaces the terms of the last start.
     for line in changed_lines(paths, terms):
         log.warning(line)
     claim.take().keep(terms)
     try:
         yield
     except BaseException:
+        # Without an agent there is no next attempt that would want it.
         if not env.is_launched:
             claim.release()
         raise

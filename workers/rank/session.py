@@ -38,14 +38,15 @@ log = logging.getLogger(__name__)
 _END = "end"
 _SAMPLES = "samples"
 End = Literal["lost", "safe", "stopped", "unsaved", "failed"]
-"""The end for spare ranks: no word of it; the last state is on disk, or so with steps left to do;
-it is in memory alone; it is nowhere."""
+"""How the run ended, for spare ranks: nothing heard of it ("lost"); the last state is on disk
+("safe"), or is with steps left to do ("stopped"); it is in memory only ("unsaved"), or nowhere
+("failed")."""
 _LONGEST_WAIT = timedelta(days=20)
-"""About the most milliseconds that the store can count."""
+"""About as many milliseconds as the store can count."""
 
 _STORE_POLL_S = 0.02
 NAME_S = 30.0
-"""How long the first node's name may have no address."""
+"""How long the first node's name may have no address, seconds."""
 _NAME_POLL_S = 0.5
 
 
@@ -88,7 +89,7 @@ class Session:
 
     @property
     def place(self) -> Place:
-        """What this rank is."""
+        """Where this rank is in the layout."""
         return self.arrival.place
 
     @property
@@ -98,7 +99,7 @@ class Session:
 
     @property
     def store(self) -> Store:
-        """Where the ranks of the round leave word for each other."""
+        """Where the ranks of the round leave messages for each other."""
         return self.arrival.store
 
     @property
@@ -113,12 +114,12 @@ class Session:
 
     @property
     def is_reporter(self) -> bool:
-        """Whether this rank tells the world: it has the loss, and exists in every topology."""
+        """Whether this rank reports for the run: it has the loss, and exists in every topology."""
         return self.is_last_stage and (self.place.bundle, self.place.replica) == (0, 0)
 
     @property
     def is_speaker(self) -> bool:
-        """Whether this rank tells the console of its node where it stands; the reporter's does."""
+        """Whether this rank prints its node's progress; on the reporter's node that one does."""
         place, places = self.place, self.topology.places
         here = [each for each in places if each.node == place.node and not each.is_spare]
         last = self.topology.num_stages - 1
@@ -136,7 +137,7 @@ class Session:
         return self.place.bundle == 0 and self.place.replica == 0
 
     def close(self) -> None:
-        """Ends the communicators at a good end; after a bad one others may be gone.
+        """Ends the communicators; only at a good end, as after a bad one others may be gone.
 
         Collective: every rank that is not spare.
         """
@@ -162,6 +163,7 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
         return HashStore()
     wait_for_name(env.master_addr, min(timeout_s, NAME_S))
     timeout = timedelta(seconds=timeout_s)
+    # Rank 0 makes it, in the call below or its agent before.
     if env.rank != 0:
         _wait_for_store(env, timeout_s)
     try:
@@ -211,6 +213,7 @@ def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
+        # A bare connection: whoever tries it too early is refused at once.
         try:
             with socket.create_connection((env.master_addr, env.master_port), timeout=timeout_s):
                 return
@@ -267,7 +270,7 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
 
 
 def join(config: TrainConfig, arrival: Arrival, legs: Iterable[Members]) -> Session:
-    """Takes the place of this rank, which is not spare.
+    """Joins the round with this rank, which is not spare.
 
     Collective: every rank that is not.
 
@@ -292,8 +295,8 @@ def join(config: TrainConfig, arrival: Arrival, legs: Iterable[Members]) -> Sess
 def wait_for_end(store: Store) -> End:
     """Returns when the run is over; for spare ranks.
 
-    A spare rank stays, because it may host the store, and because an agent whose ranks have all
-    ended leaves after a while, with the rendezvous that it may host.
+    A spare rank stays: its process may hold the store, and an agent whose ranks have all ended
+    leaves after a while, with the rendezvous that it may hold.
     """
     # A closed connection is the end, too: the rank that hosts the store was not a spare.
     with suppress(RuntimeError):
@@ -303,13 +306,13 @@ def wait_for_end(store: Store) -> End:
 
 
 def tell_end(store: Store, end: End) -> None:
-    """Lets the spare ranks end; by one rank."""
+    """Lets the spare ranks end; one rank calls it."""
     with suppress(RuntimeError):
         store.set(_END, end)
 
 
 def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
-    """What every node says, without its terms, and the round's token; one key per node.
+    """What every node has told, without its terms, and the round's token; one key per node.
 
     Raises:
         ConfigError: on all ranks, where the nodes do not fit together.
@@ -317,8 +320,10 @@ def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
     if _speaks_for_node(env):
         store.set(f"node/{env.node}", json.dumps(asdict(hello)))
     if env.rank == 0:
+        # One rank reads and compares for all, which keeps the requests to the store few.
         nodes = list(_hellos(env, store))
         counts = Counter(node.name for node in nodes)
+        # Two nodes of one name would hide each other in what is compared.
         by_node = {
             node.name if counts[node.name] == 1 else f"{node.name} (node {i})": node.terms
             for i, node in enumerate(nodes)
@@ -326,6 +331,7 @@ def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
         plain = [asdict(node) for node in for_all(nodes)]
         answer = [difference(by_node), plain, os.urandom(4).hex()]
         store.set("nodes", json.dumps(answer))
+    # Every rank ends with the same message, whichever node differs (I14).
     unlike, found, token = json.loads(store.get("nodes"))
     if unlike:
         raise ConfigError(unlike)
@@ -333,16 +339,18 @@ def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
 
 
 def _settled_samples(config: TrainConfig, env: RankEnv, store: Store, num_bundles: int) -> int:
-    """Samples of a micro-batch in this run, which its first start settles; the same on all ranks.
+    """Samples of a micro-batch, settled at the first start of the run; the same on all ranks.
 
     Collective: every rank.
     """
     if config.microbatch_size:
         return config.microbatch_size
+    # From the store, so that all ranks have what the first one has settled.
     if env.rank != 0:
         return int(store.get(_SAMPLES))
     paths = RunPaths(Path(config.run_dir))
     kept = kept_samples(paths, config.batch_size)
+    # A first round may begin before all nodes are there, and the size is for the whole run.
     num_bundles = max(num_bundles, env.planned_bundles)
     samples = kept or default_samples(config.batch_size, config.shape.num_stages, num_bundles)
     store.set(_SAMPLES, str(samples))
@@ -352,12 +360,12 @@ def _settled_samples(config: TrainConfig, env: RankEnv, store: Store, num_bundle
 
 
 def _speaks_for_node(env: RankEnv) -> bool:
-    """Whether it is the node's last rank; the first one cannot tell --virtual-local-rank."""
+    """Whether it is its node's last rank; the first one cannot notice --virtual-local-rank."""
     return env.local_rank == env.local_world_size - 1
 
 
 def _terms(config: TrainConfig, env: RankEnv) -> Mapping[str, str]:
-    """Those of this node, where it has others to compare them with, and this rank speaks for it."""
+    """The terms of this node, if there are others to compare with and this rank speaks for it."""
     if not _speaks_for_node(env) or env.local_world_size == env.world_size:
         return {}
     terms: dict[str, str] = json.loads(env.terms) if env.terms else terms_of(config)
@@ -365,7 +373,7 @@ def _terms(config: TrainConfig, env: RankEnv) -> Mapping[str, str]:
 
 
 def _hellos(env: RankEnv, store: Store) -> Iterator[Hello]:
-    """Those of all nodes, of which not every launcher says how many there are."""
+    """What all nodes tell; ranks are counted, as not every launcher gives the number of nodes."""
     node = num_ranks = 0
     while num_ranks < env.world_size:
         hello = Hello(**json.loads(store.get(f"node/{node}")))
@@ -376,6 +384,7 @@ def _hellos(env: RankEnv, store: Store) -> Iterator[Hello]:
 def _address(env: RankEnv) -> str:
     if env.local_addr or not env.is_launched:
         return env.local_addr
+    # One node: whatever its name resolves to, its ranks reach each other here.
     if env.local_world_size == env.world_size:
         return "127.0.0.1"
     return own_address(env.master_addr, env.master_port)

@@ -1,13 +1,13 @@
 """How all ranks come to stop after the same step, when somebody has asked for it.
 
-    step s      begins       each rank tells its bundle whether it has heard of a request
-                forwards     go on meanwhile
-                sync         its small sums have a 1 from each bundle in which somebody has
+    step s      begins       [1] each rank tells its bundle whether it has heard of a request
+                forwards     continue meanwhile
+                sync         [2] its small sums have a 1 from each bundle in which somebody has
                 ends         all replicas of a stage have the same sum, and all stages of a bundle
                              have put in the same: all ranks know the same, this was the last step
 
 So nobody decides by a clock, and no rank asks any other outside its bundle. Between steps, in a
-validation, all ranks ask each other outright: that is seldom.
+validation, all ranks ask each other directly: that is seldom.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ class StopRequest:
     """Whether this rank has heard that the run is to stop.
 
     The reporter looks for the request file, once for all. Whenever that was written, it counts: a
-    start, a node that joins and a resume do not take it for an old one. It goes with the end of
-    the run (`forget`), and who begins a new one clears what a dead run has left.
+    start, a node that joins and a resume do not take it for an old one. It is removed at the end
+    of the run (`forget`), and whoever begins a new run removes what a dead one has left.
 
     Args:
-        is_told: whether this node is told to, by a signal.
-        is_lost: whether the run folder has gone, after which a run had better stop, too.
+        paths: of the run.
+        is_told: whether a signal has told this node to.
+        is_reporter: whether this rank looks for the file.
+        is_lost: whether the run folder is gone, another reason to stop.
         clock: seconds, monotonic.
     """
 
@@ -63,11 +65,12 @@ class StopRequest:
         return self._is_told() or (self._is_reporter and self._look())
 
     def forget(self) -> None:
-        """The run has ended, so that there is nothing left to ask of it; by the reporter."""
+        """Removes the request at the end of the run; only the reporter does."""
         if self._is_reporter:
             forget_request(self._paths)
 
     def _look(self) -> bool:
+        # A shared folder is slow to ask, so not in every short step.
         now = self._clock()
         if not self._is_there and now - self._looked_at >= LOOK_S:
             self._looked_at = now
@@ -78,7 +81,10 @@ class StopRequest:
 class StopWord:
     """Tells the ranks of a bundle what each has heard.
 
-    Collective: the bundle, in all calls; `begin` and `finish` take turns.
+    Collective: every rank of the bundle, in all calls; `begin` and `finish` alternate.
+
+    Args:
+        groups: of this rank.
     """
 
     def __init__(self, groups: Groups) -> None:
@@ -87,13 +93,15 @@ class StopWord:
         self._work: Work | None = None
 
     def begin(self, heard: bool) -> None:
-        """Sends what this rank has heard, behind the forwards of the step that begins."""
+        """Sends what this rank has heard, while the forwards of the step run."""
+        # [1] Its own group: the bundle's may be in use meanwhile.
         self._word.fill_(float(heard))
         if self._group is not None:
             self._work = self._group.all_reduce(self._word)
 
     def finish(self) -> bool:
         """Whether any rank of the bundle has heard of a request."""
+        # None in a bundle of one rank: its own word is the sum.
         if self._work is not None:
             self._work.wait()
             self._work = None
@@ -101,7 +109,7 @@ class StopWord:
 
 
 class Stopping:
-    """How a rank comes to know that the run is to stop, and all ranks at the same step.
+    """How a rank learns that the run is to stop, so that all ranks do after the same step.
 
     Args:
         request: what this rank has heard.
@@ -118,13 +126,14 @@ class Stopping:
         return self._request.is_heard
 
     def begin_step(self) -> None:
-        """Tells the bundle whether this rank wants to stop, behind the forwards of a step."""
+        """Tells the bundle whether this rank wants to stop, while the forwards of a step run."""
         self._word.begin(self._request.is_heard)
 
     def is_wanted(self) -> bool:
-        """Whether a rank of the bundle wanted to as the step began; asked once in each."""
+        """Whether a rank of the bundle wanted to stop as the step began; asked once per step."""
+        # [2] The answer goes into the small sums.
         return self._word.finish()
 
     def forget(self) -> None:
-        """The run has ended, so that there is nothing left to ask of it; by the reporter."""
+        """Removes the request at the end of the run; only the reporter does."""
         self._request.forget()

@@ -139,7 +139,7 @@ class Calibration:
         # [2]
         probe = sum(self._round(chains, self._num_for_probe()).values())
         probe_bytes = sum(b.num_bytes for b in self._buckets[: self._num_for_probe()])
-        # Each replica has its own clock: the numbers of buckets and rounds must not depend on it.
+        # Each replica has its own clock; all have to measure the same buckets as often.
         left = self._agreed(BUDGET_S - (time.monotonic() - started))
         num_buckets = self._num_within(probe_bytes * left / (_FEWEST_ROUNDS * probe))
         # [3] Alternately, so that a disturbance meets all schemes alike.
@@ -155,7 +155,7 @@ class Calibration:
         return min(2, len(self._buckets))
 
     def _num_within(self, num_bytes: float) -> int:
-        """How many buckets, from the first on, are at most that many bytes together; at least two."""
+        """How many buckets, from the first on, have at most that many bytes; at least two."""
         total = 0
         for number, bucket in enumerate(self._buckets[:_MOST_BUCKETS]):
             total += bucket.num_bytes
