@@ -22,7 +22,7 @@ TIMES_OVER = 4
 
 
 def run(options: Options) -> None:
-    """Trains for a while beside busy processes, and counts what was taken for a failure."""
+    """Trains for a while next to busy processes, and counts what was taken for a failure."""
     minutes = options.minutes or MINUTES
     with tempfile.TemporaryDirectory(prefix="bundlerun-alarms-") as folder:
         job = Job(Path(folder), loopback_nodes(SLOTS), port=PORT)

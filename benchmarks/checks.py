@@ -8,7 +8,7 @@ At the start, once per run:
     loss         whether it is a mean over samples
 
 In each step: a checksum of a slice of the state, and the versions of all its tensors. Each is timed
-by itself and divided by a step of the trainer, in turns; processor time, of one thread.
+by itself and divided by a step of the trainer, alternately; processor time, of one thread.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def start_checks() -> dict[str, Callable[[], None]]:
 
 
 def measure_step(num_rounds: int) -> tuple[float, float]:
-    """Median milliseconds of a step of the trainer, and of what is checked in one; in turns."""
+    """Median milliseconds of a step of the trainer, and of what is checked in one; alternately."""
     batch = make_microbatches(_IMAGE_SIZE)
     build = partial(resnet18, num_classes=NUM_CLASSES)
     checked = checks_of(build())

@@ -1,4 +1,4 @@
-"""From each kind of fault to the next finished step, beside stock torchrun."""
+"""From each kind of fault to the next finished step, compared with stock torchrun."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def run(options: Options) -> None:
 
 
 def _repeat(kind: type[Job], case: Case, repeats: int, hosts: Hosts | None) -> list[Result]:
-    """The same fault again and again in one run; ends where the run does not go on."""
+    """The same fault again and again in one run; ends where the run does not continue."""
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="bundlerun-recovery-") as folder:
         nodes = loopback_nodes(SLOTS) if hosts is None else host_nodes(hosts, SLOTS)

@@ -1,11 +1,11 @@
-"""What snapshots cost a rank: steps with one each and steps without, in turns, in one process.
+"""What snapshots cost a rank: steps with one each and steps without, alternately, in one process.
 
-    turn        2 steps, a snapshot behind each    2 steps without    2 without    2 with ...
+    turn        2 steps, a snapshot after each     2 steps without    2 without    2 with ...
 
-The interval adapts to so many steps that one snapshot in them is below its share. Turns that long,
-one snapshot in each, would have to show less than the processor time of the same steps varies by
-itself on a shared machine; so each step has a snapshot here, and what one costs is divided by the
-interval. A snapshot begins and ends with the step behind its own, so nothing of it leaks into the
+The interval adapts until one snapshot costs less than its share of the steps in it. In turns that
+long, with one snapshot each, the cost would be smaller than what the processor time of the same
+steps varies by on a shared machine. So each step has a snapshot here, and the cost of one is
+divided by the interval. A snapshot begins and ends with the step after its own, so nothing of it leaks into the
 next turn. Processor time is of the whole process, threads too.
 """
 
@@ -56,7 +56,7 @@ class Turns:
 
     @contextmanager
     def timed(self, num_steps: int) -> Iterator[None]:
-        """Times one turn of so many steps."""
+        """Times one turn of that many steps."""
         cpu, wall = time.process_time(), time.perf_counter()
         yield
         self.cpu_s.append((time.process_time() - cpu) / num_steps)
@@ -94,7 +94,7 @@ class OneRank:
         self._step = 0
 
     def step(self, *, keep: bool) -> None:
-        """One step, beside it perhaps a snapshot of the one before."""
+        """One step, perhaps while a snapshot of the one before is taken."""
         start = time.perf_counter()
         size = len(self._batch.target)
         if keep:
@@ -163,8 +163,8 @@ def _measured(model: str, num_rounds: int) -> dict[str, Any]:
 def _more(with_them: Sequence[float], without: Sequence[float]) -> list[float]:
     """Percent more of neighbouring turns: the median, between the ends of its 95 % interval.
 
-    The interval is that of the order statistics: so many pairs lie on one side of the true median
-    as heads come in so many tosses.
+    The interval is that of the order statistics: the number of pairs on one side of the true
+    median is distributed as the number of heads in as many tosses.
     """
     pairs = zip(with_them, without, strict=True)
     found = sorted(100 * (one / other - 1) for one, other in pairs)

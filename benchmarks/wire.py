@@ -85,7 +85,7 @@ def _exchange(hosts: Hosts, num_bytes: int, seat: Seat) -> dict[str, float]:
 
 
 def _both_ways(out: socket.socket, incoming: socket.socket, num_bytes: int) -> float:
-    """Sends and receives so many bytes; Mbit/s of what came."""
+    """Sends and receives that many bytes; Mbit/s of what came."""
     out.setblocking(False)
     incoming.setblocking(False)
     left, got = memoryview(bytes(num_bytes)), 0

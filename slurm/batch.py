@@ -160,7 +160,7 @@ class Batch:
         return replace(end, was_signalled=was_signalled, has_stepped=has_stepped)
 
     def _others_were_signalled(self) -> bool:
-        """True where Slurm's signal went to a node and not to this script."""
+        """Whether Slurm's signal went to a node and not to this script."""
         return any(
             name_of(row) == "slurm: signal" and self._is_ours(row)
             for row in read_events(self._paths.events)
@@ -200,7 +200,7 @@ class Batch:
 
 
 def read_end(paths: RunPaths, srun_code: int) -> End:
-    """What the run says of its end, beside what srun says."""
+    """What the run says of its end, in addition to what srun says."""
     outcome = read_outcome(paths)
     if outcome is None:
         return End(state=RunState.UNKNOWN, srun_code=srun_code)

@@ -39,7 +39,7 @@ def check_devices(request: Request, train: TrainConfig, launch: LaunchConfig) ->
 def check_interval(request: Request, train: TrainConfig, paths: RunPaths) -> None:
     """Raises ConfigError where an earlier start of the run shows that the time limit is too short.
 
-    A job that ends before its first checkpoint would begin anew for ever.
+    A job that ends before its first checkpoint would begin again for ever.
     """
     step_s = seconds_per_step(paths)
     if not (request.time and train.checkpoint_steps and step_s):
@@ -77,7 +77,7 @@ def site_notes(config: Mapping[str, str]) -> Iterator[str]:
     """What of the site's settings a user should know."""
     mode = config.get("PreemptMode", "OFF")
     if "CANCEL" in mode:
-        yield f"PreemptMode={mode}: a preempted job is cancelled here; submit it again to go on"
+        yield f"PreemptMode={mode}: a preempted job is cancelled here; submit it again to continue"
     kill_wait = seconds_of(config, "KillWait", SHORT_KILL_WAIT_S)
     if kill_wait < SHORT_KILL_WAIT_S:
         yield (

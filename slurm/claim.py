@@ -20,14 +20,14 @@ SETTLE_S = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What lies in the run folder; `nonce` tells the starts of a job apart."""
+    """What is in the run folder; `nonce` tells the starts of a job apart."""
 
     job_id: int
     nonce: str
 
 
 def read_claim(paths: RunPaths) -> Claim | None:
-    """The claim that lies in a run folder; None without a legible one."""
+    """The claim in a run folder; None without a legible one."""
     try:
         body = json.loads(paths.slurm_job.read_text(encoding="utf-8"))
         return Claim(job_id=int(body["job_id"]), nonce=str(body["nonce"]))

@@ -49,7 +49,7 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """True where it will not run any more."""
+        """Whether it will not run any more."""
         return self.state in DEAD
 
     @property

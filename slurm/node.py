@@ -43,7 +43,7 @@ DRAIN_S = 7.0
 TURN_S = 2.0
 """Survivors ask for a requeue one after the other, in the order of nodes, seconds apart."""
 ASK_S = 300.0
-"""How long a survivor goes on asking, seconds; slurmctld may be down."""
+"""How long a survivor keeps asking, seconds; slurmctld may be down."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 

@@ -1,6 +1,6 @@
 """Pure: batch scripts as text, for a person to read, edit and submit.
 
-The scripts that lie beside this file are what `script` gives for `DEFAULTS`; a test compares them.
+The scripts next to this file are what `script` gives for `DEFAULTS`; a test compares them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Setting:
     Args:
         default: what the environment may override, written as in double quotes of bash; with
             `is_fixed` any text, taken as it is.
-        behind: bash that follows a fixed text.
+        behind: bash that follows the text of a fixed setting.
     """
 
     name: str
@@ -64,7 +64,7 @@ LAST_CHECKPOINT_S = 120
 
 _SETTINGS = {
     "RUN_DIR": "run folder, on a file system that all nodes share",
-    "MIN_NODES": "the run goes on while it has this many nodes",
+    "MIN_NODES": "the run continues while it has this many nodes",
     "SPARES": "nodes that wait for one to fail",
     "REQUEUE_BUDGET": "times the job may start again",
     "PYTHON": "the Python that has bundlerun, on all nodes",
@@ -102,8 +102,8 @@ DEFAULTS: Mapping[Kind, Script] = {
     Kind.BUNDLE: Script(
         kind=Kind.BUNDLE,
         title=(
-            "An elastic run: it goes on when nodes die, and comes back after preemption and at the",
-            "time limit until it is finished.",
+            "An elastic run: it continues when nodes die, and comes back after preemption and at",
+            "the time limit until it is finished.",
             "",
             "    sbatch slurm/bundle.sbatch --model resnet101 --shape 1,1 /data/imagenet",
         ),
@@ -218,7 +218,7 @@ def _command(kind: Kind) -> list[str]:
 
 
 def main() -> None:
-    """Writes the scripts beside this file."""
+    """Writes the scripts next to this file."""
     from pathlib import Path
 
     for kind, wanted in DEFAULTS.items():

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--spares", type=int, default=0, help="additional nodes, which take a lost one's place")
     add("--gpus-per-node", type=int, default=0, metavar="N", help="GPUs of each node")
     add("--cpus-per-node", type=int, default=0, metavar="N", help="CPUs of each node, at least")
-    add("--time", default="", help="time limit, H:M:S; the run goes on in the next start")
+    add("--time", default="", help="time limit, H:M:S; the run continues in the next start")
     add("--partition", default="", help="partition")
     add("--account", default="", help="account")
     add("--job-name", default="bundlerun", help="name of the job (default: bundlerun)")
@@ -46,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--kind",
         choices=[kind.value for kind in Kind],
         default=Kind.BUNDLE.value,
-        help="bundle: goes on without lost nodes; classic: all or nothing; array: many runs of one "
-        "node (default: bundle)",
+        help="bundle: continues without lost nodes; classic: all or nothing; array: many runs of "
+        "one node (default: bundle)",
     )
     add("--array", default="", metavar="0-3", help="with --kind array: one run each")
     add("--requeue-budget", type=int, default=20, metavar="N", help="starts after the first (20)")

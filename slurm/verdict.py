@@ -77,7 +77,7 @@ def judge(end: End, *, restarts: int, budget: int, starts: Sequence[int]) -> Ver
         text = "no node could begin; what is wrong is said above"
         return Verdict(requeue=False, exit_code=end.srun_code, text=text)
     if end.state is RunState.STOPPED and not end.was_signalled:
-        text = f"stopped, not finished: {end.reason or 'on request'}; submit it again to go on"
+        text = f"stopped, not finished: {end.reason or 'on request'}; submit it again to continue"
         return Verdict(requeue=False, exit_code=EXIT_RESUMABLE, text=text)
     stopped = end.state is RunState.STOPPED
     why = "told to stop" if stopped or end.was_signalled else f"srun ended with {end.srun_code}"

@@ -1,4 +1,4 @@
-"""Which operations of a graph change a tensor in place, and which only look at one anew."""
+"""Which operations of a graph change a tensor in place, and which only give another view of one."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.modules.dropout._Drop
 
 
 def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
-    """True where `node` overwrites its first input."""
+    """Whether `node` overwrites its first input."""
     if node.op == "call_module":
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
@@ -65,7 +65,7 @@ def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
 
 
 def is_view(node: fx.Node, model: nn.Module) -> bool:
-    """True where the result of `node` may share memory with its first input."""
+    """Whether the result of `node` may share memory with its first input."""
     if node.op == "call_module":
         return isinstance(model.get_submodule(str(node.target)), _VIEW_MODULES)
     return node.target is operator.getitem or _name(node) in _VIEWS

@@ -30,7 +30,7 @@ _PLAIN_MODULES = {operator.__name__, "_operator", math.__name__, builtins.__name
 
 
 def is_state(node: fx.Node) -> bool:
-    """True for a parameter, a buffer or a constant; each stage has its own access."""
+    """Whether `node` is a parameter, a buffer or a constant; each stage has its own access."""
     return node.op == "get_attr"
 
 
@@ -106,7 +106,7 @@ class Flow:
         return {node for node in roots if not is_state(node)}
 
     def _blocked_by_writes(self) -> dict[int, str]:
-        """Copies arrive apart: a write behind the boundary would reach one of several views."""
+        """Copies arrive apart: a write after the boundary would reach one of several views."""
         reasons: dict[int, str] = {}
         for writer, sharing in shared_memory(self.graph, self._model).items():
             second = sorted(self.place[node] for node in sharing)[1]
@@ -223,7 +223,7 @@ class Flow:
 
 
 def is_value(node: fx.Node, values: Iterable[fx.Node]) -> bool:
-    """True where `node` is a number, a size or nothing, rather than a tensor.
+    """Whether `node` is a number, a size or nothing, rather than a tensor.
 
     Args:
         node: any node.

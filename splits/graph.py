@@ -291,5 +291,5 @@ def check_apart(stages: Sequence[nn.Module], names: dict[int, list[str]]) -> Non
             if holder.setdefault(key, index) != index:
                 raise ConfigError(
                     f"{' = '.join(names[key])} is used by stages {holder[key]} and {index}; cut "
-                    "where all its uses lie on one side"
+                    "where all its uses are on one side"
                 )

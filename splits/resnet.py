@@ -13,7 +13,7 @@ _LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 
 def is_resnet(model: nn.Module) -> bool:
-    """True for the models of the family."""
+    """Whether `model` is of the family."""
     return isinstance(model, ResNet)
 
 
@@ -51,7 +51,7 @@ def _convolutions(module: nn.Module, area: float) -> tuple[float, float]:
     cost = 0.0
     for name, conv in module.named_modules():
         if isinstance(conv, nn.Conv2d):
-            # The shortcut comes last and lies beside the others: its output has the area of theirs.
+            # The shortcut comes last and is parallel to the others: its output has their area.
             area /= 1 if name.startswith("downsample") else conv.stride[0] ** 2
             cost += conv.weight.numel() * area
     return cost, area

@@ -21,7 +21,7 @@ Forward = Callable[..., Any]
 
 
 class ChunkedStage(Protocol):
-    """A stage of several chunks, which lie apart in the model."""
+    """A stage of several chunks, which are apart in the model."""
 
     def __call__(self, *inputs: Tensor, chunk: int) -> object:
         """What one of its chunks makes of the tensors that reach it."""
@@ -58,7 +58,7 @@ def chunk_forwards(stage: nn.Module, chunks_per_stage: int) -> list[Forward]:
 def chunk_parameters(stage: nn.Module, chunks_per_stage: int) -> list[list[Parameter]]:
     """All parameters of a stage, each once: in the first chunk that uses it.
 
-    In training the last backward of a chunk comes after those of the chunks behind it: then the
+    In training the last backward of a chunk comes after those of the chunks after it: then the
     gradients of its parameters are final.
     """
     if chunks_per_stage == 1:
@@ -86,10 +86,10 @@ class Stage(nn.Module):
     """A consecutive part of a model; parameters and buffers keep the names of the model.
 
     Called with the tensors that cross the boundary before it, it returns a tuple of those that
-    cross the one behind it; the last stage returns what the model returns. How many cross may
+    cross the one after it; the last stage returns what the model returns. How many cross may
     depend on the mode, as with auxiliary outputs that exist in training only.
 
-    A stage of several chunks is several such parts, which lie apart in the model.
+    A stage of several chunks is several such parts, which are apart in the model.
     """
 
     def __init__(self) -> None:
@@ -132,7 +132,7 @@ class Stage(nn.Module):
             if not isinstance(result, (Tensor, dict, tuple, list)):
                 raise ConfigError(
                     f"the cut sends {name!r} on, which is no tensor but "
-                    f"{type(result).__name__}; cut before or behind the operations that use it"
+                    f"{type(result).__name__}; cut before or after the operations that use it"
                 )
         return results
 
@@ -160,7 +160,7 @@ def state_paths(graph: fx.Graph) -> list[str]:
 
 
 def outermost(paths: Iterable[str]) -> list[str]:
-    """The paths that lie under no other of them, in order of appearance."""
+    """The paths that are under no other of them, in order of appearance."""
     unique = list(dict.fromkeys(paths))
     known = set(unique)
     return [path for path in unique if not any(p in known for p in _above(path))]

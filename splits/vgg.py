@@ -11,7 +11,7 @@ from bundlerun.splits.balance import balanced_cuts
 
 
 def is_vgg(model: nn.Module) -> bool:
-    """True for the models of the family."""
+    """Whether `model` is of the family."""
     return isinstance(model, VGG)
 
 

@@ -55,7 +55,7 @@ class Wire:
         return carried / (self.mtu + 14)
 
     def seconds(self, num_bytes: float) -> float:
-        """The least time in which a link carries so many bytes of payload."""
+        """The least time in which a link carries that many bytes of payload."""
         return num_bytes * 8 / (self.mbit_per_s * 1e6 * self.payload_share)
 
 

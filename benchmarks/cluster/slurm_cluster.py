@@ -57,7 +57,7 @@ class Cluster:
     """The running cluster; nodes are n1, n2, ...
 
     Args:
-        folder: of everything; at most 60 characters, unix sockets lie in it.
+        folder: of everything; at most 60 characters, unix sockets are in it.
         gpus: of each node.
         subnet: A.B.C.
     """
@@ -365,7 +365,7 @@ class Cluster:
         return bool(self.inside(node, "pgrep", "-x", "slurmd", check=False).strip())
 
     def kill_slurmd(self, node: str) -> None:
-        """Ends the daemon only; steps go on."""
+        """Ends the daemon only; steps keep running."""
         self.inside(node, "pkill", "-KILL", "-x", "slurmd")
 
     def kill_controller(self) -> None:

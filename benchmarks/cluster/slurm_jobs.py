@@ -141,7 +141,7 @@ class Submitted:
         self.requeued_s = (asked_s, time.monotonic() - begun)
 
     def _is_started(self) -> bool:
-        """True once the job runs; has it not wait for the two minutes after a requeue."""
+        """Whether the job runs; spares it the two minutes of waiting after a requeue."""
         job = self.show()
         if job.state == "PENDING" and job.reason == "BeginTime":
             update = ("scontrol", "update", f"jobid={self.job_id}", "StartTime=now")
@@ -195,14 +195,14 @@ class Submitted:
         return not self.cluster.processes(node)
 
     def summary(self) -> dict[str, Any]:
-        """What the run came to."""
+        """The run's result."""
         found: dict[str, Any] = json.loads(self.paths.summary.read_text())
         return found
 
 
 @dataclass(slots=True)
 class Jobs:
-    """Submits jobs whose files lie in `folder`.
+    """Submits jobs whose files are in `folder`.
 
     Args:
         recoveries: what their faults cost.

@@ -50,7 +50,7 @@ class Chaos:
         """All blows, and the recoveries from them.
 
         Raises:
-            AssertionError: the run does not go on.
+            AssertionError: the run does not continue.
         """
         for index, blow in enumerate(blows):
             if blow.is_second:
@@ -92,7 +92,9 @@ class Chaos:
             lost=job.tail.lost_since(resumes),
         )
         self.recoveries.append(recovery)
-        stall = "the round goes on" if step_at is None else f"next step after {step_at - at:.2f} s"
+        stall = (
+            "the round continues" if step_at is None else f"next step after {step_at - at:.2f} s"
+        )
         self.say(
             f"{index}: {names}: {stall}, all in after {recovery.whole_s:.2f} s, "
             f"{recovery.lost} lost, step {job.tail.finished}"
@@ -166,7 +168,7 @@ def leader(job: Job) -> str:
 
 
 def verdict(job: Job) -> list[str]:
-    """Ends the run in good order; all that is wrong behind it."""
+    """Ends the run in good order; returns all that is wrong after it."""
     codes = job.drain(LIMIT_S)
     wrong = [] if set(codes) == {75} else [f"agents ended with {codes}, not all with 75"]
     if not comes_true(lambda: not job.orphans(), 5.0):

@@ -1,4 +1,4 @@
-"""What a run's history says while it is written, and written anew."""
+"""What a run's history says while it is written and rewritten."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Tail:
         return sum(resume.lost for resume in self.resumes[index:])
 
     def next_finished(self, since: float) -> float | None:
-        """When the first step was finished behind the next resume after `since`."""
+        """When the first step was finished after the next resume after `since`."""
         resumed = next((r.at for r in self.resumes if r.at > since), None)
         if resumed is None:
             return None

@@ -5,7 +5,7 @@
         v
     FOLDER/fired/PLACE@NODE.WHO        the same with "t_s", the monotonic clock as it struck
 
-Faults can be armed before a run or while it goes on. A process that was started again finds the
+Faults can be armed before a run or during it. A process that was started again finds the
 file gone. What wraps the places is in `places`; the product itself knows nothing of faults.
 """
 

@@ -96,7 +96,7 @@ def words_of(options: dict[str, object]) -> list[str]:
 class Job:
     """The agents of a run, started, killed and started again by whoever calls.
 
-    folder: of all that the run leaves. options: beside RUN and JOB, as typed.
+    folder: of all that the run leaves. options: in addition to RUN and JOB, as typed.
     """
 
     folder: Path
@@ -175,10 +175,10 @@ class Job:
         os.kill(self.rank_pid(name, local_rank), number)
 
     def thaw_node(self, name: str) -> None:
-        """Everything of a node goes on that was frozen, whatever has become of its agent.
+        """Resumes every frozen process of a node, whatever has become of its agent.
 
         A rank that was frozen between its fork and its first look at its parent is no agent's any
-        more once that is killed; it ends as soon as it goes on, and only then.
+        more once that is killed; it ends as soon as it resumes, and only then.
         """
         for pid in self.orphans(name):
             with suppress(ProcessLookupError):
@@ -234,7 +234,7 @@ class Job:
         return "\n".join(json.dumps(row) for row in rows[-count:])
 
     def wait_for_step(self, count: int, limit_s: float = 60.0) -> None:
-        """Until so many steps are finished."""
+        """Waits until that many steps are finished."""
         self.wait_until(lambda: self.tail.look() >= count, f"step {count}", limit_s)
 
     def wait_for_fault(self, fault: Fault, limit_s: float = 60.0) -> float:
@@ -250,7 +250,7 @@ class Job:
         return struck
 
     def wait_for_ranks(self, count: int, limit_s: float = 60.0) -> None:
-        """Until the newest round has so many ranks, and has finished a step."""
+        """Waits until the newest round has that many ranks and has finished a step."""
         events = RunPaths(self.run_dir).events
 
         due = 0.0
@@ -284,7 +284,7 @@ class Job:
         self.tail.look()
         return codes
 
-    # --- what must be so behind a run
+    # --- what must hold after a run
 
     def orphans(self, name: str = "") -> list[int]:
         """Processes of this job that are left, or of one node: by marks in their environment."""

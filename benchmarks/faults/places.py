@@ -1,7 +1,7 @@
 """The places where a fault may strike: names, and what of the product is wrapped for each.
 
 A place is a moment of one process: just before a function runs ("before"), or just after it has,
-before its caller goes on ("after").
+before its caller continues ("after").
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Blow:
     """One thing that goes wrong.
 
     node, local_rank: whom it hits, where the kind leaves that open. after_steps: how many steps
-    the run finishes behind the last recovery before it. apart_s: it comes so long after the blow
+    the run finishes after the last recovery before it. apart_s: it comes so long after the blow
     before it instead, seconds; -1: it does not. lasts_s: of a freeze or a cut, until it is healed.
     """
 

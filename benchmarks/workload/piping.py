@@ -79,7 +79,7 @@ class Setting:
         Args:
             number: which, from the front.
             per_stage: parts on each stage, which share its time.
-            stage: where it lies.
+            stage: where it is.
         """
         is_last = number == Chunks(self.shape.num_stages, per_stage).num_chunks - 1
         times = self.times[stage]
@@ -130,7 +130,7 @@ class OfTorch:
 
         Args:
             make: the class of the schedule.
-            numbers: rank and number of ranks -> the parts of the model that lie there.
+            numbers: rank and number of ranks -> the parts of the model that are there.
         """
         rank, num_ranks = seat.env.rank, seat.env.world_size
         mine = list(numbers(rank, num_ranks))

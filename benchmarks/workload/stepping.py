@@ -227,7 +227,7 @@ def _rank(
 ) -> list[dict[str, object]]:
     seat.join_torch()
     made = {name: build(setting, seat) for name, build in schemes.items()}
-    # DDP learns the order of the gradients in its first step and makes its buckets anew.
+    # DDP learns the order of the gradients in its first step and makes its buckets again.
     for scheme in made.values():
         scheme.step()
         scheme.step()

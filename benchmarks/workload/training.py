@@ -36,7 +36,7 @@ def made(config: TrainConfig, session: Session, info: DataInfo) -> Trainer:
 
 
 class FixedSteps:
-    """Steps of the trainer over the same few samples, which lie in memory.
+    """Steps of the trainer over the same few samples, which are in memory.
 
     Args:
         seat: this rank; collective.

@@ -23,7 +23,7 @@ PROBE_S = 1.0
 
 
 def answers(address: str, port: int, *, wait_s: float = PROBE_S) -> bool:
-    """True where the machine at `address` lives: it accepts a connection, or refuses it."""
+    """Whether the machine at `address` lives: it accepts a connection, or refuses it."""
     try:
         with socket.create_connection((address, port), timeout=wait_s):
             return True
@@ -41,7 +41,7 @@ class Lookout:
         first: its address.
         others: addresses of further nodes, to tell its loss from this node's own.
         port: a port that the nodes can reach each other at.
-        pulse: what the first node's batch process writes anew every second.
+        pulse: what the first node's batch process rewrites every second.
         clock: monotonic, seconds.
     """
 
@@ -59,7 +59,7 @@ class Lookout:
 
     @property
     def is_silent(self) -> bool:
-        """True while the first node does not answer."""
+        """Whether the first node does not answer at present."""
         return self._silent_since is not None
 
     def look(self) -> None:

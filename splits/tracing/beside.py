@@ -1,4 +1,4 @@
-"""What a forward does beside operations on tensors, and a graph of it would not do again.
+"""What a forward does in addition to operations on tensors, and a graph of it would not repeat.
 
 A tracer looks at it around each module. What is found in a submodule makes that one an operation of
 its own, which runs as its author wrote it; what is found in the model's own forward is refused.

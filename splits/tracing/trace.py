@@ -152,7 +152,7 @@ class ModuleTracer(fx.Tracer):
         return node
 
     def is_leaf_module(self, m: nn.Module, module_qualname: str) -> bool:
-        """True where `m` is one operation of the graph."""
+        """Whether `m` is one operation of the graph."""
         if type(m) in self._opaque or has_hooks(m):
             return True
         if any(_is_torch_operation(cls) for cls in type(m).__mro__):

@@ -31,7 +31,7 @@ class _Sums:
         self._sums: list[int] = []
 
     def advance(self, num_bytes: int) -> None:
-        """Says that so many bytes, from the first on, are there."""
+        """Takes note that the first `num_bytes` bytes are there."""
         width = WINDOW_BYTES // 8
         while (len(self._sums) + 1) * WINDOW_BYTES <= num_bytes:
             start = len(self._sums) * width
@@ -58,7 +58,7 @@ def copy_with_checksum(data: Bytes, tensors: Iterable[tuple[int, Tensor]]) -> by
     threads to work as the rank computes with.
 
     Args:
-        data: memory of the piece; what lies between the tensors stays.
+        data: memory of the piece; what is between the tensors stays.
         tensors: places in bytes, ascending, and tensors in CPU memory.
     """
     sums = _Sums(data)

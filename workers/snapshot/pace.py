@@ -16,7 +16,7 @@ from statistics import median
 MOST_SHARE = 0.01
 """Of a step's time that snapshots may take."""
 _BESIDES = 1.25
-"""What a copy slows down beside the time that it takes itself: it empties caches. Measured on
+"""Slow-down by a copy, in addition to the time that it takes itself: it empties caches. Measured on
 ResNet-18, 28 ms of 847 ms: 4.1 % of processor time, where the copy itself is 3.3 %."""
 _FIRST_REVIEW = 4
 _WARM_UP = 2
@@ -58,7 +58,7 @@ class Pace:
         return step % self.every == 0
 
     def taken(self, cost_s: float) -> None:
-        """Counts one snapshot that cost so much."""
+        """Counts one snapshot that cost `cost_s`."""
         self._num_taken += 1
         if self._num_taken > _WARM_UP:
             self._costs.append(cost_s)

@@ -1,4 +1,4 @@
-"""What a piece of a snapshot is, wherever it lies: named tensors of one stage at one step.
+"""What a piece of a snapshot is, wherever it is kept: named tensors of one stage at one step.
 
 The replicas of a stage on a node share its tensors out, so that each copies its part only; all
 pieces of a step together are the run's state. Names are the model's own (`workers.state.named`),
@@ -65,7 +65,7 @@ class Label:
         num_stages: stages of that round.
         num_names: tensors of the whole stage; as many names have to be found for it to be complete.
         progress: how far the run had come.
-        situation: what a piece that is of use to one rank only is for; empty for any other.
+        situation: the layout it was written for, where only one rank can use it; else empty.
     """
 
     step: int
@@ -84,7 +84,7 @@ class Label:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where each tensor of a piece lies in its memory."""
+    """Where each tensor of a piece is in its memory."""
 
     specs: Mapping[str, Spec]
     begins: Mapping[str, int]
@@ -92,7 +92,7 @@ class Layout:
 
     @classmethod
     def of(cls, specs: Mapping[str, Spec]) -> Layout:
-        """The tensors one behind the other, in the order given."""
+        """The tensors one after the other, in the order given."""
         begins, end = laid_out(spec.num_bytes for spec in specs.values())
         return cls(dict(specs), dict(zip(specs, begins, strict=True)), end)
 

@@ -60,7 +60,7 @@ _AT_ONCE_BYTES = 32 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restored:
-    """What a round goes on from."""
+    """What a round continues from."""
 
     id: SnapshotId
     progress: Progress

@@ -1,4 +1,4 @@
-"""Which step to go on from, and who sends what to whom: pure, from what each node has.
+"""Which step to continue from, and who sends what to whom: pure, from what each node has.
 
 A node has pieces: named tensors of one stage at one step. All names of all stages at one step,
 taken in one round, are a state. The newest one that is whole, spread over whatever nodes, counts.
@@ -9,7 +9,7 @@ taken in one round, are a state. The newest one that is whole, spread over whate
     2         nothing           1         one half of stage 1 from node 1
     3         all of stage 1    1
 
-A node that has got its part may hand it on: so many new nodes are served as in a tree.
+A node that has got its part may hand it on, so new nodes are served as in a tree.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Transfer(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """One whole state, wherever its tensors lie.
+    """One whole state, wherever its tensors are.
 
     Args:
         id: which one it is.
@@ -71,7 +71,7 @@ class State:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RestorePlan:
-    """What to go on from and what has to travel for it, in the order in which it does."""
+    """What to continue from and what has to travel for it, in the order in which it does."""
 
     state: State
     transfers: tuple[Transfer, ...]
@@ -116,7 +116,7 @@ def _whole(pieces: Sequence[tuple[int, Piece]]) -> State | None:
         return None
     return State(
         id=first.id,
-        progress=labels[first.num_stages - 1].progress,  # it alone knows what the step came to
+        progress=labels[first.num_stages - 1].progress,  # it alone knows the step's result
         specs=specs,
         labels=labels,
         stage_of=stage_of,

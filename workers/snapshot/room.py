@@ -1,4 +1,4 @@
-"""Where the pieces of one run lie on this node, and how one knows that nobody needs them any more.
+"""Where the pieces of one run are on this node, and how to tell that nobody needs them any more.
 
     /dev/shm/bundlerun-snapshot-UID-RUN-NODE/
         lock                                shared by all ranks of the run that live on this node
@@ -79,12 +79,12 @@ class SnapshotFolder:
 def sweep(
     paths: SnapshotPaths, *, grace_s: float = GRACE_S, clock: Callable[[], float] = time.time
 ) -> int:
-    """Removes what dead runs of a user left beside those of `paths`; returns the number of runs.
+    """Removes what dead runs of a user left next to those of `paths`; returns the number of runs.
 
     What is on no disk stays: its own run, or its user, removes it.
 
     Args:
-        grace_s: those that were alive so short ago stay, seconds.
+        grace_s: those that were alive within this time stay, seconds.
         clock: seconds since the epoch.
     """
     others = [folder for folder in paths.all_folders() if folder != paths.folder]
@@ -204,7 +204,7 @@ class SnapshotRoom:
         Args:
             token: the round that writes it.
             role: of the writer in that round.
-            num_slots: so many of them there will be, and have to find room.
+            num_slots: slots that there will be; all of them have to find room.
 
         Raises:
             OSError: no folder has room.
@@ -247,7 +247,7 @@ class SnapshotRoom:
 
 
 def has_room(folder: SnapshotFolder, num_bytes: int) -> bool:
-    """Whether so many bytes fit in with some to spare, which text and pages take."""
+    """Whether `num_bytes` bytes fit in with some to spare, which text and pages take."""
     return _free(folder) > num_bytes * 1.01 + (1 << 20)
 
 

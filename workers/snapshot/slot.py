@@ -36,7 +36,7 @@ _MAGIC = b"bundle-1"
 _SEAL = struct.Struct(f"<8sQQQ{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s{CHECKSUM_BYTES}s")
 _TEXT_BEGIN = 64
 _LABEL_BYTES = 16 << 10
-"""Room for the label, which differs from step to step: it has what the step came to."""
+"""Room for the label, which differs from step to step: it has the step's result."""
 
 
 @dataclass(frozen=True, slots=True)

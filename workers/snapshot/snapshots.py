@@ -292,7 +292,7 @@ class Snapshots:
         if not self._is_off:
             reason = getattr(why, "strerror", None) or why
             log.warning(
-                "no more snapshots: %s; a restart goes on from the newest checkpoint", reason
+                "no more snapshots: %s; a restart continues from the newest checkpoint", reason
             )
         self._is_off = True
 

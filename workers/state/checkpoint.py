@@ -76,7 +76,7 @@ class Checkpoints:
         self._newest_written: int | None = None
 
     def sweep(self) -> None:
-        """Clears what a crash left behind; by one rank, before any rank of this round writes.
+        """Clears what a crash has left; by one rank, before any rank of this round writes.
 
         Raises:
             CheckpointError: the folder cannot be written.

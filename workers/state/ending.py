@@ -3,7 +3,7 @@
 last state is     all steps done                told to stop
 on disk           done, 0                       stopped, 75
 in memory         stopped, 75: the same command on the same nodes writes it
-nowhere           failed, 1                     stopped, 75: goes on from an older one
+nowhere           failed, 1                     stopped, 75: continues from an older one
 
 A run whose folder was deleted or renamed stops for that, and is "stopped" even where it is done.
 """
@@ -46,14 +46,14 @@ def outcome_of(
     Args:
         step: finished steps.
         is_stopped: it was told to stop before its end.
-        has_lost_folder: its folder was deleted or renamed while it went on.
+        has_lost_folder: its folder was deleted or renamed during it.
         why: there is no checkpoint.
         where: the folder of this node's memory.
     """
     end = "told to stop" if is_stopped else "all steps done"
     if has_lost_folder:
         is_stopped = True
-        end = "the run folder was deleted or renamed and is made anew, without what is older"
+        end = "the run folder was deleted or renamed and is made again, without what is older"
     if kept == "memory":
         reason = (
             f"{end}, but the state of step {step} is on no disk: {why}. It is in the memory of the "
@@ -66,7 +66,7 @@ def outcome_of(
     if kept == "nowhere":
         reason = (
             f"{end}, but the state of step {step} is lost: {why}; no snapshot keeps it "
-            "either. Once that is mended, the same command goes on from the newest checkpoint"
+            "either. Once that is mended, the same command continues from the newest checkpoint"
         )
         return _outcome("failed", EXIT_FAILED, reason, step)
     return _outcome("done", EXIT_DONE, end, step)

@@ -59,7 +59,7 @@ def load_state_tensors(
     tensors: Mapping[str, Tensor],
     groups: ParamGroups | None = None,
 ) -> None:
-    """Puts `tensors` into the stage and its optimizer, so that training goes on bit-equal.
+    """Puts `tensors` into the stage and its optimizer, so that training continues bit-equal.
 
     Args:
         module: the stage itself, not what torch.compile made of it.

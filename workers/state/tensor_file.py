@@ -71,7 +71,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     """Writes and fsyncs `tensors`, from any device and in any memory layout.
 
     Raises:
-        OSError: the disk is full or `path` cannot be written; what was written stays behind.
+        OSError: the disk is full or `path` cannot be written; what was written stays.
         CheckpointError: a tensor has a dtype that the format lacks.
     """
     digest = hashlib.sha256()
