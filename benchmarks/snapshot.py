@@ -5,8 +5,8 @@
 The interval adapts until one snapshot costs less than its share of the steps in it. In turns that
 long, with one snapshot each, the cost would be smaller than what the processor time of the same
 steps varies by on a shared machine. So each step has a snapshot here, and the cost of one is
-divided by the interval. A snapshot begins and ends with the step after its own, so nothing of it leaks into the
-next turn. Processor time is of the whole process, threads too.
+divided by the interval. A snapshot begins and ends with the step after its own, so nothing of it
+leaks into the next turn. Processor time is of the whole process, threads too.
 """
 
 from __future__ import annotations

@@ -103,17 +103,23 @@ class Batch:
         Raises:
             BundleError: the job cannot begin.
         """
+        # First of all: another job with this run folder must not lose its outcome to this start.
         claim = take(self._paths, self._job.job_id, self._slurm)
+        # A requeue that came too late, by an operator perhaps: there is nothing left to do.
         if self._job.restarts and read_end(self._paths, 0).state is RunState.DONE:
             self._say("the run was finished before this start")
             return 0
+        # Helps `bundlerun status JOB` and later submits; the run does not depend on it.
         with suppress(BundleError):
             self._slurm.tell_run_dir(self._job.job_id, str(self._paths.root))
+        # The starts are read back from the log on disk: no process of ours outlives a requeue.
         begun = self._note_start()
+        # Judged again here: Slurm or an operator may have requeued the job without any verdict of ours.
         refusal = refuse(restarts=self._job.restarts - 1, budget=self._budget, starts=begun[:-1])
         if refusal and self._job.restarts:
             self._say(f"job {self._job.job_id} is not started again: {refusal}")
             return 1
+        # What an earlier start left would be taken for this one's end, or would stop it at once.
         for old in (self._paths.outcome, self._paths.drain):
             old.unlink(missing_ok=True)
         for number in SIGNALS:
@@ -138,8 +144,10 @@ class Batch:
             try:
                 return step.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
+                # A start of the run removes older requests: ours may have been among them.
                 self._asker.insist()
             if self._paths.outcome.exists():
+                # The outcome is on disk, so that no task's exit code is needed any more.
                 over_since = over_since or time.monotonic()
                 if time.monotonic() - over_since > LINGER_S:
                     self._say("the run is over; srun still waits for a node that is gone")
@@ -150,11 +158,13 @@ class Batch:
         self._signals += 1
         name = signal.Signals(number).name
         self._note("slurm: signal", {"signal": name})
+        # Slurm may send several; the log says it once, the event log each.
         if self._signals == 1:
             self._say(f"{name}: the run is told to write a checkpoint and to stop")
         self._asker.ask(name)
 
     def _end(self, code: int, *, has_stepped: bool) -> End:
+        # Slurm may signal the nodes only: then their events are all that this script has.
         was_signalled = self._asker.has_asked or self._others_were_signalled()
         end = read_end(self._paths, code)
         return replace(end, was_signalled=was_signalled, has_stepped=has_stepped)
@@ -167,6 +177,7 @@ class Batch:
         )
 
     def _is_ours(self, row: Mapping[str, object]) -> bool:
+        # The event log of a run folder spans all its jobs and starts.
         return (row.get("job"), row.get("restart")) == (self._job.job_id, self._job.restarts)
 
     def _note(self, event: EventName, details: Mapping[str, object] | None = None) -> None:
@@ -232,6 +243,7 @@ def run_dir_of(command: Sequence[str]) -> Path:
     """
     found = ""
     for word, following in pairwise([*command, ""]):
+        # The last one wins, as in argparse.
         if word in ("--run-dir", "--run_dir"):
             found = following
         elif word.startswith(("--run-dir=", "--run_dir=")):

@@ -55,6 +55,7 @@ def check_interval(request: Request, train: TrainConfig, paths: RunPaths) -> Non
 def seconds_per_step(paths: RunPaths) -> float:
     """How long a step took when this run was last seen, seconds; 0 where nobody knows."""
     steps = [row for row in read_last_rows(paths.metrics, _TAIL_BYTES) if row.get("kind") == "step"]
+    # One row has the time of an end only; a step's length takes two.
     if len(steps) < 2:
         return 0.0
     (first_s, first), (last_s, last) = ((row["time"], row["step"]) for row in steps[-2:])
@@ -63,8 +64,10 @@ def seconds_per_step(paths: RunPaths) -> float:
 
 def check_queue(run_dir: Path, slurm: Slurm) -> None:
     """Raises ConfigError where a job in the queue has the run folder."""
+    # A job that runs has a claim in the folder; one that waits is known by its comment only.
     check_free(RunPaths(run_dir), None, slurm)
     for line in slurm.run(["squeue", "--me", "--noheader", "--format=%i|%T|%k"], "").splitlines():
+        # Two more fields than needed, as a job without a comment may have fewer.
         job_id, state, comment = [*line.split("|", 2), "", ""][:3]
         if comment.strip() == f"{TAG}{run_dir}":
             raise ConfigError(

@@ -41,6 +41,7 @@ def check_free(paths: RunPaths, job_id: int | None, slurm: Slurm) -> None:
     Args:
         job_id: of the asking job; None where it has none yet.
     """
+    # A claim needs no release: it ends with its job, whatever way that goes.
     claim = read_claim(paths)
     if claim is None or claim.job_id == job_id:
         return
@@ -69,6 +70,7 @@ def take(
         raise NodeError(
             f"cannot write to --run-dir {str(paths.root)!r}: {exc.strerror}; give another"
         ) from exc
+    # Two that passed the first check at once have both written; only the last claim is still there.
     sleep(SETTLE_S)
     check_free(paths, job_id, slurm)
     return claim
@@ -83,6 +85,8 @@ def check_shared(root: Path, nonce: str, node: str, *, wait_s: float = 10.0) -> 
     """
     deadline = time.monotonic() + wait_s
     while True:
+        # The nonce, not the job's number: a folder that is local to each node may keep the claim of
+        # an earlier start of the same job.
         claim = read_claim(RunPaths(root))
         if claim is not None and claim.nonce == nonce:
             return

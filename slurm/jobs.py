@@ -101,6 +101,7 @@ class Slurm:
         try:
             return job_from_text(self.run(["scontrol", "-o", "show", "job", str(job_id)], ""))
         except SlurmError as exc:
+            # Slurm forgets a job some minutes after its end (MinJobAge); other refusals are trouble.
             if "Invalid job id" in str(exc):
                 return None
             raise NodeError(str(exc)) from exc
@@ -118,6 +119,7 @@ class Slurm:
             False where that is not the running job any more.
         """
         job = self.job(job_id)
+        # `restarts` tells this start of the job from one that another survivor has brought about.
         if job is None or job.state != "RUNNING" or job.restarts != restarts:
             return False
         self.run(["scontrol", "requeue", str(job_id)], "")
@@ -138,6 +140,7 @@ class Slurm:
     def submit(self, options: Sequence[str], script: str) -> int:
         """Submits a script, given as text, and returns the job's id."""
         answer = self.run(["sbatch", "--parsable", *options], script)
+        # --parsable gives ID, or ID;CLUSTER.
         match = re.match(r"(\d+)", answer)
         if not match:
             raise SlurmError(f"sbatch answered {answer.strip()!r}, which is no job id")
@@ -148,7 +151,9 @@ def job_from_text(text: str) -> Job | None:
     """Reads `scontrol -o show job`; of several lines (an array), the first."""
     line = next(iter(text.splitlines()), "")
     found: dict[str, str] = {}
+    # Values may have spaces in them: one ends where the next KEY= begins.
     for match in re.finditer(r"(\S+?)=(.*?)(?=\s+[A-Za-z][\w:/()-]*=|\s*$)", line):
+        # The first of a name counts: free text, such as the comment, may have KEY= in it.
         found.setdefault(match[1], match[2])
     if not found.get("JobId", "").isdecimal():
         return None

@@ -68,6 +68,7 @@ class NodeTask:
         """Runs the agent to its end and returns its exit code."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        # Read before the fork: afterwards the child could see another process as its parent.
         parent = os.getpid()
         # A session of its own: Slurm signals whole process groups, and ranks die of its signals.
         self._agent = subprocess.Popen(
@@ -91,9 +92,11 @@ class NodeTask:
             try:
                 return agent.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
+                # A start of the run removes older requests: ours may have been among them.
                 self._asker.insist()
                 if watched and self._lookout is not None:
                     self._lookout.look()
+                    # With the agent still alive: from here on its time is limited.
                     if self._lookout.is_lost:
                         break
         return EXIT_FAILED
@@ -107,6 +110,8 @@ class NodeTask:
         if agent.poll() is None:
             self._asker.ask(f"node {first} is lost")
             self._wait(agent, limit_s=DRAIN_S)
+        # The first node is lost, so the second has turn 0. By the next turn the requeue has taken
+        # effect, and `requeue` sees that by the state or by the restarts: it happens once.
         turn = max(0, self._task.nodes.index(node) - 1)
         time.sleep(TURN_S * turn)
         while time.monotonic() < lost_s + ASK_S:
@@ -122,6 +127,7 @@ class NodeTask:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._note("slurm: signal", {"signal": signal.Signals(number).name})
+        # SIGINT goes to the agent as it is; the others ask the run for a checkpoint first.
         is_asked = number != signal.SIGINT and self._asker.ask(signal.Signals(number).name)
         if not is_asked and self._agent is not None and self._agent.poll() is None:
             self._agent.send_signal(number)
@@ -137,8 +143,10 @@ def lookout_of(task: SlurmTask, endpoints: Sequence[Endpoint], paths: RunPaths) 
     Args:
         endpoints: of the candidates, the first node's first.
     """
+    # The first node needs no watch: with it this process is gone, too.
     if len(task.nodes) < 2 or task.node == task.nodes[0]:
         return None
+    # A node always answers itself, which would say nothing about its cable.
     own = task.candidates.index(task.node) if task.node in task.candidates else -1
     first, *others = endpoints
     reachable = [each.host for i, each in enumerate(others, 1) if i != own]
@@ -161,6 +169,7 @@ def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
     train, launch = read_configs(parser.parse_args(kebab(words)), environ)
     paths = RunPaths(Path(train.value.run_dir).absolute())
     nonce = environ.get(NONCE_VARIABLE, "")
+    # Set by our batch script; without that there is nothing to compare with.
     if nonce:
         check_shared(paths.root, nonce, task.node)
         check_versions(environ[VERSIONS_VARIABLE], versions(), node=task.node, first=task.nodes[0])

@@ -195,13 +195,16 @@ def directive(name: str, value: str | None) -> str:
     """
     if value is None:
         return f"#SBATCH --{name}"
+    # sbatch knows no escapes: none of these can stand in its double quotes.
     if any(char in value for char in '\n"\\'):
         raise ValueError(f"--{name} {value!r} has a quote, a backslash or a new line in it")
+    # Quotes only where needed: these lines are for people to read and edit.
     plain = all(char.isalnum() or char in "_-+=%:,./@[]" for char in value) and value
     return f"#SBATCH --{name}={value}" if plain else f'#SBATCH --{name}="{value}"'
 
 
 def _command(kind: Kind) -> list[str]:
+    # srun starts all nodes, spares included; --nnodes says how many train at once.
     nnodes = {
         Kind.BUNDLE: '--nnodes="$MIN_NODES:$((SLURM_NNODES - SPARES))"',
         Kind.CLASSIC: '--nnodes="$SLURM_NNODES"',

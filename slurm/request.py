@@ -38,6 +38,7 @@ class Request:
 
     def __post_init__(self) -> None:
         least, most = self.nodes
+        # The other kinds are all or nothing: no place for a range of nodes, or for spares.
         if self.kind is not Kind.BUNDLE and (least != most or self.spares):
             raise ConfigError(
                 f"--kind {self.kind.value} has a fixed number of nodes; give --nodes {most}, no "
@@ -60,6 +61,7 @@ class Request:
                 f"--time {self.time} leaves nothing to train in: {LAST_CHECKPOINT_S} s of it are "
                 "for the last checkpoint"
             )
+        # Given twice, the user's would win over what the script works out from the job.
         for flag in (word.partition("=")[0] for word in self.words):
             if flag in SET_BY_SCRIPT:
                 raise ConfigError(f"{flag} is set by the batch script; leave it out")
@@ -101,6 +103,7 @@ def script_of(request: Request, run_dir: Path, python: str) -> Script:
         "REQUEUE_BUDGET": str(request.requeue_budget),
         "PYTHON": python,
     }
+    # After the quotes of the fixed text: bash has to put the number in, job by job.
     behind = '/"$SLURM_ARRAY_TASK_ID"' if request.kind is Kind.ARRAY else ""
     settings = tuple(
         setting(each.name, values[each.name], is_fixed=True, behind=behind)
@@ -128,6 +131,7 @@ def limit_seconds(text: str) -> int:
         raise ConfigError(f"--time {text!r} is no time limit of Slurm's; write H:M:S or D-H:M:S")
     days, *parts = match.groups()
     first, second, third = (int(part or 0) for part in parts)
+    # With days the parts begin with hours, else a lone number counts minutes.
     if days is not None:
         return ((int(days) * 24 + first) * 60 + second) * 60 + third
     if parts[2] is not None:

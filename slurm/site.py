@@ -56,10 +56,12 @@ def candidate_addresses(task: SlurmTask, names: Names | None = None) -> tuple[st
 
 
 def _address(task: SlurmTask, node: str, names: Names) -> str:
+    # The name first: asking Slurm starts a process and bothers slurmctld.
     for look_up in (names.resolve, names.known_address):
         address = _routable(look_up, node, names)
         if address:
             return address
+    # Only this node's own address shows in a route; of others there is no further source.
     if node == task.node:
         for other in (each for each in task.nodes if each != node):
             address = _routable(names.resolve, other, names)
@@ -108,9 +110,11 @@ def slurm_defaults(
         devices=said("devices"),
         slots=said("slots"),
     )
+    # A run of one node, within a step of several: the step's nodes are not the run's.
     if said("standalone"):
         found.pop("nnodes", None)
     backend = backend_of(said("rdzv_backend") or BUNDLE.name)
+    # torch's own backends cannot move to another candidate: one endpoint, and all nodes.
     if needs_endpoint and not backend.takes_over:
         found["rdzv_endpoint"] = found["rdzv_endpoint"].split(",")[0]
         found["nnodes"] = str(len(task.nodes))
@@ -146,18 +150,22 @@ def launch_defaults(
         ConfigError: Slurm started more than one task here.
         NodeError: Slurm gave the node GPUs that nobody sees.
     """
+    # All tasks but the first would start an agent of their own for the same devices.
     if task.local_id:
         raise ConfigError(
             f"srun starts several tasks on node {task.node!r}; bundlerun starts the ranks itself: "
             "srun --ntasks-per-node=1"
         )
     found = {"rdzv_id": task.rdzv_id, "node_name": task.node}
+    # From 1 on: a run that loses nodes continues with what is left.
     if len(task.nodes) > 1:
         found["nnodes"] = f"1:{len(task.nodes)}"
     if addresses:
         found["rdzv_endpoint"] = text_of_endpoints(
             Endpoint(host=each, port=task.port) for each in addresses
         )
+    # The allocation has GPUs that no driver shows: without this the run would use the CPU,
+    # silently.
     if task.num_gpus and not num_visible_gpus and not slots:
         if devices != "cpu":
             raise NodeError(

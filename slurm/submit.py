@@ -71,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
     shorten(parser)
     train, launch = read_configs(parsed(parser, words), os.environ)
     run_dir = Path(train.value.run_dir or new_folder()).absolute()
+    # The plan is for the cluster's nodes: this machine, a login node, may have no GPU at all.
     nodes = (request.gpus_per_node or launch.value.slots,) * request.nodes[1]
     if nodes == (1,):
         train = in_one_stage(train)
@@ -80,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
         text = script(script_of(request, run_dir, sys.executable))
     except ValueError as exc:
         raise ConfigError(f"{exc}; Slurm has no way to write that") from exc
+    # Before anything that asks Slurm: a dry run works where there is none.
     if args.dry_run:
         print(text, end="")  # noqa: T201
         return EXIT_DONE
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     check_model(train.value.model, train.value.recipe)
     check_data(train.value.data, train.value.recipe)
     check_writable(run_dir, "--run-dir")
+    # All checks come before sbatch: an error now costs seconds, in the queue it costs hours.
     check_interval(request, train.value, RunPaths(run_dir))
     check_queue(run_dir, slurm)
     importlib.import_module(WORKER_MODULE).preflight(train.value)

@@ -49,6 +49,7 @@ class SlurmTask:
         Raises:
             ConfigError: a variable is not what Slurm writes.
         """
+        # A batch script has SLURM_JOB_ID as well; both of these only a task of srun has.
         if "SLURM_STEP_NODELIST" not in environ or "SLURM_PROCID" not in environ:
             return None
         nodes = expand_hostlist(environ["SLURM_STEP_NODELIST"])
@@ -59,6 +60,7 @@ class SlurmTask:
             step_id=_number(environ, "SLURM_STEP_ID", 0),
             restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
             nodes=nodes,
+            # The name in Slurm's list, which the host name need not be.
             node=environ.get("SLURMD_NODENAME") or nodes[min(index, len(nodes) - 1)],
             local_id=_number(environ, "SLURM_LOCALID", 0),
             num_gpus=int(gpus) if gpus.isdecimal() else None,
@@ -78,6 +80,8 @@ class SlurmTask:
     @property
     def port(self) -> int:
         """Where candidates listen: jobs that share a node have different ones."""
+        # All nodes work it out alike, without a word. The restarts are no part of it: starts of a
+        # job come one after the other.
         return FIRST_PORT + (self.job_id * STEPS_PER_JOB + self.step_id) % NUM_PORTS
 
     @property
@@ -118,6 +122,7 @@ def _expand(part: str) -> Iterator[str]:
         yield part
         return
     head, ranges, tail = match.groups()
+    # Several brackets multiply, r[1-2]n[1-2].
     rests = list(_expand(tail)) if tail else [""]
     for each in ranges.split(","):
         first, _, last = each.partition("-")
@@ -125,4 +130,5 @@ def _expand(part: str) -> Iterator[str]:
             raise ConfigError(f"node list {part!r} is not written as Slurm does, n[1-3,7]")
         for number in range(int(first), int(last or first) + 1):
             for rest in rests:
+                # Slurm keeps leading zeros: the width is that of the first number.
                 yield f"{head}{number:0{len(first)}d}{rest}"

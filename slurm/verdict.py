@@ -68,14 +68,18 @@ def judge(end: End, *, restarts: int, budget: int, starts: Sequence[int]) -> Ver
         budget: requeues in all.
         starts: the step at which each start of this job began, this one's last.
     """
+    # Where the run left no outcome, srun's exit code is the only word there is.
     if end.state is RunState.DONE or (end.state is RunState.UNKNOWN and not end.srun_code):
         return Verdict(requeue=False, exit_code=EXIT_DONE, text="the run is finished")
     if end.state is RunState.FAILED:
         text = f"the run failed: {end.reason or 'see the log'}"
         return Verdict(requeue=False, exit_code=end.code or EXIT_FAILED, text=text)
+    # A wrong option or a broken node: another start would fail the same way. After a step it
+    # may be one node's fault, and a requeue can get another.
     if end.srun_code in (EXIT_CONFIG, EXIT_NODE) and not end.has_stepped:
         text = "no node could begin; what is wrong is said above"
         return Verdict(requeue=False, exit_code=end.srun_code, text=text)
+    # Somebody used `bundlerun drain`, and does not want the job back.
     if end.state is RunState.STOPPED and not end.was_signalled:
         text = f"stopped, not finished: {end.reason or 'on request'}; submit it again to continue"
         return Verdict(requeue=False, exit_code=EXIT_RESUMABLE, text=text)
@@ -96,6 +100,7 @@ def refuse(*, restarts: int, budget: int, starts: Sequence[int], is_orderly: boo
     """
     if restarts >= budget:
         return f"the requeue budget of {budget} is used up"
+    # `starts` has where each began: equal ones mean that no start in between got further.
     last = starts[-MOST_STARTS:]
     if not is_orderly and len(last) == MOST_STARTS and len(set(last)) == 1:
         return f"{MOST_STARTS} starts in a row made no step beyond {last[-1]}"

@@ -71,9 +71,12 @@ class Lookout:
         if self._is_alive():
             self._silent_since = None
             return
+        # The clock starts with the first silence, so that one lost packet does not end a job.
         if self._silent_since is None:
             self._silent_since = now
+        # One that has never answered may be out of reach for another reason: more patience.
         if self.clock() - self._silent_since >= (LOSS_S if self._has_answered else NEVER_S):
+            # Where nobody else answers either, this node is the one that is cut off.
             self.is_lost = not self.others or any(
                 self.probe(other, self.port) for other in self.others
             )
@@ -82,5 +85,6 @@ class Lookout:
         if self.probe(self.first, self.port):
             self._has_answered = True
             return True
+        # The file moves although no connection gets through: the batch script is alive.
         before, self._last_pulse = self._last_pulse, self.pulse()
         return before not in ("", self._last_pulse)
