@@ -114,7 +114,7 @@ class Batch:
             self._slurm.tell_run_dir(self._job.job_id, str(self._paths.root))
         # The starts are read back from the log on disk: no process of ours outlives a requeue.
         begun = self._note_start()
-        # Judged again here: Slurm or an operator may have requeued the job without any verdict of ours.
+        # Judged again: Slurm or an operator may have requeued the job without our verdict.
         refusal = refuse(restarts=self._job.restarts - 1, budget=self._budget, starts=begun[:-1])
         if refusal and self._job.restarts:
             self._say(f"job {self._job.job_id} is not started again: {refusal}")

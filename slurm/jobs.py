@@ -101,7 +101,7 @@ class Slurm:
         try:
             return job_from_text(self.run(["scontrol", "-o", "show", "job", str(job_id)], ""))
         except SlurmError as exc:
-            # Slurm forgets a job some minutes after its end (MinJobAge); other refusals are trouble.
+            # Slurm forgets a job some time after its end (MinJobAge); other refusals are trouble.
             if "Invalid job id" in str(exc):
                 return None
             raise NodeError(str(exc)) from exc

@@ -164,8 +164,7 @@ def launch_defaults(
         found["rdzv_endpoint"] = text_of_endpoints(
             Endpoint(host=each, port=task.port) for each in addresses
         )
-    # The allocation has GPUs that no driver shows: without this the run would use the CPU,
-    # silently.
+    # GPUs that were asked for and cannot be seen: better an error than a slow run on the CPU.
     if task.num_gpus and not num_visible_gpus and not slots:
         if devices != "cpu":
             raise NodeError(

@@ -58,9 +58,11 @@ def writes_in_place(node: fx.Node, model: nn.Module) -> bool:
         return bool(getattr(model.get_submodule(str(node.target)), "inplace", False))
     if node.op not in ("call_function", "call_method"):
         return False
+    # relu(x, inplace=True), or `x += y`, which the tracer records as operator.iadd.
     if node.kwargs.get("inplace") or node.target in IN_PLACE_OPERATORS.values():
         return True
     name = _name(node)
+    # torch's convention: add_ writes, __add__ does not.
     return name == "setitem" or (name.endswith("_") and not name.endswith("__"))
 
 
@@ -88,6 +90,7 @@ def shared_memory(graph: fx.Graph, model: nn.Module) -> dict[fx.Node, list[fx.No
         is_writer = writes_in_place(node, model)
         inputs = node.all_input_nodes
         shares = bool(inputs) and (is_writer or is_view(node, model))
+        # The root of a chain of views; a write through any of them reaches all.
         origin[node] = origin[inputs[0]] if shares else node
         members.setdefault(origin[node], []).append(node)
         writers += [node] if is_writer else []

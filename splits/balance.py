@@ -38,6 +38,7 @@ def balanced_cuts(
             f"{len(costs)} pieces do not make {num_parts} parts; use 1 to {len(costs)}"
         )
     sums = list(accumulate(costs, initial=0))
+    # Dynamic programming over (part, end); from the end back, the cuts can be read off.
     starts = _best_starts(sums, num_parts, shares or [1] * num_parts)
     cuts: list[int] = []
     end = len(costs)
@@ -60,7 +61,9 @@ def _best_starts(sums: Sequence[float], num_parts: int, shares: Sequence[float])
         found = [0] * (num_pieces + 1)
         best = [inf] * (num_pieces + 1)
         is_last = part == num_parts - 1
+        # The last part ends with the row, so that its other ends are not worked out.
         for end in [num_pieces] if is_last else range(part + 1, num_pieces + 1):
+            # Backwards: the part's own cost grows with each step, which ends the search early.
             for start in range(end - 1, part - 1, -1):
                 own = (sums[end] - sums[start]) / shares[part]
                 if own >= best[end]:
@@ -89,15 +92,18 @@ def cheap_cuts(
         ConfigError: there are fewer pieces than parts.
     """
     best = part_costs(costs, balanced_cuts(costs, len(shares), shares))
+    # [1] The cap: what the largest part may be, by the best balance there is.
     cap = (1 + SLACK) * max(cost / share for cost, share in zip(best, shares, strict=True))
     sums = list(accumulate(costs, initial=0))
     num_pieces = len(costs)
+    # [2] The lowest price up to each end with parts below the cap; inf: no such cuts.
     paid = [0.0 if total <= cap * shares[0] else inf for total in sums]
     starts: list[dict[int, int]] = []
     for part, share in enumerate(shares[1:], start=1):
         ends = [num_pieces] if part == len(shares) - 1 else range(part + 1, num_pieces + 1)
         now, found = [inf] * (num_pieces + 1), dict[int, int]()
         for end in ends:
+            # Earlier starts would put this part over the cap.
             first = max(part, bisect_left(sums, sums[end] - cap * share))
             start = min(range(first, end), key=lambda s: paid[s] + prices[s], default=end)
             if start < end:
@@ -106,6 +112,7 @@ def cheap_cuts(
         starts.append(found)
     cuts: list[int] = []
     end = num_pieces
+    # [3] Back from the end, along the starts that were best.
     for found in reversed(starts):
         end = found[end]
         cuts.append(end)

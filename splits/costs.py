@@ -65,6 +65,7 @@ class _Counting(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - any result
         before = self._counter.get_total_flops()
         result = super().run_node(n)
+        # Inputs and state are at -1 and the output after the last step: no work.
         place = self._flow.place[n]
         if 0 <= place < len(self.operations):
             self.operations[place] += self._counter.get_total_flops() - before
@@ -92,6 +93,7 @@ def costs_of_stages(
     Raises:
         Exception: any that an operation raises which needs numbers.
     """
+    # In the order of the model: each chunk's output is the next one's input, on another stage.
     chunks = Chunks(len(stages), chunks_per_stage)
     operations, sent = [0] * len(stages), [0] * len(stages)
     counter = FlopCounterMode(display=False)
@@ -128,6 +130,7 @@ class _BatchNormLeftOut(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - any result
+        # Of the input's shape, which is all that the next operation needs.
         if func is nn.functional.batch_norm and args:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
@@ -148,6 +151,7 @@ def without_numbers(model: nn.Module) -> Iterator[None]:
     saved: list[tuple[Any, str, object]] = []
 
     def meta(tensor: Tensor) -> Tensor:
+        # One for each tensor: tied parameters stay tied.
         return made.setdefault(id(tensor), _meta(tensor))
 
     for module in model.modules():

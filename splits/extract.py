@@ -43,9 +43,11 @@ class _Extraction:
             (output,) = self._flow.graph.find_nodes(op="output")
             self._graph.output(fx.node.map_arg(output.args[0], self._take))
         else:
+            # In graph order on both sides of a boundary: that order is all the agreement there is.
             sent = self._flow.crossing(self._cuts[self._stage])
             self._graph.output(tuple(self._take(node) for node in sent))
             outputs = tuple(self._flow.qualified_names[node] for node in sent)
+        # Last: only the finished graph shows where each region begins and ends.
         enter_regions(self._graph)
         return StagePart(graph=self._graph, outputs=outputs)
 
@@ -62,6 +64,7 @@ class _Extraction:
             self._made[node] = self._graph.call_function(overwritable, (self._made[node],))
 
     def _is_mine(self, node: fx.Node) -> bool:
+        # No steps: inputs are received, state is taken where it is used.
         if node.op in ("placeholder", "get_attr", "output"):
             return False
         return bisect_right(self._cuts, self._flow.place[node]) == self._stage

@@ -59,6 +59,7 @@ class Flow:
             self.place[node] = -1
         elif node.op == "output":
             self.place[node] = len(self.steps)
+        # Known as soon as what it comes from is: it needs no step, and stays with its source.
         elif node in self.values or _is_item(node):
             self.place[node] = max((self.place[n] for n in node.all_input_nodes), default=-1)
         else:
@@ -91,6 +92,8 @@ class Flow:
         for node in self.graph.nodes:
             if node not in self.values:
                 continue
+            # A size can be worked out again while one of its tensors still crosses; from there on
+            # nobody later could.
             known = min((self.last_use[r] for r in self._roots(node)), default=len(self.steps))
             for boundary in range(max(known, self.place[node]) + 1, self.last_use[node] + 1):
                 found.setdefault(boundary, []).append(names[node])
@@ -109,9 +112,11 @@ class Flow:
         """Copies arrive apart: a write after the boundary would reach one of several views."""
         reasons: dict[int, str] = {}
         for writer, sharing in shared_memory(self.graph, self._model).items():
+            # With only one of them made before the boundary, nothing is shared across it.
             second = sorted(self.place[node] for node in sharing)[1]
             for boundary in range(second + 1, self.place[writer] + 1):
                 crossing = [n for n in sharing if self._crosses(n, boundary)]
+                # One alone may cross: the write reaches all that is left of that memory.
                 if len(crossing) > 1:
                     names = ", ".join(self.qualified_names[node] for node in crossing)
                     reasons[boundary] = (
@@ -145,6 +150,7 @@ class Flow:
             for node in sharing
             if is_state(node) and node.target in state
         }
+        # Modules that hold such a buffer may write to it in ways that no graph shows.
         return unsaved - inside - written
 
     def _uses_of_state(self) -> dict[int, list[int]]:
@@ -174,6 +180,7 @@ class Flow:
         for key, used in self._uses_of_state().items():
             if not used:
                 continue
+            # State that only the output uses counts for the last step.
             costs[max(0, min(min(used), len(costs) - 1))] += sizes.get(key, 0)
         return costs
 
@@ -195,6 +202,7 @@ class Flow:
             if node.op in ("placeholder", "get_attr", "output"):
                 continue
             boundary = self._next_step(node)
+            # From the outermost module in: the first operation of a module gives it its boundary.
             for name in (*_module_path(node), self.qualified_names[node]):
                 first.setdefault(name, boundary)
         return first
@@ -237,6 +245,7 @@ def is_value(node: fx.Node, values: Iterable[fx.Node]) -> bool:
         return node.args[1] in _SIZE_ATTRIBUTES
     if node.target is torch._assert:
         return True
+    # Arithmetic counts as plain only with plain operands: of tensors it is a step.
     is_plain = getattr(node.target, "__module__", None) in _PLAIN_MODULES
     return is_plain and all(n in values for n in node.all_input_nodes)
 

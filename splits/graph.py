@@ -86,10 +86,12 @@ class TracedModel:
         evals = self._eval.boundaries()
         names: dict[tuple[int, int], list[str]] = {}
         for name, train in self._train.boundaries().items():
+            # Both modes need the boundary: a stage holds the same modules in each.
             if name in evals:
                 names.setdefault((train, evals[name]), []).append(name)
         found: list[Boundary] = []
         for (train, eval_), same in sorted(names.items()):
+            # Increasing in both graphs: otherwise two cuts would cross each other in one mode.
             if self._is_open(train, eval_) and (not found or eval_ > found[-1].eval):
                 count = len(self._eval.crossing(eval_))
                 found.append(
@@ -150,6 +152,7 @@ class TracedModel:
             if option[0] < known[0]:
                 places[done[boundary.train]] = option
         chosen = list(places.values())
+        # Too few that differ in work: some parts will have next to none.
         if len(chosen) < num_parts - 1:
             chosen = [(price(b), b) for b in self.boundaries]
         starts = [0, *(b.train for _, b in chosen), len(self._train.steps)]
@@ -187,8 +190,10 @@ class TracedModel:
         places = self._sorted(cuts)
         chunks = Chunks((len(cuts) + 1) // chunks_per_stage, chunks_per_stage)
         stages = [self._stage(places, chunks.on_stage(s)) for s in range(chunks.num_stages)]
+        # A checkpoint has all state of the model: state that no stage held would be lost.
         self._add_unused(stages)
         constants = self._train.constants & self._eval.constants
+        # Constants are only read: copies of them need not be kept equal.
         names = {k: v for k, v in names_by_id(self.model).items() if k not in constants}
         check_apart(stages, names)
         return list[nn.Module](stages)
@@ -245,6 +250,7 @@ class TracedModel:
         train = [extract(self._train, train_cuts, c) for c in chunks]
         eval_ = [extract(self._eval, eval_cuts, c) for c in chunks]
         stage = Stage()
+        # Of both modes: a layer that only training uses is still this stage's.
         paths = [self._owner(p) for part in (*train, *eval_) for p in state_paths(part.graph)]
         for path in outermost(paths):
             self._attach(stage, path)
@@ -271,6 +277,7 @@ class TracedModel:
             attach(stage, path, self._graphs.constants[path], persistent=False)
             return
         owner, _, name = path.rpartition(".")
+        # What the model does not save its stages must not save either.
         hidden = self.model.get_submodule(owner)._non_persistent_buffers_set
         attach(stage, path, find_attribute(self.model, path), persistent=name not in hidden)
 
@@ -280,6 +287,7 @@ class TracedModel:
         holder = {id(tensor): stage for stage in stages for tensor in tensors_of(stage)}
         for name, tensor in named_state(self.model):
             if name not in known:
+                # A tied name goes where its tensor is, so that it stays one object.
                 self._attach(holder.get(id(tensor), stages[-1]), name)
 
 

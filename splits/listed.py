@@ -62,11 +62,13 @@ def joined_stages(
         ConfigError: the list has another length, cuts are given, or two stages share parameters.
     """
     name = model_name or "the model"
+    # A --cut that says what is so anyway does no harm.
     if cut and cut != (str(len(modules)),) and num_stages > 1:
         raise ConfigError(
             f"--cut {','.join(cut)} is given and {name} is already cut into {len(modules)} "
             "stages; leave --cut out"
         )
+    # The reference: the same list on one device, under the same names.
     if num_stages == 1:
         return [ListedStage([dict(enumerate(modules))], is_last=True)]
     chunks = Chunks(num_stages, chunks_per_stage)

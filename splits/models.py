@@ -129,10 +129,12 @@ def make_stages(
             chunks_per_stage=chunks_per_stage,
             model_name=model_name,
         )
+    # Untraced: a model that cannot be cut still trains whole.
     if num_stages == 1:
         return [model]
     traced = TracedModel(model, len(inputs) or None)
     chunks, of_stage = Chunks(num_stages, chunks_per_stage), widths or [1] * num_stages
+    # A chunk has as many devices as its stage.
     shares = [of_stage[chunks.stage_of(chunk)] for chunk in range(chunks.num_chunks)]
     return traced.cut(choose_cuts(traced, cut, shares, inputs), chunks_per_stage)
 
@@ -157,6 +159,7 @@ def choose_cuts(
             )
         return traced.equal_cuts(num_stages, shares=shares, inputs=inputs)
     named = family.named_cuts(traced.model) if family else {}
+    # Checked before they are counted: a mistyped name is the more useful complaint.
     names = tuple(named.get(name, name) for name in cut)
     traced.check_names(names, also=list(named))
     if len(names) != num_stages - 1:

@@ -67,9 +67,12 @@ def read_modes(model: nn.Module) -> Modes | None:
     if not any(_has_own_train(module) for module in model.modules()):
         return None
     built = [(p, p.requires_grad) for p in model.parameters()]
+    # Once more from the opposite: this shows what `train` sets and what it only leaves alone.
+    # Integers cannot require a gradient.
     opposite = [(p, not r and (p.is_floating_point() or p.is_complex())) for p, r in built]
     with modes_kept(model):
         first = [_look(model, mode, built) for mode in (True, False)]
+        # A second time: what differs now is a counter, and not set by the mode.
         again = [_look(model, mode, opposite) for mode in (True, False)]
     train, eval_ = zip(first, again, strict=True)
     _check_equal(model, *train)

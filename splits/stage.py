@@ -63,6 +63,7 @@ def chunk_parameters(stage: nn.Module, chunks_per_stage: int) -> list[list[Param
     """
     if chunks_per_stage == 1:
         return [list(stage.parameters())]
+    # A dict for a set in order: all ranks have to list the parameters alike.
     left = dict.fromkeys(stage.parameters())
     chunks: list[list[Parameter]] = []
     for chunk in range(chunks_per_stage):
@@ -70,6 +71,7 @@ def chunk_parameters(stage: nn.Module, chunks_per_stage: int) -> list[list[Param
         own = [p for m in used for p in ([m] if isinstance(m, Parameter) else m.parameters())]
         chunks.append([p for p in dict.fromkeys(own) if p in left])
         left = {p: None for p in left if p not in set(chunks[-1])}
+    # What no chunk uses goes to the first, whose backward is the last.
     return [[*left, *chunks[0]], *chunks[1:]]
 
 
@@ -141,6 +143,7 @@ def attach(root: nn.Module, path: str, item: object, *, persistent: bool = True)
     """Puts a module, parameter or buffer under `root` at the path it has in the model."""
     owner, _, name = path.rpartition(".")
     for part in owner.split(".") if owner else ():
+        # Empty modules on the way, so that the names are the model's.
         if part not in root._modules:
             root.add_module(part, nn.Module())
         root = root.get_submodule(part)

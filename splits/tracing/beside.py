@@ -33,6 +33,7 @@ class Unkept(Exception):
 
 def random_state(model: nn.Module) -> dict[str, object]:
     """The state of every generator that a forward of `model` may use, by a name for messages."""
+    # A comparison of texts is enough: nothing is put back from here.
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
     found: dict[str, object] = {
@@ -95,6 +96,7 @@ def no_autograd_function() -> Iterator[None]:
         name = type(self).__name__.removesuffix("Backward")
         raise Unkept(f"applies the autograd function {name}, whose backward would be lost")
 
+    # `apply` makes one of these for its context, whatever the function is.
     BackwardCFunction.__init__ = refuse  # type: ignore[method-assign]
     try:
         yield
@@ -128,6 +130,7 @@ def _own_copy(value: object) -> object:
 def restore(before: Attributes) -> None:
     """Gives all modules the attributes that they had."""
     for module, values in before.items():
+        # What the forward added goes, too: else the next tracing would see another model.
         for name in set(own_attributes(module)) - set(values):
             delattr(module, name)
         for name, value in values.items():
@@ -160,6 +163,7 @@ def moved(*states: Attributes) -> tuple[nn.Module, str] | None:
     for module, values in third.items():
         for name, value in values.items():
             old, mid = first[module].get(name), second[module].get(name)
+            # Changed in both calls: a counter. In the first only: a cache, which is harmless.
             if not _is_same(mid, value) and not _is_same(old, mid):
                 return module, name
     return None

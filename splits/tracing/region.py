@@ -55,10 +55,12 @@ def enter_regions(graph: fx.Graph) -> None:
     last: Region | None = None
     leave: list[Leave] = []
     for node in [n for n in graph.nodes if n.op not in ("placeholder", "get_attr")]:
+        # All regions are left before the end: a stage changes no mode of its caller.
         region = None if node.op == "output" else region_of(node)
         if region == last:
             continue
         with graph.inserting_before(node):
+            # In the opposite order, as `with` statements end.
             for function, argument in reversed(leave):
                 graph.call_function(function, (argument,))
             leave = list(_enter(graph, region)) if region else []
@@ -67,6 +69,7 @@ def enter_regions(graph: fx.Graph) -> None:
 
 def _enter(graph: fx.Graph, region: Region) -> Iterator[Leave]:
     """Adds the calls that enter a region; yields those that leave it, in the opposite order."""
+    # Inference mode has no gradients anyway: `grad` adds nothing to it.
     if region.is_inference:
         mode = graph.call_function(grad_mode._enter_inference_mode, (True,))
         yield grad_mode._exit_inference_mode, mode

@@ -114,6 +114,7 @@ class ModuleTracer(fx.Tracer):
             Unkept: its own forward does what no graph keeps.
         """
         self._buffers = {id(buffer): name for name, buffer in root.named_buffers()}
+        # A forward that raises half-way may leave gradients off: put back for the next try.
         grad_kept = torch.set_grad_enabled(self._outer_grad)
         with grad_kept, no_autograd_function(), _autocasts_told(self._autocasts):
             before = random_state(root)
@@ -155,6 +156,7 @@ class ModuleTracer(fx.Tracer):
         """Whether `m` is one operation of the graph."""
         if type(m) in self._opaque or has_hooks(m):
             return True
+        # By any class above it: a user's subclass of nn.Conv2d is one operation, too.
         if any(_is_torch_operation(cls) for cls in type(m).__mro__):
             return not isinstance(m, (nn.Sequential, nn.ModuleList, nn.ModuleDict))
         # StochasticDepth, FrozenBatchNorm2d: they act by mode, or keep statistics.
@@ -196,6 +198,7 @@ class ModuleTracer(fx.Tracer):
         if self.is_leaf_module(m, self.path_of_module(m)):
             return super().call_module(m, forward, args, kwargs)
         try:
+            # Only to find the culprit: it reads every generator for each module.
             before = random_state(m) if self._names_draws else {}
             result = super().call_module(m, forward, args, kwargs)
             self._check_settings()
@@ -291,6 +294,7 @@ def trace_modes(model: nn.Module, num_inputs: int | None = None) -> ModeGraphs:
         ConfigError: its own forward depends on values that only exist when it runs, or does
             something that the stages would not do.
     """
+    # Stages have other modules at their root: nobody would call these.
     if has_hooks(model):
         raise _refused(model, "has hooks on the model itself; give them to a submodule")
     before = attributes(model)
@@ -317,6 +321,7 @@ def _trace(model: nn.Module, num_inputs: int | None) -> fx.Graph:
             if type(exc.module) in opaque:
                 name = type(exc.module).__name__  # it would be tried for ever
                 raise _refused(model, f"uses a {name}, which cannot be recorded whole") from exc
+            # Again, with this class as one operation; each round adds a class, so it ends.
             opaque |= {type(exc.module)}
             restore(before)
         except Unkept as exc:
@@ -340,6 +345,7 @@ def _trace_twice(model: nn.Module, opaque: frozenset[type], num_inputs: int | No
     """The graph of a model; a second one, made after other random numbers, is equal to it."""
     states = [attributes(model)]
     graphs: list[fx.Graph] = []
+    # Twice, with other random numbers: what differs was decided by a draw or by a call before.
     for seed in _SEEDS:
         with kept_random_state():
             seed_random(seed)

@@ -19,6 +19,7 @@ def first_difference(graph: fx.Graph, other: fx.Graph, model: nn.Module) -> fx.N
     Args:
         model: has the modules, parameters and constants of both.
     """
+    # By place: the constants of the second graph have other names.
     numbers = {node: i for one in (graph, other) for i, node in enumerate(one.nodes)}
     for a, b in zip_longest(graph.nodes, other.nodes):
         if a is None or b is None or not _is_same(a, b, numbers, model):
@@ -44,6 +45,7 @@ def _is_same_state(value: object, a: fx.Node, b: fx.Node, model: nn.Module) -> b
     if not isinstance(value, Tensor) or not isinstance(other, Tensor):
         return False
     is_alike = (value.shape, value.dtype, value.device) == (other.shape, other.dtype, other.device)
+    # A constant made in each call is another object each time; its numbers have to be equal.
     return is_alike and (value.is_meta or torch.equal(value, other))
 
 

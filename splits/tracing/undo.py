@@ -33,6 +33,7 @@ def members_kept(roots: Sequence[nn.Module]) -> Iterator[None]:
 def _refill(now: Any, before: Any) -> None:  # noqa: ANN401 - any holder
     if not now and not before:
         return  # most hooks
+    # The same object, refilled: others may refer to it.
     now.clear()
     if isinstance(now, (dict, set)):
         now.update(before)

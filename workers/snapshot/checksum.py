@@ -32,6 +32,7 @@ class _Sums:
 
     def advance(self, num_bytes: int) -> None:
         """Takes note that the first `num_bytes` bytes are there."""
+        # Full windows only: the sum of a part would have to be taken again when the rest has come.
         width = WINDOW_BYTES // 8
         while (len(self._sums) + 1) * WINDOW_BYTES <= num_bytes:
             start = len(self._sums) * width
@@ -40,6 +41,7 @@ class _Sums:
     def finish(self) -> bytes:
         """The checksum over all of it."""
         self.advance(8 * len(self._words))
+        # The last window is shorter, and may be empty: then its sum is 0, the same when it is read.
         rest = self._words[len(self._sums) * (WINDOW_BYTES // 8) :]
         self._sums.append(int(np.add.reduce(rest)))
         text = np.array(self._sums, dtype=np.uint64).tobytes()
@@ -64,6 +66,7 @@ def copy_with_checksum(data: Bytes, tensors: Iterable[tuple[int, Tensor]]) -> by
     sums = _Sums(data)
     for begin, tensor in tensors:
         source = bytes_of(tensor)
+        # Window by window: what has just been copied is still in the cache when it is summed.
         for start in range(0, len(source), WINDOW_BYTES):
             part = source[start : start + WINDOW_BYTES]
             place = begin + start

@@ -49,12 +49,15 @@ class DeviceCopy:
         if self._event is None:
             slot.write(label, tensors)
             return
+        # Blank from here to the seal: a copy that dies half-way leaves no piece.
         slot.open()
         with door.on_stream(self._device, "snapshot"):
+            # The state is final only at the event: without this the copy would overlap the optimizer.
             door.current_stream(self._device).wait_event(self._event)
             for name in slot.layout.specs:
                 view = slot.layout.view(slot.data, name)
                 view.copy_(tensors[name], non_blocking=True)
+            # The copies must have arrived before the CPU sums them.
             door.finish(self._device)
         slot.seal(label, checksum(slot.bytes))
 

@@ -57,6 +57,7 @@ def unsaved(folder: Path) -> Mark | None:
     if mark is None:
         return None
     try:
+        # Only nodes of bundle 0 remove the mark; on others, it ends by what is on disk.
         saved = survey(RunPaths(Path(mark.run_dir))).found
     except OSError:  # it cannot be seen from here
         return mark

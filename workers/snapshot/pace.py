@@ -60,6 +60,7 @@ class Pace:
     def taken(self, cost_s: float) -> None:
         """Counts one snapshot that cost `cost_s`."""
         self._num_taken += 1
+        # The first ones would make the interval longer than it need be.
         if self._num_taken > _WARM_UP:
             self._costs.append(cost_s)
 
@@ -76,12 +77,14 @@ class Pace:
         """Seconds of a snapshot and of a step since the last review, medians; forgets both."""
         cost = median(self._costs) if self._costs else 0.0
         step = median(self._step_times) if self._step_times else 0.0
+        # Later reviews judge by later steps: the first ones may be slow.
         self._costs.clear()
         self._step_times.clear()
         return cost, step
 
     def review(self, cost_s: float, step_s: float) -> Adapted | None:
         """Adapts to what all ranks measured, means; None where that changes nothing."""
+        # Nothing was measured yet: the interval stays as it is.
         if not cost_s or not step_s:
             return None
         before, self.every = self.every, interval(cost_s, step_s)

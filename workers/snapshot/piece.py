@@ -93,6 +93,7 @@ class Layout:
     @classmethod
     def of(cls, specs: Mapping[str, Spec]) -> Layout:
         """The tensors one after the other, in the order given."""
+        # Aligned, as tensors of any dtype are viewed in this memory.
         begins, end = laid_out(spec.num_bytes for spec in specs.values())
         return cls(dict(specs), dict(zip(specs, begins, strict=True)), end)
 
@@ -110,6 +111,8 @@ def split_by_bytes(sizes: Mapping[str, int], num_shares: int) -> list[list[str]]
     to whoever has least.
     """
     shares: list[list[str]] = [[] for _ in range(num_shares)]
+    # A heap: the first entry is the share with the fewest bytes, of equals the one with the
+    # lowest number, so that the result is the same on all ranks.
     filled = [(0, share) for share in range(num_shares)]
     for name in longest_first(sizes):
         num_bytes, share = filled[0]

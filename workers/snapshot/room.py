@@ -70,6 +70,8 @@ class SnapshotFolder:
         Args:
             clean: the run is over, and whoever is last here removes the folder.
         """
+        # `_is_free` takes the lock alone: a rank that starts now waits for it in `_share`, and
+        # then sees that the file has gone.
         if clean and _is_free(self._lock):
             shutil.rmtree(self.paths.folder, ignore_errors=True)
         fcntl.flock(self._lock, fcntl.LOCK_UN)  # loading processes, forked from here, have it too
@@ -99,10 +101,13 @@ def _sweep_one(folder: Path, newest: float) -> bool:
     except OSError:  # it is just being made, or just being removed
         return False
     try:
+        # The time on the lock is the last sign of life; locked means alive, however old.
         if os.fstat(descriptor).st_mtime > newest or not _is_free(descriptor):
             return False
+        # Asked with the lock held: nobody can set the mark meanwhile.
         if unsaved(folder) is not None:
             return False
+        # With the lock held, so that no run that starts now finds half a folder.
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(descriptor)
@@ -116,6 +121,7 @@ def _share(paths: SnapshotPaths) -> int:
         paths.root.mkdir(parents=True, exist_ok=True)
         with suppress(FileExistsError):
             paths.folder.mkdir(mode=0o700)
+        # Anybody may make a folder in shared memory: another user's could be read or swapped.
         if paths.folder.lstat().st_uid != paths.uid or paths.folder.is_symlink():
             raise PermissionError(errno.EPERM, "it belongs to somebody else")
         path = paths.lock(paths.folder)
@@ -124,6 +130,8 @@ def _share(paths: SnapshotPaths) -> int:
             descriptor = os.open(path, flags, 0o600)
         except FileNotFoundError:  # somebody sweeps
             continue
+        # While this waited for the lock, a sweep may have removed the file: then the lock is on a
+        # file that no path leads to, and another try makes a new one.
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         with suppress(FileNotFoundError):
             if path.stat().st_ino == os.fstat(descriptor).st_ino:
@@ -154,6 +162,7 @@ class SnapshotRoom:
         self._paths = [paths, *([] if spare is None else [replace(paths, root=spare)])]
         """Other ranks of the node may use the second, though this one does not."""
         self._spare = spare
+        # The spare folder only where it exists: an earlier start may have left pieces in it.
         self._folders = [SnapshotFolder(p) for p in self._paths if p is paths or p.folder.is_dir()]
 
     @classmethod
@@ -167,6 +176,7 @@ class SnapshotRoom:
         """
         root = Path(folder).absolute() if folder else SHARED_MEMORY
         spare = None if folder else Path(tempfile.gettempdir())
+        # No shared memory to write to: the spare is all there is.
         if spare is not None and not os.access(root, os.W_OK | os.X_OK):
             root, spare = spare, None
         paths = SnapshotPaths(root=root, uid=os.getuid(), run=run, node_name=node_name)
@@ -211,6 +221,7 @@ class SnapshotRoom:
         """
         first, num_bytes = self._folders[0], num_slots * layout.num_bytes
         if not has_room(first, num_bytes):
+            # Before giving up on memory: pieces of crashed runs count for less, however young.
             sweep(first.paths, grace_s=0.0)
         if has_room(first, num_bytes):
             with suppress(OSError):  # others take room at the same time
@@ -218,6 +229,7 @@ class SnapshotRoom:
         needed = f"{_mb(num_bytes)} in {first.paths.root}, which has {_mb(_free(first))}"
         if self._spare is None:
             raise OSError(errno.ENOSPC, f"no room for {needed}")
+        # Made only now, so that a run that fits into memory leaves no second folder.
         if len(self._folders) == 1:
             self._folders.append(SnapshotFolder(self._paths[1]))
         second = self._folders[1]

@@ -51,9 +51,11 @@ def outcome_of(
         where: the folder of this node's memory.
     """
     end = "told to stop" if is_stopped else "all steps done"
+    # "Done" would say that everything is in the folder; the older history is not.
     if has_lost_folder:
         is_stopped = True
         end = "the run folder was deleted or renamed and is made again, without what is older"
+    # Resumable even where all steps are done: the same command has still to write it.
     if kept == "memory":
         reason = (
             f"{end}, but the state of step {step} is on no disk: {why}. It is in the memory of the "

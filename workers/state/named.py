@@ -49,6 +49,7 @@ def stage_names(module: nn.Module, available: Iterable[str]) -> list[str]:
     names = list(available)
     model = {MODEL + name for name in module.state_dict()}
     _check_names(model, [name for name in names if name in model])
+    # Under all names: optimizer state is kept under one of them, whichever stage it is split to.
     parameters = {name for name, _ in module.named_parameters(remove_duplicate=False)}
     return [name for name in names if name in model or owner_of(name) in parameters]
 
@@ -71,6 +72,7 @@ def load_state_tensors(
         CheckpointError: model names are missing or too many, a shape differs, or optimizer state
             is for a parameter that the model does not have. Nothing is changed then.
     """
+    # Everything is checked first, so that a refusal leaves module and optimizer as they were.
     own = module.state_dict()
     given = {n[len(MODEL) :]: tensor for n, tensor in tensors.items() if n.startswith(MODEL)}
     _check_names({MODEL + name for name in own}, [MODEL + name for name in given])
@@ -81,6 +83,7 @@ def load_state_tensors(
                 "the model; is the checkpoint of another --model or --num-classes?"
             )
     if optimizer is not None:
+        # Before the module: this may still refuse, the checked names and shapes cannot.
         load_optimizer(module, optimizer, tensors, groups)
     module.load_state_dict(given)
 

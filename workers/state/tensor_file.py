@@ -76,11 +76,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> Written:
     """
     digest = hashlib.sha256()
     size = 0
+    # Largest elements first: each tensor then begins at a multiple of its element size.
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     check_dtypes(tensors)
     header = _header(tensors, names)
     with path.open("wb") as file:
         for chunk in chain([memoryview(header)], (_bytes_of(tensors[name]) for name in names)):
+            # Hashed on the way, so that nothing has to be read again.
             digest.update(chunk)
             file.write(chunk)
             size += len(chunk)
@@ -98,6 +100,7 @@ def _real_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def _header(tensors: Mapping[str, Tensor], names: list[str]) -> bytes:
+    # The format has no complex numbers: they are pairs of reals, and the metadata says which.
     pairs = sorted(name for name in names if tensors[name].is_complex())
     metadata = {"format": "pt"} | ({"complex": json.dumps(pairs)} if pairs else {})
     entries: dict[str, object] = {"__metadata__": metadata}
@@ -112,5 +115,6 @@ def _header(tensors: Mapping[str, Tensor], names: list[str]) -> bytes:
         }
         begin = end
     text = json.dumps(entries).encode()
+    # Padded with spaces, as the format allows, so that the tensors begin at a multiple of 8.
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
