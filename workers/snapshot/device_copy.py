@@ -52,7 +52,7 @@ class DeviceCopy:
         # Blank from here to the seal: a copy that dies half-way leaves no piece.
         slot.open()
         with door.on_stream(self._device, "snapshot"):
-            # The state is final only at the event: without this the copy would overlap the optimizer.
+            # The state is final only at the event: else the copy would overlap the optimizer.
             door.current_stream(self._device).wait_event(self._event)
             for name in slot.layout.specs:
                 view = slot.layout.view(slot.data, name)
