@@ -46,6 +46,11 @@ class Client:
     """Keeps one node's member in touch; lives in an event loop.
 
     Args:
+        first: the member as it begins.
+        endpoints: where candidates may listen, by index.
+        token: the secret of the job.
+        run_id: the job.
+        heartbeat_s: between two signs of life.
         card: what this node says of itself.
         act: is handed each wish of the member that is not for the wire.
     """
@@ -79,11 +84,11 @@ class Client:
 
     @property
     def is_in_touch(self) -> bool:
-        """True while it is registered with a coordinator."""
+        """Whether it is registered with a coordinator."""
         return self._writer is not None
 
     def is_refused_for(self, cause: RefusalCause) -> bool:
-        """True where a candidate has refused this node for this."""
+        """Whether a candidate has refused this node for this."""
         return any(refusal.cause is cause for refusal in self.refusals.values())
 
     def apply(self, answer: Answer) -> None:
@@ -140,10 +145,12 @@ class Client:
         found = {index: answer for index, answer in enumerate(answers) if answer is not None}
         statuses = {index: each.status for index, each in found.items()}
         last_term = self.member.last.term if self.member.last else -1
+        # All candidates count, as their last rounds decide where the nodes gather.
         best = best_candidate(statuses, last_term, len(self.endpoints))
         for index, each in found.items():
             if index != best:
                 each.writer.close()
+        # A refused connection proves that no agent is there; silence may be a cut cable.
         gone = tuple(
             index
             for index, refusal in self.refusals.items()
@@ -197,6 +204,7 @@ class Client:
         try:
             self.apply(member.report(self.member))
             while not listening.done():
+                # At most some 1,000 looks a second at a candidate, however many nodes look.
                 every_s = max(self.member.lease_s / 3, self._num_nodes() / 1000)
                 await asyncio.wait([listening], timeout=every_s)
                 if not listening.done() and self._is_looking():
@@ -205,7 +213,9 @@ class Client:
                     if best is not None:
                         other.writer.close()
                     if best not in (None, index):
+                        # Leaves this one; `run` searches again and registers with the better one.
                         return
+                    # The coordinator need not wait for nodes that are known to have ended.
                     if self.member.gone != gone:
                         self.apply(member.report(self.member))
         finally:
@@ -218,7 +228,7 @@ class Client:
         return self.member.pulse.num_nodes if self.member.pulse else 0
 
     def _is_looking(self) -> bool:
-        """True where this node is in no round and its coordinator has none either."""
+        """Whether this node is in no round and its coordinator has none either."""
         pulse = self.member.pulse
         return len(self.endpoints) > 1 and not (
             pulse and pulse.is_active and (pulse.number or self.member.at)
@@ -227,6 +237,7 @@ class Client:
     async def _listen(self, reader: asyncio.StreamReader) -> None:
         lease_s = self.member.lease_s
         poll_s = lease_s / 6
+        # A half-open connection gives no error: a lease of silence is its end (I9).
         leases: Leases[str] = Leases(lease_s, look_every_s=poll_s, now=time.monotonic())
         leases.hear("coordinator", time.monotonic())
         reading = asyncio.ensure_future(reader.readline())

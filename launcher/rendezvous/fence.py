@@ -34,6 +34,7 @@ class Fence:
     """The fence folder of one job.
 
     Args:
+        folder: shared by all nodes; it need not exist yet.
         index: of the candidate that uses it.
     """
 
@@ -85,6 +86,7 @@ class Fence:
                 if others and wish.is_first and self._pulses() != pulses:
                     self._file(number).unlink(missing_ok=True)
                     return Claimed(term=term, others=tuple(others))
+                # Only a first round passes an end that is there: it is an earlier job's.
                 self._over_file.unlink(missing_ok=True)
                 return Claimed(term=term, number=number, at=claimed_at)
         except OSError as exc:
@@ -104,12 +106,15 @@ class Fence:
         term = wish.round.term
         over = self.over()  # after the claims, which go once it is there
         if over and not wish.is_first:
+            # The job has ended without these nodes, which were cut off.
             return Claimed(term=term, over=over)
         if others and not wish.is_first:
             return Claimed(term=term, others=tuple(others))
+        # A folder without a round that these nodes know of is not the one that others share.
         if wish.seen and not any(c.number >= wish.seen for c in claims):
             error = f"the fence folder {str(self._folder)!r} lacks round {wish.seen}"
             return Claimed(term=term, error=error)
+        # Terms and numbers grow together: below a higher term the claim needs another election.
         highest = max((c.term for c in claims), default=-1)
         return Claimed(term=term, highest_term=highest) if highest > term else None
 
@@ -130,7 +135,7 @@ class Fence:
         return found
 
     def has(self, round_: Round) -> bool:
-        """True where the claim of this very round is in the folder as this node sees it."""
+        """Whether the claim of this very round is in the folder as this node sees it."""
         with suppress(OSError, ValueError, KeyError):
             document = json.loads(self._file(round_.number).read_text(encoding="utf-8"))
             return bool(document["term"] == round_.term)
@@ -147,6 +152,7 @@ class Fence:
         self, before: dict[str, str], watch_s: float, sleep: Callable[[float], None]
     ) -> bool:
         waited_s = 0.0
+        # Without any pulse there is nothing to wait for.
         while before and waited_s < watch_s:
             sleep(WATCH_POLL_S)
             waited_s += WATCH_POLL_S
@@ -174,7 +180,7 @@ class Fence:
         return create_text(self._file(number), json.dumps(document), may_be_met_empty=False)
 
     def over(self) -> Closed | None:
-        """How the job ended, where it has; a node that was cut off then must not go on alone."""
+        """How the job ended, or None; a node that was cut off then must not go on alone."""
         with suppress(OSError, ValueError, TypeError):
             return Closed(**json.loads(self._over_file.read_text(encoding="utf-8")))
         return None
@@ -182,6 +188,7 @@ class Fence:
     def close(self, closed: Closed) -> None:
         """Takes the claims down, when the job is over."""
         with suppress(OSError):
+            # The end before the claims go: who finds no claims must find the end.
             write_text(self._over_file, json.dumps(asdict(closed)))
             for pattern in ("round-*.json", "pulse-*.json"):
                 for file in self._folder.glob(pattern):

@@ -71,6 +71,9 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     Args:
         node: its thread, which has started.
+        run_id: the job.
+        conf: what the user has set.
+        events: this node's event log.
         resources: end with the handler.
         ranks: what is known of this node's workers.
     """
@@ -102,7 +105,7 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     @property
     def use_agent_store(self) -> bool:
-        """True: the workers use the store of the round, which an agent keeps."""
+        """Always true: the workers use the store of the round, which an agent keeps."""
         return True
 
     def get_run_id(self) -> str:
@@ -130,6 +133,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         while True:
             self._check_open()
             if self._node.member.is_spare:
+                # A spare node waits without a limit, to take the place of another.
                 deadline = time.monotonic() + self._conf.join_timeout
             if self._ranks.is_told_to_stop:
                 # After a failure the next round comes soon, and its ranks stop all together.
@@ -153,6 +157,7 @@ class BundleRendezvousHandler(RendezvousHandler):
                 if info is not None:
                     self._begin(order.round, waited_s=time.monotonic() - begin)
                     return info
+                # The round was over, or its store gone, before this node was in it.
                 self._node.want(self._num_workers)
 
     def _begin(self, entered: Round, *, waited_s: float) -> None:
@@ -223,6 +228,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         me = self._node.member.seat.name
         index = next(i for i, seat in enumerate(round_.seats) if seat.name == me)
         kept = self._stores.get(round_.id)
+        # Stores of earlier rounds and of abandoned proposals go.
         self._stores = {round_.id: kept} if kept else {}
         try:
             # Left to the client's own time-out, an agent would end with the store's node.
@@ -256,7 +262,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         return member.must_leave or member.at is None or member.at.id != round_.id
 
     def is_closed(self) -> bool:
-        """True once the job is over."""
+        """Whether the job is over."""
         return self._node.member.closed is not None
 
     def set_closed(self, reason: str = "closed by a node", *, is_success: bool = False) -> None:
@@ -280,6 +286,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         self._is_down = True
         exc = sys.exc_info()[1]
         member = self._node.member
+        # Workers that have ended well end the job for all; otherwise this node leaves alone.
         if member.closed is None and exc is None and member.at is not None and not member.over:
             end = "have stopped, and can go on" if self._ranks.have_stopped else "have finished"
             self.set_closed(f"the workers {end}", is_success=True)
@@ -294,6 +301,7 @@ class BundleRendezvousHandler(RendezvousHandler):
             self._node.leave(reason, is_failure)
         self._events.note("leaves", {"why": type(exc).__name__ if exc else "done"})
         self._node.stop()
+        # Read again: closing has brought the end, and another node may have given another reason.
         closed = self._node.member.closed
         if closed is not None and not closed.is_success:
             self._ranks.failed(closed.reason)

@@ -1,8 +1,8 @@
 """Who may take part: both sides prove that they know the job's token, which never travels.
 
-coordinator --- challenge(nonce) -----------> node
-            <-- answer(nonce, mac, who) -----
-            --- welcome(mac) --------------->       or the connection is closed
+coordinator [1] --- challenge(nonce) -----------> node
+            [2] <-- answer(nonce, mac, who) -----
+            [3] --- welcome(mac) --------------->       or the connection is closed
 
 `who` is the node's name and what it must have as the others have it: its options, files, versions.
 """
@@ -43,7 +43,12 @@ class Differs(Stranger):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Card:
-    """What a node says of itself. terms: see `launcher.agreement`; none where it knows none."""
+    """What a node says of itself.
+
+    Attributes:
+        name: the node's.
+        terms: see `launcher.agreement`; empty where it knows none.
+    """
 
     name: str = ""
     terms: Mapping[str, str] = field(default_factory=dict)
@@ -95,11 +100,13 @@ async def admit(
         Stranger: the node does not know the token.
         Differs: there is an objection.
     """
+    # [1] New for each connection, so that a recorded answer is worth nothing.
     mine = os.urandom(NONCE_BYTES).hex()
     _send(writer, {"challenge": mine})
     answer = await _read(reader)
     theirs, mac, who = (answer.get(key, "") for key in ("nonce", "mac", "who"))
     proven = (mine, theirs, who) if who else (mine, theirs)  # who only asks says nothing of itself
+    # [2] The card counts only after this: it is covered by the proof.
     if not hmac.compare_digest(mac, proof(token, run_id, "node", *proven)):
         _send(writer, {"denied": "another token or another --rdzv-id"})
         raise Stranger("a node with another token or another --rdzv-id", RefusalCause.TOKEN)
@@ -107,6 +114,7 @@ async def admit(
     if objection:
         _send(writer, {"differs": json.dumps(objection)})  # ASCII, whatever it says
         raise Differs(objection)
+    # [3] A proof for the node: any program may listen at an endpoint.
     _send(writer, {"mac": proof(token, run_id, "coordinator", theirs, mine)})
 
 
@@ -124,6 +132,7 @@ async def introduce(
         Differs: it is, and this node cannot take part as it is.
     """
     theirs = (await _read(reader)).get("challenge", "")
+    # The node's number makes the coordinator's proof in [3] new, too.
     mine, who = os.urandom(NONCE_BYTES).hex(), card.text
     mac = proof(token, run_id, "node", theirs, mine, who)
     _send(writer, {"nonce": mine, "mac": mac, "who": who})

@@ -158,6 +158,7 @@ class Node:
             OSError: the port is taken.
         """
         self._thread.start()
+        # Waited for: a port that is taken is an error of the start.
         self._wait(self._listen(), 10.0)
         self._call(lambda: self._tasks.spawn(self._client.run()))
         self._call(lambda: self._tasks.spawn(self._give_up_when_refused()))
@@ -195,6 +196,7 @@ class Node:
         while refused_at is None or time.monotonic() - refused_at < REFUSED_S:
             await asyncio.sleep(1.0)
             has_other_token = self._client.is_refused_for(RefusalCause.TOKEN)
+            # One candidate that takes this node in is enough.
             is_refused = has_other_token and not self._client.is_in_touch
             refused_at = (refused_at or time.monotonic()) if is_refused else None
         reason = f"refused for {REFUSED_S:g} s: {'; '.join(self.refusals)}"
@@ -204,6 +206,7 @@ class Node:
         """Why a node cannot take part; only this node's part in the rendezvous asks."""
         request = self._request
         unlike = difference({request.seat.name: request.terms, card.name: card.terms})
+        # A refused node comes again and again; one line in the log is enough.
         if unlike and unlike != self._unlike:
             self._unlike = unlike
             self._events.note("coordinator: refuses a node", {"node": card.name, "why": unlike})
@@ -221,6 +224,7 @@ class Node:
             unlike = self._unlike or next(iter(self._client.differences.values()), "")
             is_in = self.member.last is not None or (self.member.pulse and self.member.pulse.number)
             if is_in:
+                # The job has begun: who differs is refused alone, and nobody ends with it (I14).
                 self._unlike = ""
                 self._client.differences.clear()
             unlike_at = (unlike_at or time.monotonic()) if unlike and not is_in else None
@@ -302,6 +306,7 @@ class Node:
         A thread that is half alive would be the worst: its heartbeats say that all is well.
         """
         error = context.get("exception")
+        # Outside a task an OSError is the wire's; who uses the connection sees it, too.
         is_own = "task" in context or "handle" in context
         if error is None or (isinstance(error, OSError) and not is_own):
             loop.default_exception_handler(context)
@@ -332,6 +337,7 @@ class Node:
                 self._events.note(event, details)
                 log.info("%s round %s: %s", event, details["round"], details["why"])
                 if event == "closed":
+                    # Wakes the agent's thread, which may be waiting for an order.
                     self.orders.put(None)
 
     async def _look(self, round_: Round) -> None:

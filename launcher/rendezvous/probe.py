@@ -10,7 +10,7 @@ GREETING_BYTES = 4096
 
 
 def is_rendezvous(address: str, port: int, *, wait_s: float = 2.0) -> bool:
-    """True where a coordinator greets within `wait_s` seconds; whose job it is stays open."""
+    """Whether a coordinator, of whatever job, greets within `wait_s` seconds."""
     with (
         suppress(OSError, ValueError),
         socket.create_connection((address, port), timeout=wait_s) as link,

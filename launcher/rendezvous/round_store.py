@@ -28,6 +28,7 @@ NUMBER_KEY = "rendezvous/round"
 def open_store(address: str, timeout: timedelta) -> TCPStore:
     """A store of this process that listens at `address` only, at a port that is free."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    # A socket of our own: torch's would listen at all addresses.
     listener = socket.socket(family)
     listener.bind((address, 0))
     listener.listen(4096)
@@ -97,6 +98,7 @@ class RoundStore:
         """The value of `key`; a node's ranks, if need be, without asking anybody."""
         if not key.startswith(_ASSIGNED):
             return bytes(self._store.get(key))
+        # A first round under plain torchrun: the agents tell each other.
         if not self._is_known and self._is_there([key]):
             return bytes(self._store.get(key))
         return json.dumps(ranks_of(self._round, int(key[len(_ASSIGNED) :]))).encode()
@@ -106,6 +108,7 @@ class RoundStore:
         if key == f"{_ROLE_INFO}{self._index}":
             self._learn(int(json.loads(value)["local_world_size"]))
         if not (self._is_known and key.startswith((_ROLE_INFO, _ASSIGNED))):
+            # With the store gone the round ends, but this agent must not.
             with suppress(RuntimeError) if key.startswith(_ROLE_INFO) else nullcontext():
                 self._store.set(key, value)
 
@@ -134,6 +137,7 @@ class RoundStore:
             except DistStoreError:
                 continue
             except RuntimeError:
+                # The store's node is gone, but not the job: its end is still to come.
                 time.sleep(_EXIT_LOOK.total_seconds())
 
     def multi_get(self, keys: Sequence[str]) -> list[bytes]:
@@ -142,6 +146,7 @@ class RoundStore:
             return list(self._store.multi_get(list(keys)))
         if not self._is_known and self._is_there(keys):
             return list(self._store.multi_get(list(keys)))
+        # The round says it, or is over: then any count will do.
         return [
             _RoleInstanceInfo("", index, seat.num_workers or 1).serialize()
             for index, seat in enumerate(self._round.seats)

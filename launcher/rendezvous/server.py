@@ -55,6 +55,11 @@ class Server:
     """One candidate; lives in an event loop.
 
     Args:
+        rules: the numbers it goes by.
+        token: the secret of the job.
+        run_id: the job.
+        heartbeat_s: between two signs of life.
+        fence: the shared folder; None without one.
         objection_to: why a node with this card cannot take part; empty where it can.
         note: is told what happens, for the event log.
     """
@@ -138,6 +143,7 @@ class Server:
             async with asyncio.timeout(ADMIT_S):
                 await admit(reader, writer, *self._secret, self._objection_to)
                 first = decode(await reader.readline())
+                # A node looks first; if this is its candidate, it registers on the same connection.
                 while isinstance(first, Peek):
                     writer.write(encode(self._state.status))
                     first = decode(await reader.readline())
@@ -151,6 +157,7 @@ class Server:
             return
         finally:
             writer.close()
+            # Not where a newer connection of this node has taken over.
             if name and self._links.get(name) is writer:
                 del self._links[name]
                 self._leases.forget(name)
@@ -159,6 +166,7 @@ class Server:
     def _let_in(self, report: Report, writer: asyncio.StreamWriter) -> bool:
         name = report.seat.name
         old = self._state.peers.get(name)
+        # Another address while the first is connected: two nodes of one name, not a return.
         if old and name in self._links and old.seat.address != report.seat.address:
             reason = (
                 f"node name {name!r} is taken by the node at {old.seat.address}; give each its own "
@@ -167,6 +175,7 @@ class Server:
             writer.write(encode(Closed(reason=reason, is_success=False)))
             return False
         if name in self._links:
+            # It came back before its old connection was seen to break.
             self._links[name].close()
         self._links[name] = writer
         self._leases.hear(name, time.monotonic())
@@ -217,6 +226,7 @@ class Server:
             done = Claimed(term=wish.round.term, error="this node has no fence_dir")
         else:
             watch_s = 4 * self._state.rules.lease_s
+            # In a thread: a shared folder may hang, but heartbeats must not (I9).
             done = await asyncio.to_thread(self._fence.claim, wish, watch_s=watch_s)
         self._take(done)
 
@@ -228,7 +238,9 @@ class Server:
             for name in self._leases.look(time.monotonic()):
                 self._leases.forget(name)
                 self._take(Expired(name=name))
+                # Not closed, which would wait for a node that does not answer.
                 self._links.pop(name).transport.abort()
+            # Time alone makes things due: graces, waits and retries.
             self._settle()
 
     async def _pulse(self) -> None:

@@ -77,6 +77,7 @@ class Conf:
         Raises:
             ConfigError: a key is unknown or a value does not fit.
         """
+        # By the defaults, as annotations are only texts here.
         kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(cls)}
         values: dict[str, object] = {}
         for key, raw in config.items():
@@ -99,11 +100,13 @@ class Conf:
         """
         return Rules(
             index=index,
+            # A candidate that is started again forgets its terms, and must not take one twice.
             salt=int.from_bytes(os.urandom(3), "big"),
             num_candidates=num_candidates,
             min_nodes=nodes[0],
             max_nodes=nodes[1],
             bundle_size=self.bundle_size,
+            # With one candidate nobody can go on elsewhere.
             has_fence=bool(self.fence_dir) and num_candidates > 1,
             lease_s=self.lease,
             grace_s=self.grace,
@@ -122,6 +125,7 @@ def read_token(conf: Conf, environ: Mapping[str, str], run_id: str) -> bytes:
     if environ.get(TOKEN_VARIABLE):
         return environ[TOKEN_VARIABLE].encode()
     if not conf.token_file:
+        # No secret: this keeps other jobs out, not other people.
         return run_id.encode()
     path = Path(conf.token_file)
     try:

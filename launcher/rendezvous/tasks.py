@@ -16,6 +16,7 @@ class Tasks:
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Begins one; in the loop's thread."""
         task = asyncio.get_running_loop().create_task(work)
+        # The loop holds tasks weakly: one that nobody keeps may vanish while it runs.
         self._tasks.add(task)
         task.add_done_callback(self._ended)
 

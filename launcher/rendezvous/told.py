@@ -72,6 +72,7 @@ class WaitLines:
         else:
             is_same = obstacle == self._told
             is_due = now - self._told_at >= (EVERY_S if is_same else CHANGED_S)
+            # A wait without a limit is told once, not every half a minute.
             is_due = is_due and not (is_same and obstacle.is_endless)
         if not is_due:
             return ""

@@ -6,8 +6,9 @@
         +---------------------------------+-------------------------------+
                                              no quorum any more
 
-    ACTIVE, one round:   claim ---> host ---> accept ---> in force ---> over ---> all come, claim
-                      (with a fence)  first seat  all seats    ^ nobody dies, joins, asks
+    ACTIVE, one round:  [1] claim ---> [2] host ---> [3] accept ---> [4] in force ---> over ---> [1]
+                        with a fence   first seat    all seats       nobody dies,      all come
+                                                                     joins, asks
 
 `receive` takes in what happened, `settle` then does all that is due; it may be called at any time
 and as often as one likes. Time is an argument: monotonic seconds of this machine.
@@ -128,7 +129,7 @@ class TryClaim:
 
     @property
     def is_first(self) -> bool:
-        """True where these nodes know of no round: claims may be those of an earlier job."""
+        """Whether these nodes know of no round, so that claims may be those of an earlier job."""
         return not self.after and not self.seen
 
 
@@ -142,6 +143,7 @@ def receive(state: State, event: Event, now: float) -> tuple[State, list[Wish]]:
             return _arrive(state, report, now)
         case Expired(name=name):
             return _expire(state, name)
+        # Not lost yet: it has the grace to come back.
         case Broken(name=name) if name in state.peers:
             return _with_peer(state, replace(state.peers[name], broken_at=now)), []
         case Received(name=name, message=message) if name in state.peers:
@@ -180,6 +182,7 @@ def lose(state: State, name: str, why: str, *, is_fault: bool = True) -> tuple[S
 
 def _expire(state: State, name: str) -> tuple[State, list[Wish]]:
     if name in state.peers:
+        # Silence may be a cut cable with a living node at its other end; other losses are certain.
         incarnation = state.peers[name].seat.incarnation
         state = replace(state, silent=state.silent | {incarnation})
     return lose(state, name, "is silent")
@@ -188,12 +191,15 @@ def _expire(state: State, name: str) -> tuple[State, list[Wish]]:
 def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]]:
     old = state.peers.get(report.seat.name)
     is_back = old is not None and old.seat.incarnation == report.seat.incarnation
+    # A short break of the connection must not cost a newcomer its place in the order.
     arrival = old.arrival if old and is_back else state.num_arrivals
     peer = Peer(
         report=report, arrival=arrival, sees_no_fence=bool(old and is_back and old.sees_no_fence)
     )
+    # Waits that count from `since` begin with the first node, not with the coordinator.
     if not state.peers and state.phase is Phase.GATHERING:
         state = replace(state, since=now)
+    # Who reports is alive, whatever others have found at its endpoint.
     gone = (state.gone | set(report.gone)) - {report.seat.candidate}
     state = replace(
         _with_peer(state, peer),
@@ -211,6 +217,7 @@ def _hear(
     state: State, peer: Peer, message: Report | Beat | Hosted | Accept | Leave | Close, now: float
 ) -> tuple[State, list[Wish]]:
     match message:
+        # Only newer ones: a message that was overtaken would undo a later one.
         case Report() if message.serial > peer.report.serial:
             state = _with_peer(state, replace(peer, report=message, sent=None))
             return replace(
@@ -237,6 +244,7 @@ def _beat(state: State, peer: Peer, beat: Beat) -> tuple[State, list[Wish]]:
         is_waiting=beat.is_waiting,
         is_done=beat.is_done,
     )
+    # A beat carries ids only; the rounds themselves are known here.
     for round_ in (state.in_force, state.base):
         if round_ and round_.id == beat.last:
             report = replace(report, last=round_)
@@ -247,9 +255,11 @@ def _beat(state: State, peer: Peer, beat: Beat) -> tuple[State, list[Wish]]:
 
 def _progress(state: State, peer: Peer, message: Hosted | Accept) -> State:
     proposal, name = state.proposal, peer.seat.name
+    # An answer to a proposal that was abandoned in the meantime.
     if proposal is None or proposal.round.id != message.id or not proposal.round.has(peer.seat):
         return state
     if isinstance(message, Hosted):
+        # [2] The store listens: its port is part of what the seats are asked to accept.
         is_first = proposal.round.seats[0].name == name
         if proposal.step is not Step.HOST or not is_first:
             return state
@@ -257,14 +267,17 @@ def _progress(state: State, peer: Peer, message: Hosted | Accept) -> State:
         return replace(state, proposal=replace(proposal, round=round_, step=Step.ACCEPT))
     if proposal.step is not Step.ACCEPT:
         return state
+    # That node does not see the shared folder: the next proposal goes without the fence.
     if not message.sees_fence:
         return replace(_with_peer(state, replace(peer, sees_no_fence=True)), proposal=None)
+    # [3] One yes more; `settle` puts the round in force once all seats have said it.
     return replace(state, proposal=replace(proposal, accepted=proposal.accepted | {name}))
 
 
 def _leave(state: State, peer: Peer, leave: Leave) -> tuple[State, list[Wish]]:
     name = peer.seat.name
     state, notes = lose(state, name, f"leaves: {leave.reason}", is_fault=leave.is_failure)
+    # Who gave up does not come back: with too few left, waiting would be in vain (I9).
     missing = state.rules.min_nodes - len(state.peers)
     if not leave.is_failure or missing <= 0 or state.phase is not Phase.ACTIVE:
         return state, notes
@@ -288,9 +301,11 @@ def close(
 
 def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish]]:
     proposal = state.proposal
+    # The claim was made in a thread; its proposal may have been given up in the meantime.
     if proposal is None or proposal.step is not Step.CLAIM or event.term != state.term:
         return state, []
     if event.number:
+        # [1] The folder may give a later number than was asked for.
         round_ = replace(proposal.round, number=event.number)
         proposal = replace(proposal, round=round_, step=Step.HOST, claimed_at=event.at)
         state = replace(state, proposal=proposal)
@@ -304,6 +319,7 @@ def _claimed(state: State, event: Claimed, now: float) -> tuple[State, list[Wish
     stands = _in_the_way(state, event.others)
     if stands:
         return _fence_off(state, stands, now)
+    # Nobody can be in those others: claim again, past them.
     void = proposal.void | {claim.id for claim in event.others}
     proposal = replace(proposal, void=void)
     return replace(state, proposal=proposal), [try_claim(state, proposal)]
@@ -331,6 +347,7 @@ def _look(state: State, event: Looked, now: float) -> tuple[State, list[Wish]]:
     proposal, round_ = state.proposal, state.base
     if event.over and round_ and round_.is_fenced:  # before a first round it is of an earlier job
         return close(state, event.over.reason, event.over.is_success)
+    # A claim that is made already is our latest round, in force or not.
     if proposal and proposal.step is not Step.CLAIM:
         round_ = proposal.round
     if round_ is None or not round_.is_fenced:
@@ -350,6 +367,7 @@ def try_claim(state: State, proposal: Proposal) -> TryClaim:
 
 def _without_fence(state: State, error: str, now: float) -> tuple[State, list[Wish]]:
     """A fence that cannot be used stops those that it binds, and nobody else."""
+    # After a fenced round only the folder may decide who goes on: try again later (I10).
     is_bound = any(round_.is_fenced for round_ in state.grounds)
     rules = state.rules if is_bound else replace(state.rules, has_fence=False)
     retry_at = now + state.rules.lease_s if is_bound else now
@@ -369,6 +387,7 @@ def _fence_off(state: State, by: Round, now: float) -> tuple[State, list[Wish]]:
         state,
         phase=Phase.GATHERING,
         since=now,
+        # They come again as newcomers, with no memory of these rounds.
         peers={},
         base=None,
         grounds=(),
@@ -384,6 +403,7 @@ def _fence_off(state: State, by: Round, now: float) -> tuple[State, list[Wish]]:
 
 def history(peers: Iterable[Peer], term: int) -> tuple[Round | None, tuple[Round, ...]]:
     """What these nodes know, once they all have promised `term`: the last round, its grounds."""
+    # As they will be: the promise makes proposals of earlier terms void.
     reports = [replace(peer.report, promised=term) for peer in peers]
     base = last_round(reports)
     return base, grounds_of(base, reports)

@@ -66,6 +66,7 @@ class _Decision:
                     self._lead()
                 case Phase.CLOSED:
                     pass
+            # Until nothing changes: one step may make another one due.
             if self.state is before:
                 break
         self._tell()
@@ -87,6 +88,7 @@ class _Decision:
         highest = max(state.term, state.highest_term)
         term = next_term(highest, rules.index, rules.num_candidates, rules.salt)
         _, grounds = history(peers, term)
+        # Stands only where these nodes, once they follow, may go on; else it waits for more.
         if peers and may_go_on(state, grounds, peers, self.now):
             self.state = replace(
                 state, phase=Phase.ELECTING, term=term, highest_term=term, proposal=None
@@ -102,6 +104,7 @@ class _Decision:
         for round_ in grounds:
             is_decided = round_.is_fenced and state.rules.has_fence
             is_whole = all(seat.name in peers for seat in round_.seats)
+            # All are here, but too many have lost their memory: nobody can come who would help.
             if is_whole and not is_decided and not has_quorum(round_, seats):
                 num_kept = sum(map(round_.has, seats))
                 if self.now - state.since < state.rules.minority_wait_s:
@@ -109,7 +112,7 @@ class _Decision:
                 return (
                     f"{len(round_.seats) - num_kept} of the {len(round_.seats)} agents of round "
                     f"{round_.number} were started again at once, so that no majority knows how "
-                    "far the job is; start all agents anew, or give them a fence_dir"
+                    "far the job is; start all agents again, or give them a fence_dir"
                 )
         return ""
 
@@ -137,6 +140,7 @@ class _Decision:
                 over_at=self.now,
                 silent=frozenset(),  # those have been waited for
                 num_there_at=None,
+                # No number is used twice, not even that of a round that was abandoned.
                 highest_number=max([state.highest_number, *numbers, *(r.known for r in reports)]),
             )
             self._note("coordinator: active", term=state.term, round=base.number if base else 0)
@@ -147,6 +151,7 @@ class _Decision:
         self.state = replace(
             state,
             phase=Phase.GATHERING,
+            # A failed election does not begin the wait again.
             since=self.now if is_new else state.since,
             in_force=None,
             proposal=None,
@@ -160,6 +165,7 @@ class _Decision:
     def _lead(self) -> None:
         state = self.state
         if state.highest_term > state.term:
+            # There is a later term: who follows it would refuse every word of this one.
             self._step_down("a later coordinator is about")
         elif state.in_force:
             over = self._end_of(state.in_force)
@@ -180,7 +186,7 @@ class _Decision:
             self._propose()
 
     def _knows_more(self) -> bool:
-        """True where somebody came after the election who has accepted a round of another term."""
+        """Whether somebody came after the election who has accepted a round of another term."""
         base, _ = history(self.state.followers, self.state.term)
         return base is not None and base.term != self.state.term
 
@@ -202,11 +208,13 @@ class _Decision:
                     unseen = "was started again" if peer else "does not come"
                     why = state.lost.get(seat.incarnation, unseen)
                     return _over(round_, EndCause.LOST, f"node {seat.name} is lost, it {why}")
+                # Absent, but not known to be dead: it may come back, and the round continues.
                 continue
             # Of this round, or of a later one that the fence let others begin.
             is_back = peer.report.is_waiting and id_of(peer.report.last) >= round_.id
             if is_back or peer.report.at not in (NO_ROUND, round_.id):
                 return _over(round_, EndCause.ASKS, f"node {seat.name} asks for a new round")
+        # A round for a newcomer costs all a restart: only where it makes one more bundle.
         if is_better(self._choice(), round_.seats, state.rules.bundle_size):
             names = {seat.name for seat in round_.seats}
             new = [seat.name for seat in self._choice() if seat.name not in names]
@@ -221,12 +229,13 @@ class _Decision:
         return next((seat.name for seat in missing if self._is_dead(seat)), "")
 
     def _is_dead(self, seat: Seat) -> bool:
-        """True for a node that is not here and need not be waited for."""
+        """Whether a node that is not here need not be waited for."""
         state = self.state
         return (
             seat.name in state.peers  # started again
             or seat.incarnation in state.lost
             or seat.candidate in state.gone
+            # A new coordinator gives the nodes of the last round one lease to find it.
             or self.now - state.since >= state.rules.lease_s
         )
 
@@ -259,6 +268,7 @@ class _Decision:
         if self.state.base is None:
             self._count(choice)
         why = self._missing(choice)
+        # Only where it differs: a new state object would make `run` go round for ever.
         if why != self.state.waits_for:
             self.state = replace(self.state, waits_for=why)
         if why:
@@ -268,6 +278,7 @@ class _Decision:
         is_fenced = state.rules.has_fence and not any(p.sees_no_fence for p in state.followers)
         number = state.highest_number + 1
         round_ = Round(term=state.term, number=number, seats=choice, is_fenced=is_fenced)
+        # Also after a fenced round: another half may have claimed the next number already.
         needs_claim = is_fenced or any(each.is_fenced for each in state.grounds)
         proposal = Proposal(round=round_, step=Step.CLAIM if needs_claim else Step.HOST)
         self.state = replace(state, proposal=proposal, highest_number=number)
@@ -340,6 +351,7 @@ class _Decision:
         for seat in round_.seats:
             peer = state.peers.get(seat.name)
             if peer is None or peer.seat.incarnation != seat.incarnation:
+                # Not all can accept any more: the next proposal goes without this seat.
                 self.state = replace(state, proposal=None)
                 self._note(
                     "coordinator: abandoned", round=round_.number, why=f"node {seat.name} is lost"
@@ -351,6 +363,7 @@ class _Decision:
                 "coordinator: abandoned", round=round_.number, why="it took longer than a lease"
             )
         elif is_agreed(round_, proposal.accepted):
+            # [4] In force: the next round needs a quorum of this one, and of no other.
             self.state = replace(
                 state, proposal=None, base=round_, grounds=(round_,), in_force=round_
             )
@@ -358,7 +371,7 @@ class _Decision:
             self._note("coordinator: round", round=round_.number, term=round_.term, nodes=names)
 
     def _is_stale(self, proposal: Proposal) -> bool:
-        """True for a claim to the first round that others may hold to be one of an earlier job."""
+        """Whether others may take our claim to the first round for one of an earlier job."""
         is_first = self.state.base is None and proposal.round.is_fenced
         is_claimed = proposal.step is not Step.CLAIM
         return (
@@ -371,6 +384,7 @@ class _Decision:
         changed: dict[str, Peer] = {}
         for name, peer in self.state.peers.items():
             message = next_word(self.state, peer) if peer.broken_at is None else None
+            # Said once; the next report or beat clears `sent`, and what still holds is said again.
             if message is not None and message != peer.sent:
                 self.wishes.append(Send(to=name, message=message))
                 changed[name] = replace(peer, sent=message)

@@ -13,6 +13,11 @@ class Leases(Generic[K]):
 
     Our own pause is not their silence: when `look` comes late (a stopped process, a machine that
     swaps), what they sent meanwhile is still unread, and everybody gets that time again.
+
+    Args:
+        lease_s: silence that is too long.
+        look_every_s: how often `look` is called.
+        now: the time, seconds of a monotonic clock.
     """
 
     def __init__(self, lease_s: float, *, look_every_s: float, now: float) -> None:

@@ -136,10 +136,12 @@ def looked(member: Member, round_: Round, sees_fence: bool) -> Answer:
 def accept(member: Member, round_: Round) -> Answer:
     """Accepts a round, unless a higher term was promised meanwhile."""
     offer = member.offer
+    # Looking for the claim took a while: the offer may be another one now.
     if offer is None or offer.round != round_ or not member.is_waiting:
         return member, []
     if round_.term != member.promised:
         return member, []
+    # Remembered before it is said: the yes may be all that others ever know of this round.
     if id_of(member.last) < round_.id:
         member = replace(member, pending=round_, grounds=offer.grounds)
     return member, [Send(message=Accept(id=round_.id, sees_fence=True))]
@@ -148,12 +150,14 @@ def accept(member: Member, round_: Round) -> Answer:
 def receive(member: Member, message: ToMember, now: float) -> Answer:
     """What a word of the coordinator changes."""
     match message:
+        # A promise is never taken back: a lower term only hears what was promised (I10).
         case Lead(term=term) if term >= member.promised:
             return report(replace(member, promised=term))
         case Lead() | Propose() | Host() if _term_of(message) < member.promised:
             return report(member)  # says what was promised
         case Host(round=round_) if member.hosting != round_.id and member.is_waiting:
             return replace(member, hosting=round_.id, port=0), [OpenStore(round=round_)]
+        # The answer was lost with a connection: the store is open already.
         case Host(round=round_) if member.hosting == round_.id and member.port:
             return opened(member, round_, member.port)
         case Propose(round=round_) if round_.term == member.promised:
@@ -173,6 +177,7 @@ def receive(member: Member, message: ToMember, now: float) -> Answer:
                 member = _must_leave(member, over)
             member = replace(
                 member,
+                # The lost half's rounds must not count as votes or grounds any more.
                 last=None,
                 last_before_fence=max(member.last_before_fence, id_of(member.last)),
                 fenced_by=by,
@@ -200,6 +205,7 @@ def _term_of(message: Lead | Propose | Host) -> int:
 
 
 def _go(member: Member, round_: Round, now: float) -> Answer:
+    # Never again into a round that was left, nor into one from before the fence.
     is_old = max(member.last_before_fence, id_of(member.last)) >= round_.id
     if not member.is_waiting or not round_.has(member.seat) or is_old:
         return beat(member)
@@ -224,6 +230,7 @@ def _go(member: Member, round_: Round, now: float) -> Answer:
 
 def _guided(member: Member, pulse: Pulse, now: float) -> Member:
     member = replace(member, pulse=pulse, known=max(member.known, pulse.number))
+    # Only who is followed guides: another active coordinator may be the other half's.
     if pulse.is_active and pulse.term == member.promised:
         return replace(member, guided_at=now, is_found=True)
     return member
@@ -260,6 +267,7 @@ def forgive(member: Member, pause_s: float) -> Member:
 
 
 def _is_heard(member: Member) -> bool:
+    # One that gathers is alive, though it leads nobody.
     return member.pulse is not None and not member.pulse.is_active
 
 

@@ -70,7 +70,7 @@ class Round:
         return (self.term, self.number)
 
     def has(self, seat: Seat) -> bool:
-        """True where this very start of the node is seated."""
+        """Whether this very start of the node is seated."""
         return any(s.name == seat.name and s.incarnation == seat.incarnation for s in self.seats)
 
 
@@ -297,6 +297,7 @@ def _value(kind: Any, raw: object) -> object:  # noqa: ANN401 (a type, or a gene
         return kind(str(raw))
     if is_dataclass(kind) and isinstance(kind, type):
         return _record(kind, raw)
+    # Not isinstance: True would pass for a number.
     if type(raw) is not kind:
         raise ValueError(f"{raw!r} is no {kind.__name__}")
     return raw

@@ -27,6 +27,7 @@ def next_word(state: State, peer: Peer) -> ToMember | None:
         return state.closed
     if state.phase is Phase.GATHERING:
         return None
+    # Before all else: only a node that follows this term acts on its rounds.
     if report.promised < state.term:
         return Lead(term=state.term)
     round_, proposal = state.in_force, state.proposal
@@ -34,6 +35,7 @@ def next_word(state: State, peer: Peer) -> ToMember | None:
         report.is_waiting or report.is_done
     )
     if is_elsewhere and state.phase is Phase.ACTIVE:
+        # Out of the old round first: its workers must not run next to those of a new one.
         return replace(state.over or _LEFT_OUT, id=report.at)
     if proposal and proposal.round.has(peer.seat):
         return _next_step(state, proposal, peer)

@@ -4,7 +4,7 @@
                          ^               |                                     |
                          +---- want -----+---------------- want ---------------+
 
-Where a node stands is one of these (`Member.stand`). `Fenced` takes its memory of rounds besides,
+Where a node stands is one of these (`Member.stand`). `Fenced` also takes its memory of rounds,
 and it comes again as a newcomer. `Closed` ends the job for it wherever it stands; what its workers
 still do, they may finish if the job has ended well.
 """
@@ -107,7 +107,7 @@ class Member:
 
     @property
     def is_waiting(self) -> bool:
-        """True where it asks for the next round."""
+        """Whether it asks for the next round."""
         return isinstance(self.stand, Waiting)
 
     @property
@@ -122,24 +122,24 @@ class Member:
 
     @property
     def is_done(self) -> bool:
-        """True where all of them have finished well."""
+        """Whether all of them have finished well."""
         return isinstance(self.stand, InRound) and self.stand.is_done
 
     @property
     def must_leave(self) -> bool:
-        """True where the workers are to stop: their round is over, or the job has failed."""
+        """Whether the workers are to stop: their round is over, or the job has failed."""
         if self.closed:
             return not self.closed.is_success
         return self.over is not None
 
     @property
     def may_miss_the_end(self) -> bool:
-        """True where nobody leads it, and only the fence folder would tell of the job's end."""
+        """Whether nobody leads it, and only the fence folder would tell of the job's end."""
         has_leader = self.pulse is not None and self.pulse.is_active
         return self.closed is None and self.is_waiting and self.sees_fence and not has_leader
 
     @property
     def is_spare(self) -> bool:
-        """True where it waits while others have a round without it."""
+        """Whether it waits while others have a round without it."""
         own = self.last.number if self.last else 0  # which it has just ended for all
         return self.is_waiting and self.pulse is not None and self.pulse.number not in (0, own)

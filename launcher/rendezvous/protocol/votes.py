@@ -15,7 +15,7 @@ from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, State
 
 
 def has_quorum(base: Round, seats: Iterable[Seat]) -> bool:
-    """True where no other nodes of `base` but `seats` can go on after it.
+    """Whether no other nodes of `base` but `seats` can go on after it.
 
     More than half of it, or half of it with its first node; a node that was started again has no
     memory of the round and so no vote.
@@ -24,12 +24,13 @@ def has_quorum(base: Round, seats: Iterable[Seat]) -> bool:
     first = base.seats[0]
     return 2 * len(votes) > len(base.seats) or (
         2 * len(votes) == len(base.seats)
+        # A tie goes to the half with the first node, so that never both go on (I10).
         and any((v.name, v.incarnation) == (first.name, first.incarnation) for v in votes)
     )
 
 
 def is_agreed(round_: Round, accepted: Collection[str]) -> bool:
-    """True where every seat of a proposed round has accepted it, by name."""
+    """Whether every seat of a proposed round has accepted it, by name."""
     return all(seat.name in accepted for seat in round_.seats)
 
 
@@ -45,6 +46,7 @@ def last_round(reports: Collection[Report]) -> Round | None:
         for r in (report.last, report.pending, *report.grounds)
         if r is not None
     }
+    # Newest first; a void one cannot hide an older one that is in force.
     for round_ in sorted(rounds.values(), key=lambda r: r.id, reverse=True):
         if not is_void(round_, reports):
             return round_
@@ -67,6 +69,7 @@ def grounds_of(base: Round | None, reports: Collection[Report]) -> tuple[Round, 
     between = {r.id: r for report in reports for r in report.grounds}
     if known is not None:
         between[known.id] = known
+    # What is known to have been in force settles all that came before it.
     floor = id_of(known)
     return (
         *(
@@ -79,11 +82,13 @@ def grounds_of(base: Round | None, reports: Collection[Report]) -> tuple[Round, 
 
 
 def is_void(round_: Round, reports: Collection[Report]) -> bool:
-    """True where one of the round's seats is here and proves that it can never be in force."""
+    """Whether one of the round's seats is here and proves that it can never be in force."""
     if any(report.last and report.last.id >= round_.id for report in reports):
+        # Somebody was in it, or in one after it: then a missing yes proves nothing.
         return False
     return any(
         round_.has(report.seat)
+        # It has never accepted the round, and by its promise never will.
         and max(id_of(report.last), id_of(report.pending)) < round_.id
         and report.promised > round_.term
         for report in reports
@@ -91,7 +96,7 @@ def is_void(round_: Round, reports: Collection[Report]) -> bool:
 
 
 def may_go_on(state: State, grounds: tuple[Round, ...], peers: list[Peer], now: float) -> bool:
-    """True where nobody else can go on after these rounds, or the fence is to decide that."""
+    """Whether nobody else can go on after these rounds, or the fence is to decide that."""
     if state.rules.num_candidates == 1:
         return True
     if not grounds:
@@ -107,6 +112,7 @@ def _may_begin(state: State, peers: list[Peer], now: float) -> bool:
         return False
     fenced_by = [peer.report.fenced_by for peer in peers if peer.report.fenced_by]
     if fenced_by:
+        # The folder named the round that went on; it is over once all of its nodes are here.
         last = max(fenced_by, key=lambda round_: round_.id)
         return last.is_fenced and is_ended(last, [peer.seat.name for peer in peers])
     return state.phase is Phase.ACTIVE or now - state.since >= state.rules.minority_wait_s
@@ -128,6 +134,7 @@ def _may_go_on_after(state: State, round_: Round, peers: list[Peer], now: float)
         may_try = not (is_smaller and any(seat.incarnation in state.silent for seat in missing))
     else:
         may_try = (
+            # An endpoint that refuses connections has no agent; all others get a while to come.
             all(seat.candidate in state.gone for seat in missing)
             or now - state.since >= state.rules.minority_wait_s
         )
@@ -135,7 +142,7 @@ def _may_go_on_after(state: State, round_: Round, peers: list[Peer], now: float)
 
 
 def is_ended(round_: Round, names: Collection[str]) -> bool:
-    """True where nobody can be left in a round: each of its nodes is here again.
+    """Whether nobody can be left in a round: each of its nodes is here again.
 
     Args:
         names: of nodes that follow one coordinator and have no workers in that round; those that
@@ -151,6 +158,7 @@ def next_term(highest: int, index: int, num_candidates: int, salt: int = 0) -> i
         salt: 0 gives the lowest; a number of the coordinator's own keeps one that was started
             again, and forgot, from taking the same term twice.
     """
+    # Term t belongs to candidate t modulo num_candidates.
     lowest = highest + 1 + (index - highest - 1) % num_candidates
     return lowest + salt * num_candidates
 
@@ -175,6 +183,7 @@ def best_candidate(found: Mapping[int, Status], last_term: int, num_candidates: 
     active = [(each.number, each.term, index) for index, each in found.items() if each.is_active]
     if active:
         return max(active)[2]
+    # With what others know: a node without a memory must gather where they do.
     latest = max([last_term, *(each.last_term for each in found.values())])
     return next((i for i in search_order(latest, num_candidates) if i in found), None)
 
@@ -192,6 +201,7 @@ def choose_seats(
     bundles = _ranks(seats, bundle_size) // bundle_size
     if len(seats) < min_nodes or not bundles:
         return ()
+    # From the end: survivors keep their seats, and newcomers that add no bundle stay out.
     for seat in reversed(seats[:]):
         rest = [other for other in seats if other is not seat]
         if len(seats) > min_nodes and _ranks(rest, bundle_size) // bundle_size == bundles:
@@ -205,5 +215,5 @@ def _ranks(seats: Sequence[Seat], bundle_size: int) -> int:
 
 
 def is_better(seats: Sequence[Seat], than: Sequence[Seat], bundle_size: int) -> bool:
-    """True where `seats` make more bundles, so that it is worth a new round."""
+    """Whether `seats` make more bundles, so that it is worth a new round."""
     return _ranks(seats, bundle_size) // bundle_size > _ranks(than, bundle_size) // bundle_size

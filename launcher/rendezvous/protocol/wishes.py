@@ -1,4 +1,4 @@
-"""Pure: what a node and a coordinator both wish for; each has some wishes of its own besides."""
+"""Pure: what a node and a coordinator both wish for; each also has wishes of its own."""
 
 from __future__ import annotations
 
