@@ -134,7 +134,7 @@ class LossCheck:
             self._left = 0
             log.warning(
                 "the loss of %d samples at once is %.6g, the mean of their single losses %.6g: it "
-                "is no mean over samples, so what is learnt depends on --microbatch-size; let "
+                "is no mean over samples, so the training depends on --microbatch-size; let "
                 "loss() return (sum, weight), as docs/recipes.md says",
                 size, whole, mean,
             )  # fmt: skip

@@ -76,6 +76,7 @@ def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) 
         environ[_VISIBLE] = slices[local_rank % len(slices)]
     if not num_gpus():
         return torch.device("cpu")
+    # More ranks than GPUs: they share them evenly.
     device = torch.device("cuda", local_rank % num_gpus())
     torch.cuda.set_device(device)
     return device

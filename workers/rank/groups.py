@@ -102,6 +102,7 @@ def make_links(topology: Topology, place: Place, network: Network) -> dict[Link,
 
     Collective: the bundle, at the same point among the groups that it makes.
     """
+    # `bundle_links` gives one order to all ranks of the bundle; each makes its own of them.
     return {
         link: Group(
             network,

@@ -81,7 +81,7 @@ class Liveness:
         if self._board is not None:
             self._follow(self._board.agent_pid)
         elif "TORCHELASTIC_RUN_ID" in os.environ:  # torch's own rendezvous; another launcher's
-            self._follow(os.getppid())  # ranks may have a parent that goes on purpose
+            self._follow(os.getppid())  # ranks may have a parent that ends on purpose
         signals_r, signals_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals = signals_r
         if threading.current_thread() is threading.main_thread():
@@ -134,7 +134,7 @@ class Liveness:
             act()
         except OSError as exc:
             if not self._has_told_failure:
-                log.warning("cannot pass on that the run is to stop: %s; trying on", exc)
+                log.warning("cannot pass on that the run is to stop: %s; trying again", exc)
             self._has_told_failure = True
             return
         self._on_stop = None

@@ -185,7 +185,7 @@ def _boot_id() -> str:
 
 
 def _open_peers(group: Group, files: _Files, offers: list[dict[str, object]]) -> bool:
-    """Opens what the peers offer; False where the system does not let us."""
+    """Opens what the peers offer; returns whether the system let it."""
     try:
         for peer, offer in enumerate(offers):
             folder = f"/proc/{offer['pid']}/fd"

@@ -62,7 +62,7 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
             if entered_before is None:
                 raise ConfigError(
                     f"--run-dir {config.run_dir!r} leads to another run as soon as one begins, and "
-                    "torchrun's next attempt would go on there; give the folder itself: "
+                    "torchrun's next attempt would continue there; give the folder itself: "
                     f"--run-dir {entered(folder)}"
                 )
             folder = Path(entered_before or folder)
