@@ -1,4 +1,4 @@
-"""Samples become one micro-batch: what is input and what is target, both stacked, leaf by leaf.
+"""Samples become one micro-batch: inputs and targets, both stacked leaf by leaf.
 
     ({"image": x0, "mask": m0}, 3)
     ({"image": x1, "mask": m1}, 5)     ->     ({"image": x, "mask": m}, tensor([3, 5]))
@@ -56,6 +56,7 @@ class Collate:
         """What the recipe says for one of its data sets, or else the data set."""
         found = data.collate
         for name in _OWN_COLLATES:
+            # The recipe's own comes first; a data set of another library may bring one.
             found = found or getattr(samples, name, None)
         return cls(found, data.split)
 
@@ -69,12 +70,14 @@ class Collate:
         if self.own is not None:
             who = f"the micro-batch that collate made of the samples {_list_of(indices)}"
             batch, target = self._halves(self.own(list(samples)), who)
+            # Checked, whatever a user's collate gives: it has to be sent and pinned, too.
             joined = _all_tensors(batch, f"the input of {who}")
             return Parts(_arguments(joined), _all_tensors(target, f"the target of {who}"))
         halves = [self._halves(s, f"sample {i}") for s, i in zip(samples, indices, strict=True)]
         columns = [_arguments(batch) for batch, _ in halves]
         # Several inputs are told apart before lists of numbers are taken for vectors.
         inputs = [_Column([row[0] for row in columns], indices, "input")]
+        # A tuple is several inputs: each is stacked, and named in errors, by itself.
         if any(isinstance(batch, tuple) for batch, _ in halves):
             _same_branch([batch for batch, _ in halves], indices, "input")
             rows = zip(*columns, strict=True)
@@ -83,6 +86,7 @@ class Collate:
         return Parts(tuple(column.stacked() for column in inputs), target)
 
     def _halves(self, sample: Any, who: str) -> tuple[Any, Any]:  # noqa: ANN401 (a user's sample)
+        # Before the form is looked at: split may turn anything into (input, target).
         if self.split is not None:
             sample = self.split(sample)
             who = f"what split gives of {who}"
@@ -123,10 +127,12 @@ class _Column(NamedTuple):
 
     def stacked(self) -> object:
         """The values along a new first dimension."""
+        # One leaf is enough: where others are holders, the leaves' own check names the odd sample.
         if any(map(_is_leaf, self.values)):
             return self._stacked_leaves()
         first = self.values[0]
         branch = _same_branch(self.values, self.indices, self.place)
+        # One row per sample; the keys have to agree before columns can be made of rows.
         rows = [list(entries(value, branch)) for value in self.values]
         for row, index in zip(rows, self.indices, strict=True):
             if [step for step, _ in row] != [step for step, _ in rows[0]]:
@@ -185,6 +191,7 @@ def _tensor(value: object, who: str) -> Tensor:
     if isinstance(value, Tensor):
         return value
     try:
+        # Only known types: as_tensor would take other objects apart by rules nobody expects.
         if isinstance(value, (*_NUMBERS, np.ndarray, np.generic)) or _is_array(value):
             return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as exc:
@@ -195,6 +202,7 @@ def _tensor(value: object, who: str) -> Tensor:
 
 
 def _all_tensors(value: object, who: str) -> object:
+    # A first look only for the places: `mapped` does not know them when it finds a wrong leaf.
     for leaf in leaves(value):
         _tensor(leaf.value, f"{who}, at {leaf.place}," if leaf.place else who)
     return mapped(lambda leaf: _tensor(leaf, who), value)

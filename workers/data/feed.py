@@ -81,6 +81,7 @@ class Feed:
                 f"run has --seed {self._config.seed}, which would use some samples twice; resume "
                 f"with --seed {progress.seed}, or start anew in another --run-dir"
             )
+        # Both together tell a run that counts otherwise: batch size and data set enter into both.
         step = progress.epoch * self.steps_per_epoch + progress.step_in_epoch
         samples = self.samples_after(progress.epoch, progress.step_in_epoch)
         if (step, samples) != (progress.step, progress.samples_seen):
@@ -94,14 +95,16 @@ class Feed:
     def set_speeds(self, seconds_per_microbatch: Sequence[float]) -> None:
         """Shares out by these from the next epoch on; the same on every rank."""
         self._speeds = list(seconds_per_microbatch)
+        # What was begun is shared out by other speeds.
         self._begun = None
 
     def first_inputs(self) -> tuple[Any, ...] | None:
-        """Those of the first micro-batch of the run, where it is this rank's, ahead of training."""
+        """The inputs of the run's first micro-batch, before training; None on other ranks."""
         works, batches = self.epoch(0, 0)
         first = next(batches, None)
         if first is None:
             return None
+        # Put back in front: the first epoch still trains on it, and nothing is read twice.
         self._begun = works, chain([first], batches)
         return first.inputs
 
@@ -111,6 +114,7 @@ class Feed:
         if begun is not None and (epoch, first_step) == (0, 0):
             return begun
         order = sample_order(self._config.seed, epoch, self._info.num_train)
+        # All steps at once, as the loader reads ahead over their borders.
         steps = [self._cut(order, step) for step in range(first_step, self.steps_per_epoch)]
         works = (
             self._work(epoch * self.steps_per_epoch + first_step + i, step)
@@ -125,11 +129,13 @@ class Feed:
         """
         size = self._config.samples_per_microbatch
         part = size * num_steps(_FORWARDS_OF_A_STEP * self._config.batch_size, size)
+        # Validation needs no shuffling: its sums do not depend on the order.
         order = range(self._info.num_val)
         parts = [
             step_microbatches(order, index, batch_size=part, microbatch_size=size)
             for index in range(num_steps(len(order), part))
         ]
+        # Shares are of all validation samples, so that the parts' losses add up to the mean.
         works = [replace(self._work(0, each), num_samples=len(order)) for each in parts]
         return works, self._batches(self._val, parts, 0)
 
@@ -159,6 +165,7 @@ class Feed:
 
     def _mine(self, num_microbatches: int) -> range:
         """The micro-batches of a step that this bundle does."""
+        # The same on every rank, as the speeds are: nobody has to ask who does what (I1).
         counts = share_out(num_microbatches, self._speeds)
         first = sum(counts[: self._bundle])
         return range(first, first + counts[self._bundle])
@@ -181,6 +188,7 @@ class Feed:
         wanted = [
             microbatches[j]
             for microbatches in steps
+            # Replicas of a stage take the bundle's micro-batches in turn (I3).
             for j in self._mine(len(microbatches))[self._replica :: self._width]
         ]
         return loader.batches(wanted, epoch=epoch)

@@ -67,6 +67,7 @@ class ImageSamples:
         # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
         # and its own DecompressionBombError, which is none of them, for a size that is no size.
         except Exception as exc:
+            # Neither is the image's fault: --skip-unreadable must not hide it.
             if isinstance(exc, MemoryError) or getattr(exc, "errno", None) in _OUT_OF_FILES:
                 raise
             reason = getattr(exc, "strerror", None) or _without_path(str(exc), path)

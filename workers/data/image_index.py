@@ -1,4 +1,4 @@
-"""Which images lie in the class folders of a data set; listed once per run, not at each start.
+"""Which images are in the class folders of a data set; listed once per run, not at each start.
 
     a line per folder: its path below the root, mtime, number of its class, names of its images
 
@@ -57,6 +57,7 @@ def walk(
     """
     for top, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         hidden = [name for name in (*folders, *files) if is_hidden(name)]
+        # In place: os.walk then does not go down into hidden folders.
         folders[:] = [name for name in folders if not is_hidden(name)]
         yield top, [name for name in files if not is_hidden(name)], hidden
 
@@ -85,19 +86,21 @@ class ImageIndex:
 
     def __getitem__(self, index: int) -> tuple[str, int]:
         """The path of an image and the number of its class."""
+        # As a list would: negative indices count from the end, others raise IndexError.
         number = range(len(self))[index]
         folder = self._folders[position := bisect.bisect_right(self._ends, number)]
         name = folder.names[number - self._ends[position]]  # counted from the end
         return os.path.join(self._root, folder.path, name), folder.number  # noqa: PTH118 (quick)
 
     def digest(self) -> str:
-        """What another list of images, or another order, does not have; wherever they lie.
+        """A digest of the list of images and its order, wherever the images are stored.
 
         The sizes of a few files tell other images of the same names.
         """
         total = hashlib.sha256()
         for folder in self._folders:
             total.update(os.fsencode("\0".join((folder.path, str(folder.number), *folder.names))))
+            # Separators, as one folder's last name must not run into the next one's path.
             total.update(b"\0\0")
         for number in range(0, len(self), max(1, len(self) // _NUM_SIZES)):
             with suppress(OSError):  # who reads it says what is wrong with it
@@ -124,6 +127,7 @@ def open_index(root: Path, kept_in: Path | None) -> ImageIndex:
     if folders is None:
         start_ns = time.time_ns()
         folders = _listed(root, hidden)
+        # Not kept if a folder changed just now: a later change could leave the same mtime.
         if max(folder.mtime_ns for folder in folders) < start_ns - _JUST_NOW_S * 1e9:
             _keep(path, folders)
     return ImageIndex(root, folders, hidden)
@@ -135,6 +139,7 @@ def _listed(root: Path, hidden: list[str]) -> list[Folder]:
         found = list(_list(root, hidden))
     except OSError as exc:
         raise ConfigError(f"cannot use {str(root)!r}: {exc}") from exc
+    # A class may have images in subfolders only: it is empty if none of its folders has any.
     full = {folder.number for folder in found if folder.names}
     bare = [folder for folder in found[1:] if folder.number not in full]
     empty = list(dict.fromkeys(Path(folder.path).parts[0] for folder in bare))
@@ -153,9 +158,11 @@ def _list(root: Path, hidden: list[str]) -> Iterator[Folder]:
     yield Folder(".", root.stat().st_mtime_ns, -1, [])
     with os.scandir(root) as entries:
         folders = sorted(entry.name for entry in entries if entry.is_dir())
+    # Hidden folders are no classes: `.git` would shift the numbers of all others.
     hidden += [str(root / name) for name in folders if is_hidden(name)]
     classes = [name for name in folders if not is_hidden(name)]
     for number, name in enumerate(classes):
+        # Sorted by path, as the order of os.walk is the disk's own and samples need one order (I1).
         for top, files, left_out in sorted(walk(root / name, fail)):
             names = sorted(file for file in files if file.lower().endswith(IMG_EXTENSIONS))
             hidden += [os.path.join(top, name) for name in left_out]  # noqa: PTH118 (quick)
@@ -166,6 +173,7 @@ def _kept(root: Path, path: Path) -> list[Folder] | None:
     """What an earlier start has kept, if it is whole and still true."""
     try:
         digest, _, body = path.read_bytes().partition(b"\n")
+        # A file that a crash or another run's write left half is listed again.
         if digest.decode() != _digest(body):
             return None
         folders = [Folder(*json.loads(line)) for line in body.splitlines()]

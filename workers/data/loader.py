@@ -76,6 +76,7 @@ class MicrobatchLoader:
         )
         self._loader: DataLoader[Answer] | None = DataLoader(
             reader,  # type: ignore[arg-type] # torch asks for its own base class
+            # A request is a whole micro-batch already: torch must not group them again.
             batch_size=None,
             sampler=self._requests,
             num_workers=num_workers,
@@ -97,6 +98,7 @@ class MicrobatchLoader:
             NodeError: while iterating: a loading process is dead or does not answer.
         """
         assert self._loader is not None, "the loader is closed"
+        # The sampler is asked when iteration begins: new requests, the same processes.
         self._requests.wanted = [Request(epoch, indices) for indices in microbatches]
         self._answers = iter(self._loader)
         return (self._next() for _ in microbatches)
@@ -125,8 +127,10 @@ class MicrobatchLoader:
                 raise
             raise NodeError(_death_message(str(exc), self._timeout_s)) from exc
         if batch is None:
+            # Raised here, as torch would put the other process's traceback into its text.
             raise ConfigError(messages[0])
         for message in messages:
+            # Each file once, not once per epoch.
             if message not in self._warned:
                 self._warned.add(message)
                 log.warning("%s; the next readable sample stands in for it", message)

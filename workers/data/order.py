@@ -23,12 +23,14 @@ NEAR_EQUAL = 1.1
 
 def mix_seed(*parts: int) -> int:
     """A 64-bit seed in which every bit depends on every part."""
+    # Hashed: sums or products of the parts would give equal seeds for other parts.
     text = "/".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def sample_order(seed: int, epoch: int, num_samples: int) -> list[int]:
     """The order in which an epoch uses the samples, the same on every rank and node."""
+    # Its own generator, so that the order does not depend on what drew numbers before.
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
     return order
@@ -82,10 +84,12 @@ def share_out(num_microbatches: int, seconds_per_microbatch: Sequence[float]) ->
 def _levelled(seconds: Sequence[float]) -> list[float]:
     """The times with near-equal ones made equal: each gets the least of its neighbourhood."""
     known = [time for time in seconds if 0 < time < math.inf]
+    # A bundle that has measured nothing yet gets a usual share.
     mean = fmean(known) if known else 1.0
     times = [time if 0 < time < math.inf else mean for time in seconds]
     levels: list[float] = []
     for time in sorted(times):
+        # A level begins where a time is clearly above the last level, in ascending order.
         if not levels or time > levels[-1] * NEAR_EQUAL:
             levels.append(time)
     return [max(level for level in levels if level <= time) for time in times]

@@ -1,4 +1,4 @@
-"""Any image as one of 8 bits per colour: red, green, blue.
+"""Converts any image to 8 bits per colour: red, green, blue.
 
 Pillow's own conversion does so for palettes, CMYK, one bit, grey and transparency (which is left
 out), as torchvision's ImageFolder has it. Of pixels wider than 8 bits it keeps what fits: a grey

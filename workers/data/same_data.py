@@ -1,8 +1,8 @@
-"""Whether all nodes, and all starts of a run, read the same data; known once it is open.
+"""Checks that all nodes, and all starts of a run, read the same data; once the data is open.
 
-first rank of stage 0 of a node     sizes, names of the samples       data/NODE
-the reporter                        compares, with the run folder too data
-all                                 go on, or end with the difference
+[1] first rank of stage 0 of a node     sizes, names of the samples       data/NODE
+[2] the reporter                        compares, with the run folder too data
+[3] all                                 continue, or end with the difference
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from bundlerun.workers.recipe import DataInfo, DataSets
 _SAMPLES, _CLASSES = "the number of training samples", "the number of classes"
 _LIST = "the list of training samples"
 _KEPT = (_SAMPLES, _CLASSES, _LIST)
-"""What a run that goes on must not change: with it goes the order of samples (I1)."""
+"""What a resumed run must not change: the order of samples depends on it (I1)."""
 
 
 def check_same_data(
@@ -39,23 +39,27 @@ def check_same_data(
     """
     topology, place, store = session.topology, session.place, session.store
     nodes = sorted({p.node for p in topology.places if p.stage == 0 and not p.is_spare})
+    # [1] One rank per node: ranks of a node see the same disks.
     if data is not None and topology.collect_ranks(0, place.node)[0] == place.rank:
         said = [session.arrival.node_name, terms_of_data(info, data)]
         store.set(f"data/{place.node}", json.dumps(said))
     if session.is_reporter:
+        # [2] Waits for all nodes that read; the others have nothing to compare.
         by_node = {}
         for node in nodes:
             name, terms = json.loads(store.get(f"data/{node}"))
+            # Several agents of one machine have one name.
             by_node[f"{name} (node {node})" if name in by_node else name] = terms
         unlike = difference(by_node) or _unlike_before(paths, terms, is_new=is_new)
         store.set("data", json.dumps(unlike))
+    # [3] All hear the same text, and end alike.
     unlike = json.loads(store.get("data"))
     if unlike:
         raise ConfigError(unlike)
 
 
 def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
-    """What the samples have no more in common with those of the run's first start."""
+    """How the samples differ from those of the run's first start; empty if they do not."""
     kept = {name: terms[name] for name in _KEPT if name in terms}
     try:
         before = {} if is_new else json.loads(paths.data_terms.read_text(encoding="utf-8"))
@@ -73,6 +77,7 @@ def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
 
 def terms_of_data(info: DataInfo, data: DataSets) -> dict[str, str]:
     """What is compared, as `bundlerun.launcher.agreement.agreed` has it."""
+    # A digest: names of classes may be thousands, and this is shown where it differs.
     about = hashlib.sha256(json.dumps(info.about, sort_keys=True).encode()).hexdigest()[:12]
     terms = {
         _SAMPLES: str(info.num_train),

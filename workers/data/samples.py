@@ -69,6 +69,7 @@ class Reader:
         unreadable: list[str] = []
         samples = []
         try:
+            # Without loading processes this one trains, too, with the same generators.
             with kept_random_state():
                 for index in request.indices:
                     sample, message = self._read(index, request.epoch)
@@ -76,6 +77,7 @@ class Reader:
                     unreadable += message
                 inputs, target = self._collate(samples, request.indices)
         except ConfigError as exc:
+            # As a value, see `MicrobatchLoader._next`.
             return Answer(None, (str(exc),))
         return Answer(Batch(inputs, target, len(unreadable)), tuple(unreadable))
 
@@ -84,8 +86,10 @@ class Reader:
         messages: list[str] = []
         for offset in range(min(len(self._samples), MAX_UNREADABLE_IN_A_ROW)):
             actual = (index + offset) % len(self._samples)
+            # By the sample that is read, so that a substitute is drawn as in its own place.
             seed_random(mix_seed(self._seed, epoch, actual))
             try:
+                # Only the sample asked for counts as unreadable, not those skipped on the way.
                 return self._samples[actual], messages[:1]
             except UnreadableSample as exc:
                 if not self._skip_unreadable:

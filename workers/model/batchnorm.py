@@ -3,10 +3,10 @@
 Each micro-batch is normalised with its own statistics; the running statistics move once a step,
 by the pooled statistics of all micro-batches of all bundles. No module is replaced. In a call:
 
-    running_mean, running_var = copies of themselves     lent to the module,
-    momentum = 1                                          by which it leaves there
-    its own forward                                       what it has found in its input
-    running_mean, running_var, momentum = as before       taken back
+    [1] running_mean, running_var = copies of themselves  lent to the module,
+        momentum = 1                                      by which it leaves there
+    [2] its own forward                                   what it has found in its input
+    [3] running_mean, running_var, momentum = as before   taken back
 
 So whatever kernel does the work, and whatever a subclass does besides, stays as it is.
 
@@ -44,7 +44,7 @@ class StatisticsPool:
 
     Args:
         module: the stage.
-        sums: `size(module)` zeros in float64.
+        sums: zeros in float64, (size(module),).
 
     Raises:
         ConfigError: a batch norm does not know its channels yet.
@@ -58,6 +58,7 @@ class StatisticsPool:
         self._pass: _Pass | None = None
         for index, (name, layer) in enumerate(layers.items()):
             own = layer.__dict__.get("forward", layer.forward)
+            # A pool made before for this module is replaced, not wrapped a second time.
             own = own.own if isinstance(own, _LentForward) else own
             # On the instance: calls of `forward` itself go through it, too.
             layer.forward = _LentForward(self, index, name, layer, own)
@@ -80,6 +81,7 @@ class StatisticsPool:
             self._vectors.move()
 
     def _gather(self, forward: Forward, *inputs: Tensor) -> Any:  # noqa: ANN401 - any output
+        # Without gradients it is an evaluation: running statistics do not move.
         if self._vectors is None or not torch.is_grad_enabled():
             return forward(*inputs)
         self._pass = _Pass(self._layers)
@@ -158,10 +160,12 @@ class _LentForward:
         count = _count(layer, args[0] if args else next(iter(kwargs.values())))
         buffers, momentum = layer._buffers, layer.momentum
         mean, variance, counter = buffers[_MEAN], buffers[_VAR], buffers.get(_TRACKED)
+        # [1]
         buffers[_MEAN], buffers[_VAR] = self._pool.lend(self._index)
         buffers[_TRACKED] = self._counter
         layer.momentum = 1.0
         try:
+            # [2]
             result = self.own(*args, **kwargs)
             left = (buffers[_MEAN], buffers[_VAR])
         except ValueError as exc:
@@ -169,6 +173,7 @@ class _LentForward:
                 raise ConfigError(self._of_one_value()) from exc
             raise
         finally:
+            # [3] Whatever happens: the user's module is as before, errors included.
             buffers[_MEAN], buffers[_VAR], buffers[_TRACKED] = mean, variance, counter
             layer.momentum = momentum
         self._pool.take_back(self._index, count, cast(Pair, left))
@@ -194,10 +199,13 @@ class _Pass:
         self.before = _flat(layers)
         self.after = self.before.clone()
         channels = [_channels(layer) for layer in layers]
+        # Views of one tensor: what all norms leave is added up in one operation at the end.
         self._parts = list(zip(*(row.split(channels) for row in self.after), strict=True))
         self._is_uniform = len({layer._buffers[_MEAN].dtype for layer in layers}) == 1  # type: ignore[union-attr]
 
     def lend(self, index: int) -> Pair:
+        # A second call must not overwrite what the first has left. Norms of several dtypes cannot
+        # have views of one tensor.
         if self.counts[index] or not self._is_uniform:
             return _cloned(self._layers[index])
         return cast(Pair, self._parts[index])
@@ -256,6 +264,7 @@ class _Vectors:
         mean, variance = after.to(self._sum)
         weighted = mean * n
         self._sum.add_(weighted)
+        # torch leaves the unbiased variance: times n - 1 it is the sum of squares around the mean.
         self._square_sum.addcmul_(variance, (n - self._is_pooled).clamp_(min=0))
         self._square_sum.addcmul_(weighted, mean * self._is_pooled)
 
@@ -265,8 +274,10 @@ class _Vectors:
         seen = self._counts > 0
         n = self._counts.index_select(0, self._owner).clamp_(min=1)
         mean = self._sum / n
+        # Biased, over all values of the step; small negative numbers are rounding.
         variance = (self._square_sum / n).addcmul_(mean * self._is_pooled, mean, value=-1)
         unbiased = variance.clamp_(min=0) * (n / (n - self._is_pooled).clamp_(min=1))
+        # A layer that saw nothing has rate 0, and so stays.
         rate = (self._rates(seen) * seen).index_select(0, self._owner)
         before = _flat(self._layers).to(self._sum)
         moved = torch.lerp(before, torch.stack([mean, unbiased]), rate)
@@ -282,6 +293,7 @@ class _Vectors:
             if tracked is None or isinstance(layer, _InstanceNorm):
                 continue
             tracked.add_(seen[index])
+            # torch's cumulative mean: the n-th step counts 1/n.
             if layer.momentum is None:
                 rates[index] = tracked.to(rates).clamp(min=1).reciprocal()
         return rates

@@ -1,10 +1,10 @@
 """Builds a model whose parameters are loaded afterwards, without drawing numbers for them first.
 
-    fan_in = weight.size(1)            reads no number: goes through
-    nn.init.kaiming_uniform_(weight)   would write numbers nobody wants: left out
-    weight.data[0].zero_()             the same, through a view
-    scale = weight.std()               reads what is not there: the model is built again, in full
-    noise = torch.randn(3)             draws numbers that come after those left out: likewise
+    [1] fan_in = weight.size(1)            reads no number: goes through
+    [2] nn.init.kaiming_uniform_(weight)   would write numbers nobody wants: left out
+    [3] weight.data[0].zero_()             the same, through a view
+    [4] scale = weight.std()               reads what is not there: the model is built in full
+    [5] noise = torch.randn(3)             draws numbers that come after those left out: likewise
 
 So whatever is not a parameter has the numbers that it would have had anyway.
 
@@ -77,7 +77,7 @@ _PROPERTIES = {
 def build_blank(
     build: Callable[[], Built], seed: int, *, then: Callable[[Built], object] = lambda _: None
 ) -> Built:
-    """What `build` returns; its parameters hold no numbers where it drew random ones for them.
+    """Like `build()`, but parameters that would get random values are left uninitialised.
 
     Args:
         build: may be called twice, and gives the same each time.
@@ -89,7 +89,9 @@ def build_blank(
     with _LeavesOut() as mode, _left_out_whole(mode):
         built = build()
         then(built)
+    # [4]
     is_sound = not mode.is_read and not mode.has_stray(built)
+    # [5] Nothing was drawn: so no number depends on one that was left out.
     if is_sound and torch.equal(before, torch.get_rng_state()):
         return built
     torch.manual_seed(seed)
@@ -116,30 +118,35 @@ class _LeavesOut(TorchFunctionMode):
         first = args[0] if args else kwargs.get("tensor")
         others = [*args[1:], *(v for k, v in kwargs.items() if args or k != "tensor")]
         name = getattr(func, "__name__", "")
+        # [2]
         if isinstance(first, Tensor) and _writes_only(func, name):
             is_fill = getattr(func, "__module__", "") == "torch.nn.init" or name in _RANDOM
             if is_fill:
                 self.leave_out(first)
+            # [3] Known by its storage. A write that takes other blank numbers as input reads these.
             if self._is_blank(first):
                 self.is_read |= self._has_blank(others)
                 return first
+        # Asked before the call: setting .data gives a parameter another storage.
         is_touched = self._has_blank([first, *others])
         result = func(*args, **kwargs)
+        # [1] and views go through; whatever else was given a blank tensor has read it.
         if is_touched and not _reads_no_number(func, name) and not self._is_view(result):
             self.is_read = True
         return result
 
     def leave_out(self, tensor: Tensor) -> bool:
-        """Whether it is a parameter, whose numbers are left out from now on."""
+        """Whether it is a parameter; if so, its numbers are left out from now on."""
         if not isinstance(tensor, nn.Parameter) or tensor.device.type != "cpu":
             return False
         self._note(tensor)
         return True
 
     def has_stray(self, built: nn.Module | Sequence[nn.Module]) -> bool:
-        """Whether a tensor that no state has, and so nobody loads, was left out."""
+        """Whether a tensor was left out that is in no state_dict, so that nothing will load it."""
         roots = [built] if isinstance(built, nn.Module) else built
         modules = [module for root in roots for module in root.modules()]
+        # What a module keeps outside of its state: buffers that are not saved, plain attributes.
         strays = [m._buffers[name] for m in modules for name in m._non_persistent_buffers_set]
         kept = ("_parameters", "_buffers", "_modules")
         own = [value for m in modules for key, value in vars(m).items() if key not in kept]
@@ -147,6 +154,7 @@ class _LeavesOut(TorchFunctionMode):
 
     def _note(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
+        # Empty storages all have the same address.
         if storage.nbytes():
             self._blank[storage.data_ptr()] = storage
 

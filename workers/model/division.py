@@ -79,6 +79,7 @@ def load_warning(
         num_chunks: of the whole model.
         is_listed: whether the model came cut.
     """
+    # Per device: a stage of several ranks shares its micro-batches out among them (I3).
     mean = sum(cost.operations for cost in costs) / shape.size
     loads = [
         cost.operations / width / mean for cost, width in zip(costs, shape.widths, strict=True)

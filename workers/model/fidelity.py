@@ -62,6 +62,7 @@ def check_fidelity(
     Raises:
         ConfigError: they differ.
     """
+    # Reading the first micro-batch takes time: only where there is something to compare.
     inputs = first_inputs() if subject.may_differ else None
     if inputs is not None:
         with kept_random_state():
@@ -88,9 +89,10 @@ def _check(subject: Subject, inputs: tuple[Any, ...], longest_s: float) -> None:
 
 
 def _own_results(subject: Subject, inputs: tuple[Any, ...], longest_s: float) -> dict[bool, Result]:
-    """What the model by itself makes of `inputs`, in each mode that there is to compare."""
+    """The model's own results for `inputs`, in each mode that is compared."""
     start = time.perf_counter()
     evaluated = run(subject, whole_pass, inputs, False)
+    # Both modes, of the model and of its stages, from one measured forward.
     cost_s = (time.perf_counter() - start) * 2 * (1 + _COST_OF_TRAINING)
     want = _NUM_GRADIENTS * sum(p.nbytes for p in subject.whole.parameters() if p.requires_grad)
     if cost_s > longest_s or want > psutil.virtual_memory().available:
@@ -125,6 +127,7 @@ def _compare(subject: Subject, inputs: tuple[Any, ...], own: Result, *, training
     difference = _difference(subject, own, other)
     if not difference:
         return
+    # Only now, as it costs another pass: a model that differs from itself proves nothing.
     again = run(subject, whole_pass, inputs, training)
     if _difference(subject, own, again):
         log.info(
@@ -185,6 +188,7 @@ def _unlike(one: object, two: object, largest: float) -> str:
         largest: numbers far below it are noise.
     """
     if not isinstance(one, Tensor) or not isinstance(two, Tensor):
+        # Objects of a user's class are taken as equal: not all of them can be compared.
         is_like = type(one) is type(two) and (one is None or type(one) not in _PLAIN or one == two)
         return "" if is_like else f"is {_short(two)} and not {_short(one)}"
     if one.shape != two.shape or one.dtype != two.dtype:
@@ -192,6 +196,7 @@ def _unlike(one: object, two: object, largest: float) -> str:
     if torch.equal(one, two):
         return ""
     a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (one, two))
+    # A gradient that is zero in theory is noise: it is held against the largest of all.
     scale = max(float(a.nan_to_num().abs().max()), _TOLERANCE * largest)
     if torch.allclose(a, b, rtol=0.0, atol=_TOLERANCE * scale, equal_nan=True):
         return ""
@@ -212,7 +217,7 @@ def _name(subject: Subject) -> str:
 
 
 def _first_module(subject: Subject, inputs: tuple[Any, ...], training: bool) -> str:
-    """Names the first module with another result, or the last one before the difference."""
+    """Names the first module with another result, or the last module before the difference."""
     own: list[Call] = []
     other: list[Call] = []
     for calls, how in ((own, whole_pass), (other, staged_pass)):
@@ -222,4 +227,4 @@ def _first_module(subject: Subject, inputs: tuple[Any, ...], training: bool) -> 
             return f"only one of the two calls {(one or two).name!r}"
         if _unlike_outputs(one.outputs, two.outputs):
             return f"the first module with another result is {one.name!r}"
-    return f"it begins behind the last module, {own[-1].name!r}" if own else "it calls no module"
+    return f"it begins after the last module, {own[-1].name!r}" if own else "it calls no module"

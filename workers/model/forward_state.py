@@ -46,7 +46,7 @@ class ForwardState:
     Args:
         stage: this rank's part of the model.
         chunks_per_stage: of the model.
-        all_sum: sums float64 numbers over the replicas of the stage.
+        all_sum: sums float64 numbers, (n,), over the replicas of the stage; collective.
         speaks: whether this rank tells the user what was noticed.
     """
 
@@ -75,10 +75,11 @@ class ForwardState:
         self._small = SmallCopies(stage, self._places)
 
     def begin_step(self) -> None:
-        """The forwards of a step are about to come."""
+        """Call it before the forwards of a step."""
         self._has_run.clear()
         self._kept.clear()
         self._start = {i: self._places[i].tensor.detach().clone() for i in self._written}
+        # As of now: what the optimizer has written before belongs to the start.
         self._versions = [version(place) for place in self._places]
         self._small.refresh()
 
@@ -87,11 +88,13 @@ class ForwardState:
 
         def run(*inputs: Tensor) -> object:
             self.undo()
+            # Only the first forward of a step counts; what later ones write is undone.
             if chunk in self._has_run:
                 return forward(*inputs)
             self._has_run.add(chunk)
             copies = self._copies(chunk)
             result = forward(*inputs)
+            # Two ways to notice: numbers, where no version counts, and versions.
             self._compare(copies)
             self._notice()
             self._keep()
@@ -108,7 +111,7 @@ class ForwardState:
             self._places[i].tensor.data.copy_(start)
 
     def count_found(self) -> int:
-        """Tensors of which the other replicas have not heard yet; after the step's forwards."""
+        """Number of written tensors that the other replicas do not know of; after the forwards."""
         self._notice()
         return len(self._found)
 
@@ -121,12 +124,15 @@ class ForwardState:
             num_found: sum of `count_found` over the replicas.
             is_first: whether this rank has done micro-batch 0.
         """
+        # Rare: in a step of which some replica has found something new.
         if num_found:
             self._agree()
         if not self._written:
             return
+        # What the first forward has left; else what the step began with; else what is there.
         own = [self._kept.get(i, self._start.get(i, self._places[i].tensor)) for i in self._written]
         numbers = torch.cat([_numbers(tensor) for tensor in own])
+        # A sum with zeros is a broadcast from the one rank that did micro-batch 0.
         sums = self._all_sum(numbers if is_first else torch.zeros_like(numbers))
         for i, part in zip(self._written, sums.split([_num_numbers(t) for t in own]), strict=True):
             _overwrite(self._places[i].tensor, part)
@@ -189,6 +195,7 @@ class ForwardState:
                     "checkpoints cannot follow; give it its full size, or register it with "
                     "persistent=False where it is a cache"
                 )
+            # A cache that grows, in no checkpoint: each replica keeps its own.
             self._caches.add(i)
             self._start.pop(i, None)
         self._found -= self._caches
@@ -199,6 +206,7 @@ class ForwardState:
         Collective: every replica of the stage.
         """
         mask = torch.zeros(len(self._places), dtype=torch.float64, device=_device(self._places))
+        # Places are in the same order on all replicas, so an index means the same everywhere.
         mask[sorted(self._found)] = 1
         found = self._all_sum(mask).nonzero().flatten().tolist()
         self._found.clear()

@@ -36,6 +36,7 @@ class TensorPlace:
 
 def tensor_places(module: nn.Module) -> list[TensorPlace]:
     """All parameters and buffers of `module`, each tensor once, in module order."""
+    # Tied parameters are one tensor in several places: looked at once.
     known: set[int] = set()
     found = []
     for place in _all_places(module):

@@ -67,7 +67,7 @@ class ReplicaCheck:
             sums.copy_(torch.cat([checksum, checksum**2]))
 
     def check(self, sums: Sequence[float], step: int) -> None:
-        """Takes in what `write` of all replicas came to.
+        """Checks the sums over all replicas of what `write` gave, (NUM_SUMS,).
 
         Raises:
             ConfigError: they were not equal; on every replica alike.
@@ -109,7 +109,7 @@ class ReplicaCheck:
 
 
 def cut_into_windows(places: Sequence[TensorPlace]) -> list[list[Piece]]:
-    """Pure: windows over all elements, in order; of a few tensors and so many elements each."""
+    """Pure: windows over all elements, in order; each at most `_PIECES` tensors, `_WINDOW` long."""
     windows: list[list[Piece]] = []
     room = 0
     for place in places:
@@ -118,6 +118,7 @@ def cut_into_windows(places: Sequence[TensorPlace]) -> list[list[Piece]]:
         while start < length:
             if not room or len(windows[-1]) == _PIECES:
                 windows.append([])
+                # Full by elements or by tensors; a long tensor continues in the next window.
                 room = _WINDOW
             end = min(length, start + room)
             windows[-1].append(Piece(place=place, start=start, end=end))
@@ -132,12 +133,14 @@ def _checksum(window: Sequence[Piece]) -> list[Tensor]:
     for piece in window:
         bits = _bits(piece.place.tensor.detach())[piece.start : piece.end].long()
         plain.append(bits.sum())
+        # Weighted by position: a plain sum would not see two elements that changed places.
         ordered.append((bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum())
+    # Below 2^16, so that the squares of all replicas stay exact in float64.
     return [torch.stack(sums).sum() % _PRIME for sums in (plain, ordered)]
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """The elements as whole numbers, one after another as they lie in memory."""
+    """The elements as whole numbers, (n,), in the order of memory."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     if tensor.is_contiguous():

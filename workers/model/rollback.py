@@ -19,9 +19,11 @@ def rolled_back(roots: Sequence[nn.Module]) -> Iterator[None]:
     Of parameters that are trained there is no copy: a forward that writes these, other than an
     embedding with a largest norm, is not undone.
     """
+    # A stage may share modules with the whole model: each once, in order.
     modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
     values = [value for module in modules for value in vars(module).values()]
     parameters = [(p, p.grad, p.requires_grad) for root in roots for p in root.parameters()]
+    # Plain tensor attributes, too: a forward may write these in place.
     written = [*_written(roots), *(value for value in values if isinstance(value, Tensor))]
     copies = [(tensor, tensor.detach().clone()) for tensor in written]
     try:
@@ -33,6 +35,7 @@ def rolled_back(roots: Sequence[nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(requires_grad)
         for tensor, before_tensor in copies:
             if tensor.shape != before_tensor.shape:
+                # Resized in place: there is no room for the old numbers in what is there now.
                 tensor.data = before_tensor
             elif not torch.equal(tensor, before_tensor):
                 tensor.data.copy_(before_tensor)

@@ -35,6 +35,7 @@ class SmallCopies:
 
     def __init__(self, module: nn.Module, places: Sequence[TensorPlace]) -> None:
         norms = tracking_layers(module).values()
+        # Norms get other tensors for each call: their own buffers are written by the pool only.
         lent = {
             id(t) for n in norms for t in (n.running_mean, n.running_var, n.num_batches_tracked)
         }
@@ -43,13 +44,14 @@ class SmallCopies:
         for i, place in enumerate(places):
             size = place.tensor.nbytes
             is_state = place.is_kept and not place.is_parameter and id(place.tensor) not in lent
+            # A buffer that does not fit is passed over; smaller ones after it may still fit.
             if is_state and num_bytes + size <= MOST_BYTES:
                 self._places[i] = place
                 num_bytes += size
         self._copies: dict[int, _Copy] = {}
 
     def refresh(self) -> None:
-        """Makes those anew whose buffer was written since; costs no time where none was."""
+        """Renews the copies whose buffer was written since; costs no time if none was."""
         for i, place in self._places.items():
             if i not in self._copies or not self._copies[i].is_current(place):
                 value = place.tensor.detach().clone()
@@ -63,7 +65,7 @@ class SmallCopies:
 
 
 def version(place: TensorPlace) -> int:
-    """Another one after each write to the tensor there.
+    """The version of the tensor there, which each write to it raises.
 
     Raises:
         ConfigError: its writes are not counted.

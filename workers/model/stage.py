@@ -49,6 +49,7 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
         if session.place.bundle == 0 and session.place.replica == 0:
             for remark in data.remarks:
                 log.info("%s", remark)
+        # Only numbers and names cross to the other stages (I4).
         own = asdict(_info_of(data))
     info = DataInfo(**session.gather_bundle(own)[0])
     if not info.num_train:
@@ -141,8 +142,10 @@ def cut_model(
     seed = mix_seed(config.seed)
     build = partial(_build, recipe, info)
     if is_loaded_later:
+        # The optimizer is tried on it, too: one that copies parameters would copy nothing.
         model = build_blank(build, seed, then=partial(_try_optimizer, recipe))
     else:
+        # The same numbers on every rank, and the same as in an unsplit model.
         torch.manual_seed(seed)
         model = build_on_default_device(build)
     _refuse_lazy(model)
@@ -204,7 +207,9 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     if config.shape.num_stages == 1 and not config.cut:
         return
     count = getattr(recipe, "num_outputs", None)
+    # A model that asks for more than the number of outputs cannot be checked yet.
     info = _Foreseen(count() if count else config.num_classes)
+    # Shapes only: a check of the cut needs no memory for parameters.
     with torch.device("meta"), suppress(_NotOpenYet):
         make_stage(config, recipe, info, 0)
 

@@ -21,7 +21,7 @@ _SEED = 20
 
 @dataclass(slots=True)
 class Result:
-    """What one pass through the model came to."""
+    """The result of one pass through the model."""
 
     outputs: list[Leaf]
     gradients: dict[int, Tensor | None] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class StageRaised(Exception):
 
 
 def run(subject: Subject, how: Pass, inputs: tuple[Any, ...], training: bool) -> Result:
-    """What one pass comes to; modules and buffers are as before afterwards.
+    """The result of one pass; modules and buffers are as before afterwards.
 
     Args:
         subject: in CPU memory.
@@ -90,6 +90,7 @@ def run(subject: Subject, how: Pass, inputs: tuple[Any, ...], training: bool) ->
     """
     copies = mapped(lambda v: v.clone() if isinstance(v, Tensor) else v, inputs)
     with rolled_back(subject.roots), torch.set_grad_enabled(training):
+        # The same for every pass: dropout must drop the same.
         seed_random(_SEED)
         return how(subject, copies)
 
@@ -118,15 +119,18 @@ def staged_pass(subject: Subject, inputs: tuple[Any, ...]) -> Result:
         if number:
             sent = list(leaves(arguments))
             arguments = mapped(_received, arguments)
+            # Kept for the way back: gradients cross each border by hand, as a link carries them.
             borders.append((sent, _tensors(leaves(arguments))))
         try:
             result = forward(*arguments)
         except Exception as exc:
             raise StageRaised(number) from exc
+        # A chunk gets what the one before returned as its arguments, as in a bundle.
         arguments = tuple(result) if isinstance(result, (tuple, list)) else (result,)
     outputs = list(leaves(result))
     if torch.is_grad_enabled():
         _backward(outputs)
+        # From the last border to the first, as the backward of a bundle goes.
         for sent, received in reversed(borders):
             _backward(sent, [t.grad for t in received])
     return Result(_detached(outputs), _gradients(subject))
@@ -139,6 +143,7 @@ def _prepared(subject: Subject) -> list[Forward]:
         sums = torch.zeros(StatisticsPool.size(stage), dtype=torch.float64)
         pool = StatisticsPool(stage, sums)
         forwards.append([pool.around(f) for f in chunk_forwards(stage, chunks.per_stage)])
+    # In order of the model: with several chunks per stage, stages take turns.
     return [forwards[chunks.stage_of(c)][chunks.own_of(c)] for c in range(chunks.num_chunks)]
 
 
@@ -190,6 +195,7 @@ def recorded(calls: list[Call], how: Pass) -> Pass:
     """The same pass; notes the calls of the modules that model and stages have in common."""
 
     def noting(subject: Subject, inputs: tuple[Any, ...]) -> Result:
+        # By identity: a stage has the user's own modules, and may have others of its own.
         shared = {id(module) for stage in subject.stages for module in stage.modules()}
         for name, module in subject.whole.named_modules():
             if id(module) in shared:

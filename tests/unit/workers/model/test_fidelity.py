@@ -116,7 +116,7 @@ def test_stages_that_do_the_same_pass_and_leave_no_trace() -> None:
         (
             front,
             lambda m, y, mean: {"out": m.head(y) * 1.1, "more": [mean, 3]},
-            "it begins behind the last module, 'head'",
+            "it begins after the last module, 'head'",
         ),
         (front, lambda m, y, mean: {"out": m.head(y)}, "the output has another structure"),
         (
