@@ -160,7 +160,7 @@ def _offer(group: Group, files: _Files, num_bytes: int, num_channels: int) -> di
     """Makes this rank's memory and bells, and returns where peers find them."""
     memory = os.memfd_create("bundlerun")
     files.offered.append(memory)
-    # The kernel promises any amount, and kills somebody when it is used.
+    # The kernel promises any amount, and kills a process once too much of it is used.
     if num_bytes > psutil.virtual_memory().available:
         raise OSError(errno.ENOMEM, f"no {num_bytes} bytes of memory")
     os.ftruncate(memory, num_bytes)  # pages come with their first use

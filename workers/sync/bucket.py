@@ -122,7 +122,7 @@ class Bucket:
         """Brings the gradients to where they are summed."""
         if self.wire is not self.flat:
             self.wire.copy_(self.flat, non_blocking=True)
-            # What adds up next is the processor, which no stream can hold back.
+            # The processor adds up next, and does not wait for streams.
             door.finish(self.flat.device)
 
     def unload_wire(self) -> None:

@@ -163,7 +163,7 @@ class GradientSync:
 
     @property
     def feedback_situation(self) -> str:
-        """A short text for the rank and the layout that `feedback` is of use to; no other is."""
+        """A short text for the rank and layout of `feedback`, which is of no use to any other."""
         place = [(group.index, group.size) for group in self._groups.values()]
         sizes = [bucket.num_bytes for bucket in self._buckets]
         text = f"{self._settings.situation}, {self._scheme.name}, {place}, {sizes}"
