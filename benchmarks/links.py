@@ -151,6 +151,7 @@ def send_all(folder: Path, rounds: int, answers: int) -> dict[Case, Found]:
             continue
         times = found.setdefault(case, Found())
         times.send.append(1e6 * (sent - start))
+        # The message is there when it is asked for: what then takes time is taking it over.
         if is_late:
             times.late_receive.append(1e6 * (returned - called))
         else:
@@ -168,6 +169,7 @@ def receive_all(folder: Path, rounds: int, answer: int) -> None:
     }
     for (kib, transport), is_late, _ in cases(rounds):
         links[transport].expect([kind_of(kib)])
+        # Ready: without this, the sender could measure the receiver's delay.
         os.write(answer, _TIMES.pack(0, 0))
         if is_late:
             time.sleep(LATE_S)

@@ -111,12 +111,15 @@ def measure(case: Case, num_pairs: int) -> tuple[float, float, float]:
     batch = make_microbatches(case.image_size)
     with closing(TrainerLoop(case.build, batch)) as ours:
         pair: tuple[Step, Step] = (plain_loop(case.build, batch), ours.step)
+        # The first steps take memory and choose kernels.
         for step in pair * NUM_WARM_UP:
             step()
         times: tuple[list[float], list[float]] = ([], [])
         for number in range(num_pairs):
+            # Alternately first: whatever drifts on the machine falls on both.
             for which in (0, 1) if number % 2 else (1, 0):
                 times[which].append(timed_ms(pair[which]))
+    # Of pairs that ran next to each other: what slows the machine cancels out.
     ratio = median(b / a for a, b in zip(*times, strict=True))
     return median(times[0]), median(times[1]), ratio
 

@@ -84,6 +84,7 @@ def job_mib(job: Job, starter: Starter, run_dir: Path) -> float:
         running.wait_for_step(WARM_STEP, TIMEOUT_S)
         looks = []
         for _ in range(NUM_LOOKS):
+            # PSS: a page that several processes share counts once in the sum.
             looks.append(sum(map(pss_mib, running.processes())))
             time.sleep(LOOK_EVERY_S)
     print(f"{starter}, {job.num_ranks} ranks: {max(looks):.0f} MiB", flush=True)
@@ -118,6 +119,7 @@ def kept_bytes(model: nn.Module, inputs: Tensor) -> int:
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
+        # By storage: several saved tensors may be views of one.
         if storage.data_ptr() not in parameters:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor

@@ -67,6 +67,7 @@ def _kill_store(job: Job) -> None:
 
 def _kill_all(job: Job) -> None:
     for name in list(job.agents):
+        # All frozen first, so that none sees another one go.
         job.signal_node(name, signal.SIGSTOP)
     for name in list(job.agents):
         job.kill_node(name)
@@ -132,6 +133,7 @@ def _repeat(kind: type[Job], case: Case, repeats: int, hosts: Hosts | None) -> l
                 # One job that stands still must not cost what all others have shown.
                 try:
                     results.append(_measure(job, case))
+                    # Later repeats would measure a run that is not whole.
                     if results[-1].took_s == NEVER or not _is_whole_again(job):
                         break
                 except AssertionError as exc:
@@ -145,6 +147,7 @@ def _measure(job: Job, case: Case) -> Result:
     if case.is_join:
         job.kill_node("n1")
         before = time.monotonic()
+        # Without the node first: the join is what is measured.
         _wait(job, lambda: job.tail.next_finished(before))
     job.wait_for_step(job.tail.look() + 5, LIMIT_S)
     resumes = len(job.tail.resumes)
@@ -197,6 +200,7 @@ def _heal(job: Job) -> None:
 def _phases(job: Job, at: float, step_at: float) -> dict[str, float]:
     """Seconds after the fault at which each phase was over for the last who took part."""
     rows: list[dict[str, Any]] = read_events(RunPaths(job.run_dir).events)
+    # One clock for all, as all nodes are on this machine.
     inside = [row for row in rows if at <= row["t_s"] <= step_at]
     ends = {name: [r["t_s"] - at for r in inside if name_of(r) == name] for name in PHASES}
     return {name: round(max(times), 3) for name, times in ends.items() if times}

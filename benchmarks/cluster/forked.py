@@ -84,10 +84,12 @@ class Seat:
 
         Clocks are those of the one machine, so the ranks' times can be compared.
         """
+        # Before the barrier: reading starts a program, which must not delay the timed part.
         before = read_counters() if self.is_first_of_host else None
         self.barrier.wait(TIMEOUT_S)
         start = time.perf_counter()
         act()
+        # At once; the barrier after it keeps the counters from being read while others still send.
         end = time.perf_counter()
         self.barrier.wait(TIMEOUT_S)
         passed = read_counters().since(before) if before is not None else None
@@ -109,6 +111,7 @@ class Timing:
     """
 
     def __init__(self, answers: Sequence[dict[str, Any]]) -> None:
+        # From the first start to the last end: the act is over when the slowest rank is done.
         self.seconds: float = max(a["end"] for a in answers) - min(a["start"] for a in answers)
         self.note = str(answers[0].get("note", ""))
         self.counters = [Counters(*a["counters"]) for a in answers if a["counters"] is not None]
@@ -160,6 +163,7 @@ def run_ranks(
         RuntimeError: a rank failed, or is not done in time; none is left.
     """
     with tempfile.TemporaryDirectory(prefix="bundlerun-") as folder:
+        # In memory that the forks share: meeting there puts nothing on the measured links.
         barrier = multiprocessing.get_context("fork").Barrier(sum(per_host))
         pids: dict[int, int] = {}
         try:
@@ -168,6 +172,7 @@ def run_ranks(
             _wait(pids, Path(folder), time.monotonic() + timeout_s)
         finally:
             for pid in pids:
+                # Only those that `_wait` has not taken out: on an error none is left behind.
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
         answers = [Path(folder) / f"rank{rank}.json" for rank in range(sum(per_host))]
@@ -200,6 +205,7 @@ def rank_envs(hosts: Hosts, per_host: Sequence[int]) -> list[RankEnv]:
 def _fork(
     hosts: Hosts, env: RankEnv, barrier: Barrier, main: Callable[[Seat], object], folder: Path
 ) -> int:
+    # What is in the buffers would be printed again by the child.
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()
@@ -209,6 +215,7 @@ def _fork(
     code = 1
     try:
         _settle(parent)
+        # Before any socket is opened: those belong to the namespace they were made in.
         hosts.enter(env.node)
         store = FileStore(str(folder / "store"), env.world_size)
         store.set_timeout(timedelta(seconds=TIMEOUT_S))
@@ -218,6 +225,7 @@ def _fork(
     except BaseException:
         (folder / f"rank{env.rank}.txt").write_text(traceback.format_exc())
     finally:
+        # Not `sys.exit`: the child must not unwind into the caller's code, nor run its handlers.
         os._exit(code)
 
 
@@ -237,6 +245,7 @@ def _wait(pids: dict[int, int], folder: Path, deadline: float) -> None:
             if not done:
                 continue
             rank = pids.pop(pid)
+            # The first that fails ends the wait: the others would hang until their timeout.
             if status != 0:
                 trace = folder / f"rank{rank}.txt"
                 what = trace.read_text() if trace.exists() else f"wait status {status}"

@@ -81,9 +81,11 @@ class Counters(NamedTuple):
 
 def read_counters() -> Counters:
     """The counters of the host that the calling thread is on."""
+    # /proc/thread-self, not /proc/self: the namespace is the thread's.
     line = next(t for t in _DEVICE_COUNTERS.read_text().splitlines() if f"{DEVICE}:" in t)
     numbers = [int(word) for word in line.partition(":")[2].split()]
     show = ["tc", "-s", "-j", "qdisc", "show", "dev", DEVICE]
+    # The shaper of the host's own end, which is what the host sends.
     shaper = json.loads(subprocess.run(show, check=True, capture_output=True).stdout)[0]
     return Counters(
         sent_bytes=numbers[8],
@@ -146,6 +148,7 @@ def why_not() -> str:
     if os.geteuid() != 0:
         return "network namespaces need root"
     try:
+        # Tried rather than asked: what is allowed depends on kernel, container and modules.
         with open_hosts(1, Wire(mbit_per_s=1000)):
             return ""
     except OSError as exc:
@@ -164,12 +167,14 @@ def _plug_in(hosts: Hosts, host: int, namespace: int, bridge: int) -> None:
         [
             "link set lo up",
             f"link add {DEVICE} mtu {mtu} type veth {peer}",
+            # Small pieces, so that a small burst is enough; see _SEGMENT_BYTES.
             f"link set {DEVICE} gso_max_size {_SEGMENT_BYTES}",
             f"addr add {hosts.address(host)}/24 dev {DEVICE}",
             f"link set {DEVICE} up",
         ],
     )
     _batch("ip", bridge, [f"link set {port} master bridge up"])
+    # Both ends are shaped: one is what the host sends, the other what it receives.
     for where, device in ((namespace, DEVICE), (bridge, port)):
         _batch("tc", where, [_shaper(device, hosts.wire)])
 
@@ -195,6 +200,7 @@ def _path(namespace: int) -> str:
 
 def _new_namespace() -> int:
     """A descriptor of a new namespace; the calling thread stays where it is."""
+    # unshare moves the thread into the new namespace: this leads it back.
     own = os.open(_OWN_NAMESPACE, os.O_RDONLY)
     try:
         _check(_libc().unshare(_CLONE_NEWNET))

@@ -51,6 +51,7 @@ class Job:
             "--local-addr=127.0.0.1",
         ]
         work = [f"--run-dir={run_dir}", "--threads=1", *self.options]
+        # The same worker with the same options: only what starts it differs.
         if starter == "torchrun":
             nproc = f"--nproc-per-node={self.num_ranks}"
             return [str(_BIN / "torchrun"), *meeting, nproc, "-m", "bundlerun.workers.train", *work]
@@ -72,6 +73,7 @@ class Running:
         for agent in self._agents:
             try:
                 root = psutil.Process(agent.pid)
+                # Recursive: ranks have loading processes of their own.
                 found += [root, *root.children(recursive=True)]
             except psutil.NoSuchProcess:
                 continue
@@ -103,6 +105,7 @@ class Running:
         def is_done_or_fails() -> bool:
             if is_done():
                 return True
+            # A job that has failed will never get there: no need to wait out the limit.
             self._check()
             return False
 
@@ -138,6 +141,7 @@ def started(
                 agents.append(subprocess.Popen(words, stdout=output, stderr=output, env=environ))
             yield running
         finally:
+            # The whole tree, listed while the agents still live: their orphans could not be found.
             end(running.processes())
             for agent in agents:
                 agent.wait()

@@ -132,9 +132,11 @@ class Cluster:
         for name in ("etc", "run", "log", "state", "spool", "nodes", "local", "dev", "cg/freezer"):
             (self.folder / name).mkdir(parents=True)
         self.folder.chmod(0o755)
+        # Then Slurm follows the processes of a step by their parents only.
         if not self._has_freezer():
             self.proctrack = "linuxproc"
         self._configure()
+        # A munge of its own: the machine may run one, with another key.
         key = self.folder / "run/munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
@@ -146,6 +148,7 @@ class Cluster:
         ]
         munged = self._spawn(words, "munged")
         self._booted["munge"] = Namespaces(munged, munged.pid)
+        # The controller's node first: it has the bridge that the others are plugged into.
         self._boot(CTL)
         self.start_controller("-c")
         for name in self.names:
@@ -157,6 +160,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends all processes and removes all files."""
+        # All are told before any is waited for.
         for booted in self._booted.values():
             booted.holder.kill()
         for booted in self._booted.values():
@@ -183,6 +187,7 @@ class Cluster:
         etc, nodes, gres = self.folder / "etc", [], []
         most = max(self.gpus)
         for i in range(most):
+            # Character devices like /dev/null (1, 3): all that Slurm looks at.
             os.mknod(self.folder / f"dev/gpu{i}", 0o666 | 0o020000, os.makedev(1, 3))
         for name, count in zip(self.names, self.gpus, strict=True):
             nodes.append(
@@ -206,6 +211,7 @@ class Cluster:
         )
         found = Path("/etc/nsswitch.conf")
         switches = found.read_text() if found.exists() else ""
+        # Names come from the files of this cluster only, never from the machine's resolver.
         kept = [line for line in switches.splitlines() if not line.startswith("hosts:")]
         (etc / "nsswitch.conf").write_text("\n".join([*kept, "hosts: files", ""]))
 
@@ -233,6 +239,7 @@ class Cluster:
         home = self.folder / "nodes" / node
         home.mkdir(exist_ok=True)
         (home / "hosts").write_text(self._hosts(node))
+        # Left by an earlier boot, it would be taken for this one's.
         (home / "booted").unlink(missing_ok=True)
         group = self.link if self.proctrack == "cgroup" else ""
         holder = self._spawn(
@@ -248,6 +255,7 @@ class Cluster:
             wait_for(f"{node} to boot", (home / "booted").exists, BOOT_S)
         except TimeoutError as exc:
             raise RuntimeError(f"{node} did not boot: {log.read_text()[-500:]}") from exc
+        # `unshare --fork` stays outside; its child is PID 1 of the new namespaces.
         children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children").read_text().split()
         self._booted[node] = Namespaces(holder, int(children[0]))
         self._plug(node)
@@ -267,6 +275,7 @@ class Cluster:
             self._net(node, "ip link set p-host master br0 up")
             return
         controller = self._booted[CTL].init
+        # The port of an earlier boot may not have gone yet.
         self._net(CTL, f"ip link del p-{node} 2>/dev/null || :")
         ip(*f"link add eth0 netns {pid} type veth peer name p-{node} netns {controller}".split())
         self._net(node, f"ip addr add {address}/24 dev eth0; ip link set eth0 up")
@@ -320,6 +329,7 @@ class Cluster:
         if not self._controller_answers():
             self.start_controller()
             wait_for("slurmctld", self._controller_answers, BOOT_S)
+        # With SIGKILL first: a job of ours takes time for its checkpoint.
         self.run("scancel", "-u", "root", "--signal=KILL", check=False)
         self.run("scancel", "-u", "root", check=False)
         for node in self.names:

@@ -181,6 +181,7 @@ class Submitted:
         back = int(self.rows("restart")[-1]["step"])
         self.wait_step(back + 1)
         taken_s = time.monotonic() - begun
+        # What ranks said as they stopped may be newer than the history before the fault.
         reached = max([before - 1, *(int(row["step"]) for row in self.events("stops"))])
         self.recoveries.append(
             Recovery(case, taken_s, max(0, reached - back), *(self.requeued_s or ()))

@@ -55,6 +55,7 @@ class Chaos:
         for index, blow in enumerate(blows):
             if blow.is_second:
                 continue
+            # A second blow comes with the one before it: both are one recovery.
             follow = blows[index + 1 : index + 2]
             pair = [blow, *(b for b in follow if b.is_second)]
             self._one(index, pair)
@@ -69,10 +70,12 @@ class Chaos:
 
     def _one(self, index: int, pair: Sequence[Blow]) -> None:
         job = self.job
+        # A run that makes steps again is the sign that the last recovery is over.
         job.wait_for_step(job.tail.look() + pair[0].after_steps, LIMIT_S)
         resumes = len(job.tail.resumes)
         names = ", then ".join(f"{b.kind} (n{b.node}.{b.local_rank})" for b in pair)
         heals: list[tuple[float, Callable[[], None]]] = []
+        # Of the last blow in the end: the recovery is measured from there.
         at = time.monotonic()
         for blow in pair:
             if blow.is_second:
@@ -81,7 +84,9 @@ class Chaos:
             heal = self._strike(blow)
             if heal is not None:
                 heals.append((at + blow.lasts_s, heal))
+        # Meanwhile the operator heals and starts what is down, as nothing else brings agents back.
         self._operate(heals, at + OPERATOR_S)
+        # The next blow counts on all nodes being there.
         job.wait_for_ranks(sum(node.slots for node in job.nodes), LIMIT_S)
         whole = time.monotonic()
         step_at = job.tail.next_finished(at)
@@ -111,6 +116,7 @@ class Chaos:
         job, left = self.job, sorted(heals, key=lambda heal: heal[0])
         while left or time.monotonic() < restart_at:
             if left and time.monotonic() >= left[0][0]:
+                # `heals` is in the order of time: the first is due first.
                 left.pop(0)[1]()
             self._look_for(0.02)
         self._start_the_dead()
@@ -140,8 +146,10 @@ class Chaos:
             for one in list(job.agents):
                 job.kill_node(one)
             return None
+        # The first blow of a pair may have ended it already.
         if name not in job.agents:
             return None
+        # A rank may end, or not have started yet, between the look and the signal.
         with suppress(ProcessLookupError, IndexError):
             match blow.kind:
                 case "kill worker":
@@ -176,9 +184,11 @@ def verdict(job: Job) -> list[str]:
     if job.leftovers():
         wrong.append(f"memory left: {job.leftovers()}")
     wrong += [f"damaged: {text}" for text in job.damage()]
+    # Every step once and in order, whatever was done again in between.
     found = losses(job.run_dir)
     if list(found) != list(range(len(found))):
         wrong.append(f"the history has {len(found)} steps, not each once and in order")
+    # The reference: the same steps in one process, which no fault has disturbed.
     expected = losses(undisturbed(job.folder, len(found)))
     far = [s for s, loss in found.items() if abs(loss - expected[s]) > CLOSE * abs(expected[s])]
     if far:

@@ -43,11 +43,13 @@ class Tail:
         """Takes in what is new; the number of finished steps."""
         try:
             with self._path.open("rb") as file:
+                # Of the open file: the path may stand for a new one a moment later.
                 now = os.fstat(file.fileno())
                 version = (now.st_size, now.st_mtime_ns)
                 if version == self._version:
                     return self.finished
                 self._version = version
+                # Only the end: a long history read at every look would take time from the ranks.
                 file.seek(max(0, now.st_size - _TAIL_BYTES))
                 rows = list(rows_of(file.read()))  # what is cut at either end is left out
         except FileNotFoundError:
@@ -59,12 +61,14 @@ class Tail:
     def _take(self, row: Row) -> None:
         if row.get("kind") not in ("step", "restart"):
             return
+        # With the time: a step that is done again has another row.
         key = (row["time"], row["kind"], row["step"])
         if key in self._seen:
             return
         self._seen.add(key)
         at = time.monotonic()
         if row["kind"] == "restart":
+            # Finished before, by what was seen here; the rows themselves may be gone by now.
             lost = max(0, self.finished - row["step"])
             self.resumes.append(Resume(at=at, step=row["step"], source=row["source"], lost=lost))
             return
@@ -78,6 +82,7 @@ class Tail:
     def next_finished(self, since: float) -> float | None:
         """When the first step was finished after the next resume after `since`."""
         resumed = next((r.at for r in self.resumes if r.at > since), None)
+        # The round went on: nothing was resumed.
         if resumed is None:
             return None
         return next((at for at, _ in self.times if at >= resumed), None)

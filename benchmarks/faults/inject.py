@@ -63,6 +63,7 @@ class Folder:
 
     def arm(self, fault: Fault) -> None:
         """From now on the fault waits for its process."""
+        # Written elsewhere first, so that nobody takes half a fault.
         beside = self.root / fault.name
         beside.write_text(json.dumps(asdict(fault)), encoding="utf-8")
         beside.replace(self._armed / fault.name)
@@ -83,6 +84,7 @@ class Folder:
     def take(self, place: str, node: str, who: str, step: int) -> Fault | None:
         """The fault that waits here for this process, which is its alone from now on."""
         place = place.replace(" ", "-")
+        # A fault meant for this process goes before one that anybody may take.
         own = self._take(f"{place}@{node}.{who}", step)
         return own or self._take(f"{place}@{ANY}.{ANY}", step)
 
@@ -93,6 +95,7 @@ class Folder:
             if step < values["step"]:
                 return None
             fired = self._fired / name
+            # Only one process can rename it: who comes second finds no file, and is spared.
             armed.rename(self.root / f"{name}.struck")
         except FileNotFoundError:
             return None
@@ -120,6 +123,7 @@ class Injector:
 
     def pass_by(self, place: str) -> None:
         """Lets the fault strike that waits here, if one does."""
+        # Read each time: a rank has its LOCAL_RANK only after the fork.
         node, who = self._environ[NODE_VARIABLE], self._environ.get("LOCAL_RANK", AGENT)
         fault = self._folder.take(place, node, who, self.step)
         if fault is not None:

@@ -127,6 +127,7 @@ class Job:
         nodes = f"1:{len(self.nodes)}"
         ends = ",".join(f"{n.address}:{self.port}" for n in self.nodes)
         words = [
+            # The product's own agent, with the places of faults wrapped.
             *self._on(node), sys.executable, "-m", "benchmarks.faults.agent", "run",
             f"--nnodes={nodes}", f"--rdzv-endpoint={ends}", f"--local-addr={node.address}",
             f"--node-name={name}", "--devices=cpu", f"--slots={node.slots}",
@@ -147,6 +148,7 @@ class Job:
     def _on(self, node: NodeOf) -> list[str]:
         if self.hosts is None:
             return []
+        # The namespace has no name: the descriptor of this process leads to it.
         return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.hosts.namespaces[node.host]}"]
 
     def _node(self, name: str) -> NodeOf:
@@ -162,6 +164,7 @@ class Job:
         """To an agent and all that it started, as nearly at once as can be."""
         with suppress(psutil.NoSuchProcess):
             agent = psutil.Process(self.agents[name].pid)
+            # The agent first, so that it cannot react to the end of its ranks.
             for process in [agent, *agent.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
                     process.send_signal(number)
@@ -206,6 +209,7 @@ class Job:
             for row in read_events(RunPaths(self.run_dir).events)
             if (name_of(row), row["node"], row.get("local_rank")) == ("starts", name, local_rank)
         ]
+        # Each attempt has a row: the last is the process that lives.
         return int(starts[-1])
 
     def reap(self) -> list[str]:
@@ -258,10 +262,12 @@ class Job:
         def has_all() -> bool:
             nonlocal due
             self.tail.look()
+            # The history at every look, the long event log only now and then.
             if time.monotonic() < due:
                 return False
             due = time.monotonic() + EVENTS_POLL_S
             rounds = [r for r in read_events(events) if name_of(r) == "coordinator: round"]
+            # Agreed on is not enough: the round also has to finish a step, below.
             names = rounds[-1]["nodes"] if rounds else []
             return sum(n.slots for n in self.nodes if n.name in names) >= count
 
@@ -275,7 +281,9 @@ class Job:
             AssertionError: it has not within the limit; with what the agents said last.
         """
         agents = list(self.agents.values())
+        # One node that is told is enough: it tells the others.
         agents[0].send_signal(signal.SIGUSR1)
+        # In `all`, a list: so every agent is polled, and none stays a zombie.
         self.wait_until(
             lambda: all([agent.poll() is not None for agent in agents]), "the end", limit_s
         )
@@ -295,6 +303,7 @@ class Job:
         for folder in Path("/proc").iterdir():
             if folder.name.isdigit():
                 with suppress(OSError):
+                    # Forks inherit it; orphans have no parent that would lead to them.
                     if marks <= set((folder / "environ").read_bytes().split(b"\0")):
                         found.append(int(folder.name))
         return found
@@ -328,6 +337,7 @@ class Job:
 @contextmanager
 def opened(job: Job) -> Iterator[Job]:
     """Starts all nodes; whatever is left of them ends with the `with`, or at a SIGTERM in it."""
+    # As an exception, so that `finally` runs.
     before = signal.signal(signal.SIGTERM, _unwind)
     try:
         for node in job.nodes:

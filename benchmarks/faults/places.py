@@ -77,8 +77,10 @@ def wrap_all(injector: Injector) -> None:
     """Wraps every place in this process; its forks inherit that. Once per process."""
     for name, spot in {**RANK_PLACES, **AGENT_PLACES}.items():
         owner = _owner(spot.owner)
+        # On the class or the module: instances that are made later have it, too.
         act = functools.partial(injector.pass_by, name)
         setattr(owner, spot.function, _wrapped(getattr(owner, spot.function), spot, act))
+    # Legs are told apart by their action, which a name of a function does not show.
     _wrap_legs(injector)
     _follow_steps(injector)
 
@@ -92,6 +94,7 @@ def _owner(where: str) -> Any:
 def _wrapped(function: Callable[..., Any], spot: Spot, act: Callable[[], None]) -> Any:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        # args[0] is self.
         is_here = not spot.only or spot.only in args[1:2]
         if is_here and spot.side == "before":
             act()
@@ -107,6 +110,7 @@ class _WatchedAction:
     """A leg's action; its place comes before each begin."""
 
     def __init__(self, action: Any, injector: Injector) -> None:
+        # All that a leg reads of its action, besides `begin`.
         self.phase = action.phase
         self._action = action
         self._injector = injector
@@ -140,6 +144,7 @@ def _follow_steps(injector: Injector) -> None:
     train_from = run.train_from
 
     def begin(self: Any, progress: Any) -> Any:
+        # A rank that resumes begins at this step, not at 0: faults wait for steps of the run.
         injector.step = progress.step
         return train_from(self, progress)
 

@@ -65,6 +65,7 @@ def plan_blows(seed: int, count: int, slots: Sequence[int], *, has_links: bool) 
         slots: ranks of each node.
         has_links: whether links can be cut.
     """
+    # Everything is drawn for every blow, used or not: so a shorter plan begins a longer one.
     draw = random.Random(seed)
     weights = WITH_LINKS if has_links else EVERYWHERE
     blows: list[Blow] = []
@@ -76,6 +77,7 @@ def plan_blows(seed: int, count: int, slots: Sequence[int], *, has_links: bool) 
         is_pair = draw.random() < SHARE_OF_PAIRS
         apart_s = round(draw.uniform(0, MAX_APART_S), 3)
         lasts_s = round(draw.uniform(0.2, 6.0), 3)
+        # Never three in a row: each pair ends with a recovery.
         is_second = is_pair and bool(blows) and not blows[-1].is_second
         blows.append(
             Blow(

@@ -169,6 +169,7 @@ def _mean(output: Tensor, _: Tensor) -> Tensor:
 
 
 def _v_shape(rank: int, num_ranks: int) -> Sequence[int]:
+    # Down and up again: the first rank has the first part and the last.
     return [rank, 2 * num_ranks - 1 - rank]
 
 
@@ -180,6 +181,7 @@ class Alone:
 
     def __init__(self, setting: Setting, seat: Seat) -> None:
         self._part = setting.part(0, 1, 0)
+        # The longest chain of 1F1B: all micro-batches on one stage, one through the others.
         self._count = setting.num_microbatches + setting.shape.num_stages - 1
         self._width = setting.activation_bytes // 4
 

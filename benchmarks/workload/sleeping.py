@@ -16,6 +16,7 @@ _SPIN_S = 0.0003
 
 def sleep_until(end: float) -> None:
     """Returns at a time of `time.perf_counter`, to some microseconds where the machine is free."""
+    # A sleep may end late: the last bit is spun.
     time.sleep(max(0.0, end - time.perf_counter() - _SPIN_S))
     while time.perf_counter() < end:
         pass
@@ -61,6 +62,7 @@ class _Sleep(torch.autograd.Function):
         start = time.perf_counter()
         ctx.backward_s, ctx.gradients = backward_s, gradients
         result = x.clone()
+        # From the start on, so that the copy above is within the time.
         sleep_until(start + forward_s)
         return result
 

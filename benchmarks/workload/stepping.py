@@ -68,6 +68,7 @@ class Setting:
     def model(self, fill: float) -> nn.Sequential:
         """The model of one rank."""
         count = self.layer_bytes // 4
+        # Uneven by one number at most, and together exactly the layer's size.
         edges = [count * i // self.tensors_per_layer for i in range(self.tensors_per_layer + 1)]
         sizes = [b - a for a, b in pairwise(edges)]
         return nn.Sequential(
@@ -100,6 +101,7 @@ class _Model:
         self.seat = seat
         self.model = setting.model(fill=seat.env.rank + 1)
         self.x = torch.zeros(1, requires_grad=True)
+        # Ours sums; DDP and fully_shard divide by the number of ranks.
         self.divisor = 1
 
     def check(self, mean: float) -> None:

@@ -188,12 +188,14 @@ def _rank(
     seat.join_torch()
     made = {name: build(setting, seat) for name, build in schemes.items()}
     generator = torch.Generator().manual_seed(seat.env.rank)
+    # Different on each rank, so that a sum that leaves one out is noticed.
     gradients = [torch.randn(p.shape, generator=generator) for p in setting.parameters()]
     answers: list[dict[str, object]] = []
     for number in range(num_rounds + 1):
         for name, scheme in made.items():
             scheme.prepare(gradients)
             timing = seat.timed(scheme.sync)
+            # The round to warm up is the one that is checked: checking sends data of its own.
             if number == 0:
                 _check(name, scheme, gradients)
             else:
@@ -205,5 +207,6 @@ def _check(name: str, scheme: Scheme, gradients: Sequence[Tensor]) -> None:
     wanted = torch.cat(list(gradients))
     dist.all_reduce(wanted)
     error = (torch.cat(scheme.sums()) - wanted).norm() / wanted.norm()
+    # "not <=" also refuses NaN.
     if not error <= scheme.tolerance:
         raise RuntimeError(f"{name}: the sums are off by {float(error):.2e}")
