@@ -61,12 +61,12 @@ class TrainConfig:
 
     recipe: str = option(
         OF_IMAGES,
-        "image-classification, characters, or path/to/file.py of your own",
+        "image-classification, characters, or your own path/to/file.py",
         group=_WHAT,
     )
     model: str = option(
         "resnet18",
-        "torchvision model, or path/to/file.py:build of your own",
+        "torchvision model, or your own path/to/file.py:build",
         group=_WHAT,
         kept=True,
     )
@@ -83,7 +83,7 @@ class TrainConfig:
 
     shape: Shape = option(
         Shape((1, 1)),
-        "devices per stage of a bundle; 1 is data parallel only, and what a single device has",
+        "devices per stage of a bundle; 1 is data parallel only (default on a single device: 1)",
         group=_BATCH,
         parse=Reader(Shape.parse, "whole numbers separated by commas", "W[,W...]"),
     )
@@ -92,27 +92,27 @@ class TrainConfig:
     )
     microbatch_size: int = option(
         0,
-        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, down to {LEAST_SAMPLES} where many "
-        "bundles or stages need more micro-batches; settled at the first start of a run)",
+        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, or down to {LEAST_SAMPLES} if many "
+        "bundles or stages need more micro-batches; fixed at the first start of a run)",
         group=_BATCH,
         parse=int,
     )
     chunks: int = option(
         1,
-        "parts of the model per stage, far apart in it; above 1 the passes are interleaved",
+        "chunks of the model per stage, not next to each other; above 1 the passes are interleaved",
         group=_BATCH,
         parse=int,
     )
     schedule: ScheduleChoice = option(
         "auto",
-        "order of the passes of a bundle (auto: 1f1b; eager-1f1b where a bundle spans nodes; "
-        "interleaved with --chunks)",
+        "order of forward and backward passes in a bundle (auto: 1f1b; eager-1f1b if a bundle "
+        "spans nodes; interleaved with --chunks)",
         group=_BATCH,
         choices=get_args(ScheduleChoice),
     )
     share: Share = option(
         "measured",
-        "how bundles share out the micro-batches: equal, or by measured speed at each epoch",
+        "how bundles share the micro-batches: equally, or by the speed measured at each epoch",
         group=_BATCH,
         choices=get_args(Share),
     )
@@ -131,7 +131,7 @@ class TrainConfig:
     weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
     lr_schedule: LrSchedule = option(
         "cosine",
-        "course of the learning rate",
+        "how the learning rate changes during the run",
         group=_OPTIM,
         choices=get_args(LrSchedule),
     )
@@ -144,14 +144,14 @@ class TrainConfig:
     lr_step_epochs: int = option(30, "step schedule: epochs per step", group=_OPTIM, parse=int)
     lr_gamma: float = option(0.1, "step schedule: factor per step", group=_OPTIM, parse=float)
     label_smoothing: float = option(
-        0.0, "share of the target that is spread over all classes", group=_OPTIM, parse=float
+        0.0, "share of the target to spread over all classes", group=_OPTIM, parse=float
     )
     clip_norm: float = option(
         0.0, "clip the gradient to this global norm (0: no clipping)", group=_OPTIM, parse=float
     )
     on_nan: OnNan = option(
         "stop",
-        "where a step's loss is no finite number: end the run, leave the step out, or go on",
+        "if the loss of a step is not finite: end the run, leave the step out, or ignore it",
         group=_OPTIM,
         choices=get_args(OnNan),
     )
@@ -165,16 +165,16 @@ class TrainConfig:
     )
     loader_workers: int = option(
         -1,
-        "loading processes per reading rank (-1: by free cores)",
+        "loading processes per rank that reads data (-1: by free cores)",
         group=_DATA,
         parse=int,
         per_node=True,
     )
     prefetch: int = option(
-        2, "micro-batches each of them reads ahead", group=_DATA, parse=int, per_node=True
+        2, "micro-batches that each of them reads ahead", group=_DATA, parse=int, per_node=True
     )
     skip_unreadable: bool = option(
-        False, "leave unreadable images out and count them", group=_DATA, parse=yes_or_no
+        False, "skip unreadable images and count them", group=_DATA, parse=yes_or_no
     )
     synthetic_samples: int = option(
         1024, "training samples of the data set `synthetic`", group=_DATA, parse=int, kept=True
@@ -182,14 +182,14 @@ class TrainConfig:
 
     run_dir: str = option(
         "",
-        "run folder; resumes what is there (default: a new one in runs/, which runs/latest leads "
-        "to)",
+        "run folder; a run that is in it is resumed (default: a new folder in runs/, linked as "
+        "runs/latest)",
         group=_RUN,
         per_node=True,
     )
     seed: int = option(0, "seed of everything random", group=_RUN, parse=int, kept=True)
     log_steps: int = option(
-        10, "steps between two lines of progress", group=_RUN, parse=int, per_node=True
+        10, "steps between progress lines", group=_RUN, parse=int, per_node=True
     )
     checkpoint_steps: int = option(
         0, "steps between checkpoints (0: only at each epoch's end)", group=_RUN, parse=int
@@ -202,14 +202,14 @@ class TrainConfig:
 
     snapshot: OnOff = option(
         "on",
-        "after each step, copy the state to the memory of each node, where a restart finds it",
+        "after each step, copy the state to the memory of the nodes, for fast restarts",
         group=_SNAPSHOT,
         choices=get_args(OnOff),
     )
     snapshot_dir: str = option(
         "",
-        "folder of each node for that (default: /dev/shm, or the temporary folder where that is "
-        "too small)",
+        "folder of each node for the snapshots (default: /dev/shm, or the temporary folder if "
+        "that is too small)",
         group=_SNAPSHOT,
         per_node=True,
     )
@@ -229,21 +229,20 @@ class TrainConfig:
     compile: bool = option(False, "torch.compile each stage", group=_TUNE, parse=yes_or_no)
     transport: TransportChoice = option(
         "auto",
-        "how ranks talk: nccl, through cpu memory, or the better one that works",
+        "how ranks communicate: nccl, cpu (through its memory), or auto: nccl where known to work",
         group=_TUNE,
         choices=get_args(TransportChoice),
     )
     sync: SchemeChoice = option(
         "auto",
-        "how gradients meet: local-master, sharded (several leaders per node), flat (one "
-        "all-reduce), or the fastest by measurement",
+        "how gradients are summed: local-master, sharded (several leaders per node), flat (one "
+        "all-reduce), or auto: the fastest by measurement",
         group=_TUNE,
         choices=get_args(SchemeChoice),
     )
     exchange_dtype: ExchangeDtype = option(
         "float32",
-        "how float32 gradients travel between nodes; bfloat16 is half the bytes, with error "
-        "feedback",
+        "type of float32 gradients between nodes; bfloat16 halves the bytes, with error feedback",
         group=_TUNE,
         choices=get_args(ExchangeDtype),
     )
@@ -255,7 +254,7 @@ class TrainConfig:
     )
     threads: int = option(
         0,
-        "compute threads per rank (0: what OMP_NUM_THREADS says, else 1; all cores where a node "
+        "compute threads per rank (0: OMP_NUM_THREADS if set, else 1, or all cores if the node "
         "has one rank)",
         group=_TUNE,
         parse=int,
@@ -263,7 +262,7 @@ class TrainConfig:
     )
     affinity: bool = option(
         True,
-        "pin each rank to its share of the cores, where no other job of yours is",
+        "pin each rank to its share of the cores, unless another job of yours is pinned there",
         group=_TUNE,
         parse=yes_or_no,
         per_node=True,
@@ -343,7 +342,7 @@ class TrainConfig:
 
     @property
     def samples_per_microbatch(self) -> int:
-        """Samples of a full micro-batch; where nobody has said or settled it, as for one bundle."""
+        """Samples of a full micro-batch; the default for one bundle while none is set."""
         if self.microbatch_size:
             return self.microbatch_size
         return default_samples(self.batch_size, self.shape.num_stages, 1)

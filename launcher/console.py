@@ -22,9 +22,9 @@ def noun_for(number: int, noun: str) -> str:
 
 
 class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic in stubs only
-    """Writes records to stderr as they are, never behind a progress bar.
+    """Writes records to stderr as they are, never on the line of a progress bar.
 
-    To the stderr of the moment: a program that has this one's lines for a while may take it back.
+    It looks up sys.stderr for each record, as a program may replace that for a while.
     """
 
     def __init__(self) -> None:
@@ -45,9 +45,9 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic
 
 
 def open_console() -> None:
-    """Has the agent's lines come out on stderr; where the program has set up logging, there.
+    """Shows the agent's lines on stderr, unless the program has set up logging itself.
 
-    Of what the launcher's modules log only warnings come out, and all that is given to `tell`.
+    Shown are warnings of the launcher's modules, and everything that is given to `tell`.
     """
     log.setLevel(logging.INFO)
     package = logging.getLogger("bundlerun.launcher")
@@ -56,5 +56,5 @@ def open_console() -> None:
 
 
 def tell(text: str) -> None:
-    """A line for the user of this node."""
+    """Shows a line to the user of this node."""
     log.info("%s", text)

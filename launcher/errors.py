@@ -19,13 +19,13 @@ _MEANINGS = {
     EXIT_NODE: "this machine is not fit",
     EXIT_RESUMABLE: (
         "stopped before its end, or its state is not on disk; the same command with "
-        "--run-dir goes on"
+        "--run-dir resumes it"
     ),
 }
 
 
 def meaning_of(exit_code: int) -> str:
-    """What an exit code of ours says, in words."""
+    """The meaning of one of our exit codes, in words."""
     number = exit_code - 128
     if number in set(signal.Signals):
         return f"ended at once by {signal.Signals(number).name}"
@@ -33,7 +33,7 @@ def meaning_of(exit_code: int) -> str:
 
 
 VERDICT_FINAL = 4
-"""What a rank that ends with 1 tells its agent where another start would only do the same."""
+"""What a rank that ends with 1 tells its agent if another start would fail in the same way."""
 
 
 class BundleError(Exception):
@@ -60,7 +60,7 @@ class NodeError(BundleError):
 
 
 class DivergedError(BundleError):
-    """Training has come to what is no number; doing it again would, too."""
+    """A value of the training is no finite number; another attempt would end the same way."""
 
     @property
     def verdict(self) -> int:
@@ -73,7 +73,7 @@ class CheckpointError(BundleError):
 
 
 def nearest(name: str, valid: Iterable[str], *, limit: int = 5) -> str:
-    """Says which valid names come closest to `name`, or the first few where none is close."""
+    """A text with the valid names closest to `name`, or the first few if none is close."""
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     if close:

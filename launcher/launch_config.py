@@ -1,4 +1,4 @@
-"""The launch options, named as torchrun names them: how a node starts its ranks, finds others."""
+"""The launch options, named as torchrun names them: how a node starts ranks and finds others."""
 
 from __future__ import annotations
 
@@ -57,20 +57,20 @@ class LaunchConfig:
         parse=int,
     )
     node_name: str = option(
-        "", "name of this node in logs; unlike any other's (default: the machine's name)",
+        "", "name of this node in logs; must be unique (default: the machine's name)",
         group=_NODES,
     )  # fmt: skip
 
     standalone: bool = option(
-        False, "one node that needs no other: a free port of its own", group=_RDZV, parse=yes_or_no
+        False, "run on this node alone, with a free port", group=_RDZV, parse=yes_or_no
     )
     rdzv_backend: str = option(
         BUNDLE.name, "rendezvous backend: bundle, or one of torch's (c10d, static)", group=_RDZV
     )
     rdzv_endpoint: str = option(
         "",
-        "where the nodes meet, the same for all; with bundle several nodes: if the first one dies, "
-        "the next one takes over",
+        "where the nodes meet, the same for all; backend bundle takes several: if the first one "
+        "dies, the next one takes over",
         group=_RDZV,
         parse=Reader(metavar="HOST[:PORT][,...]"),
     )
@@ -83,8 +83,8 @@ class LaunchConfig:
     )
     local_addr: str = option(
         "",
-        "address at which the other nodes reach this one (default: that of the route to the "
-        "endpoint)",
+        "address at which the other nodes reach this one (default: the address of the route to "
+        "the endpoint)",
         group=_RDZV,
     )
     node_rank: int = option(
@@ -93,20 +93,20 @@ class LaunchConfig:
 
     max_restarts: int = option(
         -1,
-        "times this node starts its failed workers again (-1: with backend bundle as often as "
+        "times this node restarts its failed workers (-1: with backend bundle as often as "
         "--give-up-after allows, with others 0)",
         group=_AGENT,
         parse=int,
     )
     give_up_after: int = option(
         3,
-        "attempts in a row that finish no step, after which the run fails (0: never); for backend "
-        "bundle",
+        "the run fails after this many attempts in a row that finish no step (0: never); for "
+        "backend bundle",
         group=_AGENT,
         parse=int,
     )
     monitor_interval: float = option(
-        0.1, "seconds between two looks at the workers", group=_AGENT, parse=float
+        0.1, "seconds between checks of the workers", group=_AGENT, parse=float
     )
     log_dir: str = option(
         "", "folder of this node's logs (default: RUN_DIR/logs/NODE_NAME)", group=_AGENT
@@ -116,7 +116,9 @@ class LaunchConfig:
         "write the workers' output to files only: 1 stdout, 2 stderr, 3 both, or per rank 0:3,1:1",
         group=_AGENT,
     )
-    tee: str = option("", "as --redirects, and show it on the console, with a prefix", group=_AGENT)
+    tee: str = option(
+        "", "like --redirects, but also show it on the console, with a prefix", group=_AGENT
+    )
 
     num_nodes: tuple[int, int] = field(init=False, repr=False, compare=False)
     num_procs: int = field(init=False, repr=False, compare=False)
@@ -148,7 +150,7 @@ class LaunchConfig:
         self._check_meeting()
 
     def _set(self, name: str, value: object) -> None:
-        """Keeps what an option's text says, so that it is read once."""
+        """Sets a field of this frozen value: the text of an option is parsed only once."""
         object.__setattr__(self, name, value)
 
     def _check_meeting(self) -> None:
@@ -196,7 +198,7 @@ class LaunchConfig:
 
     @property
     def is_alone(self) -> bool:
-        """True where the node needs no other and makes up its own endpoint."""
+        """Whether the node needs no other and makes up its own endpoint."""
         return self.standalone or (self.max_nodes == 1 and not self.rdzv_endpoint)
 
 

@@ -1,7 +1,7 @@
 """What `--model` names: a model of torchvision, or a function in a user's own file.
 
 The names of the former are read from torchvision's sources: importing it takes seconds, and a wrong
-name is to be told at once.
+name has to be reported at once.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def check_known(name: str, known: Collection[str]) -> None:
 
 
 def check_model(model: str, recipe: str) -> None:
-    """Raises ConfigError where `--model` is nothing that there is; imports nothing.
+    """Raises ConfigError where `--model` names nothing that exists; imports nothing.
 
-    What only an import can tell is told by the ranks. A recipe of one's own may read the name as
-    it likes.
+    The ranks report what only an import can find. A user's own recipe may read the name as it
+    likes.
     """
     if recipe != OF_IMAGES:
         return

@@ -1,7 +1,7 @@
-"""What becomes of the default shape in a job that has one device to put it on.
+"""The default shape in a job that has only one device: one stage instead of two.
 
-All nodes of a job decide alike: one of several nodes always has the default shape, as a bundle may
-span nodes.
+All nodes of a job decide alike: with several nodes the default shape stays, as a bundle may span
+nodes.
 """
 
 from __future__ import annotations

@@ -197,7 +197,7 @@ def _chunk_text(link: Link, topology: Topology) -> str:
 
 
 def schedule_lines(plan: LaunchPlan, max_rows: int = MAX_ROWS) -> Iterator[str]:
-    """Yields a step of one bundle in time, and what it comes to."""
+    """Yields a step of one bundle in time, its bubble and its memory."""
     pipeline, timeline = plan.pipeline, plan.timeline
     per_stage = pipeline.chunks_per_stage
     chunks = f", {per_stage} chunks per stage" if per_stage > 1 else ""

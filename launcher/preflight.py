@@ -50,18 +50,18 @@ def check_writable(folder: Path, option: str) -> None:
 
 
 def data_path(data: str) -> Path:
-    """Where DATA lies; "~" is the home folder, which no shell has put there in a variable."""
+    """The path of DATA; "~" is the home folder, which no shell expands inside a variable."""
     path = Path(data)
     try:
         return path.expanduser()
-    except RuntimeError:  # nobody of that name: as it is written, then
+    except RuntimeError:  # no user of that name: take it as it is written
         return path
 
 
 def check_data(data: str, recipe: str) -> None:
     """Raises ConfigError where a recipe that comes with bundlerun is given data that is not there.
 
-    The recipe looks closer, once it is imported; a recipe of one's own may read DATA as it likes.
+    The recipe checks more once it is imported. A user's own recipe may read DATA as it likes.
     """
     if data != SYNTHETIC and not recipe.endswith(".py") and not data_path(data).exists():
         raise ConfigError(

@@ -20,7 +20,7 @@ _atexit: Any = atexit
 
 
 def die_with_parent(parent: int) -> None:
-    """Has the kernel kill this process as soon as the process `parent`, which forked it, is gone.
+    """Lets the kernel kill this process as soon as the process `parent`, which forked it, is gone.
 
     Python's fork server and torch's workers notice only an orderly end: the former waits until the
     workers are gone too, the latter get a SIGINT, which a rank that waits in gloo never sees.
@@ -31,14 +31,14 @@ def die_with_parent(parent: int) -> None:
 
 
 def follow_parent() -> None:
-    """Has the kernel kill this process with its parent of this moment, whoever that is."""
+    """Lets the kernel kill this process when its present parent ends, whoever that is."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
 
 
 def hold_children() -> None:
-    """Has whatever this process forks from now on end with it, from its first instruction on.
+    """Makes all children that this process forks from now on end with it, from the very start.
 
-    What they fork in turn is theirs.
+    Children of the children are not covered.
     """
     parent = os.getpid()
     is_child = False
@@ -55,9 +55,9 @@ def hold_children() -> None:
 def leave(exit_code: int) -> NoReturn:
     """Ends this process in good order, but does not take its interpreter apart.
 
-    Python ends a daemon thread as that comes back from C++, which torch's code does not survive:
-    "terminate called without an active exception", and an abort behind a good end. What Python's
-    own multiprocessing starts ends in this way, too.
+    Python ends a daemon thread when it comes back from C++, which torch's code does not survive:
+    "terminate called without an active exception", and an abort after a good end. Processes that
+    Python's own multiprocessing starts end in this way, too.
     """
     _threading._shutdown()
     _atexit._run_exitfuncs()
@@ -75,7 +75,7 @@ def parent_of(pid: int) -> int:
 
 
 def kernel_state(pid: int) -> str:
-    """The kernel's letter for what a process does: R, S, D, T (stopped), Z (dead); X: no more."""
+    """The kernel's letter for the state of a process: R, S, D, T (stopped), Z (dead); X: gone."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -35,7 +35,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def toml_of(args: argparse.Namespace, *classes: type) -> tuple[dict[str, object], str]:
-    """The checked keys of `--config`, and its name; nothing without it."""
+    """The checked keys of `--config`, and its name; no keys without it.
+
+    Raises:
+        ConfigError: the file cannot be read, or has an unknown key.
+    """
     if not args.config:
         return {}, "TOML file"
     toml = read_toml(Path(args.config))

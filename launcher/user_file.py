@@ -1,4 +1,4 @@
-"""Importing a user's own Python file, and telling what goes wrong in a user's own code."""
+"""Imports a user's own Python file, and reports errors in a user's own code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _OWN_PACKAGES = ("bundlerun.", "contextlib", "importlib", "_frozen_importlib")
 
 
 def module_from_file(path: str, option: str) -> ModuleType:
-    """Imports a user's own file, which may import files beside it as a script may.
+    """Imports a user's own file, which may import files next to it as a script may.
 
     Args:
         path: the file.
         option: the option that names it, for the message.
 
     Raises:
-        ConfigError: the file does not exist, is no Python file or imports what is not there; what
-            else goes wrong in it keeps its traceback.
+        ConfigError: the file does not exist, is no Python file or imports something that is not
+            there; the message of any other error in it has the traceback.
     """
     file = Path(path)
     if not file.is_file():
@@ -59,9 +59,9 @@ def module_from_file(path: str, option: str) -> ModuleType:
 
 
 def _check_names(file: Path, what: str) -> None:
-    """Names our packages as they are called now, where the file has an older name.
+    """Raises ConfigError, with the new name, for an import of our packages by an older name.
 
-    Without this a checkout would load them a second time, under both names.
+    Without this a checkout would load them twice, once under each name.
     """
     try:
         tree = ast.parse(file.read_bytes())
@@ -91,7 +91,7 @@ def _let_import_siblings(file: Path, option: str) -> None:
     """Puts the file's folder first where Python looks for modules, as for a script.
 
     Raises:
-        ConfigError: a name beside it stands for a module of another user's folder already.
+        ConfigError: a file next to it has the name of a module from another user folder.
     """
     folder = file.parent
     others = _users_folders() - {folder}
@@ -99,14 +99,14 @@ def _let_import_siblings(file: Path, option: str) -> None:
         loaded = getattr(sys.modules.get(sibling.stem), "__file__", None)
         if loaded is not None and Path(loaded).parent in others:
             raise ConfigError(
-                f"{option} {str(file)!r} has {sibling.name!r} beside it, and {loaded!r} is "
+                f"{option} {str(file)!r} has {sibling.name!r} next to it, and {loaded!r} is "
                 "imported under that name already; rename one of the two"
             )
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
 
 
 def _users_folders() -> set[Path]:
-    """The folders that user's files were imported from."""
+    """The folders that users' files were imported from."""
     files = [m.__file__ for name, m in sys.modules.items() if name.startswith(_PREFIX)]
     return {Path(file).parent for file in files if file}
 
@@ -128,7 +128,7 @@ def users_code(what: str) -> Iterator[None]:
 
 
 def _from_users_code(trace: TracebackType | None) -> TracebackType | None:
-    """The traceback without the frames of ours that lead to the user's."""
+    """The traceback without our own frames before the user's first one."""
     found = trace
     while found is not None and _is_own(found):
         found = found.tb_next

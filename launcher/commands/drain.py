@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Ask a run to stop: all ranks finish the same step and write a checkpoint, and the "
         "command of each node ends with exit code 75. The same command, with --run-dir RUN_DIR, "
-        "goes on from there."
+        "resumes there."
     )
     add_run_argument(parser)
     parser.add_argument(
@@ -28,19 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="SECONDS",
-        help="wait so long until it has stopped (default: return at once)",
+        help="wait up to this long until it has stopped (default: return at once)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Writes the request; 0 where it is written, and, if waited for, followed."""
+    """Writes the request; 0 if it is written and, with --wait, followed.
+
+    Raises:
+        ConfigError: there is no such run, or its folder cannot be written.
+    """
     paths = run_paths(args.run_dir)
     before, holder = read_outcome(paths), holder_now(paths)
     if before is not None:
         print(f"the run has ended already: {before.state}, {before.reason}")
         if not holder:
             return EXIT_DONE
-        print(f"but {holder} has its folder, and may be about to go on with it")
+        print(f"but {holder} has its folder, and may be about to resume it")
     try:
         request_stop(paths, "bundlerun drain")
     except OSError as exc:

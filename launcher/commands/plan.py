@@ -29,15 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes",
         metavar="NxD[,NxD...]",
-        help="machines that are not there: 4x8,2x4 is 4 nodes of 8 devices and 2 of 4 "
+        help="plan for other machines: 4x8,2x4 is 4 nodes of 8 devices and 2 of 4 "
         "(default: --nnodes machines like this one)",
     )
     parser.add_argument(
         "--costs",
         action="store_true",
-        help="operations and bytes of each stage, too; needs torch, and reads two samples",
+        help="also show operations and bytes of each stage; needs torch, and reads two samples",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON document, not shortened")
+    parser.add_argument("--json", action="store_true", help="print all of it as one JSON document")
     add_config_arguments(parser)
     _let_schedule_draw(parser)
 

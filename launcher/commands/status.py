@@ -22,11 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun status`."""
     parser.description = "Show how a run fares: step, nodes, failures, checkpoints, goodput."
     add_run_argument(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("--json", action="store_true", help="print it as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the status."""
+    """Prints the status.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
     paths = run_paths(args.run_dir)
     found = survey(paths).found
     status = status_of(

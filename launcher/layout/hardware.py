@@ -58,9 +58,9 @@ class Cpus:
 class RankLayout:
     """What one rank computes with.
 
-    threads: that it computes with. threads_from: who says so.
-    cores: its share of the node's; loading processes may use what is left of them.
-    cpus: logical ones that it is pinned to; none: not pinned.
+    threads: compute threads. threads_from: who decided their number.
+    cores: its share of the node's; loading processes may use those that the threads leave.
+    cpus: the logical CPUs that it is pinned to; empty: not pinned.
     """
 
     threads: int

@@ -86,7 +86,7 @@ def warnings(pipeline: Pipeline, batch: Batch, num_bundles: int) -> Iterator[str
 
 
 def _mend(batch: Batch, share: Callable[[Batch], float], num_stages: int, num_bundles: int) -> str:
-    """What would be better, and what that comes to."""
+    """Options that would leave less time idle, and how much they leave."""
     smaller = [d for d in range(batch.samples - 1, 1, -1) if batch.size % d == 0]
     finer = (Batch(size=batch.size, samples=samples) for samples in smaller)
     better = next((other for other in finer if share(other) <= MOST_IDLE), None)

@@ -1,8 +1,8 @@
-"""How many samples a micro-batch has where `--microbatch-size` does not say.
+"""How many samples a micro-batch has if `--microbatch-size` does not say.
 
 A pipeline is full with a few micro-batches per stage in each bundle, so their size follows from the
-number of bundles, those that are planned. It is settled once, when the run starts for the first
-time, and kept in the run folder: from then on nothing that comes or goes may change it (I1).
+planned number of bundles. It is settled once, when the run starts for the first time, and kept in
+the run folder: from then on nodes that come or go do not change it (I1).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ BUNDLES_VARIABLE = "BUNDLERUN_PLANNED_BUNDLES"
 MOST_SAMPLES = 32
 LEAST_SAMPLES = 8
 """Batch norms see a micro-batch; with fewer samples their noise costs accuracy (Wu, He: Group
-Normalization, 2018: 0.2 points at 16 samples, 1 at 8, 4 at 4). So fewer are for the user to ask."""
+Normalization, 2018: 0.2 points at 16 samples, 1 at 8, 4 at 4). So the user has to ask for fewer."""
 PER_STAGE = 4
 """Micro-batches per stage that each bundle of a pipeline gets at least."""
 MOST_IDLE = 0.15
-"""Share of the devices' time that may be idle by plan before it is told."""
+"""Share of the devices' time that may be idle by plan before the user is warned."""
 
 
 def default_samples(batch_size: int, num_stages: int, num_bundles: int) -> int:
@@ -77,7 +77,7 @@ def keep_samples(paths: RunPaths, batch_size: int, samples: int) -> None:
     """Keeps for later starts what this one has settled.
 
     Raises:
-        NodeError: the run folder cannot be written; a disk that is full is only told.
+        NodeError: the run folder cannot be written; a full disk only gives a warning.
     """
     text = json.dumps({"batch_size": batch_size, "samples": samples})
     try:

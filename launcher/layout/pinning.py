@@ -1,8 +1,8 @@
 """Which CPUs other ranks of this user are pinned to, so that no two jobs meet on one of them.
 
-Each job by itself gives its ranks the same CPUs, from the first on. A second job on the machine
-would so be bound to the cores that the first one keeps busy, though others may be free. So a rank
-that is to be pinned locks its CPUs: a byte each in one file. Where one of them is taken, it stays
+Every job gives its ranks the same CPUs, from the first one on. So a second job on the machine would
+be bound to the cores that the first one keeps busy, though others may be free. Therefore a rank
+locks its CPUs before it is pinned: a byte each in one file. If one of them is taken, the rank stays
 unpinned, and the system finds it a place.
 
 The locks belong to the process: children do not inherit them, and they end with it however it ends.
@@ -23,7 +23,7 @@ def claim_cpus(cpus: Sequence[int], *, folder: Path | None = None) -> bool:
     A folder where nothing can be locked settles nothing: then they count as free.
 
     Args:
-        folder: where the file with the locks lies; the machine's temporary folder by default.
+        folder: where the file with the locks is; the machine's temporary folder by default.
     """
     path = (folder or Path(tempfile.gettempdir())) / f"bundlerun-{os.getuid()}-cpus"
     try:

@@ -71,7 +71,7 @@ class Pipeline:
         shape: of the bundle.
         schedule: name of the order of passes.
         chunks_per_stage: of the model; above 1 only where the schedule is interleaved.
-        slow_links: stages behind which the link is slow; for eager-1f1b and zero-bubble.
+        slow_links: stages whose link to the next one is slow; for eager-1f1b and zero-bubble.
     """
 
     shape: Shape
@@ -154,10 +154,10 @@ def _suitable(topology: Topology) -> ScheduleName:
 def num_warmups(widths: Sequence[int], slow_links: Container[int] = ()) -> list[int]:
     """Per stage, the forwards that a replica does before its first backward.
 
-    While each replica of the stage behind works on its n' warm-up micro-batches and one more, this
-    stage needs as many to go on with:
+    While each replica of the next stage works on its n' warm-up micro-batches and one more, this
+    stage needs as many to keep working:
 
-        n w  >=  (n' + 1) w'        w wide, the stage behind w'
+        n w  >=  (n' + 1) w'        w: width of this stage, w': of the next one
 
     Then the narrowest stage never waits, whatever the passes take. Proof: let T be the longest
     (forward + backward) / width of all stages. Forwards of micro-batch j may start at x + jT and
@@ -166,7 +166,8 @@ def num_warmups(widths: Sequence[int], slow_links: Container[int] = ()) -> list[
 
     Args:
         widths: devices per stage.
-        slow_links: stages behind which the link is slow; one micro-batch more per replica travels.
+        slow_links: stages whose link to the next one is slow; one micro-batch more per replica
+            travels.
     """
     numbers = [0]
     for stage in reversed(range(len(widths) - 1)):
@@ -176,7 +177,7 @@ def num_warmups(widths: Sequence[int], slow_links: Container[int] = ()) -> list[
 
 
 def _merged(forwards: Sequence[Action], backwards: Sequence[Action], num_warmup: int) -> Order:
-    """First `num_warmup` forwards, then one forward and one backward in turn."""
+    """First `num_warmup` forwards, then forwards and backwards alternately."""
     order = list(forwards[:num_warmup])
     for pair in zip_longest(forwards[num_warmup:], backwards):
         order += [action for action in pair if action is not None]
@@ -215,8 +216,8 @@ def one_forward_one_backward(mine: Sequence[int], num_warmup: int) -> Order:
         1.0  F0 F1 B0 F2 B1 F3 B2 B3               1.0  F0 F1 F2 B0 F3 B1 B2 B3
         2.0  F0 B0 F1 B1 F2 B2 F3 B3               2.0  F0 B0 F1 B1 F2 B2 F3 B3
 
-    Eager has one micro-batch more on the way for each slow link behind the stage: it travels
-    while the others are worked on.
+    Eager has one micro-batch more on the way for each slow link after the stage: it travels while
+    the others are worked on.
 
     Source: Narayanan et al., Memory-Efficient Pipeline-Parallel DNN Training; Zhuang et al., On
     Optimizing the Communication of Model Parallelism.
@@ -257,9 +258,10 @@ def _with_weight_passes(order: Order, mine: Sequence[int], num_behind: int) -> I
 def group_sizes(widths: Sequence[int], num_microbatches: int) -> list[int]:
     """Cuts a step's micro-batches into groups; a group goes through one chunk, then the next.
 
-    A group has so many that the first has come through all stages when the last has entered, and
-    a whole number for every replica. What is left over makes the groups larger, fewer would leave
-    ranks idle; the last may thus count micro-batches that do not exist.
+    A group is large enough that its first micro-batch has passed all stages when its last one
+    enters, and holds equally many for every replica. Left-over micro-batches enlarge the groups (an
+    extra small group would leave ranks idle), so the groups may include micro-batches that do not
+    exist.
     """
     unit = lcm(*widths)
     least = divided_up(sum(widths), unit)
@@ -279,8 +281,8 @@ def interleaved(
         1.0  F0 F1 F0.1 B0.1 F1.1 B1.1 F2 B0 F3 B1 F2.1 B2.1 F3.1 B3.1 B2 B3
 
     Before the first backward the last stage takes a group through all chunks but one, and each
-    stage in front two micro-batches more per device behind it. One would do for a steady state
-    (see `num_warmups`; the other covers rounding), two leave nobody idle before it. The first
+    earlier stage two micro-batches more per device of the later stages. One would do for a steady
+    state (see `num_warmups`; the other covers rounding), two leave nobody idle before it. The first
     stage has less than `chunks_per_stage` + 1 groups under way then, so that the last stage gets
     its gradients for the chunk before in time.
 

@@ -60,7 +60,7 @@ class Shape:
         return sum(self.widths)
 
     def num_bundles(self, num_devices: int) -> int:
-        """Whole bundles that so many devices hold."""
+        """Whole bundles that this many devices hold."""
         return num_devices // self.size
 
     def usable_devices(self, num_devices: int) -> int:

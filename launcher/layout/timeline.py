@@ -1,4 +1,4 @@
-"""What a schedule comes to in time and memory, worked out without running it.
+"""The time and memory that a schedule takes, worked out without running it.
 
 1f1b, shape 1,1, two micro-batches, a forward takes 1 and a backward 2
 
@@ -25,9 +25,9 @@ class Costs:
     Args:
         forward: time of a forward.
         backward: time of a whole backward.
-        weight: the part of it that a weight pass can take over; nothing: half of it.
-        transfer: time on the link to the chunk behind, and back; nothing: none. Messages of one
-            link follow each other; the two directions do not meet.
+        weight: the part of it that a weight pass can take over; empty: half of it.
+        transfer: time on the link to the next chunk, and back; empty: none. Messages of one link
+            follow each other; the two directions do not slow each other.
     """
 
     forward: Sequence[float]
@@ -50,7 +50,7 @@ class Costs:
         return self.backward[chunk] - weight if is_split else self.backward[chunk]
 
     def on_link(self, chunk: int) -> float:
-        """Time between `chunk` and the one behind it."""
+        """Time between `chunk` and the next one."""
         return self.transfer[chunk] if self.transfer else 0.0
 
 
@@ -76,7 +76,7 @@ class Timeline:
 
 
 def simulate(schedule: Schedule, costs: Costs, *, capacity: int | None = None) -> Timeline | None:
-    """Runs `schedule`; None where it would wait for ever.
+    """Runs `schedule`; None if it would wait for ever.
 
     Args:
         schedule: the order of each rank of a bundle.
@@ -126,7 +126,7 @@ class _Simulation:
         return self._chunks.number(stage, action.chunk)
 
     def advance(self, position: Position) -> bool:
-        """Does what one rank can do; False where that is nothing."""
+        """Does all that one rank can do now; returns whether that was anything."""
         order, spans = self._schedule[position], self._spans[position]
         before = len(spans)
         while len(spans) < len(order):
@@ -173,9 +173,10 @@ class _Simulation:
             needs.append(self._arrived.get(message))
         if self._capacity is not None and self._sends(action, chunk):
             link = self._link(action.kind, action.microbatch, chunk)
-            behind = link.num_sent - self._capacity
-            if behind >= 0:
-                needs.append(link.taken[behind] if behind < len(link.taken) else None)
+            # The link is full until the message `capacity` places ahead of this one is taken.
+            ahead = link.num_sent - self._capacity
+            if ahead >= 0:
+                needs.append(link.taken[ahead] if ahead < len(link.taken) else None)
         known = [need for need in needs if need is not None]
         return max(known) if len(known) == len(needs) else None
 
@@ -194,7 +195,7 @@ class _Simulation:
             self._arrived[key] = link.is_free_at
 
     def timeline(self) -> Timeline | None:
-        """What it came to; None where a rank did not get to its end."""
+        """The result; None if a rank did not reach its end."""
         if any(len(self._spans[p]) < len(order) for p, order in self._schedule.items()):
             return None
         duration = max((spans[-1].end for spans in self._spans.values() if spans), default=0.0)
@@ -219,7 +220,7 @@ def max_in_flight(order: Sequence[Action]) -> int:
 
 
 def drawn(timeline: Timeline, *, unit: float = 1.0) -> Iterator[str]:
-    """Yields one line per rank: a column per `unit` of time, `--` where an action goes on."""
+    """Yields one line per rank: a column per `unit` of time, `--` where an action continues."""
     spans = [span for rank in timeline.spans.values() for span in rank]
     width = max((len(str(span.action)) for span in spans), default=0)
     for (stage, replica), rank in timeline.spans.items():

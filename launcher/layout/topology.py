@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
     @property
     def is_spare(self) -> bool:
-        """True for a rank that no bundle uses."""
+        """Whether no bundle uses the rank."""
         return self.bundle < 0
 
 
@@ -234,7 +234,7 @@ class Topology:
         return tuple(tuple(ranks) for ranks in masters)
 
     def num_shards(self, stage: int) -> int:
-        """Ranks that every node with this stage has of it: so many can share a node's exchange."""
+        """Ranks that every node with this stage has of it: that many can share its exchange."""
         return min(len(group.ranks) for group in self.sync_groups if group.stage == stage)
 
     def shard_leaders(self, stage: int, shard: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Addresses: what a name stands for, which are this machine's, and which others reach it at."""
+"""Addresses: of a name, of this machine, and the one at which other nodes reach it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def resolve(host: str, option: str = "--rdzv-endpoint") -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """True for an address, or the name localhost, that reaches only this machine."""
+    """Whether an address, or the name localhost, reaches only this machine."""
     try:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
@@ -74,8 +74,8 @@ def own_place(endpoints: Sequence[Endpoint], local_addr: str) -> Place:
     """Where this node stands among endpoints that are resolved.
 
     Args:
-        local_addr: what the user says of its address; empty takes that of the route to the first
-            endpoint which another machine has.
+        local_addr: the address that the user gives; empty takes that of the route to the first
+            endpoint on another machine.
 
     Raises:
         ConfigError: `local_addr` is a name that is unknown.
@@ -108,7 +108,7 @@ def own_endpoints(addresses: Sequence[str], own: Container[str], local_addr: str
 
 
 def route_to(address: str, port: int) -> str:
-    """The address of this node that packets to `address` leave from; sends nothing.
+    """The address of this node from which packets to `address` leave; sends nothing.
 
     Raises:
         NodeError: there is no route.
@@ -123,7 +123,7 @@ def route_to(address: str, port: int) -> str:
 
 
 def source_address(host: str, port: int) -> str:
-    """The address of this node that the kernel would send from to `host`; no packet leaves.
+    """The address of this node from which the kernel would send to `host`; no packet leaves.
 
     Raises:
         OSError: there is no route; socket.gaierror: the name is unknown.

@@ -1,4 +1,4 @@
-"""Where a run lies that nobody gave a folder: a new one each time, the same on all of its nodes.
+"""The default run folder: a new one each time, the same on all nodes of the run.
 
 runs/20261127-144012-3f9a     one process or one node
 runs/slurm-7.0                a job step of Slurm, over all its starts; not what is typed in one
@@ -44,7 +44,7 @@ def default_folder(
     """The run folder of what `bundlerun run` starts; None where several nodes would differ.
 
     Args:
-        is_typed: at a terminal, perhaps of a job step that is a shell, for many runs.
+        is_typed: whether it was typed at a terminal, perhaps in a job step that is a shell.
     """
     job = site_job(environ)
     is_submitted = job is not None and not (is_typed and job.may_be_shell)
@@ -67,9 +67,9 @@ def is_latest(folder: Path) -> bool:
 
 
 def point_latest(folder: Path) -> None:
-    """Makes `runs/latest` lead to a folder of `runs`, unless something that is no link lies there.
+    """Makes `runs/latest` lead to a folder of `runs`, unless something else has that name.
 
-    A convenience: where it cannot be made, the run goes on without.
+    A convenience: if it cannot be made, the run continues without it.
     """
     if folder.absolute().parent != RUNS.absolute() or (LATEST.exists() and not LATEST.is_symlink()):
         return

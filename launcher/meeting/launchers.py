@@ -1,4 +1,4 @@
-"""Programs that start processes and are not ours: what their variables say of this one.
+"""Other programs that start processes: what their variables say about this process.
 
 torchrun, bundlerun run     all that a rank needs
 deepspeed                   LOCAL_SIZE, CROSS_RANK, CROSS_SIZE in place of torchrun's names

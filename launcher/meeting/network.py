@@ -120,7 +120,7 @@ def wait_for_meeting(
 
     Args:
         is_store: whether it is a rendezvous store that answers.
-        say: is told once that this node waits.
+        say: shows the user, once, that this node waits.
         wait_s: how long that node may take to come up, seconds.
         poll_s: time between two attempts, seconds.
 

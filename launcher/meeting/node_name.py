@@ -18,23 +18,23 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.ranks.leftovers import is_alive, own_mark
 
 ORPHANS_S = 3.0
-"""How long a claim is waited for whose agent is dead: what that has forked may hold it so long."""
+"""How long to wait for the claim of a dead agent: processes that it forked may still hold it."""
 _POLL_S = 0.02
 SWEEP_AFTER_S = 3600.0
-"""Age of a lock's file from which it is looked at; only to save work, a lock that is held stays."""
+"""Age from which the file of a lock is swept; only to save work, as a lock that is held stays."""
 
 
 @contextmanager
 def claimed_name(job: str, wanted: str = "", *, folder: Path | None = None) -> Iterator[str]:
     """Gives this agent a node name for as long as it runs.
 
-    Two agents on one machine would else write the same logs. The claim is a lock, which ends with
-    the process however that ends.
+    Otherwise two agents on one machine would write the same logs. The claim is a lock, which ends
+    with the process however that ends.
 
     Args:
         job: what the agents that must differ have in common.
-        wanted: the name; empty takes the machine's name, or that with -2, -3, ... behind.
-        folder: where the locks lie; the machine's temporary folder by default.
+        wanted: the name; empty takes the machine's name, or that with -2, -3, ... after it.
+        folder: where the locks are; the machine's temporary folder by default.
 
     Raises:
         ConfigError: another agent has the wanted name.
@@ -67,8 +67,8 @@ def _digest(text: str) -> str:
 def _lock(path: Path) -> TextIO | None:
     """The held lock, None where another holds it.
 
-    Who releases a lock takes its file away. Who opened it before and locked it after holds a file
-    that nobody else will meet, and tries again.
+    Releasing a lock removes its file. A process that opened the file before that and locks it
+    afterwards holds a file that nobody else will open, so it tries again.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -87,7 +87,7 @@ def _lock(path: Path) -> TextIO | None:
 def _lock_after_orphans(path: Path) -> TextIO | None:
     """The lock of an agent that was killed a moment ago, once all that it had forked has ended.
 
-    A node that is killed whole and started again at once would else be another node.
+    Otherwise a node that is killed whole and started again at once would get another name.
     """
     deadline = time.monotonic() + ORPHANS_S
     while not is_alive(_read(path)) and time.monotonic() < deadline:
@@ -125,7 +125,7 @@ def _release(path: Path, file: TextIO) -> None:
 
 
 def _sweep(folder: Path) -> None:
-    """Takes away what agents left that were killed: old files that nobody holds."""
+    """Removes what killed agents have left: old files that nobody holds."""
     for path in folder.glob(f"bundlerun-{os.getuid()}-*.lock"):
         with suppress(OSError):
             if time.time() - path.stat().st_mtime < SWEEP_AFTER_S:

@@ -1,6 +1,6 @@
-"""Sites: batch systems that start nodes, as far as the launcher has to know of them.
+"""Sites: batch systems that start nodes, as far as the launcher has to know them.
 
-Each is a package of its own that imports this one; so it is named here, and loaded late.
+Each is a package of its own that imports this one; so this file only names it, and loads it late.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SiteJob:
 
     @property
     def folder_name(self) -> str:
-        """How a run folder is called that all starts of the job share."""
+        """The name of the run folder that all starts of the job share."""
         return f"{self.site.lower()}-{self.id}"
 
     @property

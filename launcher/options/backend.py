@@ -7,7 +7,7 @@ from enum import Enum
 from typing import ClassVar
 
 NO_LIMIT = 1_000_000
-"""Restarts of workers that nobody gets to see."""
+"""Restarts of workers, more than any run reaches: --give-up-after is the limit that counts."""
 
 
 class Keeps(Enum):
@@ -20,14 +20,14 @@ class Keeps(Enum):
 
 
 class Backend:
-    """A backend of torch's that we know nothing else about; a known one says what differs.
+    """A backend of torch's that we know nothing more about; known ones override what differs.
 
     Attributes:
         keeps: what an agent keeps at the endpoint; None: unknown, so the endpoint is not checked.
         takes_over: whether there may be several endpoints, of which the next takes over from a
             lost one.
-        has_fixed_nodes: whether it takes a fixed number of nodes, told apart by --node-rank.
-        default_restarts: times a node starts its failed workers again where the user does not say.
+        has_fixed_nodes: whether it takes a fixed number of nodes, distinguished by --node-rank.
+        default_restarts: times a node restarts its failed workers if the user does not say.
     """
 
     keeps: ClassVar[Keeps | None] = None
@@ -48,7 +48,7 @@ class Backend:
         return None if is_host is None else is_host.lower() in ("1", "true", "t", "yes", "y")
 
     def settings(self, *, node_rank: int, keeps_endpoint: bool) -> Mapping[str, object]:
-        """What the backend has to be told beyond --rdzv-conf.
+        """Settings that the backend needs in addition to --rdzv-conf.
 
         Args:
             keeps_endpoint: whether this agent keeps the endpoint.
@@ -70,12 +70,12 @@ class _C10d(Backend):
     keeps = Keeps.STORE
 
     def settings(self, *, node_rank: int, keeps_endpoint: bool) -> Mapping[str, object]:
-        """Torch left alone decides by the name of the machine, which often stands for 127.0.1.1."""
+        """Says who is host: torch decides by the machine's name, which often means 127.0.1.1."""
         return {"is_host": keeps_endpoint}
 
 
 class _Static(Backend):
-    """torch's for a job whose nodes are all known before."""
+    """torch's for a job whose nodes are all known in advance."""
 
     keeps = Keeps.STORE
     has_fixed_nodes = True
@@ -94,5 +94,5 @@ _KNOWN = {each.name: each for each in (BUNDLE, _C10d("c10d"), _Static("static"))
 
 
 def backend_of(name: str) -> Backend:
-    """The backend with this name; torch says whether there is one that we do not know."""
+    """The backend with this name; for one that we do not know, torch says whether it exists."""
     return _KNOWN.get(name) or Backend(name)

@@ -49,8 +49,8 @@ class Reader:
     Args:
         parse: text to value, a ValueError for a wrong text; `yes_or_no` makes a
             `--name/--no-name` switch.
-        kind: what a text must be, for the message about a wrong one; nothing: by `parse`.
-        metavar: what stands for it in `--help`; None: the name of the option, or N for a number.
+        kind: what a text must be, for the message about a wrong one; empty: by `parse`.
+        metavar: stands for the value in `--help`; None: the name of the option, or N for a number.
     """
 
     parse: Callable[[str], object] = str
@@ -74,10 +74,10 @@ def option(
         default: the value when nobody gives one.
         help: one line for `--help`.
         group: heading in `--help` and in the plan.
-        parse: text to value, with all that is to be said of it where that is more; see `Reader`.
+        parse: text to value; a `Reader` where the help or the message needs more.
         choices: the valid texts, when few.
-        per_node: each node may have its own value; what it says does not touch the result.
-        kept: a run that goes on needs the value that it began with.
+        per_node: each node may have its own value; it does not change the result.
+        kept: a run that is resumed needs the value that it began with.
     """
     reader = parse if isinstance(parse, Reader) else Reader(parse)
     metadata = {
@@ -215,7 +215,7 @@ def resolve(
     Args:
         given: what argparse found, by field name.
         environ: the environment; `BUNDLERUN_<FIELD>` is read.
-        toml: keys of the TOML file, in either spelling; keys of other classes are passed over.
+        toml: keys of the TOML file, in either spelling; keys of other classes are ignored.
         site: what the batch system says, by field name: who says it, and the text.
 
     Raises:
@@ -250,7 +250,7 @@ def said(
     environ: Mapping[str, str],
     toml: Mapping[str, object],
 ) -> str:
-    """What the user says about one option, by name, unchecked; empty where nothing."""
+    """What the user gives for one option, by name, unchecked; empty if nothing."""
     keys = (name, name.replace("_", "-"))
     places = (given.get(name), environ.get(ENV_PREFIX + name.upper()), *map(toml.get, keys))
     found = next((value for value in places if value is not None), "")
@@ -258,7 +258,7 @@ def said(
 
 
 def argv_of(config: object) -> list[str]:
-    """The options that say what `config` says, defaults left out."""
+    """The command-line options that give `config`, defaults left out."""
     words: list[str] = []
     for field in options_of(type(config)):
         value = getattr(config, field.name)

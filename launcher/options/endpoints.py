@@ -61,5 +61,5 @@ def _endpoint(text: str, least_port: int) -> Endpoint:
 
 
 def text_of_endpoints(endpoints: Iterable[Endpoint]) -> str:
-    """The endpoints as --rdzv-endpoint, and torch, take them."""
+    """The endpoints in the form that --rdzv-endpoint and torch take."""
     return ",".join(map(str, endpoints))

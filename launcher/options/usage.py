@@ -1,4 +1,4 @@
-"""What is typed or set wrongly, told with the nearest right name: options and variables."""
+"""Reports wrong options and variables, with the nearest right name."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _LONG = 10
 
 
 def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The arguments; `parser`, or the subcommand's own where one has set `parser`, says what fits.
+    """The arguments that `parser` reads, or the parser of a subcommand, which sets `parser`.
 
     Raises:
         SystemExit: something is unknown, missing or wrong: code 2, after the usage and one line.
@@ -72,7 +72,7 @@ def _shown(action: argparse.Action) -> str:
 def check_variables(environ: Mapping[str, str], classes: Iterable[type]) -> None:
     """Raises ConfigError for a BUNDLERUN_ variable that nobody would read.
 
-    Passed over in silence it would train another model than the one that is meant.
+    Ignored in silence, it would train another model than the one that is meant.
 
     Args:
         classes: whose options may be given by variables.

@@ -1,1 +1,1 @@
-"""The files of one run: where they lie, who holds them, what they say; all may come in."""
+"""The files of one run: where they are, who holds them, what they say; all may come in."""

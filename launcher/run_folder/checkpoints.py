@@ -1,4 +1,4 @@
-"""Checkpoints as they lie on disk: found, checked and read, whoever wrote them.
+"""Checkpoints on disk: found, checked and read, whoever wrote them.
 
     RUN/checkpoints/step-000000120/
         stage-0.safetensors      tensors of one stage, keyed by the model's own names

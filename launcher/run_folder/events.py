@@ -1,4 +1,4 @@
-"""What happened at a node, one JSON object a line: who was lost, when, what came of it."""
+"""What happened at a node, one JSON object a line: who was lost, when, and what followed."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class Events:
     something, between files of two machines they do not. `wall` is the wall clock, for a reader.
 
     Args:
-        file: where to; None keeps nothing.
-        node: who speaks.
-        always: stands in every line.
+        file: the log; None keeps nothing.
+        node: name of this node.
+        always: details that every line has.
         clock: monotonic, seconds; all processes of a machine have it in common.
     """
 
@@ -116,7 +116,7 @@ class Events:
             os.write(self._fd, (json.dumps(line) + "\n").encode())
 
     def close(self) -> None:
-        """Ends the file."""
+        """Closes the file."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1

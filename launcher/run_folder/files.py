@@ -45,8 +45,8 @@ def create_text(path: Path, text: str, *, mode: int = 0o666, may_be_met_empty: b
     Args:
         path: in a folder that exists.
         mode: who may read it; the umask takes away from it.
-        may_be_met_empty: where the file system has no hard links, a reader may meet the file while
-            it is still empty; without this that is an error.
+        may_be_met_empty: whether a reader may find the file still empty, on a file system without
+            hard links; False makes such a file system an error.
 
     Returns:
         Whether this one was first.

@@ -13,7 +13,7 @@ Row: TypeAlias = dict[str, Any]
 
 
 def row_of(line: bytes) -> Row:
-    """What a line says; nothing where it is cut short, or is no JSON object."""
+    """The values of a line; none if it is cut short, or is no JSON object."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -22,12 +22,12 @@ def row_of(line: bytes) -> Row:
 
 
 def rows_of(data: bytes) -> Iterator[Row]:
-    """The lines that say something."""
+    """The values of all whole lines."""
     return filter(None, map(row_of, data.splitlines()))
 
 
 def read_rows(file: Path) -> list[Row]:
-    """All lines of a file that say something; none where there is no file.
+    """All whole lines of a file; none where there is no file.
 
     Raises:
         OSError: the file cannot be read.
@@ -38,10 +38,10 @@ def read_rows(file: Path) -> list[Row]:
 
 
 def read_last_rows(file: Path, num_bytes: int) -> list[Row]:
-    """The lines that say something and end the file; none where it cannot be read.
+    """The last whole lines of a file; none if it cannot be read.
 
     Args:
-        num_bytes: how much of its end is looked at.
+        num_bytes: how much of the end of the file to read.
     """
     try:
         with file.open("rb") as stream:

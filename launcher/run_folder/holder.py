@@ -10,7 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 TORCHRUN = "torchrun"
-"""How a run was started whose ranks hold the folder for their agent, in turns."""
+"""How a run was started whose ranks take turns in holding the folder for their agent."""
 
 _ALONE = "alone"
 

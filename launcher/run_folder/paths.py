@@ -1,4 +1,4 @@
-"""Where everything of one run lies."""
+"""Where all files of one run are."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ class RunPaths:
 
     @property
     def summary(self) -> Path:
-        """What the last finished run came to, JSON."""
+        """The result of the last finished run, JSON."""
         return self.root / "summary.json"
 
     @property
     def run_id(self) -> Path:
-        """What tells this run from an earlier one in the same folder, text."""
+        """Distinguishes this run from an earlier one in the same folder, text."""
         return self.root / "run-id"
 
     @property
@@ -63,7 +63,7 @@ class RunPaths:
         return self.root / "checkpoints"
 
     def sync_choice(self, stage: int) -> Path:
-        """How the gradients of a stage meet, as `--sync auto` has measured, JSON."""
+        """How the gradients of a stage are summed, as `--sync auto` has measured, JSON."""
         return self.root / "sync" / f"stage-{stage}.json"
 
     @property
@@ -87,7 +87,7 @@ class RunPaths:
 
     @property
     def fence(self) -> Path:
-        """Which half of a cut network goes on, a folder per job; the rendezvous keeps it."""
+        """Which half of a cut network continues, a folder per job; the rendezvous keeps it."""
         return self.root / "rendezvous" / "fence"
 
     @property
@@ -139,7 +139,7 @@ class RunPaths:
 
     @property
     def slurm_pulse(self) -> Path:
-        """What the job's first node writes anew every second, text."""
+        """What the job's first node writes again every second, text."""
         return self.root / "slurm-pulse"
 
     def checkpoint(self, step: int) -> Path:

@@ -33,9 +33,10 @@ QUIET_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovery:
-    """One interruption: seconds from the first sign of it to what came of it, by one node's clock.
+    """One interruption as one node saw it, from its first sign to the next finished step.
 
-    why: what was seen first. phases: seconds up to each of its steps, in order.
+    why: what was seen first. phases: seconds from there to each step of the recovery, in order, by
+    the clock of the node.
     """
 
     node: str
@@ -87,7 +88,7 @@ def status_of(
     Args:
         metrics: the history. events: of all nodes, by wall clock.
         now: seconds since the epoch.
-        gone: who ran it and is gone without an outcome; nothing where somebody runs it.
+        gone: who ran it and is gone without an outcome; empty while somebody runs it.
         num_failures: how many of the last failures to tell.
     """
     steps = [row for row in metrics if row.get("kind") == "step"]
@@ -217,7 +218,7 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
 
 
 def _why(sign: Event, causes: Rows) -> str:
-    """What began an interruption: here the first sign is often what follows from it."""
+    """What began an interruption; the first sign at this node is often only a consequence."""
     cause = next((cause for cause in causes if are_together(cause, sign)), None)
     if cause is None:
         return str(sign.get("why") or "its agent was started again")

@@ -19,6 +19,6 @@ def request_stop(paths: RunPaths, why: str) -> None:
 
 
 def forget_request(paths: RunPaths) -> None:
-    """Takes the request away: the run that it was for has ended."""
+    """Removes the request: the run that it was for has ended."""
     with suppress(OSError):  # a folder that is read-only now; the next run obeys it, and says so
         paths.drain.unlink(missing_ok=True)

@@ -38,7 +38,7 @@ def test_nearest_names_what_is_close_else_the_first_few(
         (
             75,
             "stopped before its end, or its state is not on disk; the same command with "
-            "--run-dir goes on",
+            "--run-dir resumes it",
         ),
         (143, "ended at once by SIGTERM"),
         (9, "the run failed"),

@@ -50,7 +50,8 @@ def test_two_siblings_of_one_name_are_refused(tmp_path: Path) -> None:
     first = written(tmp_path / "a", mine="import beside_e", beside_e="")
     second = written(tmp_path / "b", other="import beside_e", beside_e="")
     module_from_file(str(first / "mine.py"), "--model")
-    with pytest.raises(ConfigError, match=r"--recipe .*other.py' has 'beside_e.py' beside it, and"):
+    message = r"--recipe .*other.py' has 'beside_e.py' next to it, and"
+    with pytest.raises(ConfigError, match=message):
         module_from_file(str(second / "other.py"), "--recipe")
 
 
