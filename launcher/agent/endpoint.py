@@ -42,7 +42,7 @@ def meet_by_torch(plan: LaunchPlan, say: Callable[[str], None]) -> None:
 
 
 def is_store(address: str, port: int, *, wait_s: float = 2.0) -> bool:
-    """True where a rendezvous store answers within `wait_s` seconds.
+    """Whether a rendezvous store answers within `wait_s` seconds.
 
     torch's client waits without end for the greeting of a listener that says nothing.
     """

@@ -65,6 +65,7 @@ def run_worker(module: str, argv: Sequence[str], agent_pid: int, keep_log: bool)
     """
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    # First: from here on this process cannot outlive its agent.
     die_with_server(agent_pid)
     board = Board.open(os.environ)
     row = _own_row(board)
@@ -74,6 +75,7 @@ def run_worker(module: str, argv: Sequence[str], agent_pid: int, keep_log: bool)
     sys.argv = [module, *argv]
     error_file = os.environ.get(ERROR_FILE, "")
     if keep_log and error_file:
+        # By these files the agent finds which rank failed first (`failure.first_story`).
         log = Path(error_file).with_name(WORKER_LOG).open("a", buffering=1, encoding="utf-8")
         sys.stdout = Tee(sys.stdout, log)
         sys.stderr = Tee(sys.stderr, log)
@@ -83,6 +85,7 @@ def run_worker(module: str, argv: Sequence[str], agent_pid: int, keep_log: bool)
         if row is not None:
             row.fail(fault_of(exc, row.step))
             row.end(EXIT_FAILED)
+        # The agent is to see the first failure before those that follow it.
         time.sleep(AFTERMATH_S)
         raise
     if row is not None:

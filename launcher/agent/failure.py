@@ -28,6 +28,7 @@ def explain(error: ChildFailedError, *, node_name: str, num_procs: int) -> tuple
     rank, failure = error.get_first_failure()
     first_rank = rank - failure.local_rank
     local_rank, code, story = failure.local_rank, failure.exitcode, ""
+    # A killed rank leaves no error file; the others' would only tell of its loss.
     if code >= 0:
         local_rank, code, story = first_story(Path(failure.error_file), local_rank, code)
     who = f"rank {first_rank + local_rank} (node {node_name}, local rank {local_rank})"

@@ -19,7 +19,7 @@ HANDED_ON = frozenset(
 
 
 def stand_before() -> int | None:
-    """Where this is process 1, goes on as its child; call it before any thread exists.
+    """Where this is process 1, continues as its child; call it before any thread exists.
 
     Returns:
         In the child, and where this is not process 1: None. In process 1, once the child has
@@ -48,6 +48,7 @@ def stand_before() -> int | None:
 def _take_terminal() -> None:
     """A process group of its own, so that Ctrl-C comes from the terminal only, and not twice."""
     os.setpgid(0, 0)
+    # A background process that takes the terminal would be stopped by this signal.
     ignored = signal.signal(signal.SIGTTOU, signal.SIG_IGN)
     with suppress(OSError):  # no terminal
         os.tcsetpgrp(0, os.getpgrp())
@@ -59,6 +60,7 @@ def _collect(child: int) -> int | None:
     found = None
     while True:
         try:
+            # Any process: orphans of the container would stay zombies.
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
             return found
@@ -66,4 +68,5 @@ def _collect(child: int) -> int | None:
             return found
         if pid == child:
             code = os.waitstatus_to_exitcode(status)
+            # As shells have it: 128 and the number of the signal.
             found = code if code >= 0 else 128 - code

@@ -52,6 +52,7 @@ def check_shared_memory(
     """Raises NodeError where the agent could not make the semaphores of its ranks."""
     num_bytes = num_ranks * _PAGES_PER_RANK * os.sysconf("SC_PAGE_SIZE")
     try:
+        # Allocated, not only sized: a sparse file fits anywhere.
         with tempfile.TemporaryFile(dir=folder) as file:
             allocate(file.fileno(), 0, num_bytes)
     except OSError as exc:

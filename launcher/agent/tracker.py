@@ -1,8 +1,8 @@
-"""Python's resource tracker may be killed, as memory was short, or by a person: that is no matter.
+"""Python's resource tracker may be killed (by a person, or as memory was short): no harm is done.
 
 It removes what this process made in /dev/shm, should this process be killed. Python starts another
 where it is gone, with a warning, and tells that one to forget what only the first one knew: a
-traceback each, on the console. The next agent clears up besides (`ranks.leftovers`).
+traceback each, on the console. The next agent clears up, too (`ranks.leftovers`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _module: Any = resource_tracker
 
 
 def outlive_tracker() -> None:
-    """From now on the death of the tracker is no matter; once per process, before it makes any."""
+    """Makes the tracker's death harmless; once per process, before it makes a semaphore."""
     warnings.filterwarnings("ignore", "resource_tracker: process died", UserWarning)
     known: dict[tuple[str, str], object] = {}
     _module.register = _registering(_module.register, known)
@@ -29,6 +29,7 @@ def _registering(
 ) -> Callable[[str, str], None]:
     def remember(name: str, kind: str) -> None:
         register(name, kind)
+        # After the call, which starts a tracker where there is none.
         known[name, kind] = _tracker()
 
     return remember
@@ -39,6 +40,7 @@ def _unregistering(
 ) -> Callable[[str, str], None]:
     def forget(name: str, kind: str) -> None:
         told = known.pop((name, kind), None)
+        # One that was never told of it would print a traceback.
         if told is not None and told == _tracker():
             unregister(name, kind)
 

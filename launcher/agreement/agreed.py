@@ -27,7 +27,7 @@ from bundlerun.launcher.options.declared import flag_of, options_of, text_of
 Terms: TypeAlias = Mapping[str, str]
 
 TERMS_VARIABLE = "BUNDLERUN_TERMS"
-"""What an agent tells its ranks, JSON: they need not look again, at files that may have changed."""
+"""What an agent tells its ranks, JSON: they need not look again at files that may have changed."""
 DATA = "DATA"
 CODE = "the code of bundlerun"
 _PACKAGES = ("torch", "torchvision", "numpy")
@@ -56,7 +56,7 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
 
 
 def kept_terms() -> set[str]:
-    """Those that a run which goes on must not change; a mended model file is the same model."""
+    """Those that must not change when a run continues; a mended model file is the same model."""
     return {DATA} | {flag_of(f.name) for f in options_of(TrainConfig) if f.metadata["kept"]}
 
 
@@ -72,7 +72,7 @@ def _file_terms(flag: str, value: str) -> dict[str, str]:
 
 
 def _version(package: str) -> str:
-    """Without what stands behind "+": builds of one version for this CUDA or that."""
+    """Without what comes after "+": builds of one version for this CUDA or that."""
     try:
         return metadata.version(package).partition("+")[0]
     except metadata.PackageNotFoundError:
@@ -84,6 +84,7 @@ def difference(by_node: Mapping[str, Terms]) -> str:
 
     Something that is unknown on a node counts as equal to anything.
     """
+    # A dict and not a set: the message keeps the order of the terms.
     names = {key: None for terms in by_node.values() for key in terms}
     found = [text for key in names if (text := _one_difference(key, by_node))]
     if not found:

@@ -87,7 +87,7 @@ class _Found:
     def touched_at(self) -> int:
         """When, by the file system's clock, nanoseconds. 0: gone. -1: it cannot be told."""
         try:
-            with self.path.open("rb") as file:  # a network file system asks its server anew
+            with self.path.open("rb") as file:  # a network file system asks its server again
                 return os.fstat(file.fileno()).st_mtime_ns
         except FileNotFoundError:
             return 0
@@ -248,6 +248,7 @@ class Claim:
         with suppress(FileNotFoundError):
             self._end_before = self._paths.outcome.read_text(encoding="utf-8", errors="replace")
             self._paths.outcome.unlink()
+        # A request that is older than this process was meant for an earlier start.
         written_at = self._paths.drain.stat().st_mtime
         if is_older(written_at, now=_now(self._paths.claims), than_s=self._me.age_s):
             forget_request(self._paths)
@@ -309,10 +310,12 @@ class Claim:
                 self._has_told_full = True
                 return True
             raise self._unwritable(exc) from exc
+        # Others may have claimed another number meanwhile: who finds one withdraws (I15).
         known = {found.path for found in seen} | {path}
         if any(f.path not in known and not f.is_over for f in _found(folder)):
             path.unlink(missing_ok=True)
             return False
+        # Older claims go only now that ours is there.
         self._own = path
         for found in seen:
             found.path.unlink(missing_ok=True)
@@ -325,6 +328,7 @@ class Claim:
                 if self._own is not None:
                     self._touch(self._own)
                     continue
+                # Another node of this job holds it: take over once it is silent.
                 seen = list(_found(self._paths.claims))
                 now = max((found.touched_at for found in seen if not found.is_over), default=0)
                 if now != touched_at:
@@ -365,6 +369,7 @@ class Claim:
                 if self._is_new and self._thread is None:
                     self._leave_nothing(self._own)
                 else:
+                    # Renamed, not removed: numbers must go on ascending (I15).
                     self._own.rename(self._own.with_suffix(".over"))
 
     def _leave_nothing(self, own: Path) -> None:

@@ -1,4 +1,4 @@
-"""Another start in a run folder: what it goes on from, what has changed, what is done already."""
+"""Another start in a run folder: what it continues from, what has changed, what is done already."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def newest_step(paths: RunPaths) -> int:
 
 
 def has_begun(paths: RunPaths) -> bool:
-    """Whether there is something in the folder that a start would go on from."""
+    """Whether there is something in the folder that a start would continue from."""
     return newest_step(paths) > 0
 
 
@@ -33,7 +33,7 @@ def changed_lines(paths: RunPaths, terms: Terms) -> list[str]:
     """What is not as at the last start in this folder, a line each; nothing in a new one.
 
     Raises:
-        ConfigError: something has changed that a run which goes on must keep.
+        ConfigError: something has changed that a run must keep when it continues.
     """
     kept = _read(paths)
     if not kept or not has_begun(paths):

@@ -13,14 +13,14 @@ from pathlib import Path
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
 
 _LOOK_BYTES = 1 << 20
-"""Of a file, so much of its beginning and of its end is read."""
+"""That much of a file's beginning, and of its end, is read."""
 _SPLITS = ("train", "val")
 
 
 def data_card(data: str) -> str:
     """A line that other data does not have; empty where nothing is known.
 
-    Where the data lies is not part of it: nodes may have copies at different places.
+    Where the data is does not count: nodes may have copies at different places.
     """
     path = data_path(data)
     try:

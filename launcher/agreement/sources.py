@@ -11,7 +11,7 @@ from pathlib import Path
 import bundlerun
 
 PACKAGES = ("launcher", "workers", "splits", "slurm")
-"""Our own, which lie next to each other."""
+"""Our own, which are next to each other."""
 
 
 def files_behind(file: Path) -> list[Path]:
@@ -43,19 +43,20 @@ def _imports(path: Path) -> Iterator[str]:
 
 
 def _beside(folder: Path, name: str) -> Iterator[Path]:
-    """The files of a module that lies in `folder`; of a package, all."""
+    """The files of a module in `folder`; of a package, all."""
     yield folder / f"{name}.py"
     if (folder / name / "__init__.py").is_file():
         yield from (folder / name).rglob("*.py")
 
 
 def digest(files: Iterable[Path], root: Path) -> str:
-    """A short digest of what files say and of where they lie below `root`."""
+    """A short digest of what files hold and of where they are below `root`."""
     total = hashlib.sha256()
     for file in files:
         try:
             content = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as exc:
+            # What cannot be read counts, too: the same on all nodes where none can read it.
             content = str(exc.errno)
         total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
     return total.hexdigest()[:12]

@@ -87,10 +87,11 @@ class Row:
         return bool(self._words[_SPARE])
 
     def enter(self, pid: int, now_ns: int) -> None:
-        """The rank has come; its row begins anew."""
+        """The rank has come; its row begins again."""
         for index in range(_STEPS, _ROW):
             self._words[index] = 0
         self._words[_BEAT] = now_ns
+        # Last: the agent reads a row once it has a process, and then finds it cleared.
         self._words[_PID] = pid
 
     def beat(self, now_ns: int) -> None:
@@ -98,7 +99,7 @@ class Row:
         self._words[_BEAT] = now_ns
 
     def begin_at(self, step: int) -> None:
-        """The rank begins where the run has finished so many steps."""
+        """The rank begins where the run has finished that many steps."""
         self._words[_STEP] = step
 
     def stand_by(self) -> None:
@@ -133,11 +134,13 @@ class Board:
         self.where = where
         """How another process of this node opens it."""
         self._memory = mmap.mmap(fd, _BYTES)
+        # Words of 64 bits, each written at once, so that agent and ranks need no lock.
         self._words = memoryview(self._memory)[: _BYTES - _TEXT_BYTES].cast("q")
 
     @classmethod
     def create(cls) -> Board:
         """A page of this process, which keeps it as long as it lives."""
+        # Never closed: the ranks open the page by this number in /proc.
         fd = os.memfd_create("bundlerun-board")
         os.ftruncate(fd, _BYTES)
         return cls(fd, f"/proc/{os.getpid()}/fd/{fd}")
@@ -156,6 +159,7 @@ class Board:
             return cls(fd, where)
         except (OSError, ValueError):
             return None
+        # A mapping stays when its file is closed.
         finally:
             os.close(fd)
 
@@ -214,6 +218,7 @@ class Board:
 
     @run_dir.setter
     def run_dir(self, path: str) -> None:
+        # A zero byte is left after the text: it ends there.
         data = os.fsencode(path)[: _TEXT_BYTES - 1]
         self._memory[_BYTES - _TEXT_BYTES : _BYTES - _TEXT_BYTES + len(data)] = data
 

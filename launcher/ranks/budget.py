@@ -64,9 +64,11 @@ class Budget:
         """The budget once `attempt` has ended."""
         if attempt.is_spare:
             return self
+        # Steps that are done once more after a restart are no progress (I12).
         is_new = attempt.num_steps > 0 and attempt.step > self.furthest
         return replace(
             self,
+            # A newcomer or a cut network is no failure, and costs no attempt.
             num_barren=0 if is_new else self.num_barren + (attempt.over in _FAILURES),
             furthest=max(self.furthest, attempt.step),
             places=self.places | attempt.places,
@@ -77,7 +79,7 @@ class Budget:
         """Why there is not to be another start after `attempt`; empty where there is."""
         final = final_code(attempt.exit_codes)
         if final == VERDICT_FINAL:
-            return "another start would come to the same"
+            return "another start would have the same result"
         if final is not None:
             return f"a rank ended with exit code {final}, which another start would not change"
         is_hopeless = any(fault.kind is FaultKind.HOPELESS for fault in attempt.faults)
@@ -101,6 +103,7 @@ def code_of_failed(codes: Iterable[int]) -> int:
     What one rank says of its machine may be over in another start, and the others failed otherwise;
     where all say so, the machine is what is wrong. A rank that the agent ended says nothing.
     """
+    # Ranks that the agent ended by SIGTERM tell nothing about the cause.
     own = [code for code in codes if code != 128 + signal.SIGTERM]
     final = final_code(own)
     if final is not None:

@@ -84,6 +84,7 @@ def _kind(error: BaseException, frames: Sequence[traceback.FrameSummary]) -> Fau
     names = {each.__name__ for each in type(error).__mro__}
     if isinstance(error, (OSError, PeerGoneError)) or names & _PASSING:
         return FaultKind.PASSING
+    # Broken connections raise plain RuntimeErrors: only the file they come from tells.
     where = frames[-1].filename if frames else ""
     if type(error) is RuntimeError and any(part in where for part in _TALK):
         return FaultKind.PASSING
@@ -95,4 +96,5 @@ def _place(error: BaseException, frames: Sequence[traceback.FrameSummary], step:
     spots = [f"{frame.filename}:{frame.lineno}" for frame in frames[-_NUM_FRAMES:]]
     text = "\n".join([type(error).__qualname__, str(step), *spots])
     digest = hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+    # One bit less, as the words of the board are signed.
     return int.from_bytes(digest) >> 1

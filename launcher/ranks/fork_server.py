@@ -68,16 +68,18 @@ def _fork() -> int:
         launcher = os.getpid()
         pid = os.fork()
         if pid == 0:
+            # The server ends when nobody else can write to this pipe; it must not be one who can.
             os.close(alive_w)
             _serve(listener.detach(), alive_r, launcher)
         os.close(alive_r)
+    # From here on multiprocessing takes it for a server that it has started itself.
     for name, value in zip(_STATE, (address, alive_w, pid), strict=True):
         setattr(_forkserver._forkserver, name, value)
     return pid
 
 
 def _can_fork() -> bool:
-    """True where Python's fork server keeps its state as this module knows it (not in 3.14)."""
+    """Whether Python's fork server keeps its state as this module knows it (not in 3.14)."""
     server = getattr(forkserver, "_forkserver", None)
     return all(hasattr(server, name) for name in _STATE) and not hasattr(
         server, "_forkserver_authkey"
@@ -95,7 +97,7 @@ def _serve(listener_fd: int, alive_r: int, launcher: int) -> None:
 
 
 def kill_fork_server() -> None:
-    """Ends the fork server of this process, with all it has forked, before this process goes on.
+    """Ends the fork server of this process, with all it has forked, before this process continues.
 
     A worker that torch was about to start, when its agent left, would else run on by itself, and
     Python waits for it at the end; or it would complain of semaphores that its agent took along.
@@ -116,6 +118,7 @@ def is_server_gone() -> bool:
     if pid is None:
         return False
     try:
+        # WNOWAIT: only a look; the exit code stays for Python to collect.
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
     except ChildProcessError:
         return True

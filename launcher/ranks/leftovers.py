@@ -43,6 +43,7 @@ def mark_own(temp: Path | None = None) -> Path | None:
         return None
     config["semprefix"] = f"/{mark}"
     config["tempdir"] = str(folder)
+    # The priority that Python gives a folder of its own: after all that may still use it.
     _util.Finalize(None, shutil.rmtree, args=[str(folder), True], exitpriority=-100)
     return folder
 
@@ -68,6 +69,7 @@ def is_alive(mark: str) -> bool:
     if match is None or (int(match[1]), int(match[2])) != (os.getuid(), _namespace()):
         return True
     try:
+        # After the last bracket: the name of a process, in brackets, may hold some itself.
         state = Path(f"/proc/{match[3]}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
         return False
@@ -87,6 +89,7 @@ def sweep(
         match = re.search(_MARK, path.name)
         if match is None or alive(int(match[3])):
             continue
+        # A process id of another container says nothing about a process here.
         if (int(match[1]), int(match[2])) != (os.getuid(), _namespace()):
             continue
         with suppress(OSError):

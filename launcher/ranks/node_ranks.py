@@ -37,6 +37,7 @@ class Ranks:
 
     Args:
         board: where they have their rows.
+        events: this node's event log.
         lease_s: how long one may be stopped before it counts as dead.
         give_up_after: attempts in a row that may finish no new step; 0: any number.
         has_rows: every rank has a row of the board; where not, some programs never do.
@@ -97,7 +98,7 @@ class Ranks:
         """A new start of the workers is about to come."""
         self._board.clear_rows()
         self._is_running = self.has_run = True
-        self._begun_s = round(time.monotonic(), 4)  # as events have it: none comes to lie before
+        self._begun_s = round(time.monotonic(), 4)  # as events have it: none is dated before
 
     def end_start(self) -> None:
         """The ranks are to leave their round."""
@@ -144,6 +145,7 @@ class Ranks:
         if not self.has_run or not self._board.run_dir:
             return ""
         file = RunPaths(Path(self._board.run_dir)).node_events(node_name)
+        # The log holds the earlier starts, too.
         rows = [row for row in read_tail(file) if row.get("t_s", 0.0) >= self._begun_s]
         own = [row for found in incidents(rows) for row in found if is_own_error(row)]
         if not own:
@@ -179,5 +181,6 @@ class Ranks:
 def hear_usr1(board: Board) -> None:
     """Has SIGUSR1, which would end this process, ask the run to stop instead."""
     is_main = threading.current_thread() is threading.main_thread()
+    # A handler that somebody has set, `bundlerun run` for one, stays.
     if is_main and signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
         signal.signal(signal.SIGUSR1, lambda number, _: setattr(board, "stop", number))

@@ -48,6 +48,7 @@ def must_end(seen: Situation, waited_s: float) -> bool | None:
     """Pure: whether SIGTERM ends the rank at once; None: not known yet, look again."""
     if seen.is_ending or seen.is_broken:
         return True
+    # Stopping in good order takes every rank: those that have not come could not join in.
     if seen.is_told and seen.is_whole:
         return False
     return True if waited_s >= GRACE_S else None
@@ -57,6 +58,7 @@ class AgentsWord:
     """What the agent of this rank wants; without a board every SIGTERM is meant.
 
     Args:
+        board: the agent's page; None without one.
         num_ranks: of this node.
         state_of: the kernel's state letter of a process.
     """
@@ -88,6 +90,7 @@ class AgentsWord:
     def _look(self, board: Board) -> Situation:
         rows = [row for _, row in board.rows()]
         codes = [row.exit_code for row in rows]
+        # Without an exit code and without a process: killed, and its peers can only wait for it.
         gone = [
             row
             for row, code in zip(rows, codes, strict=True)
@@ -115,6 +118,7 @@ def hear_agent(word: AgentsWord, end: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, hear)
     for number in GROUP_SIGNALS[1:]:
         signal.signal(number, signal.SIG_IGN)
+    # Last: what came before the handlers were set is heard now.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, GROUP_SIGNALS)
 
 

@@ -70,6 +70,7 @@ class StopSignals:
         self._board.stop = number
         if is_again or not can_stop:
             self.ended_by = signal.Signals(number)
+            # Before the ranks get SIGTERM: they look at the board for what it means.
             self._board.end_start()
             self._end_at_once(self.ended_by, has_ranks=can_stop)
 
@@ -94,7 +95,7 @@ def exit_now(number: signal.Signals, *, has_ranks: bool) -> NoReturn:
 
 
 def _tell(text: str) -> None:
-    """For a handler, which may not print or log; behind SIGHUP the terminal is gone."""
+    """For a handler, which may not print or log; after SIGHUP the terminal is gone."""
     with suppress(OSError):
         os.write(2, f"{text}\n".encode())
 

@@ -42,6 +42,7 @@ class Watch:
 
     Args:
         board: where the ranks have their rows.
+        events: this node's event log.
         lease_s: how long a rank may be stopped before it counts as dead.
         silent_s: how long a rank may give no sign of life.
         state_of: the kernel's state letter of a process.
@@ -109,6 +110,7 @@ class Watch:
 
     def _look(self) -> None:
         rows = list(self._board.rows())
+        # A process id that is in no row any more may be given to a new process.
         self._ended &= {row.pid for _, row in rows}
         known = self._ended | {rank.pid for rank in self._ranks.values()}
         for local_rank, row in rows:
@@ -117,9 +119,11 @@ class Watch:
         for rank in list(self._ranks.values()):
             is_stopped = self._state_of(rank.pid) in "Tt"
             silent_s = (time.monotonic_ns() - rank.row.beat_ns) / 1e9
+            # A row that the rank's successor has taken over says nothing about this process.
             is_silent = rank.row.pid == rank.pid and silent_s > 2 * self._look_s
             rank.looks_stopped = rank.looks_stopped + 1 if is_stopped else 0
             rank.looks_silent = rank.looks_silent + 1 if is_silent else 0
+            # Six looks are a lease.
             if rank.looks_stopped > 6:
                 self._kill(rank, "rank stopped", "the process is stopped (SIGSTOP or a debugger)")
             elif rank.looks_silent > self._silent_looks:
@@ -128,6 +132,7 @@ class Watch:
     def _meet(self, local_rank: int, row: Row) -> None:
         pid = row.pid
         with contextlib.suppress(ProcessLookupError):
+            # A pidfd never comes to mean another process, as a process id may.
             pidfd = os.pidfd_open(pid)
             self._ranks[pidfd] = _Rank(local_rank, pid, pidfd, row)
             self._poll.register(pidfd, select.POLLIN)
@@ -145,6 +150,7 @@ class Watch:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(rank.pidfd, signal.SIGKILL)
         rank.looks_stopped = rank.looks_silent = 0
+        # Its end, which follows, needs no second line.
         rank.is_told = True
 
     def _note(self, rank: _Rank, event: EventName, why: str) -> None:

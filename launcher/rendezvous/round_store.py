@@ -124,7 +124,7 @@ class RoundStore:
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """Waits for `keys`; for the others' end only as long as the job goes on.
 
-        torch waits for 300 s, and then leaves nodes behind that still work, or waits in vain for
+        torch waits for 300 s: then it abandons nodes that still work, or has waited in vain for
         those that have come for another round.
         """
         if not all(key.startswith(_EXIT_BARRIER) for key in keys):
