@@ -55,12 +55,14 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     words = kebab(sys.argv[1:] if argv is None else argv)
+    # Only these two start ranks.
     if words[:1] in (["run"], ["classic"]):
         ended = stand_before()
         if ended is not None:
             return ended
     command = words[0] if words else ""
     parser = _parser(command)
+    # Before argparse, whose own message lists all commands and no nearest one.
     if command and command not in COMMANDS and not command.startswith("-"):
         text = f"error: unknown command {command!r}; {nearest(command, COMMANDS)}"
         print(text, file=sys.stderr)

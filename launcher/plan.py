@@ -300,6 +300,7 @@ def plan_here(
             num_bundles=topology.num_bundles,
         ),
     )
+    # Devices that the user leaves out on purpose are nothing to warn of.
     is_asked = bool(launch.value.bundles or launch.value.num_procs)
     return LaunchPlan(
         topology=topology,
@@ -376,6 +377,7 @@ def worker_environment(
     }
     if local_addr:
         environment["BUNDLERUN_LOCAL_ADDR"] = local_addr
+    # Ranks on CPU slots see no GPU, also where the node has some.
     if devices.kind == "cpu":
         environment["CUDA_VISIBLE_DEVICES"] = ""
     return environment

@@ -70,6 +70,7 @@ def leave(exit_code: int) -> NoReturn:
 def parent_of(pid: int) -> int:
     """The process id of the parent of `pid`; 0 where there is no such process."""
     with suppress(OSError):
+        # After the last bracket: the name of the program may have spaces and brackets in it.
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     return 0
 

@@ -41,6 +41,7 @@ def module_from_file(path: str, option: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{option} {path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
+    # Before it runs: an import by an old name would already have loaded our package again.
     _check_names(file, f"{option} {path!r}")
     _let_import_siblings(file, option)
     # Dataclasses and pickle look a class's module up by its name.
@@ -49,6 +50,7 @@ def module_from_file(path: str, option: str) -> ModuleType:
         with users_code(f"{option} {path!r}"):
             spec.loader.exec_module(module)
     except ConfigError as exc:
+        # For these two the cause in one line says it all; other errors need their traceback.
         if not isinstance(exc.__cause__, (ImportError, SyntaxError)):
             raise
         cause = exc.__cause__

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     deadline = time.monotonic() + args.wait
     while time.monotonic() < deadline:
         ended = read_outcome(paths)
+        # An outcome from before the request counts only once nobody holds the folder any more.
         if ended is not None and (ended != before or not holder_now(paths)):
             print(f"{ended.state}: {ended.reason}")
             return EXIT_DONE if ended.state != "failed" else EXIT_FAILED

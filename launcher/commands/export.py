@@ -192,6 +192,7 @@ def _write_beside(output: Path, write: Callable[[Path], None]) -> None:
     """Writes under another name in the same folder, fsyncs and renames; cleans up on failure."""
     from safetensors import SafetensorError
 
+    # An export that fails leaves an older one as it was.
     temporary = name_beside(output)
     try:
         temporary.touch()

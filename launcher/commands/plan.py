@@ -80,6 +80,7 @@ def stage_costs(plan: LaunchPlan) -> list[str]:
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
     shows_schedule = hasattr(args, "schedule")
+    # A bare --schedule only asks for the drawing: the TOML file or the environment names one.
     if shows_schedule and args.schedule is CONFIGURED:
         del args.schedule
     train, launch = read_configs(args, os.environ, default_data="DATA")

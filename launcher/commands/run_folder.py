@@ -29,6 +29,7 @@ def run_paths(text: str) -> RunPaths:
         ConfigError: there is no such folder, no run in it, or the job has none.
         NodeError: it is a number, and no batch system answers.
     """
+    # A folder with such a name takes precedence over a job.
     if text.isdecimal() and not Path(text).exists():
         return RunPaths(run_dir_of_job(int(text)))
     paths = RunPaths(entered(Path(text)))

@@ -29,6 +29,7 @@ def cpu_quota(own: str, mounts: Path) -> float | None:
 def _groups(line: str, mounts: Path) -> Iterator[Path]:
     """The folders that may say something about processor time, by one line of the file."""
     _, controllers, path = (*line.split(":", 2), "", "")[:3]
+    # Version 2 has one line without controllers; `unified` is its mount in hybrid setups.
     if not controllers:
         roots = [mounts, mounts / "unified"]
     elif "cpu" in controllers.split(","):
@@ -36,6 +37,7 @@ def _groups(line: str, mounts: Path) -> Iterator[Path]:
     else:
         return
     own = Path(path.lstrip("/"))
+    # Upwards to the root: a limit of any group above binds this process as well.
     for root in roots:
         yield root / own
         yield from (root / above for above in own.parents)

@@ -74,6 +74,7 @@ def count_gpus(
     num_nvidia = sum(1 for path in dev.glob("nvidia*") if re.fullmatch(r"nvidia\d+", path.name))
     if num_nvidia:
         return _num_visible(num_nvidia, environ.get(_VISIBLE_CUDA))
+    # No NVIDIA device: AMD's driver lists processors, too, which `_is_gpu` leaves out.
     count = sum(map(_is_gpu, kfd.glob("*/gpu_id")))
     for variable in _VISIBLE_AMD:  # each counts in what the one before has left
         count = _num_visible(count, environ.get(variable))

@@ -148,6 +148,7 @@ def _core_shares(numa_nodes: Sequence[Sequence[Core]], num_shares: int) -> Seque
         return [[core for node in part for core in node] for part in parts]
     shares: list[Sequence[Core]] = []
     for node, ranks in zip(numa_nodes, _parts(range(num_shares), num_nodes), strict=True):
+        # A NUMA node with fewer cores than ranks: share out all cores as if it were one node.
         if len(node) < len(ranks):
             return _parts([core for each in numa_nodes for core in each], num_shares)
         shares += _parts(node, len(ranks))
@@ -197,6 +198,7 @@ def read_cpus(
         left.difference_update(cpu for core in cores for cpu in core)
         if cores:
             nodes.append(cores)
+    # CPUs that no NUMA node lists, or all of them where the kernel has no list.
     if left:
         nodes.append(_cores(left, sys))
     return Cpus(numa_nodes=tuple(nodes), quota=quota)

@@ -55,8 +55,10 @@ def idle_share(pipeline: Pipeline, batch: Batch, num_bundles: int) -> float:
     widths, chunks = pipeline.shape.widths, pipeline.chunks
     times = [float(widths[chunks.stage_of(chunk)]) for chunk in range(chunks.num_chunks)]
     costs = Costs(forward=times, backward=[2 * t for t in times])
+    # The bundle with the most micro-batches decides how long the step is for all.
     timeline = simulate(pipeline.bundle(most), costs)
     assert timeline is not None
+    # Of one micro-batch, on all stages.
     work = sum(s.end - s.start for rank in timeline.spans.values() for s in rank) / most
     available = timeline.duration * pipeline.shape.size * num_bundles
     return 1 - work * batch.num_microbatches / available

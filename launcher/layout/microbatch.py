@@ -36,10 +36,12 @@ def default_samples(batch_size: int, num_stages: int, num_bundles: int) -> int:
     """Samples of a micro-batch: as many as keep all devices at work, where the batch allows."""
     found = divisors(batch_size)
     usual = [d for d in found if LEAST_SAMPLES <= d <= MOST_SAMPLES]
+    # A batch size such as a large prime has no divisor in the usual range.
     usual = usual or [max(d for d in found if d <= MOST_SAMPLES)]
     idle = {d: idle_about(batch_size // d, num_stages, num_bundles) for d in usual}
     fewest = num_bundles * enough_microbatches(num_stages)
     full = [d for d in usual if idle[d] <= MOST_IDLE and batch_size // d >= fewest]
+    # The largest that keeps all at work; if none does, the least idle, the larger of equals.
     return max(full, default=min(usual, key=lambda d: (idle[d], -d)))
 
 
@@ -68,6 +70,7 @@ def kept_samples(paths: RunPaths, batch_size: int) -> int:
     try:
         kept = json.loads(paths.microbatch.read_text(encoding="utf-8"))
         samples = int(kept["samples"])
+        # Settled for another batch size it says nothing about this one.
         return samples if kept["batch_size"] == batch_size and batch_size % samples == 0 else 0
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return 0

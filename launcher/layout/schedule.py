@@ -169,6 +169,7 @@ def num_warmups(widths: Sequence[int], slow_links: Container[int] = ()) -> list[
         slow_links: stages whose link to the next one is slow; one micro-batch more per replica
             travels.
     """
+    # From the last stage to the first: each needs the number of the next one.
     numbers = [0]
     for stage in reversed(range(len(widths) - 1)):
         needed = divided_up((numbers[0] + 1) * widths[stage + 1], widths[stage])
@@ -179,6 +180,7 @@ def num_warmups(widths: Sequence[int], slow_links: Container[int] = ()) -> list[
 def _merged(forwards: Sequence[Action], backwards: Sequence[Action], num_warmup: int) -> Order:
     """First `num_warmup` forwards, then forwards and backwards alternately."""
     order = list(forwards[:num_warmup])
+    # Backwards outlast the forwards by the warm-up; the last ones follow each other.
     for pair in zip_longest(forwards[num_warmup:], backwards):
         order += [action for action in pair if action is not None]
     return order
@@ -193,6 +195,7 @@ def last_backwards(order: Order) -> dict[int, int]:
 
     That is never before the rank's last forward.
     """
+    # A later index replaces an earlier one, so the last pass stays.
     last = {a.chunk: i for i, a in enumerate(order) if a.kind is not Pass.FORWARD}
     return {index: chunk for chunk, index in last.items()}
 
@@ -238,6 +241,7 @@ def zero_bubble(mine: Sequence[int], warmups: Sequence[int], stage: int) -> Orde
     Source: Qi et al., Zero Bubble Pipeline Parallelism, ZB-H1.
     """
     order = one_forward_one_backward(mine, warmups[stage])
+    # No stage waits for the input gradient of the first one, so splitting there gains nothing.
     if stage == 0:
         return order
     return list(_with_weight_passes(order, mine, max(warmups) - warmups[stage]))
@@ -251,6 +255,7 @@ def _with_weight_passes(order: Order, mine: Sequence[int], num_behind: int) -> I
             num_backwards += 1
             if num_backwards > num_behind:
                 yield Action(Pass.WEIGHT, mine[num_backwards - num_behind - 1])
+    # Those that were put off beyond the last backward; fewer where the step is short.
     for j in mine[max(0, len(mine) - num_behind) :]:
         yield Action(Pass.WEIGHT, j)
 
@@ -263,7 +268,9 @@ def group_sizes(widths: Sequence[int], num_microbatches: int) -> list[int]:
     extra small group would leave ranks idle), so the groups may include micro-batches that do not
     exist.
     """
+    # Equally many for every replica of every stage: a multiple of all widths.
     unit = lcm(*widths)
+    # A group as large as the bundle fills all stages.
     least = divided_up(sum(widths), unit)
     num_units = max(least, divided_up(num_microbatches, unit))
     num_groups = num_units // least
@@ -297,6 +304,7 @@ def interleaved(
     forwards = _in_groups(Pass.FORWARD, mine, groups, range(chunks_per_stage))
     backwards = _in_groups(Pass.BACKWARD, mine, groups, range(chunks_per_stage)[::-1])
     order = _merged(list(forwards), list(backwards), divided_up(num_ahead, widths[stage]))
+    # The orders were made for whole groups; see above why leaving out is safe.
     return [action for action in order if action.microbatch < num_microbatches]
 
 

@@ -85,6 +85,7 @@ def simulate(schedule: Schedule, costs: Costs, *, capacity: int | None = None) -
             take one; None: any number.
     """
     simulation = _Simulation(schedule, costs, capacity)
+    # A list: `any` on a generator would stop at the first rank that advances.
     while any([simulation.advance(position) for position in schedule]):
         pass
     return simulation.timeline()
@@ -165,6 +166,7 @@ class _Simulation:
         """When an action can start; None while that is not known."""
         chunk = self._chunk(position[0], action)
         needs: list[float | None] = [0.0]
+        # A pass needs the one before it on the same chunk, and what a neighbour sends.
         before = {Pass.BACKWARD: Pass.FORWARD, Pass.WEIGHT: Pass.BACKWARD}.get(action.kind)
         if before is not None:
             needs.append(self._done.get((before, action.microbatch, chunk)))
@@ -186,10 +188,12 @@ class _Simulation:
         self._done[key] = end
         message = self._received(action, chunk)
         if message is not None:
+            # Taken at the start, not the end: a place on the link is free from then on.
             self._link(*message).taken.append(start)
         if self._sends(action, chunk):
             link = self._link(*key)
             cost = self._costs.on_link(chunk if action.kind is Pass.FORWARD else chunk - 1)
+            # Messages of one link follow each other.
             link.is_free_at = max(link.is_free_at, end) + cost
             link.num_sent += 1
             self._arrived[key] = link.is_free_at

@@ -161,10 +161,12 @@ class Topology:
             if count < size:
                 small.extend(range(first, first + count))
                 continue
+            # What is left after the last whole bundle stays spare: it does not join the small ones.
             for start in range(first, first + count - size + 1, size):
                 found.append(tuple(range(start, start + size)))
         for start in range(0, len(small) - size + 1, size):
             found.append(tuple(small[start : start + size]))
+        # Sorted by first rank, so that bundle numbers do not depend on which kind was cut first.
         return tuple(sorted(found))
 
     @property
@@ -191,6 +193,7 @@ class Topology:
             seen: set[int] = set()
             for rank in range(first, first + count):
                 bundle, stage, replica = roles[rank]
+                # The first rank of a stage on its node: it alone talks to other nodes in a sync.
                 is_master = bundle >= 0 and stage not in seen
                 seen.add(stage)
                 places.append(Place(rank, node, rank - first, bundle, stage, replica, is_master))
@@ -252,12 +255,14 @@ class Topology:
         widths, last = self.shape.widths, self.num_stages - 1
         starts = tuple(accumulate(widths, initial=0))
         pattern: list[tuple[LinkKind, int, int, int]] = []
+        # By chunk, not by stage: with several chunks the last stage sends on to stage 0.
         for chunk in range(self.num_chunks - 1):
             here, there = self.chunks.stage_of(chunk), self.chunks.stage_of(chunk + 1)
             for r, q in linked_replicas(widths[here], widths[there]):
                 front, rear = starts[here] + r, starts[there] + q
                 pattern.append((LinkKind.ACTIVATION, front, rear, chunk))
                 pattern.append((LinkKind.GRADIENT, rear, front, chunk + 1))
+        # Targets skip the stages between: only stage 0 reads the data (I4).
         if last > 0:
             for r, q in linked_replicas(widths[0], widths[last]):
                 pattern.append((LinkKind.TARGET, r, starts[last] + q, 0))
@@ -269,6 +274,7 @@ class Topology:
         found: set[int] = set()
         for ranks in self.bundles:
             nodes: list[set[int]] = [set() for _ in self.shape.widths]
+            # Ranks of a bundle ascend, and so do their nodes: equal ends mean one node in all.
             if self.places[ranks[0]].node != self.places[ranks[-1]].node:
                 for rank in ranks:
                     nodes[self.places[rank].stage].add(self.places[rank].node)

@@ -84,6 +84,7 @@ def own_place(endpoints: Sequence[Endpoint], local_addr: str) -> Place:
     own = OwnAddresses.read()
     address = resolve(local_addr, "--local-addr") if local_addr else ""
     kept = own_endpoints([each.host for each in endpoints], own, address)
+    # The route to an own address would be the loopback, at which no other node reaches this one.
     towards = next((each for each in endpoints if each.host not in own), endpoints[0])
     return Place(address=address or route_to(towards.host, towards.port), kept=tuple(kept))
 
@@ -99,6 +100,7 @@ def own_endpoints(addresses: Sequence[str], own: Container[str], local_addr: str
     """
     if local_addr in addresses:
         return [index for index, address in enumerate(addresses) if address == local_addr]
+    # With a loopback --local-addr, nodes share this machine: a loopback endpoint may be another's.
     has_others_here = is_loopback(local_addr)
     return [
         index
@@ -130,5 +132,6 @@ def source_address(host: str, port: int) -> str:
     """
     family, kind, _, _, target = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind) as probe:
+        # Connecting a datagram socket only chooses the route.
         probe.connect(target)
         return str(probe.getsockname()[0])

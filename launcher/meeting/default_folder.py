@@ -52,6 +52,7 @@ def default_folder(
         return folder_of_job(job.folder_name)
     if launch.value.max_nodes == 1:
         return new_folder()
+    # The default --rdzv-id would be the same for every job, and so would its folder be.
     is_named = launch.sources.get("rdzv_id", "default") != "default"
     return folder_of_job(launch.value.rdzv_id) if is_named else None
 
@@ -73,6 +74,7 @@ def point_latest(folder: Path) -> None:
     """
     if folder.absolute().parent != RUNS.absolute() or (LATEST.exists() and not LATEST.is_symlink()):
         return
+    # Renamed over the old link, so that no reader finds none.
     beside = name_beside(LATEST)
     with suppress(OSError):
         beside.symlink_to(folder.name)

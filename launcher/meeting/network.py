@@ -92,6 +92,7 @@ def check_port(meeting: Meeting, *, is_store: Callable[[str, int], bool]) -> boo
         return meeting.is_here
     family = socket.AF_INET6 if ":" in first.host else socket.AF_INET
     with socket.socket(family) as probe:
+        # Connections of an earlier start that linger in TIME_WAIT do not count as taken.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((first.host, first.port))
@@ -133,6 +134,7 @@ def wait_for_meeting(
     deadline = clock() + wait_s
     has_said = False
     while (reason := _refusal(first)) is not None:
+        # Without a route waiting does not help; a refusal may end when that node has come up.
         if reason.errno in (errno.EHOSTUNREACH, errno.ENETUNREACH) or clock() >= deadline:
             answer = (reason.strerror or "no answer").lower()
             raise NodeError(

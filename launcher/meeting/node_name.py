@@ -47,6 +47,7 @@ def claimed_name(job: str, wanted: str = "", *, folder: Path | None = None) -> I
         path = where / f"bundlerun-{os.getuid()}-{_digest(f'{job} {name}')}.lock"
         lock = _lock(path) or _lock_after_orphans(path)
         if lock is not None:
+            # So that another agent can tell a living holder from what a dead one has left.
             lock.write(own_mark())
             lock.flush()
             try:
@@ -78,7 +79,9 @@ def _lock(path: Path) -> TextIO | None:
         except BlockingIOError:
             file.close()
             return None
+        # Still the file that others will open; else its holder removed it before we locked it.
         if _is_at(path, file):
+            # The mark of the holder before must not pass for ours.
             file.truncate(0)
             return file
         file.close()

@@ -119,6 +119,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
         groups[title] = group
         unset = field.default is None or field.default == () or field.default == ""
         shown = "" if unset else f" (default: {text_of(field.default)})"
+        # argparse formats help texts with %.
         text = (meta["help"] + shown).replace("%", "%%")
         if meta["parse"] is yes_or_no:
             group.add_argument(
@@ -157,10 +158,12 @@ def _converted(field: dataclasses.Field[Any], raw: object, where: str) -> object
     """The checked value of one option; `where` names the place it came from as a user typed it."""
     meta = field.metadata
     parse = meta["parse"]
+    # From a switch or from TOML; as text, True would pass for the value of any text option.
     if isinstance(raw, bool):
         if parse is yes_or_no:
             return raw
         raise ConfigError(f"{where} {raw} is not {meta['kind'] or 'a text'}")
+    # TOML has lists and numbers; as text they pass the same checks as what is typed.
     text = ",".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
     if meta["choices"] and text not in meta["choices"]:
         raise ConfigError(f"{where} {text!r} is not one of: {', '.join(meta['choices'])}")
@@ -238,6 +241,7 @@ def resolve(
         else:
             sources[field.name] = "default"
             continue
+        # Only the place that wins is checked: an unused value may be wrong.
         values[field.name] = _converted(field, raw, where)
         sources[field.name] = source
     return Resolved(cls(**values), sources)

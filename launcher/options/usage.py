@@ -45,6 +45,7 @@ def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Na
 
 def refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
     """Ends the program with the nearest name for the first word that `parser` does not know."""
+    # Options first: an unknown one also leaves its value among the unknown words.
     flags = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"]
     if flags:
         valid = [each for action in parser._actions for each in action.option_strings]

@@ -147,6 +147,7 @@ def read_manifest(folder: Path) -> Checkpoint:
     """
     try:
         body = json.loads((folder / MANIFEST).read_bytes())
+        # The checksum is over all but itself.
         stated = body.pop("sha256")
         if stated != _digest(body):
             raise CheckpointError(f"{MANIFEST} does not match its checksum")
@@ -155,6 +156,7 @@ def read_manifest(folder: Path) -> Checkpoint:
         checkpoint = _from_body(folder, body)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{MANIFEST} cannot be read: {exc}") from exc
+    # Sizes are cheap to check for every checkpoint; `find_damage` reads the one that is used.
     for part in checkpoint.parts:
         _check_size(folder / part.file, part.size_bytes)
     return checkpoint

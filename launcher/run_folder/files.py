@@ -33,6 +33,7 @@ def write_text(path: Path, text: str) -> None:
         with beside.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
+            # Before the rename, or a crash of the machine could leave an empty file in its place.
             os.fsync(file.fileno())
         beside.replace(path)
     finally:
@@ -71,12 +72,14 @@ def create_text(path: Path, text: str, *, mode: int = 0o666, may_be_met_empty: b
 
 
 def _link_new(beside: Path, path: Path, may_be_met_empty: bool) -> None:
+    # A link fails where the name is taken, and shows the file whole: of many one wins (I15).
     try:
         os.link(beside, path)
         return
     except OSError as exc:
         if not may_be_met_empty or exc.errno not in _NO_LINKS:
             raise
+    # Without links: one still wins, but the text comes after the file.
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags, beside.stat().st_mode & 0o777), "wb") as file:
         file.write(beside.read_bytes())

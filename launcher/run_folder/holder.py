@@ -101,5 +101,6 @@ def _started(pid: int) -> int | None:
         words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    # After the last bracket: the name of the program may have spaces and brackets in it.
     state, *rest = words.rpartition(")")[2].split()
     return None if state in "ZX" else int(rest[18])

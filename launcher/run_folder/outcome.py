@@ -88,6 +88,7 @@ def first_error(folder: Path) -> FirstError | None:
 
 def first_of(events: Sequence[Event]) -> FirstError | None:
     """Pure: the failure among events, in order of the wall clock, that the others follow from."""
+    # A run that has finished a step since has recovered from all failures before it.
     last_step = max((i for i, event in enumerate(events) if _is_step(event)), default=-1)
     found = incidents(events[last_step + 1 :])
     return error_of(found[0][0]) if found else None
@@ -135,6 +136,7 @@ def _beginnings(together: Sequence[Event]) -> list[Event]:
     found: dict[object, Event] = {}
     for rank, event in ranked:
         if rank == least:
+            # One event for each lost node, or rank: several may report the same.
             found.setdefault(lost_node(event) or _who(event), event)
     return list(found.values())
 
@@ -160,6 +162,7 @@ def _rank_of_story(event: Event, together: Iterable[Event]) -> int:
         return 1
     if name_of(event) == "failed":
         return 0 if is_own_error(event) else 2
+    # The end of a process says less than the error that it has reported itself.
     has_told = any(name_of(other) == "failed" and _who(other) == _who(event) for other in together)
     return 3 if has_told else 1
 

@@ -195,9 +195,11 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
     sign: Event | None = None
     phases: dict[str, float] = {}
     has_stepped = False
+    # By the monotonic clock, which all events of one node share; the wall clock may jump.
     for row in sorted(events, key=lambda row: float(row.get("t_s", 0.0))):
         event = name_of(row)
         if sign is None:
+            # What happens before the first step is the start, not an interruption.
             has_stepped = has_stepped or event == "first step"
             if has_stepped and (event in _SIGNS or event == "asks for a round"):
                 sign, phases = row, {}
