@@ -95,6 +95,7 @@ def start_checks() -> dict[str, Callable[[], None]]:
     stages = make_stages(model, cut=_CUT, num_stages=2, model_name="resnet18")
     (whole,) = make_stages(model, cut=(), num_stages=1)
     subject = Subject(whole=whole, stages=stages)
+    # Once, outside of what is timed: the check of the loss starts from outputs that are there.
     outputs = model.eval()(images).detach()
 
     def fidelity() -> None:
@@ -129,6 +130,7 @@ def measure_step(num_rounds: int) -> tuple[float, float]:
         steps, checks = [], []
         for number in range(num_rounds):
             steps.append(cpu_ms(loop.step))
+            # After each step, so that both see the same state of the machine.
             checks.append(cpu_ms(partial(checked, number)))
     return median(steps), median(checks)
 

@@ -146,6 +146,7 @@ def send_all(folder: Path, rounds: int, answers: int) -> dict[Case, Found]:
         start = time.perf_counter()
         links[transport].send(kind_of(kib), [messages[kib]])
         sent = time.perf_counter()
+        # Both processes read one monotonic clock, so that their times can be subtracted.
         called, returned = read(answers)
         if not counts:
             continue

@@ -149,6 +149,7 @@ def _measure(job: Job, case: Case) -> Result:
         before = time.monotonic()
         # Without the node first: the join is what is measured.
         _wait(job, lambda: job.tail.next_finished(before))
+    # Some steps first, so that the fault hits a run that is under way.
     job.wait_for_step(job.tail.look() + 5, LIMIT_S)
     resumes = len(job.tail.resumes)
     at = time.monotonic()
@@ -177,6 +178,7 @@ def _is_whole_again(job: Job) -> bool:
     """Heals what was done; whether all nodes then train together."""
     _heal(job)
     for name in job.agents:
+        # Frozen processes have to run to notice that they are out, and to end.
         job.signal_node(name, signal.SIGCONT)
     job.reap()
     since = time.monotonic()
@@ -234,6 +236,7 @@ def _report(
         rows.append(row)
         if case.target_s < NEVER:
             median = statistics.median(r.took_s for r in ours)
+            # "Never" is infinite: in the check it counts as the limit.
             checks.append(
                 Check(f"{case.name}: seconds, at most", min(LIMIT_S, median), case.target_s)
             )

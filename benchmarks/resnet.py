@@ -105,8 +105,10 @@ class Plain:
         firsts = range(0, seat.env.world_size, seat.env.local_world_size)
         # On ranks outside torch gives a number.
         self.group: Any = dist.new_group([first + i for first in firsts for i in range(per_host)])
+        # Only now: making a group is collective, idle ranks take part.
         if self._is_idle:
             return
+        # The same on all ranks, as nothing broadcasts the parameters of a plain model.
         torch.manual_seed(0)
         self.model: nn.Module = resnet50(num_classes=NUM_CLASSES)
         self._optimizer = SGD(self.model.parameters(), lr=LR)
@@ -198,5 +200,6 @@ def _rank(inputs: Inputs, num_rounds: int, seat: Seat) -> Sequence[dict[str, obj
     made = {name: build(inputs, seat) for name, build in SCHEMES.items()}
     for scheme in made.values():
         scheme.step()
+        # So that no scheme warms up while ranks are still busy with the one before.
         dist.barrier()
     return seat.timed_in_turn({name: scheme.step for name, scheme in made.items()}, num_rounds)

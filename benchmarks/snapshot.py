@@ -88,6 +88,7 @@ class OneRank:
             meters=Meters(),
             pace=self.pace,
         )
+        # As in a run: the sync of a step waits for the snapshot of the one before (I8).
         self._trainer.sync.hold(self._snapshots)
         images = torch.randn(size, 3, _IMAGE_SIZE, _IMAGE_SIZE)
         self._batch = Batch((images,), torch.arange(size) % 10, 0)
@@ -135,9 +136,11 @@ def _measured(model: str, num_rounds: int) -> dict[str, Any]:
     try:
         for _ in range(_WARM_STEPS):
             rank.step(keep=True)
+        # From the warm-up, in which each step had a snapshot.
         copy_s, step_s = rank.pace.measured()
         turns = {True: Turns(), False: Turns()}
         for number in range(2 * num_rounds):
+            # with, without, without, with: a steady drift of the machine falls on both alike.
             keep = (number % 4) in (0, 3)
             with turns[keep].timed(_TURN_STEPS):
                 for _ in range(_TURN_STEPS):
@@ -168,6 +171,7 @@ def _more(with_them: Sequence[float], without: Sequence[float]) -> list[float]:
     """
     pairs = zip(with_them, without, strict=True)
     found = sorted(100 * (one / other - 1) for one, other in pairs)
+    # 1.96 standard deviations of the number of heads, sqrt(n) / 2 each.
     reach = int(0.98 * len(found) ** 0.5)
     middle = len(found) // 2
     low, high = max(0, middle - reach), min(len(found) - 1, middle + reach)

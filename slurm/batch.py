@@ -76,6 +76,10 @@ class Batch:
     """One start of the job.
 
     Args:
+        job: what Slurm says of it.
+        paths: of the run, on a file system that all nodes share.
+        budget: requeues in all.
+        slurm: the commands.
         say: tells the reader of the job's log.
     """
 
@@ -131,6 +135,7 @@ class Batch:
         )
         with pulse(self._paths, claim.nonce):
             code = self._wait(step)
+        # Progress is a newer step in the history than the one this start began with.
         end = self._end(code, has_stepped=newest_step(self._paths) > begun[-1])
         verdict = judge(end, restarts=self._job.restarts, budget=self._budget, starts=begun)
         self._say(verdict.text)

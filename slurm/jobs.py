@@ -117,6 +117,10 @@ class Slurm:
 
         Returns:
             False where that is not the running job any more.
+
+        Raises:
+            NodeError: Slurm does not answer.
+            SlurmError: it refuses.
         """
         job = self.job(job_id)
         # `restarts` tells this start of the job from one that another survivor has brought about.
@@ -134,11 +138,20 @@ class Slurm:
         self.run(["scontrol", "update", f"jobid={job_id}", f"comment={TAG}{run_dir}"], "")
 
     def config(self) -> dict[str, str]:
-        """The site's settings, `scontrol show config`."""
+        """The site's settings, `scontrol show config`.
+
+        Raises:
+            BundleError: Slurm refuses, or does not answer.
+        """
         return config_from_text(self.run(["scontrol", "show", "config"], ""))
 
     def submit(self, options: Sequence[str], script: str) -> int:
-        """Submits a script, given as text, and returns the job's id."""
+        """Submits a script, given as text, and returns the job's id.
+
+        Raises:
+            NodeError: there is no Slurm here, or it does not answer.
+            SlurmError: it refuses, or answers with something else.
+        """
         answer = self.run(["sbatch", "--parsable", *options], script)
         # --parsable gives ID, or ID;CLUSTER.
         match = re.match(r"(\d+)", answer)

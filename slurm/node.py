@@ -51,7 +51,10 @@ class NodeTask:
     """The agent of this node, and the watch over the first one.
 
     Args:
+        task: what Slurm says of this process.
+        paths: of the run.
         lookout: watches the first node; None on the first node, and outside our batch script.
+        slurm: the commands, to requeue the job.
     """
 
     def __init__(

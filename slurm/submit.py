@@ -63,7 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Submits a job, or prints what would be submitted."""
+    """Submits a job, or prints what would be submitted.
+
+    Raises:
+        ConfigError: an option is wrong, or the run folder is in use.
+        BundleError: something that the run needs is not there, or Slurm refuses.
+    """
     words = kebab(args.words)
     request = request_of(args, tuple(without_run_dir(words)))
     parser = argparse.ArgumentParser(prog="bundlerun submit ... --", allow_abbrev=False)

@@ -292,7 +292,15 @@ class TracedModel:
 
 
 def check_apart(stages: Sequence[nn.Module], names: dict[int, list[str]]) -> None:
-    """Refuses state that two stages hold, which would have to be kept equal."""
+    """Refuses state that two stages hold, which would have to be kept equal.
+
+    Args:
+        stages: all of the model's.
+        names: of the state that only one stage may hold, by the tensor's identity.
+
+    Raises:
+        ConfigError: two stages hold the same tensor.
+    """
     holder: dict[int, int] = {}
     for index, stage in enumerate(stages):
         for key in {id(tensor) for tensor in tensors_of(stage)} & set(names):

@@ -126,7 +126,11 @@ class Stage(nn.Module):
         return [item for item in found if isinstance(item, (nn.Module, Parameter))]
 
     def forward(self, *inputs: Tensor, chunk: int = 0) -> Any:  # noqa: ANN401 - the model's output
-        """The outputs of one chunk, see the class."""
+        """The outputs of one chunk, see the class.
+
+        Raises:
+            ConfigError: what the cut sends on is no tensor, nor a dict or tuple of them.
+        """
         results = self._forwards[chunk, self.training](self, *inputs)
         names = self._outputs[chunk, self.training]
         for name, result in zip(names, results, strict=False):

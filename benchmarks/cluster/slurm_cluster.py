@@ -136,7 +136,6 @@ class Cluster:
         if not self._has_freezer():
             self.proctrack = "linuxproc"
         self._configure()
-        # A munge of its own: the machine may run one, with another key.
         key = self.folder / "run/munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o600)
@@ -160,7 +159,6 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends all processes and removes all files."""
-        # All are told before any is waited for.
         for booted in self._booted.values():
             booted.holder.kill()
         for booted in self._booted.values():
@@ -187,7 +185,6 @@ class Cluster:
         etc, nodes, gres = self.folder / "etc", [], []
         most = max(self.gpus)
         for i in range(most):
-            # Character devices like /dev/null (1, 3): all that Slurm looks at.
             os.mknod(self.folder / f"dev/gpu{i}", 0o666 | 0o020000, os.makedev(1, 3))
         for name, count in zip(self.names, self.gpus, strict=True):
             nodes.append(
@@ -239,7 +236,6 @@ class Cluster:
         home = self.folder / "nodes" / node
         home.mkdir(exist_ok=True)
         (home / "hosts").write_text(self._hosts(node))
-        # Left by an earlier boot, it would be taken for this one's.
         (home / "booted").unlink(missing_ok=True)
         group = self.link if self.proctrack == "cgroup" else ""
         holder = self._spawn(

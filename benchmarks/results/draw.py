@@ -27,9 +27,10 @@ class Bars:
 
 
 def draw_bars(name: str, bars: Bars, options: Options, *, line: float | None = None) -> None:
-    """Draws bars that lie, so that names have room; `line` is the ideal."""
+    """Draws horizontal bars, so that names have room; `line` is the ideal."""
     if not options.keep:
         return
+    # A series has the same colour in all groups, in the order in which they first appear.
     series = list(dict.fromkeys(s for group in bars.groups.values() for s in group))
     figure, axes = _figure(0.9 + 0.32 * sum(map(len, bars.groups.values())))
     places: list[float] = []
@@ -42,6 +43,7 @@ def draw_bars(name: str, bars: Bars, options: Options, *, line: float | None = N
             places.append(at)
             names.append(group if len(series) == 1 else f"{group}, {one}")
             at += 1
+        # Space between groups, where a group has more than one bar.
         at += 0.4 * (len(series) > 1)
     axes.set_yticks(places, names, fontsize=8)
     axes.invert_yaxis()

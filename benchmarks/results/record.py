@@ -39,6 +39,7 @@ class Check:
     @property
     def is_met(self) -> bool:
         """Whether the number is on the right side of its target."""
+        # All other names end in "at most".
         if self.name.endswith("at least"):
             return self.measured >= self.target
         return self.measured <= self.target

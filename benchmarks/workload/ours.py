@@ -77,6 +77,7 @@ class Sync:
     def __init__(self, seat: Seat, parameters: Sequence[Parameter], choice: SyncChoice) -> None:
         topology = Topology(Shape((1,)), devices_per_node(seat))
         place = topology.places[seat.env.rank]
+        # A name for each choice: their communicators must not meet in the store.
         network = seat.network(f"ours/{choice.name}/{choice.bucket_mb}")
         ways = Ways.of(choice.mode, topology, place)
         self._parameters = list(parameters)
@@ -152,6 +153,7 @@ class Pipe:
             seed=0, step=0, first=0, sizes=[1] * num_microbatches, num_samples=num_microbatches
         )
         one = Batch((torch.zeros(1, 1),), torch.zeros(1, dtype=torch.long), 0)
+        # Replicas of a stage take the micro-batches alternately.
         mine = range(self._place.replica, num_microbatches, self._num_mine)
         self._bundle.train(work, iter([one] * len(mine)))
 

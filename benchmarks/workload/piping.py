@@ -140,6 +140,7 @@ class OfTorch:
             stages if len(mine) > 1 else stages[0], setting.num_microbatches, loss_fn=_mean
         )
         count = setting.num_microbatches
+        # torch's first stage takes the inputs, its last the targets; a V has both on one rank.
         self._inputs = (torch.zeros(count, 1),) if 0 in mine else ()
         self._target = torch.zeros(count) if total - 1 in mine else None
 
@@ -217,6 +218,7 @@ def measure(
     """Times a step of every runner once a round, in turn, after one to warm up."""
     wire = Wire(mbit_per_s=setting.mbit_per_s)
     with open_hosts(setting.shape.num_stages, wire) as hosts:
+        # A single stage sends nothing: there is no link to check.
         if setting.shape.num_stages > 1:
             check(hosts)
         answers = run_ranks(

@@ -68,6 +68,7 @@ class _Sleep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        # All gradients at the end of the time: a layer's buckets cannot start before.
         sleep_until(time.perf_counter() + ctx.backward_s)
         return gradient, None, None, None, *ctx.gradients
 
@@ -143,5 +144,6 @@ class _Joined(torch.autograd.Function):
         gradient: Tensor,
     ) -> tuple[Tensor, Tensor, None, None]:
         x_shape, w_shape = ctx.shapes
+        # Expanded, not filled: making a large gradient would take time that no pass has.
         to_x = gradient if gradient.shape == x_shape else gradient.new_zeros(1).expand(x_shape)
         return to_x, gradient.new_ones(w_shape), None, None

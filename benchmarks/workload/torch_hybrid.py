@@ -59,6 +59,7 @@ class TorchHybrid:
             resnet50(num_classes=1000), cut=(), num_stages=NUM_STAGES, model_name="resnet50"
         )
         module = _OneTensor(stages[stage])
+        # Given to torch, which would otherwise run a forward to infer them.
         shapes = _shapes([_OneTensor(s) for s in stages], images[:microbatch])
         self._optimizer = SGD(module.parameters(), lr=lr)
         wrapped = DistributedDataParallel(module, process_group=across[stage])
@@ -72,6 +73,7 @@ class TorchHybrid:
             group=along[pipeline],
         )
         mine = images.chunk(num_pipelines)[pipeline]
+        # Only the first stage takes samples, only the last compares with targets.
         self._images = (mine,) if stage == 0 else ()
         self._targets = targets.chunk(num_pipelines)[pipeline] if stage else None
         self._schedule = Schedule1F1B(pipe, len(mine) // microbatch, loss_fn=cross_entropy)

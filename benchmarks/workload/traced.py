@@ -100,6 +100,7 @@ def import_elastic() -> None:
     elastic: Any = import_module("bundlerun.launcher.agent.elastic")
     for place, name in IN_ELASTIC:
         trace(place, name)
+    # What ranks do is hooked just before the fork server starts, so that its forks have it.
     fork = elastic.start_fork_server
 
     def start_fork_server(*args: Any) -> Any:  # noqa: ANN401
@@ -110,6 +111,7 @@ def import_elastic() -> None:
     def import_timed(name: str) -> Any:  # noqa: ANN401
         start = time.time()
         module = import_module(name)
+        # Imports that are there already take no time, and would only fill the trace.
         if time.time() - start > 0.01:
             write(f"import {name}", start)
         return module

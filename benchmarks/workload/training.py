@@ -58,6 +58,7 @@ class FixedSteps:
     def step(self) -> None:
         """One step, optimizer included."""
         place, topology = self._session.place, self._session.topology
+        # Equal parts for the bundles, one after the other.
         each = len(self._samples) // topology.num_bundles
         first = place.bundle * each
         mine = range(first, first + each)
@@ -68,6 +69,7 @@ class FixedSteps:
             sizes=[len(self._samples[j].target) for j in mine],
             num_samples=sum(len(batch.target) for batch in self._samples),
         )
+        # Within a bundle, the replicas of the first stage take micro-batches alternately.
         batches = [self._samples[j] for j in mine[place.replica :: topology.shape.widths[0]]]
         self._trainer.step(work, iter(batches), steps_per_epoch=1000)
         self._step += 1

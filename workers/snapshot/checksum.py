@@ -60,7 +60,7 @@ def copy_with_checksum(data: Bytes, tensors: Iterable[tuple[int, Tensor]]) -> by
     threads to work as the rank computes with.
 
     Args:
-        data: memory of the piece; what is between the tensors stays.
+        data: memory of the piece, flat; what is between the tensors stays.
         tensors: places in bytes, ascending, and tensors in CPU memory.
     """
     sums = _Sums(data)
