@@ -55,7 +55,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     words = kebab(sys.argv[1:] if argv is None else argv)
-    # Only these two start ranks.
+    # Only these two start ranks, whose signals and orphans process 1 of a container must handle.
     if words[:1] in (["run"], ["classic"]):
         ended = stand_before()
         if ended is not None:
@@ -98,6 +98,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for name, (path, text) in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        # Other subcommands would cost the import of their module, only for options nobody sees.
         if name == command:
             module = importlib.import_module(path)
             module.add_arguments(sub)

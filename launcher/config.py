@@ -323,6 +323,7 @@ class TrainConfig:
         has, parts = f"{shape} has {count}", "stages"
         if self.chunks > 1:
             has, parts = f"{shape} with --chunks {self.chunks} has {count}", "chunks"
+        # One number is not a name: it asks for that many equal parts.
         is_number = len(self.cut) == 1 and self.cut[0].isdecimal()
         if self.cut and not is_number and len(self.cut) != count - 1:
             raise ConfigError(

@@ -147,6 +147,7 @@ class LaunchConfig:
                 f"--bundles {self.bundles} and --nproc-per-node {self.num_procs} both say how many "
                 "ranks to start; give one of them"
             )
+        # Last: it needs the values that are read above.
         self._check_meeting()
 
     def _set(self, name: str, value: object) -> None:

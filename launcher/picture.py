@@ -112,6 +112,7 @@ def _runs_of_nodes(topology: Topology) -> Iterator[tuple[int, int]]:
     size = len(topology.positions)
     first = 0
     for node in range(1, len(counts) + 1):
+        # A node smaller than a bundle has a row of its own: its bundles span its neighbours.
         if node == len(counts) or counts[node] != counts[first] or counts[first] < size:
             yield first, node - 1
             first = node
@@ -144,6 +145,7 @@ def _box(place: Place, topology: Topology) -> str:
 def rank_table(topology: Topology, max_rows: int = MAX_ROWS) -> Iterator[str]:
     """Yields what each rank is."""
     yield "rank  node  local rank  bundle  stage  replica  local master"
+    # Only the rows that are shown: a plan may have thousands of ranks.
     rows = [_rank_row(place) for place in topology.places[: max_rows + 1]]
     yield from rows[:max_rows]
     if topology.world_size > max_rows:

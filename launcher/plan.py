@@ -252,6 +252,7 @@ def plan_elsewhere(
     Raises:
         ConfigError: they do not hold one bundle.
     """
+    # As `for_one_device` decides on the machine itself.
     if nodes == (1,):
         train = in_one_stage(train)
     shape = train.value.shape
@@ -283,6 +284,7 @@ def plan_here(
     shape = train.value.shape
     devices = choose_devices(hardware, shape, kind=launch.value.devices, slots=launch.value.slots)
     num_procs = choose_num_procs(train.value, launch.value, devices)
+    # The other nodes are not there yet: the plan takes them to be like this one.
     topology = Topology(shape, (num_procs,) * launch.value.max_nodes, train.value.chunks)
     layouts = _layouts(train.value, num_procs, hardware, environ)
     node = NodePlan(

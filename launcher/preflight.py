@@ -37,6 +37,7 @@ def check_writable(folder: Path, option: str) -> None:
     Args:
         option: the option that names the folder.
     """
+    # The nearest folder that exists decides whether the missing ones can be made in it.
     there = folder.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent

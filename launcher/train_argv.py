@@ -43,6 +43,7 @@ def toml_of(args: argparse.Namespace, *classes: type) -> tuple[dict[str, object]
     if not args.config:
         return {}, "TOML file"
     toml = read_toml(Path(args.config))
+    # DATA is an argument, no option of a class, but may be in the file.
     check_keys([key for key in toml if key != "data"], classes, args.config)
     return toml, args.config
 

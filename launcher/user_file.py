@@ -104,6 +104,7 @@ def _let_import_siblings(file: Path, option: str) -> None:
                 f"{option} {str(file)!r} has {sibling.name!r} next to it, and {loaded!r} is "
                 "imported under that name already; rename one of the two"
             )
+    # First, also where it was further down already.
     sys.path[:] = [str(folder), *(entry for entry in sys.path if entry != str(folder))]
 
 

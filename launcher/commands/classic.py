@@ -74,6 +74,7 @@ def run_argv(args: argparse.Namespace) -> list[str]:
         f"--shape={shape}",
         f"--batch-size={args.batch_size * args.num_bundles * args.world_size}",
         f"--microbatch-size={microbatch_size(args.batch_size, shape.num_stages)}",
+        # The original has a batch size per bundle: equal shares, whatever their speed.
         "--share=equal",
         f"--lr={args.lr}",
         "--lr-schedule=constant",

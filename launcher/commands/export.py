@@ -109,6 +109,7 @@ def pick(paths: RunPaths, *, step: int | None = None, best: bool = False) -> Che
             f"there is no checkpoint in {str(paths.checkpoints)!r}; the first one is written at "
             "the end of an epoch, or after --checkpoint-steps"
         )
+    # A checkpoint that is asked for is never replaced by another; only the newest falls back.
     if step is not None:
         return _undamaged(_by_step(paths, found, step))
     if best:
@@ -199,6 +200,7 @@ def _write_beside(output: Path, write: Callable[[Path], None]) -> None:
         mode = temporary.stat().st_mode  # as the umask has it; safetensors makes files 0600
         write(temporary)
         temporary.chmod(mode)
+        # Before the rename, or a crash of the machine could leave an empty file in its place.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(output)

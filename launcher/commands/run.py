@@ -116,6 +116,7 @@ def make_plan(
 def run(args: argparse.Namespace) -> int:
     """Starts the ranks and returns when they have ended; or shows the plan."""
     train, launch = read_configs(args, os.environ)
+    # First of all: each of several processes on a node would start all of its ranks.
     if not launch.value.standalone:
         check_one_per_node(os.environ, launch.value.max_nodes)
     meeting = resolve_meeting(launch.value)

@@ -32,6 +32,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: there is no such run.
     """
     paths = run_paths(args.run_dir)
+    # Manifests and sizes only: a status reads no weights.
     found = survey(paths).found
     status = status_of(
         read_rows(paths.metrics),

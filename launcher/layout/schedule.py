@@ -116,6 +116,7 @@ class Pipeline:
             num_microbatches: of the bundle, any number.
         """
         widths = self.shape.widths
+        # I3: replica r of a stage of width w does the micro-batches j with j mod w = r.
         mine = range(replica, num_microbatches, widths[stage])
         match self.schedule:
             case "gpipe":
@@ -314,6 +315,7 @@ def _in_groups(
     """Yields one group's micro-batches through each chunk, then the next group's."""
     first = 0
     for size in groups:
+        # The step of `mine` is the stage's width, and each group is a multiple of that.
         of_group = mine[first // mine.step : (first + size) // mine.step]
         for chunk in chunks:
             yield from (Action(kind, j, chunk) for j in of_group)

@@ -112,6 +112,7 @@ class _Simulation:
         num_stages = len(self._widths)
         self._chunks = Chunks(num_stages, len(costs.forward) // num_stages)
         self._last = len(costs.forward) - 1
+        # Passes whose weights' part comes later: their backward is shorter.
         self._split = {
             (a.microbatch, self._chunk(stage, a))
             for (stage, _), order in schedule.items()
@@ -179,6 +180,7 @@ class _Simulation:
             ahead = link.num_sent - self._capacity
             if ahead >= 0:
                 needs.append(link.taken[ahead] if ahead < len(link.taken) else None)
+        # None for something that has not happened yet: the rank has to wait for another one.
         known = [need for need in needs if need is not None]
         return max(known) if len(known) == len(needs) else None
 
@@ -219,6 +221,7 @@ def max_in_flight(order: Sequence[Action]) -> int:
     for index, action in enumerate(order):
         count += action.kind is Pass.FORWARD
         most = max(most, count)
+        # Activations are held until the last pass that needs them.
         count -= last[action.key] == index
     return most
 

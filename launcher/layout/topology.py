@@ -253,6 +253,7 @@ class Topology:
     def _link_pattern(self) -> tuple[tuple[LinkKind, int, int, int], ...]:
         """The links of any bundle, their ends as indices into its ranks; the chunk."""
         widths, last = self.shape.widths, self.num_stages - 1
+        # Index of each stage's first rank in a bundle.
         starts = tuple(accumulate(widths, initial=0))
         pattern: list[tuple[LinkKind, int, int, int]] = []
         # By chunk, not by stage: with several chunks the last stage sends on to stage 0.
@@ -261,6 +262,7 @@ class Topology:
             for r, q in linked_replicas(widths[here], widths[there]):
                 front, rear = starts[here] + r, starts[there] + q
                 pattern.append((LinkKind.ACTIVATION, front, rear, chunk))
+                # The same pair backwards, with a communicator of its own (I5).
                 pattern.append((LinkKind.GRADIENT, rear, front, chunk + 1))
         # Targets skip the stages between: only stage 0 reads the data (I4).
         if last > 0:

@@ -144,6 +144,7 @@ def rank_variables(environ: Mapping[str, str]) -> Mapping[str, str]:
     crowd = crowd_of(environ)
     if crowd is None:
         return environ
+    # They can meet, and rank // local_size is the node only where ranks go node by node.
     if environ.get("MASTER_ADDR") and environ.get("MASTER_PORT") and _is_by_node(crowd):
         return {
             **environ,
@@ -172,6 +173,7 @@ def _renamed(environ: Mapping[str, str]) -> dict[str, str]:
     if all(size.isdecimal() and int(size) for size in sizes):
         # Only an estimate where nodes differ: those that meet count each other.
         found.setdefault("GROUP_WORLD_SIZE", str(divided_up(int(sizes[0]), int(sizes[1]))))
+        # All ranks are on this node, so it is the only one.
         if sizes[0] == sizes[1]:
             found.setdefault("GROUP_RANK", "0")
     return found

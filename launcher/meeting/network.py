@@ -98,6 +98,7 @@ def check_port(meeting: Meeting, *, is_store: Callable[[str, int], bool]) -> boo
             probe.bind((first.host, first.port))
             return True
         except OSError as exc:
+            # Taken by a store: another agent on this machine keeps the endpoint already.
             if exc.errno == errno.EADDRINUSE and is_store(first.host, first.port):
                 return False
             reason = (exc.strerror or str(exc)).lower()

@@ -93,6 +93,7 @@ def _lock_after_orphans(path: Path) -> TextIO | None:
     Otherwise a node that is killed whole and started again at once would get another name.
     """
     deadline = time.monotonic() + ORPHANS_S
+    # A living agent keeps its name: no wait for that.
     while not is_alive(_read(path)) and time.monotonic() < deadline:
         lock = _lock(path)
         if lock is not None:

@@ -129,6 +129,7 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
                 help=text,
             )
             continue
+        # As text, whatever the type: `_converted` checks all places with the same messages.
         group.add_argument(
             flag_of(field.name), default=argparse.SUPPRESS, metavar=_metavar(field), help=text
         )
@@ -266,6 +267,7 @@ def argv_of(config: object) -> list[str]:
     words: list[str] = []
     for field in options_of(type(config)):
         value = getattr(config, field.name)
+        # The ranks have the same defaults, and a short command is easier to read.
         if value == field.default:
             continue
         if field.metadata["parse"] is yes_or_no:

@@ -47,6 +47,7 @@ def parse_endpoints(text: str, *, may_be_free: bool = False) -> tuple[Endpoint, 
     parts = text.split(",")
     least = 0 if may_be_free and len(parts) == 1 else 1
     found = tuple(_endpoint(part.strip(), least) for part in parts)
+    # Compared as read: `a` and `a:29400` are one endpoint.
     if len(set(found)) < len(found):
         raise ConfigError(f"--rdzv-endpoint {text!r} names an endpoint twice")
     return found

@@ -80,6 +80,7 @@ def check_variables(environ: Mapping[str, str], classes: Iterable[type]) -> None
     """
     options = {ENV_PREFIX + field.name.upper() for c in classes for field in options_of(c)}
     for name in environ:
+        # Kubernetes and tests set variables with our prefix that are no options.
         is_ours = name.startswith(ENV_PREFIX) and name not in options and name not in NOT_OPTIONS
         if is_ours and not name.startswith(_FOR_TESTS) and not _KUBERNETES.fullmatch(name):
             raise ConfigError(

@@ -272,6 +272,7 @@ def choose(
         damaged[checkpoint.folder.name] = damage
     instead = f"using {chosen.folder.name!r} instead" if chosen else "there is no good one"
     for name in sorted(damaged, reverse=True):
+        # Damaged ones that are older than the chosen one make no difference to the run.
         if chosen is None or name > chosen.folder.name:
             log.warning("checkpoint %r is damaged: %s; %s", name, damaged[name], instead)
     return chosen
@@ -284,6 +285,7 @@ def best_of(found: Iterable[Checkpoint]) -> Checkpoint | None:
         for checkpoint in found
         if (score := checkpoint.progress.score) is not None and not math.isnan(score)
     ]
+    # Without the checkpoint itself, which has no order.
     return max(scored, key=lambda entry: entry[:2])[2] if scored else None
 
 

@@ -119,6 +119,7 @@ def incidents(events: Sequence[Event]) -> list[list[Event]]:
     for event in events:
         if _is_step(event) or not (name_of(event) in FAULTS or lost_node(event)):
             continue
+        # Measured from the first of a group, so that a chain of failures does not grow for ever.
         if not together or not are_together(together[-1][0], event):
             together.append([])
         together[-1].append(event)
@@ -158,6 +159,7 @@ def _is_step(event: Event) -> bool:
 
 def _rank_of_story(event: Event, together: Iterable[Event]) -> int:
     """0 for what stands at the beginning of things, more for what follows from others."""
+    # A rank's own error comes before the loss of its node, which may follow from it.
     if lost_node(event):
         return 1
     if name_of(event) == "failed":

@@ -149,6 +149,7 @@ def _goodput(metrics: Rows, step_s: float | None) -> float | None:
     num_steps = len([row for row in metrics if row.get("kind") == "step"])
     if step_s is None or len(times) < 2 or times[-1] <= times[0]:
         return None
+    # The median may be above the mean, and there is one step more than gaps between steps.
     return min(1.0, num_steps * step_s / (times[-1] - times[0]))
 
 
