@@ -54,6 +54,7 @@ def run(options: Options) -> None:
 @contextmanager
 def busy(count: int) -> Iterator[None]:
     """Processes that compute without end."""
+    # Not forked: a fork would have this process's threads' locks, and its memory.
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=_spin, daemon=True) for _ in range(count)]
     for process in processes:

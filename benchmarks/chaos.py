@@ -31,13 +31,14 @@ def run(options: Options) -> None:
     """Hits a run of three nodes.
 
     Raises:
-        RuntimeError: something is wrong behind it; with the command that does it again, and the
+        RuntimeError: something is wrong after it; with the command that does it again, and the
             folder of the run, which is kept.
     """
     count = options.faults or FAULTS
     without_links = why_not()
     if without_links:
         print(f"no links are cut, the nodes are on the loopback: {without_links}", flush=True)
+    # From the seed alone: the command in `again` gives the same blows.
     blows = plan_blows(options.seed, count, SLOTS, has_links=not without_links)
     words = f"python -m benchmarks chaos --seed {options.seed} --faults {count}"
     folder = Path(tempfile.mkdtemp(prefix="bundlerun-chaos-"))
@@ -54,6 +55,7 @@ def run(options: Options) -> None:
                 chaos.run(blows)
                 passed, done = time.monotonic() - begin, job.tail.finished - first
                 wrong = verdict(job) + chaos.losses()
+            # The folder is kept: it has the logs of what went wrong.
             except AssertionError as exc:
                 raise RuntimeError(f"{exc}\n{again}") from exc
     if wrong:
@@ -72,6 +74,7 @@ def _report(
 ) -> None:
     by_kind: dict[str, list[Recovery]] = {}
     for one in recoveries:
+        # Pairs have too many combinations to be told apart.
         name = one.kinds[0] if len(one.kinds) == 1 else "two at a time"
         by_kind.setdefault(name, []).append(one)
     rows = []

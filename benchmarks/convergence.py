@@ -55,11 +55,13 @@ def run(options: Options) -> None:
         with open_hosts(len(PER_HOST), Wire(mbit_per_s=1000)) as hosts:
             answers = run_ranks(hosts, PER_HOST, partial(_rank, config, num_seeds))
     curves: Curves = answers[1]  # a last stage, which has the loss
+    # Equal to the last bit: the option had no effect, and the comparison would prove nothing.
     if curves[DTYPES[0]] == curves[DTYPES[1]]:
         raise RuntimeError("both curves are the same: nothing was rounded")
     rows, worst = [], 0.0
     for epoch in range(config.epochs):
         exact, rounded = ([curve[epoch] for curve in curves[dtype]] for dtype in DTYPES)
+        # Of pairs with the same seed: what seeds differ by is in `noise` only.
         difference = fmean(b - a for a, b in zip(exact, rounded, strict=True))
         noise = math.sqrt((variance(exact) + variance(rounded)) / 2)
         worst = max(worst, abs(difference) / noise)

@@ -27,6 +27,7 @@ def run(options: Options) -> None:
     for num_hosts, ranks in LAYOUTS:
         setting = Setting(num_hosts=num_hosts, ranks_per_host=ranks, mbit_per_s=MBIT_PER_S)
         timings = measure(setting, schemes, options.rounds_or(NUM_ROUNDS))
+        # Depends on the nodes only: the time is to stay the same, however many ranks a node has.
         least_ms = 1000 * setting.wire.seconds(setting.least_bytes)
         num_ranks = num_hosts * ranks
         ideal.setdefault(f"formula, {num_hosts} nodes", []).append((num_ranks, least_ms))

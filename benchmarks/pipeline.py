@@ -49,6 +49,7 @@ def run(options: Options) -> None:
                 }
             )
             bars.add(name, runner, ms)
+        # Targets are for one setting; the others show where they stop holding.
         if setting is MAIN:
             for schedule in SCHEDULES:
                 found = timings[f"bundlerun {schedule}"]

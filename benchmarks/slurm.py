@@ -76,6 +76,7 @@ def run(options: Options) -> None:
                 for script in ("bundle.sbatch", STOCK_NAME):
                     with tempfile.TemporaryDirectory(prefix="bundlerun-") as folder:
                         recovery = measure(cluster, case, script, Path(folder))
+                    # The next case begins with all nodes up, whatever this one has left.
                     cluster.repair()
                     found.append({"script": script, "round": number, **recovery})
                     print(f"{script:14} {recovery}", flush=True)
@@ -100,6 +101,7 @@ def worst(rows: Sequence[Mapping[str, object]], column: str, case: str) -> float
         row for row in rows if row["script"] != STOCK_NAME and str(row["case"]).startswith(case)
     ]
     return max(
+        # A run that never came back has no number, and must not improve the worst.
         value if isinstance(value, (int, float)) else math.inf
         for value in (row[column] for row in ours)
     )
@@ -111,7 +113,9 @@ def measure(cluster: Cluster, case: Case, script: str, folder: Path) -> dict[str
     words = train_words(synthetic_samples=20_000)
     job = jobs.submit(words, "--nodes=3", *SMALL, **_script(script))
     job.wait_step(10)
+    # Only now: the first steps need their own time to start up.
     job.limit_s = LIMIT_S
+    # With its first node a job loses the batch script: only ours has somebody to requeue it.
     requeues = script != STOCK_NAME and case.name.startswith("first")
     try:
         with job.fault(case.name):

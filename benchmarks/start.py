@@ -53,5 +53,6 @@ def first_step_s(starter: Starter, run_dir: Path) -> float:
     """Seconds from starting the first agent to the end of step 0."""
     with started(JOB, starter, run_dir, {}) as job:
         end = job.wait_for_step(0, TIMEOUT_S)
+        # To the orderly end, so that the next start has the machine for itself.
         job.wait(TIMEOUT_S)
         return end - job.started

@@ -40,6 +40,7 @@ def run(options: Options) -> None:
         )
         bars.add(name, "median", ms)
     least_ms = 1000 * SETTING.wire.seconds(SETTING.least_bytes)
+    # What no scheme can beat in float32.
     rows.append(("the wire alone", least_ms, "", ""))
     print_table(("scheme", "median ms", *(f"x {name}" for name in TARGETS)), rows)
     best = "bundlerun auto"

@@ -75,6 +75,7 @@ def check(hosts: Hosts) -> list[dict[str, float]]:
 def _exchange(hosts: Hosts, num_bytes: int, seat: Seat) -> dict[str, float]:
     own = seat.env.rank
     with socket.create_server((hosts.address(own), _PORT)) as server:
+        # Both listen before either connects.
         seat.barrier.wait(TIMEOUT_S)
         with socket.create_connection((hosts.address(1 - own), _PORT)) as out:
             incoming, _ = server.accept()
@@ -86,6 +87,7 @@ def _exchange(hosts: Hosts, num_bytes: int, seat: Seat) -> dict[str, float]:
 
 def _both_ways(out: socket.socket, incoming: socket.socket, num_bytes: int) -> float:
     """Sends and receives that many bytes; Mbit/s of what came."""
+    # Both ways in one thread: blocking on one would hold up the other.
     out.setblocking(False)
     incoming.setblocking(False)
     left, got = memoryview(bytes(num_bytes)), 0
@@ -103,6 +105,7 @@ def _both_ways(out: socket.socket, incoming: socket.socket, num_bytes: int) -> f
             except BlockingIOError:
                 continue
     edges = [
+        # Slices of equal bytes; their median leaves out the slow start of TCP and single delays.
         next(m for m in marks if m[1] >= num_bytes * i / _NUM_SLICES)
         for i in range(1, _NUM_SLICES + 1)
     ]

@@ -1,10 +1,10 @@
 """Pure: what is to become of a job whose step has ended.
 
-    the run is       finished                     -> exit 0, whatever srun says
-                     failed                       -> its exit code, no requeue
-                     stopped, by Slurm's signal   -> requeue
-                     stopped, by a person         -> 75
-                     cut short (nodes lost, ...)  -> requeue
+    the run is       [1] finished                     -> exit 0, whatever srun says
+                     [2] failed                       -> its exit code, no requeue
+                     [3] stopped, by a person         -> 75
+                     [4] stopped, by Slurm's signal   -> requeue
+                     [5] cut short (nodes lost, ...)  -> requeue
 
 A requeue needs budget, and progress: three starts in a row from one step are enough.
 """
@@ -68,9 +68,10 @@ def judge(end: End, *, restarts: int, budget: int, starts: Sequence[int]) -> Ver
         budget: requeues in all.
         starts: the step at which each start of this job began, this one's last.
     """
-    # Where the run left no outcome, srun's exit code is the only word there is.
+    # [1] Where the run left no outcome, srun's exit code is the only word there is.
     if end.state is RunState.DONE or (end.state is RunState.UNKNOWN and not end.srun_code):
         return Verdict(requeue=False, exit_code=EXIT_DONE, text="the run is finished")
+    # [2] The run knows best why: another start would fail the same way.
     if end.state is RunState.FAILED:
         text = f"the run failed: {end.reason or 'see the log'}"
         return Verdict(requeue=False, exit_code=end.code or EXIT_FAILED, text=text)
@@ -79,10 +80,11 @@ def judge(end: End, *, restarts: int, budget: int, starts: Sequence[int]) -> Ver
     if end.srun_code in (EXIT_CONFIG, EXIT_NODE) and not end.has_stepped:
         text = "no node could begin; what is wrong is said above"
         return Verdict(requeue=False, exit_code=end.srun_code, text=text)
-    # Somebody used `bundlerun drain`, and does not want the job back.
+    # [3] Somebody used `bundlerun drain`, and does not want the job back.
     if end.state is RunState.STOPPED and not end.was_signalled:
         text = f"stopped, not finished: {end.reason or 'on request'}; submit it again to continue"
         return Verdict(requeue=False, exit_code=EXIT_RESUMABLE, text=text)
+    # [4] and [5] differ in one thing: who was stopped in good order may have made no step.
     stopped = end.state is RunState.STOPPED
     why = "told to stop" if stopped or end.was_signalled else f"srun ended with {end.srun_code}"
     refusal = refuse(restarts=restarts, budget=budget, starts=starts, is_orderly=stopped)

@@ -92,11 +92,11 @@ def cheap_cuts(
         ConfigError: there are fewer pieces than parts.
     """
     best = part_costs(costs, balanced_cuts(costs, len(shares), shares))
-    # [1] The cap: what the largest part may be, by the best balance there is.
+    # The cap: what the largest part may be, by the best balance there is.
     cap = (1 + SLACK) * max(cost / share for cost, share in zip(best, shares, strict=True))
     sums = list(accumulate(costs, initial=0))
     num_pieces = len(costs)
-    # [2] The lowest price up to each end with parts below the cap; inf: no such cuts.
+    # The lowest price up to each end with parts below the cap; inf: no such cuts.
     paid = [0.0 if total <= cap * shares[0] else inf for total in sums]
     starts: list[dict[int, int]] = []
     for part, share in enumerate(shares[1:], start=1):
@@ -112,7 +112,7 @@ def cheap_cuts(
         starts.append(found)
     cuts: list[int] = []
     end = num_pieces
-    # [3] Back from the end, along the starts that were best.
+    # Back from the end, along the starts that were best.
     for found in reversed(starts):
         end = found[end]
         cuts.append(end)

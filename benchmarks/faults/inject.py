@@ -1,9 +1,9 @@
 """A fault that waits for one process at one place, and strikes once.
 
-    FOLDER/armed/PLACE@NODE.WHO        {"kind": "die", "step": 7}; WHO: a local rank, or "agent"
-        |  the process comes by, at step 7 or later: the rename is its ticket
+[1] FOLDER/armed/PLACE@NODE.WHO        {"kind": "die", "step": 7}; WHO: a local rank, or "agent"
+[2]     |  the process comes by, at step 7 or later: the rename is its ticket
         v
-    FOLDER/fired/PLACE@NODE.WHO        the same with "t_s", the monotonic clock as it struck
+[3] FOLDER/fired/PLACE@NODE.WHO        the same with "t_s", the monotonic clock as it struck
 
 Faults can be armed before a run or during it. A process that was started again finds the
 file gone. What wraps the places is in `places`; the product itself knows nothing of faults.
@@ -63,7 +63,7 @@ class Folder:
 
     def arm(self, fault: Fault) -> None:
         """From now on the fault waits for its process."""
-        # Written elsewhere first, so that nobody takes half a fault.
+        # [1] Written elsewhere first, so that nobody takes half a fault.
         beside = self.root / fault.name
         beside.write_text(json.dumps(asdict(fault)), encoding="utf-8")
         beside.replace(self._armed / fault.name)
@@ -95,11 +95,11 @@ class Folder:
             if step < values["step"]:
                 return None
             fired = self._fired / name
-            # Only one process can rename it: who comes second finds no file, and is spared.
+            # [2] Only one process can rename it: who comes second finds no file, and is spared.
             armed.rename(self.root / f"{name}.struck")
         except FileNotFoundError:
             return None
-        # Complete under its last name at once: who looks on reads the time from it.
+        # [3] Complete under its last name at once: who looks on reads the time from it.
         (self.root / f"{name}.struck").write_text(
             json.dumps({**values, "t_s": time.monotonic()}), encoding="utf-8"
         )

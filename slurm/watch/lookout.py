@@ -1,8 +1,8 @@
 """Is the job's first node still there? Asked by the others, by a connection to it.
 
-answered, or refused     the node lives, whatever became of its agent
-silence for LOSS_S       it is lost ...
-silence of all           ... unless nobody else answers either: then this node is cut off
+[1] answered, or refused     the node lives, whatever became of its agent
+[2] silence for LOSS_S       it is lost ...
+[3] silence of all           ... unless nobody else answers either: then this node is cut off
 
 A connection needs nothing of the other side, and shows the machine, not one of its processes.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 LOSS_S = 4.0
 """Silence after which a node counts as lost, seconds."""
 NEVER_S = 60.0
+"""The same for a node that has never answered, seconds."""
 PERIOD_S = 1.0
 PROBE_S = 1.0
 """How long one connection may take, seconds; a node that lives refuses at once."""
@@ -27,6 +28,7 @@ def answers(address: str, port: int, *, wait_s: float = PROBE_S) -> bool:
     try:
         with socket.create_connection((address, port), timeout=wait_s):
             return True
+    # [1] A refusal comes from the machine itself: it lives, nothing listens there.
     except ConnectionRefusedError:
         return True
     except OSError:
@@ -71,12 +73,12 @@ class Lookout:
         if self._is_alive():
             self._silent_since = None
             return
-        # The clock starts with the first silence, so that one lost packet does not end a job.
+        # [2] The clock starts with the first silence, so that one lost packet does not end a job.
         if self._silent_since is None:
             self._silent_since = now
         # One that has never answered may be out of reach for another reason: more patience.
         if self.clock() - self._silent_since >= (LOSS_S if self._has_answered else NEVER_S):
-            # Where nobody else answers either, this node is the one that is cut off.
+            # [3] Where nobody else answers either, this node is the one that is cut off.
             self.is_lost = not self.others or any(
                 self.probe(other, self.port) for other in self.others
             )

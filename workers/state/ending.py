@@ -62,6 +62,7 @@ def outcome_of(
             f"nodes, here in {where}: make room, then the same command on the same nodes writes it"
         )
         return _outcome("stopped", EXIT_RESUMABLE, reason, step)
+    # Told to stop: resumable whether or not there is a checkpoint of this very step.
     if is_stopped:
         has = "a checkpoint" if kept == "disk" else "no checkpoint, as it could not be written,"
         return _outcome("stopped", EXIT_RESUMABLE, f"{end}; there is {has} of step {step}", step)
