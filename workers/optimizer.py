@@ -31,6 +31,7 @@ def check_optimizer(optimizer: object, stage: nn.Module) -> None:
             f"the recipe's optimizer() gives {name}, not a torch.optim.Optimizer; give one over "
             "the parameters that it gets"
         )
+    # LBFGS: each call of the closure would be a whole step of the bundle.
     closure = inspect.signature(type(optimizer).step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise ConfigError(
@@ -42,12 +43,14 @@ def check_optimizer(optimizer: object, stage: nn.Module) -> None:
             f"the optimizer {name} takes sparse gradients only, and gradients are summed dense; "
             "use Adam or AdamW, for which an embedding may stay sparse=True"
         )
+    # What `optimizer_tensors` does not see would be lost with the first restart.
     extra = optimizer.state_dict().keys() - {"state", "param_groups"}
     if extra:
         raise ConfigError(
-            f"the optimizer {name} keeps {min(extra)!r} beside its state and groups, which no "
+            f"the optimizer {name} keeps {min(extra)!r} next to its state and groups, which no "
             "checkpoint would have; let it keep that in `state`, with a parameter"
         )
+    # Gradients are summed for the stage's parameters only: others would drift apart.
     own = set(stage.parameters())
     strangers = [p for group in optimizer.param_groups for p in group["params"] if p not in own]
     if strangers:
@@ -68,7 +71,7 @@ def check_same_optimizer(before: str, optimizer: Optimizer) -> None:
     now = type(optimizer).__name__
     if before not in ("", now):
         raise ConfigError(
-            f"the state to resume from is of the optimizer {before}, and this run has {now}; go on "
-            f"with {before} (--optimizer, or the recipe's optimizer), or start anew in another "
-            "--run-dir, with weights that `bundlerun export` takes out"
+            f"the state to resume from is of the optimizer {before}, and this run has {now}; "
+            f"resume with {before} (--optimizer, or the recipe's optimizer), or start again in "
+            "another --run-dir, with weights that `bundlerun export` takes out"
         )

@@ -24,7 +24,7 @@ Sample = Any
 
 
 class UnreadableSample(ConfigError):
-    """One sample cannot be read; the message names its file. --skip-unreadable goes on without."""
+    """One sample cannot be read; the message names its file. --skip-unreadable replaces it."""
 
 
 class SampleSet(Sized, Protocol):
@@ -62,10 +62,10 @@ class DataSets:
     split: Callable[[Any], tuple[Any, Any]] | None = None
     """Gives (input, target) of what `collate` gives, or of a sample where there is no collate."""
     about: Mapping[str, Any] = field(default_factory=dict)
-    """What who uses the trained model has to know of the data, such as the names of the classes;
-    what JSON can say. It is in each checkpoint, and beside each export."""
+    """What a user of the trained model has to know of the data, such as the names of the classes;
+    what JSON can say. It is in each checkpoint, and in a file next to each export."""
     remarks: Sequence[str] = ()
-    """What is to be said of the data, once."""
+    """Lines about the data that are logged once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +81,8 @@ class DataInfo:
 class Recipe(Protocol):
     """What a recipe file's `recipe(config)` returns. No method may depend on the topology.
 
-    It may have `num_outputs() -> int` besides, what `open_data` will say, known quickly: then a
-    model that depends on it is checked before any rank starts. And it may say of its metrics:
+    It may also have `num_outputs() -> int`, a quick way to the number that `open_data` will give:
+    then a model that depends on it is checked before any rank starts. And about its metrics:
 
         metric_names = ("top1", "mae")   what metrics() gives, in the order in which it is told
         best = ("mae", "min")            one of them or "loss", and which way is better: min, max

@@ -1,4 +1,4 @@
-"""What a rank is given to do in one step, and what the step comes to."""
+"""What a rank is given to do in one step, and the result of the step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Share(NamedTuple):
 
 @dataclass(slots=True)
 class StepShare:
-    """What this rank's part of a step came to, if it has the last stage; stays empty elsewhere."""
+    """The result of this rank's part of a step, if it has the last stage; stays empty elsewhere."""
 
     loss: Tensor | None = None
     """This rank's share of the loss of the step, see `bundlerun.workers.pipeline.loss`."""
@@ -58,6 +58,7 @@ class StepShare:
             ConfigError: its loss says a weight and those before do not, or the other way round;
                 or so with one of its metrics.
         """
+        # Sums and means cannot be added up: the whole step has to be of one kind.
         if self.loss is not None and (self.weight is None) != (share.weight is None):
             raise ConfigError(
                 "loss() gives (sum, weight) for some micro-batches and a mean for others; let it "
@@ -69,6 +70,7 @@ class StepShare:
                 f"metrics() gives {name!r} for some micro-batches only; let it give the same names "
                 "for all, with a tensor of 0 where there is nothing to count"
             )
+        # In float64, so that rounding does not grow with the number of micro-batches.
         loss = share.loss.detach().double()
         self.loss = loss if self.loss is None else self.loss + loss
         if share.weight is not None:
@@ -86,7 +88,7 @@ class StepShare:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepSums:
-    """What one step, or one evaluation, came to over all bundles; known on the last stage."""
+    """The result of one step, or one evaluation, over all bundles; known on the last stage."""
 
     loss: float
     """Mean over the samples, or over what the recipe's losses weigh."""
@@ -98,12 +100,12 @@ class StepSums:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What one step of training came to.
+    """The result of one step of training.
 
     Args:
-        sums: over all bundles; None where they are not known, on other stages than the last.
+        sums: over all bundles; None on other stages than the last, which do not know them.
         num_unreadable: samples that this rank could not read.
-        has_changed: whether it changed anything; not where --on-nan skip left it out.
+        has_changed: whether the step changed anything; false if --on-nan skip left it out.
         heard_stop: whether some bundle wanted to stop; all ranks agree.
     """
 

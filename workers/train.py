@@ -131,16 +131,19 @@ def train(
         arrival = arrive(config, env, store)
         if claim is not None:
             held.enter_context(claim)
+        # An option of 0 lets the run choose; from here on it is the number chosen.
         config = replace(config, microbatch_size=arrival.samples_per_microbatch)
         # Else the launcher has said it.
         if arrival.is_speaker and arrival.topology.num_bundles != env.planned_bundles:
             for line in idle_by_plan(config, arrival.topology):
                 log.warning(line)
+        # Spare ranks go no further: they make no groups and no model.
         if arrival.place.is_spare:
             return SPARE_CODES[stand_by(config, arrival, life)]
         session = join(config, arrival, ways_of(config, arrival).members)
         life.events.note("met", {"rank": session.place.rank})
         ending = train_rank(config, session, life, made, is_first_start=env.attempt == 0)
+        # Before the end is told: what it closes may still write.
         made.close()
         if session.is_reporter and session.topology.spare_ranks:
             tell_end(store, end_for_spares(ending.outcome, ending.kept))
@@ -157,6 +160,7 @@ def idle_by_plan(config: TrainConfig, topology: Topology) -> Iterator[str]:
 def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
     """What a spare rank does: lends what its node remembers, and waits for the end."""
     log.info("rank %d is spare: no bundle needs it", arrival.place.rank)
+    # It finishes no steps: the agent must not take it for one that hangs (I9).
     life.stands_by()
     life.events.note("spare", {"rank": arrival.place.rank})
     paths = RunPaths(Path(config.run_dir))
@@ -166,6 +170,7 @@ def stand_by(config: TrainConfig, arrival: Arrival, life: Liveness) -> End:
     restore = Restore(config, arrival, is_reporter=False)
     restore.lend()
     end = wait_for_end(arrival.store)
+    # The state is on disk. After any other end the memory may be all there is (I7).
     if end in ("safe", "stopped"):
         restore.room.give_up()
     restore.room.close()
@@ -186,6 +191,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 ended = stand_before()
                 if ended is not None:
                     return ended
+            # Only under an agent of bundlerun; torchrun's has no board.
             board = Board.open(os.environ) if env.is_launched else None
             config = with_run_folder(config, env, board.run_dir if board else None)
             raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
@@ -197,6 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BundleError as exc:
             log.error("error: %s", exc)
             details = {"text": f"error: {exc}", "exit_code": exc.exit_code}
+            # Tells the first error from those that follow from it: the first one is the story.
             life.events.note("failed", {**details, "is_follower": is_follower(exc)})
             life.ends(exc.verdict)
             return exc.exit_code

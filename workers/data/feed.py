@@ -79,7 +79,7 @@ class Feed:
             raise ConfigError(
                 f"the {source} of step {progress.step} was taken with --seed {progress.seed}, this "
                 f"run has --seed {self._config.seed}, which would use some samples twice; resume "
-                f"with --seed {progress.seed}, or start anew in another --run-dir"
+                f"with --seed {progress.seed}, or start again in another --run-dir"
             )
         # Both together tell a run that counts otherwise: batch size and data set enter into both.
         step = progress.epoch * self.steps_per_epoch + progress.step_in_epoch
@@ -89,7 +89,7 @@ class Feed:
                 f"the {source} of step {progress.step} was taken after {progress.samples_seen} "
                 f"samples; with --batch-size {self._config.batch_size} and {self.num_train} "
                 f"training samples it would be step {step} after {samples}; resume with the batch "
-                "size and the data of before, or start anew in another --run-dir"
+                "size and the data of before, or start again in another --run-dir"
             )
 
     def set_speeds(self, seconds_per_microbatch: Sequence[float]) -> None:

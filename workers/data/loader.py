@@ -138,7 +138,7 @@ class MicrobatchLoader:
 
 
 class _Requests(Sampler[Request]):
-    """What the loader asks for next; set anew for each call of `batches`."""
+    """What the loader asks for next; each call of `batches` sets it."""
 
     def __init__(self) -> None:
         self.wanted: list[Request] = []

@@ -71,7 +71,7 @@ def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
             write_text(paths.data_terms, json.dumps(kept, indent=2) + "\n")
         return ""
     found = "; ".join(changes(before, kept).values())
-    way = "go on with the DATA of before, or start anew in another --run-dir"
+    way = "continue with the DATA of before, or start again in another --run-dir"
     return f"this run has other DATA: {found}; {way}" if found else ""
 
 

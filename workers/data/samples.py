@@ -94,7 +94,7 @@ class Reader:
             except UnreadableSample as exc:
                 if not self._skip_unreadable:
                     raise ConfigError(
-                        f"{exc}; replace it, or go on without it with --skip-unreadable"
+                        f"{exc}; replace it, or continue without it with --skip-unreadable"
                     ) from exc
                 messages.append(str(exc))
         raise ConfigError(

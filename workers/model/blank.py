@@ -105,7 +105,7 @@ class _LeavesOut(TorchFunctionMode):
         super().__init__()
         self.is_read = False
         self._blank: dict[int, object] = {}
-        """By address; the storages are kept, so that no other comes to lie there."""
+        """By address; the storages are kept, so that no other gets the same address."""
 
     def __torch_function__(
         self,

@@ -236,7 +236,7 @@ def _tell(
     if new and states:
         log.warning(
             "the state to resume from has nothing that %s keeps for %d of its parameters, such as "
-            "%r: they begin anew", what, len(new), new[0],
+            "%r: they begin from nothing", what, len(new), new[0],
         )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ class Characters:
         text = self._read()
         self._check_length(len(text))
         numbers = {character: i for i, character in enumerate(sorted(set(text)))}
+        # Sorted, so that a character has the same number on every node.
         tokens = torch.tensor([numbers[character] for character in text])
         train, val = tokens.tensor_split([int(TRAIN_PART * len(tokens))])
         return DataSets(
@@ -122,6 +123,7 @@ class Windows:
         self._tokens = tokens
 
     def __len__(self) -> int:
+        # The last character is only ever a target.
         return (len(self._tokens) - 1) // CONTEXT
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,7 @@ class ImageClassification:
     def num_outputs(self) -> int:
         """Of the model, without opening the data."""
         if self._config.num_classes or self._is_synthetic:
+            # Needs no look at a disk.
             return self._config.num_classes or SYNTHETIC_CLASSES
         return len(check_folder(self._root, needs_val=self._config.validate))
 
@@ -90,12 +91,14 @@ class ImageClassification:
         logits, auxiliary = heads(output)
         total = self._cross_entropy(logits, target)
         for head in auxiliary:
+            # By number of heads, which tells the two models apart.
             total = total + _AUX_WEIGHTS[len(auxiliary)] * self._cross_entropy(head, target)
         return total
 
     def metrics(self, output: object, target: Tensor) -> dict[str, Tensor]:
         """How many are right at the first guess, and within five."""
         logits, _ = heads(output)
+        # With fewer than five classes, all of them are within five.
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
         right = guesses == target[:, None]
         return {"top1": right[:, 0].sum(), "top5": right.any(dim=1).sum()}
@@ -113,6 +116,7 @@ class ImageClassification:
         num_classes = config.num_classes or SYNTHETIC_CLASSES
         num_val = max(1, config.synthetic_samples // 4)
         train = SyntheticImages(config.synthetic_samples, num_classes, config.image_size)
+        # Numbered after the training images, so that no image is in both.
         val = SyntheticImages(num_val, num_classes, config.image_size, first=len(train))
         return DataSets(train=train, val=val if config.validate else None, num_outputs=num_classes)
 
@@ -203,6 +207,7 @@ class SyntheticImages:
         self._num_samples = num_samples
         self._image_size = image_size
         self._first = first
+        # The same patterns for training and validation: else nothing could be learnt.
         generator = torch.Generator().manual_seed(mix_seed(num_classes))
         shape = (num_classes, 3, _PATTERN_SIZE, _PATTERN_SIZE)
         self._patterns = torch.randn(shape, generator=generator)
@@ -215,6 +220,7 @@ class SyntheticImages:
         number = self._first + index
         target = number % len(self._patterns)
         size = (self._image_size, self._image_size)
+        # By number, whatever has been read before: the same image in each process and epoch.
         generator = torch.Generator().manual_seed(mix_seed(number))
         noise = torch.randn((3, *size), generator=generator)
         return interpolate(self._patterns[target][None], size)[0] + noise, target

@@ -308,7 +308,7 @@ class Reporter:
             self._writer.write("stop", step=summary.steps)
             if is_as_asked:
                 log.info(
-                    "stopped after step %d, as asked; with --run-dir %s the same command goes on",
+                    "stopped after step %d, as asked; with --run-dir %s the same command continues",
                     summary.steps,
                     self._paths.root,
                 )
@@ -334,7 +334,7 @@ def _write(path: Path, text: str) -> None:
     try:
         write_text(path, text)
     except OSError as exc:
-        log.warning("cannot write %r: %s; going on without it", str(path), exc.strerror)
+        log.warning("cannot write %r: %s; continuing without it", str(path), exc.strerror)
 
 
 def _read_summary(paths: RunPaths) -> Summary:

@@ -78,7 +78,7 @@ class Course:
         return "  ".join(filter(None, parts))
 
     def bar_text(self, row: Mapping[str, Any], samples_per_s: float, left_s: float) -> str:
-        """The same beside a bar, which has the epoch itself."""
+        """The same next to a bar, which shows the epoch itself."""
         return (
             f"step {row['step'] + 1}/{self.num_steps}, loss {row['loss']:.4f}, lr {row['lr']:.3g}, "
             f"{samples_per_s:.1f} {self.unit}/s, {_duration(left_s)} left"

@@ -209,11 +209,11 @@ class Keeper:
         what = f"the snapshot of step {step} has a parameter that is no finite number"
         if instead is None:
             raise CheckpointError(
-                f"{what}, and there is no checkpoint; start anew in another --run-dir, with a "
+                f"{what}, and there is no checkpoint; start again in another --run-dir, with a "
                 "lower --lr or with --clip-norm"
             )
         if self._session.is_reporter:
-            log.warning("%s: goes on from the checkpoint of step %d instead", what, instead.step)
+            log.warning("%s: resumes from the checkpoint of step %d instead", what, instead.step)
 
     def _load(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         check_same_optimizer(progress.optimizer, self._trainer.optimizer)

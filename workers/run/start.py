@@ -184,7 +184,7 @@ def where_line(session: Session, step: int, source: str) -> str:
     places = session.topology.places
     bundles = sorted({p.bundle for p in places if p.node == session.place.node and p.bundle >= 0})
     shown = f"bundles {bundles[0]} to {bundles[-1]}" if bundles[1:] else f"bundle {bundles[0]}"
-    begin = f"goes on after step {step}, from a {source}" if step else "begins"
+    begin = f"resumes after step {step}, from a {source}" if step else "begins"
     return (
         f"node {session.arrival.node_name}: {shown} of {session.topology.num_bundles}; "
         f"training {begin}"

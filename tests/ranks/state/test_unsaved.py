@@ -161,6 +161,6 @@ def test_what_is_no_number_is_not_kept_as_a_result(tmp_path: Path, shared_memory
 
     ended = outcomes((2,), ends_with(0, config), tmp_path, 60.0)
     assert all(
-        "there is no checkpoint; start anew in another --run-dir" in t for t in ended.values()
+        "there is no checkpoint; start again in another --run-dir" in t for t in ended.values()
     )
     assert len(ended) == 2

@@ -188,7 +188,7 @@ def test_an_unreadable_sample_is_named_with_the_next_step(num_workers: int) -> N
         read(Noisy(bad=(3,)), MICROBATCHES, num_workers=num_workers)
 
     assert str(caught.value) == (
-        "cannot read the image '3.png': truncated; replace it, or go on without it with "
+        "cannot read the image '3.png': truncated; replace it, or continue without it with "
         "--skip-unreadable"
     )
 

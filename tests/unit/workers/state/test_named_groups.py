@@ -121,7 +121,7 @@ def test_another_optimizer_is_refused_with_both_names() -> None:
     optimizer = OPTIMIZERS["adamw"](make_model())
     check_same_optimizer("AdamW", optimizer)
     check_same_optimizer("", optimizer)
-    with pytest.raises(ConfigError, match="of the optimizer SGD, and this run has AdamW; go on"):
+    with pytest.raises(ConfigError, match="of the optimizer SGD, and this run has AdamW; resume"):
         check_same_optimizer("SGD", optimizer)
 
 
@@ -141,7 +141,7 @@ def test_what_is_frozen_or_trained_anew_begins_anew_and_is_told(
         "SGD does not train 1 parameters any more, such as '0.weight': what it kept for them is "
         "left",
         "the state to resume from has nothing that SGD keeps for 1 of its parameters, such as "
-        "'0.bias': they begin anew",
+        "'0.bias': they begin from nothing",
     ]
 
 
@@ -161,7 +161,7 @@ class Beside(torch.optim.SGD):
         (lambda p: torch.optim.LBFGS(p), "LBFGS runs the model several times"),
         (lambda p: NeedsClosure(p), "NeedsClosure runs the model several times"),
         (lambda p: torch.optim.SparseAdam(p), "SparseAdam takes sparse gradients only"),
-        (lambda p: Beside(p), "Beside keeps 'slow' beside its state"),
+        (lambda p: Beside(p), "Beside keeps 'slow' next to its state"),
         (lambda p: [torch.optim.SGD(p)], "gives list, not a torch.optim.Optimizer"),
         (lambda p: torch.optim.SGD([*p, nn.Parameter(torch.zeros(3))]), r"1 parameters.*\[3\]"),
     ],
