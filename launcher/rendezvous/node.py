@@ -55,7 +55,7 @@ from bundlerun.launcher.run_folder.events import Events
 log = logging.getLogger(__name__)
 
 REFUSED_S = 60.0
-"""How long a node tries that another token is asked of: an earlier job may be about to end."""
+"""How long a node that is refused for its token tries: an earlier job may be about to end."""
 
 UNLIKE_S = 1.0
 """How long nodes look whether the job has begun elsewhere, before they end it as they differ."""

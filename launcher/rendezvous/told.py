@@ -40,7 +40,7 @@ def obstacle_of(member: Member, refusals: Sequence[str], *, is_in_touch: bool) -
         is_in_touch: the node is registered with a coordinator.
     """
     if not is_in_touch and refusals:
-        what = f"no endpoint of the rendezvous answers: {'; '.join(refusals)}; it goes on trying"
+        what = f"no endpoint of the rendezvous answers: {'; '.join(refusals)}; it keeps trying"
         return Obstacle(what=what, is_unreached=True)
     if member.is_spare and member.pulse:
         what = f"round {member.pulse.number} has begun without it, and it is spare"

@@ -2,7 +2,7 @@
 
            enough nodes of the last round        all who are here follow
     GATHERING ----------------------> ELECTING ----------------------> ACTIVE ----> CLOSED
-        ^                                 |  a higher term is about       |  the job is over
+        ^                                 |  there is a higher term       |  the job is over
         +---------------------------------+-------------------------------+
                                              no quorum any more
 

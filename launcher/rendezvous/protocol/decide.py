@@ -120,7 +120,7 @@ class _Decision:
         """Leads once all who are here follow: they accept no round of an earlier term any more."""
         state = self.state
         if state.highest_term > state.term or not state.peers:
-            self._step_down("a later coordinator is about" if state.peers else "nobody is here")
+            self._step_down("there is a later coordinator" if state.peers else "nobody is here")
         elif len(state.followers) == len(state.peers):
             base, grounds = history(state.followers, state.term)
             if not may_go_on(state, grounds, state.followers, self.now):
@@ -166,7 +166,7 @@ class _Decision:
         state = self.state
         if state.highest_term > state.term:
             # There is a later term: who follows it would refuse every word of this one.
-            self._step_down("a later coordinator is about")
+            self._step_down("there is a later coordinator")
         elif state.in_force:
             over = self._end_of(state.in_force)
             if over:

@@ -68,7 +68,7 @@ def test_an_endpoint_where_nobody_is_is_told_within_seconds(
     told = [record.message for record in caplog.records if record.name == CONSOLE]
     assert told[0].startswith(
         f"node n2 waits: no endpoint of the rendezvous answers: 127.0.0.1:{job.port} refuses "
-        "connections; it goes on trying; it gives up in "
+        "connections; it keeps trying; it gives up in "
     )
 
 
