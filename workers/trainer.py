@@ -207,12 +207,7 @@ class Trainer:
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
         has_changed = self._apply(work, _loss_of(sums), steps_per_epoch)
-        # Most optimizers make their state in their first step only.
-        if not self._has_stepped:
-            self._has_stepped = True
-            self._check_kept()
-        if self._config.verify_replicas:
-            self._replicas.verify(work.step, self.sync.all_sum, self._session.device)
+        self._check_changed(work.step)
         read = self._read_sums(sums, share, work, self._metrics)
         return StepResult(
             sums=read if self._is_last else None,
@@ -220,6 +215,15 @@ class Trainer:
             has_changed=has_changed,
             heard_stop=num_stops > 0,
         )
+
+    def _check_changed(self, step: int) -> None:
+        """Looks at the state that the step has left."""
+        # Most optimizers make their state in their first step only.
+        if not self._has_stepped:
+            self._has_stepped = True
+            self._check_kept()
+        if self._config.verify_replicas:
+            self._replicas.verify(step, self.sync.all_sum, self._session.device)
 
     def _apply(self, work: StepWork, loss: StepLoss, steps_per_epoch: int) -> bool:
         """Changes parameters and statistics by what the sync has summed; whether it did."""

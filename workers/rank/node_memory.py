@@ -13,6 +13,7 @@ whoever waits for a rank that dies knows at once, because its end of the pipe cl
 from __future__ import annotations
 
 import errno
+import logging
 import mmap
 import os
 import select
@@ -27,6 +28,8 @@ from torch import Tensor
 
 from bundlerun.launcher.ranks.fault import PeerGoneError
 from bundlerun.workers.rank.comm import Group
+
+log = logging.getLogger(__name__)
 
 Bell = tuple[int, int]
 """A peer's index in the group, and a channel."""
@@ -76,18 +79,14 @@ class NodeMemory:
         """Shares `num_bytes` of zeros of each member; None on all members if one of them cannot.
 
         Collective: every rank of `group`, which talks through CPU memory. Members cannot share if
-        they do not see each other's processes, or if memory is short.
-
-        Raises:
-            OSError: the system refuses for another reason than a lack of memory or descriptors.
+        they do not see each other's processes, if memory is short, or if the system forbids it.
         """
-        # [1] A lack is no error here: the others have to hear of it, or they would wait.
+        # [1] A refusal is no error here: the others have to hear of it, or they would wait.
         files = _Files()
         try:
             offer = _offer(group, files, num_bytes, num_channels)
         except OSError as exc:
-            if exc.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EMFILE, errno.ENFILE):
-                raise
+            log.debug("no memory for the other ranks of this node: %s", exc.strerror or exc)
             offer = None
         # [2]
         offers = group.all_gather_json(offer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import time
@@ -105,6 +106,21 @@ def test_where_one_cannot_share_all_go_without(
         before = set(Path("/proc/self/fd").iterdir())
         assert NodeMemory.connect(group, NUM_BYTES) is None
         assert set(Path("/proc/self/fd").iterdir()) == before
+
+    run_ranks((2,), main, tmp_path)
+
+
+def test_where_the_system_forbids_it_to_one_all_go_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(_: str) -> int:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    def main(env: RankEnv, store: Store) -> None:
+        group = group_of(env, store)
+        if env.rank == 1:
+            monkeypatch.setattr(os, "memfd_create", forbidden)
+        assert NodeMemory.connect(group, NUM_BYTES) is None
 
     run_ranks((2,), main, tmp_path)
 
