@@ -231,7 +231,10 @@ def read_end(paths: RunPaths, srun_code: int) -> End:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m bundlerun.slurm.batch", description=__doc__, allow_abbrev=False
+        prog="python -m bundlerun.slurm.batch",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument(
         "--requeue-budget", type=int, default=20, help="requeues in all (default: 20)"

@@ -81,13 +81,15 @@ class Checkpoints:
         Raises:
             CheckpointError: the folder cannot be written.
         """
-        if not self._paths.checkpoints.is_dir():
+        at = self._paths.checkpoints
+        if not at.is_dir():
             return
         try:
-            for folder in sorted(self._paths.checkpoints.iterdir()):
+            for folder in sorted(at.iterdir()):
+                at = folder
                 self._sweep_one(folder)
         except OSError as exc:
-            raise CheckpointError(f"cannot clear {str(folder)!r}: {exc.strerror}") from exc
+            raise CheckpointError(f"cannot clear {str(at)!r}: {exc.strerror}") from exc
 
     def _sweep_one(self, folder: Path) -> None:
         replaced = _REPLACED.fullmatch(folder.name)

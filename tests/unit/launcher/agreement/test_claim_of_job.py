@@ -79,7 +79,8 @@ def test_a_node_that_joined_claims_where_the_first_has_left_nothing(
     monkeypatch.setattr(module, "BEAT_S", 0.02)
     put(paths, 1, job="job", machine="elsewhere")
     with claim_of(paths, "job").take().keep({}):
-        shutil.rmtree(paths.root)
+        # Renamed first: the claim may come back while the folder is being removed.
+        shutil.rmtree(paths.root.rename(paths.root.with_name("gone")))
         wait_until((paths.claims / "000001.json").exists)
 
 

@@ -134,6 +134,18 @@ def test_a_kill_at_any_operation_leaves_a_good_checkpoint(paths: RunPaths, step:
     assert seen == {2, step}
 
 
+def test_a_folder_that_cannot_be_listed_is_named(
+    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(folder: Path) -> Iterator[Path]:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    paths.checkpoints.mkdir(parents=True)
+    monkeypatch.setattr(Path, "iterdir", unreadable)
+    with pytest.raises(CheckpointError, match=r"cannot clear .*checkpoints.: Permission denied"):
+        Checkpoints(paths, 1).sweep()
+
+
 def test_the_sweep_itself_may_be_killed(paths: RunPaths) -> None:
     call = 1
     while True:
