@@ -23,7 +23,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from bundlerun.launcher.rendezvous.protocol.coordinator import Claimed, TryClaim
+from bundlerun.launcher.rendezvous.protocol.coordinator import TryClaim
+from bundlerun.launcher.rendezvous.protocol.events import Claimed
 from bundlerun.launcher.rendezvous.protocol.messages import Closed, Round, Seat
 from bundlerun.launcher.run_folder.files import create_text, write_text
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from bundlerun.launcher.rendezvous.fence import Fence
 from bundlerun.launcher.rendezvous.handshake import Card, Stranger, admit
 from bundlerun.launcher.rendezvous.protocol import coordinator, decide
-from bundlerun.launcher.rendezvous.protocol.coordinator import (
+from bundlerun.launcher.rendezvous.protocol.coordinator import TryClaim, Wish
+from bundlerun.launcher.rendezvous.protocol.events import (
     Arrived,
     Broken,
     Claimed,
@@ -19,8 +20,6 @@ from bundlerun.launcher.rendezvous.protocol.coordinator import (
     Expired,
     Looked,
     Received,
-    TryClaim,
-    Wish,
 )
 from bundlerun.launcher.rendezvous.protocol.leases import Leases
 from bundlerun.launcher.rendezvous.protocol.messages import (

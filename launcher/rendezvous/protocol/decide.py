@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bundlerun.launcher.ranks.cause import EndCause
-from bundlerun.launcher.rendezvous.protocol.coordinator import (
-    Wish,
-    close,
-    history,
-    lose,
-    try_claim,
-)
+from bundlerun.launcher.rendezvous.protocol.coordinator import Wish, close, history, lose, try_claim
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     Over,

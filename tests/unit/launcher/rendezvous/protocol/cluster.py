@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import replace
 
-from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member
+from bundlerun.launcher.rendezvous.protocol import coordinator, decide, events, member
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Close,
     Over,
@@ -128,7 +128,7 @@ class Cluster:
             return
         server = self.nodes.get(node.link.candidate)
         if server and server.state and node.link.is_known:
-            self._take(node.link.candidate, coordinator.Broken(name=node.member.seat.name))
+            self._take(node.link.candidate, events.Broken(name=node.member.seat.name))
         node.link = None
         node.member = member.lost(node.member)
 
@@ -211,10 +211,10 @@ class Cluster:
         self.heard[candidate, name] = self.now
         if not node.link.is_known:
             node.link.is_known = True
-            self._take(candidate, coordinator.Arrived(report=message))
+            self._take(candidate, events.Arrived(report=message))
             self.heard[candidate, name] = self.now
         else:
-            self._take(candidate, coordinator.Received(name=name, message=message))
+            self._take(candidate, events.Received(name=name, message=message))
 
     # ---------------------------------------------------------------- time
 
@@ -243,7 +243,7 @@ class Cluster:
             self.folder.pulse_at = self.now
         for name in list(node.state.peers):
             if self.now - self.heard.get((index, name), self.now) > self.rules.lease_s:
-                self._take(index, coordinator.Expired(name=name))
+                self._take(index, events.Expired(name=name))
                 client = self._client(index, name)
                 if client is not None:
                     self.cut(client)
@@ -314,7 +314,7 @@ class Cluster:
             self._look(candidate)
 
     def _look(self, candidate: int) -> None:
-        found = coordinator.Looked(claims=tuple(self.folder.claims), over=self.folder.over)
+        found = events.Looked(claims=tuple(self.folder.claims), over=self.folder.over)
         self._take(candidate, found)
 
     def close(self, index: int) -> None:
@@ -322,7 +322,7 @@ class Cluster:
         name = self.nodes[index].member.seat.name
         self._take(
             index,
-            coordinator.Received(name=name, message=Close(reason="all done", is_success=True)),
+            events.Received(name=name, message=Close(reason="all done", is_success=True)),
         )
         state = self.nodes[index].state
         assert state is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from bundlerun.launcher.rendezvous.protocol import coordinator
+from bundlerun.launcher.rendezvous.protocol import coordinator, events
 from bundlerun.launcher.rendezvous.protocol.messages import Closed, Round, RoundId
 
 
@@ -26,22 +26,22 @@ class SharedFolder:
         self.over = closed
         self.claims.clear()
 
-    def claim(self, wish: coordinator.TryClaim, now: float) -> coordinator.Claimed:
+    def claim(self, wish: coordinator.TryClaim, now: float) -> events.Claimed:
         """Claims a round, where no other is in its way."""
         term = wish.round.term
         if self.over and not wish.is_first:
-            return coordinator.Claimed(term=term, over=self.over)
+            return events.Claimed(term=term, over=self.over)
         others = [c for c in self.claims if c.number > wish.after and c.id not in wish.void]
         if wish.is_first and now - self.pulse_at > 4 * self.lease_s:
             others = []  # a first round, and nobody keeps the pulse: those are of another job
         if others:
-            return coordinator.Claimed(term=term, others=tuple(others))
+            return events.Claimed(term=term, others=tuple(others))
         if wish.seen and not any(c.number >= wish.seen for c in self.claims):
-            return coordinator.Claimed(term=term, error=f"round {wish.seen} is missing")
+            return events.Claimed(term=term, error=f"round {wish.seen} is missing")
         highest = max((c.term for c in self.claims), default=-1)
         if highest > term:
-            return coordinator.Claimed(term=term, highest_term=highest)
+            return events.Claimed(term=term, highest_term=highest)
         number = max([wish.round.number, *(c.number + 1 for c in self.claims)])
         self.pulse_at = now
         self.claims.append(replace(wish.round, number=number))
-        return coordinator.Claimed(term=term, number=number, at=now)
+        return events.Claimed(term=term, number=number, at=now)

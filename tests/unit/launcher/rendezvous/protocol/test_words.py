@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.rendezvous.protocol import messages, standing, state, votes
-from bundlerun.launcher.rendezvous.protocol.coordinator import Claimed, TryClaim
+from bundlerun.launcher.rendezvous.protocol.coordinator import TryClaim
+from bundlerun.launcher.rendezvous.protocol.events import Claimed
 from bundlerun.launcher.rendezvous.protocol.standing import InRound, Member
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Proposal, Rules, State
 from bundlerun.launcher.rendezvous.settings import Conf
