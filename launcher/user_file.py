@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 from types import ModuleType, TracebackType
 
@@ -42,7 +42,8 @@ def module_from_file(path: str, option: str) -> ModuleType:
         raise ConfigError(f"{option} {path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
     # Before it runs: an import by an old name would already have loaded our package again.
-    _check_names(file, f"{option} {path!r}")
+    if _OLD_NAMES not in sys.meta_path:
+        sys.meta_path.insert(0, _OLD_NAMES)
     _let_import_siblings(file, option)
     # Dataclasses and pickle look a class's module up by its name.
     sys.modules[name] = module
@@ -60,33 +61,39 @@ def module_from_file(path: str, option: str) -> ModuleType:
     return module
 
 
-def _check_names(file: Path, what: str) -> None:
-    """Raises ConfigError, with the new name, for an import of our packages by an older name.
+class _OldNames(MetaPathFinder):
+    """Names our packages as they are called now, where a user's file has an older name.
 
-    Without this a checkout would load them twice, once under each name.
+    Without this a checkout would load them a second time, under both names. What the user has
+    under such a name is the user's.
     """
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
-        return  # the import says it better
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module or ""] if not node.level else []
-        else:
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        for name in names:
-            top = name.partition(".")[0]
-            if top in _MOVED and _is_ours(top, file.parent):
-                raise ConfigError(f"{what} imports {name!r}: its name is 'bundlerun.{name}' now")
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> None:
+        """Leaves everything else to those that come after it.
+
+        Raises:
+            ModuleNotFoundError: `fullname` is ours, or nobody's.
+        """
+        top = fullname.partition(".")[0]
+        if top in _MOVED and self._is_ours(top):
+            raise ModuleNotFoundError(
+                f"No module named {fullname!r} (that of bundlerun is 'bundlerun.{fullname}')",
+                name=fullname,
+            )
+
+    def _is_ours(self, top: str) -> bool:
+        """Whether an import of `top` finds our package, or nothing at all."""
+        loaded = getattr(sys.modules.get(top), "__spec__", None)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        specs = (finder.find_spec(top, None) for finder in others)
+        spec = loaded or next((spec for spec in specs if spec is not None), None)
+        places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin])
+        return all(Path(place).resolve() == (_OURS / top).resolve() for place in places)
 
 
-def _is_ours(top: str, folder: Path) -> bool:
-    """Whether an import of `top` from a file in `folder` finds our package or nothing at all."""
-    if (folder / top).is_dir() or (folder / f"{top}.py").is_file():
-        return (folder / top).resolve() == (_OURS / top).resolve()
-    spec = importlib.util.find_spec(top)
-    places = [] if spec is None else list(spec.submodule_search_locations or [spec.origin or ""])
-    return all(Path(place).resolve() == (_OURS / top).resolve() for place in places)
+_OLD_NAMES = _OldNames()
 
 
 def _let_import_siblings(file: Path, option: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,13 +11,16 @@ import pytest
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.user_file import module_from_file
+from bundlerun.workers.recipe import Recipe
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(autouse=True)
 def _import_state_kept() -> Iterator[None]:
-    path, modules = list(sys.path), set(sys.modules)
+    path, finders, modules = list(sys.path), list(sys.meta_path), set(sys.modules)
     yield
-    sys.path[:] = path
+    sys.path[:], sys.meta_path[:] = path, finders
     for name in set(sys.modules) - modules:
         del sys.modules[name]
 
@@ -76,27 +80,37 @@ def test_another_error_shows_the_traceback_from_the_user_s_line_on(tmp_path: Pat
     assert "user_file.py" not in told
 
 
+@pytest.mark.parametrize("place", ["installed", "in a checkout", "run from a checkout"])
 @pytest.mark.parametrize(
-    "line",
-    [
-        "from workers.recipe import Sample",
-        "import workers.recipe as r",
-        "def f():\n    import workers",
-    ],
+    "line", ["from workers.recipe import Sample", "import workers.recipe as r"]
 )
 def test_an_older_name_of_ours_is_told_with_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, place: str
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    file = written(tmp_path / "mine", recipe=line) / "recipe.py"
-    for path in ([], [str(Path(__file__).parents[3])]):  # installed, and in a checkout
-        monkeypatch.setattr(sys, "path", path)
-        with pytest.raises(ConfigError) as caught:
-            module_from_file(str(file), "--recipe")
-        told = str(caught.value)
-        assert told.startswith(f"--recipe '{file}' imports 'workers")
-        assert "its name is 'bundlerun.workers" in told
-        assert "\n" not in told
+    file = written(tmp_path, recipe="import beside_f", beside_f=line) / "recipe.py"
+    monkeypatch.setattr(sys, "path", [] if place == "installed" else [str(ROOT)])
+    name = "workers"
+    if place == "run from a checkout":  # as `python -m workers.train` leaves it
+        monkeypatch.setitem(sys.modules, "workers", importlib.import_module("workers"))
+        name = "workers.recipe"
+    with pytest.raises(ConfigError) as caught:
+        module_from_file(str(file), "--recipe")
+    assert str(caught.value) == (
+        f"--recipe '{file}' cannot be imported: ModuleNotFoundError: No module named {name!r} "
+        f"(that of bundlerun is 'bundlerun.{name}')"
+    )
+
+
+@pytest.mark.parametrize(
+    "names", [("bundlerun.workers", "workers"), ("workers", "bundlerun.workers")]
+)
+def test_a_file_may_try_the_new_name_and_an_older_one(
+    tmp_path: Path, names: tuple[str, str]
+) -> None:
+    tries = [f"    from {name}.recipe import Recipe" for name in names]
+    text = f"try:\n{tries[0]}\nexcept ImportError:\n{tries[1]}"
+    file = written(tmp_path, mine=text) / "mine.py"
+    assert module_from_file(str(file), "--recipe").Recipe is Recipe
 
 
 def test_a_folder_of_the_user_s_may_have_a_name_that_was_ours(tmp_path: Path) -> None:
