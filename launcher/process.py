@@ -69,16 +69,21 @@ def leave(exit_code: int) -> NoReturn:
 
 def parent_of(pid: int) -> int:
     """The process id of the parent of `pid`; 0 where there is no such process."""
-    with suppress(OSError):
-        # After the last bracket: the name of the program may have spaces and brackets in it.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
+    fields = _stat(pid)
+    return int(fields[1]) if fields else 0
 
 
 def kernel_state(pid: int) -> str:
     """The kernel's letter for the state of a process: R, S, D, T (stopped), Z (dead); X: gone."""
+    fields = _stat(pid)
+    return fields[0] if fields else "X"
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, from its state on; nothing where there is none."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return "X"
-    return text[text.rindex(")") + 2]
+        return []
+    # After the last bracket: the name of the program may have spaces and brackets in it.
+    return text.rpartition(")")[2].split()
