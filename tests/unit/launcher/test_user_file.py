@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
+from importlib.util import module_from_spec
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,9 @@ def test_an_older_name_of_ours_is_told_with_the_new_one(
     monkeypatch.setattr(sys, "path", [] if place == "installed" else [str(ROOT)])
     name = "workers"
     if place == "run from a checkout":  # as `python -m workers.train` leaves it
-        monkeypatch.setitem(sys.modules, "workers", importlib.import_module("workers"))
+        spec = PathFinder.find_spec("workers", [str(ROOT)])
+        assert spec is not None
+        monkeypatch.setitem(sys.modules, "workers", module_from_spec(spec))
         name = "workers.recipe"
     with pytest.raises(ConfigError) as caught:
         module_from_file(str(file), "--recipe")
