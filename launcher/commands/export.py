@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Writes the file; returns the exit code.
 
     Raises:
-        ConfigError: the output or the run folder cannot be.
+        ConfigError: the output, the run folder, --step or --best cannot be.
         CheckpointError: there is no checkpoint, or the one asked for is damaged.
         NodeError: the output cannot be written.
     """
@@ -100,6 +100,7 @@ def pick(paths: RunPaths, *, step: int | None = None, best: bool = False) -> Che
     """The checkpoint of `step`, the best, or the newest undamaged one.
 
     Raises:
+        ConfigError: there are some, but not of `step`, or none with a validation.
         CheckpointError: there is none, or the one asked for is damaged.
     """
     surveyed = survey(paths)
@@ -131,13 +132,13 @@ def _by_step(paths: RunPaths, found: list[Checkpoint], step: int) -> Checkpoint:
         except CheckpointError as exc:
             raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {exc}") from exc
     steps = ", ".join(str(c.step) for c in reversed(found))
-    raise CheckpointError(f"there is no checkpoint of --step {step}; there are: {steps}")
+    raise ConfigError(f"there is no checkpoint of --step {step}; there are: {steps}")
 
 
 def _best(found: list[Checkpoint]) -> Checkpoint:
     chosen = best_of(found)
     if chosen is None:
-        raise CheckpointError(
+        raise ConfigError(
             "--best needs a checkpoint with a validation, and none has one; leave it out for "
             "the newest, or train with --validate"
         )

@@ -156,7 +156,7 @@ def test_a_damaged_newest_one_is_passed_over_but_not_one_asked_for(run_folder: P
         (("{run}", "-o", "{run}/no/m.pt"), ConfigError, "/no' of --output does not exist"),
         (("{run}/no", "-o", "{run}/m.pt"), ConfigError, "run folder .* does not exist"),
         (("{run}/..", "-o", "{run}/m.pt"), CheckpointError, "there is no checkpoint in"),
-        (("{run}", "-o", "{run}/m.pt", "--step", "7"), CheckpointError, "there are: 1, 2, 3"),
+        (("{run}", "-o", "{run}/m.pt", "--step", "7"), ConfigError, "there are: 1, 2, 3"),
     ],
     ids=["suffix", "output folder", "run folder", "no checkpoint", "step"],
 )
@@ -193,7 +193,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
 def test_best_needs_metrics(tmp_path: Path) -> None:
     write(RunPaths(tmp_path), 1, {"model.a": torch.zeros(1)}, top1=float("nan"))
 
-    with pytest.raises(CheckpointError, match="--best needs a checkpoint with a validation"):
+    with pytest.raises(ConfigError, match="--best needs a checkpoint with a validation"):
         export.run(parse(str(tmp_path), "-o", str(tmp_path / "m.pt"), "--best"))
 
 
