@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass
 from typing import get_args
 
@@ -16,32 +15,14 @@ from bundlerun.launcher.choices import (
     OnOff,
     OptimizerName,
     Precision,
-    ScheduleChoice,
     SchemeChoice,
-    Share,
     TransportChoice,
 )
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.layout.chunks import Chunks
-from bundlerun.launcher.layout.microbatch import (
-    LEAST_SAMPLES,
-    MOST_SAMPLES,
-    default_samples,
-    divisors,
-)
-from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.model_name import OF_IMAGES
-from bundlerun.launcher.options.declared import (
-    Reader,
-    argv_of,
-    flag_of,
-    option,
-    text_list,
-    yes_or_no,
-)
+from bundlerun.launcher.options.bounds import at_least, finite_above_0
+from bundlerun.launcher.options.declared import argv_of, option, yes_or_no
+from bundlerun.launcher.work_config import WorkConfig
 
-_WHAT = "what to train"
-_BATCH = "batch and bundles"
 _OPTIM = "optimizer"
 _DATA = "data"
 _RUN = "run"
@@ -50,72 +31,12 @@ _TUNE = "execution"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(WorkConfig):
     """What a training run does, the same on every rank.
 
     Raises:
         ConfigError: a value is out of range or two values contradict each other.
     """
-
-    data: str = ""
-
-    recipe: str = option(
-        OF_IMAGES,
-        "image-classification, characters, or your own path/to/file.py",
-        group=_WHAT,
-    )
-    model: str = option(
-        "resnet18",
-        "torchvision model, or your own path/to/file.py:build",
-        group=_WHAT,
-        kept=True,
-    )
-    cut: tuple[str, ...] = option(
-        (),
-        "where each stage after the first begins: module or node names (layer3.10), "
-        "a named cut of the family, or a number of equal parts",
-        group=_WHAT,
-        parse=Reader(text_list, metavar="NAME[,NAME...]"),
-    )
-    num_classes: int = option(
-        0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int, kept=True
-    )
-
-    shape: Shape = option(
-        Shape((1, 1)),
-        "devices per stage of a bundle; 1 is data parallel only (default on a single device: 1)",
-        group=_BATCH,
-        parse=Reader(Shape.parse, "whole numbers separated by commas", "W[,W...]"),
-    )
-    batch_size: int = option(
-        256, "samples of one step, over all bundles", group=_BATCH, parse=int, kept=True
-    )
-    microbatch_size: int = option(
-        0,
-        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, or down to {LEAST_SAMPLES} if many "
-        "bundles or stages need more micro-batches; fixed at the first start of a run)",
-        group=_BATCH,
-        parse=int,
-    )
-    chunks: int = option(
-        1,
-        "chunks of the model per stage, not next to each other; above 1 the passes are interleaved",
-        group=_BATCH,
-        parse=int,
-    )
-    schedule: ScheduleChoice = option(
-        "auto",
-        "order of forward and backward passes in a bundle (auto: 1f1b; eager-1f1b if a bundle "
-        "spans nodes; interleaved with --chunks)",
-        group=_BATCH,
-        choices=get_args(ScheduleChoice),
-    )
-    share: Share = option(
-        "measured",
-        "how bundles share the micro-batches: equally, or by the speed measured at each epoch",
-        group=_BATCH,
-        choices=get_args(Share),
-    )
 
     epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int)
     max_steps: int = option(0, "stop after this many steps (0: never)", group=_OPTIM, parse=int)
@@ -272,14 +193,15 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "batch_size", "epochs", "chunks", "keep", "log_steps", "image_size")
-        _at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
-        _at_least(0, self, "microbatch_size", "max_steps", "checkpoint_steps", "threads")
-        _at_least(0, self, "num_classes", "lr", "momentum", "weight_decay", "clip_norm", "seed")
-        _at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma", "snapshot_steps")
-        _at_least(-1, self, "loader_workers")
-        _at_least(0, self, "bucket_mb")
-        _finite_above_0(self, "timeout_s")
+        WorkConfig.__post_init__(self)  # not super(): slots make a class anew
+        at_least(1, self, "epochs", "keep", "log_steps", "image_size")
+        at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
+        at_least(0, self, "max_steps", "checkpoint_steps", "threads")
+        at_least(0, self, "lr", "momentum", "weight_decay", "clip_norm", "seed")
+        at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma", "snapshot_steps")
+        at_least(-1, self, "loader_workers")
+        at_least(0, self, "bucket_mb")
+        finite_above_0(self, "timeout_s")
         if self.label_smoothing > 1:
             raise ConfigError(f"--label-smoothing {self.label_smoothing} must be 1 or less")
         if self.sync in WITHOUT_EXCHANGE and self.exchange_dtype != "float32":
@@ -288,70 +210,11 @@ class TrainConfig:
                 f"--sync {self.sync} has no step of its own for that; use --sync local-master or "
                 "auto"
             )
-        if self.microbatch_size and self.batch_size % self.microbatch_size:
-            raise ConfigError(
-                f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
-                f"{self.microbatch_size}; use one of {divisors(self.batch_size)}"
-            )
-        self._check_schedule()
-        self._check_cut()
-
-    def _check_schedule(self) -> None:
-        if self.schedule == "interleaved" and self.chunks == 1:
-            raise ConfigError(
-                "--schedule interleaved needs --chunks 2 or more, chunks to change between; "
-                "use --chunks 2, or --schedule 1f1b"
-            )
-        if self.chunks > 1 and self.schedule not in ("auto", "interleaved"):
-            raise ConfigError(
-                f"--schedule {self.schedule} has no order for --chunks {self.chunks}; use "
-                "--schedule interleaved, or --chunks 1"
-            )
-        if self.chunks > 1 and self.shape.num_stages == 1:
-            raise ConfigError(
-                f"--chunks {self.chunks} of one stage follow each other on the same device; use "
-                "--chunks 1, or a --shape of two stages or more"
-            )
         if self.schedule == "zero-bubble" and self.compile:
             raise ConfigError(
                 "--schedule zero-bubble takes each backward apart, which --compile makes one "
                 "piece; use --schedule 1f1b, or --no-compile"
             )
-
-    def _check_cut(self) -> None:
-        shape, count = f"--shape {self.shape}", self.num_chunks
-        has, parts = f"{shape} has {count}", "stages"
-        if self.chunks > 1:
-            has, parts = f"{shape} with --chunks {self.chunks} has {count}", "chunks"
-        # One number is not a name: it asks for that many equal parts.
-        is_number = len(self.cut) == 1 and self.cut[0].isdecimal()
-        if self.cut and not is_number and len(self.cut) != count - 1:
-            raise ConfigError(
-                f"--cut {','.join(self.cut)} makes {len(self.cut) + 1} {parts}, {has}; "
-                f"give one cut less than {parts}"
-            )
-        if is_number and int(self.cut[0]) != count:
-            raise ConfigError(
-                f"--cut {self.cut[0]} makes {self.cut[0]} equal parts, {has} {parts}; "
-                "give the same number"
-            )
-
-    @property
-    def num_chunks(self) -> int:
-        """Chunks of the whole model; stages, where each has one."""
-        return Chunks(self.shape.num_stages, self.chunks).num_chunks
-
-    @property
-    def samples_per_microbatch(self) -> int:
-        """Samples of a full micro-batch; the default for one bundle while none is set."""
-        if self.microbatch_size:
-            return self.microbatch_size
-        return default_samples(self.batch_size, self.shape.num_stages, 1)
-
-    @property
-    def num_microbatches(self) -> int:
-        """Micro-batches of a full step, over all bundles."""
-        return self.batch_size // self.samples_per_microbatch
 
     def to_argv(self) -> list[str]:
         """The command line of `bundlerun.workers.train` that stands for this configuration."""
@@ -364,17 +227,3 @@ class TrainConfig:
     def to_json(self) -> str:
         """The configuration as a JSON document."""
         return json.dumps(self.to_plain(), indent=2)
-
-
-def _at_least(least: int, config: TrainConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not least <= value < math.inf:  # false for NaN, too
-            raise ConfigError(f"{flag_of(name)} {value} must be {least} or more, and finite")
-
-
-def _finite_above_0(config: TrainConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not 0 < value < math.inf:
-            raise ConfigError(f"{flag_of(name)} {value} must be above 0, and finite")

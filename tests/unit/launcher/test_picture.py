@@ -1,4 +1,5 @@
 import textwrap
+from dataclasses import fields
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
@@ -60,9 +61,9 @@ def test_the_links_of_one_bundle_stand_for_all() -> None:
 
 def test_the_whole_text_says_each_value_and_its_source() -> None:
     train = TrainConfig(data="photos", lr=0.5)
-    sources = {name: "default" for name in TrainConfig.__slots__} | {"lr": "conf.toml"}
+    sources = {f.name: "default" for f in fields(TrainConfig)} | {"lr": "conf.toml"}
     launch = LaunchConfig()
-    launch_sources = {name: "default" for name in LaunchConfig.__slots__}
+    launch_sources = {f.name: "default" for f in fields(LaunchConfig)}
     plan = plan_elsewhere((4,), Resolved(train, sources), Resolved(launch, launch_sources))
     lines = [line.split() for line in plan_text(plan).splitlines()]
     assert ["lr", "0.5", "conf.toml"] in lines

@@ -1,0 +1,155 @@
+"""What is trained, in batches of which size, by bundles of which shape."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+from bundlerun.launcher.choices import ScheduleChoice, Share
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.chunks import Chunks
+from bundlerun.launcher.layout.microbatch import (
+    LEAST_SAMPLES,
+    MOST_SAMPLES,
+    default_samples,
+    divisors,
+)
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.model_name import OF_IMAGES
+from bundlerun.launcher.options.bounds import at_least
+from bundlerun.launcher.options.declared import Reader, option, text_list
+
+_WHAT = "what to train"
+_BATCH = "batch and bundles"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkConfig:
+    """The part of the training configuration that decides who does what in a step.
+
+    Raises:
+        ConfigError: a value is out of range or two values contradict each other.
+    """
+
+    data: str = ""
+
+    recipe: str = option(
+        OF_IMAGES,
+        "image-classification, characters, or your own path/to/file.py",
+        group=_WHAT,
+    )
+    model: str = option(
+        "resnet18",
+        "torchvision model, or your own path/to/file.py:build",
+        group=_WHAT,
+        kept=True,
+    )
+    cut: tuple[str, ...] = option(
+        (),
+        "where each stage after the first begins: module or node names (layer3.10), "
+        "a named cut of the family, or a number of equal parts",
+        group=_WHAT,
+        parse=Reader(text_list, metavar="NAME[,NAME...]"),
+    )
+    num_classes: int = option(
+        0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int, kept=True
+    )
+
+    shape: Shape = option(
+        Shape((1, 1)),
+        "devices per stage of a bundle; 1 is data parallel only (default on a single device: 1)",
+        group=_BATCH,
+        parse=Reader(Shape.parse, "whole numbers separated by commas", "W[,W...]"),
+    )
+    batch_size: int = option(
+        256, "samples of one step, over all bundles", group=_BATCH, parse=int, kept=True
+    )
+    microbatch_size: int = option(
+        0,
+        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, or down to {LEAST_SAMPLES} if many "
+        "bundles or stages need more micro-batches; fixed at the first start of a run)",
+        group=_BATCH,
+        parse=int,
+    )
+    chunks: int = option(
+        1,
+        "chunks of the model per stage, not next to each other; above 1 the passes are interleaved",
+        group=_BATCH,
+        parse=int,
+    )
+    schedule: ScheduleChoice = option(
+        "auto",
+        "order of forward and backward passes in a bundle (auto: 1f1b; eager-1f1b if a bundle "
+        "spans nodes; interleaved with --chunks)",
+        group=_BATCH,
+        choices=get_args(ScheduleChoice),
+    )
+    share: Share = option(
+        "measured",
+        "how bundles share the micro-batches: equally, or by the speed measured at each epoch",
+        group=_BATCH,
+        choices=get_args(Share),
+    )
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "batch_size", "chunks")
+        at_least(0, self, "microbatch_size", "num_classes")
+        if self.microbatch_size and self.batch_size % self.microbatch_size:
+            raise ConfigError(
+                f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
+                f"{self.microbatch_size}; use one of {divisors(self.batch_size)}"
+            )
+        self._check_schedule()
+        self._check_cut()
+
+    def _check_schedule(self) -> None:
+        if self.schedule == "interleaved" and self.chunks == 1:
+            raise ConfigError(
+                "--schedule interleaved needs --chunks 2 or more, chunks to change between; "
+                "use --chunks 2, or --schedule 1f1b"
+            )
+        if self.chunks > 1 and self.schedule not in ("auto", "interleaved"):
+            raise ConfigError(
+                f"--schedule {self.schedule} has no order for --chunks {self.chunks}; use "
+                "--schedule interleaved, or --chunks 1"
+            )
+        if self.chunks > 1 and self.shape.num_stages == 1:
+            raise ConfigError(
+                f"--chunks {self.chunks} of one stage follow each other on the same device; use "
+                "--chunks 1, or a --shape of two stages or more"
+            )
+
+    def _check_cut(self) -> None:
+        shape, count = f"--shape {self.shape}", self.num_chunks
+        has, parts = f"{shape} has {count}", "stages"
+        if self.chunks > 1:
+            has, parts = f"{shape} with --chunks {self.chunks} has {count}", "chunks"
+        # One number is not a name: it asks for that many equal parts.
+        is_number = len(self.cut) == 1 and self.cut[0].isdecimal()
+        if self.cut and not is_number and len(self.cut) != count - 1:
+            raise ConfigError(
+                f"--cut {','.join(self.cut)} makes {len(self.cut) + 1} {parts}, {has}; "
+                f"give one cut less than {parts}"
+            )
+        if is_number and int(self.cut[0]) != count:
+            raise ConfigError(
+                f"--cut {self.cut[0]} makes {self.cut[0]} equal parts, {has} {parts}; "
+                "give the same number"
+            )
+
+    @property
+    def num_chunks(self) -> int:
+        """Chunks of the whole model; stages, where each has one."""
+        return Chunks(self.shape.num_stages, self.chunks).num_chunks
+
+    @property
+    def samples_per_microbatch(self) -> int:
+        """Samples of a full micro-batch; the default for one bundle while none is set."""
+        if self.microbatch_size:
+            return self.microbatch_size
+        return default_samples(self.batch_size, self.shape.num_stages, 1)
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro-batches of a full step, over all bundles."""
+        return self.batch_size // self.samples_per_microbatch
