@@ -11,6 +11,7 @@ from pathlib import Path
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE
 from bundlerun.launcher.layout.hardware import (
     THREADS_VARIABLE,
     Devices,
@@ -381,5 +382,5 @@ def worker_environment(
         environment["BUNDLERUN_LOCAL_ADDR"] = local_addr
     # Ranks on CPU slots see no GPU, also where the node has some.
     if devices.kind == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
+        environment |= {"CUDA_VISIBLE_DEVICES": "", CPU_ONLY_VARIABLE: "1"}
     return environment

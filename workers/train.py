@@ -38,9 +38,9 @@ from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.launcher.train_argv import read_train_argv
+from bundlerun.workers.device.accelerator import unused_kind
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import alone
-from bundlerun.workers.rank.device import unused_kind
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness, process_age_s
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder

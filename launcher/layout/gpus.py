@@ -5,7 +5,7 @@ AMD        the nodes of /sys/class/kfd that have a gpu_id; HIP_, ROCR_ and CUDA_
 others     WSL2 and Jetson show that there may be some: a child asks torch
 
 What torch then cannot use is found out at the start (`agent.elastic.check_gpus`). No other file of
-the launcher asks torch for devices; for ranks, `workers.rank.device` does.
+the launcher asks torch for devices; for ranks, `workers.device` does.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+CPU_ONLY_VARIABLE = "BUNDLERUN_CPU_ONLY"
+"""Set for ranks that are to use the CPU, whatever accelerators there are."""
 _HINTS = ("dxg", "nvhost-gpu", "nvgpu")
 """Files of /dev where GPUs have none of their own."""
 _ASKED = "import torch; print(torch.cuda.device_count())"

@@ -14,7 +14,8 @@ from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.loader import MicrobatchLoader
 from bundlerun.workers.data.order import num_steps, sample_order, share_out, step_microbatches
 from bundlerun.workers.data.samples import Batch
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets, SampleSet
 from bundlerun.workers.step import StepWork
@@ -203,6 +204,6 @@ def _loader(
         samples,
         config=config,
         collate=Collate.of(data, samples),
-        pin_memory=door.is_gpu(session.device),
+        pin_memory=door.is_gpu(session.device) and host_memory.can_pin(),
         num_cores=session.arrival.num_cores,
     )

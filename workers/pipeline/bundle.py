@@ -20,6 +20,7 @@ from bundlerun.launcher.layout.topology import LinkKind
 from bundlerun.splits.stage import Forward
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.links import Kind
 from bundlerun.workers.pipeline.loss import LossCheck, share_of
@@ -190,7 +191,8 @@ class Bundle:
         with self._meters.phase("forward"), self._arithmetic.autocast():
             if self._is_training:
                 # Dropout depends on these alone, not on the topology (I1).
-                torch.manual_seed(mix_seed(work.seed, work.step, work.first + j, chunk))
+                number = mix_seed(work.seed, work.step, work.first + j, chunk)
+                door.seed(self._arithmetic.device, number)
             result = self._forwards[action.chunk](*arguments)
             outputs = [self._judge(step, j, result, target)] if is_last else _tensors(result)
         if not is_last:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.random_state import kept_random_state
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.step import Share
 from bundlerun.workers.values.nest import leaves, mapped
@@ -111,8 +111,7 @@ class LossCheck:
             output, target = _joined(self._single, (output, target))
             self._single, size = None, 2
         # A check that draws numbers would change the training that it checks.
-        kept = torch.random.fork_rng(devices=door.with_random_state(self._device))
-        with torch.no_grad(), kept_random_state(), kept:
+        with torch.no_grad(), kept_random_state(), door.kept_random_state(self._device):
             self._compare(self._loss, output, target, size)
 
     def _compare(

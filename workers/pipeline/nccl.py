@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.pipeline.message import Specs, specs_of
-from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Group
 
 _SENDER, _RECEIVER = 0, 1

@@ -15,15 +15,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device import host_memory
+from bundlerun.workers.device.interface import Event
 from bundlerun.workers.pipeline.message import Specs
-from bundlerun.workers.rank import device as door
 
 
 class Copies(NamedTuple):
     """Tensors that are being copied, and when they are there."""
 
     tensors: list[Tensor]
-    done: door.Event
+    done: Event
 
 
 class Staging:
@@ -39,11 +41,11 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
-    def mark(self) -> door.Event:
+    def mark(self) -> Event:
         """An event that happens when all that the current stream has been given so far is done."""
         return door.mark(self._device)
 
-    def copy_out(self, tensors: Iterable[Tensor], ready: door.Event) -> Copies:
+    def copy_out(self, tensors: Iterable[Tensor], ready: Event) -> Copies:
         """Starts to copy tensors to pinned memory, once `ready` has happened."""
         found = []
         stream = door.stream(self._device, "copy out")
@@ -51,7 +53,7 @@ class Staging:
             # [2] The stream waits, no thread does.
             stream.wait_event(ready)
             for tensor in tensors:
-                copy = door.pinned(tensor.shape, tensor.dtype)
+                copy = host_memory.pinned(tensor.shape, tensor.dtype)
                 copy.copy_(tensor, non_blocking=True)
                 # The rank may let go of it before the copy is done.
                 door.used_by(tensor, stream)
@@ -60,7 +62,7 @@ class Staging:
 
     def buffers(self, specs: Specs) -> list[Tensor]:
         """Pinned memory to receive into."""
-        return [door.pinned(s.shape, s.dtype) for s in specs]
+        return [host_memory.pinned(s.shape, s.dtype) for s in specs]
 
     def copy_in(self, tensors: Iterable[Tensor]) -> Copies:
         """Starts to copy from pinned memory to the GPU."""

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch._C._distributed_c10d import Work
 
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.pipeline.helper import Helper
 from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs
 from bundlerun.workers.pipeline.nccl import NcclReceiver, NcclSender
 from bundlerun.workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
 from bundlerun.workers.pipeline.staging import Staging
-from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.node_memory import NodeMemory
 

@@ -1,1 +1,1 @@
-"""Who this rank is, whom it can talk to, and what it runs on; every other room may come in."""
+"""Who this rank is and whom it can talk to; every other room may come in."""

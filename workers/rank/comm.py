@@ -30,7 +30,7 @@ from torch._C._distributed_c10d import (
 
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.meeting.addresses import source_address
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 
 _CPU = torch.device("cpu")
 _SAFE_CHUNK_BYTES = 4 << 20

@@ -10,7 +10,7 @@ import torch
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 
 _GIB = 1 << 30
 _MOST_OF_OTHERS = 0.1
@@ -69,10 +69,11 @@ class MemoryGuard:
 
 
 def _use(device: torch.device) -> MemoryUse | None:
-    if not door.is_gpu(device):
+    found = door.memory(device)
+    if found is None:
         return None
-    peak, own, free, capacity = door.memory(device)
-    return MemoryUse(peak=peak, capacity=capacity, others=max(0, capacity - free - own))
+    others = max(0, found.capacity - found.free - found.own)
+    return MemoryUse(peak=found.peak, capacity=found.capacity, others=others)
 
 
 def why_out_of_memory(config: TrainConfig, use: MemoryUse | None) -> str:

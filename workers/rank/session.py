@@ -17,7 +17,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
-from torch.distributed import is_nccl_available
 from torch.distributed.rendezvous import rendezvous
 
 from bundlerun.launcher.agreement.agreed import difference, terms_of
@@ -26,7 +25,7 @@ from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, kept_samples
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.comm import Network, own_address
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import Groups, Members, make_groups
@@ -238,7 +237,7 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
     hello = Hello(
         name=env.node_name,
         num_ranks=env.local_world_size,
-        has_nccl=is_nccl_available(),
+        has_nccl=door.has_nccl(device),
         gpus=tuple(door.gpus_of(num_seen)) if door.is_gpu(device) else (),
         terms=_terms(config, env),
     )

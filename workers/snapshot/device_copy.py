@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device import host_memory
+from bundlerun.workers.device.interface import Event
 from bundlerun.workers.snapshot.checksum import checksum
 from bundlerun.workers.snapshot.piece import Label
 from bundlerun.workers.snapshot.slot import Slot
@@ -26,7 +28,7 @@ class DeviceCopy:
         event: on CUDA: recorded when they were final.
     """
 
-    def __init__(self, device: torch.device, event: door.Event | None) -> None:
+    def __init__(self, device: torch.device, event: Event | None) -> None:
         self._device = device
         self._event = event
 
@@ -40,9 +42,9 @@ class DeviceCopy:
         """What the copy takes from computing: on the CPU the thread's time on a core."""
         return time.thread_time if self._event is None else _no_time
 
-    def prepare(self, slot: Slot) -> door.Registration | None:
+    def prepare(self, slot: Slot) -> host_memory.Registration | None:
         """Readies a new slot, until the answer ends; where that cannot be, copies take longer."""
-        return door.register(slot.data, self._device, file=slot.path)
+        return host_memory.register(slot.data, self._device, file=slot.path)
 
     def write(self, slot: Slot, label: Label, tensors: Mapping[str, Tensor]) -> None:
         """Puts a piece into the slot."""

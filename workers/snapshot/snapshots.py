@@ -26,8 +26,8 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import CheckpointError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.workers.device.host_memory import Registration
 from bundlerun.workers.pipeline.helper import Helper
-from bundlerun.workers.rank.device import Registration
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.snapshot.device_copy import DeviceCopy

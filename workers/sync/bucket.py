@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 
 _MOST_WIDENED = 16 << 10
 """Elements of the first bucket: it is short, because it doubles float32, and leaves early."""
@@ -74,7 +74,7 @@ class Bucket:
             _shaped(part, p)
             for part, p in zip(self._gradients.split(sizes), parameters, strict=True)
         ]
-        self._event = door.Event() if door.is_gpu(device) else None
+        self._event = door.event(device) if door.is_gpu(device) else None
 
     @property
     def num_bytes(self) -> int:

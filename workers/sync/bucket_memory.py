@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import Legs
 from bundlerun.workers.rank.node_memory import NodeMemory
@@ -50,7 +51,7 @@ class BucketMemory:
     ) -> None:
         self.arena = _shared_arena(mates, cut, num_extra)
         shared = None if self.arena is None else self.arena.memory.own
-        self._registered = None if shared is None else door.register(shared, device)
+        self._registered = None if shared is None else host_memory.register(shared, device)
         # In this order on every rank: a peer finds a bucket by its place in the memory.
         allocate = _allocate(self.arena, groups, device)
         self._few, self._many = (Bucket([], n, device, allocate) for n in _SCRATCH_NUMBERS)
@@ -98,4 +99,4 @@ def _allocate(arena: NodeArena | None, groups: Legs, device: torch.device) -> Al
 
 
 def _pinned(length: int, dtype: torch.dtype) -> Tensor:
-    return door.pinned((length,), dtype).zero_()
+    return host_memory.pinned((length,), dtype).zero_()

@@ -21,7 +21,7 @@ import torch
 
 from bundlerun.launcher.choices import SchemeName
 from bundlerun.launcher.run_folder.files import write_text
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.legs import Chain

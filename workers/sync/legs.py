@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 
 from bundlerun.launcher.ranks.fault import PeerGoneError
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.rounding import Rounding

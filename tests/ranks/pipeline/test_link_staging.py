@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.pipeline.links import InLink, OutLink
 from bundlerun.workers.pipeline.transports import StagedReceiver, StagedSender
-from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Group, Network
 from bundlerun.workers.rank.env import RankEnv
 from tests.ranks.harness import run_ranks

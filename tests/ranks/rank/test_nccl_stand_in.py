@@ -17,8 +17,8 @@ from torch.distributed import PrefixStore, Store
 
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank import comm
-from bundlerun.workers.rank import device as door
 from bundlerun.workers.rank.comm import Group, Network
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import make_groups

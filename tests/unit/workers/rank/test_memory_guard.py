@@ -5,7 +5,7 @@ import torch
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
 
 GIB = 1 << 30
@@ -16,7 +16,8 @@ GPU = torch.device("cuda", 0)
 def own_fault(monkeypatch: pytest.MonkeyPatch, others: int = 0) -> None:
     """A GPU of 80 GiB that this process fills."""
     own = 78 * GIB - others
-    monkeypatch.setattr(door, "memory", lambda device: (own, own, GIB, 80 * GIB))
+    found = door.Memory(peak=own, own=own, free=GIB, capacity=80 * GIB)
+    monkeypatch.setattr(door, "memory", lambda device: found)
 
 
 def test_the_first_step_without_memory_ends_with_peak_capacity_and_the_way_on(

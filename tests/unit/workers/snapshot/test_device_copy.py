@@ -9,7 +9,8 @@ import torch
 from torch.distributed import Store
 
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
 from bundlerun.workers.snapshot.piece import Label, Layout, Spec
@@ -95,7 +96,7 @@ class _Registered:
 def test_slots_are_taken_back_from_the_gpu_when_replaced_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(door, "register", lambda memory, device, *, file: _Registered())
+    monkeypatch.setattr(host_memory, "register", lambda memory, device, *, file: _Registered())
     cpu = torch.device("cpu")
     turns = _Turns(_Room(tmp_path), "t", "role", cpu)  # type: ignore[arg-type]
     for size in (3, 3, 3, 5, 5):  # another layout: new slots
