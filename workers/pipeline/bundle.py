@@ -1,18 +1,23 @@
 """Performs the schedule of one rank: its chunks of the model, its links, its receives ahead.
 
-forward    [1] inputs come   [2] compute   [3] outputs go   [4] both are kept
+forward    [1] inputs come   [2] compute   [3] outputs go   [4] the graph is kept
 backward   [5] gradients of the outputs come   [6] compute   [7] gradients of the inputs go
+
+A graph is kept by its ends: the inputs, and for each output the place in the graph where its
+gradient is put in. The outputs themselves are let go once they are sent. So their memory is free
+until the backward, unless the graph has saved them for an operation of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.schedule import Action, Order, Pass, Pipeline, last_backwards
@@ -34,10 +39,14 @@ from bundlerun.workers.values.nest import Form, built, form_of, leaves, mapped
 
 @dataclass(slots=True)
 class _InFlight:
-    """A micro-batch between the forward and the backward of a chunk."""
+    """A micro-batch between the forward and the backward of a chunk: the ends of its graph."""
 
     inputs: list[Tensor]
-    outputs: list[Tensor]
+    """Those that require grad."""
+    edges: list[GradientEdge]
+    """Where the gradients of the outputs are put in, for those that require grad."""
+    gradients: list[Tensor] | None
+    """Of the loss, which nobody sends; None: they are received."""
 
 
 def _nothing(_: object) -> None:
@@ -201,9 +210,11 @@ class Bundle:
                 self._wires.learn_gradients(chunk, j, self._message(work, j), outputs)
             goods = Goods(outputs, _form_of(_arguments(result)))
             self._send(LinkKind.ACTIVATION, chunk, work, j, goods)
-        # [4] The backward starts from the outputs and reads the gradients of the inputs.
+        # [4]
         if self._is_training:
-            step.in_flight[action.key] = _InFlight(_tensors(arguments), outputs)
+            seeds = [torch.ones_like(t) for t in _trained(outputs)] if is_last else None
+            edges = [get_gradient_edge(t) for t in _trained(outputs)]
+            step.in_flight[action.key] = _InFlight(_trained(_tensors(arguments)), edges, seeds)
 
     def _input(self, step: _Step, chunk: int, j: int) -> tuple[tuple[Any, ...], object]:
         """What a chunk is called with, and for the last one the target."""
@@ -241,18 +252,17 @@ class Bundle:
     def _backward(self, step: _Step, action: Action) -> None:
         chunk, j = self._wires.chunk(action), action.microbatch
         flight = step.in_flight.pop(action.key)
-        is_last = chunk == self._last_chunk
-        # [5] The loss is a scalar and needs none.
-        gradients = None if is_last else self._receive(LinkKind.GRADIENT, chunk, j).tensors
-        outputs = [t for t in flight.outputs if t.requires_grad]
-        inputs = [t for t in flight.inputs if t.requires_grad]
+        edges, inputs, gradients = flight.edges, flight.inputs, flight.gradients
+        # [5]
+        if gradients is None:
+            gradients = self._receive(LinkKind.GRADIENT, chunk, j).tensors
         # [6] With no gradients to send, nobody waits for a first pass: all is done at once.
         with self._meters.phase("backward"):
-            if action.key in step.split and outputs and inputs:
-                found, step.half_done[action.key] = input_pass(outputs, gradients, inputs)
+            if action.key in step.split and edges and inputs:
+                found, step.half_done[action.key] = input_pass(edges, gradients, inputs)
             else:
-                if outputs:
-                    torch.autograd.backward(outputs, gradients)
+                if edges:
+                    torch.autograd.backward(edges, gradients)
                 found = [t.grad for t in inputs]
         # [7] The receiver counts on one tensor per input, so an unused one has zeros.
         if chunk > 0:
@@ -277,6 +287,10 @@ def _arguments(result: object) -> tuple[object, ...]:
 def _tensors(value: object) -> list[Tensor]:
     """The tensors in what a chunk passes on, in order."""
     return [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
+
+
+def _trained(tensors: Iterable[Tensor]) -> list[Tensor]:
+    return [t for t in tensors if t.requires_grad]
 
 
 def _form_of(value: object) -> Form:

@@ -67,21 +67,19 @@ class WeightPass:
 
 
 def input_pass(
-    outputs: Sequence[Tensor], gradients: Sequence[Tensor] | None, inputs: Sequence[Tensor]
+    edges: Sequence[GradientEdge], gradients: Sequence[Tensor], inputs: Sequence[Tensor]
 ) -> tuple[list[Tensor | None], WeightPass]:
     """The gradients of `inputs`, and what is left to do.
 
     Args:
-        outputs: tensors of a graph, each requires grad.
-        gradients: of the outputs; None for a scalar.
+        edges: where the gradients of the outputs are put in.
+        gradients: of the outputs.
         inputs: leaves that require grad, at least one.
 
     Returns:
         A gradient per input, None where no output depends on it.
     """
-    given = [torch.ones_like(t) for t in outputs] if gradients is None else list(gradients)
-    edges = [get_gradient_edge(output) for output in outputs]
-    pieces = _pieces(edges, given, {get_gradient_edge(t).node for t in inputs})
+    pieces = _pieces(edges, gradients, {get_gradient_edge(t).node for t in inputs})
     # [1] Only the path is walked: autograd skips what leads to none of `inputs`.
     arrived: dict[Node, Gradients] = {}
 
@@ -90,7 +88,7 @@ def input_pass(
 
     with _hooked({node: keep(node) for piece in pieces for node in piece.on_path}):
         found = torch.autograd.grad(
-            list(outputs), list(inputs), given, retain_graph=True, allow_unused=True
+            list(edges), list(inputs), list(gradients), retain_graph=True, allow_unused=True
         )
     return list(found), WeightPass(pieces, arrived)
 

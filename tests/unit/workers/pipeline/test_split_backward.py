@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.utils.checkpoint import checkpoint
 
 from bundlerun.workers.pipeline.split_backward import input_pass
 
+ONE = torch.tensor(1.0)
 Made = tuple[nn.Module, list[Tensor]]
 """A stage that takes and returns tensors, and what it is called with."""
 
@@ -135,6 +137,10 @@ def run(module: nn.Module, inputs: Sequence[Tensor], *, autocast: bool = False) 
     return [t for t in outputs if t.requires_grad]
 
 
+def edges(outputs: Sequence[Tensor]) -> list[GradientEdge]:
+    return [get_gradient_edge(t) for t in outputs]
+
+
 def leaves(inputs: Sequence[Tensor]) -> list[Tensor]:
     return [x.clone().requires_grad_() for x in inputs]
 
@@ -163,7 +169,7 @@ def test_two_passes_are_one_backward(make: Callable[[], Made], autocast: bool) -
     torch.autograd.backward(outputs, sent)
     wanted = gradients_of(module)
 
-    inputs, rest = input_pass(run(module, split, autocast=autocast), sent, split)
+    inputs, rest = input_pass(edges(run(module, split, autocast=autocast)), sent, split)
     assert not gradients_of(module)
     rest.run()
 
@@ -179,7 +185,7 @@ def test_hooks_see_each_weight_once_and_only_in_the_weight_pass() -> None:
     for parameter in module.parameters():
         parameter.register_post_accumulate_grad_hook(seen.append)
     inputs = leaves(given)
-    _, rest = input_pass([run(module, inputs)[0].sum()], None, inputs)
+    _, rest = input_pass(edges([run(module, inputs)[0].sum()]), [ONE], inputs)
     assert not seen
     rest.run()
     assert sorted(map(id, seen)) == sorted(map(id, module.parameters()))
@@ -191,7 +197,7 @@ def test_gradients_add_up_over_microbatches_in_any_order_of_weight_passes() -> N
     for x in given:
         run(module, x)[0].sum().backward()
     wanted = gradients_of(module)
-    rests = [input_pass([run(module, x)[0].sum()], None, x)[1] for x in given]
+    rests = [input_pass(edges([run(module, x)[0].sum()]), [ONE], x)[1] for x in given]
     for rest in rests:
         rest.run()
     assert_same(gradients_of(module), wanted)
@@ -213,7 +219,7 @@ def test_the_weight_pass_lets_the_activations_go() -> None:
     inputs = leaves([rows()])
     gc.disable()
     try:
-        _, rest = input_pass([run(module, inputs)[0].sum()], None, inputs)
+        _, rest = input_pass(edges([run(module, inputs)[0].sum()]), [ONE], inputs)
         assert held[0]() is not None
         rest.run()
         assert held[0]() is None
