@@ -19,6 +19,7 @@ NETWORK = (
     "choice",
     "growth",
     "pipeline",
+    "in_flight",
     "shapes",
     "resnet",
     "convergence",

@@ -149,13 +149,15 @@ class Pipe:
 
     def step(self, num_microbatches: int) -> None:
         """Forward and backward of micro-batches of one sample."""
-        work = StepWork(
-            seed=0, step=0, first=0, sizes=[1] * num_microbatches, num_samples=num_microbatches
-        )
         one = Batch((torch.zeros(1, 1),), torch.zeros(1, dtype=torch.long), 0)
+        self.step_on([one] * num_microbatches)
+
+    def step_on(self, batches: Sequence[Batch]) -> None:
+        """Forward and backward of these micro-batches; all ranks give the same."""
+        sizes = [len(batch.target) for batch in batches]
+        work = StepWork(seed=0, step=0, first=0, sizes=sizes, num_samples=sum(sizes))
         # Replicas of a stage take the micro-batches alternately.
-        mine = range(self._place.replica, num_microbatches, self._num_mine)
-        self._bundle.train(work, iter([one] * len(mine)))
+        self._bundle.train(work, iter(batches[self._place.replica :: self._num_mine]))
 
 
 class _MeanLoss:

@@ -170,9 +170,7 @@ def test_activations_are_let_go_with_the_last_pass(kind: tuple[str, int], tmp_pa
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_outputs_are_let_go_as_soon_as_they_are_sent(
-    kind: tuple[str, int], tmp_path: Path
-) -> None:
+def test_outputs_are_let_go_as_soon_as_they_are_sent(kind: tuple[str, int], tmp_path: Path) -> None:
     schedule, chunks = kind
 
     def main(env: RankEnv, store: Store) -> None:
