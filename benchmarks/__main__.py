@@ -42,10 +42,17 @@ class Benchmark(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmarks one after the other."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    """Runs the benchmarks one after the other; `gpu` is a program of its own."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    if given[:1] == ["gpu"]:
+        return int(importlib.import_module("benchmarks.gpu.command").main(given[1:]))
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="gpu has options of its own: python -m benchmarks gpu --help",
+    )
     # argparse checks an empty list against choices, too; so the names are checked by hand.
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join((*NAMES, "gpu")))
     parser.add_argument(
         "--rounds",
         "--repeats",
@@ -63,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", nargs="+", default=(), metavar="TEXT", help="recovery: faults whose name has it"
     )
-    args = parser.parse_args(argv)
+    args = parser.parse_args(given)
     names = args.names or ALL
     unknown = [name for name in names if name not in NAMES]
     if unknown:

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import psutil
-
 from bundlerun.launcher.run_folder.files import write_text
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,6 +100,8 @@ def _append(name: str, result: Mapping[str, object]) -> None:
 
 def machine() -> dict[str, object]:
     """The machine in words, its load averages (own work included after), and versions."""
+    import psutil  # not everywhere where `python -m benchmarks gpu` runs
+
     memory_gib = psutil.virtual_memory().total / 2**30
     return {
         "machine": f"{os.cpu_count()} cores, {memory_gib:.0f} GiB, {platform.machine()}",

@@ -1,0 +1,1 @@
+"""The cases: each module has a function `run(bench)` and says in its first lines what it shows."""

@@ -1,0 +1,50 @@
+"""The cases, in the order in which they run: what is cheap first, what takes long at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A module of `benchmarks.gpu.cases` and the time that it may take.
+
+    Args:
+        name: what `--only` and the table call it.
+        module: with a function `run(bench)`.
+        what: it shows, in words.
+        limit_s: after so many seconds it is ended.
+        needs: modules besides torch without which it says "cannot run".
+    """
+
+    name: str
+    module: str
+    what: str
+    limit_s: float
+    needs: tuple[str, ...] = ()
+
+
+_TRAINING = ("numpy", "psutil", "safetensors", "torchvision", "tqdm")
+"""What a rank that trains imports."""
+
+READY = Case("ready", "ready", "what is here; the libraries are read from the disk once", 90)
+CASES: Sequence[Case] = (
+    Case("G0", "ceilings", "copies, and memory that the GPU maps", 20, ("psutil",)),
+    Case("G14", "bad_input", "out of memory and bad input end at once", 45, _TRAINING),
+    Case("G1", "start", "a forked rank starts CUDA", 40, _TRAINING),
+    Case("G2", "own_tests", "the project's own tests for GPUs", 75, ("pytest", "hypothesis")),
+)
+
+
+def chosen(only: Sequence[str]) -> list[Case]:
+    """The cases with these names, in their order; without names all.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    known = {case.name: case for case in CASES}
+    for name in only:
+        if name not in known:
+            raise KeyError(name)
+    return [case for case in CASES if not only or case.name in only]
