@@ -26,6 +26,7 @@ from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import Costs, Timeline, simulate
 from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.meeting.addresses import nccl_interface
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.one_device import for_one_device, in_one_stage
 from bundlerun.launcher.options.declared import Resolved, argv_of
@@ -301,7 +302,8 @@ def plan_here(
             meeting.local_addr,
             threads=layouts[0].threads,
             num_bundles=topology.num_bundles,
-        ),
+        )
+        | (nccl_interface(launch.value.local_addr, environ or {}) if devices.kind == "gpu" else {}),
     )
     # Devices that the user leaves out on purpose are nothing to warn of.
     is_asked = bool(launch.value.bundles or launch.value.num_procs)

@@ -150,7 +150,9 @@ class Trainer:
             groups=self._session.groups.legs,
             device=self._session.device,
             settings=SyncSettings(
-                bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes),
+                bucket_bytes=bucket_bytes(
+                    config.bucket_mb, topology.num_nodes, self._session.arrival.network.backend
+                ),
                 exchange_dtype=dtype_named(config.exchange_dtype),
                 timeout_s=config.timeout_s,
                 situation=(

@@ -186,7 +186,12 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
                 raise
             _start_agent(plan, replace(start, keeps_store=False))
     except ChildFailedError as exc:
-        text, code = explain(exc, node_name=node.name, num_procs=node.num_procs)
+        text, code = explain(
+            exc,
+            node_name=node.name,
+            num_procs=node.num_procs,
+            run_dir=plan.train.value.run_dir,
+        )
         say(f"{text}; logs: {node.log_dir}")
         return code
     except SignalException as exc:

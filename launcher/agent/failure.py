@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from bundlerun.launcher.agent import entry
 from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_FAILED, EXIT_NODE, EXIT_RESUMABLE
+from bundlerun.launcher.ranks.abort import found_record, why_aborted
 from bundlerun.launcher.run_folder.outcome import Outcome
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ PASSED_ON = (EXIT_CONFIG, EXIT_NODE, EXIT_RESUMABLE)
 ERROR_FILE_NAME = "error.json"
 
 
-def explain(error: ChildFailedError, *, node_name: str, num_procs: int) -> tuple[str, int]:
+def explain(
+    error: ChildFailedError, *, node_name: str, num_procs: int, run_dir: str
+) -> tuple[str, int]:
     """What went wrong first, in plain words, and the exit code for it.
 
     Args:
@@ -34,6 +37,8 @@ def explain(error: ChildFailedError, *, node_name: str, num_procs: int) -> tuple
     who = f"rank {first_rank + local_rank} (node {node_name}, local rank {local_rank})"
     if failure.exitcode < 0:
         text = f"{who} was killed by {failure.signal_name()}"
+        why = why_aborted(found_record(run_dir, node_name, failure.pid))
+        text += f": {why}" if why else ""
     elif story:
         text = f"{story.rstrip()}\n{who} failed as above"
     else:

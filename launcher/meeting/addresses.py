@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -13,6 +13,7 @@ from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.options.endpoints import Endpoint
 
 LOOPBACK = "127.0.0.1"
+_INTERFACE = "NCCL_SOCKET_IFNAME"
 
 
 def resolve(host: str, option: str = "--rdzv-endpoint") -> str:
@@ -87,6 +88,31 @@ def own_place(endpoints: Sequence[Endpoint], local_addr: str) -> Place:
     # The route to an own address would be the loopback, at which no other node reaches this one.
     towards = next((each for each in endpoints if each.host not in own), endpoints[0])
     return Place(address=address or route_to(towards.host, towards.port), kept=tuple(kept))
+
+
+def interface_of(address: str, interfaces: Mapping[str, Iterable[str]] | None = None) -> str:
+    """The name of the interface that has an own address; empty where none has.
+
+    Args:
+        address: of this machine.
+        interfaces: addresses by name; None: as the system has them now.
+    """
+    if interfaces is None:
+        found = psutil.net_if_addrs().items()
+        interfaces = {name: [each.address.split("%")[0] for each in all_] for name, all_ in found}
+    return next((name for name, known in interfaces.items() if address in known), "")
+
+
+def nccl_interface(local_addr: str, environ: Mapping[str, str]) -> dict[str, str]:
+    """What has NCCL take the network of --local-addr, as gloo does; the user's variable counts.
+
+    Raises:
+        ConfigError: `local_addr` is a name that is unknown.
+    """
+    if not local_addr or _INTERFACE in environ:
+        return {}
+    name = interface_of(resolve(local_addr, "--local-addr"))
+    return {_INTERFACE: f"={name}"} if name else {}  # else NCCL takes it for a beginning of names
 
 
 def own_endpoints(addresses: Sequence[str], own: Container[str], local_addr: str) -> list[int]:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bundlerun.launcher.process import kernel_state
+from bundlerun.launcher.ranks.abort import found_record, why_aborted
 from bundlerun.launcher.ranks.board import Board, Row
 from bundlerun.launcher.run_folder.events import EventName, Events
 
@@ -141,7 +142,9 @@ class Watch:
         rank = self._ranks[pidfd]
         is_orderly = rank.row.pid != rank.pid or rank.row.exit_code is not None
         if not is_orderly and not rank.is_told:
-            self._note(rank, "rank gone", "it was killed, or ended without a word")
+            record = found_record(self._board.run_dir, self._events.node, rank.pid)
+            why = why_aborted(record) or "it was killed, or ended without a word"
+            self._note(rank, "rank gone", why)
         self._ended.add(rank.pid)
         self._forget(pidfd)
 

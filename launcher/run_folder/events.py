@@ -88,7 +88,8 @@ class Events:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._node = node
+        self.node = node
+        """Name of this node."""
         self._always = dict(always or {})
         self._clock = clock
         self._fd = -1
@@ -107,7 +108,7 @@ class Events:
         line = {
             "t_s": round(self._clock(), 4),
             "wall": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "node": self._node,
+            "node": self.node,
             "event": event,
             **self._always,
             **(details or {}),

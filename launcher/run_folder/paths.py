@@ -85,6 +85,10 @@ class RunPaths:
         """The agent's and the workers' logs of one node."""
         return self.logs / node_name
 
+    def flight_record(self, node_name: str, pid: int) -> Path:
+        """What a process had begun when a collective of NCCL did not end; torch adds a number."""
+        return self.node_logs(node_name) / "nccl" / f"process-{pid}-"
+
     @property
     def fence(self) -> Path:
         """Which half of a cut network continues, a folder per job; the rendezvous keeps it."""

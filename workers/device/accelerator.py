@@ -17,6 +17,7 @@ from typing import cast
 
 import torch
 from torch import Tensor
+from torch._C import _distributed_c10d as c10d
 from torch.distributed import is_nccl_available
 
 from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE, mig_slices
@@ -110,8 +111,12 @@ def _name(device: torch.device) -> str:
 
 
 def has_nccl(device: torch.device) -> bool:
-    """Whether torch has NCCL for the kind of `device`; on ROCm that is RCCL."""
-    return device.type == _CUDA and is_nccl_available()
+    """Whether torch has NCCL for the kind of `device`; on ROCm that is RCCL.
+
+    torch 2.14 has several classes for it, and an option which of them "nccl" stands for: groups are
+    made by the class that all versions from 2.11 on have (`rank.comm.make_nccl`).
+    """
+    return device.type == _CUDA and is_nccl_available() and hasattr(c10d, "ProcessGroupNCCL")
 
 
 # --- where this thread's work goes

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from torch._C._distributed_c10d import (
     PrefixStore,
     ProcessGroupGloo,
     ReduceOptions,
+    ReduceScatterOptions,
     Store,
     Work,
 )
@@ -71,15 +73,20 @@ class _Backend(Protocol):
     def allgather(
         self, out: list[list[Tensor]], tensors: list[Tensor], options: AllgatherOptions
     ) -> Work: ...
+    def _reduce_scatter_base(
+        self, out: Tensor, tensor: Tensor, options: ReduceScatterOptions
+    ) -> Work: ...
+    def _allgather_base(self, out: Tensor, tensor: Tensor, options: AllgatherOptions) -> Work: ...
     def shutdown(self) -> None: ...
 
 
 class Group:
     """Some ranks that talk to each other; positions in `ranks` are the addresses.
 
-    Every operation returns at once with a handle. Its `wait()` waits for the operation, or makes
-    the current CUDA stream wait, and raises RuntimeError after the network's timeout. Collectives
-    take a tensor of any shape, the same on all members.
+    Every operation returns at once with a handle. With gloo, its `wait()` waits for the operation
+    and raises RuntimeError after the network's timeout. With NCCL it makes the current CUDA stream
+    wait; after the timeout torch ends the process (`nccl_settings`). Collectives take a tensor of
+    any shape, the same on all members.
 
     Args:
         network: how to reach the others.
@@ -114,7 +121,9 @@ class Group:
         timeout = timedelta(seconds=network.timeout_s)
         place = (store, self.index, len(self.ranks), timeout)
         if backend == "nccl":
-            self._pg = make_nccl(*place, is_link=is_link)
+            self._pg = make_nccl(
+                *place, tune=partial(tune_nccl, name=name, ranks=ranks, is_link=is_link)
+            )
         else:
             self._pg = _make_gloo(*place, network.address)
 
@@ -152,6 +161,21 @@ class Group:
         found = [torch.empty_like(tensor) for _ in self.ranks]
         self._pg.allgather([found], [tensor], AllgatherOptions()).wait()
         return found
+
+    def reduce_scatter(self, flat: Tensor) -> Work:
+        """Sums into this member's part of a flat tensor; what the others then are is undefined.
+
+        Args:
+            flat: as many equal parts as there are members, in their order.
+        """
+        own = flat.chunk(self.size)[self.index]
+        # Where they are: NCCL takes the sum's place being in what is summed.
+        return self._pg._reduce_scatter_base(own, flat, ReduceScatterOptions())
+
+    def gather_parts(self, flat: Tensor) -> Work:
+        """Gives this member's part of a flat tensor to all; see `reduce_scatter`."""
+        own = flat.chunk(self.size)[self.index]
+        return self._pg._allgather_base(flat, own, AllgatherOptions())
 
     def close(self) -> None:
         """Ends the communicator; call it when all that was begun is done.
@@ -196,30 +220,43 @@ def _make_gloo(store: Store, index: int, size: int, timeout: timedelta, address:
 
 
 def make_nccl(
-    store: Store, index: int, size: int, timeout: timedelta, *, is_link: bool
+    store: Store, index: int, size: int, timeout: timedelta, *, tune: Callable[[Any], None]
 ) -> _Backend:
     """A communicator of NCCL, which builds of torch for the CPU do not have.
 
     Args:
-        is_link: whether it is for messages between two ranks.
+        tune: sets the other options.
     """
     from torch._C._distributed_c10d import ProcessGroupNCCL
 
     options = ProcessGroupNCCL.Options()
     options._timeout = timeout
-    tune_nccl(options, is_link=is_link)
+    tune(options)
     made: Any = ProcessGroupNCCL(store, index, size, options)
     backend: _Backend = made
     return backend
 
 
-def tune_nccl(options: Any, *, is_link: bool) -> None:  # noqa: ANN401
+def tune_nccl(
+    options: Any,  # noqa: ANN401
+    *,
+    name: str,
+    ranks: Sequence[int],
+    is_link: bool,
+) -> None:
     """Sets the options that leave most of a GPU to computing, as far as this torch has them.
 
     Streams of high priority come from a pool of their own, so that none of NCCL's is one of ours.
     A receive spins until its message is there, on every processor that it may use.
+
+    Args:
+        name: of the group, which the flight recorder tells.
+        ranks: of its members, likewise.
+        is_link: whether it is for messages between two ranks.
     """
     options.is_high_priority_stream = True
+    options.group_name = name
+    options.global_ranks_in_group = list(ranks)
     if is_link and hasattr(options, "config"):
         options.config.max_ctas = _LINK_CTAS
 

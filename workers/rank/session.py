@@ -30,6 +30,7 @@ from bundlerun.workers.rank.comm import Network, own_address
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import Groups, Members, make_groups
 from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
+from bundlerun.workers.rank.nccl_settings import prepare_nccl
 from bundlerun.workers.rank.round_store import own_part
 
 log = logging.getLogger(__name__)
@@ -246,6 +247,8 @@ def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
     backend, note = choose_backend(
         config.transport, nodes, num_stages=topology.num_stages, has_gpus=door.is_gpu(device)
     )
+    if backend == "nccl":
+        prepare_nccl(RunPaths(Path(config.run_dir)), env.node_name)
     network = Network(
         store=PrefixStore("groups", store),
         rank=env.rank,

@@ -26,6 +26,8 @@ _MB_PER_NODE = 0.5
 """A ring of N nodes cuts a bucket into N messages; shorter ones are not worth their overhead."""
 _LEAST_MB, _MOST_MB = 1.0, 8.0
 """Measured: a sync of 16 MiB between two nodes takes 361 ms in buckets of 1 MB, 373 in 4 MB."""
+_NCCL_MB = 25.0
+"""As DDP has them: what a bucket costs beside its bytes is much, next to a link between GPUs."""
 
 Allocate = Callable[[int, torch.dtype], Tensor]
 """Gives a flat tensor of zeros that many elements long, on the CPU, where sums are taken."""
@@ -41,6 +43,7 @@ class Bucket:
         num_extra: numbers before the gradients; if there are any, the whole bucket is float64.
         device: where the gradients are.
         allocate: gives the memory that is summed; None: the gradients are summed where they are.
+        num_parts: its length is a multiple of that; zeros at the end make up for the rest.
     """
 
     def __init__(
@@ -49,13 +52,15 @@ class Bucket:
         num_extra: int,
         device: torch.device,
         allocate: Allocate | None,
+        num_parts: int = 1,
     ) -> None:
         self.parameters = list(parameters)
         self.pending = 0
         sizes = [_num_reals(p) for p in parameters]
         own = parameters[0].dtype.to_real() if parameters else torch.float64
         dtype = torch.float64 if num_extra else own
-        length = num_extra + sum(sizes) + len(parameters)
+        own_length = num_extra + sum(sizes) + len(parameters)
+        length = own_length + -own_length % num_parts
         # Gradients are written into `flat` and summed in `wire`: one tensor if possible.
         wire = allocate(length, dtype) if allocate is not None else None
         if wire is None or door.is_gpu(device):
@@ -63,8 +68,8 @@ class Bucket:
         else:
             self.flat = wire
         self.wire = self.flat if wire is None else wire
-        self.extra, self._widened, self._used = self.flat.split(
-            [num_extra, sum(sizes), len(parameters)]
+        self.extra, self._widened, self._used, _ = self.flat.split(
+            [num_extra, sum(sizes), len(parameters), length - own_length]
         )
         # A gradient has its parameter's dtype, so a wider bucket is filled from a copy at the end.
         self._gradients = self._widened
@@ -142,9 +147,10 @@ def _shaped(part: Tensor, parameter: Parameter) -> Tensor:
     return torch.view_as_complex(part.view(*parameter.shape, 2))
 
 
-def bucket_bytes(bucket_mb: float, num_nodes: int) -> int:
-    """`bucket_mb` in bytes; where it is 0, the size that suits that many nodes."""
-    return int(1e6 * (bucket_mb or min(max(_MB_PER_NODE * num_nodes, _LEAST_MB), _MOST_MB)))
+def bucket_bytes(bucket_mb: float, num_nodes: int, backend: str = "gloo") -> int:
+    """`bucket_mb` in bytes; where it is 0, the size that suits that many nodes and a backend."""
+    by_nodes = min(max(_MB_PER_NODE * num_nodes, _LEAST_MB), _MOST_MB)
+    return int(1e6 * (bucket_mb or (_NCCL_MB if backend == "nccl" else by_nodes)))
 
 
 def cut_into_buckets(

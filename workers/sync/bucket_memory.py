@@ -38,6 +38,7 @@ class BucketMemory:
         device: where the gradients are.
         groups: in which the buckets are summed.
         mates: the ranks of the node that may share memory; None: none do.
+        num_parts: equal parts that a bucket is cut into.
     """
 
     def __init__(
@@ -48,15 +49,19 @@ class BucketMemory:
         device: torch.device,
         groups: Legs,
         mates: Group | None,
+        num_parts: int = 1,
     ) -> None:
         self.arena = _shared_arena(mates, cut, num_extra)
         shared = None if self.arena is None else self.arena.memory.own
         self._registered = None if shared is None else host_memory.register(shared, device)
         # In this order on every rank: a peer finds a bucket by its place in the memory.
         allocate = _allocate(self.arena, groups, device)
-        self._few, self._many = (Bucket([], n, device, allocate) for n in _SCRATCH_NUMBERS)
-        first = Bucket(cut[0], num_extra, device, allocate)
-        self.buckets = [first, *(Bucket(each, 0, device, allocate) for each in cut[1:])]
+
+        def made(parameters: Sequence[Parameter], num_extra: int) -> Bucket:
+            return Bucket(parameters, num_extra, device, allocate, num_parts)
+
+        self._few, self._many = (made([], count) for count in _SCRATCH_NUMBERS)
+        self.buckets = [made(cut[0], num_extra), *(made(each, 0) for each in cut[1:])]
         """In the order in which they leave."""
 
     def scratch(self, length: int) -> Bucket:

@@ -26,9 +26,10 @@ class Flat:
 
     name: SchemeName = "flat"
     is_candidate = True
+    num_shards = 1
     node: Members | None = None
 
-    def __init__(self, topology: Topology, place: Place) -> None:
+    def __init__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> None:
         self.members: Sequence[Members] = of_several(replicas(topology, place))
 
     def from_first(self, groups: Legs) -> list[Group]:

@@ -98,6 +98,8 @@ class GradientSync:
         meters: Meters,
     ) -> None:
         self._groups = groups
+        # NCCL wants one order of all operations on all ranks, which several threads do not keep.
+        self._is_serial = ways.is_serial
         self._meters = meters
         self._settings = settings
         self._gate: Gate | None = None
@@ -111,6 +113,7 @@ class GradientSync:
             device=device,
             groups=groups,
             mates=None if mates is None else groups[mates],
+            num_parts=ways.num_parts,
         )
         self._buckets = self._memory.buckets
         self.extra = self._buckets[0].extra
@@ -138,9 +141,7 @@ class GradientSync:
         actions = scheme.actions(self._groups, self._memory.arena, compress_to)
         if not actions:
             return None
-        # NCCL wants one order of all operations on all ranks, which several threads do not keep.
-        is_nccl = any(group.backend == "nccl" for group in self._groups.values())
-        return Chain(actions, device, timeout_s, self._meters, in_one_thread=is_nccl)
+        return Chain(actions, device, timeout_s, self._meters, in_one_thread=self._is_serial)
 
     def _measured(self, ways: Ways, start: Callable[[Scheme], Chain | None]) -> Choice | None:
         """The fastest way; None where there is no other, or no other replica."""

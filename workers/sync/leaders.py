@@ -31,27 +31,37 @@ class _ThroughLeaders:
         topology: the layout of this round.
         place: this rank.
         num_leaders: that many ranks of each node, the first, have a shard of every bucket each.
+        is_serial: see `MakeScheme`.
     """
 
-    def __init__(self, topology: Topology, place: Place, num_leaders: int) -> None:
+    def __init__(
+        self, topology: Topology, place: Place, num_leaders: int, *, is_serial: bool
+    ) -> None:
         self._num_leaders = num_leaders
         stage, node = f"stage{place.stage}", f"node{place.node}"
         mates = topology.collect_ranks(place.stage, place.node)
         self._collect = Members(f"collect/{stage}/{node}", mates)
-        # The same ranks once more, because both legs run at one time.
-        self._distribute = Members(f"distribute/{stage}/{node}", mates)
+        # The same ranks once more, where both legs run at one time.
+        again = Members(f"distribute/{stage}/{node}", mates)
+        self._distribute = self._collect if is_serial else again
         # A rank with no shard is in no exchange: it gets all sums from the leaders of its node.
         shard = mates.index(place.rank)
         leaders = topology.shard_leaders(place.stage, shard) if shard < num_leaders else ()
         # Two nodes swap in one step; the exchange of more has two halves, which run at one time.
-        num_halves = 1 if len(leaders) == 2 else 2
+        num_halves = 1 if is_serial or len(leaders) == 2 else 2
         names = [f"exchange{half}/{stage}/shard{shard}" for half in range(num_halves)]
         self._exchange = of_several(*(Members(name, leaders) for name in names))
 
     @property
+    def num_shards(self) -> int:
+        """See `Scheme`."""
+        return self._num_leaders
+
+    @property
     def members(self) -> Sequence[Members]:
         """See `Scheme`."""
-        return (*self._exchange, *of_several(self._collect, self._distribute))
+        inside = dict.fromkeys((self._collect, self._distribute))
+        return (*self._exchange, *of_several(*inside))
 
     @property
     def node(self) -> Members | None:
@@ -84,8 +94,8 @@ class LocalMaster(_ThroughLeaders):
 
     name: SchemeName = "local-master"
 
-    def __init__(self, topology: Topology, place: Place) -> None:
-        super().__init__(topology, place, 1)
+    def __init__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> None:
+        super().__init__(topology, place, 1, is_serial=is_serial)
 
     @property
     def is_candidate(self) -> bool:
@@ -98,8 +108,8 @@ class Sharded(_ThroughLeaders):
 
     name: SchemeName = "sharded"
 
-    def __init__(self, topology: Topology, place: Place) -> None:
-        super().__init__(topology, place, topology.num_shards(place.stage))
+    def __init__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> None:
+        super().__init__(topology, place, topology.num_shards(place.stage), is_serial=is_serial)
 
     @property
     def is_candidate(self) -> bool:

@@ -167,17 +167,23 @@ class _SharedDistribute:
 class GroupLegs:
     """Through torch's collectives: NCCL, or gloo where memory cannot be shared.
 
+    NCCL sums all shards at once where every rank of the node leads one, and parts are equal.
+
     Args:
         collect: the ranks of the node that hold the stage.
-        distribute: the same ranks once more, because both legs run at one time.
+        distribute: the same ranks once more, if both legs run at one time.
         num_leaders: that many ranks of the node, the first, add up a shard each.
     """
 
     def __init__(self, collect: Group, distribute: Group, num_leaders: int) -> None:
         self._index = collect.index
         self._num_leaders = num_leaders
-        self.collect: Action = _PerShard("collect", collect.reduce, num_leaders)
-        self.distribute: Action = _PerShard("distribute", distribute.broadcast, num_leaders)
+        if collect.backend == "nccl" and num_leaders == collect.size:
+            self.collect: Action = _AtOnce("collect", collect.reduce_scatter)
+            self.distribute: Action = _AtOnce("distribute", distribute.gather_parts)
+        else:
+            self.collect = _PerShard("collect", collect.reduce, num_leaders)
+            self.distribute = _PerShard("distribute", distribute.broadcast, num_leaders)
 
     def target(self, bucket: Bucket) -> Tensor:
         """The shard of the sum that this rank, a leader, exchanges."""
@@ -206,6 +212,17 @@ class _PerShard:
                 work.wait()
 
         return finish
+
+
+class _AtOnce:
+    rounding = None
+
+    def __init__(self, phase: Phase, operation: Callable[[Tensor], Work]) -> None:
+        self.phase: Phase = phase
+        self._operation = operation
+
+    def begin(self, bucket: Bucket) -> Finish:
+        return self._operation(bucket.wire).wait
 
 
 def _nothing() -> None:

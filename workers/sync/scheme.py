@@ -34,6 +34,11 @@ class Scheme(Protocol):
         ...
 
     @property
+    def num_shards(self) -> int:
+        """Shards of a bucket that are summed by different ranks of a node."""
+        ...
+
+    @property
     def members(self) -> Sequence[Members]:
         """The groups that this rank needs, without those of one rank."""
         ...
@@ -63,8 +68,15 @@ class Scheme(Protocol):
 class MakeScheme(Protocol):
     """Gives a scheme for one rank."""
 
-    def __call__(self, topology: Topology, place: Place) -> Scheme:
-        """The scheme of the rank at `place`."""
+    def __call__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> Scheme:
+        """The scheme of the rank at `place`.
+
+        Args:
+            topology: of the round.
+            place: of the rank.
+            is_serial: whether one thread begins all that is sent, in one order on all ranks, as
+                NCCL wants it; then one communicator of the same ranks is enough.
+        """
         ...
 
 

@@ -35,25 +35,34 @@ class Ways:
     Args:
         candidates: one if it is settled; else the fastest is found by measuring.
         replicas: who measures together.
+        is_serial: see `MakeScheme`.
     """
 
     candidates: tuple[Scheme, ...]
     replicas: Members
+    is_serial: bool = False
 
     @classmethod
-    def of(cls, sync: SchemeChoice, topology: Topology, place: Place) -> Ways:
+    def of(
+        cls, sync: SchemeChoice, topology: Topology, place: Place, *, is_serial: bool = False
+    ) -> Ways:
         """The ways of the rank at `place`; the same names on all replicas of its stage."""
         if sync != "auto":
-            found: tuple[Scheme, ...] = (SCHEMES[sync](topology, place),)
+            found: tuple[Scheme, ...] = (SCHEMES[sync](topology, place, is_serial=is_serial),)
         else:
             every = [make(topology, place) for make in SCHEMES.values()]
             found = tuple(scheme for scheme in every if scheme.is_candidate)
-        return cls(found, replicas(topology, place))
+        return cls(found, replicas(topology, place), is_serial)
 
     @property
     def is_settled(self) -> bool:
         """Whether there is nothing to measure."""
         return len(self.candidates) == 1
+
+    @property
+    def num_parts(self) -> int:
+        """Equal parts that buckets are cut into, as NCCL wants them; 1 where they may differ."""
+        return self.candidates[0].num_shards if self.is_serial else 1
 
     @property
     def members(self) -> frozenset[Members]:
@@ -77,8 +86,9 @@ class Ways:
 def ways_of(config: TrainConfig, arrival: Arrival) -> Ways:
     """The ways of a rank that has arrived, and is not spare."""
     is_rounded = config.exchange_dtype != "float32"
-    sync = settled_sync(config.sync, arrival.network.backend, is_rounded=is_rounded)
-    return Ways.of(sync, arrival.topology, arrival.place)
+    backend = arrival.network.backend
+    sync = settled_sync(config.sync, backend, is_rounded=is_rounded)
+    return Ways.of(sync, arrival.topology, arrival.place, is_serial=backend == "nccl")
 
 
 def settled_sync(sync: SchemeChoice, backend: str, *, is_rounded: bool) -> SchemeChoice:

@@ -230,6 +230,26 @@ def test_gpus_stay_visible_to_their_workers() -> None:
     assert "CUDA_VISIBLE_DEVICES" not in plan.here.environment
 
 
+def test_nccl_takes_the_network_of_the_address_that_is_given() -> None:
+    known = {"NCCL_SOCKET_IFNAME": "eth7"}
+    for num_gpus, address, environ, wanted in (
+        (2, "127.0.0.1", {}, "=lo"),
+        (2, "", {}, None),
+        (2, "192.0.2.1", {}, None),  # no interface of this machine
+        (2, "127.0.0.1", known, None),
+        (0, "127.0.0.1", {}, None),
+    ):
+        plan = plan_here(
+            resolved_train(),
+            resolved_launch(local_addr=address),
+            hardware=replace(HARDWARE, num_gpus=num_gpus),
+            meeting=MEETING,
+            node_name="a",
+            environ=environ,
+        )
+        assert plan.here.environment.get("NCCL_SOCKET_IFNAME") == wanted
+
+
 def test_logs_of_each_node_lie_in_a_folder_of_their_own() -> None:
     assert here(resolved_train(run_dir="r"), resolved_launch()).here.log_dir == "r/logs/a"
     assert here(resolved_train(), resolved_launch(log_dir="there")).here.log_dir == "there"

@@ -1,11 +1,14 @@
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from bundlerun.launcher.agent import entry
-from bundlerun.launcher.agent.failure import first_story, without_entry
+from bundlerun.launcher.agent.failure import explain, first_story, without_entry
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 def write_error(folder: Path, local_rank: int, code: int, story: str, *, at_ns: int) -> Path:
@@ -60,3 +63,22 @@ def test_a_traceback_begins_in_the_workers_module() -> None:
         "ValueError: boom",
     ]
     assert without_entry("ValueError: boom") == "ValueError: boom"
+
+
+def test_a_rank_that_torch_ended_over_nccl_is_explained_with_its_record(tmp_path: Path) -> None:
+    record = RunPaths(tmp_path).flight_record("a", 4711)
+    record.parent.mkdir(parents=True)
+    file = record.with_name(f"{record.name}0")
+    file.touch()
+    record.with_name("process-47110-0").touch()  # of another process
+
+    def told(pid: int) -> str:
+        failure = ProcessFailure(1, pid, -signal.SIGABRT, "")
+        error = ChildFailedError("worker", {3: failure})
+        text, code = explain(error, node_name="a", num_procs=2, run_dir=str(tmp_path))
+        assert code == 1
+        return text
+
+    assert str(file) in told(4711)
+    assert "--timeout-s" in told(4711)
+    assert told(4712).endswith("killed by SIGABRT; the other 1 of this node were stopped")

@@ -8,6 +8,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.meeting.addresses import (
     LOOPBACK,
     OwnAddresses,
+    interface_of,
     is_loopback,
     own_endpoints,
     own_place,
@@ -33,6 +34,12 @@ def test_a_node_may_keep_each_endpoint_of_its_own_address(local_addr: str, kept:
     addresses = ["10.0.0.1", "10.0.0.2", "127.0.0.1", "10.0.0.2", "10.0.0.7"]
     found = own_endpoints(addresses, {"10.0.0.1", "10.0.0.2"}, local_addr)
     assert found == kept
+
+
+def test_an_interface_is_found_by_its_address() -> None:
+    interfaces = {"lo": ["127.0.0.1"], "eth0": ["10.0.0.1"], "eth1": ["10.0.1.1", "fe80::1"]}
+    addresses = ["10.0.1.1", "fe80::1", "127.0.0.1", "10.0.0.9"]
+    assert [interface_of(each, interfaces) for each in addresses] == ["eth1", "eth1", "lo", ""]
 
 
 def test_all_loopback_addresses_are_this_machines() -> None:

@@ -13,6 +13,7 @@ from bundlerun.launcher.process import kernel_state
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.watch import Watch
 from bundlerun.launcher.run_folder.events import Events, read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.waiting import wait_until
 
 LIMIT_S = 20.0
@@ -82,6 +83,20 @@ def test_a_rank_that_is_killed_is_noticed(tmp_path: Path) -> None:
         os.kill(pid, signal.SIGKILL)
         row = wait_for_event(tmp_path, "rank gone")
     assert (row["local_rank"], row["pid"]) == (1, pid)
+
+
+def test_a_rank_that_torch_ended_over_nccl_is_told_with_its_record(tmp_path: Path) -> None:
+    board = Board.create()
+    board.run_dir = str(tmp_path)
+    with watched(board, tmp_path) as met, rank(board, 1) as pid:
+        wait_until_met(met, pid)
+        record = RunPaths(tmp_path).flight_record("n", pid)
+        record.parent.mkdir(parents=True)
+        record.with_name(f"{record.name}1").touch()
+        os.kill(pid, signal.SIGKILL)  # not SIGABRT, at which pytest prints all stacks
+        why = str(wait_for_event(tmp_path, "rank gone")["why"])
+    assert "NCCL did not end within --timeout-s" in why
+    assert f"{record}1" in why
 
 
 def test_a_rank_that_is_stopped_is_killed_after_the_lease_and_others_are_left(

@@ -69,3 +69,12 @@ def test_the_size_of_a_bucket_goes_by_the_nodes_unless_it_is_said() -> None:
         8 * 10**6,
     ]
     assert bucket_bytes(25, 2) == 25 * 10**6
+    assert [bucket_bytes(mb, 2, "nccl") for mb in (0, 4)] == [25 * 10**6, 4 * 10**6]
+
+
+def test_a_bucket_of_equal_parts_has_zeros_at_its_end() -> None:
+    part = parameters(2, 3)
+    bucket = Bucket(part, 0, torch.device("cpu"), None, num_parts=4)
+    assert (bucket.wire.numel(), [view.numel() for view in bucket.views]) == (8, [2, 3])
+    bucket.wire.fill_(1)
+    assert bucket.open().numel() == len(part)

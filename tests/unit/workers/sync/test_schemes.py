@@ -16,8 +16,10 @@ from bundlerun.workers.sync.schemes import SCHEMES, Ways, settled_sync
 LAYOUTS = [((1,), (1,)), ((1,), (3,)), ((1,), (2, 3, 1)), ((1, 1), (4, 4)), ((2, 1), (4, 2, 3))]
 
 
-def names_of(topology: Topology, rank: int, sync: SchemeChoice) -> list[str]:
-    ways = Ways.of(sync, topology, topology.places[rank])
+def names_of(
+    topology: Topology, rank: int, sync: SchemeChoice, *, is_serial: bool = False
+) -> list[str]:
+    ways = Ways.of(sync, topology, topology.places[rank], is_serial=is_serial)
     return sorted(members.name for members in ways.members)
 
 
@@ -44,17 +46,40 @@ def test_more_than_two_nodes_have_two_groups_for_an_exchange() -> None:
     topology = Topology(Shape((1,)), (1, 1, 1))
     wanted = ["exchange0/stage0/shard0", "exchange1/stage0/shard0"]
     assert names_of(topology, 1, "local-master") == wanted
+    assert names_of(topology, 1, "local-master", is_serial=True) == wanted[:1]
+
+
+def test_one_thread_needs_one_communicator_of_the_same_ranks() -> None:
+    topology = Topology(Shape((1,)), (2, 2))
+    wanted = ["collect/stage0/node1", "exchange0/stage0/shard1"]
+    assert names_of(topology, 3, "sharded", is_serial=True) == wanted
+    assert names_of(topology, 3, "local-master", is_serial=True) == wanted[:1]
+
+
+def test_buckets_have_equal_parts_where_nccl_sums_all_shards_at_once() -> None:
+    topology = Topology(Shape((1,)), (3, 2))
+    found = {
+        (sync, is_serial): Ways.of(
+            sync, topology, topology.places[0], is_serial=is_serial
+        ).num_parts
+        for sync in get_args(SchemeName)
+        for is_serial in (True, False)
+    }
+    assert {key for key, num_parts in found.items() if num_parts > 1} == {("sharded", True)}
+    assert found["sharded", True] == 2
 
 
 @pytest.mark.parametrize(("shape", "nodes"), LAYOUTS, ids=str)
 @pytest.mark.parametrize("sync", get_args(SchemeChoice))
+@pytest.mark.parametrize("is_serial", [False, True])
 def test_all_members_of_a_group_ask_for_it_and_nobody_else(
-    shape: tuple[int, ...], nodes: tuple[int, ...], sync: SchemeChoice
+    shape: tuple[int, ...], nodes: tuple[int, ...], sync: SchemeChoice, is_serial: bool
 ) -> None:
     topology = Topology(Shape(shape), nodes)
     asking: dict[Members, list[int]] = {}
     for rank in topology.active_ranks:
-        for members in Ways.of(sync, topology, topology.places[rank]).members:
+        ways = Ways.of(sync, topology, topology.places[rank], is_serial=is_serial)
+        for members in ways.members:
             asking.setdefault(members, []).append(rank)
     for members, ranks in asking.items():
         assert len(ranks) > 1
