@@ -26,6 +26,7 @@ from bundlerun.launcher.rendezvous.round_store import NUMBER_KEY
 from bundlerun.workers.rank.env import RankEnv
 
 _ROUNDS = "rounds"
+_DUMP_SIGNAL = "exception_dump"
 _POLL_S = (0.005, 0.25)
 """Pause between two looks of a rank, seconds: the first one, and the longest."""
 
@@ -41,8 +42,23 @@ def own_part(store: Store, env: RankEnv, timeout_s: float) -> Store:
     ours = PrefixStore("bundlerun", store)
     if not env.has_agents_store or store.check([NUMBER_KEY]):
         return ours  # it is new: rank 0 has just made it, or our rendezvous has
-    number = _lead(ours, env.world_size) if env.rank == 0 else _follow(ours, env.rank, timeout_s)
-    return PrefixStore(f"round{number}", ours)
+    if env.rank != 0:
+        return PrefixStore(f"round{_follow(ours, env.rank, timeout_s)}", ours)
+    # Before the others go on, and make groups of NCCL.
+    forget_dump_signal(store)
+    return PrefixStore(f"round{_lead(ours, env.world_size)}", ours)
+
+
+def forget_dump_signal(store: Store) -> None:
+    """Takes back what torch's watch over NCCL has told the ranks of an earlier start.
+
+    It tells them to write their flight recorders, by a key of the store that is underneath all
+    prefixes; those of a new start would write theirs too, and be ended some minutes later
+    (`ProcessGroupNCCL.cpp`, its heartbeat monitor).
+    """
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    store.delete_key(_DUMP_SIGNAL)
 
 
 def _lead(store: Store, world_size: int) -> int:

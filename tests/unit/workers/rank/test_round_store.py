@@ -4,12 +4,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
 
 import pytest
-from torch._C._distributed_c10d import Store, TCPStore
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.rendezvous.round_store import NUMBER_KEY
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.round_store import own_part
+from bundlerun.workers.rank.round_store import forget_dump_signal, own_part
 
 LIMIT_S = 20.0
 
@@ -82,3 +82,13 @@ def test_a_fresh_store_needs_no_meeting(kept: TCPStore) -> None:
     own_part(kept, env(1, 2, has_agents_store=False), 0.05).set("word", "a")
     kept.set(NUMBER_KEY, "7")
     assert own_part(kept, env(1, 2), 0.05).get("word") == b"a"
+
+
+def test_a_signal_of_torch_s_to_an_earlier_start_is_taken_back() -> None:
+    below = HashStore()
+    below.set("exception_dump", "rank 3")
+    below.set("other", "stays")
+    forget_dump_signal(PrefixStore("attempt_1", PrefixStore("worker", below)))
+    assert not below.check(["exception_dump"])
+    assert below.get("other") == b"stays"
+    forget_dump_signal(below)  # there is none
