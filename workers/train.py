@@ -39,6 +39,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.launcher.train_argv import read_train_argv
 from bundlerun.workers.device.accelerator import unused_kind
+from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import alone
 from bundlerun.workers.rank.env import RankEnv
@@ -109,6 +110,7 @@ def train(
     store: Store,
     life: Liveness | None = None,
     claim: AbstractContextManager[None] | None = None,
+    start: DeviceStart | None = None,
 ) -> int:
     """Joins the round and trains to the end, or until the run is told to stop.
 
@@ -118,6 +120,7 @@ def train(
         store: where the ranks of this round meet; fresh.
         life: what the agent sees of this rank; None: nobody looks.
         claim: holds the run folder, once it is known that the ranks fit together.
+        start: of this rank's device, under way; None: it has not begun.
 
     Returns:
         The exit code: done, stopped and resumable, or failed, as the last state is lost.
@@ -128,7 +131,7 @@ def train(
     life = life or Liveness.none()
     # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
     with ExitStack() as held, ExitStack() as made, life:
-        arrival = arrive(config, env, store)
+        arrival = arrive(config, env, store, start)
         if claim is not None:
             held.enter_context(claim)
         # An option of 0 lets the run choose; from here on it is the number chosen.
@@ -197,9 +200,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
             life = stack.enter_context(_liveness(config, env, board))
             env = _take_cores(config, env)
+            # After the cores, which its thread inherits; the rest goes on meanwhile.
+            start = DeviceStart(env.local_rank)
             config = _checked(config, env)
             store = open_store(env, config.timeout_s)
-            code = train(config, env, store, life, claimed_folder(config, env))
+            code = train(config, env, store, life, claimed_folder(config, env), start)
         except BundleError as exc:
             log.error("error: %s", exc)
             details = {"text": f"error: {exc}", "exit_code": exc.exit_code}

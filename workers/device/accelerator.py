@@ -81,7 +81,17 @@ def num_gpus(environ: Mapping[str, str] = os.environ) -> int:
 
 
 def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
-    """The device of a local rank; ranks share GPUs where there are fewer. Starts CUDA."""
+    """The device of a local rank, which this thread refers to from here on. Starts CUDA."""
+    device = chosen_device(local_rank, environ)
+    enter(device)
+    return device
+
+
+def chosen_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
+    """The device of a local rank; ranks share GPUs where there are fewer. Starts nothing.
+
+    Sets what CUDA is to find in the environment when it starts.
+    """
     environ.setdefault(_CONNECTIONS, "32")
     # Before CUDA starts: a process can use one slice only, the first that it sees.
     slices = mig_slices(environ)
@@ -91,9 +101,7 @@ def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) 
     if not count:
         return torch.device("cpu")
     # More ranks than GPUs: they share them evenly.
-    device = torch.device(kind(environ), local_rank % count)
-    module_of(device).set_device(device)
-    return device
+    return torch.device(kind(environ), local_rank % count)
 
 
 def gpus_of(num_ranks: int) -> list[str]:

@@ -26,6 +26,7 @@ from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, 
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.rank.comm import Network, own_address
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import Groups, Members, make_groups
@@ -223,17 +224,25 @@ def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
             return  # torch says what is wrong
 
 
-def arrive(config: TrainConfig, env: RankEnv, store: Store) -> Arrival:
+def arrive(
+    config: TrainConfig, env: RankEnv, store: Store, start: DeviceStart | None = None
+) -> Arrival:
     """What this rank is in the round, which may be spare.
 
     Collective: every rank. The store sees a few keys per node.
 
+    Args:
+        config: of the run.
+        env: what the agent told this rank.
+        store: where the ranks of the round meet.
+        start: of this rank's device; None: it is started here.
+
     Raises:
         ConfigError: nodes have other options, files, data or versions; or the devices of all
             together do not hold one bundle.
-        NodeError: the transport asked for does not work here.
+        NodeError: the transport asked for does not work here, or the device cannot be started.
     """
-    device = door.own_device(env.local_rank)
+    device = (start or DeviceStart(env.local_rank)).take()
     num_seen = 1 if env.has_own_device else env.local_world_size
     hello = Hello(
         name=env.node_name,
