@@ -15,6 +15,8 @@ NOT_OPTIONS = frozenset(
     {
         "BUNDLERUN_BOARD",
         "BUNDLERUN_CLAIMED",
+        "BUNDLERUN_CPU_ONLY",
+        "BUNDLERUN_NODE_GPUS",
         "BUNDLERUN_PLANNED_BUNDLES",
         DATA_VARIABLE,
         "BUNDLERUN_SLURM_NONCE",

@@ -17,6 +17,7 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.options.declared import Resolved, options_of
 from bundlerun.launcher.options.endpoints import parse_endpoints
+from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import (
     LaunchPlan,
@@ -216,6 +217,11 @@ def test_the_workers_get_the_environment_that_restarts_need() -> None:
     environment = here(resolved_train(), resolved_launch()).here.environment
     assert environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert environment["BUNDLERUN_LOCAL_ADDR"] == "10.0.0.1"
+
+
+def test_the_workers_know_every_variable_that_is_set_for_them() -> None:
+    environment = here(resolved_train(), resolved_launch(slots=2)).here.environment
+    check_variables(environment, [TrainConfig, LaunchConfig])
 
 
 def test_gpus_stay_visible_to_their_workers() -> None:
