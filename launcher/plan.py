@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bundlerun.launcher.choices import DeviceKind
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
@@ -288,7 +289,7 @@ def plan_here(
     num_procs = choose_num_procs(train.value, launch.value, devices)
     # The other nodes are not there yet: the plan takes them to be like this one.
     topology = Topology(shape, (num_procs,) * launch.value.max_nodes, train.value.chunks)
-    layouts = _layouts(train.value, num_procs, hardware, environ)
+    layouts = _layouts(train.value, num_procs, hardware, devices.kind, environ)
     node = NodePlan(
         name=node_name,
         devices=devices,
@@ -318,7 +319,11 @@ def plan_here(
 
 
 def _layouts(
-    train: TrainConfig, num_procs: int, hardware: Hardware, environ: Mapping[str, str] | None
+    train: TrainConfig,
+    num_procs: int,
+    hardware: Hardware,
+    kind: DeviceKind,
+    environ: Mapping[str, str] | None,
 ) -> tuple[RankLayout, ...]:
     """Threads and cores of each rank of this node."""
     return tuple(
@@ -329,6 +334,7 @@ def _layouts(
             threads=train.threads,
             affinity=train.affinity,
             environ=environ,
+            gpu_nodes=hardware.gpu_nodes if kind == "gpu" else (),
         )
         for local_rank in range(num_procs)
     )
@@ -385,4 +391,7 @@ def worker_environment(
     # Ranks on CPU slots see no GPU, also where the node has some.
     if devices.kind == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", CPU_ONLY_VARIABLE: "1"}
+    else:
+        # Else a user's file that only looks for GPUs starts CUDA, before ranks have hidden others'.
+        environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     return environment

@@ -24,6 +24,7 @@ from bundlerun.launcher.agent.limits import raise_open_files
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
+from bundlerun.launcher.layout.gpu_places import gpu_numa_nodes
 from bundlerun.launcher.layout.hardware import apply_layout, rank_layout, read_cpus
 from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.schedule import Pipeline
@@ -225,6 +226,7 @@ def _take_cores(config: TrainConfig, env: RankEnv) -> RankEnv:
         threads=config.threads,
         affinity=config.affinity and env.is_launched,
         environ=os.environ,
+        gpu_nodes=gpu_numa_nodes(os.environ),
     )
     if not env.planned_bundles and env.local_rank == 0 and (kind := unused_kind()):
         log.warning("bundlerun does not use devices of the kind %r: this is the CPU", kind)

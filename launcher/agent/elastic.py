@@ -30,7 +30,12 @@ from bundlerun.launcher.errors import (
     NodeError,
     meaning_of,
 )
-from bundlerun.launcher.layout.gpus import accelerator_of_torch, gpus_of_torch, mig_slices
+from bundlerun.launcher.layout.gpus import (
+    VISIBLE_CUDA,
+    accelerator_of_torch,
+    gpus_of_torch,
+    mig_slices,
+)
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
 from bundlerun.launcher.options.backend import BUNDLE, Keeps
 from bundlerun.launcher.options.declared import ENV_PREFIX
@@ -318,7 +323,7 @@ def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> None:
         kind = accelerator_of_torch()
         if kind and not is_cpu_asked:
             raise NodeError(
-                f"this node has devices of the kind {kind!r}, which bundlerun does not use; "
+                f"this node has devices of the kind {kind!r}, which bundlerun does not count; "
                 "use --devices cpu to train on the CPU"
             )
         return
@@ -326,9 +331,11 @@ def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> None:
     has_slices = bool(mig_slices(os.environ))
     found = gpus_of_torch()
     if found < (1 if has_slices else node.devices.count):
+        visible = os.environ.get(VISIBLE_CUDA)
+        named = "" if visible is None else f" with {VISIBLE_CUDA}={visible!r}"
         raise NodeError(
-            f"this node shows {node.devices.count} GPUs, torch can use {found}; check the driver "
-            f"and the build of torch {torch.__version__}, or use --devices cpu"
+            f"this node shows {node.devices.count} GPUs{named}, torch can use {found}; check the "
+            f"driver and the build of torch {torch.__version__}, or use --devices cpu"
         )
 
 

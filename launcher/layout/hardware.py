@@ -25,6 +25,7 @@ import psutil
 from bundlerun.launcher.choices import DeviceChoice, DeviceKind
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.cgroups import cpu_quota
+from bundlerun.launcher.layout.gpu_places import cores_by_gpu, gpu_numa_nodes
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.layout.pinning import claim_cpus
 from bundlerun.launcher.layout.shape import Shape
@@ -46,6 +47,10 @@ class Cpus:
     """Allowed cores by NUMA node; a node without an allowed core is left out."""
     quota: float | None = None
     """CPU time that a control group allows, in CPUs; None without a limit."""
+    numbers: tuple[int, ...] = ()
+    """The kernel's numbers of the NUMA nodes; empty where it has none."""
+    distances: tuple[tuple[int, ...], ...] = ()
+    """From each NUMA node to each, as the kernel gives them: 10 is near."""
 
     @property
     def num_cores(self) -> int:
@@ -83,6 +88,8 @@ class Hardware:
 
     num_gpus: int
     cpus: Cpus
+    gpu_nodes: tuple[int, ...] = ()
+    """See `gpu_numa_nodes`."""
 
 
 def rank_layout(
@@ -93,16 +100,20 @@ def rank_layout(
     threads: int = 0,
     affinity: bool = True,
     environ: Mapping[str, str] | None = None,
+    gpu_nodes: Sequence[int] = (),
 ) -> RankLayout:
     """The share of one local rank.
 
-    Ranks get whole NUMA nodes while there are enough of them, else equal parts of one. With fewer
-    cores than ranks, or under a CPU quota (which says how much, not where), nobody is pinned.
+    Ranks get the cores that are near their GPUs. Where that is not known, whole NUMA nodes while
+    there are enough of them, else equal parts of one. With fewer cores than ranks, or under a CPU
+    quota (which says how much, not where), nobody is pinned.
 
     Args:
         threads: the option; see `num_threads`.
         affinity: pin the rank to its share.
         environ: of the rank.
+        gpu_nodes: of each GPU that the ranks of this node see, the kernel's number of its NUMA
+            node; empty on the CPU, and where that is not known.
     """
     wanted = num_threads(threads, environ or {}, local_world_size, cpus.num_cores)
     layout = RankLayout(
@@ -112,7 +123,8 @@ def rank_layout(
     )
     if cpus.quota is not None or cpus.num_cores < local_world_size:
         return layout
-    cores = _core_shares(cpus.numa_nodes, local_world_size)[local_rank]
+    shares = _shares_near_gpus(cpus, gpu_nodes, local_world_size)
+    cores = (shares or _core_shares(cpus.numa_nodes, local_world_size))[local_rank]
     logical = tuple(sorted(cpu for core in cores for cpu in core))
     return replace(layout, cores=len(cores), cpus=logical if affinity else ())
 
@@ -139,6 +151,21 @@ def num_threads(
     if text.isdecimal() and int(text) > 0:
         return int(text), THREADS_VARIABLE
     return (1, "as torchrun") if local_world_size > 1 else (num_cores, "free cores")
+
+
+def _shares_near_gpus(
+    cpus: Cpus, gpu_nodes: Sequence[int], num_ranks: int
+) -> Sequence[Sequence[Core]]:
+    """The cores of each rank; empty where it is not known which are near its GPU."""
+    if not gpu_nodes or not cpus.distances or not set(gpu_nodes) <= set(cpus.numbers):
+        return []
+    # As many ranks as GPUs, or several on each (`device.accelerator.own_device`).
+    places = [cpus.numbers.index(gpu_nodes[rank % len(gpu_nodes)]) for rank in range(num_ranks)]
+    sizes = [len(node) for node in cpus.numa_nodes]
+    return [
+        [core for node, start, end in share for core in cpus.numa_nodes[node][start:end]]
+        for share in cores_by_gpu(sizes, cpus.distances, places)
+    ]
 
 
 def _core_shares(numa_nodes: Sequence[Sequence[Core]], num_shares: int) -> Sequence[Sequence[Core]]:
@@ -192,26 +219,45 @@ def read_cpus(
         allowed = psutil.Process().cpu_affinity() or range(psutil.cpu_count() or 1)
         quota = _own_quota(sys) if quota is None else quota
     left = set(allowed)
-    nodes: list[tuple[Core, ...]] = []
-    for text in _numa_lists(sys / "devices/system/node"):
-        cores = _cores(left.intersection(parse_cpu_list(text)), sys)
+    nodes: dict[int, tuple[Core, ...]] = {}
+    folders = _numa_folders(sys / "devices/system/node")
+    for number, folder in folders.items():
+        cores = _cores(left.intersection(parse_cpu_list((folder / "cpulist").read_text())), sys)
         left.difference_update(cpu for core in cores for cpu in core)
         if cores:
-            nodes.append(cores)
+            nodes[number] = cores
     # CPUs that no NUMA node lists, or all of them where the kernel has no list.
     if left:
-        nodes.append(_cores(left, sys))
-    return Cpus(numa_nodes=tuple(nodes), quota=quota)
+        return Cpus(numa_nodes=(*nodes.values(), _cores(left, sys)), quota=quota)
+    return Cpus(
+        numa_nodes=tuple(nodes.values()),
+        quota=quota,
+        numbers=tuple(nodes),
+        distances=_distances(folders, list(nodes)),
+    )
 
 
-def _numa_lists(folder: Path) -> list[str]:
-    """The CPU list of each NUMA node, in the order of their numbers."""
+def _numa_folders(folder: Path) -> dict[int, Path]:
+    """The folder of each NUMA node that lists its CPUs, by its number, in ascending order."""
     found = {
-        int(match[1]): path
+        int(match[1]): path.parent
         for path in folder.glob("node*/cpulist")
         if (match := re.fullmatch(r"node(\d+)", path.parent.name))
     }
-    return [found[number].read_text() for number in sorted(found)]
+    return {number: found[number] for number in sorted(found)}
+
+
+def _distances(folders: Mapping[int, Path], numbers: Sequence[int]) -> tuple[tuple[int, ...], ...]:
+    """From each of those NUMA nodes to each; empty where the kernel does not say."""
+    try:
+        rows = {n: folders[n].joinpath("distance").read_text().split() for n in numbers}
+    except OSError:
+        return ()
+    # A row has an entry for each NUMA node there is, also for those without CPUs of ours.
+    place = {number: index for index, number in enumerate(folders)}
+    if any(len(row) != len(folders) for row in rows.values()):
+        return ()
+    return tuple(tuple(int(rows[n][place[other]]) for other in numbers) for n in numbers)
 
 
 def _cores(cpus: set[int], sys: Path) -> tuple[Core, ...]:
@@ -246,7 +292,9 @@ def _own_quota(sys: Path) -> float | None:
 
 def read_hardware(environ: Mapping[str, str] = os.environ) -> Hardware:
     """What this node has."""
-    return Hardware(num_gpus=count_gpus(environ), cpus=read_cpus())
+    num_gpus = count_gpus(environ)
+    gpu_nodes = gpu_numa_nodes(environ) if num_gpus else ()
+    return Hardware(num_gpus=num_gpus, cpus=read_cpus(), gpu_nodes=gpu_nodes)
 
 
 def default_slots(shape: Shape, num_cores: int) -> int:

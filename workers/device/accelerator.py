@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -22,6 +23,7 @@ from torch.distributed import is_nccl_available
 
 from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE, mig_slices
 from bundlerun.workers.device.interface import DeviceModule, Event, HasMemory, Stream
+from bundlerun.workers.device.visible import show_only_own
 
 _CUDA = "cuda"
 """CUDA and ROCm have one name in torch."""
@@ -29,7 +31,7 @@ _NO_GPU = ("cpu", "meta")
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 """Queues of a GPU: with the usual 8, streams that have nothing to do with each other share one, and
 what waits for another rank holds up what that rank waits for. The user's own number counts."""
-_VISIBLE = "CUDA_VISIBLE_DEVICES"
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def is_gpu(device: torch.device) -> bool:
@@ -52,22 +54,25 @@ def module_of(device: torch.device) -> DeviceModule:
 
 def kind(environ: Mapping[str, str] = os.environ) -> str:
     """The kind of accelerator that ranks use here; empty: they use the CPU."""
-    found = _found(environ)
-    return found if found and _has_streams(found) else ""
+    found = _candidate(environ)
+    return found if found and _has_streams(found) and _count(found) else ""
 
 
 def unused_kind(environ: Mapping[str, str] = os.environ) -> str:
     """The kind of accelerator that torch could use here and bundlerun cannot; else empty."""
-    found = _found(environ)
-    return "" if not found or _has_streams(found) else found
+    found = _candidate(environ)
+    return found if found and not _has_streams(found) and _count(found) else ""
 
 
-def _found(environ: Mapping[str, str]) -> str:
-    if environ.get(CPU_ONLY_VARIABLE):
-        return ""
-    found = torch.accelerator.current_accelerator()
-    # Counted, not asked whether it is available: that starts CUDA, and nothing can be hidden then.
-    return found.type if found is not None and module_of(found).device_count() else ""
+def _candidate(environ: Mapping[str, str]) -> str:
+    """The kind that this torch is built for, if ranks may use it; asks for no device."""
+    found = None if environ.get(CPU_ONLY_VARIABLE) else torch.accelerator.current_accelerator()
+    return "" if found is None else found.type
+
+
+def _count(found: str) -> int:
+    # Not `is_available`, which starts CUDA.
+    return module_of(torch.device(found)).device_count()
 
 
 def _has_streams(found: str) -> bool:
@@ -77,7 +82,7 @@ def _has_streams(found: str) -> bool:
 def num_gpus(environ: Mapping[str, str] = os.environ) -> int:
     """Accelerators that this process sees and can use."""
     found = kind(environ)
-    return module_of(torch.device(found)).device_count() if found else 0
+    return _count(found) if found else 0
 
 
 def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
@@ -88,34 +93,34 @@ def own_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) 
 
 
 def chosen_device(local_rank: int, environ: MutableMapping[str, str] = os.environ) -> torch.device:
-    """The device of a local rank; ranks share GPUs where there are fewer. Starts nothing.
+    """The device of a local rank; ranks share GPUs where there are fewer. Makes no context.
 
-    Sets what CUDA is to find in the environment when it starts.
+    Sets what CUDA is to find in the environment when it starts: from here on the process sees no
+    other GPU, where that can be.
     """
     environ.setdefault(_CONNECTIONS, "32")
-    # Before CUDA starts: a process can use one slice only, the first that it sees.
-    slices = mig_slices(environ)
-    if slices:
-        environ[_VISIBLE] = slices[local_rank % len(slices)]
+    # Not counted before: that may start CUDA, and nothing can be hidden then.
+    index = show_only_own(local_rank, environ) if _candidate(environ) == _CUDA else local_rank
     count = num_gpus(environ)
     if not count:
         return torch.device("cpu")
     # More ranks than GPUs: they share them evenly.
-    return torch.device(kind(environ), local_rank % count)
+    return torch.device(kind(environ), index % count)
 
 
-def gpus_of(num_ranks: int) -> list[str]:
-    """The GPU of each local rank of this node, by name; slices of one GPU are one for NCCL."""
-    if num_ranks > 1 and mig_slices(os.environ):
-        return ["slices of one GPU"] * num_ranks
-    found = [_name(torch.device(kind(), index)) for index in range(num_gpus())]
-    return [found[rank % len(found)] for rank in range(num_ranks)]
+def name_of(device: torch.device, environ: Mapping[str, str] = os.environ) -> str:
+    """A name of a GPU that no other one in the world has; empty on the CPU.
 
-
-def _name(device: torch.device) -> str:
-    """A name of a GPU that no other in the world has, where its kind has names."""
+    Slices of a machine's GPUs have one name, as NCCL takes no two of one GPU.
+    """
+    if not is_gpu(device):
+        return ""
+    machine = _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
+    if mig_slices(environ):
+        return f"a slice, {machine}"
     properties = getattr(module_of(device), "get_device_properties", None)
-    return str(getattr(properties and properties(device), "uuid", device))
+    number = getattr(properties and properties(device), "uuid", None)
+    return f"{device}, {machine}" if number is None else str(number)
 
 
 def has_nccl(device: torch.device) -> bool:

@@ -31,8 +31,6 @@ class RankEnv:
     master_addr: str
     master_port: int
     is_launched: bool
-    has_own_device: bool = False
-    """Whether each rank sees one GPU, its own (--virtual-local-rank); local rank 0 cannot tell."""
     num_cores: int = 1
     """This rank's share of the node's cores; worked out here, not told by the agent."""
     has_agents_store: bool = False
@@ -78,7 +76,6 @@ class RankEnv:
             rank=_number(environ, "RANK"),
             world_size=_number(environ, "WORLD_SIZE"),
             local_rank=local_rank,
-            has_own_device=local_rank != _number(environ, "LOCAL_RANK"),
             local_world_size=_number(environ, "LOCAL_WORLD_SIZE"),
             node=_number(environ, "GROUP_RANK"),
             num_nodes=_number(environ, "GROUP_WORLD_SIZE"),

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.workers.device import accelerator as door
 
 _GIB = 1 << 30
@@ -31,6 +31,11 @@ class MemoryUse:
     peak: int
     capacity: int
     others: int
+
+    @property
+    def is_others_fault(self) -> bool:
+        """Whether other processes hold more than what goes without saying."""
+        return self.others > _MOST_OF_OTHERS * self.capacity
 
 
 class MemoryGuard:
@@ -60,12 +65,14 @@ class MemoryGuard:
 
         Raises:
             ConfigError: what to do about it.
+            NodeError: other processes have the memory; another start may find it free.
         """
         # Later steps need no more than the first, so that a restart may help them.
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self._num_finished():
-            text = why_out_of_memory(self._config, _use(self._device))
-            if text:
-                raise ConfigError(text) from error
+            use = _use(self._device)
+            if use is not None and use.is_others_fault:
+                raise NodeError(why_filled(use)) from error
+            raise ConfigError(why_out_of_memory(self._config, use)) from error
 
 
 def _use(device: torch.device) -> MemoryUse | None:
@@ -76,8 +83,17 @@ def _use(device: torch.device) -> MemoryUse | None:
     return MemoryUse(peak=found.peak, capacity=found.capacity, others=others)
 
 
+def why_filled(use: MemoryUse) -> str:
+    """What is wrong and what to do, where other processes have the memory."""
+    return (
+        f"no GPU memory left in the first step: other processes hold {use.others / _GIB:.1f} GiB "
+        f"of {use.capacity / _GIB:.1f}, and this rank had {use.peak / _GIB:.1f} at its peak; "
+        "nvidia-smi names them; end them, or choose other GPUs with CUDA_VISIBLE_DEVICES"
+    )
+
+
 def why_out_of_memory(config: TrainConfig, use: MemoryUse | None) -> str:
-    """What is wrong and what to do; empty where others hold the memory, and may give it back.
+    """What is wrong and what to do, where this run itself needs too much.
 
     Args:
         config: of the run.
@@ -92,8 +108,6 @@ def why_out_of_memory(config: TrainConfig, use: MemoryUse | None) -> str:
         return (
             f"no memory left on this node in the first step, with micro-batches of {samples}; {way}"
         )
-    if use.others > _MOST_OF_OTHERS * use.capacity:
-        return ""
     return (
         f"no GPU memory left in the first step: this rank had {use.peak / _GIB:.1f} GiB of "
         f"{use.capacity / _GIB:.1f} at its peak, with micro-batches of {samples} samples; {way}"

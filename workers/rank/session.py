@@ -243,12 +243,14 @@ def arrive(
         NodeError: the transport asked for does not work here, or the device cannot be started.
     """
     device = (start or DeviceStart(env.local_rank)).take()
-    num_seen = 1 if env.has_own_device else env.local_world_size
+    gpu = door.name_of(device)
+    if gpu:
+        store.set(f"gpu/{env.rank}", gpu)
     hello = Hello(
         name=env.node_name,
         num_ranks=env.local_world_size,
         has_nccl=door.has_nccl(device),
-        gpus=tuple(door.gpus_of(num_seen)) if door.is_gpu(device) else (),
+        gpus=_gpus_of_node(env, store) if gpu else (),
         terms=_terms(config, env),
     )
     nodes, token = _meet(env, store, hello)
@@ -347,6 +349,15 @@ def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
     if unlike:
         raise ConfigError(unlike)
     return [Hello(**node) for node in found], str(token)
+
+
+def _gpus_of_node(env: RankEnv, store: Store) -> tuple[str, ...]:
+    """The GPU of each rank of this node: a rank sees its own only, and one tells of all."""
+    if not _speaks_for_node(env):
+        return ()
+    first = env.rank - env.local_rank
+    keys = [f"gpu/{rank}" for rank in range(first, first + env.local_world_size)]
+    return tuple(found.decode() for found in store.multi_get(keys))
 
 
 def _settled_samples(config: TrainConfig, env: RankEnv, store: Store, num_bundles: int) -> int:

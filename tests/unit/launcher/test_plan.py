@@ -160,6 +160,7 @@ def test_the_plan_shows_how_many_threads_and_who_says_so(
 def test_a_cpu_run_hides_the_gpus_from_its_workers() -> None:
     plan = here(resolved_train(), resolved_launch(slots=2))
     assert plan.here.environment["CUDA_VISIBLE_DEVICES"] == ""
+    assert plan.here.environment["BUNDLERUN_CPU_ONLY"] == "1"
 
 
 def test_the_commands_can_be_typed() -> None:
@@ -234,6 +235,8 @@ def test_gpus_stay_visible_to_their_workers() -> None:
     )
     assert plan.here.devices == Devices(kind="gpu", count=2)
     assert "CUDA_VISIBLE_DEVICES" not in plan.here.environment
+    assert "BUNDLERUN_CPU_ONLY" not in plan.here.environment
+    assert plan.here.environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
 
 
 def test_nccl_takes_the_network_of_the_address_that_is_given() -> None:

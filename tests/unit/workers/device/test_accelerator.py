@@ -61,6 +61,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, count: int = 2, **others: object) 
     )
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
+    monkeypatch.setattr(door, "show_only_own", lambda local_rank, environ: local_rank)
     for cached in (door.stream, door._can_sleep):
         cached.cache_clear()
     seen.current = current
@@ -162,11 +163,28 @@ def test_memory_is_told_by_kinds_that_give_figures(monkeypatch: pytest.MonkeyPat
     assert door.memory(GPU) == door.Memory(peak=65, own=60, free=10, capacity=80)
 
 
-def test_gpus_have_the_names_that_their_kind_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_has_the_name_that_its_kind_gives_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert door.name_of(CPU, {}) == ""
     stand_in(monkeypatch)
-    assert door.gpus_of(3) == ["cuda:0", "cuda:1", "cuda:0"]
-    stand_in(monkeypatch, get_device_properties=lambda device: SimpleNamespace(uuid=device.index))
-    assert door.gpus_of(3) == ["0", "1", "0"]
+    assert door.name_of(GPU, {}).startswith("cuda:0, ")
+    stand_in(monkeypatch, get_device_properties=lambda device: SimpleNamespace(uuid="e8-f"))
+    assert door.name_of(GPU, {}) == "e8-f"
+    # NCCL takes no two slices of one GPU, and which ones are of one is not known.
+    slices = {door.name_of(GPU, {"CUDA_VISIBLE_DEVICES": f"MIG-{each}"}) for each in "ab"}
+    assert len(slices) == 1
+
+
+def test_slices_are_told_apart_before_anything_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Counting slices starts CUDA, with the first one for good."""
+    stand_in(monkeypatch)
+    order = []
+    module = torch.get_device_module(GPU)
+    monkeypatch.setattr(module, "device_count", lambda: order.append("count") or 1)
+    monkeypatch.setattr(door, "show_only_own", lambda *_: order.append("hide") or 0)
+    assert door.unused_kind({}) == ""
+    assert order == []
+    door.own_device(1, {})
+    assert order[0] == "hide"
 
 
 def test_a_rank_has_one_stream_for_each_purpose(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,16 +203,6 @@ def test_the_users_own_number_of_gpu_queues_counts(
     monkeypatch.setattr(door, "num_gpus", lambda environ: 0)
     door.own_device(0, own)
     assert own["CUDA_DEVICE_MAX_CONNECTIONS"] == wanted
-
-
-def test_each_rank_gets_a_slice_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(door, "num_gpus", lambda environ: 0)
-    environ = {"CUDA_VISIBLE_DEVICES": "MIG-a, MIG-b"}
-    door.own_device(1, environ)
-    assert environ["CUDA_VISIBLE_DEVICES"] == "MIG-b"
-    environ = {"CUDA_VISIBLE_DEVICES": "0,1"}
-    door.own_device(1, environ)
-    assert environ["CUDA_VISIBLE_DEVICES"] == "0,1"
 
 
 def test_tests_of_the_cpu_see_no_gpu_and_looking_for_one_starts_nothing() -> None:
@@ -248,7 +256,10 @@ def test_what_only_gpus_have_is_recognised(line: str, found: list[str]) -> None:
 @pytest.mark.parametrize(
     ("folder", "doors"),
     [
-        ("workers", ["workers/device/accelerator.py", "workers/device/host_memory.py"]),
+        (
+            "workers",
+            [f"workers/device/{name}.py" for name in ("accelerator", "host_memory", "visible")],
+        ),
         ("launcher", ["launcher/layout/gpus.py"]),
         ("splits", []),
         ("slurm", []),

@@ -20,16 +20,15 @@ TORCHRUN = {
 def test_torchruns_variables_are_read() -> None:
     env = RankEnv.from_mapping(TORCHRUN)
     assert (env.rank, env.local_rank, env.node, env.num_nodes) == (5, 1, 2, 3)
-    assert not env.has_own_device
 
 
 def test_a_virtual_local_rank_does_not_make_two_ranks_one() -> None:
     env = RankEnv.from_mapping({**TORCHRUN, "LOCAL_RANK": "0"})
-    assert (env.local_rank, env.has_own_device) == (1, True)
+    assert env.local_rank == 1
 
 
 def test_without_an_agent_of_torch_the_local_rank_is_as_it_says() -> None:
     environ = {**TORCHRUN, "LOCAL_RANK": "0"}
     del environ["TORCHELASTIC_ERROR_FILE"]
     env = RankEnv.from_mapping(environ)
-    assert (env.local_rank, env.has_own_device) == (0, False)
+    assert env.local_rank == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
 
@@ -44,7 +44,19 @@ def test_later_steps_and_others_errors_are_left_alone(monkeypatch: pytest.Monkey
     assert raised(KeyError()) is KeyError
     # A rank that was killed a moment ago still holds its memory: the next start may go well.
     own_fault(monkeypatch, others=70 * GIB)
-    assert raised(torch.OutOfMemoryError()) is torch.OutOfMemoryError
+    assert raised(torch.OutOfMemoryError()) is NodeError
+
+
+def test_a_gpu_that_another_process_fills_is_told_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own_fault(monkeypatch, others=70 * GIB)
+    text = (
+        r"other processes hold 71\.0 GiB of 80\.0, .* 8\.0 at its peak; nvidia-smi .* CUDA_VISIBLE"
+    )
+    with pytest.raises(NodeError, match=text) as found, MemoryGuard(CONFIG, GPU):
+        raise torch.OutOfMemoryError
+    assert "\n" not in str(found.value)
 
 
 @pytest.mark.parametrize(
