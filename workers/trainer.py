@@ -203,12 +203,12 @@ class Trainer:
         )
         # [3] All sums are there. From here on every replica decides by the same numbers.
         self.sync.finish()
-        sums = self._sums.tolist()
+        sums, norms = self.sync.read(self._sums, self._update.norms())
         num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
         # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
-        has_changed = self._apply(work, _loss_of(sums), steps_per_epoch)
+        has_changed = self._apply(work, _loss_of(sums), norms, steps_per_epoch)
         self._check_changed(work.step)
         read = self._read_sums(sums, share, work, self._metrics)
         return StepResult(
@@ -227,11 +227,17 @@ class Trainer:
         if self._config.verify_replicas:
             self._replicas.verify(step, self.sync.all_sum, self._session.device)
 
-    def _apply(self, work: StepWork, loss: StepLoss, steps_per_epoch: int) -> bool:
+    def _apply(
+        self, work: StepWork, loss: StepLoss, norms: Sequence[float], steps_per_epoch: int
+    ) -> bool:
         """Changes parameters and statistics by what the sync has summed; whether it did."""
         with self._meters.phase("optimizer"), torch.no_grad():
             has_changed = self._update.apply(
-                loss, num_samples=work.num_samples, step=work.step, steps_per_epoch=steps_per_epoch
+                loss,
+                norms,
+                num_samples=work.num_samples,
+                step=work.step,
+                steps_per_epoch=steps_per_epoch,
             )
             if has_changed:
                 self._statistics.apply()
@@ -244,7 +250,8 @@ class Trainer:
         """The small sums of the step are complete."""
         self._write_sums(self._sums, outcome, self._metrics)
         # Asked as late as possible: what is said here is heard by all ranks after this very step.
-        self._sums[_STOP] = float(wants_stop())
+        if wants_stop():
+            self._sums[_STOP] = 1.0
 
     def evaluate(
         self, works: Sequence[StepWork], batches: Iterator[Batch], *, is_told: Callable[[], bool]
@@ -285,7 +292,9 @@ class Trainer:
 
     def _write_sums(self, sums: Tensor, outcome: StepShare, metrics: MetricSums) -> None:
         """Puts in what this rank has to say of the step, once its forwards are done."""
-        sums[_FOUND] = float(self._forward_state.count_found())
+        num_found = self._forward_state.count_found()
+        if num_found:  # else zero, as the step begins with
+            sums[_FOUND] = float(num_found)
         if outcome.loss is None:
             return
         sums[0] = outcome.loss

@@ -111,6 +111,7 @@ class Sync:
     def finish(self) -> None:
         """Waits for the sums."""
         self._sync.finish()
+        self._sync.read()
 
     def fill(self, gradients: Sequence[Tensor]) -> None:
         """Puts gradients there, as backwards before the last one do."""

@@ -134,6 +134,7 @@ class Ours:
     def sync(self) -> None:
         """Sums them."""
         self._sync.finish()
+        self._sync.read()
 
     def sums(self) -> list[Tensor]:
         """What came out."""

@@ -3,13 +3,15 @@
     sums of the step -> [1] scaled to its mean -> [2] clipped -> [3] learning rate -> [4] optimizer
 
 Scale and norm need what other stages know. Each bundle takes them together, and all bundles have
-the same numbers, so every rank does the same.
+the same numbers, so every rank does the same. Norms come to the processor together with the sums
+of the step: between these and the optimizer nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -86,19 +88,49 @@ class Update:
         self._is_weighted: bool | None = None
         """Whether losses say their weight; None: not known yet."""
         self._num_left_out = 0
+        self._no_norms = torch.zeros(0, dtype=torch.float64, device=session.device)
 
     @property
     def is_weighted(self) -> bool:
         """Whether losses are known to say a weight: then each step has a scale of its own."""
         return bool(self._is_weighted)
 
-    def apply(self, loss: StepLoss, *, num_samples: int, step: int, steps_per_epoch: int) -> bool:
+    def norms(self) -> Tensor:
+        """The norm of each gradient, (n,), in float64; none where nothing asks for them.
+
+        Source: `torch.nn.utils.clip_grad_norm_`.
+        """
+        gradients = [g for g in self._gradients() if g.numel()] if self._wants_norms else []
+        if not gradients:
+            return self._no_norms
+        # float64, as squares of large gradients overflow float32.
+        norms = torch._foreach_norm([_real(g) for g in gradients], 2.0, torch.float64)
+        return torch.stack(list(norms))
+
+    @property
+    def _wants_norms(self) -> bool:
+        # It costs a look at all gradients.
+        return bool(self._config.clip_norm) or self._config.on_nan == "skip"
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self._stage.parameters() if p.grad is not None]
+
+    def apply(
+        self,
+        loss: StepLoss,
+        norms: Sequence[float],
+        *,
+        num_samples: int,
+        step: int,
+        steps_per_epoch: int,
+    ) -> bool:
         """Does it.
 
         Collective: the bundle.
 
         Args:
             loss: of the step.
+            norms: what `norms` gave.
             num_samples: of the step.
             step: its number in the run.
             steps_per_epoch: for the learning rate.
@@ -110,17 +142,17 @@ class Update:
             ConfigError: some losses say a weight and others do not.
             DivergedError: loss or gradients are no finite numbers, and --on-nan says to end.
         """
-        gradients = [p.grad for p in self._stage.parameters() if p.grad is not None]
-        found = self._agree(loss, num_samples, gradients)
+        # All that the device has to say of the step, and all that decides on it.
+        found = self._agree(loss, num_samples, norms)
         if self._config.on_nan != "ignore" and not found.is_finite:
             # Before anything is changed: parameters and optimizer state stay as they were.
             self._leave_out(found, step)
             return False
         self._num_left_out = 0
         # [1] and [2] in one multiplication, and none where nothing changes.
-        if found.scale != 1.0:
-            for gradient in gradients:
-                gradient.mul_(found.scale)
+        gradients = self._gradients()
+        if found.scale != 1.0 and gradients:
+            torch._foreach_mul_(gradients, found.scale)
         # [3]
         self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
         # [4]
@@ -146,14 +178,13 @@ class Update:
         if self._session.is_reporter:
             log.warning("%s: the step is left out", what)
 
-    def _agree(self, loss: StepLoss, num_samples: int, gradients: list[Tensor]) -> _Found:
+    def _agree(self, loss: StepLoss, num_samples: int, norms: Sequence[float]) -> _Found:
         """The result of the step, the same on all ranks that need it."""
-        most, skips = self._config.clip_norm, self._config.on_nan == "skip"
+        most = self._config.clip_norm
         scale, mean = loss.scale(num_samples), loss.mean(num_samples)
-        # It costs a look at all gradients, so only where something asks for it.
-        square = _square(gradients) if most or skips else 0.0
+        square = math.fsum(norm * norm for norm in norms)
         # A gather per step only where needed; the first step finds out whether losses have weights.
-        if most or skips or self._is_weighted is None or self._is_weighted:
+        if self._wants_norms or self._is_weighted is None or self._is_weighted:
             words = self._session.gather_bundle([scale, mean, square, loss.num_weighted])
             scale, mean, _, num_weighted = words[-1]  # the last stage knows the loss
             self._note(num_weighted > 0)
@@ -176,17 +207,6 @@ class Update:
                 "same in all"
             )
         self._is_weighted = is_weighted
-
-
-def _square(gradients: list[Tensor]) -> float:
-    """The square of their norm together.
-
-    Source: `torch.nn.utils.clip_grad_norm_`.
-    """
-    if not gradients:
-        return 0.0
-    # One copy to the host for all; float64, as squares of large gradients overflow float32.
-    return math.fsum(torch.stack([_real(g).double().square().sum() for g in gradients]).tolist())
 
 
 def _real(tensor: Tensor) -> Tensor:

@@ -69,7 +69,8 @@ class MetricSums:
             # Once: all ranks come here in the same step, so the collective inside matches.
             self._agreed = _told_names(tuple(share.metrics) if is_first else None, all_sum)
         # A rank without a micro-batch takes part with zeros: the sum is a collective.
-        own = torch.zeros(len(self._agreed), dtype=torch.float64)
+        device = None if share.loss is None else share.loss.device
+        own = torch.zeros(len(self._agreed), dtype=torch.float64, device=device)
         if share.loss is not None:
             _check_names(share.metrics, self._agreed, "its first micro-batch")
             _fill(own, share, self._agreed)

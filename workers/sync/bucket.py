@@ -1,12 +1,13 @@
 """Gradients that travel together in a sync.
 
-    first bucket, float64    | extra: loss, counts, batch-norm sums | gradients | used |
-    any other, one dtype                                            | gradients | used |
+    first bucket, float64    | extra: loss, counts, batch-norm sums | gradients | unused |
+    any other, one dtype                                            | gradients | unused |
 
 Complex gradients are summed as pairs of reals; they have buckets of their own, after the first.
 
-Every parameter's gradient is a view of its bucket, so nothing is gathered before it travels. `used`
-has one number per parameter: on how many ranks it got a gradient.
+Every parameter's gradient is a view of its bucket, so nothing is gathered before it travels.
+`unused` has one number per parameter: on how many ranks it got no gradient. Mostly these are the
+zeros that a step begins with, and nothing is written.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device import accelerator as door, numbers
 
 _MOST_WIDENED = 16 << 10
 """Elements of the first bucket: it is short, because it doubles float32, and leaves early."""
@@ -68,7 +69,7 @@ class Bucket:
         else:
             self.flat = wire
         self.wire = self.flat if wire is None else wire
-        self.extra, self._widened, self._used, _ = self.flat.split(
+        self.extra, self._widened, self._unused, _ = self.flat.split(
             [num_extra, sum(sizes), len(parameters), length - own_length]
         )
         # A gradient has its parameter's dtype, so a wider bucket is filled from a copy at the end.
@@ -86,32 +87,35 @@ class Bucket:
         """Bytes that are summed."""
         return self.wire.numel() * self.wire.element_size()
 
-    def clear(self) -> None:
-        """Starts a step: everything is zero, and each parameter's gradient is in here."""
-        self.flat.zero_()
-        if self._gradients is not self._widened:
-            self._gradients.zero_()
+    @property
+    def memory(self) -> list[Tensor]:
+        """What is to be zero when a step starts."""
+        is_wider = self._gradients is not self._widened
+        return [self.flat, self._gradients] if is_wider else [self.flat]
+
+    def begin(self) -> None:
+        """Starts a step, with zeros in `memory`: each parameter's gradient is in here."""
         self.pending = len(self.parameters)
         for parameter, view in zip(self.parameters, self.views, strict=True):
             parameter.grad = view
 
     def close(self, used: Collection[Parameter]) -> None:
         """Ends this rank's part: what is in here now may travel."""
-        if self.parameters:
-            # A gradient of zeros would not tell "unused" from "used, and zero".
-            flags = [float(p in used) for p in self.parameters]
-            self._used.copy_(torch.tensor(flags, dtype=self._used.dtype))
-            if self._gradients is not self._widened:
-                self._widened.copy_(self._gradients)
+        # A gradient of zeros would not tell "unused" from "used, and zero".
+        flags = [float(p not in used) for p in self.parameters]
+        if any(flags):
+            numbers.write(self._unused, flags)
+        if self._gradients is not self._widened:
+            self._widened.copy_(self._gradients)
         self.mark_ready()
 
     def open(self) -> Tensor:
-        """Takes the sums in; returns the number of ranks that used each parameter."""
+        """Takes the sums in; returns on how many ranks each parameter was unused."""
         self.wait_ready()
         if self._gradients is not self._widened:
             self._gradients.copy_(self._widened)
-        used: Tensor = self._used
-        return used
+        unused: Tensor = self._unused
+        return unused
 
     def mark_ready(self) -> None:
         """Records that what the current stream has been given so far belongs to this bucket."""
@@ -134,6 +138,16 @@ class Bucket:
         """Brings the sums back."""
         if self.wire is not self.flat:
             self.flat.copy_(self.wire, non_blocking=True)
+
+
+def clear(buckets: Sequence[Bucket]) -> None:
+    """Starts a step: everything is zero, and each parameter's gradient is in its bucket."""
+    memory = [tensor for bucket in buckets for tensor in bucket.memory]
+    # One operation for all of a dtype.
+    for dtype in dict.fromkeys(tensor.dtype for tensor in memory):
+        torch._foreach_zero_([tensor for tensor in memory if tensor.dtype == dtype])
+    for bucket in buckets:
+        bucket.begin()
 
 
 def _num_reals(parameter: Parameter) -> int:

@@ -5,6 +5,7 @@
     exchange             |--b0--|--b1--|--b2--|          between the nodes,
     distribute                  |b0|    |b1|  |b2|       back inside the node
     finish                                    |----| [4] waits for all sums
+    read                                           | [5] small ones come to the processor
 
 Buckets are the same on every replica and go in one order. The first carries the small sums of the
 step, `extra`, too.
@@ -23,9 +24,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.device import numbers
 from bundlerun.workers.rank.groups import Legs
 from bundlerun.workers.rank.meters import Meters, Phase
-from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
+from bundlerun.workers.sync.bucket import Bucket, clear, cut_into_buckets
 from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
 from bundlerun.workers.sync.legs import Chain
@@ -120,6 +122,8 @@ class GradientSync:
         # Of the step under way: who got a gradient, whose is final, which chunks have their last
         # backward, and the next bucket to leave.
         self._used: set[Parameter] = set()
+        self._unused: list[Tensor] = []
+        self._num_replicas = len(ways.replicas.ranks)
         self._final: set[Parameter] = set()
         self._armed: set[int] = set()
         self._next = 0
@@ -148,8 +152,7 @@ class GradientSync:
         replicas = self._groups.get(ways.replicas)
         if ways.is_settled or replicas is None:
             return None
-        for bucket in self._buckets:
-            bucket.clear()
+        clear(self._buckets)
         calibration = Calibration(replicas, self._buckets, self._settings.situation)
         return calibration.choose(ways.candidates, start, self._settings.known)
 
@@ -214,8 +217,7 @@ class GradientSync:
             for parameter in self._parameters:
                 parameter.grad = None
             return
-        for bucket in self._buckets:
-            bucket.clear()
+        clear(self._buckets)
 
     def arm(self, own_chunk: int) -> None:
         """Says that the next backward of a chunk is its last: its gradients are final.
@@ -231,9 +233,9 @@ class GradientSync:
             self._launch_ready()
 
     def finish(self) -> None:
-        """Waits for all sums; a parameter that nobody used has no gradient, as without bundles.
+        """Waits for all sums; on a GPU they may still be under way there.
 
-        Collective: all replicas of the stage.
+        Collective: all replicas of the stage. `read` has to follow.
 
         Raises:
             RuntimeError: another rank did not answer in time, or died.
@@ -254,11 +256,24 @@ class GradientSync:
             self._launch(number)
         # [4]
         with self._meters.phase("sync_wait"):
-            num_users = torch.cat([self._chain.take().open() for _ in self._buckets]).tolist()
-        parameters = (p for bucket in self._buckets for p in bucket.parameters)
-        for parameter, users in zip(parameters, num_users, strict=True):
-            if not users:
-                parameter.grad = None
+            self._unused = [self._chain.take().open() for _ in self._buckets]
+
+    def read(self, *vectors: Tensor) -> list[list[float]]:
+        """The numbers of flat tensors of the device, by one copy: the one wait for it in a step.
+
+        A parameter that nobody used has no gradient from here on, as without bundles.
+        """
+        # [5]
+        if self._chain is None:
+            return numbers.read(vectors)
+        with self._meters.phase("sync_wait"):
+            found = numbers.read([*vectors, *self._unused])
+        counts = found[len(vectors) :]
+        for bucket, num_unused in zip(self._buckets, counts, strict=True):
+            for parameter, count in zip(bucket.parameters, num_unused, strict=True):
+                if count == self._num_replicas:
+                    parameter.grad = None
+        return found[: len(vectors)]
 
     def all_sum(self, values: Tensor) -> Tensor:
         """The sum of float64 `values`, of shape (n,), over the replicas of the stage.

@@ -100,6 +100,7 @@ def step(sync: GradientSync, model: Awkward, first: int, count: int, extra: floa
             sync.arm(0)
         model.loss(j).backward()
     sync.finish()
+    sync.read()
 
 
 def no_memory(group: Group, num_bytes: int, *, num_channels: int) -> None:
@@ -199,6 +200,7 @@ def test_checkpointing_that_is_not_reentrant_sums_as_without(tmp_path: Path) -> 
                 x = checkpoint(model, x, use_reentrant=False) if is_checkpointed else model(x)
             x.square().sum().backward()
             sync.finish()
+            sync.read()
             sync.close()
             found.append([p.grad for p in model.parameters()])
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -237,6 +239,7 @@ def test_tied_parameters_are_summed_once(tmp_path: Path) -> None:
         sync.arm(0)
         model(torch.ones(1, 3)).sum().backward()
         sync.finish()
+        sync.read()
         alone = model[0].weight.grad
         model.zero_grad()
         model(torch.ones(1, 3)).sum().backward()
@@ -275,6 +278,7 @@ def test_a_rounded_exchange_loses_nothing_over_many_steps(
                 sync.arm(0)
                 (model.weight.view(-1) * own).sum().backward()
                 sync.finish()
+                sync.read()
                 assert sync.extra[0] == sum([1 / 3] * sum(nodes))
                 assert model.weight.grad is not None
                 summed += model.weight.grad.view(-1).double()

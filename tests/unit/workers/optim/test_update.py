@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ class Alone:
     is_reporter = True
 
     def __init__(self) -> None:
+        self.device = torch.device("cpu")
         self.topology = self
         self.positions = [(0, 0)]
         self.count = 0
@@ -45,7 +48,8 @@ class Case:
         """What a step changes; nothing where it was left out."""
         before = self.model.weight.clone()
         self.model.weight.grad = torch.full((1, 2), gradient)
-        counts = self._update.apply(loss, num_samples=4, step=self._step, steps_per_epoch=9)
+        norms = self._update.norms().tolist()
+        counts = self._update.apply(loss, norms, num_samples=4, step=self._step, steps_per_epoch=9)
         self._step += 1
         moved = (before - self.model.weight).flatten().tolist()
         return moved if counts else []
@@ -62,6 +66,32 @@ def test_gradients_are_scaled_by_the_weight_and_then_clipped() -> None:
     clipped = Case(clip_norm=2**0.5).step(StepLoss(1.0, 8.0, 1.0))
     assert clipped == pytest.approx([1.0, 1.0], rel=1e-5)
     assert Case(clip_norm=9.0).step(StepLoss(1.0, 8.0, 1.0)) == [1.5, 1.5]
+
+
+@torch.no_grad()
+def test_norms_and_clipping_are_torchs_own_to_twelve_digits() -> None:
+    """Squares are added up in float64, but in another order: bits of a sum may differ."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 50, 7), nn.Linear(300, 200), nn.Linear(1, 0)).double()
+    own = copy.deepcopy(model)
+    for p, q in zip(model.parameters(), own.parameters(), strict=True):
+        p.grad = torch.randn_like(p) * 1e3
+        q.grad = p.grad.clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    config = TrainConfig(data="x", lr=1.0, lr_schedule="constant", clip_norm=0.7)
+    session: Any = Alone()
+    update = Update(config, session, model, optimizer, ParamGroups(optimizer))
+    norms = update.norms().tolist()
+    total = nn.utils.clip_grad_norm_(own.parameters(), 0.7)
+    assert math.sqrt(math.fsum(n * n for n in norms)) == pytest.approx(float(total), rel=1e-12)
+    update.apply(PLAIN, norms, num_samples=1, step=0, steps_per_epoch=9)
+    for p, q in zip(model.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-12, atol=0)
+
+
+def test_squares_of_large_gradients_are_finite() -> None:
+    clipped = Case(clip_norm=2**0.5).step(PLAIN, gradient=1e30)
+    assert clipped == pytest.approx([1.0, 1.0], rel=1e-5)
 
 
 def test_ranks_ask_each_other_once_only_where_nothing_needs_it() -> None:

@@ -1,0 +1,74 @@
+"""Numbers that go to the device and come back: how many copies, and where they wait."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundlerun.workers.device import numbers
+
+WIDE = torch.tensor([1 / 3, 2.0**52 + 1], dtype=torch.float64)
+
+
+class Watched:
+    """Notes what is done with memory that a GPU would copy, in order."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.done: list[str] = []
+        monkeypatch.setattr(numbers, "is_on_gpu", lambda tensor: True)
+        monkeypatch.setattr(numbers, "finish", lambda device: self.done.append("finish"))
+        monkeypatch.setattr(numbers, "pinned", self._pinned)
+
+    def _pinned(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        self.done.append("pinned")
+        return torch.empty(shape, dtype=dtype)
+
+
+@pytest.fixture
+def copies(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """What comes to the processor."""
+    found: list[Tensor] = []
+    tolist = torch.Tensor.tolist
+
+    def counted(tensor: Tensor) -> Any:
+        found.append(tensor)
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "tolist", counted)
+    return found
+
+
+def test_numbers_of_several_tensors_come_by_one_copy(copies: list[Tensor]) -> None:
+    none, counts = torch.zeros(0), torch.tensor([3.0], dtype=torch.bfloat16)
+    assert numbers.read([WIDE, none, counts]) == [[1 / 3, 2.0**52 + 1], [], [3.0]]
+    assert len(copies) == 1
+
+
+def test_one_tensor_alone_is_not_put_together_with_anything(copies: list[Tensor]) -> None:
+    assert numbers.read([torch.zeros(0), WIDE]) == [[], [1 / 3, 2.0**52 + 1]]
+    assert [each is WIDE for each in copies] == [True]
+    assert numbers.read([]) == []
+
+
+def test_a_gpu_is_waited_for_once_after_a_copy_to_pinned_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched = Watched(monkeypatch)
+    assert numbers.read([WIDE, torch.ones(1)]) == [[1 / 3, 2.0**52 + 1], [1.0]]
+    assert watched.done == ["pinned", "finish"]
+
+
+def test_numbers_are_written_to_a_gpu_from_pinned_memory_without_a_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_cpu = torch.zeros(2, dtype=torch.float64)
+    numbers.write(on_cpu, [1 / 3, 1.0])
+    assert on_cpu.tolist() == [1 / 3, 1.0]
+    watched = Watched(monkeypatch)
+    target = torch.zeros(2, dtype=torch.bfloat16)
+    numbers.write(target, [1.0, 0.0])
+    assert target.tolist() == [1.0, 0.0]
+    assert watched.done == ["pinned"]
