@@ -70,13 +70,11 @@ class StepShare:
                 f"metrics() gives {name!r} for some micro-batches only; let it give the same names "
                 "for all, with a tensor of 0 where there is nothing to count"
             )
-        # In float64, so that rounding does not grow with the number of micro-batches.
-        loss = share.loss.detach().double()
-        self.loss = loss if self.loss is None else self.loss + loss
+        self.loss = _added(self.loss, share.loss.detach())
         if share.weight is not None:
             self.weight = share.weight + (0.0 if self.weight is None else self.weight)
         for name, value in metrics.items():
-            self.metrics[name] = self.metrics.get(name, 0) + value.double()
+            self.metrics[name] = _added(self.metrics.get(name), value)
         self.num_samples += num_samples
 
     def merge(self, later: StepShare) -> None:
@@ -84,6 +82,15 @@ class StepShare:
         if later.loss is not None:
             self.add(Share(later.loss, later.weight), later.metrics, later.num_samples)
         self.num_unreadable += later.num_unreadable
+
+
+def _added(total: Tensor | None, value: Tensor) -> Tensor:
+    """In float64, so that rounding does not grow with the number of micro-batches."""
+    if total is None:
+        return value.double()
+    # The sum of two dtypes is of the wider one, so nothing is converted first; but a float64
+    # scalar gives way to a vector.
+    return total + (value if value.ndim == total.ndim else value.double())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

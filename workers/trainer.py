@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,16 @@ _METRICS = _CHECK + replica_check.NUM_SUMS
 """Where the metrics begin that the recipe has declared."""
 _TIGHT, _LOOSE = 1e-3, 2e-2
 """How far a loss may be from the mean of its samples' losses, relatively, by rounding."""
+
+
+class _Found(NamedTuple):
+    """What a step has found, summed over all replicas, on the processor."""
+
+    sums: list[float]
+    counts: list[float]
+    """Of the batch norms."""
+    norms: list[float]
+    """Of the gradients."""
 
 
 def _never() -> bool:
@@ -203,12 +214,13 @@ class Trainer:
         )
         # [3] All sums are there. From here on every replica decides by the same numbers.
         self.sync.finish()
-        sums, norms = self.sync.read(self._sums, self._update.norms())
+        found = _Found(*self.sync.read(self._sums, self._statistics.counts, self._update.norms()))
+        sums = found.sums
         num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
         # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
-        has_changed = self._apply(work, _loss_of(sums), norms, steps_per_epoch)
+        has_changed = self._apply(work, found, steps_per_epoch)
         self._check_changed(work.step)
         read = self._read_sums(sums, share, work, self._metrics)
         return StepResult(
@@ -227,20 +239,18 @@ class Trainer:
         if self._config.verify_replicas:
             self._replicas.verify(step, self.sync.all_sum, self._session.device)
 
-    def _apply(
-        self, work: StepWork, loss: StepLoss, norms: Sequence[float], steps_per_epoch: int
-    ) -> bool:
+    def _apply(self, work: StepWork, found: _Found, steps_per_epoch: int) -> bool:
         """Changes parameters and statistics by what the sync has summed; whether it did."""
         with self._meters.phase("optimizer"), torch.no_grad():
             has_changed = self._update.apply(
-                loss,
-                norms,
+                _loss_of(found.sums),
+                found.norms,
                 num_samples=work.num_samples,
                 step=work.step,
                 steps_per_epoch=steps_per_epoch,
             )
             if has_changed:
-                self._statistics.apply()
+                self._statistics.apply(found.counts)
             # What rounding kept back was of these gradients, at this scale.
             if not has_changed or self._update.is_weighted:
                 self.sync.drop_feedback()

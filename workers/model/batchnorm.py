@@ -26,6 +26,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.rank import device as door
 
 Forward = Callable[..., Any]
 Pair = tuple[Tensor, Tensor]
@@ -54,12 +55,16 @@ class StatisticsPool:
         layers = tracking_layers(module)
         self._layers = list(layers.values())
         self.sums = sums
+        self.counts = sums[: len(layers)]
+        """What each has seen, values per channel or samples."""
         self._vectors = _Vectors(self._layers, sums) if layers else None
         self._pass: _Pass | None = None
+        self._only_torchs = True
         for index, (name, layer) in enumerate(layers.items()):
             own = layer.__dict__.get("forward", layer.forward)
             # A pool made before for this module is replaced, not wrapped a second time.
             own = own.own if isinstance(own, _LentForward) else own
+            self._only_torchs &= _is_torchs(own)
             # On the instance: calls of `forward` itself go through it, too.
             layer.forward = _LentForward(self, index, name, layer, own)
 
@@ -75,16 +80,20 @@ class StatisticsPool:
         """
         return partial(self._gather, forward) if self._layers else forward
 
-    def apply(self) -> None:
-        """Moves all running statistics by the summed vector, once, as torch would."""
+    def apply(self, counts: Sequence[float]) -> None:
+        """Moves all running statistics by the summed vector, once, as torch would.
+
+        Args:
+            counts: the numbers of `counts`, summed.
+        """
         if self._vectors is not None:
-            self._vectors.move()
+            self._vectors.move(tuple(counts))
 
     def _gather(self, forward: Forward, *inputs: Tensor) -> Any:  # noqa: ANN401 - any output
         # Without gradients it is an evaluation: running statistics do not move.
         if self._vectors is None or not torch.is_grad_enabled():
             return forward(*inputs)
-        self._pass = _Pass(self._layers)
+        self._pass = _Pass(self._layers, may_only_read=not self._only_torchs)
         try:
             result = forward(*inputs)
             self._vectors.add(self._pass)
@@ -127,8 +136,13 @@ def tracking_layers(module: nn.Module) -> dict[str, _NormBase]:
 
 def has_own_forward(layer: _NormBase) -> bool:
     """Whether a user has written what it does, not torch."""
-    function = getattr(layer.forward, "__func__", None)
-    return function not in (_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward)
+    return not _is_torchs(layer.forward)
+
+
+def _is_torchs(forward: Forward) -> bool:
+    """Whether it is one of torch's; in training these write their statistics in each call."""
+    function = getattr(forward, "__func__", None)
+    return function in (_BatchNorm.forward, SyncBatchNorm.forward, _InstanceNorm.forward)
 
 
 class _LentForward:
@@ -188,20 +202,25 @@ class _LentForward:
 
 
 class _Pass:
-    """One forward of a stage: what is lent to its norms and what they have left."""
+    """One forward of a stage: what is lent to its norms and what they have left.
 
-    def __init__(self, layers: Sequence[_NormBase]) -> None:
+    Args:
+        layers: the norms.
+        may_only_read: whether one of them may leave its statistics as they were.
+    """
+
+    def __init__(self, layers: Sequence[_NormBase], *, may_only_read: bool) -> None:
         self._layers = layers
         self.counts = [0] * len(layers)
         """Of the first call of each layer."""
         self.more: list[tuple[int, int, Pair]] = []
         """Layer, count and statistics of other calls."""
-        self.before = _flat(layers)
-        self.after = self.before.clone()
+        self.after = _flat(layers)
+        self.before = self.after.clone() if may_only_read else None
         channels = [_channels(layer) for layer in layers]
         # Views of one tensor: what all norms leave is added up in one operation at the end.
         self._parts = list(zip(*(row.split(channels) for row in self.after), strict=True))
-        self._is_uniform = len({layer._buffers[_MEAN].dtype for layer in layers}) == 1  # type: ignore[union-attr]
+        self._is_uniform = _dtype(layers) is not None
 
     def lend(self, index: int) -> Pair:
         # A second call must not overwrite what the first has left. Norms of several dtypes cannot
@@ -218,26 +237,26 @@ class _Pass:
 
 
 class _Vectors:
-    """The arithmetic over all channels of all layers at once.
+    """The arithmetic over all channels of all layers at once, in a few operations.
 
     n values of each channel, or n samples for an instance norm, whose statistics are those of a
     sample and are averaged:
 
         sum        += n mean
         square sum += n (biased variance + mean^2)      instance norm: n variance
+
+    What depends on the counts only is worked out on the processor, and kept on the device.
     """
 
     def __init__(self, layers: Sequence[_NormBase], sums: Tensor) -> None:
         self._layers = layers
-        channels = [_channels(layer) for layer in layers]
-        total = sum(channels)
-        self._counts, self._sum, self._square_sum = sums.split([len(layers), total, total])
-        self._channels = channels
-        numbers = torch.arange(len(layers), device=sums.device)
-        self._owner = numbers.repeat_interleave(torch.tensor(channels, device=sums.device))
-        is_pooled = [float(not isinstance(layer, _InstanceNorm)) for layer in layers]
-        self._is_pooled = sums.new_tensor(is_pooled).index_select(0, self._owner)
-        self._known: dict[tuple[float, ...], Tensor] = {}
+        self._channels = [_channels(layer) for layer in layers]
+        self._counts, moments = sums.tensor_split([len(layers)])
+        self._moments = moments.view(2, -1)
+        """Sum and square sum, (2, channels of all)."""
+        self._pooled = [float(not isinstance(layer, _InstanceNorm)) for layer in layers]
+        self._is_pooled = self._on_device(self._of_channels(self._pooled))
+        self._made: dict[object, tuple[Tensor, ...]] = {}
 
     @torch.no_grad()
     def add(self, done: _Pass) -> None:
@@ -245,74 +264,128 @@ class _Vectors:
         self._add(done.counts, done.before, done.after)
         for index, count, left in done.more:
             # Rare: a layer called twice, or one that puts other tensors into its buffers.
-            after = done.before.clone()
+            after = torch.zeros_like(done.after) if done.before is None else done.before.clone()
             first = sum(self._channels[:index])
             place = slice(first, first + self._channels[index])
             after[0, place], after[1, place] = left
             counts = [count if i == index else 0 for i in range(len(self._layers))]
             self._add(counts, done.before, after)
 
-    def _add(self, counts: Sequence[int], before: Tensor, after: Tensor) -> None:
+    def _add(self, counts: Sequence[int], before: Tensor | None, after: Tensor) -> None:
         if not any(counts):
             return
-        # A forward that only reads its statistics has left them as they were.
-        is_changed = (before != after).any(0).to(self._sum)
-        changes = torch.zeros_like(self._counts).index_add_(0, self._owner, is_changed)
-        seen = self._vector(counts) * (changes > 0)
+        seen, n, deviations = self._kept(tuple(counts), self._of_counts)
+        if before is not None:
+            seen, n, deviations = self._of_changed(seen, before != after)
         self._counts.add_(seen)
-        n = seen.index_select(0, self._owner)
-        mean, variance = after.to(self._sum)
+        mean, variance = after.to(self._moments)
         weighted = mean * n
-        self._sum.add_(weighted)
+        self._moments[0].add_(weighted)
         # torch leaves the unbiased variance: times n - 1 it is the sum of squares around the mean.
-        self._square_sum.addcmul_(variance, (n - self._is_pooled).clamp_(min=0))
-        self._square_sum.addcmul_(weighted, mean * self._is_pooled)
+        self._moments[1].addcmul_(variance, deviations)
+        self._moments[1].addcmul_(weighted, self._where_pooled(mean))
+
+    def _of_counts(self, counts: tuple[float, ...]) -> list[Tensor]:
+        """The counts, and n and the n of a variance for each channel."""
+        n = self._of_channels(counts)
+        deviations = (n - self._of_channels(self._pooled)).clamp_(min=0)
+        return [torch.tensor(counts, dtype=torch.float64), n, deviations]
+
+    def _of_changed(self, counts: Tensor, is_changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same, without layers whose forward has only read its statistics."""
+        owner, *_ = self._kept("owner", self._owner)
+        changes = is_changed.any(0).to(counts)
+        seen = counts * (torch.zeros_like(counts).index_add_(0, owner, changes) > 0)
+        n = seen.index_select(0, owner)
+        return seen, n, (n - self._is_pooled).clamp_(min=0)
 
     @torch.no_grad()
-    def move(self) -> None:
+    def move(self, counts: tuple[float, ...]) -> None:
         """Moves the running statistics; those of a layer that saw nothing stay."""
-        seen = self._counts > 0
-        n = self._counts.index_select(0, self._owner).clamp_(min=1)
-        mean = self._sum / n
+        n, correction = self._kept(("all", counts), lambda _: self._of_sums(counts))
+        means = self._moments / n
+        mean, variance = means
         # Biased, over all values of the step; small negative numbers are rounding.
-        variance = (self._square_sum / n).addcmul_(mean * self._is_pooled, mean, value=-1)
-        unbiased = variance.clamp_(min=0) * (n / (n - self._is_pooled).clamp_(min=1))
+        variance.addcmul_(self._where_pooled(mean), mean, value=-1).clamp_(min=0).mul_(correction)
+        is_seen = [float(count > 0) for count in counts]
+        rate = self._rate(is_seen)
+        moved = torch.lerp(_flat(self._layers).to(means), means, rate)
+        # One conversion: a GPU copies tensors of one dtype together.
+        moved = moved.to(_dtype(self._layers) or moved.dtype)
+        parts = [part for row in moved for part in row.split(self._channels)]
+        torch._foreach_copy_(_buffers(self._layers), parts)
+
+    def _of_sums(self, counts: tuple[float, ...]) -> list[Tensor]:
+        """What sums are divided by, and what makes a variance unbiased, for each channel."""
+        n = self._of_channels(counts).clamp_(min=1)
+        return [n, n / (n - self._of_channels(self._pooled)).clamp_(min=1)]
+
+    def _rate(self, is_seen: list[float]) -> Tensor:
+        """By how much each channel moves; counts the step in layers that count."""
+        counting = [
+            (index, tracked)
+            for index, layer in enumerate(self._layers)
+            if (tracked := layer._buffers.get(_TRACKED)) is not None
+            and not isinstance(layer, _InstanceNorm)
+        ]
+        seen = [tracked for index, tracked in counting if is_seen[index]]
+        if seen:
+            torch._foreach_add_(seen, 1)
         # A layer that saw nothing has rate 0, and so stays.
-        rate = (self._rates(seen) * seen).index_select(0, self._owner)
-        before = _flat(self._layers).to(self._sum)
-        moved = torch.lerp(before, torch.stack([mean, unbiased]), rate)
-        for name, row in zip((_MEAN, _VAR), moved, strict=True):
-            for layer, values in zip(self._layers, row.split(self._channels), strict=True):
-                cast(Tensor, layer._buffers[name]).copy_(values)
+        rates = [
+            (layer.momentum or 0.0) * s for layer, s in zip(self._layers, is_seen, strict=True)
+        ]
+        (rate,) = self._kept(("rate", *rates), lambda _: [self._of_channels(rates)])
+        averaged = [i for i, _ in counting if self._layers[i].momentum is None and is_seen[i]]
+        return self._averaged(rate, averaged) if averaged else rate
 
-    def _rates(self, seen: Tensor) -> Tensor:
-        """By how much each layer moves; counts the step in layers that count."""
-        rates = self._vector([layer.momentum or 0.0 for layer in self._layers]).clone()
-        for index, layer in enumerate(self._layers):
-            tracked = layer._buffers.get(_TRACKED)
-            if tracked is None or isinstance(layer, _InstanceNorm):
-                continue
-            tracked.add_(seen[index])
-            # torch's cumulative mean: the n-th step counts 1/n.
-            if layer.momentum is None:
-                rates[index] = tracked.to(rates).clamp(min=1).reciprocal()
-        return rates
+    def _averaged(self, rate: Tensor, layers: Sequence[int]) -> Tensor:
+        """With torch's cumulative mean in some layers: the n-th step counts 1/n."""
+        parts = list(rate.clone().split(self._channels))
+        for index in layers:
+            tracked = cast(Tensor, self._layers[index]._buffers[_TRACKED])
+            parts[index].copy_(tracked.to(rate).clamp(min=1).reciprocal().expand_as(parts[index]))
+        return torch.cat(parts)
 
-    def _vector(self, values: Sequence[float]) -> Tensor:
-        """`values` on the device; the same again costs no copy."""
-        key = tuple(values)  # also of a changed length of the inputs: so bounded
-        if key not in self._known:
-            if len(self._known) > 100:
-                self._known.clear()
-            vector = torch.tensor(key, dtype=torch.float64)
-            self._known[key] = vector.to(self._sum.device, non_blocking=True)
-        return self._known[key]
+    def _where_pooled(self, mean: Tensor) -> Tensor:
+        return mean if all(self._pooled) else mean * self._is_pooled
+
+    def _of_channels(self, values: Sequence[float]) -> Tensor:
+        """The value of its layer for each channel, on the processor."""
+        found = torch.tensor(values, dtype=torch.float64)
+        return found.repeat_interleave(torch.tensor(self._channels))
+
+    def _owner(self, _: object) -> list[Tensor]:
+        """The layer of each channel."""
+        return [self._of_channels(range(len(self._layers))).long()]
+
+    def _kept(self, key: Any, make: Callable[[Any], list[Tensor]]) -> tuple[Tensor, ...]:  # noqa: ANN401
+        """What `make` gives for a key, on the device; the same again costs no copy."""
+        if key not in self._made:
+            # Keys are also of a changed length of the inputs: so bounded.
+            if len(self._made) > 16:
+                self._made.clear()
+            self._made[key] = tuple(map(self._on_device, make(key)))
+        return self._made[key]
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return door.placed(tensor, self._counts.device)
+
+
+def _buffers(layers: Sequence[_NormBase]) -> list[Tensor]:
+    """The running means of all layers, then the variances."""
+    return [cast(Tensor, layer._buffers[name]) for name in (_MEAN, _VAR) for layer in layers]
 
 
 def _flat(layers: Sequence[_NormBase]) -> Tensor:
     """The running statistics of all layers, (2, channels of all)."""
-    rows = [torch.cat([cast(Tensor, layer._buffers[n]) for layer in layers]) for n in (_MEAN, _VAR)]
-    return torch.stack(rows)
+    return torch.cat(_buffers(layers)).view(2, -1)
+
+
+def _dtype(layers: Sequence[_NormBase]) -> torch.dtype | None:
+    """Of all running statistics; None where they are not of one."""
+    dtypes = {buffer.dtype for buffer in _buffers(layers)}
+    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def _cloned(layer: _NormBase) -> Pair:

@@ -32,7 +32,7 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
 
 def step(forward: Callable[..., Tensor], pool: StatisticsPool, *inputs: Tensor) -> list[Tensor]:
     outputs = [forward(x) for x in inputs]
-    pool.apply()
+    pool.apply(pool.counts.tolist())
     pool.sums.zero_()
     return outputs
 
@@ -145,7 +145,7 @@ def test_sums_of_two_replicas_add_up() -> None:
     total = replicas[0][1].sums + replicas[1][1].sums
     for module, (_, pool) in zip(modules, replicas, strict=True):
         pool.sums.copy_(total)
-        pool.apply()
+        pool.apply(pool.counts.tolist())
         torch.testing.assert_close(module.running_var, whole.running_var)
 
 
@@ -242,7 +242,7 @@ def test_a_recomputation_counts_once() -> None:
     x = images(4)
     whole(x)
     forward(x).sum().backward()
-    pool.apply()
+    pool.apply(pool.counts.tolist())
     torch.testing.assert_close(buffers(stage.norm), buffers(whole))
 
 
@@ -252,7 +252,7 @@ def test_backwards_come_after_other_forwards() -> None:
     forward, pool = pooled(stage)
     parts = images(6).split(2)
     losses = [forward(x).square().sum() for x in parts]
-    pool.apply()
+    pool.apply(pool.counts.tolist())
     for loss in losses:
         loss.backward()
     for x in parts:
