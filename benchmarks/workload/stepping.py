@@ -131,7 +131,6 @@ class Ours(_Model):
         self._sync.arm()
         loss.backward()
         self._sync.finish()
-        self._sync.read()
 
 
 class Ddp(_Model):

@@ -1,9 +1,9 @@
 """The device of a rank (I17): what is asked of an accelerator goes through here, from every room.
 
 `accelerator` finds it, and gives streams, marks in them, random numbers and figures; `host_memory`
-gives memory of the CPU that it copies from and to by itself. Both ask torch: `torch.accelerator`
-for what there is, and for the rest the module of its kind: `torch.cuda` (CUDA and ROCm),
-`torch.xpu`, or one that was registered.
+gives memory of the CPU that it copies from and to by itself; `numbers` brings a few numbers there
+and back. All ask torch: `torch.accelerator` for what there is, and for the rest the module of its
+kind: `torch.cuda` (CUDA and ROCm), `torch.xpu`, or one that was registered.
 
 Whatever torch takes as an accelerator will do, also one that is registered under a name of its own,
 such as a stand-in of tests: its module needs what `interface.DeviceModule` lists, before

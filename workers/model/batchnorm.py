@@ -26,7 +26,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.rank import device as door
+from bundlerun.workers.device import accelerator as door
 
 Forward = Callable[..., Any]
 Pair = tuple[Tensor, Tensor]

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bundlerun.workers.device import accelerator as door, numbers
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device import numbers
 
 _MOST_WIDENED = 16 << 10
 """Elements of the first bucket: it is short, because it doubles float32, and leaves early."""
