@@ -24,6 +24,16 @@ OnNan = Literal["stop", "skip", "ignore"]
 Augment = Literal["imagenet", "none"]
 OnOff = Literal["on", "off"]
 Precision = Literal["float32", "bfloat16", "float64"]
+TF32Choice = Literal["auto", "on", "off"]
+"""Where float32 arithmetic of a GPU may round to TensorFloat-32; auto: where torch does."""
+CompileMode = Literal[
+    "off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+]
+"""A mode of torch.compile."""
+WITH_GRAPHS: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
+"""They replay CUDA graphs, whose outputs lie where those of the last replay lay."""
+BY_TIMING: tuple[CompileMode, ...] = ("max-autotune", "max-autotune-no-cudagraphs")
+"""They take the kernel that was the fastest when they tried."""
 ExchangeDtype = Literal["float32", "bfloat16"]
 """What float32 gradients become between nodes."""
 TransportChoice = Literal["auto", "nccl", "cpu"]

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from bundlerun.launcher.agent.init import stand_before
 from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
-from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.options.usage import parsed, shorten
+from bundlerun.launcher.train_argv import train_words
 
 _OURS = "bundlerun.launcher.commands"
 
@@ -54,7 +54,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    words = kebab(sys.argv[1:] if argv is None else argv)
+    words = train_words(sys.argv[1:] if argv is None else argv)
     # Only these two start ranks, whose signals and orphans process 1 of a container must handle.
     if words[:1] in (["run"], ["classic"]):
         ended = stand_before()

@@ -7,8 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import get_args
 
 from bundlerun.launcher.choices import (
+    BY_TIMING,
+    WITH_GRAPHS,
     WITHOUT_EXCHANGE,
     Augment,
+    CompileMode,
+    DeviceKind,
     ExchangeDtype,
     LrSchedule,
     OnNan,
@@ -16,6 +20,7 @@ from bundlerun.launcher.choices import (
     OptimizerName,
     Precision,
     SchemeChoice,
+    TF32Choice,
     TransportChoice,
 )
 from bundlerun.launcher.errors import ConfigError
@@ -23,6 +28,8 @@ from bundlerun.launcher.options.bounds import at_least, finite_above_0
 from bundlerun.launcher.options.declared import argv_of, option, yes_or_no
 from bundlerun.launcher.work_config import WorkConfig
 
+AS_ALL = -1.0
+"""A weight decay that is that of all parameters."""
 _OPTIM = "optimizer"
 _DATA = "data"
 _RUN = "run"
@@ -50,6 +57,18 @@ class TrainConfig(WorkConfig):
     lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
     momentum: float = option(0.9, "momentum of SGD", group=_OPTIM, parse=float)
     weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
+    norm_weight_decay: float = option(
+        AS_ALL,
+        "weight decay of the scales and biases of norms (-1: as --weight-decay)",
+        group=_OPTIM,
+        parse=float,
+    )
+    bias_weight_decay: float = option(
+        AS_ALL,
+        "weight decay of biases, those of norms included (-1: as --weight-decay)",
+        group=_OPTIM,
+        parse=float,
+    )
     lr_schedule: LrSchedule = option(
         "cosine",
         "how the learning rate changes during the run",
@@ -147,7 +166,27 @@ class TrainConfig(WorkConfig):
         group=_TUNE,
         choices=get_args(Precision),
     )
-    compile: bool = option(False, "torch.compile each stage", group=_TUNE, parse=yes_or_no)
+    tf32: TF32Choice = option(
+        "auto",
+        "TensorFloat-32 for float32 arithmetic on GPUs: --tf32 everywhere, --no-tf32 nowhere, "
+        "auto: in convolutions, as torch does",
+        group=_TUNE,
+        choices=get_args(TF32Choice),
+        bare="on",
+    )
+    compile: CompileMode = option(
+        "off",
+        "torch.compile each stage, in a mode of torch's; --compile alone: default",
+        group=_TUNE,
+        choices=get_args(CompileMode),
+        bare="default",
+    )
+    deterministic: bool = option(
+        False,
+        "the same bits whenever the same run is started on the same devices; slower on GPUs",
+        group=_TUNE,
+        parse=yes_or_no,
+    )
     transport: TransportChoice = option(
         "auto",
         "how ranks communicate: nccl, cpu (through its memory), or auto: nccl where known to work",
@@ -210,11 +249,47 @@ class TrainConfig(WorkConfig):
                 f"--sync {self.sync} has no step of its own for that; use --sync local-master or "
                 "auto"
             )
-        if self.schedule == "zero-bubble" and self.compile:
+        self._check_decays()
+        self._check_compile()
+
+    def _check_decays(self) -> None:
+        for name in ("norm_weight_decay", "bias_weight_decay"):
+            if getattr(self, name) != AS_ALL:
+                at_least(0, self, name)
+
+    def _check_compile(self) -> None:
+        if self.schedule == "zero-bubble" and self.compile != "off":
             raise ConfigError(
                 "--schedule zero-bubble takes each backward apart, which --compile makes one "
                 "piece; use --schedule 1f1b, or --no-compile"
             )
+        if self.deterministic and self.compile in BY_TIMING:
+            raise ConfigError(
+                f"--compile={self.compile} takes the kernels that are the fastest when it tries, "
+                "and --deterministic wants the same ones always; use --compile=default"
+            )
+        if self.compile == "reduce-overhead" and self.num_chunks > 1:
+            raise ConfigError(
+                "--compile=reduce-overhead writes what a stage computes where the last micro-batch "
+                "may still be read by a link; use --compile=default, or --shape 1"
+            )
+
+    def check_kind(self, kind: DeviceKind) -> None:
+        """Raises ConfigError for what no device of this kind does."""
+        if kind == "cpu" and self.tf32 == "on":
+            raise ConfigError("--tf32 is for GPUs, and this would run on the CPU; leave it out")
+
+    @property
+    def compile_mode(self) -> CompileMode:
+        """How stages are compiled: without CUDA graphs where links read what they write."""
+        if self.compile in WITH_GRAPHS and self.num_chunks > 1:
+            return "max-autotune-no-cudagraphs"
+        return self.compile
+
+    @property
+    def has_graphs(self) -> bool:
+        """Whether stages replay CUDA graphs, on a GPU."""
+        return self.compile_mode in WITH_GRAPHS
 
     def to_argv(self) -> list[str]:
         """The command line of `bundlerun.workers.train` that stands for this configuration."""

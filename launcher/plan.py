@@ -286,6 +286,7 @@ def plan_here(
     train = for_one_device(train, launch.value, hardware)
     shape = train.value.shape
     devices = choose_devices(hardware, shape, kind=launch.value.devices, slots=launch.value.slots)
+    train.value.check_kind(devices.kind)
     num_procs = choose_num_procs(train.value, launch.value, devices)
     # The other nodes are not there yet: the plan takes them to be like this one.
     topology = Topology(shape, (num_procs,) * launch.value.max_nodes, train.value.chunks)

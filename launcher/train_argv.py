@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from bundlerun.launcher.options.declared import (
     kebab,
     read_toml,
     resolve,
+    with_values,
 )
 from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables, parsed, shorten
 
@@ -32,6 +33,11 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of options")
     add_options(parser, TrainConfig)
+
+
+def train_words(argv: Iterable[str]) -> list[str]:
+    """The words that argparse reads, as users may type them in other ways."""
+    return with_values(kebab(argv), TrainConfig)
 
 
 def toml_of(args: argparse.Namespace, *classes: type) -> tuple[dict[str, object], str]:
@@ -94,7 +100,7 @@ def read_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> Resolved
     # What deepspeed and torch's old launcher append; the environment says it too.
     parser.add_argument("--local-rank", help=argparse.SUPPRESS)
     shorten(parser)
-    args = parsed(parser, kebab(argv))
+    args = parsed(parser, train_words(argv))
     local_rank = environ.get("LOCAL_RANK", args.local_rank)
     if args.local_rank not in (None, local_rank):
         raise ConfigError(f"--local-rank {args.local_rank}, but LOCAL_RANK={local_rank}")

@@ -23,11 +23,11 @@ from types import FrameType
 
 from bundlerun.launcher.commands.run import add_config_arguments, read_configs
 from bundlerun.launcher.errors import EXIT_FAILED, BundleError, ConfigError
-from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.process import die_with_parent
 from bundlerun.launcher.run_folder.events import EventName, Events
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.train_argv import train_words
 from bundlerun.slurm.batch import NONCE_VARIABLE, VERSIONS_VARIABLE, say
 from bundlerun.slurm.claim import check_shared
 from bundlerun.slurm.jobs import Slurm
@@ -169,7 +169,7 @@ def start(words: Sequence[str], environ: Mapping[str, str]) -> int:
         raise ConfigError("this is no task of a job step; start it with srun")
     parser = argparse.ArgumentParser(prog="bundlerun run", allow_abbrev=False)
     add_config_arguments(parser)
-    train, launch = read_configs(parser.parse_args(kebab(words)), environ)
+    train, launch = read_configs(parser.parse_args(train_words(words)), environ)
     paths = RunPaths(Path(train.value.run_dir).absolute())
     nonce = environ.get(NONCE_VARIABLE, "")
     # Set by our batch script; without that there is nothing to compare with.

@@ -16,11 +16,11 @@ from bundlerun.launcher.launch_config import node_range
 from bundlerun.launcher.meeting.default_folder import new_folder
 from bundlerun.launcher.model_name import check_model
 from bundlerun.launcher.one_device import in_one_stage
-from bundlerun.launcher.options.declared import kebab
 from bundlerun.launcher.options.usage import parsed, shorten
 from bundlerun.launcher.plan import WORKER_MODULE, plan_elsewhere
 from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.train_argv import train_words
 from bundlerun.slurm.checks import check_devices, check_interval, check_queue, site_notes
 from bundlerun.slurm.jobs import Slurm
 from bundlerun.slurm.render import Kind, script
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: an option is wrong, or the run folder is in use.
         BundleError: something that the run needs is not there, or Slurm refuses.
     """
-    words = kebab(args.words)
+    words = train_words(args.words)
     request = request_of(args, tuple(without_run_dir(words)))
     parser = argparse.ArgumentParser(prog="bundlerun submit ... --", allow_abbrev=False)
     add_config_arguments(parser)

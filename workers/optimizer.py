@@ -3,24 +3,89 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer, SparseAdam
 
-from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.config import AS_ALL, TrainConfig
 from bundlerun.launcher.errors import ConfigError
+
+_FUSED = ("cuda", "xpu")
+"""Devices on which torch does a whole step in one kernel; on the CPU the usual way stays."""
 
 
 def make_optimizer(
     config: TrainConfig, parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> Optimizer:
-    """SGD with momentum, or AdamW, over the named parameters of one stage; weight decay for all."""
-    # A stage may have no parameters at all; torch takes that as a group, not as an empty list.
-    groups = [{"params": [parameter for _, parameter in parameters]}]
+    """SGD with momentum, or AdamW, over the named parameters of one stage.
+
+    Weight decay for all, but for what --norm-weight-decay and --bias-weight-decay say.
+    """
+    named = dict(parameters)
+    groups, fused = _groups(config, named), _has_fused(named.values())
     if config.optimizer == "adamw":
-        return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
-    return SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    made = SGD(
+        groups,
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=fused,
+    )
+    if fused:
+        made.register_step_pre_hook(begin_momenta)
+    return made
+
+
+def _has_fused(parameters: Collection[nn.Parameter]) -> bool | None:
+    """Whether one kernel does a whole step; None leaves it to torch."""
+    can = all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
+    return True if parameters and can else None
+
+
+def begin_momenta(optimizer: Optimizer, *_: object) -> None:
+    """Gives a momentum of 0 to parameters whose first gradient comes later than that of others.
+
+    Then the step leaves them the gradient, as if it had begun their momentum. The fused SGD takes
+    momenta of all parameters or of none (a TypeError in torch 2.14.1).
+    """
+    for group in optimizer.param_groups:
+        moved = [p for p in group["params"] if p.grad is not None] if group["momentum"] else []
+        new = [p for p in moved if optimizer.state.get(p, {}).get("momentum_buffer") is None]
+        for parameter in new if len(new) < len(moved) else []:
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+
+def _groups(config: TrainConfig, named: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+    """The groups, by weight decay."""
+    # A stage may have no parameters at all; torch takes that as a group, not as an empty list.
+    if not named:
+        return [{"params": []}]
+    members: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named.items():
+        members.setdefault(_decay(config, name, named), []).append(parameter)
+    return [{"params": found, "weight_decay": decay} for decay, found in members.items()]
+
+
+def _decay(config: TrainConfig, name: str, named: Mapping[str, nn.Parameter]) -> float:
+    if config.bias_weight_decay != AS_ALL and name.rpartition(".")[2] == "bias":
+        return config.bias_weight_decay
+    if config.norm_weight_decay != AS_ALL and _is_of_norm(name, named):
+        return config.norm_weight_decay
+    return config.weight_decay
+
+
+def _is_of_norm(name: str, named: Mapping[str, nn.Parameter]) -> bool:
+    """Whether a parameter is of a norm: its module has a scale for each feature, and no matrix."""
+    last = name.rpartition(".")[2]
+    owner = name[: len(name) - len(last)]
+    weight, bias = named.get(f"{owner}weight"), named.get(f"{owner}bias")
+    if weight is None or last not in ("weight", "bias"):
+        return False
+    return weight.ndim == 1 or (bias is not None and bias.shape == weight.shape)
 
 
 def check_optimizer(optimizer: object, stage: nn.Module) -> None:

@@ -17,10 +17,11 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.splits.stage import Forward, chunk_forwards, chunk_parameters
+from bundlerun.splits.stage import chunk_forwards, chunk_parameters
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.model.compiled import compiled
 from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.replica_check import ReplicaCheck
 from bundlerun.workers.optim.param_groups import ParamGroups
@@ -132,7 +133,7 @@ class Trainer:
         forwards = [
             # Inside out: what a forward writes is watched right around the model, compiled or not;
             # batch norms lend their buffers around both.
-            self._forward_state.watched(chunk, _compiled(forward) if config.compile else forward)
+            self._forward_state.watched(chunk, compiled(forward, config.compile_mode))
             for chunk, forward in enumerate(chunk_forwards(self.stage, config.chunks))
         ]
         pipeline = Pipeline.of(session.topology, config.schedule)
@@ -203,6 +204,7 @@ class Trainer:
         """
         # [1] Nothing of the step before may be left in what rides along with the gradients.
         self.sync.start_step()
+        self._begin_graphs()
         self._replicas.write(self._sums[_CHECK:_METRICS], work.step)
         self._forward_state.begin_step()
         # [2] Forwards and backwards; buckets leave during the last backward.
@@ -229,6 +231,11 @@ class Trainer:
             has_changed=has_changed,
             heard_stop=num_stops > 0,
         )
+
+    def _begin_graphs(self) -> None:
+        """CUDA graphs may write again where micro-batches of before have their results."""
+        if self._config.has_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def _check_changed(self, step: int) -> None:
         """Looks at the state that the step has left."""
@@ -284,6 +291,7 @@ class Trainer:
             if any(self.total([float(is_told())])):
                 self._forward_state.undo()  # it is done again, from the same state
                 return None
+            self._begin_graphs()
             outcome.merge(self.bundle.evaluate(work, batches))
         metrics = self._metric_sums()
         num_sums = _METRICS + metrics.num_slots
@@ -380,11 +388,6 @@ class Trainer:
     def close(self) -> None:
         """Ends the threads."""
         self.sync.close()
-
-
-def _compiled(forward: Forward) -> Forward:
-    compiled: Forward = torch.compile(forward)
-    return compiled
 
 
 def _loss_of(sums: Sequence[float]) -> StepLoss:

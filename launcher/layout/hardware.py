@@ -23,7 +23,7 @@ from typing import Final, Literal, TypeVar
 import psutil
 
 from bundlerun.launcher.choices import DeviceChoice, DeviceKind
-from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.cgroups import cpu_quota
 from bundlerun.launcher.layout.gpu_places import cores_by_gpu, gpu_numa_nodes
 from bundlerun.launcher.layout.gpus import count_gpus
@@ -312,13 +312,12 @@ def choose_devices(
         slots: CPU slots; 0 takes `default_slots`.
 
     Raises:
-        ConfigError: slots are asked for together with GPUs.
-        NodeError: GPUs are asked for and there are none.
+        ConfigError: GPUs are asked for and there are none, or slots together with GPUs.
     """
     if kind == "gpu" and slots:
         raise ConfigError(f"--slots {slots} counts CPU slots; it goes with --devices cpu, not gpu")
     if kind == "gpu" and not hardware.num_gpus:
-        raise NodeError("--devices gpu, but this node shows no GPU; use --devices cpu --slots N")
+        raise ConfigError("--devices gpu, but this node shows no GPU; use --devices cpu --slots N")
     if kind == "gpu" or (kind == "auto" and hardware.num_gpus and not slots):
         return Devices(kind="gpu", count=hardware.num_gpus)
     return Devices(kind="cpu", count=slots or default_slots(shape, hardware.cpus.num_cores))

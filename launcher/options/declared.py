@@ -21,6 +21,9 @@ from typing import Any, Generic, TypeVar
 from bundlerun.launcher.errors import ConfigError, nearest
 
 ENV_PREFIX = "BUNDLERUN_"
+_TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_OFF = "off"
+"""The value of a word that can be typed alone, when it is typed with --no-."""
 T = TypeVar("T")
 
 
@@ -31,8 +34,7 @@ def text_list(text: str) -> tuple[str, ...]:
 
 def yes_or_no(text: str) -> bool:
     """Reads a truth value of an environment variable."""
-    values = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-    return values[text.strip().lower()]
+    return _TRUTHS[text.strip().lower()]
 
 
 _KINDS: dict[Callable[[str], object], str] = {
@@ -65,6 +67,7 @@ def option(
     group: str,
     parse: Callable[[str], object] | Reader = str,
     choices: Sequence[str] = (),
+    bare: str = "",
     per_node: bool = False,
     kept: bool = False,
 ) -> T:
@@ -76,6 +79,7 @@ def option(
         group: heading in `--help` and in the plan.
         parse: text to value; a `Reader` where the help or the message needs more.
         choices: the valid texts, when few.
+        bare: the value where only the name is typed; then --no-NAME gives "off".
         per_node: each node may have its own value; it does not change the result.
         kept: a run that is resumed needs the value that it began with.
     """
@@ -86,6 +90,7 @@ def option(
         "parse": reader.parse,
         "kind": reader.kind or _KINDS.get(reader.parse, ""),
         "choices": tuple(choices),
+        "bare": bare,
         "metavar": reader.metavar,
         "per_node": per_node,
         "kept": kept,
@@ -155,17 +160,30 @@ def kebab(argv: Iterable[str]) -> list[str]:
     return result
 
 
+def with_values(argv: Iterable[str], cls: type) -> list[str]:
+    """Rewrites options of `cls` that stand without their value: `--compile` to `--compile=default`.
+
+    argparse would take the next word for the value, which may be DATA.
+    """
+    bare = {f.name: f.metadata["bare"] for f in options_of(cls) if f.metadata["bare"]}
+    written = {flag_of(name): f"{flag_of(name)}={value}" for name, value in bare.items()}
+    written |= {"--no-" + flag_of(name)[2:]: f"{flag_of(name)}={_OFF}" for name in bare}
+    return [written.get(word, word) for word in argv]
+
+
 def _converted(field: dataclasses.Field[Any], raw: object, where: str) -> object:
     """The checked value of one option; `where` names the place it came from as a user typed it."""
     meta = field.metadata
     parse = meta["parse"]
     # From a switch or from TOML; as text, True would pass for the value of any text option.
-    if isinstance(raw, bool):
+    if isinstance(raw, bool) and not meta["bare"]:
         if parse is yes_or_no:
             return raw
         raise ConfigError(f"{where} {raw} is not {meta['kind'] or 'a text'}")
     # TOML has lists and numbers; as text they pass the same checks as what is typed.
     text = ",".join(map(str, raw)) if isinstance(raw, (list, tuple)) else str(raw)
+    if meta["bare"] and text.lower() in _TRUTHS:
+        text = meta["bare"] if yes_or_no(text) else _OFF
     if meta["choices"] and text not in meta["choices"]:
         raise ConfigError(f"{where} {text!r} is not one of: {', '.join(meta['choices'])}")
     try:

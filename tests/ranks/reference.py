@@ -60,7 +60,8 @@ def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
         _move_running_statistics(seen)
         if config.clip_norm:
             nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = highest * lr_factor(config, step, per_epoch)
         optimizer.step()
         result.losses.append(loss_sum)
     result.state = model.state_dict()

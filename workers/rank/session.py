@@ -27,6 +27,7 @@ from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
+from bundlerun.workers.device.switches import set_switches
 from bundlerun.workers.rank.comm import Network, own_address
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import Groups, Members, make_groups
@@ -238,11 +239,12 @@ def arrive(
         start: of this rank's device; None: it is started here.
 
     Raises:
-        ConfigError: nodes have other options, files, data or versions; or the devices of all
-            together do not hold one bundle.
+        ConfigError: nodes have other options, files, data or versions; the devices of all
+            together do not hold one bundle; or this rank's does not do what the options ask.
         NodeError: the transport asked for does not work here, or the device cannot be started.
     """
     device = (start or DeviceStart(env.local_rank)).take()
+    set_switches(config, device, speaks=env.local_rank == 0)
     gpu = door.name_of(device)
     if gpu:
         store.set(f"gpu/{env.rank}", gpu)

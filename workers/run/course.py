@@ -204,6 +204,7 @@ class Run:
     def _share_measures(self) -> None:
         """Every bundle learns how fast all are; the reporter learns where the time went."""
         shared = self._measures.share()
-        if self._config.share == "measured":
+        # Who does how much decides in which order is summed.
+        if self._config.share == "measured" and not self._config.deterministic:
             self._feed.set_speeds(shared.busy_s)
         self._audience.end_epoch(self._epoch, self._step, shared.phases, shared.num_unreadable)

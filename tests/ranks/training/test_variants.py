@@ -61,9 +61,48 @@ def test_bfloat16_keeps_its_parameters_in_single_precision_and_learns(tmp_path: 
     reason="torch.compile needs a C++ compiler",
 )
 def test_compiled_stages_train_like_the_unsplit_model(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=Shape((1, 1)), compile=True, max_steps=2, timeout_s=240.0)
+    config = replace(CONFIG, shape=Shape((1, 1)), compile="default", max_steps=2, timeout_s=240.0)
     state = bundle_run(config, (2,), tmp_path, limit_s=250.0)
     assert_close(state, train_unsplit(config, 2).state, 1e-9)
+
+
+def test_a_deterministic_run_gives_the_same_bits_twice_and_measures_nothing(
+    tmp_path: Path,
+) -> None:
+    config = replace(
+        CONFIG,
+        shape=Shape((1, 1)),
+        precision="float32",
+        max_steps=0,
+        epochs=2,
+        sync="auto",
+        share="measured",
+        deterministic=True,
+    )
+    states = [bundle_run(config, (4, 2), tmp_path / name) for name in ("one", "two")]
+    assert all(torch.equal(states[1][name], value) for name, value in states[0].items())
+    assert losses_of(tmp_path / "one") == losses_of(tmp_path / "two")
+    assert not RunPaths(tmp_path / "one" / "run").sync_choice(0).exists()
+    bundle_run(replace(config, deterministic=False, epochs=1), (4, 2), tmp_path / "else")
+    assert RunPaths(tmp_path / "else" / "run").sync_choice(0).exists()
+
+
+def test_norms_and_biases_without_weight_decay_train_like_the_unsplit_model(
+    tmp_path: Path,
+) -> None:
+    config = replace(
+        CONFIG,
+        shape=Shape((1, 1)),
+        weight_decay=0.1,
+        norm_weight_decay=0.0,
+        bias_weight_decay=0.02,
+    )
+    bundle_run(replace(config, max_steps=2), (4,), tmp_path)
+    state = bundle_run(replace(config, shape=Shape((1, 1, 1))), (3,), tmp_path)
+    reference = train_unsplit(config, NUM_STEPS)
+    assert_close(state, reference.state, 1e-10)
+    plain = train_unsplit(replace(config, norm_weight_decay=-1.0), NUM_STEPS)
+    assert not torch.equal(plain.state["norm1.weight"], reference.state["norm1.weight"])
 
 
 def test_auxiliary_heads_cross_a_cut_in_training_only(tmp_path: Path) -> None:

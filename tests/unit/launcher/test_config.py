@@ -41,6 +41,12 @@ from bundlerun.launcher.train_argv import read_train_argv
         ("--chunks=2 --schedule=gpipe", "--schedule gpipe has no order for --chunks 2"),
         ("--chunks=2 --shape=3", "--chunks 2 of one stage follow each other on the same device"),
         ("--schedule=zero-bubble --compile", "--schedule zero-bubble takes each backward apart"),
+        ("--compile=fast", "--compile 'fast' is not one of: off, default, reduce-overhead, max-"),
+        ("--compile=reduce-overhead", "may still be read by a link; use --compile=default"),
+        ("--compile=max-autotune --deterministic", "--compile=max-autotune takes the kernels"),
+        ("--tf32=no-thanks", "--tf32 'no-thanks' is not one of: auto, on, off"),
+        ("--norm-weight-decay=-0.5", "--norm-weight-decay -0.5 must be 0 or more"),
+        ("--bias-weight-decay=-2", "--bias-weight-decay -2.0 must be 0 or more"),
         ("--chunks=2 --cut=a", "--cut a makes 2 chunks, --shape 1,1 with --chunks 2 has 4"),
         ("--chunks=2 --cut=2", "--shape 1,1 with --chunks 2 has 4 chunks; give the same number"),
     ],
@@ -49,6 +55,22 @@ def test_a_wrong_value_is_named_with_its_option(word: str, message: str) -> None
     with pytest.raises(ConfigError) as error:
         read_train_argv([*word.split(" "), "synthetic"], {})
     assert message in str(error.value)
+
+
+def test_stages_that_links_read_are_compiled_without_graphs() -> None:
+    alone = TrainConfig(data="d", shape=Shape((2,)), compile="max-autotune")
+    assert (alone.compile_mode, alone.has_graphs) == ("max-autotune", True)
+    cut = TrainConfig(data="d", compile="max-autotune")
+    assert (cut.compile_mode, cut.has_graphs) == ("max-autotune-no-cudagraphs", False)
+    plain = TrainConfig(data="d", shape=Shape((1,)), compile="default")
+    assert (plain.compile_mode, plain.has_graphs) == ("default", False)
+
+
+def test_what_only_gpus_do_is_refused_on_a_cpu() -> None:
+    with pytest.raises(ConfigError, match="--tf32 is for GPUs"):
+        TrainConfig(data="d", tf32="on").check_kind("cpu")
+    TrainConfig(data="d", tf32="on").check_kind("gpu")
+    TrainConfig(data="d", tf32="off").check_kind("cpu")
 
 
 @pytest.mark.parametrize("words", ["--chunks=2", "--chunks=2 --schedule=interleaved --cut=4"])

@@ -58,7 +58,9 @@ def test_a_plan_for_machines_that_are_not_there_has_all_their_bundles() -> None:
 
 
 def test_the_plan_shows_exactly_what_the_workers_will_read() -> None:
-    train = resolved_train(batch_size=64, shape=Shape((1, 1)), cut=("layer3",), compile=True)
+    train = resolved_train(
+        batch_size=64, shape=Shape((1, 1)), cut=("layer3",), compile="max-autotune"
+    )
     plan = here(train, resolved_launch(slots=4))
     assert read_train_argv(plan.argv, {}).value == train.value
 
@@ -72,6 +74,12 @@ def test_devices_and_bundles_without_work_are_told_with_the_plan() -> None:
     full = plan_elsewhere((8,), resolved_train(batch_size=256), resolved_launch())
     assert full.warnings() == []
     assert plan_document(full)["idle"]["samples_per_microbatch"] == 8  # type: ignore[index]
+
+
+def test_a_plan_for_the_cpu_refuses_what_only_gpus_do() -> None:
+    with pytest.raises(ConfigError, match="--tf32 is for GPUs"):
+        here(resolved_train(tf32="on"), resolved_launch(devices="cpu", slots=4))
+    plan_elsewhere((4,), resolved_train(tf32="on"), resolved_launch())
 
 
 def test_devices_that_the_user_leaves_idle_are_no_waste() -> None:

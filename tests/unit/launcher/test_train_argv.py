@@ -18,7 +18,7 @@ def test_the_command_line_of_a_configuration_gives_it_back() -> None:
         validate=False,
         affinity=False,
         loader_workers=0,
-        compile=True,
+        compile="default",
     )
     assert read_train_argv(config.to_argv(), {}).value == config
 
@@ -36,6 +36,31 @@ def test_underscores_are_read_as_torchrun_reads_them() -> None:
     assert read_train_argv(["--batch_size=64", "--no_validate", "x_y"], {}).value == TrainConfig(
         data="x_y", batch_size=64, validate=False
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "mode", "tf32"),
+    [
+        ("--compile synthetic --tf32", "default", "on"),
+        ("--compile=max-autotune synthetic --no-tf32", "max-autotune", "off"),
+        ("--tf32=auto --compile --no-compile synthetic", "off", "auto"),
+        ("--no_compile synthetic --tf32=true", "off", "on"),
+    ],
+)
+def test_words_may_stand_without_a_value_and_leave_data_alone(
+    words: str, mode: str, tf32: str
+) -> None:
+    config = read_train_argv(words.split(), {"BUNDLERUN_COMPILE": "1"}).value
+    assert (config.data, config.compile, config.tf32) == ("synthetic", mode, tf32)
+
+
+def test_words_without_a_value_are_truths_elsewhere(tmp_path: Path) -> None:
+    toml = tmp_path / "c.toml"
+    toml.write_text("compile = true\ntf32 = false\n")
+    config = read_train_argv(["--config", str(toml), "x"], {}).value
+    assert (config.compile, config.tf32) == ("default", "off")
+    config = read_train_argv(["x"], {"BUNDLERUN_COMPILE": "Yes", "BUNDLERUN_TF32": "on"}).value
+    assert (config.compile, config.tf32) == ("default", "on")
 
 
 def test_data_must_be_given() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.hardware import (
     Cpus,
     Devices,
@@ -176,7 +176,7 @@ def test_default_slots_are_whole_bundles_and_one_at_least(
 
 
 def test_gpus_that_are_not_there_are_the_machines_fault() -> None:
-    with pytest.raises(NodeError, match="shows no GPU"):
+    with pytest.raises(ConfigError, match="shows no GPU"):
         choose_devices(node(0), Shape((1,)), kind="gpu")
 
 
