@@ -12,9 +12,7 @@ from torch.optim import SGD, AdamW, Optimizer, SparseAdam
 
 from bundlerun.launcher.config import AS_ALL, TrainConfig
 from bundlerun.launcher.errors import ConfigError
-
-_FUSED = ("cuda", "xpu")
-"""Devices on which torch does a whole step in one kernel; on the CPU the usual way stays."""
+from bundlerun.workers.device.traits import has_fused_step
 
 
 def make_optimizer(
@@ -42,7 +40,7 @@ def make_optimizer(
 
 def _has_fused(parameters: Collection[nn.Parameter]) -> bool | None:
     """Whether one kernel does a whole step; None leaves it to torch."""
-    can = all(p.device.type in _FUSED and p.is_floating_point() for p in parameters)
+    can = all(has_fused_step(p.device) and p.is_floating_point() for p in parameters)
     return True if parameters and can else None
 
 

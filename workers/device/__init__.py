@@ -2,8 +2,9 @@
 
 `accelerator` finds it, and gives streams, marks in them, random numbers and figures; `host_memory`
 gives memory of the CPU that it copies from and to by itself; `numbers` brings a few numbers there
-and back. All ask torch: `torch.accelerator` for what there is, and for the rest the module of its
-kind: `torch.cuda` (CUDA and ROCm), `torch.xpu`, or one that was registered.
+and back; `traits` says which ones it computes with, and `switches` sets what torch has for speed
+and for the same bits. All ask torch: `torch.accelerator` for what there is, and for the rest the
+module of its kind: `torch.cuda` (CUDA and ROCm), `torch.xpu`, or one that was registered.
 
 Whatever torch takes as an accelerator will do, also one that is registered under a name of its own,
 such as a stand-in of tests: its module needs what `interface.DeviceModule` lists, before

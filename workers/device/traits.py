@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+_CUDA = "cuda"
+_FUSED = (_CUDA, "xpu")
+"""Kinds for which torch has a whole step of an optimizer in one kernel; the CPU keeps its way."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traits:
@@ -29,3 +33,8 @@ def traits_of(device: torch.device) -> Traits:
             has_tf32=torch.cuda.is_tf32_supported(),
             has_bfloat16=torch.cuda.is_bf16_supported(including_emulation=False),
         )
+
+
+def has_fused_step(device: torch.device) -> bool:
+    """Whether torch has a kernel there that does a whole step of its own optimizers."""
+    return device.type in _FUSED

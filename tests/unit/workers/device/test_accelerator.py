@@ -258,7 +258,10 @@ def test_what_only_gpus_have_is_recognised(line: str, found: list[str]) -> None:
     [
         (
             "workers",
-            [f"workers/device/{name}.py" for name in ("accelerator", "host_memory", "visible")],
+            [
+                f"workers/device/{name}.py"
+                for name in ("accelerator", "host_memory", "traits", "visible")
+            ],
         ),
         ("launcher", ["launcher/layout/gpus.py"]),
         ("splits", []),
