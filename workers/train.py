@@ -41,6 +41,7 @@ from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.launcher.train_argv import read_train_argv
 from bundlerun.workers.device.accelerator import unused_kind
 from bundlerun.workers.device.start import DeviceStart
+from bundlerun.workers.device.switches import prepare
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import alone
 from bundlerun.workers.rank.env import RankEnv
@@ -201,6 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
             life = stack.enter_context(_liveness(config, env, board))
             env = _take_cores(config, env)
+            prepare(config)
             # After the cores, which its thread inherits; the rest goes on meanwhile.
             start = DeviceStart(env.local_rank)
             config = _checked(config, env)

@@ -12,48 +12,53 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import MutableMapping
 
 import torch
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.device import accelerator
-from bundlerun.workers.device.traits import traits_of
+from bundlerun.workers.device.traits import Traits, traits_of
 
 log = logging.getLogger(__name__)
 
 
-def open_device(config: TrainConfig, local_rank: int) -> torch.device:
-    """The device of a local rank, started, with the switches of this process as `config` asks.
+def prepare(config: TrainConfig, environ: MutableMapping[str, str] = os.environ) -> None:
+    """Sets what the libraries of a GPU read when they start; call it before they do."""
+    if config.deterministic:
+        # Source: cuBLAS's manual, "Results Reproducibility"; the user's own value counts.
+        environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+def set_switches(config: TrainConfig, device: torch.device, *, speaks: bool) -> None:
+    """Sets the switches of this process as the options ask.
+
+    Args:
+        config: of the run.
+        device: of this rank, started.
+        speaks: whether this rank says what is to be told.
 
     Raises:
         ConfigError: the device does not do what is asked.
     """
-    if config.deterministic:
-        # Before cuBLAS starts. Source: its manual, "Results Reproducibility"; the user's own
-        # value counts.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    device = accelerator.own_device(local_rank)
-    check_device(config, device, speaks=local_rank == 0)
-    set_switches(config, device)
-    return device
-
-
-def check_device(config: TrainConfig, device: torch.device, *, speaks: bool) -> None:
-    """Looks whether the device does what the options ask.
-
-    Args:
-        config: of the run.
-        device: of this rank.
-        speaks: whether this rank says what is to be told.
-
-    Raises:
-        ConfigError: it does not.
-    """
-    if not accelerator.is_gpu(device):
+    if accelerator.is_gpu(device):
+        _check_gpu(config, traits_of(device), speaks=speaks)
+        # Micro-batches have few sizes: trying all algorithms once for each is soon made up for.
+        torch.backends.cudnn.benchmark = not config.deterministic
+    else:
         config.check_kind("cpu")
-        return
-    traits = traits_of(device)
+    if config.tf32 != "auto":
+        is_on = config.tf32 == "on"
+        # The older of torch's two ways to say it, which all versions have and never mix.
+        torch.set_float32_matmul_precision("high" if is_on else "highest")
+        torch.backends.cudnn.allow_tf32 = is_on
+    if config.deterministic:
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.deterministic = True
+
+
+def _check_gpu(config: TrainConfig, traits: Traits, *, speaks: bool) -> None:
     if config.tf32 == "on" and not traits.has_tf32:
         raise ConfigError(
             f"--tf32 is not in {traits.name}, which has no TensorFloat-32; leave it out"
@@ -63,18 +68,3 @@ def check_device(config: TrainConfig, device: torch.device, *, speaks: bool) -> 
             "%s has no bfloat16 of its own: --precision bfloat16 is emulated, and slow; use "
             "float32", traits.name,
         )  # fmt: skip
-
-
-def set_switches(config: TrainConfig, device: torch.device) -> None:
-    """Sets the switches of this process."""
-    if accelerator.is_gpu(device):
-        # Micro-batches have few sizes: trying all algorithms once for each is soon made up for.
-        torch.backends.cudnn.benchmark = not config.deterministic
-    if config.tf32 != "auto":
-        is_on = config.tf32 == "on"
-        # The older of torch's two ways to say it, which all versions have and never mix.
-        torch.set_float32_matmul_precision("high" if is_on else "highest")
-        torch.backends.cudnn.allow_tf32 = is_on
-    if config.deterministic:
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.deterministic = True

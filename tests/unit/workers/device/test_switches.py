@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ import torch
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.device import accelerator, switches
-from bundlerun.workers.device.switches import check_device, open_device, set_switches
+from bundlerun.workers.device import switches
+from bundlerun.workers.device.switches import prepare, set_switches
 from bundlerun.workers.device.traits import Traits
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
@@ -46,9 +45,15 @@ def state() -> tuple[bool, bool, bool, str, bool]:
     )
 
 
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[Traits], None]:
+    """Says what the GPU is."""
+    return lambda traits: monkeypatch.setattr(switches, "traits_of", lambda device: traits)
+
+
 def test_nothing_is_switched_on_the_cpu_unless_it_is_asked() -> None:
     before = state()
-    set_switches(config(), CPU)
+    set_switches(config(), CPU, speaks=True)
     assert state() == before
 
 
@@ -62,50 +67,43 @@ def test_nothing_is_switched_on_the_cpu_unless_it_is_asked() -> None:
     ],
     ids=str,
 )
-def test_a_gpu_is_fast_or_repeatable(options: dict[str, Any], wanted: object) -> None:
-    set_switches(config(**options), GPU)
+def test_a_gpu_is_fast_or_repeatable(
+    options: dict[str, Any], wanted: object, gpu: Callable[[Traits], None]
+) -> None:
+    gpu(NEW)
+    set_switches(config(**options), GPU, speaks=True)
     assert state() == wanted
 
 
-def test_the_workspace_of_cublas_is_fixed_before_the_device_starts(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen = []
-
-    def starts(local_rank: int) -> torch.device:
-        seen.append((local_rank, os.environ.get("CUBLAS_WORKSPACE_CONFIG")))
-        return CPU
-
-    monkeypatch.setattr(accelerator, "own_device", starts)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
-    assert open_device(config(), 3) == CPU
-    open_device(config(deterministic=True), 0)
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"  # the user's own counts
-    open_device(config(deterministic=True), 1)
-    assert seen == [(3, None), (0, ":4096:8"), (1, ":16:8")]
+def test_the_workspace_of_cublas_is_fixed_unless_the_user_does() -> None:
+    environ: dict[str, str] = {}
+    prepare(config(), environ)
+    assert not environ
+    prepare(config(deterministic=True), environ)
+    assert environ == {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    environ["CUBLAS_WORKSPACE_CONFIG"] = ":16:8"
+    prepare(config(deterministic=True), environ)
+    assert environ == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
 
 
-def test_what_the_device_does_not_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_device_does_not_do_is_refused(gpu: Callable[[Traits], None]) -> None:
     with pytest.raises(ConfigError, match="--tf32 is for GPUs, and this would run on the CPU"):
-        check_device(config(tf32="on"), CPU, speaks=True)
-    monkeypatch.setattr(switches, "traits_of", lambda device: OLD)
+        set_switches(config(tf32="on"), CPU, speaks=True)
+    gpu(OLD)
     with pytest.raises(ConfigError, match="--tf32 is not in Tesla T4"):
-        check_device(config(tf32="on"), GPU, speaks=False)
-    check_device(config(tf32="off"), GPU, speaks=True)
-    monkeypatch.setattr(switches, "traits_of", lambda device: NEW)
-    check_device(config(tf32="on"), GPU, speaks=True)
+        set_switches(config(tf32="on"), GPU, speaks=False)
+    set_switches(config(tf32="off"), GPU, speaks=True)
 
 
 def test_an_emulated_bfloat16_is_told_once_per_node(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    gpu: Callable[[Traits], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(switches, "traits_of", lambda device: NEW)
-    check_device(config(precision="bfloat16"), GPU, speaks=True)
-    monkeypatch.setattr(switches, "traits_of", lambda device: OLD)
-    check_device(config(precision="bfloat16"), GPU, speaks=False)
-    check_device(config(), GPU, speaks=True)
+    gpu(NEW)
+    set_switches(config(precision="bfloat16"), GPU, speaks=True)
+    gpu(OLD)
+    set_switches(config(precision="bfloat16"), GPU, speaks=False)
+    set_switches(config(), GPU, speaks=True)
     assert not caplog.messages
-    check_device(config(precision="bfloat16"), GPU, speaks=True)
+    set_switches(config(precision="bfloat16"), GPU, speaks=True)
     (message,) = caplog.messages
     assert message.startswith("Tesla T4 has no bfloat16 of its own")
