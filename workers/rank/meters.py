@@ -1,11 +1,20 @@
-"""Where the time goes: seconds per phase, on one rank."""
+"""Where the time goes: seconds per phase, on one rank.
+
+On a GPU most work is only launched by the rank. What it computes is timed on the GPU itself,
+between two marks in its stream; what launching that takes the rank is a phase of its own.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal, get_args
+from typing import Final, Literal, get_args
+
+import torch
+
+from bundlerun.workers.device.accelerator import is_gpu
+from bundlerun.workers.device.timers import StreamTimer
 
 Phase = Literal[
     "data",
@@ -23,37 +32,79 @@ Phase = Literal[
     "snapshot_wait",
     "checkpoint",
     "validate",
+    "launch",
 ]
 PHASES: tuple[Phase, ...] = get_args(Phase)
 """The legs of the sync, `collect` to `distribute`, run while the others do: `sync_wait` is the
 part that is not hidden. So do the copies of a snapshot, with `snapshot_wait`."""
+LAUNCH: Final = "launch"
+"""On a GPU only: what the rank spends on giving it forwards, backwards and the optimizer."""
+_LAUNCHED: Mapping[Phase, bool] = {
+    "forward": True,
+    "backward": True,
+    "optimizer": True,
+    "receive": False,
+    "sync_wait": False,
+}
+"""Phases that a GPU is timed in, all by the rank's own thread; and whether their time on the rank
+is launching. Else it is waiting, and what counts is how long the GPU has nothing to do for it."""
 EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 
 
 class Meters:
     """Adds up seconds per phase; each phase may be timed by one thread.
 
-    On CUDA the clock measures what the processor waits for, not what the device does.
+    Args:
+        clock: of the rank.
+        timer: of its GPU; None: it computes on the CPU.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        timer: StreamTimer[Phase] | None = None,
+    ) -> None:
         self._clock = clock
+        self._timer = timer
         self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+
+    @classmethod
+    def of(cls, device: torch.device) -> Meters:
+        """Those of a rank that computes on `device`."""
+        return cls(timer=StreamTimer(device) if is_gpu(device) else None)
 
     @contextmanager
     def phase(self, phase: Phase) -> Iterator[None]:
         """Adds the time spent inside to `phase`."""
+        if self._timer is not None and phase in _LAUNCHED:
+            with self._on_device(phase, self._timer):
+                yield
+            return
         start = self._clock()
         try:
             yield
         finally:
             self._seconds[phase] += self._clock() - start
 
+    @contextmanager
+    def _on_device(self, phase: Phase, timer: StreamTimer[Phase]) -> Iterator[None]:
+        start, mark = self._clock(), timer.begin()
+        # Not where it fails: a GPU that has failed takes no more marks, and would hide why.
+        yield
+        timer.end(phase, mark)
+        if _LAUNCHED[phase]:
+            self._seconds[LAUNCH] += self._clock() - start
+
     def seconds(self) -> dict[Phase, float]:
-        """Seconds of each phase since the last `restart`."""
-        return dict(self._seconds)
+        """Seconds of each phase since the last `restart`; waits for what a GPU is doing."""
+        found = dict(self._seconds)
+        if self._timer is not None:
+            found |= {phase: self._timer.seconds(phase) for phase in _LAUNCHED}
+        return found
 
     def restart(self) -> None:
         """Sets all phases to zero."""
         for phase in PHASES:
             self._seconds[phase] = 0.0
+        if self._timer is not None:
+            self._timer.restart()

@@ -7,6 +7,7 @@ from typing import Any
 
 from bundlerun.launcher.run_folder.outcome import Outcome
 from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.report.measures import Shared
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.step import StepSums
 
@@ -49,12 +50,10 @@ class Audience:
         """All ranks stop after this step, and their next start would, too."""
         self._life.agree_to_stop()
 
-    def end_epoch(
-        self, epoch: int, step: int, phases: Mapping[str, float], num_unreadable: int
-    ) -> None:
-        """The epoch's training is over; seconds per phase, mean over the ranks."""
+    def end_epoch(self, epoch: int, step: int, shared: Shared) -> None:
+        """The epoch's training is over."""
         if self._reporter is not None:
-            self._reporter.end_epoch(epoch, step, phases, num_unreadable)
+            self._reporter.end_epoch(epoch, step, shared)
 
     def add_phases(self, phases: Mapping[str, float]) -> None:
         """What comes after it took that long, likewise."""

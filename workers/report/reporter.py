@@ -22,6 +22,7 @@ from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.outcome import Outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.report.best import LOSS, Best
+from bundlerun.workers.report.measures import Gpus, Shared
 from bundlerun.workers.report.metrics import MetricsWriter
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.step import StepSums
@@ -226,14 +227,8 @@ class Reporter:
             log.info("%s", self._untold)
         self._untold = ""
 
-    def end_epoch(
-        self, epoch: int, step: int, phases: Mapping[str, float], num_unreadable: int
-    ) -> None:
-        """Closes the epoch's training part, whose steps all ranks have finished.
-
-        Args:
-            phases: seconds per phase in this epoch, mean over the ranks.
-        """
+    def end_epoch(self, epoch: int, step: int, shared: Shared) -> None:
+        """Closes the epoch's training part, whose steps all ranks have finished."""
         self.all_finished()
         if self._bar is not None:
             self._bar.close()
@@ -241,15 +236,16 @@ class Reporter:
         seconds, samples = self._epoch.seconds, self._epoch.samples
         summary = self._summary
         summary.epochs = epoch + 1
-        summary.num_unreadable = num_unreadable
+        summary.num_unreadable = shared.num_unreadable
         # Samples per second over all epochs, from the sum of samples; earlier attempts count, too.
         trained = summary.samples_per_s * summary.train_s + samples
         summary.train_s += seconds
         summary.samples_per_s = trained / summary.train_s
-        self.add_phases(phases)
+        self.add_phases(shared.phases)
         self._writer.write(
             "epoch", step=step, epoch=epoch, seconds=seconds,
-            samples_per_s=samples / seconds, phases=dict(phases),
+            samples_per_s=samples / seconds, phases=dict(shared.phases),
+            **_of_gpus(shared.gpus, samples / seconds),
         )  # fmt: skip
 
     def add_phases(self, phases: Mapping[str, float]) -> None:
@@ -327,6 +323,14 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._writer.close()
+
+
+def _of_gpus(gpus: Gpus | None, samples_per_s: float) -> dict[str, object]:
+    """What an epoch's row says of each GPU, and of its memory by stage; nothing on the CPU."""
+    if gpus is None:
+        return {}
+    peaks = {f"stage{number}": peak for number, peak in enumerate(gpus.peak_bytes)}
+    return {"samples_per_s_per_gpu": samples_per_s / gpus.count, "gpu_peak_bytes": peaks}
 
 
 def _write(path: Path, text: str) -> None:

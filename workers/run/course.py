@@ -207,4 +207,4 @@ class Run:
         # Who does how much decides in which order is summed.
         if self._config.share == "measured" and not self._config.deterministic:
             self._feed.set_speeds(shared.busy_s)
-        self._audience.end_epoch(self._epoch, self._step, shared.phases, shared.num_unreadable)
+        self._audience.end_epoch(self._epoch, self._step, shared)

@@ -48,7 +48,7 @@ def train_rank(
     config: TrainConfig, session: Session, life: Liveness, stack: ExitStack, *, is_first_start: bool
 ) -> Ending:
     """Makes what a rank needs, each thing from those before it, and trains; `stack` closes them."""
-    recipe, meters = load_recipe(config), Meters()
+    recipe, meters = load_recipe(config), Meters.of(session.device)
     paths = RunPaths(Path(config.run_dir))
     with MemoryGuard(config, session.device, lambda: life.num_finished):
         info, data = open_data(recipe, session)

@@ -5,9 +5,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.meters import PHASES, Meters
-from bundlerun.workers.report.measures import Measures
+from bundlerun.workers.report.measures import Gpus, Measures
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda", 0)
 
 
 class Clock:
@@ -20,12 +27,11 @@ class Clock:
         return self.now
 
 
-def measures(bundle: int, clock: Clock) -> tuple[Measures, Meters]:
+def measures(bundle: int, clock: Clock, device: torch.device = CPU) -> tuple[Measures, Meters]:
     """Those of one rank of two bundles of two ranks, where all measure the same."""
-    session: Any = SimpleNamespace(
-        topology=SimpleNamespace(num_bundles=2, active_ranks=[0, 1, 2, 3]),
-        place=SimpleNamespace(bundle=bundle),
-    )
+    topology = Topology(Shape((1, 1)), (4,))
+    place = next(place for place in topology.places if place.bundle == bundle)
+    session: Any = SimpleNamespace(topology=topology, place=place, device=device)
 
     def total(values: Sequence[float]) -> list[float]:
         return [4 * value for value in values]
@@ -46,7 +52,9 @@ def test_phases_are_means_and_a_bundle_says_what_a_microbatch_takes_it() -> None
     shared = own.share()
     assert shared.num_unreadable == 4
     assert shared.busy_s == [0.0, 4 * 8.0 / 4]
-    assert shared.phases == dict.fromkeys(PHASES, 0.0) | {"forward": 3.0, "backward": 5.0}
+    on_cpu = [phase for phase in PHASES if phase != "launch"]
+    assert shared.phases == dict.fromkeys(on_cpu, 0.0) | {"forward": 3.0, "backward": 5.0}
+    assert shared.gpus is None
 
 
 def test_the_end_of_an_epoch_counts_apart() -> None:
@@ -67,3 +75,23 @@ def test_an_epoch_begins_with_nothing(num_microbatches: int) -> None:
     own.restart()
     shared = own.share()
     assert (shared.num_unreadable, shared.busy_s) == (0, [0.0, 0.0])
+
+
+def test_gpus_are_counted_and_their_memory_is_told_by_stage(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = door.Memory(peak=700, own=1, free=1, capacity=1)
+    monkeypatch.setattr("bundlerun.workers.report.measures.memory", lambda device: found)
+    own, meters = measures(1, Clock(), GPU)
+    meters._seconds["launch"] = 2.0
+    shared = own.share()
+    assert shared.phases["launch"] == 2.0
+    # Rank 2 has stage 0 of bundle 1; of the others the stand-in for the sum says nothing.
+    assert shared.gpus == Gpus(count=4, peak_bytes=(4 * 700, 0))
+
+
+def test_a_kind_of_gpu_without_figures_is_counted_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bundlerun.workers.report.measures.memory", lambda device: None)
+    assert measures(0, Clock(), GPU)[0].share().gpus == Gpus(count=4, peak_bytes=(0, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.outcome import Outcome, State
+from bundlerun.workers.report.measures import Gpus, Shared
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.reporter import log as reporter_log
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.step import StepSums
+
+SHARED = Shared(num_unreadable=0, busy_s=(), phases={})
 
 
 class Screen(io.StringIO):
@@ -26,7 +30,9 @@ class Screen(io.StringIO):
         return True
 
 
-def run(tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False) -> None:
+def run(
+    tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False, shared: Shared = SHARED
+) -> None:
     """Two epochs of three steps, or as many of them."""
     config = TrainConfig(
         data="x", run_dir=str(tmp_path), epochs=2, max_steps=max_steps, log_steps=100
@@ -43,7 +49,7 @@ def run(tmp_path: Path, *, max_steps: int = 0, is_stopped: bool = False) -> None
                 reporter.step(row)
                 reporter_log.warning("a warning of step %d", step)
             if course.steps_in(epoch):
-                reporter.end_epoch(epoch, 3 * epoch + 3, {}, 0)
+                reporter.end_epoch(epoch, 3 * epoch + 3, shared)
                 reporter.validated(epoch, 3 * epoch + 3, StepSums(loss=0.5, metrics={"top1": 0.5}))
         state: State = "stopped" if is_stopped else "done"
         reporter.finish(Outcome(state=state, exit_code=0, reason="", step=max_steps or 6))
@@ -95,3 +101,17 @@ def test_the_summary_calls_nothing_an_accuracy(
     assert "done         4 steps of 4, epoch 2 of 2" in caplog.messages
     assert "validation   top1 50.00%  loss 0.5000" in caplog.messages
     assert "accuracy" not in caplog.text
+
+
+def test_an_epoch_says_what_each_gpu_does_and_holds(tmp_path: Path) -> None:
+    gpus = Gpus(count=4, peak_bytes=(7 << 30, 3 << 30))
+    run(tmp_path / "gpu", shared=Shared(num_unreadable=0, busy_s=(), phases={}, gpus=gpus))
+    run(tmp_path / "cpu")
+    on_gpu, on_cpu = (
+        [json.loads(line) for line in (tmp_path / kind / "metrics.jsonl").read_text().splitlines()]
+        for kind in ("gpu", "cpu")
+    )
+    row = next(row for row in on_gpu if "samples_per_s" in row)
+    assert row["samples_per_s_per_gpu"] == row["samples_per_s"] / 4
+    assert row["gpu_peak_bytes"] == {"stage0": 7 << 30, "stage1": 3 << 30}
+    assert not any("gpu" in name for row in on_cpu for name in row)
