@@ -22,6 +22,8 @@ LrSchedule = Literal["constant", "cosine", "step", "one-cycle"]
 OnNan = Literal["stop", "skip", "ignore"]
 """What becomes of a step whose loss is no finite number."""
 Augment = Literal["imagenet", "none"]
+Decode = Literal["fast", "exact"]
+"""How images become pixels of the size that the model takes."""
 OnOff = Literal["on", "off"]
 Precision = Literal["float32", "bfloat16", "float64"]
 TF32Choice = Literal["auto", "on", "off"]

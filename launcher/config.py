@@ -12,6 +12,7 @@ from bundlerun.launcher.choices import (
     WITHOUT_EXCHANGE,
     Augment,
     CompileMode,
+    Decode,
     DeviceKind,
     ExchangeDtype,
     LrSchedule,
@@ -102,6 +103,13 @@ class TrainConfig(WorkConfig):
         "imagenet: random resized crop and flip; none: resize only",
         group=_DATA,
         choices=get_args(Augment),
+    )
+    decode: Decode = option(
+        "fast",
+        "JPEG files by simplejpeg, where it is installed, and torch (fast: within 1 of 255 of the "
+        "other), or all by Pillow (exact: as torchvision's ImageFolder)",
+        group=_DATA,
+        choices=get_args(Decode),
     )
     loader_workers: int = option(
         -1,

@@ -89,6 +89,10 @@ class Recipe(Protocol):
         shares = ("top1",)               are shares of the samples, which are told in percent
 
     Without `metric_names` the first micro-batch says them, and each step has one more small sum.
+
+    And `on_device(*inputs)`: what the model is called with, made of a micro-batch's inputs where it
+    computes: so pixels travel as whole numbers, and are normalised there. It gives one value, or a
+    tuple of several, as samples do; see `model_inputs`.
     """
 
     unit: str
@@ -124,6 +128,20 @@ class Recipe(Protocol):
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         """The optimizer over the named parameters of one stage, learning rate at its highest."""
+
+
+def model_inputs(recipe: Recipe, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What the model is called with, of what the samples of a micro-batch are stacked to.
+
+    Args:
+        recipe: may have `on_device`; without it, the inputs are what the model takes.
+        inputs: nested tensors on the device; in CPU memory where only a look is taken.
+    """
+    hook = getattr(recipe, "on_device", None)
+    if hook is None:
+        return inputs
+    found = hook(*inputs)
+    return tuple(found) if isinstance(found, tuple) else (found,)
 
 
 def load_recipe(config: TrainConfig) -> Recipe:

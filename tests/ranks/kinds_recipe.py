@@ -41,7 +41,9 @@ class Nested:
         x = self._x[index]
         if self._form == "nan" and index == 13:
             x = x * float("nan")
-        batch = {"image": x, "more": [x[:2].numpy(), {"scale": float(index % 4)}]}
+        is_whole = self._form in ("pixels", "noisy pixels")
+        image = (32 * x + 128).clamp(0, 255).to(torch.uint8) if is_whole else x
+        batch = {"image": image, "more": [x[:2].numpy(), {"scale": float(index % 4)}]}
         label = index % CLASSES
         if self._form == "dict":
             return {**batch, "label": label}
@@ -137,6 +139,8 @@ class Kinds:
         self.best = ("mae", "min") if config.data == "best" else None
         if config.data in ("declared", "another name"):
             self.metric_names = ("size", "mae")
+        if config.data in ("pixels", "noisy pixels"):
+            self.on_device = self._numbers
 
     def check(self) -> None:
         """Nothing can be missing."""
@@ -149,6 +153,12 @@ class Kinds:
 
     def model(self, info: DataInfo) -> nn.Module:
         return MODELS.get(self._config.data, Two)()
+
+    def _numbers(self, batch: Any) -> Any:
+        numbers = (batch["image"].float() - 128) / 32
+        if self._config.data == "noisy pixels":
+            numbers = numbers + torch.rand(numbers.shape)
+        return {**batch, "image": numbers}
 
     def loss(self, output: object, target: Any) -> Any:
         assert isinstance(output, Tensor)

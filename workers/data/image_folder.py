@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from PIL import Image
 from torch import Tensor
@@ -13,6 +14,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.image_index import is_hidden, open_index, walk
+from bundlerun.workers.data.jpeg import MARK, pixels_of_jpeg
 from bundlerun.workers.data.pixels import as_rgb
 from bundlerun.workers.recipe import UnreadableSample
 
@@ -26,18 +28,25 @@ class ImageSamples:
 
     Args:
         folder: has a folder of images for each class.
-        transform: from a PIL image to a tensor.
+        view: from a PIL image in mode RGB to a tensor.
         kept_in: where the list of images is kept for the next start; None: nowhere.
+        is_fast: JPEG files come to `view` as tensors, see `jpeg.pixels_of_jpeg`.
 
     Raises:
         ConfigError: a class folder holds no image, or cannot be listed.
     """
 
     def __init__(
-        self, folder: Path, transform: Callable[[object], Tensor], kept_in: Path | None = None
+        self,
+        folder: Path,
+        view: Callable[[Any], Tensor],
+        kept_in: Path | None = None,
+        *,
+        is_fast: bool = False,
     ) -> None:
         self._images = open_index(folder, kept_in)
-        self._transform = transform
+        self._view = view
+        self._is_fast = is_fast
 
     def __len__(self) -> int:
         return len(self._images)
@@ -52,18 +61,18 @@ class ImageSamples:
         return self._images.digest()
 
     def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
-        """The transformed image and its class.
+        """What is seen of the image, and its class.
 
         Raises:
             UnreadableSample: the file is no image, is damaged or cannot be opened.
         """
         path, target = self._images[index]
-        return self._transform(self._load(path)), target
+        return self._view(self._load(path)), target
 
-    def _load(self, path: str) -> object:
+    def _load(self, path: str) -> Image.Image | Tensor:
         try:
-            with Path(path).open("rb") as file, Image.open(file) as image:
-                return as_rgb(image)
+            with Path(path).open("rb") as file:
+                return self._decoded(file)
         # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
         # and its own DecompressionBombError, which is none of them, for a size that is no size.
         except Exception as exc:
@@ -72,6 +81,15 @@ class ImageSamples:
                 raise
             reason = getattr(exc, "strerror", None) or _without_path(str(exc), path)
             raise UnreadableSample(f"cannot read the image {path!r}: {reason}") from exc
+
+    def _decoded(self, file: BinaryIO) -> Image.Image | Tensor:
+        if self._is_fast:
+            start = file.read(len(MARK))
+            if start == MARK:
+                return pixels_of_jpeg(start + file.read())
+            file.seek(0)
+        with Image.open(file) as image:
+            return as_rgb(image)
 
 
 def _without_path(text: str, path: str) -> str:

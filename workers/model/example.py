@@ -17,6 +17,7 @@ from torch import Tensor
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.rank.session import Session
+from bundlerun.workers.recipe import Recipe, model_inputs
 from bundlerun.workers.values.flat import dtype_named, name_of_dtype
 from bundlerun.workers.values.nest import Form, built, form_of, leaves
 
@@ -34,7 +35,7 @@ class Example:
     num_samples: int = NUM_SAMPLES
 
 
-def share_example(feed: Feed, session: Session, num_stages: int) -> Example:
+def share_example(feed: Feed, session: Session, recipe: Recipe, num_stages: int) -> Example:
     """What the model is called with, the same on every rank of a bundle.
 
     Collective: the bundle.
@@ -42,6 +43,7 @@ def share_example(feed: Feed, session: Session, num_stages: int) -> Example:
     Args:
         feed: of this rank.
         session: has its place.
+        recipe: may make other inputs of those.
         num_stages: of the bundle; one needs no example.
 
     Raises:
@@ -49,11 +51,12 @@ def share_example(feed: Feed, session: Session, num_stages: int) -> Example:
     """
     if num_stages == 1:
         return Example()
-    own = _described(feed) if session.place.stage == session.place.replica == 0 else None
+    is_first = session.place.stage == session.place.replica == 0
+    own = _described(feed, recipe) if is_first else None
     return example_of(session.gather_bundle(own)[0])
 
 
-def _described(feed: Feed) -> dict[str, Any] | None:
+def _described(feed: Feed, recipe: Recipe) -> dict[str, Any] | None:
     try:
         inputs = feed.example(NUM_SAMPLES)
     except ConfigError as exc:
@@ -62,7 +65,7 @@ def _described(feed: Feed) -> dict[str, Any] | None:
         # and would cut elsewhere.
         log.debug("no example of the inputs: %s", exc)
         return None
-    return describe(inputs)
+    return describe(model_inputs(recipe, inputs))
 
 
 def describe(inputs: tuple[Any, ...]) -> dict[str, Any]:

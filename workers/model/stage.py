@@ -29,7 +29,7 @@ from bundlerun.workers.model.division import division_lines
 from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, example_of
 from bundlerun.workers.model.trial import Subject
 from bundlerun.workers.rank.session import Session
-from bundlerun.workers.recipe import DataInfo, DataSets, Recipe
+from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, model_inputs
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +244,7 @@ def foreseen_division(config: TrainConfig, recipe: Recipe) -> list[str]:
     batch, messages = reader[Request(0, range(min(NUM_SAMPLES, len(data.train))))]
     if batch is None:
         raise ConfigError(messages[0])
-    example = example_of(describe(batch.inputs))
+    example = example_of(describe(model_inputs(recipe, batch.inputs)))
     with torch.device("meta"):
         model = build_on_default_device(partial(_build, recipe, _info_of(data)))
         return list(division_lines(config, _stages(config, model, example), example))

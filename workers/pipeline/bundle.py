@@ -32,7 +32,7 @@ from bundlerun.workers.pipeline.loss import LossCheck, share_of
 from bundlerun.workers.pipeline.split_backward import WeightPass, input_pass
 from bundlerun.workers.pipeline.wires import Goods, Wires
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.recipe import Recipe
+from bundlerun.workers.recipe import Recipe, model_inputs
 from bundlerun.workers.step import StepShare, StepWork
 from bundlerun.workers.values.nest import Form, built, form_of, leaves, mapped
 
@@ -193,15 +193,15 @@ class Bundle:
 
     def _forward(self, step: _Step, action: Action) -> None:
         work, chunk, j = step.work, self._wires.chunk(action), action.microbatch
+        if self._is_training:
+            # Dropout depends on these alone, not on the topology (I1); so does what a recipe draws.
+            number = mix_seed(work.seed, work.step, work.first + j, chunk)
+            door.seed(self._arithmetic.device, number)
         # [1]
         arguments, target = self._input(step, chunk, j)
         is_last = chunk == self._last_chunk
         # [2]
         with self._meters.phase("forward"), self._arithmetic.autocast():
-            if self._is_training:
-                # Dropout depends on these alone, not on the topology (I1).
-                number = mix_seed(work.seed, work.step, work.first + j, chunk)
-                door.seed(self._arithmetic.device, number)
             result = self._forwards[action.chunk](*arguments)
             outputs = [self._judge(step, j, result, target)] if is_last else _tensors(result)
         if not is_last:
@@ -228,7 +228,7 @@ class Bundle:
             return arguments, built(found.form, map(self._arithmetic.placed, found.tensors))
         with self._meters.phase("data"):
             batch = next(step.batches)
-            arguments = mapped(self._arithmetic.placed, batch.inputs)
+            arguments = self._prepared(batch)
         step.outcome.num_unreadable += batch.num_unreadable
         target = batch.target
         if self._last_chunk == 0:
@@ -237,6 +237,14 @@ class Bundle:
         goods = Goods(_tensors(target), _form_of(target))
         self._send(LinkKind.TARGET, 0, step.work, j, goods)
         return arguments, None
+
+    def _prepared(self, batch: Batch) -> tuple[Any, ...]:
+        """What the model is called with, on the device."""
+        placed = self._arithmetic.placed
+        inputs = mapped(placed, batch.inputs)
+        arguments = model_inputs(self._recipe, inputs)
+        # What the recipe has made of them there is to be as wide as the stage, too.
+        return inputs if arguments is inputs else mapped(placed, arguments)
 
     def _judge(self, step: _Step, j: int, result: object, target: object) -> Tensor:
         """One micro-batch's share of the loss of the step."""

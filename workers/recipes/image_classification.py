@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 from torch.optim import Optimizer
-from torchvision.transforms import v2
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
@@ -20,6 +20,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.models import build_model, torchvision_names
 from bundlerun.workers.data.image_folder import ImageSamples, check_folder
 from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.data.views import MiddleView, RandomView, View
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
 
@@ -27,9 +28,9 @@ SYNTHETIC_CLASSES = 10
 _PATTERN_SIZE = 4
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet's colours, red, green and blue
 _STD = (0.229, 0.224, 0.225)
+_WHITE = 255
 # Of one auxiliary head (Inception v3) and of two (GoogLeNet), as in the papers' training.
 _AUX_WEIGHTS = {1: 0.4, 2: 0.3}
-Transform = Callable[[object], Tensor]
 
 
 def recipe(config: TrainConfig) -> ImageClassification:
@@ -47,6 +48,7 @@ class ImageClassification:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._root = data_path(config.data)
+        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def check(self) -> None:
         """Raises ConfigError for an unknown model, or images not laid out as they should be."""
@@ -65,15 +67,16 @@ class ImageClassification:
 
     def open_data(self) -> DataSets:
         """Lists all images, where no earlier start has; opens none."""
-        train, val = transforms(self._config)
+        train, val = views(self._config)
         if self._is_synthetic:
             return self._synthetic()
         classes = check_folder(self._root, needs_val=self._config.validate)
         self._check_num_classes(len(classes))
         kept_in = RunPaths(Path(self._config.run_dir)).image_lists
         has_val = self._config.validate
-        train_images = ImageSamples(self._root / "train", train, kept_in)
-        val_images = ImageSamples(self._root / "val", val, kept_in) if has_val else None
+        images = partial(ImageSamples, kept_in=kept_in, is_fast=self._config.decode == "fast")
+        train_images = images(self._root / "train", train)
+        val_images = images(self._root / "val", val) if has_val else None
         return DataSets(
             train=train_images,
             val=val_images,
@@ -85,6 +88,14 @@ class ImageClassification:
     def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
         """The model that --model names, or its stages where a user's file has cut it."""
         return build_model(self._config.model, info.num_outputs)
+
+    def on_device(self, images: Tensor) -> Tensor:
+        """Pixels of 0 to 255 normalised, where the model computes; numbers are left as they are."""
+        if images.dtype is not torch.uint8:
+            return images
+        mean, std = self._scale(images.device)
+        # In this order, and times 1 / 255, each number is what torchvision's transforms make of it.
+        return images.to(torch.float32).mul_(1.0 / _WHITE).sub_(mean).div_(std)
 
     def loss(self, output: object, target: Tensor) -> Tensor:
         """Mean cross entropy; auxiliary heads are added with their usual weight."""
@@ -119,6 +130,13 @@ class ImageClassification:
         # Numbered after the training images, so that no image is in both.
         val = SyntheticImages(num_val, num_classes, config.image_size, first=len(train))
         return DataSets(train=train, val=val if config.validate else None, num_outputs=num_classes)
+
+    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        # Made once: a copy to a GPU would wait for all that it has been given.
+        if device not in self._scales:
+            mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (_MEAN, _STD))
+            self._scales[device] = mean, std
+        return self._scales[device]
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self._config.label_smoothing)
@@ -168,27 +186,17 @@ def preprocessing(config: TrainConfig) -> dict[str, Any]:
         "interpolation": "bilinear",
         "antialias": True,
         "center_crop": size,
-        "scale": 255,
+        "scale": _WHITE,
         "mean": list(_MEAN),
         "std": list(_STD),
     }
 
 
-def transforms(config: TrainConfig) -> tuple[Transform, Transform]:
-    """From a PIL image to a normalised float32 tensor, for training and for validation."""
-    size = config.image_size
-    as_tensor = [
-        v2.PILToTensor(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(_MEAN, _STD),
-        v2.ToPureTensor(),
-    ]
+def views(config: TrainConfig) -> tuple[View, View]:
+    """What the model sees of an image, in training and in validation; then it is normalised."""
     known = preprocessing(config)
-    val = v2.Compose([v2.Resize(known["resize"]), v2.CenterCrop(size), *as_tensor])
-    if config.augment == "none":
-        return val, val
-    train = v2.Compose([v2.RandomResizedCrop(size), v2.RandomHorizontalFlip(), *as_tensor])
-    return train, val
+    val = MiddleView(known["resize"], known["center_crop"])
+    return (val if config.augment == "none" else RandomView(config.image_size)), val
 
 
 class SyntheticImages:

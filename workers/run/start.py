@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -23,7 +25,7 @@ from bundlerun.workers.rank.memory_guard import MemoryGuard
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord
-from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe
+from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe, model_inputs
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.measures import Measures
@@ -114,17 +116,25 @@ def _own_stage(
 
     Collective: the bundle.
     """
-    example = share_example(feed, session, config.shape.num_stages)
+    example = share_example(feed, session, recipe, config.shape.num_stages)
     cut = cut_model(config, recipe, info, is_loaded_later=found.is_snapshot, example=example)
     # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
     if session.has_first_microbatch and is_first_start and found.is_nothing:
         check_fidelity(
-            cut.subject(), first_inputs=feed.first_inputs, longest_s=config.timeout_s / 4
+            cut.subject(),
+            first_inputs=partial(_first_inputs, feed, recipe),
+            longest_s=config.timeout_s / 4,
         )
     if session.is_reporter and is_first_start and len(cut.stages) > 1:
         for line in division_lines(config, cut.stages, example):
             log.info("%s", line)
     return cut.stages[session.place.stage]
+
+
+def _first_inputs(feed: Feed, recipe: Recipe) -> tuple[Any, ...] | None:
+    """What the model is called with first, in CPU memory."""
+    inputs = feed.first_inputs()
+    return None if inputs is None else model_inputs(recipe, inputs)
 
 
 def _begin(session: Session, feed: Feed, trainer: Trainer, resumed: Resumed | None) -> None:

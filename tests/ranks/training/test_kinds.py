@@ -17,6 +17,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from bundlerun.workers.model.stage import foreseen_division
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.recipe import DataInfo, load_recipe
 from tests.ranks.harness import outcomes, run_ranks
@@ -57,6 +58,8 @@ def plain_losses(config: TrainConfig) -> list[float]:
         (indices,) = step_microbatches(order, in_epoch, batch_size=size, microbatch_size=size)
         samples = [data.train[i] for i in indices]
         inputs, target = Collate.of(data, data.train)(samples, indices)
+        if hasattr(recipe, "on_device"):
+            inputs = (recipe.on_device(*inputs),)
         loss = recipe.loss(model(*_doubled(inputs)), _doubled(target))
         loss = loss[0] / loss[1] if isinstance(loss, tuple) else loss
         optimizer.zero_grad()
@@ -94,6 +97,26 @@ def test_nested_inputs_and_targets_arrive_as_they_were(data: str, tmp_path: Path
     cut = replace(config, shape=Shape((1, 1)), cut=("head",))
     assert alone == pytest.approx(plain, rel=1e-12)
     assert bundled_losses(cut, (4,), tmp_path / "cut") == pytest.approx(plain, rel=1e-12)
+
+
+def test_inputs_made_on_the_device_are_what_the_model_gets(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="pixels")
+    plain = plain_losses(config)
+    assert len(set(plain)) == 6
+    alone = bundled_losses(config, (1,), tmp_path / "alone")
+    cut = replace(config, shape=Shape((1, 1)), cut=("head",))
+    assert alone == pytest.approx(plain, rel=1e-12)
+    assert bundled_losses(cut, (4,), tmp_path / "cut") == pytest.approx(plain, rel=1e-12)
+    foreseen = replace(cut, cut=(), run_dir=str(tmp_path / "foreseen"))
+    assert foreseen_division(foreseen, load_recipe(foreseen)), "costs are of what the model gets"
+
+
+def test_what_is_random_on_the_device_is_drawn_alike_by_any_bundles(tmp_path: Path) -> None:
+    config = replace(CONFIG, data="noisy pixels")
+    alone = bundled_losses(config, (1,), tmp_path / "alone")
+    assert alone != pytest.approx(plain_losses(replace(config, data="pixels")), rel=1e-3)
+    cut = replace(config, shape=Shape((1, 1)), cut=("head",))
+    assert bundled_losses(cut, (4,), tmp_path / "cut") == pytest.approx(alone, rel=1e-12)
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 0.4])

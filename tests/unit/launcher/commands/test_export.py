@@ -16,7 +16,7 @@ from bundlerun.launcher.errors import BundleError, CheckpointError, ConfigError,
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.model.stage import checked_about
-from bundlerun.workers.recipe import load_recipe
+from bundlerun.workers.recipe import load_recipe, model_inputs
 from bundlerun.workers.state.checkpoint import Checkpoints
 from bundlerun.workers.state.named import state_tensors
 
@@ -99,7 +99,8 @@ def test_the_exports_json_has_the_classes_and_rebuilds_the_preprocessing(
     config = TrainConfig(
         data=str(tmp_path / "data"), run_dir=str(tmp_path), image_size=32, augment=augment
     )
-    data = load_recipe(config).open_data()
+    recipe = load_recipe(config)
+    data = recipe.open_data()
     paths = RunPaths(tmp_path)
     checkpoints = Checkpoints(paths, keep=9, config=config, about=checked_about(data.about))
     part = checkpoints.write_part(1, "stage-0", {"model.a": torch.ones(1)})
@@ -120,7 +121,7 @@ def test_the_exports_json_has_the_classes_and_rebuilds_the_preprocessing(
     )
     image = Image.open(tmp_path / "data" / "val" / "ape" / "a.png").convert(known["color"])
     assert data.val is not None
-    assert torch.equal(transform(image), data.val[0][0])
+    assert torch.equal(transform(image), model_inputs(recipe, data.val[0][:1])[0])
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from bundlerun.splits.costs import StageCosts
 from bundlerun.splits.models import make_stages
 from bundlerun.workers.model.division import costs_line, division_lines, load_warning
 from bundlerun.workers.model.example import Example, describe, example_of, share_example
+from bundlerun.workers.recipe import Recipe
 
 
 def costs(*operations: int) -> list[StageCosts]:
@@ -111,7 +112,7 @@ def shared(error: BundleError) -> Example:
     place = SimpleNamespace(stage=0, replica=0)
     session: Any = SimpleNamespace(place=place, gather_bundle=lambda own: [own])
     feed: Any = SimpleNamespace(example=example)
-    return share_example(feed, session, 2)
+    return share_example(feed, session, cast(Recipe, object()), 2)
 
 
 def test_samples_that_no_bundle_can_read_are_no_example() -> None:

@@ -14,18 +14,36 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchvision.models.googlenet import GoogLeNetOutputs
 from torchvision.models.inception import InceptionOutputs
+from torchvision.transforms import v2
 
+from benchmarks.workload.pictures import picture
+from bundlerun.launcher.choices import Decode
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.models import make_stages
 from bundlerun.workers.data.loader import MicrobatchLoader
 from bundlerun.workers.data.order import num_steps, sample_order, step_microbatches
-from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, SampleSet, load_recipe
-from bundlerun.workers.recipes.image_classification import heads, transforms
+from bundlerun.workers.recipe import (
+    DataInfo,
+    DataSets,
+    Recipe,
+    SampleSet,
+    load_recipe,
+    model_inputs,
+)
+from bundlerun.workers.recipes.image_classification import heads, views
 
 SYNTHETIC = TrainConfig(data="synthetic", synthetic_samples=40, image_size=32)
 EXAMPLE = str(Path(__file__).parents[4] / "examples/my_recipe.py")
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation of red, green and blue."""
 LOGITS = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3], [1, 2, 3, 4, 5, 6, 7]])
+
+
+def normalised(recipe: Recipe, pixels: Tensor) -> Tensor:
+    (found,) = model_inputs(recipe, (pixels,))
+    assert isinstance(found, Tensor)
+    return found
 
 
 def info_of(data: DataSets) -> DataInfo:
@@ -113,7 +131,8 @@ class TestImageClassification:
         assert (len(data.train), len(data.val), data.num_outputs) == (2, 2, 2)
         for samples in (data.train, data.val):
             assert image(samples, 1).shape == (3, 48, 48)
-            assert image(samples, 1).dtype == torch.float32
+            assert image(samples, 1).dtype is torch.uint8
+            assert normalised(recipe, image(samples, 1)).dtype is torch.float32
 
     def test_only_training_images_are_random(self, tmp_path: Path) -> None:
         config = TrainConfig(data=str(image_folder(tmp_path)), image_size=16)
@@ -125,20 +144,71 @@ class TestImageClassification:
             assert torch.equal(image(samples, 0), image(samples, 0)) is not is_random
 
     def test_colours_are_normalised_as_torchvisions_weights_expect(self) -> None:
-        _, val = transforms(TrainConfig(data="x", image_size=8))
+        config = TrainConfig(data="x", image_size=8)
+        _, val = views(config)
         grey = Image.new("RGB", (9, 12), (255, 127, 0))
 
-        colours = val(grey)[:, 0, 0]
+        colours = normalised(load_recipe(config), val(grey))[:, 0, 0]
 
         expected = [(1 - 0.485) / 0.229, (127 / 255 - 0.456) / 0.224, -0.406 / 0.225]
         torch.testing.assert_close(colours, torch.tensor(expected))
 
+    def test_numbers_are_to_the_bit_those_of_torchvisions_transforms(self) -> None:
+        theirs = v2.Compose(
+            [v2.ToDtype(torch.float32, scale=True), v2.Normalize(*IMAGENET), v2.ToPureTensor()]
+        )
+        pixels = torch.arange(256, dtype=torch.uint8).repeat(2, 3, 4, 1)
+
+        found = normalised(load_recipe(SYNTHETIC), pixels)
+
+        assert torch.equal(found, torch.stack([theirs(each) for each in pixels]))
+        assert found.stride() == pixels.stride()
+
+    def test_images_that_are_no_pixels_are_left_as_they_are(self) -> None:
+        recipe = load_recipe(SYNTHETIC)
+        found = image(recipe.open_data().train, 0)
+        assert normalised(recipe, found) is found
+
+    @pytest.mark.parametrize("decode", ["fast", "exact"])
+    def test_an_image_is_as_many_bytes_as_it_has_colours_until_it_is_on_the_device(
+        self, tmp_path: Path, decode: Decode
+    ) -> None:
+        (tmp_path / "train" / "a").mkdir(parents=True)
+        for number in range(4):
+            picture(500, 375, seed=number).save(tmp_path / "train" / "a" / f"{number}.jpg")
+        config = TrainConfig(data=str(tmp_path), validate=False, decode=decode)
+        data = load_recipe(config).open_data()
+        with closing(MicrobatchLoader(data.train, config=config, num_workers=1)) as loader:
+            (batch,) = loader.batches([[2, 0, 1, 3]], epoch=0)
+        assert batch.inputs[0].is_contiguous()
+        assert batch.inputs[0].nbytes == 4 * 150_528
+
+    def test_fast_and_exact_draw_alike_and_are_one_of_255_apart(self, tmp_path: Path) -> None:
+        for part in ("train", "val"):
+            (tmp_path / part / "a").mkdir(parents=True)
+            picture(500, 375, seed=1).save(tmp_path / part / "a" / "0.jpg", quality=90)
+        config = TrainConfig(data=str(tmp_path))
+        fast = load_recipe(config).open_data()
+        exact = load_recipe(replace(config, decode="exact")).open_data()
+        assert fast.val is not None
+        assert exact.val is not None
+        for one, other in ((fast.train, exact.train), (fast.val, exact.val)):
+            farthest = []
+            for seed in range(6):
+                torch.manual_seed(seed)
+                found = image(one, 0).int()
+                torch.manual_seed(seed)
+                apart = (found - image(other, 0).int()).abs()
+                assert apart.float().mean() < 0.1
+                farthest.append(int(apart.max()))
+            assert max(farthest) == 1, "by two ways, which round otherwise"
+
     def test_validation_takes_the_middle_of_the_image(self) -> None:
-        _, val = transforms(TrainConfig(data="x", image_size=224))
+        _, val = views(TrainConfig(data="x", image_size=224))
         striped = Image.new("RGB", (512, 256))
         striped.paste((255, 255, 255), (256 - 112, 16, 256 + 112, 240))
 
-        assert val(striped).unique().numel() == 3
+        assert val(striped).unique().tolist() == [255]
 
     def test_validation_can_be_left_out(self, tmp_path: Path) -> None:
         (image_folder(tmp_path) / "val").rename(tmp_path / "no val")
