@@ -19,8 +19,11 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
     def noise() -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
         parts = generator.normal(size=(2, *frequency.shape)) / frequency**_FALL
+        found: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
         found = np.fft.irfft2(parts[0] + 1j * parts[1], s=(height, width))
-        return (found - found.mean()) / (found.std() or 1.0)  # one pixel differs from nothing
+        found -= found.mean()
+        found /= found.std() or 1.0  # of one pixel there is none
+        return found
 
     grey = noise()
     colours = np.stack([grey + _OWN_COLOUR * noise() for _ in range(3)], axis=-1)
