@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks.gpu.finding import Finding, Verdict, number
+from bundlerun.workers.device import accelerator
 
 T = TypeVar("T")
 Act = Callable[[], object]
@@ -97,8 +98,9 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        """Where the case measures."""
-        return torch.device("cuda", 0) if self.is_gpu else torch.device("cpu")
+        """Where the case measures; asking does not start CUDA, so that the case can fork."""
+        kind = accelerator.kind()
+        return torch.device(kind, 0) if kind else torch.device("cpu")
 
     def sized(self, real: T, tiny: T) -> T:
         """What is used on a GPU, or in its place."""
@@ -106,22 +108,21 @@ class Bench:
 
     def drain(self) -> None:
         """Returns when the device has done all that it was given."""
-        if self.is_gpu:
-            torch.cuda.synchronize(self.device)
+        accelerator.drain(self.device)
 
     def ms(self, act: Act) -> float:
         """Milliseconds that the device takes for `act`, by its own events."""
         self.drain()
-        if not self.is_gpu:
+        if not accelerator.is_gpu(self.device):
             start_s = time.perf_counter()
             act()
             return 1000 * (time.perf_counter() - start_s)
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, end = (accelerator.timer(self.device) for _ in range(2))
         start.record()
         act()
         end.record()
         end.synchronize()
-        return float(start.elapsed_time(end))
+        return start.elapsed_time(end)
 
     def pairs_ms(self, acts: tuple[Act, Act], num_pairs: int) -> list[tuple[float, float]]:
         """Milliseconds of both acts, pair after pair; which comes first alternates."""

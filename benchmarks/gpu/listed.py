@@ -32,7 +32,9 @@ READY = Case("ready", "ready", "what is here; the libraries are read from the di
 CASES: Sequence[Case] = (
     Case("G0", "ceilings", "copies, and memory that the GPU maps", 20, ("psutil",)),
     Case("G14", "bad_input", "out of memory and bad input end at once", 45, _TRAINING),
+    Case("G4", "waiting", "what waits behind a kernel that waits", 45, ("numpy", "psutil")),
     Case("G1", "start", "a forked rank starts CUDA", 40, _TRAINING),
+    Case("G5", "resnet", "ResNet-50 against a plain loop", 90, _TRAINING),
     Case("G2", "own_tests", "the project's own tests for GPUs", 75, ("pytest", "hypothesis")),
 )
 

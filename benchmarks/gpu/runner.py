@@ -168,6 +168,8 @@ def own_environ(environ: Mapping[str, str], *, is_stand_in: bool) -> dict[str, s
     found["PYTHONUNBUFFERED"] = "1"
     if is_stand_in:
         found["CUDA_VISIBLE_DEVICES"] = ""
+        # Several threads that wait for each other take long on a small machine that is busy.
+        found["OMP_NUM_THREADS"] = "1"
     return found
 
 

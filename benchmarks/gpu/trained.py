@@ -1,0 +1,202 @@
+"""Two ways to train the same model on the same batches: a plain loop, and the trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+from torchvision.models import resnet50
+
+from benchmarks.gpu.bench import Bench
+from benchmarks.loop import alone
+from benchmarks.workload.small_cnn import SmallCnn
+from bundlerun.launcher.choices import Precision
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.device import accelerator
+from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.recipe import load_recipe
+from bundlerun.workers.step import StepWork
+from bundlerun.workers.trainer import Trainer
+
+LR = 0.001
+MOMENTUM = 0.9
+_STEPS_PER_EPOCH = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What is trained.
+
+    Args:
+        build: makes the model.
+        num_classes: of it.
+        image_size: pixels of a side.
+        num_microbatches: of a step.
+        microbatch: samples of each.
+        precision: float32 or bfloat16.
+        channels_last: whether images and weights lie so.
+        options: more of the trainer's, by field.
+    """
+
+    build: Callable[[], nn.Module]
+    num_classes: int = 1000
+    image_size: int = 224
+    num_microbatches: int = 1
+    microbatch: int = 256
+    precision: Precision = "float32"
+    channels_last: bool = False
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def batch(self) -> int:
+        """Samples of a step."""
+        return self.num_microbatches * self.microbatch
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        """How images and weights lie in memory."""
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+    def batches(self, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+        """The micro-batches of one step, on the device; the same each time."""
+        generator = torch.Generator().manual_seed(0)
+        size = (self.microbatch, 3, self.image_size, self.image_size)
+        one = torch.randn(size, generator=generator).to(device)
+        targets = torch.randint(self.num_classes, (self.batch,), generator=generator).to(device)
+        # Rolled, so that they differ and need not be drawn anew: that takes long for large ones.
+        return [
+            (one.roll(j, 0).contiguous(memory_format=self.memory_format), part)
+            for j, part in enumerate(targets.split(self.microbatch))
+        ]
+
+    def model(self) -> nn.Module:
+        """The model, the same each time, in CPU memory."""
+        torch.manual_seed(0)
+        return self.build()
+
+
+def load_of(bench: Bench, **changes: Any) -> Load:  # noqa: ANN401
+    """ResNet-50 at 224 pixels, or a small model in its place."""
+    if bench.is_gpu:
+        return Load(**({"build": resnet50} | changes))
+    few = {"microbatch": 2, "num_microbatches": min(2, changes.get("num_microbatches", 1))}
+    small = {"build": partial(SmallCnn, 10), "num_classes": 10, "image_size": 16}
+    return Load(**(changes | few | small))
+
+
+class PlainLoop:
+    """What a tutorial would write, with every switch that makes it fast."""
+
+    def __init__(self, load: Load, device: torch.device) -> None:
+        self._load = load
+        self._device = device
+        self._batches = load.batches(device)
+        model = load.model().to(memory_format=load.memory_format)
+        self.model = model.to(device).train()
+        is_fused = device.type == "cuda"
+        self._optimizer = SGD(self.model.parameters(), lr=LR, momentum=MOMENTUM, fused=is_fused)
+        self.loss = torch.zeros((), device=device)
+
+    def step(self) -> None:
+        """One step; nobody reads its loss."""
+        is_low = self._load.precision == "bfloat16"
+        self._optimizer.zero_grad()
+        self.loss = torch.zeros((), device=self._device)
+        for images, targets in self._batches:
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=is_low):
+                loss = cross_entropy(self.model(images), targets) / len(self._batches)
+            loss.backward()
+            self.loss += loss.detach()
+        self._optimizer.step()
+
+
+class Ours:
+    """The trainer, alone in its job."""
+
+    def __init__(self, load: Load) -> None:
+        self._load = load
+        config = config_of(
+            data="synthetic",
+            num_classes=load.num_classes,
+            image_size=load.image_size,
+            shape=Shape((1,)),
+            batch_size=load.batch,
+            microbatch_size=load.microbatch,
+            lr_schedule="constant",
+            lr=LR,
+            momentum=MOMENTUM,
+            weight_decay=0.0,
+            precision=load.precision,
+            memory_format="channels_last" if load.channels_last else "auto",
+            **dict(load.options),
+        )
+        session = alone(config)
+        model = load.model().to(memory_format=load.memory_format)
+        self.trainer = Trainer(config, session, model, load_recipe(config), Meters())
+        self._batches = [
+            Batch((images,), targets, 0) for images, targets in load.batches(session.device)
+        ]
+        self._count = 0
+
+    def step(self) -> Any:  # noqa: ANN401
+        """One step; its result."""
+        work = StepWork(
+            seed=0,
+            step=self._count,
+            first=0,
+            sizes=[self._load.microbatch] * self._load.num_microbatches,
+            num_samples=self._load.batch,
+        )
+        self._count += 1
+        return self.trainer.step(work, self._iterator(), _STEPS_PER_EPOCH)
+
+    def close(self) -> None:
+        """Ends the trainer."""
+        self.trainer.close()
+
+    def _iterator(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+
+def config_of(**values: Any) -> TrainConfig:  # noqa: ANN401
+    """A configuration; fields that this version does not have are left out."""
+    known = {field.name for field in fields(TrainConfig)}
+    return TrainConfig(**{name: value for name, value in values.items() if name in known})
+
+
+def peak_bytes(device: torch.device, act: Callable[[], object]) -> int:
+    """Most bytes that torch has in use on a GPU during `act`; 0 where nobody counts."""
+    if device.type != "cuda":
+        act()
+        return 0
+    accelerator.drain(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    act()
+    accelerator.drain(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def held_bytes(device: torch.device) -> int:
+    """Bytes that torch has in use on a GPU now; 0 where nobody counts."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
+def turn(step: Callable[[], object], num_steps: int) -> Callable[[], None]:
+    """Several steps in a row, in which the host may run ahead of the device."""
+
+    def run() -> None:
+        for _ in range(num_steps):
+            step()
+
+    return run
+
+
+Pairs = Sequence[tuple[float, float]]
