@@ -29,6 +29,7 @@ from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.links import Kind
 from bundlerun.workers.pipeline.loss import LossCheck, share_of
+from bundlerun.workers.pipeline.message import with_strides
 from bundlerun.workers.pipeline.split_backward import WeightPass, input_pass
 from bundlerun.workers.pipeline.wires import Goods, Wires
 from bundlerun.workers.rank.meters import Meters
@@ -272,10 +273,12 @@ class Bundle:
                 if edges:
                     torch.autograd.backward(edges, gradients)
                 found = [t.grad for t in inputs]
-        # [7] The receiver counts on one tensor per input, so an unused one has zeros.
+        # [7] The receiver counts on one tensor per input, so an unused one has zeros; and on the
+        # strides of the input, as it takes the gradient for one of its own output.
         if chunk > 0:
             back = [
-                torch.zeros_like(t) if g is None else g for t, g in zip(inputs, found, strict=True)
+                torch.zeros_like(t) if g is None else with_strides(g, t.stride())
+                for t, g in zip(inputs, found, strict=True)
             ]
             self._send(LinkKind.GRADIENT, chunk, step.work, j, Goods(back))
 

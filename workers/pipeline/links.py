@@ -40,8 +40,10 @@ from bundlerun.workers.pipeline.message import (
     Kind,
     Specs,
     TensorSpec,
+    as_it_lies,
     described,
     packed,
+    restore_strides,
     specs_of,
     unpacked,
 )
@@ -85,21 +87,25 @@ class OutLink:
             ConfigError: the tensors differ from those of an earlier message of this kind.
             RuntimeError: the receiver is gone.
         """
+        specs = specs_of(tensors)
         if self._tells_specs:
-            self._tell(kind, specs_of(tensors), form)
+            specs = self._told_specs(kind, specs, form)
         # A graph ends at a cut: each stage goes back through its own.
-        self._sender.send([t.detach() for t in tensors])
+        self._sender.send(
+            [as_it_lies(t.detach(), spec) for t, spec in zip(tensors, specs, strict=True)]
+        )
         if not kind.training:
             # An evaluation has no backward that holds the sender back. Some messages may be specs.
             self._sender.wait(self._max_ahead + len(self._told))
 
-    def _tell(self, kind: Kind, specs: Specs, form: Form) -> None:
+    def _told_specs(self, kind: Kind, specs: Specs, form: Form) -> Specs:
+        """What the receiver has been told of this kind; tells it now, if this is the first."""
         if kind not in self._told:
             self._told[kind] = specs, form
             self._sender.send([packed(specs, form)])
-            return
+            return specs
         told_specs, told_form = self._told[kind]
-        if specs != told_specs:
+        if [s._replace(strides=()) for s in specs] != [s._replace(strides=()) for s in told_specs]:
             # Gloo would fill a longer buffer in part without a word, and abort on a shorter one.
             raise ConfigError(
                 f"a micro-batch of {kind.num_samples} samples sends {described(specs)} across a "
@@ -112,6 +118,7 @@ class OutLink:
                 f"across a cut, where {json.dumps(told_form)} crossed a cut before; give all "
                 "samples the same keys and lengths, or use --shape 1"
             )
+        return told_specs
 
     def finish(self) -> None:
         """Returns when this process may end without losing a message.
@@ -180,6 +187,7 @@ class InLink:
         # The next one may arrive while the rank works on this one.
         self._post()
         for tensor, spec in zip(tensors, specs, strict=True):
+            restore_strides(tensor, spec)
             tensor.requires_grad_(spec.requires_grad)
         return tensors, form
 
@@ -188,4 +196,5 @@ class InLink:
         # Never past a kind without specs: what comes next on the wire is its spec, not the message.
         while self._expected and len(self._posted) < most and self._expected[0] in self._specs:
             specs, form = self._specs[self._expected.popleft()]
-            self._posted.append(_Posted(specs, form, self._receiver.post(specs)))
+            arrived = self._receiver.post(tuple(spec.in_memory for spec in specs))
+            self._posted.append(_Posted(specs, form, arrived))

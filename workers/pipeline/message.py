@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -30,17 +31,81 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
     dtype: torch.dtype
     requires_grad: bool
+    strides: tuple[int, ...]
+    """As the sender has it where its elements fill their memory without gaps; else row-major."""
+
+    @property
+    def is_row_major(self) -> bool:
+        """Whether the last dimension is the one that changes from element to element."""
+        return _are_alike(self.shape, self.strides, _row_major(self.shape))
+
+    @property
+    def in_memory(self) -> TensorSpec:
+        """What a transport carries: the same elements in row-major order, flat if need be."""
+        if self.is_row_major:
+            return self
+        return TensorSpec((math.prod(self.shape),), self.dtype, False, (1,))
 
 
 Specs = tuple[TensorSpec, ...]
 
-PACKED: Specs = (TensorSpec((_SPEC_BYTES,), torch.uint8, False),)
+PACKED: Specs = (TensorSpec((_SPEC_BYTES,), torch.uint8, False, (1,)),)
 """The specs of what `packed` gives."""
 
 
 def specs_of(tensors: Iterable[Tensor]) -> Specs:
     """What a receiver has to know about `tensors`."""
-    return tuple(TensorSpec(tuple(t.shape), t.dtype, t.requires_grad) for t in tensors)
+    return tuple(TensorSpec(tuple(t.shape), t.dtype, t.requires_grad, _strides(t)) for t in tensors)
+
+
+def as_it_lies(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """The elements as `spec.in_memory` has them; a copy only where the tensor lies otherwise.
+
+    So what a stage hands on in channels_last is neither rearranged here nor where it arrives.
+    """
+    if spec.is_row_major:
+        return tensor  # the transport copies it in that order, if it lies otherwise
+    return with_strides(tensor, spec.strides).as_strided((tensor.numel(),), (1,))
+
+
+def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """A tensor with these strides; itself, if it has them."""
+    if _are_alike(tuple(tensor.shape), tensor.stride(), strides):
+        return tensor
+    made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return made.copy_(tensor)
+
+
+def restore_strides(tensor: Tensor, spec: TensorSpec) -> None:
+    """Makes what arrived as `spec.in_memory` what `spec` says, in place."""
+    if not spec.is_row_major:
+        tensor.as_strided_(spec.shape, spec.strides)
+
+
+def _strides(tensor: Tensor) -> tuple[int, ...]:
+    shape, strides = tuple(tensor.shape), tensor.stride()
+    if tensor.is_contiguous():
+        return _row_major(shape)
+    expected = 1
+    # From the innermost dimension outwards: each begins where the one before it has ended.
+    for stride, size in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n != 1):
+        if stride != expected:
+            return _row_major(shape)
+        expected *= size
+    return strides
+
+
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(1, size)
+    return tuple(reversed(strides))
+
+
+def _are_alike(shape: tuple[int, ...], one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether both strides mean the same; of a dimension with one entry they mean nothing."""
+    return all(n == 1 or a == b for n, a, b in zip(shape, one, other, strict=True))
 
 
 def described(specs: Specs) -> str:
@@ -59,7 +124,7 @@ def packed(specs: Specs, form: Form = None) -> Tensor:
     Raises:
         RuntimeError: there are too many of them for one message.
     """
-    rows = [(list(s.shape), name_of_dtype(s.dtype), s.requires_grad) for s in specs]
+    rows = [(list(s.shape), name_of_dtype(s.dtype), s.requires_grad, s.strides) for s in specs]
     data = json.dumps([rows, form]).encode()
     if len(data) > _SPEC_BYTES:
         raise RuntimeError(f"{len(specs)} tensors cross one cut, more than a message can describe")
@@ -72,5 +137,5 @@ def packed(specs: Specs, form: Form = None) -> Tensor:
 def unpacked(tensor: Tensor) -> tuple[Specs, Form]:
     """The specs and the form that `packed` was given."""
     rows, form = json.loads(tensor.cpu().numpy().tobytes())
-    specs = (TensorSpec(tuple(dims), dtype_named(name), grad) for dims, name, grad in rows)
+    specs = (TensorSpec(tuple(n), dtype_named(name), grad, tuple(s)) for n, name, grad, s in rows)
     return tuple(specs), form

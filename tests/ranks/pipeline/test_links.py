@@ -78,6 +78,8 @@ def message(number: int) -> list[Tensor]:
         torch.randn(2, 7, generator=generator).to(torch.bfloat16),
         torch.randn(6, generator=generator) > 0,
         torch.empty(0, 3),
+        torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last),
+        torch.randn(4, 1, generator=generator).expand(4, 3),
     ]
 
 
