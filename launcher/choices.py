@@ -36,6 +36,9 @@ WITH_GRAPHS: tuple[CompileMode, ...] = ("reduce-overhead", "max-autotune")
 """They replay CUDA graphs, whose outputs lie where those of the last replay lay."""
 BY_TIMING: tuple[CompileMode, ...] = ("max-autotune", "max-autotune-no-cudagraphs")
 """They take the kernel that was the fastest when they tried."""
+MemoryFormat = Literal["contiguous", "channels_last"]
+"""An order of the numbers of images and of convolutions' weights in memory."""
+MemoryFormatChoice = Literal["auto", MemoryFormat]
 ExchangeDtype = Literal["float32", "bfloat16"]
 """What float32 gradients become between nodes."""
 TransportChoice = Literal["auto", "nccl", "cpu"]

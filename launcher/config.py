@@ -16,6 +16,7 @@ from bundlerun.launcher.choices import (
     DeviceKind,
     ExchangeDtype,
     LrSchedule,
+    MemoryFormatChoice,
     OnNan,
     OnOff,
     OptimizerName,
@@ -194,6 +195,13 @@ class TrainConfig(WorkConfig):
         "the same bits whenever the same run is started on the same devices; slower on GPUs",
         group=_TUNE,
         parse=yes_or_no,
+    )
+    memory_format: MemoryFormatChoice = option(
+        "auto",
+        "order of images and convolutions' weights in memory: contiguous, channels_last, or auto: "
+        "channels_last on GPUs, as the model has it on the CPU",
+        group=_TUNE,
+        choices=get_args(MemoryFormatChoice),
     )
     transport: TransportChoice = option(
         "auto",

@@ -23,6 +23,7 @@ from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.compiled import compiled
 from bundlerun.workers.model.forward_state import ForwardState
+from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.replica_check import ReplicaCheck
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import StepLoss, Update
@@ -102,6 +103,9 @@ class Trainer:
         if config.precision == "float64":
             stage = stage.double()
         self.stage = stage.to(session.device)
+        self._memory_format = arrange(
+            self.stage, config.memory_format, has_gpus=session.arrival.has_gpus
+        )
         self.stage.train()  # a model's own may say which parameters are trained: see them so
         # After `.to`: an optimizer keeps the tensors that it is given.
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
@@ -144,7 +148,7 @@ class Trainer:
             stage=self.stage,
             forwards=[self._statistics.around(forward) for forward in forwards],
             recipe=self._recipe,
-            arithmetic=Arithmetic(device, config.precision),
+            arithmetic=Arithmetic(device, config.precision, self._memory_format),
             meters=self._meters,
         )
 

@@ -27,6 +27,7 @@ from bundlerun.workers.data.samples import Reader, Request
 from bundlerun.workers.model.blank import build_blank
 from bundlerun.workers.model.division import division_lines
 from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, example_of
+from bundlerun.workers.model.memory_format import check_has_images
 from bundlerun.workers.model.trial import Subject
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, model_inputs
@@ -137,7 +138,8 @@ def cut_model(
         example: what the model is called with.
 
     Raises:
-        ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks.
+        ConfigError: the model or a cut is unknown, or they do not fit --shape and --chunks; or the
+            model has no images to be in a --memory-format.
     """
     seed = mix_seed(config.seed)
     build = partial(_build, recipe, info)
@@ -149,6 +151,7 @@ def cut_model(
         torch.manual_seed(seed)
         model = build_on_default_device(build)
     _refuse_lazy(model)
+    check_has_images(config.memory_format, model)
     stages = _stages(config, model, example)
     return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks)
 
@@ -199,12 +202,13 @@ def _build(recipe: Recipe, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
 
 
 def check_stages(config: TrainConfig, recipe: Recipe) -> None:
-    """Raises ConfigError where the model cannot be cut as asked; makes no parameter.
+    """Raises ConfigError where the model cannot be as asked; makes no parameter.
 
     Nothing is said of a model that depends on data which is not open yet, and has no
     `num_outputs`: its ranks say it.
     """
-    if config.shape.num_stages == 1 and not config.cut:
+    is_whole = config.shape.num_stages == 1 and not config.cut
+    if is_whole and config.memory_format != "channels_last":
         return
     count = getattr(recipe, "num_outputs", None)
     # A model that asks for more than the number of outputs cannot be checked yet.

@@ -29,13 +29,13 @@ from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.links import Kind
 from bundlerun.workers.pipeline.loss import LossCheck, share_of
-from bundlerun.workers.pipeline.message import with_strides
 from bundlerun.workers.pipeline.split_backward import WeightPass, input_pass
 from bundlerun.workers.pipeline.wires import Goods, Wires
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import Recipe, model_inputs
 from bundlerun.workers.step import StepShare, StepWork
 from bundlerun.workers.values.nest import Form, built, form_of, leaves, mapped
+from bundlerun.workers.values.strides import with_strides
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bundlerun.workers.values.flat import dtype_named, name_of_dtype
 from bundlerun.workers.values.nest import Form
+from bundlerun.workers.values.strides import are_alike, row_major, strides_of, with_strides
 
 _SPEC_BYTES = 64 << 10
 POSTED_AHEAD = 2
@@ -37,7 +38,7 @@ class TensorSpec(NamedTuple):
     @property
     def is_row_major(self) -> bool:
         """Whether the last dimension is the one that changes from element to element."""
-        return _are_alike(self.shape, self.strides, _row_major(self.shape))
+        return are_alike(self.shape, self.strides, row_major(self.shape))
 
     @property
     def in_memory(self) -> TensorSpec:
@@ -55,7 +56,9 @@ PACKED: Specs = (TensorSpec((_SPEC_BYTES,), torch.uint8, False, (1,)),)
 
 def specs_of(tensors: Iterable[Tensor]) -> Specs:
     """What a receiver has to know about `tensors`."""
-    return tuple(TensorSpec(tuple(t.shape), t.dtype, t.requires_grad, _strides(t)) for t in tensors)
+    return tuple(
+        TensorSpec(tuple(t.shape), t.dtype, t.requires_grad, strides_of(t)) for t in tensors
+    )
 
 
 def as_it_lies(tensor: Tensor, spec: TensorSpec) -> Tensor:
@@ -68,44 +71,10 @@ def as_it_lies(tensor: Tensor, spec: TensorSpec) -> Tensor:
     return with_strides(tensor, spec.strides).as_strided((tensor.numel(),), (1,))
 
 
-def with_strides(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """A tensor with these strides; itself, if it has them."""
-    if _are_alike(tuple(tensor.shape), tensor.stride(), strides):
-        return tensor
-    made = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-    return made.copy_(tensor)
-
-
 def restore_strides(tensor: Tensor, spec: TensorSpec) -> None:
     """Makes what arrived as `spec.in_memory` what `spec` says, in place."""
-    if not spec.is_row_major:
+    if tensor.stride() != spec.strides:
         tensor.as_strided_(spec.shape, spec.strides)
-
-
-def _strides(tensor: Tensor) -> tuple[int, ...]:
-    shape, strides = tuple(tensor.shape), tensor.stride()
-    if tensor.is_contiguous():
-        return _row_major(shape)
-    expected = 1
-    # From the innermost dimension outwards: each begins where the one before it has ended.
-    for stride, size in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n != 1):
-        if stride != expected:
-            return _row_major(shape)
-        expected *= size
-    return strides
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(1, size)
-    return tuple(reversed(strides))
-
-
-def _are_alike(shape: tuple[int, ...], one: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Whether both strides mean the same; of a dimension with one entry they mean nothing."""
-    return all(n == 1 or a == b for n, a, b in zip(shape, one, other, strict=True))
 
 
 def described(specs: Specs) -> str:

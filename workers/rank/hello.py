@@ -19,7 +19,8 @@ class Hello:
         num_ranks: that it has.
         has_nccl: whether its torch has NCCL.
         gpus: of its ranks, by names that are unique in the world; empty on the CPU.
-        is_shared: whether some GPU of it has several ranks; known once all nodes have told theirs.
+        has_gpus: whether it has any; known, as the next, once all nodes have told theirs.
+        is_shared: whether some GPU of it has several ranks.
         terms: see `bundlerun.launcher.agreement.agreed`.
     """
 
@@ -27,6 +28,7 @@ class Hello:
     num_ranks: int
     has_nccl: bool = False
     gpus: Sequence[str] = ()
+    has_gpus: bool = False
     is_shared: bool = False
     terms: Mapping[str, str] = field(default_factory=dict)
 
@@ -47,6 +49,7 @@ def for_all(nodes: Sequence[Hello]) -> list[Hello]:
             node,
             terms={},
             gpus=(),
+            has_gpus=bool(node.gpus),
             has_nccl=node.has_nccl and bool(node.gpus),
             is_shared=any(num_ranks[gpu] > 1 for gpu in node.gpus),
         )

@@ -68,6 +68,8 @@ class Arrival:
     """This rank's share of the cores of its node."""
     samples_per_microbatch: int
     """As configured, or as the first rank has settled it for the whole run."""
+    has_gpus: bool = False
+    """Whether all nodes have GPUs."""
     note: str = ""
     """What the user should know of how the ranks talk."""
 
@@ -279,6 +281,7 @@ def arrive(
         node_name=env.node_name,
         token=token,
         num_cores=env.num_cores,
+        has_gpus=all(node.has_gpus for node in nodes),
         note=note,
         samples_per_microbatch=_settled_samples(config, env, store, topology.num_bundles),
     )

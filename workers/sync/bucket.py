@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device import numbers
+from bundlerun.workers.values.strides import strides_of
 
 _MOST_WIDENED = 16 << 10
 """Elements of the first bucket: it is short, because it doubles float32, and leaves early."""
@@ -158,7 +159,8 @@ def _num_reals(parameter: Parameter) -> int:
 def _shaped(part: Tensor, parameter: Parameter) -> Tensor:
     """A part of a bucket as the gradient of a parameter."""
     if not parameter.is_complex():
-        return part.view_as(parameter)
+        # In the parameter's own order, as channels_last: an optimizer works through both at once.
+        return part.as_strided(parameter.shape, strides_of(parameter), part.storage_offset())
     return torch.view_as_complex(part.view(*parameter.shape, 2))
 
 

@@ -17,7 +17,14 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.state.test_resume import history, trains
-from tests.ranks.training.test_parity import CONFIG, NUM_STEPS, assert_close, bundle_run, losses_of
+from tests.ranks.training.test_parity import (
+    CONFIG,
+    NUM_STEPS,
+    assert_close,
+    bundle_run,
+    losses_of,
+    run_state,
+)
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 
@@ -103,6 +110,70 @@ def test_norms_and_biases_without_weight_decay_train_like_the_unsplit_model(
     assert_close(state, reference.state, 1e-10)
     plain = train_unsplit(replace(config, norm_weight_decay=-1.0), NUM_STEPS)
     assert not torch.equal(plain.state["norm1.weight"], reference.state["norm1.weight"])
+
+
+IN_ORDER = '''
+import torch
+from torch import nn
+
+
+class Watch(nn.Module):
+    """Images come in the order that the parameters have; before a cut gradients, too."""
+
+    def __init__(self, is_before_cut=False):
+        super().__init__()
+        self.is_before_cut = is_before_cut
+        self.order = nn.Parameter(torch.zeros(2, 2, 2, 2))
+
+    def check(self, tensor):
+        is_last = tensor.is_contiguous(memory_format=torch.channels_last)
+        assert is_last == self.order.is_contiguous(memory_format=torch.channels_last)
+        if is_last:
+            open(__file__ + ".seen", "a").close()
+
+    def forward(self, x):
+        self.check(x)
+        if self.is_before_cut and x.requires_grad:
+            x.register_hook(self.check)
+        return x + self.order.sum()
+
+
+def build(num_outputs):
+    head = nn.Sequential(nn.Flatten(), nn.Linear(384, num_outputs))
+    return [
+        nn.Sequential(Watch(), nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), Watch(True)),
+        nn.Sequential(Watch(), nn.Tanh(), nn.Conv2d(6, 6, 3, padding=1), Watch(), head),
+    ]
+'''
+
+
+def test_channels_last_is_kept_across_a_cut_and_back_and_learns_the_same(tmp_path: Path) -> None:
+    states = {}
+    for choice in ("contiguous", "channels_last"):
+        path = tmp_path / f"{choice}.py"
+        path.write_text(IN_ORDER)
+        config = replace(CONFIG, model=f"{path}:build", cut=(), memory_format=choice)
+        for shape in ((1,), (1, 1), (2, 1)):
+            nodes = (2 * sum(shape),)
+            folder = tmp_path / f"{choice}-{len(shape)}-{sum(shape)}"
+            states[choice, shape] = run_state(replace(config, shape=Shape(shape)), nodes, folder)
+        assert Path(f"{path}.seen").exists() == (choice == "channels_last")
+    for found in states.values():
+        assert_close(found, states["contiguous", (1,)], 1e-10)
+
+
+def test_channels_last_is_refused_where_there_are_no_images(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    config = TrainConfig(
+        data=str(text),
+        recipe="characters",
+        shape=Shape((1,)),
+        memory_format="channels_last",
+        run_dir=str(tmp_path / "run"),
+    )
+    found = outcomes((1,), trains(config), tmp_path, timeout_s=60)
+    assert "no parameter of the model has four dimensions" in found[0]
 
 
 def test_auxiliary_heads_cross_a_cut_in_training_only(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from bundlerun.workers.pipeline.message import (
     restore_strides,
     specs_of,
     unpacked,
-    with_strides,
 )
+from bundlerun.workers.values.strides import with_strides
 
 
 def carried(tensor: Tensor) -> Tensor:
@@ -41,10 +41,7 @@ def test_any_order_of_dimensions_is_kept(data: st.DataObject, shape: tuple[int, 
     found = carried(tensor)
     assert torch.equal(found, tensor)
     assert specs_of([found]) == specs_of([tensor])
-    if tensor.numel():
-        # Where a dimension has one entry, its stride says nothing.
-        long = [i for i, n in enumerate(tensor.shape) if n > 1]
-        assert [found.stride(i) for i in long] == [tensor.stride(i) for i in long]
+    assert found.stride() == tensor.stride() or not tensor.numel()
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (1, 3, 4, 5), (2, 1, 4, 5), (2, 3, 1, 1)])
