@@ -79,7 +79,7 @@ def test_gradients_lie_as_their_parameters_and_are_summed_as_they_lie() -> None:
     stage = convolution()
     arrange(stage, "channels_last", has_gpus=False)
     bucket = Bucket(list(stage.parameters()), 0, CPU, None)
-    bucket.clear()
+    bucket.begin()
     stage(torch.ones(1, 3, 4, 4)).sum().backward()
     plain = convolution()
     plain.load_state_dict(stage.state_dict())
