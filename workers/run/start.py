@@ -222,7 +222,8 @@ def make_snapshots(
             situation=trainer.sync.feedback_situation,
         ),
         meters=meters,
-        pace=Pace(config.snapshot_steps),
+        # Of the job, not of this rank: all take theirs after the same steps.
+        pace=Pace(config.snapshot_steps, compares=session.arrival.has_gpus),
         restored=resumed.snapshot if resumed else None,
     )
     # From here on a sync waits for the bundle's snapshot of the step before (I8).

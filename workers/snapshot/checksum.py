@@ -12,7 +12,7 @@ sums 4.1 GB/s; with zlib's CRC 1.4 GB/s.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from torch import Tensor
@@ -41,16 +41,26 @@ class _Sums:
     def finish(self) -> bytes:
         """The checksum over all of it."""
         self.advance(8 * len(self._words))
-        # The last window is shorter, and may be empty: then its sum is 0, the same when it is read.
         rest = self._words[len(self._sums) * (WINDOW_BYTES // 8) :]
-        self._sums.append(int(np.add.reduce(rest)))
-        text = np.array(self._sums, dtype=np.uint64).tobytes()
-        return hashlib.blake2b(text, digest_size=CHECKSUM_BYTES).digest()
+        return _digest([*self._sums, np.add.reduce(rest)])
 
 
 def checksum(data: Bytes) -> bytes:
-    """The checksum of memory whose length is a multiple of 8."""
-    return _Sums(data).finish()
+    """The checksum of memory whose length is a multiple of 8.
+
+    All windows at once: for each call that numpy makes, another thread may have the interpreter.
+    """
+    words = data.view(np.uint64)
+    width = WINDOW_BYTES // 8
+    num_full = len(words) // width
+    sums = np.add.reduce(words[: num_full * width].reshape(num_full, width), axis=1)
+    return _digest([*sums, np.add.reduce(words[num_full * width :])])
+
+
+def _digest(sums: Sequence[int | np.uint64]) -> bytes:
+    """Of all windows; the last one is shorter, and may be empty: then its sum is 0."""
+    text = np.array(sums, dtype=np.uint64).tobytes()
+    return hashlib.blake2b(text, digest_size=CHECKSUM_BYTES).digest()
 
 
 def copy_with_checksum(data: Bytes, tensors: Iterable[tuple[int, Tensor]]) -> bytes:

@@ -1,13 +1,12 @@
 """Copies state from where it is, CPU or GPU, into a slot.
 
-On CUDA the slot's memory is registered, so that the device copies into it by itself, on a stream
+On a GPU the slot's memory is registered, so that the device copies into it by itself, on a stream
 of its own that begins where the optimizer has ended; the thread waits for that, then sums.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ class DeviceCopy:
 
     Args:
         device: where the tensors are.
-        event: on CUDA: recorded when they were final.
+        event: on a GPU: recorded when they were final.
     """
 
     def __init__(self, device: torch.device, event: Event | None) -> None:
@@ -36,11 +35,6 @@ class DeviceCopy:
     def after_now(cls, device: torch.device) -> DeviceCopy:
         """A copy of what the current stream has made of the tensors so far."""
         return cls(device, door.mark(device) if door.is_gpu(device) else None)
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """What the copy takes from computing: on the CPU the thread's time on a core."""
-        return time.thread_time if self._event is None else _no_time
 
     def prepare(self, slot: Slot) -> host_memory.Registration | None:
         """Readies a new slot, until the answer ends; where that cannot be, copies take longer."""
@@ -62,7 +56,3 @@ class DeviceCopy:
             # The copies must have arrived before the CPU sums them.
             door.finish(self._device)
         slot.seal(label, checksum(slot.bytes))
-
-
-def _no_time() -> float:
-    return 0.0

@@ -237,7 +237,7 @@ class Snapshots:
     def _copy_feedback(self, progress: Progress, copy: DeviceCopy, num_saved: int) -> float:
         """Returns the seconds that it took from the cores that the ranks compute on."""
         with self._meters.phase("snapshot"):
-            start = copy.clock()
+            start = time.thread_time()
             # One rank clears up for its node; two would race for the same names.
             if self._session.place.local_rank == 0:
                 self._forget_before(num_saved)
@@ -247,14 +247,14 @@ class Snapshots:
                 self._write(
                     self._kept, progress, tensors, len(tensors), copy, self._source.situation
                 )
-            return copy.clock() - start
+            return time.thread_time() - start
 
     def _copy_share(
         self, progress: Progress, copy: DeviceCopy, tensors: Mapping[str, Tensor]
     ) -> float:
         """Returns the seconds that it took from the cores that the ranks compute on."""
         with self._meters.phase("snapshot"):
-            start = copy.clock()
+            start = time.thread_time()
             if not self._is_off:
                 sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
                 mine = split_by_bytes(sizes, self._num_shares)[self._share]
@@ -262,7 +262,7 @@ class Snapshots:
                 self._write(self._pieces, progress, own, len(tensors), copy)
             # A sign of life for other runs, which sweep what nobody has touched for long.
             self._room.touch()
-            return copy.clock() - start
+            return time.thread_time() - start
 
     def _write(
         self,

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from bundlerun.workers.snapshot.pace import Pace, interval
+from bundlerun.workers.snapshot.pace import Pace, interval, wanted_in_trial
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,54 @@ def test_a_review_without_a_measurement_changes_nothing() -> None:
     assert pace.every == 7
     assert pace.review(0.02, 4.0)
     assert pace.every == 1
+
+
+def due_in(steps: range) -> str:
+    """Which steps of a round, by number, have a snapshot for the trial (s) or for it none (-)."""
+    return "".join({True: "s", False: "-", None: "."}[wanted_in_trial(n)] for n in steps)
+
+
+def test_a_trial_leaves_snapshots_out_in_blocks_before_a_review() -> None:
+    assert due_in(range(16)) == "....----ssss----"
+    assert due_in(range(16, 64)) == 32 * "." + "ssss----ssss----"
+    assert due_in(range(200, 256)) == 40 * "." + "ssss----ssss----"
+
+
+def trained(pace: Pace, steps: range, cost_s: float, lag: int = 0) -> list[int]:
+    """Steps of 1 s that a copy makes `cost_s` longer, felt so many steps later; which were kept."""
+    kept: list[int] = []
+    for number in steps:
+        slow = number - 1 - lag in kept
+        if pace.is_due(number + 1):
+            kept.append(number)
+        pace.taken(0.0)
+        if pace.stepped(1.0 + cost_s * slow):
+            pace.review(*(4 * value for value in pace.measured()))
+    return kept
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+@pytest.mark.parametrize(("cost_s", "every"), [(0.0, 1), (0.009, 1), (0.011, 2), (0.2, 20)])
+def test_where_no_clock_shows_the_cost_steps_with_and_without_do(
+    cost_s: float, every: int, lag: int
+) -> None:
+    pace = Pace(compares=True)
+    kept = trained(pace, range(48), cost_s, lag)
+    assert pace.every == every
+    # Outside of trials as said, whatever the thread's clock has seen.
+    assert [n for n in kept if n >= 16] == [n for n in range(16, 48) if (n + 1) % every == 0]
+    trained(pace, range(48, 64), cost_s, lag)
+    assert pace.every == every
+
+
+def test_snapshots_that_cost_nothing_any_more_are_taken_after_each_step_again() -> None:
+    pace = Pace(compares=True)
+    trained(pace, range(16), 0.095)
+    assert pace.every == 10
+    trained(pace, range(16, 64), -0.001)  # by chance the steps with one were faster
+    assert pace.every == 1
+
+
+def test_a_given_interval_is_not_tried_out() -> None:
+    pace = Pace(every=2, compares=True)
+    assert trained(pace, range(16), 0.5) == [1, 3, 5, 7, 9, 11, 13, 15]
