@@ -26,6 +26,7 @@ from bundlerun.splits.stage import Forward
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.pipeline.ahead import Ahead
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.links import Kind
 from bundlerun.workers.pipeline.loss import LossCheck, share_of
@@ -59,7 +60,7 @@ class _Step:
     """One step under way; keys are (micro-batch, chunk of the rank)."""
 
     work: StepWork
-    batches: Iterator[Batch]
+    batches: Ahead
     split: frozenset[tuple[int, int]] = frozenset()
     """Whose backward is in two passes."""
     outcome: StepShare = field(default_factory=StepShare)
@@ -92,6 +93,8 @@ class Bundle:
         meters: Meters,
     ) -> None:
         self.stage = stage
+        # Of each mode, as a validation may come between two steps of an epoch.
+        self._ahead: dict[bool, Ahead] = {}
         # Not what the stage says: a model's own train() may set anything.
         self._is_training = False
         self._loss_check: LossCheck | None = None
@@ -131,7 +134,7 @@ class Bundle:
         self.stage.train()
         order = self.pipeline.order(self._place.stage, self._place.replica, len(work.sizes))
         split = frozenset(a.key for a in order if a.kind is Pass.WEIGHT)
-        step = _Step(work=work, batches=batches, split=split)
+        step = _Step(work=work, batches=self._reader(batches), split=split)
         self._perform(step, order, before_last_backward, on_forwards_done)
         return step.outcome
 
@@ -144,11 +147,20 @@ class Bundle:
         self._is_training = False
         self.stage.eval()
         order = self.pipeline.forward_order(self._place.stage, self._place.replica, len(work.sizes))
-        step = _Step(work=work, batches=batches)
+        step = _Step(work=work, batches=self._reader(batches))
         self._perform(step, order, _nothing, _nothing)
         with self._meters.phase("send"):
             self._wires.finish()
         return step.outcome
+
+    def _reader(self, batches: Iterator[Batch]) -> Ahead:
+        """What reads `batches`; the same for all steps of an epoch, as it has read ahead."""
+        found = self._ahead.get(self._is_training)
+        if found is None or found.batches is not batches:
+            is_whole = self._last_chunk == 0
+            found = Ahead(batches, self._arithmetic.device, takes_target=is_whole)
+            self._ahead[self._is_training] = found
+        return found
 
     def _perform(
         self,
@@ -216,6 +228,9 @@ class Bundle:
             seeds = [torch.ones_like(t) for t in _trained(outputs)] if is_last else None
             edges = [get_gradient_edge(t) for t in _trained(outputs)]
             step.in_flight[action.key] = _InFlight(_trained(_tensors(arguments)), edges, seeds)
+        if chunk == 0:
+            with self._meters.phase("data"):
+                step.batches.look()
 
     def _input(self, step: _Step, chunk: int, j: int) -> tuple[tuple[Any, ...], object]:
         """What a chunk is called with, and for the last one the target."""
@@ -228,7 +243,7 @@ class Bundle:
             found = self._receive(LinkKind.TARGET, chunk, j)
             return arguments, built(found.form, map(self._arithmetic.placed, found.tensors))
         with self._meters.phase("data"):
-            batch = next(step.batches)
+            batch = step.batches.take()
             arguments = self._prepared(batch)
         step.outcome.num_unreadable += batch.num_unreadable
         target = batch.target
