@@ -1,15 +1,17 @@
-"""Copies between a GPU and pinned CPU memory that no compute waits for.
+"""Copies between a GPU and CPU memory that it reaches by itself, which no compute waits for.
 
     compute stream   ..forward j..|[1] mark            |forward j+1 ..   [4] `use`: waits, reads
     side stream                   |[2] copy out|   |[3] copy in|
     helper thread                              |send   |receive
 
-Only a helper thread waits for a copy; a compute stream waits for an event where it needs one.
+Only a helper thread waits for a copy; a compute stream waits for an event where it needs one. The
+memory is pinned memory of torch, or a slot that the other rank has, too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -40,6 +42,7 @@ class Staging:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._under_way: deque[tuple[Sequence[Tensor], Event]] = deque()
 
     def mark(self) -> Event:
         """An event that happens when all that the current stream has been given so far is done."""
@@ -60,16 +63,34 @@ class Staging:
                 found.append(copy)
             return Copies(found, door.mark(self._device))
 
+    def copy_into(self, places: Sequence[Tensor], tensors: Sequence[Tensor], ready: Event) -> Event:
+        """Starts to copy tensors into these places, once `ready` has happened.
+
+        Returns:
+            When it is done. Until then the caller keeps both, and their numbers as they are.
+        """
+        with door.on_stream(self._device, "copy out"):
+            # [2]
+            door.stream(self._device, "copy out").wait_event(ready)
+            for place, tensor in zip(places, tensors, strict=True):
+                place.copy_(tensor, non_blocking=True)
+            return door.mark(self._device)
+
     def buffers(self, specs: Specs) -> list[Tensor]:
         """Pinned memory to receive into."""
         return [host_memory.pinned(s.shape, s.dtype) for s in specs]
 
-    def copy_in(self, tensors: Iterable[Tensor]) -> Copies:
-        """Starts to copy from pinned memory to the GPU."""
+    def copy_in(self, tensors: Sequence[Tensor]) -> Copies:
+        """Starts to copy to the GPU; keeps `tensors` until that is done, and some longer."""
+        while self._under_way and self._under_way[0][1].query():
+            self._under_way.popleft()
         # [3]
         with door.on_stream(self._device, "copy in"):
             found = [door.placed(tensor, self._device) for tensor in tensors]
-            return Copies(found, door.mark(self._device))
+            done = door.mark(self._device)
+        # A slot that nobody refers to is written again: torch knows of no copy from there.
+        self._under_way.append((tensors, done))
+        return Copies(found, done)
 
     def use(self, copies: Copies) -> list[Tensor]:
         """The copies on the GPU, for the current stream."""

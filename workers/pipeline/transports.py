@@ -2,7 +2,7 @@
 
 on the CPU, within a node       shared memory (`slots`); gloo where the system forbids it
 on the CPU, between nodes       gloo
-on GPUs, transport "cpu"        one of these two, through pinned memory (`staging`)
+on GPUs, transport "cpu"        slots that both GPUs reach, or gloo and pinned memory (`staging`)
 on GPUs, transport "nccl"       NCCL (`bundlerun.workers.pipeline.nccl`)
 """
 
@@ -19,8 +19,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import Work
 
 from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device.interface import Event
 from bundlerun.workers.pipeline.helper import Helper
-from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs
+from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs, specs_of
 from bundlerun.workers.pipeline.nccl import NcclReceiver, NcclSender
 from bundlerun.workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
 from bundlerun.workers.pipeline.staging import Staging
@@ -77,8 +78,11 @@ def open_sender(group: Group) -> Sender:
     if group.backend == "nccl":
         return NcclSender(group)
     memory = _connect(group)
-    sender = GlooSender(group) if memory is None else SlotSender(memory)
-    return StagedSender(sender, door.current_gpu()) if door.num_gpus() else sender
+    if not door.num_gpus():
+        return GlooSender(group) if memory is None else SlotSender(memory)
+    device = door.current_gpu()
+    sender = GlooSender(group) if memory is None else SlotSender(memory, device)
+    return StagedSender(sender, device)
 
 
 def open_receiver(group: Group, device: torch.device) -> Receiver:
@@ -92,8 +96,9 @@ def open_receiver(group: Group, device: torch.device) -> Receiver:
     if not door.is_gpu(device):
         return GlooReceiver(group) if memory is None else SlotReceiver(memory)
     staging = Staging(device)
-    receiver = GlooReceiver(group, staging.buffers) if memory is None else SlotReceiver(memory)
-    return StagedReceiver(receiver, staging, device)
+    if memory is None:
+        return StagedReceiver(GlooReceiver(group, staging.buffers), staging, device)
+    return StagedReceiver(SlotReceiver(memory, device), staging, device)
 
 
 def _connect(group: Group) -> NodeMemory | None:
@@ -209,6 +214,8 @@ class StagedSender:
 
     def _staged(self, staging: Staging, tensors: Sequence[Tensor]) -> Callable[[], None]:
         ready = staging.mark()
+        if isinstance(self._sender, SlotSender):
+            return partial(self._send_by_slot, self._sender, staging, tensors, ready)
         # What is far from its turn stays on the GPU until then, so that little memory is pinned.
         is_near = len(self._left) < _STAGED_AHEAD
         copies = staging.copy_out(tensors, ready) if is_near else None
@@ -220,6 +227,14 @@ class StagedSender:
             self._sender.wait(_STAGED_AHEAD)  # pinned memory is dear
 
         return send
+
+    def _send_by_slot(
+        self, sender: SlotSender, staging: Staging, tensors: Sequence[Tensor], ready: Event
+    ) -> None:
+        slot, places = sender.lend(specs_of(tensors))
+        staging.copy_into(places, tensors, ready).synchronize()
+        sender.give(slot)
+        sender.wait(_STAGED_AHEAD)  # so is what the GPU reaches of the CPU's
 
     def wait(self, most_left: int) -> None:
         """Returns when all messages but that many, and a few, have left."""

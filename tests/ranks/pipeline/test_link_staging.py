@@ -41,6 +41,13 @@ class _Staging:
     def copy_out(self, tensors: Sequence[Tensor], ready: _Event) -> tuple[list[Tensor], _Event]:
         return [t.clone(memory_format=torch.contiguous_format) for t in tensors], self._Event()
 
+    def copy_into(
+        self, places: Sequence[Tensor], tensors: Sequence[Tensor], ready: _Event
+    ) -> _Event:
+        for place, tensor in zip(places, tensors, strict=True):
+            place.copy_(tensor)
+        return self._Event()
+
     def copy_in(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         return [t.clone() for t in tensors]
 

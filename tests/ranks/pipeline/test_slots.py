@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.distributed import Store
 
 from bundlerun.launcher.errors import NodeError
-from bundlerun.workers.pipeline.message import specs_of
+from bundlerun.workers.pipeline import slots
+from bundlerun.workers.pipeline.message import TensorSpec, specs_of
 from bundlerun.workers.pipeline.slots import NUM_CHANNELS, SlotReceiver, SlotSender
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.env import RankEnv
@@ -120,6 +121,78 @@ def test_what_autograd_keeps_is_not_overwritten(tmp_path: Path) -> None:
         turn()
         for number in range(count):
             assert (link.post(specs_of(numbered(0)))()[0] == number).all()
+        turn()
+
+    run_ranks((2,), slot_ends(send, receive), tmp_path)
+
+
+class Registered:
+    """Stands for memory that a GPU reaches."""
+
+    def __init__(self, log: list[tuple[str, int]], memory: Tensor) -> None:
+        self._log, self._length = log, len(memory)
+        log.append(("register", self._length))
+
+    def end(self) -> None:
+        self._log.append(("end", self._length))
+
+
+def registering(log: list[tuple[str, int]]) -> Callable[[Tensor, torch.device], Registered]:
+    return lambda memory, device: Registered(log, memory)
+
+
+def test_a_gpu_at_each_end_reaches_each_slot_that_it_copies_to_or_from(tmp_path: Path) -> None:
+    small, large = 4096, 12288
+    log: list[tuple[str, int]] = []
+
+    def lent(out: SlotSender, number: int, size: int) -> None:
+        tensors = [torch.full((size,), number, dtype=torch.uint8)]
+        slot, places = out.lend(specs_of(tensors))
+        places[0].copy_(tensors[0])
+        out.give(slot)
+
+    def send(out: SlotSender, turn: Turn) -> None:
+        slots.register = registering(log)
+        out.send([torch.zeros(large, dtype=torch.uint8)])  # from the CPU, and not lent
+        assert not log
+        for number, size in enumerate((small, large, small)):
+            turn()
+            lent(out, number, size)
+        turn()
+        assert log == [("register", large)]
+
+    def receive(link: SlotReceiver, turn: Turn) -> None:
+        slots.register = registering(log)
+        for number, size in ((0, large), (0, small), (1, large), (2, small)):
+            found = link.post((TensorSpec((size,), torch.uint8, False, (1,)),))()
+            assert (found[0] == number).all()
+            del found
+            turn()
+        # The first message has mapped all of the slot already.
+        assert log == [("register", large)]
+
+    run_ranks((2,), slot_ends(send, receive), tmp_path)
+
+
+def test_a_mapping_that_is_too_short_is_given_back_before_there_is_a_longer_one(
+    tmp_path: Path,
+) -> None:
+    small, large = 4096, 12288
+    log: list[tuple[str, int]] = []
+
+    def send(out: SlotSender, turn: Turn) -> None:
+        out.send([torch.zeros(large, dtype=torch.uint8)])
+        turn()  # the receiver has mapped as much of the slot as it wants to read
+        out.send([torch.ones(large, dtype=torch.uint8)])
+        turn()
+
+    def receive(link: SlotReceiver, turn: Turn) -> None:
+        slots.register = registering(log)
+        link.post((TensorSpec((small,), torch.uint8, False, (1,)),))()
+        turn()
+        found = link.post((TensorSpec((large,), torch.uint8, False, (1,)),))()
+        assert (found[0] == 1).all()
+        assert log == [("register", small), ("end", small), ("register", large)]
         turn()
 
     run_ranks((2,), slot_ends(send, receive), tmp_path)
