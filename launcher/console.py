@@ -16,8 +16,8 @@ log = logging.getLogger(__name__)
 
 
 def noun_for(number: int, noun: str) -> str:
-    """A noun as it stands after a number: node, nodes, micro-batches."""
-    plural = "es" if noun.endswith("batch") else "s"
+    """A noun as it stands after a number: node, nodes, micro-batches, processes."""
+    plural = "es" if noun.endswith(("batch", "ss")) else "s"
     return noun + ("" if number == 1 else plural)
 
 

@@ -238,8 +238,15 @@ def node_lines(node: NodePlan, launch: LaunchConfig) -> Iterator[str]:
         pinned = f"CPUs {_cpu_list(layout.cpus)}" if layout.cpus else "not pinned"
         threads = f"{_count(layout.threads, 'thread')} ({layout.threads_from})"
         yield f"local rank {local_rank}: {threads}, {pinned}"
+    yield _loading(node.loaders)
     for name, value in node.environment.items():
         yield f"{name}={value}"
+
+
+def _loading(count: int) -> str:
+    if count:
+        return f"{_count(count, 'loading process')} of each rank that reads data"
+    return "no loading processes: ranks read between their steps (--loader-workers)"
 
 
 def _or_route(node: NodePlan) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bundlerun.launcher.choices import DeviceKind
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
@@ -19,9 +18,10 @@ from bundlerun.launcher.layout.hardware import (
     Hardware,
     RankLayout,
     choose_devices,
-    rank_layout,
+    rank_layouts,
 )
 from bundlerun.launcher.layout.idle import Batch, idle_share, num_workless, warnings
+from bundlerun.launcher.layout.loaders import num_loaders
 from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
 from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
@@ -43,6 +43,8 @@ class NodePlan:
     name: str
     devices: Devices
     layouts: tuple[RankLayout, ...]
+    loaders: int
+    """Loading processes of each rank that reads."""
     meeting: Meeting
     log_dir: str
     environment: Mapping[str, str]
@@ -290,11 +292,25 @@ def plan_here(
     num_procs = choose_num_procs(train.value, launch.value, devices)
     # The other nodes are not there yet: the plan takes them to be like this one.
     topology = Topology(shape, (num_procs,) * launch.value.max_nodes, train.value.chunks)
-    layouts = _layouts(train.value, num_procs, hardware, devices.kind, environ)
+    has_gpu = devices.kind == "gpu"
+    layouts = rank_layouts(
+        num_procs,
+        hardware.cpus,
+        threads=train.value.threads,
+        affinity=train.value.affinity,
+        environ=environ,
+        gpu_nodes=hardware.gpu_nodes if has_gpu else (),
+    )
     node = NodePlan(
         name=node_name,
         devices=devices,
         layouts=layouts,
+        loaders=num_loaders(
+            train.value.loader_workers,
+            [place for place in topology.places if place.node == 0],
+            hardware.cpus.num_cores,
+            has_gpu=has_gpu,
+        ),
         meeting=meeting,
         log_dir=launch.value.log_dir
         or str(RunPaths(Path(train.value.run_dir)).node_logs(node_name)),
@@ -305,7 +321,7 @@ def plan_here(
             threads=layouts[0].threads,
             num_bundles=topology.num_bundles,
         )
-        | (nccl_interface(launch.value.local_addr, environ or {}) if devices.kind == "gpu" else {}),
+        | (nccl_interface(launch.value.local_addr, environ or {}) if has_gpu else {}),
     )
     # Devices that the user leaves out on purpose are nothing to warn of.
     is_asked = bool(launch.value.bundles or launch.value.num_procs)
@@ -316,28 +332,6 @@ def plan_here(
         node=node,
         kept_samples=kept_samples(RunPaths(Path(train.value.run_dir)), train.value.batch_size),
         num_idle=0 if is_asked else (devices.count - num_procs) * launch.value.max_nodes,
-    )
-
-
-def _layouts(
-    train: TrainConfig,
-    num_procs: int,
-    hardware: Hardware,
-    kind: DeviceKind,
-    environ: Mapping[str, str] | None,
-) -> tuple[RankLayout, ...]:
-    """Threads and cores of each rank of this node."""
-    return tuple(
-        rank_layout(
-            local_rank,
-            num_procs,
-            hardware.cpus,
-            threads=train.threads,
-            affinity=train.affinity,
-            environ=environ,
-            gpu_nodes=hardware.gpu_nodes if kind == "gpu" else (),
-        )
-        for local_rank in range(num_procs)
     )
 
 

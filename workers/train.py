@@ -25,8 +25,9 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from bundlerun.launcher.layout.gpu_places import gpu_numa_nodes
-from bundlerun.launcher.layout.hardware import apply_layout, rank_layout, read_cpus
+from bundlerun.launcher.layout.hardware import apply_layout, rank_layouts, read_cpus
 from bundlerun.launcher.layout.idle import Batch, warnings
+from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -221,10 +222,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _take_cores(config: TrainConfig, env: RankEnv) -> RankEnv:
     """Gives this rank its threads and its share of the cores."""
-    layout = rank_layout(
-        env.local_rank,
+    cpus = read_cpus()
+    layouts = rank_layouts(
         env.local_world_size,
-        read_cpus(),
+        cpus,
         threads=config.threads,
         affinity=config.affinity and env.is_launched,
         environ=os.environ,
@@ -232,13 +233,16 @@ def _take_cores(config: TrainConfig, env: RankEnv) -> RankEnv:
     )
     if not env.planned_bundles and env.local_rank == 0 and (kind := unused_kind()):
         log.warning("bundlerun does not use devices of the kind %r: this is the CPU", kind)
-    if not apply_layout(layout) and env.local_rank == 0:
-        log.warning(
-            "node %s: ranks of another agent of yours are pinned to CPUs that its ranks would "
-            "be: these are not pinned (--no-affinity says so from the start)",
-            env.node_name,
-        )
-    return replace(env, num_cores=layout.cores)
+    cores = NodeCores(num_cores=cpus.num_cores, shares=tuple(layout.cpus for layout in layouts))
+    if not apply_layout(layouts[env.local_rank]):
+        cores = replace(cores, shares=())
+        if env.local_rank == 0:
+            log.warning(
+                "node %s: ranks of another agent of yours are pinned to CPUs that its ranks would "
+                "be: these are not pinned (--no-affinity says so from the start)",
+                env.node_name,
+            )
+    return replace(env, cores=cores)
 
 
 def _checked(config: TrainConfig, env: RankEnv) -> TrainConfig:

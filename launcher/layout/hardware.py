@@ -64,7 +64,7 @@ class RankLayout:
     """What one rank computes with.
 
     threads: compute threads. threads_from: who decided their number.
-    cores: its share of the node's; loading processes may use those that the threads leave.
+    cores: its share of the node's.
     cpus: the logical CPUs that it is pinned to; empty: not pinned.
     """
 
@@ -127,6 +127,30 @@ def rank_layout(
     cores = (shares or _core_shares(cpus.numa_nodes, local_world_size))[local_rank]
     logical = tuple(sorted(cpu for core in cores for cpu in core))
     return replace(layout, cores=len(cores), cpus=logical if affinity else ())
+
+
+def rank_layouts(
+    local_world_size: int,
+    cpus: Cpus,
+    *,
+    threads: int = 0,
+    affinity: bool = True,
+    environ: Mapping[str, str] | None = None,
+    gpu_nodes: Sequence[int] = (),
+) -> tuple[RankLayout, ...]:
+    """The share of each local rank; arguments as for `rank_layout`."""
+    return tuple(
+        rank_layout(
+            local_rank,
+            local_world_size,
+            cpus,
+            threads=threads,
+            affinity=affinity,
+            environ=environ,
+            gpu_nodes=gpu_nodes,
+        )
+        for local_rank in range(local_world_size)
+    )
 
 
 def num_threads(

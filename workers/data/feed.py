@@ -9,17 +9,20 @@ from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.loaders import loaders_of
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.loader import MicrobatchLoader
 from bundlerun.workers.data.order import num_steps, sample_order, share_out, step_microbatches
-from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.data.samples import Batch, Source
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.session import Session
-from bundlerun.workers.recipe import DataInfo, DataSets, SampleSet
+from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.step import StepWork
 
+_VALIDATION = 1
+"""Second of the loader's sources."""
 _FORWARDS_OF_A_STEP = 3
 """A step's forwards and backwards take about three times as long as its forwards alone."""
 
@@ -44,8 +47,7 @@ class Feed:
         self._info = info
         self._speeds = [1.0] * session.topology.num_bundles
         self._begun: tuple[Iterator[StepWork], Iterator[Batch]] | None = None
-        self._train = _loader(config, session, data, data.train if data else None)
-        self._val = _loader(config, session, data, data.val if data else None)
+        self._loader = _loader(config, session, data) if data is not None else None
 
     @property
     def num_train(self) -> int:
@@ -121,7 +123,7 @@ class Feed:
             self._work(epoch * self.steps_per_epoch + first_step + i, step)
             for i, step in enumerate(steps)
         )
-        return works, self._batches(self._train, steps, epoch)
+        return works, self._batches(steps, epoch)
 
     def validation(self) -> tuple[list[StepWork], Iterator[Batch]]:
         """The work of one pass over the validation samples, in parts, and this rank's batches.
@@ -138,7 +140,7 @@ class Feed:
         ]
         # Shares are of all validation samples, so that the parts' losses add up to the mean.
         works = [replace(self._work(0, each), num_samples=len(order)) for each in parts]
-        return works, self._batches(self._val, parts, 0)
+        return works, self._batches(parts, 0, source=_VALIDATION)
 
     def example(self, num_samples: int) -> tuple[Any, ...]:
         """The inputs of a micro-batch of that many samples, the first of the data; on stage 0.
@@ -146,15 +148,14 @@ class Feed:
         Raises:
             BundleError: they cannot be read.
         """
-        assert self._train is not None, "only stage 0 reads"
+        assert self._loader is not None, "only stage 0 reads"
         indices = range(min(num_samples, self._info.num_train))
-        return next(self._train.batches([indices], epoch=0)).inputs
+        return next(self._loader.batches([indices], epoch=0)).inputs
 
     def close(self) -> None:
         """Ends the loading processes."""
-        for loader in (self._train, self._val):
-            if loader is not None:
-                loader.close()
+        if self._loader is not None:
+            self._loader.close()
 
     def _cut(self, order: Sequence[int], step: int) -> list[list[int]]:
         return step_microbatches(
@@ -182,9 +183,9 @@ class Feed:
         )
 
     def _batches(
-        self, loader: MicrobatchLoader | None, steps: Sequence[list[list[int]]], epoch: int
+        self, steps: Sequence[list[list[int]]], epoch: int, source: int = 0
     ) -> Iterator[Batch]:
-        if loader is None:
+        if self._loader is None:
             return iter(())
         wanted = [
             microbatches[j]
@@ -192,18 +193,23 @@ class Feed:
             # Replicas of a stage take the bundle's micro-batches in turn (I3).
             for j in self._mine(len(microbatches))[self._replica :: self._width]
         ]
-        return loader.batches(wanted, epoch=epoch)
+        return self._loader.batches(wanted, epoch=epoch, source=source)
 
 
-def _loader(
-    config: TrainConfig, session: Session, data: DataSets | None, samples: SampleSet | None
-) -> MicrobatchLoader | None:
-    if data is None or samples is None:
-        return None
+def _loader(config: TrainConfig, session: Session, data: DataSets) -> MicrobatchLoader:
+    """One for training and validation: they take turns, so that each has all the processes."""
+    place, has_gpu = session.place, door.is_gpu(session.device)
+    here = [each for each in session.topology.places if each.node == place.node]
+    loaders = loaders_of(
+        config.loader_workers, here, place.local_rank, session.arrival.cores, has_gpu=has_gpu
+    )
+    val = () if data.val is None else (Source(data.val, Collate.of(data, data.val)),)
     return MicrobatchLoader(
-        samples,
+        data.train,
         config=config,
-        collate=Collate.of(data, samples),
-        pin_memory=door.is_gpu(session.device) and host_memory.can_pin(),
-        num_cores=session.arrival.num_cores,
+        collate=Collate.of(data, data.train),
+        others=val,
+        num_workers=loaders.count,
+        cpus=loaders.cpus,
+        pin_memory=has_gpu and host_memory.can_pin(),
     )

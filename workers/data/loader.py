@@ -6,6 +6,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -16,24 +17,10 @@ from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.process import die_with_parent
 from bundlerun.launcher.ranks.rank_signals import keep_from_here
 from bundlerun.workers.data.collate import Collate
-from bundlerun.workers.data.samples import Answer, Batch, Reader, Request
+from bundlerun.workers.data.samples import Answer, Batch, Readers, Request, Source
 from bundlerun.workers.recipe import SampleSet
 
-MAX_AUTO_WORKERS = 16
 log = logging.getLogger(__name__)
-
-
-def num_loaders(wanted: int, *, num_cores: int, has_gpu: bool) -> int:
-    """Loading processes of one rank.
-
-    Args:
-        wanted: the option; -1 leaves it to the cores.
-        num_cores: this rank's share of the cores of its node.
-        has_gpu: the model computes elsewhere; without, it needs the whole share itself.
-    """
-    if wanted >= 0:
-        return wanted
-    return min(num_cores - 1, MAX_AUTO_WORKERS) if has_gpu else 0
 
 
 class MicrobatchLoader:
@@ -43,10 +30,10 @@ class MicrobatchLoader:
         samples: the single samples.
         config: seed, prefetch, timeout, --skip-unreadable.
         collate: joins the samples of a micro-batch.
-        num_workers: loading processes; 0 reads in this one when a batch is asked for, None does
-            what `num_loaders` says.
+        others: more samples that the same processes read, in turn with the first.
+        num_workers: loading processes; 0 reads in this one when a batch is asked for.
+        cpus: that these may run on; empty: as this one.
         pin_memory: batches in pinned memory, for a faster way to the GPU.
-        num_cores: this rank's share of the cores of its node.
     """
 
     def __init__(
@@ -55,27 +42,21 @@ class MicrobatchLoader:
         *,
         config: TrainConfig,
         collate: Collate = Collate(),  # noqa: B008 (frozen)
-        num_workers: int | None = None,
+        others: Sequence[Source] = (),
+        num_workers: int = 0,
+        cpus: Sequence[int] = (),
         pin_memory: bool = False,
-        num_cores: int = 1,
     ) -> None:
         self._requests = _Requests()
         self._warned: set[str] = set()
         self._timeout_s = config.timeout_s
-        if num_workers is None:
-            num_workers = num_loaders(
-                config.loader_workers,
-                num_cores=num_cores,
-                has_gpu=pin_memory,
-            )
-        reader = Reader(
-            samples,
+        readers = Readers(
+            (Source(samples, collate), *others),
             seed=config.seed,
             skip_unreadable=config.skip_unreadable,
-            collate=collate,
         )
         self._loader: DataLoader[Answer] | None = DataLoader(
-            reader,  # type: ignore[arg-type] # torch asks for its own base class
+            readers,  # type: ignore[arg-type] # torch asks for its own base class
             # A request is a whole micro-batch already: torch must not group them again.
             batch_size=None,
             sampler=self._requests,
@@ -84,14 +65,21 @@ class MicrobatchLoader:
             pin_memory=pin_memory,
             # The processes' own seeds; without it, torch draws them from the training's generator.
             generator=torch.Generator(),
-            **(_process_options(config) if num_workers else {}),
+            **(_process_options(config, tuple(cpus)) if num_workers else {}),
         )
         self._answers: Iterator[Answer] = iter(())
 
-    def batches(self, microbatches: Sequence[Sequence[int]], *, epoch: int) -> Iterator[Batch]:
+    def batches(
+        self, microbatches: Sequence[Sequence[int]], *, epoch: int, source: int = 0
+    ) -> Iterator[Batch]:
         """One batch per list of sample indices, in order; reading ahead starts with this call.
 
         What is left of an earlier call is dropped.
+
+        Args:
+            microbatches: indices into the samples of the source.
+            epoch: decides, with the index, what is random about a sample.
+            source: 0 for the samples that the loader is made for, then the others in order.
 
         Raises:
             ConfigError: while iterating: a sample is unreadable.
@@ -99,7 +87,7 @@ class MicrobatchLoader:
         """
         assert self._loader is not None, "the loader is closed"
         # The sampler is asked when iteration begins: new requests, the same processes.
-        self._requests.wanted = [Request(epoch, indices) for indices in microbatches]
+        self._requests.wanted = [Request(epoch, indices, source) for indices in microbatches]
         self._answers = iter(self._loader)
         return (self._next() for _ in microbatches)
 
@@ -147,7 +135,7 @@ class _Requests(Sampler[Request]):
         return iter(self.wanted)
 
 
-def _process_options(config: TrainConfig) -> dict[str, Any]:
+def _process_options(config: TrainConfig, cpus: tuple[int, ...]) -> dict[str, Any]:
     return {
         # The samples are shared, not sent: a user's data set need not be picklable, and starting
         # takes milliseconds. The child computes on one thread of its own, so what threads of the
@@ -156,11 +144,15 @@ def _process_options(config: TrainConfig) -> dict[str, Any]:
         "persistent_workers": True,
         "prefetch_factor": config.prefetch,
         "timeout": config.timeout_s,
-        "worker_init_fn": functools.partial(_start_process, os.getpid()),
+        "worker_init_fn": functools.partial(_start_process, os.getpid(), cpus),
     }
 
 
-def _start_process(parent: int, worker: int) -> None:
+def _start_process(parent: int, cpus: tuple[int, ...], worker: int) -> None:
+    if cpus:
+        # Some may have been taken from the node's jobs meanwhile: then they stay where they are.
+        with suppress(OSError):
+            os.sched_setaffinity(0, cpus)
     # It holds copies of the rank's sockets: peers would see a dead rank as alive while it lives.
     die_with_parent(parent)
     keep_from_here()

@@ -29,6 +29,8 @@ class Request(NamedTuple):
 
     epoch: int
     indices: Sequence[int]
+    source: int = 0
+    """Which of a loader's."""
 
 
 class Answer(NamedTuple):
@@ -37,6 +39,33 @@ class Answer(NamedTuple):
     batch: Batch | None
     messages: tuple[str, ...]
     """One per unreadable sample; the reason, where there is no batch."""
+
+
+class Source(NamedTuple):
+    """Samples, and how those of a micro-batch are joined."""
+
+    samples: SampleSet
+    collate: Collate = Collate()
+
+
+class Readers:
+    """A map-style data set of whole micro-batches from several sources.
+
+    Args:
+        sources: in the order in which requests count them.
+        seed: of the run.
+        skip_unreadable: see `Reader`.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, seed: int, skip_unreadable: bool) -> None:
+        self._readers = [
+            Reader(samples, seed=seed, skip_unreadable=skip_unreadable, collate=collate)
+            for samples, collate in sources
+        ]
+
+    def __getitem__(self, request: Request) -> Answer:
+        """What the reader of the request's source answers."""
+        return self._readers[request.source][request]
 
 
 class Reader:

@@ -11,6 +11,7 @@ from bundlerun.launcher.agent.entry import ERROR_FILE
 from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
 from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE
 from bundlerun.launcher.meeting.launchers import rank_variables
 
@@ -31,8 +32,8 @@ class RankEnv:
     master_addr: str
     master_port: int
     is_launched: bool
-    num_cores: int = 1
-    """This rank's share of the node's cores; worked out here, not told by the agent."""
+    cores: NodeCores = NodeCores()  # noqa: RUF009 (frozen)
+    """The node's cores and its ranks' shares; worked out here, not told by the agent."""
     has_agents_store: bool = False
     """Whether the store at the master's address is one that an agent keeps over all restarts."""
     planned_bundles: int = 0

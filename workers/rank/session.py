@@ -22,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 from bundlerun.launcher.agreement.agreed import difference, terms_of
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, kept_samples
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -64,8 +65,8 @@ class Arrival:
     node_name: str
     token: str
     """Text that all ranks of this round share, and no other round has."""
-    num_cores: int = 1
-    """This rank's share of the cores of its node."""
+    cores: NodeCores = NodeCores()  # noqa: RUF009 (frozen)
+    """Of its node."""
     samples_per_microbatch: int
     """As configured, or as the first rank has settled it for the whole run."""
     has_gpus: bool = False
@@ -280,7 +281,7 @@ def arrive(
         store=store,
         node_name=env.node_name,
         token=token,
-        num_cores=env.num_cores,
+        cores=env.cores,
         has_gpus=all(node.has_gpus for node in nodes),
         note=note,
         samples_per_microbatch=_settled_samples(config, env, store, topology.num_bundles),

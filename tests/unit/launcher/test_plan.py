@@ -165,6 +165,21 @@ def test_the_plan_shows_how_many_threads_and_who_says_so(
     assert plan.here.environment["OMP_NUM_THREADS"] == variable
 
 
+def test_the_plan_shows_how_many_processes_load() -> None:
+    plan = here(resolved_train(), resolved_launch(slots=2))
+    assert plan.here.loaders == 0
+    assert "no loading processes: ranks read between their steps" in plan_text(plan)
+    plan = here(resolved_train(loader_workers=1), resolved_launch(slots=2))
+    assert "1 loading process of each rank that reads data" in plan_text(plan)
+    with_gpus = replace(HARDWARE, num_gpus=2)
+    plan = plan_here(
+        resolved_train(), resolved_launch(), hardware=with_gpus, meeting=MEETING, node_name="a"
+    )
+    # Of four cores two train, and one copies to pinned memory.
+    assert plan.here.loaders == 1
+    assert plan_document(plan)["node"]["loaders"] == 1  # type: ignore[index]
+
+
 def test_a_cpu_run_hides_the_gpus_from_its_workers() -> None:
     plan = here(resolved_train(), resolved_launch(slots=2))
     assert plan.here.environment["CUDA_VISIBLE_DEVICES"] == ""

@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.feed import Feed
@@ -38,7 +39,7 @@ def feed_of(samples: Counted) -> Feed:
         place=topology.places[0],
         topology=topology,
         device=torch.device("cpu"),
-        arrival=SimpleNamespace(num_cores=1),
+        arrival=SimpleNamespace(cores=NodeCores()),
     )
     data = DataSets(train=samples, val=None, num_outputs=3)
     info = DataInfo(num_train=10, num_val=0, num_outputs=3)

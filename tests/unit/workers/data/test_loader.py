@@ -21,8 +21,9 @@ from torch import Tensor
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
-from bundlerun.workers.data.loader import MicrobatchLoader, num_loaders
-from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.loader import MicrobatchLoader
+from bundlerun.workers.data.samples import Batch, Source
 from bundlerun.workers.recipe import SampleSet, UnreadableSample
 
 CONFIG = TrainConfig(data="made-up", seed=7, timeout_s=20)
@@ -253,14 +254,52 @@ def test_a_mistake_in_a_recipe_keeps_its_traceback() -> None:
         read(Mistaken(), MICROBATCHES, num_workers=1)
 
 
-@pytest.mark.parametrize(
-    ("wanted", "num_cores", "has_gpu", "expected"),
-    [(3, 1, False, 3), (0, 8, True, 0), (-1, 8, False, 0), (-1, 8, True, 7), (-1, 1, True, 0)],
-)
-def test_loading_processes_take_the_cores_that_the_model_leaves(
-    wanted: int, num_cores: int, has_gpu: bool, expected: int
-) -> None:
-    assert num_loaders(wanted, num_cores=num_cores, has_gpu=has_gpu) == expected
+def test_two_sources_share_the_processes_in_turn() -> None:
+    other = Source(Noisy(length=4), Collate(split=lambda sample: (sample[0], sample[1] + 100)))
+    with closing(MicrobatchLoader(Noisy(), config=CONFIG, others=[other], num_workers=2)) as loader:
+        first = list(loader.batches(MICROBATCHES, epoch=0))
+        before = processes_of(loader)
+        second = list(loader.batches([[0, 3], [2]], epoch=0, source=1))
+        third = list(loader.batches(MICROBATCHES, epoch=1))
+        assert processes_of(loader) == before
+    assert [batch.target.tolist() for batch in second] == [[100, 103], [102]]
+    assert_same(first, read(Noisy(), MICROBATCHES))
+    assert_same(third, read(Noisy(), MICROBATCHES, epochs=(1,)))
+
+
+def processes_of(loader: MicrobatchLoader) -> set[int]:
+    return {process.pid for process in loader._answers._workers}  # type: ignore[attr-defined]
+
+
+class Where(Noisy):
+    """Samples that say on which CPUs their process may run."""
+
+    def __getitem__(self, index: int, /) -> tuple[tuple[Tensor, Tensor], int]:
+        cpus = torch.tensor(sorted(os.sched_getaffinity(0)))
+        return (cpus, torch.zeros(1)), index
+
+
+def test_processes_may_run_where_they_are_told_wherever_their_rank_is_pinned() -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < 2:
+        pytest.skip("needs two CPUs")
+    first, second, *_ = sorted(allowed)
+    try:
+        os.sched_setaffinity(0, {first})
+        pinned = read(Where(), [[0]], num_workers=1)
+        with closing(
+            MicrobatchLoader(Where(), config=CONFIG, num_workers=1, cpus=(first, second))
+        ) as loader:
+            told = list(loader.batches([[0]], epoch=0))
+        with closing(
+            MicrobatchLoader(Where(), config=CONFIG, num_workers=1, cpus=(99_999,))
+        ) as loader:
+            not_there = list(loader.batches([[0]], epoch=0))
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert pinned[0].inputs[0].tolist() == [[first]]
+    assert told[0].inputs[0].tolist() == [[first, second]]
+    assert not_there[0].inputs[0].tolist() == [[first]]
 
 
 @pytest.fixture(autouse=True)
