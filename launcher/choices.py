@@ -25,7 +25,7 @@ Augment = Literal["imagenet", "none"]
 Decode = Literal["fast", "exact"]
 """How images become pixels of the size that the model takes."""
 OnOff = Literal["on", "off"]
-Precision = Literal["float32", "bfloat16", "float64"]
+Precision = Literal["float32", "bfloat16", "float16", "float64"]
 TF32Choice = Literal["auto", "on", "off"]
 """Where float32 arithmetic of a GPU may round to TensorFloat-32; auto: where torch does."""
 CompileMode = Literal[

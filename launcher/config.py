@@ -171,7 +171,7 @@ class TrainConfig(WorkConfig):
 
     precision: Precision = option(
         "float32",
-        "float32, bfloat16 (autocast) or float64",
+        "float32, float64, or by autocast bfloat16, or float16 with a loss scale (GPUs)",
         group=_TUNE,
         choices=get_args(Precision),
     )
@@ -294,6 +294,11 @@ class TrainConfig(WorkConfig):
         """Raises ConfigError for what no device of this kind does."""
         if kind == "cpu" and self.tf32 == "on":
             raise ConfigError("--tf32 is for GPUs, and this would run on the CPU; leave it out")
+        if kind == "cpu" and self.precision == "float16":
+            raise ConfigError(
+                "--precision float16 is for GPUs, and this would run on the CPU; use bfloat16 or "
+                "float32"
+            )
 
     @property
     def compile_mode(self) -> CompileMode:

@@ -112,11 +112,13 @@ class StepResult:
     Args:
         sums: over all bundles; None on other stages than the last, which do not know them.
         num_unreadable: samples that this rank could not read.
-        has_changed: whether the step changed anything; false if --on-nan skip left it out.
+        has_changed: whether the step changed anything; false if it was left out.
         heard_stop: whether some bundle wanted to stop; all ranks agree.
+        loss_scale: the factor of the loss in this step; 0: there was none.
     """
 
     sums: StepSums | None
     num_unreadable: int
     has_changed: bool
     heard_stop: bool
+    loss_scale: float = 0.0

@@ -21,10 +21,11 @@ from bundlerun.splits.stage import chunk_forwards, chunk_parameters
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.batchnorm import StatisticsPool
-from bundlerun.workers.model.compiled import compiled
+from bundlerun.workers.model.compiled import begin_replays, compiled
 from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.replica_check import ReplicaCheck
+from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import StepLoss, Update
 from bundlerun.workers.optimizer import check_optimizer
@@ -111,7 +112,10 @@ class Trainer:
         self.optimizer = recipe.optimizer(self.stage.named_parameters())
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
-        self._update = Update(config, session, self.stage, self.optimizer, self.groups)
+        self.loss_scale = LossScale.of(config)
+        self._update = Update(
+            config, session, self.stage, self.optimizer, self.groups, self.loss_scale
+        )
         self._is_last = session.is_last_stage
         self._declared = Declared.of(recipe)
         self._metrics = self._metric_sums()
@@ -148,7 +152,7 @@ class Trainer:
             stage=self.stage,
             forwards=[self._statistics.around(forward) for forward in forwards],
             recipe=self._recipe,
-            arithmetic=Arithmetic(device, config.precision, self._memory_format),
+            arithmetic=Arithmetic(device, config.precision, self._memory_format, self.loss_scale),
             meters=self._meters,
         )
 
@@ -208,7 +212,7 @@ class Trainer:
         """
         # [1] Nothing of the step before may be left in what rides along with the gradients.
         self.sync.start_step()
-        self._begin_graphs()
+        begin_replays(self._config)
         self._replicas.write(self._sums[_CHECK:_METRICS], work.step)
         self._forward_state.begin_step()
         # [2] Forwards and backwards; buckets leave during the last backward.
@@ -226,6 +230,7 @@ class Trainer:
         # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
+        loss_scale, _ = self.loss_scale.kept
         has_changed = self._apply(work, found, steps_per_epoch)
         self._check_changed(work.step)
         read = self._read_sums(sums, share, work, self._metrics)
@@ -234,12 +239,8 @@ class Trainer:
             num_unreadable=share.num_unreadable,
             has_changed=has_changed,
             heard_stop=num_stops > 0,
+            loss_scale=loss_scale,
         )
-
-    def _begin_graphs(self) -> None:
-        """CUDA graphs may write again where micro-batches of before have their results."""
-        if self._config.has_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
 
     def _check_changed(self, step: int) -> None:
         """Looks at the state that the step has left."""
@@ -252,6 +253,7 @@ class Trainer:
 
     def _apply(self, work: StepWork, found: _Found, steps_per_epoch: int) -> bool:
         """Changes parameters and statistics by what the sync has summed; whether it did."""
+        scale = self.loss_scale.value
         with self._meters.phase("optimizer"), torch.no_grad():
             has_changed = self._update.apply(
                 _loss_of(found.sums),
@@ -263,7 +265,7 @@ class Trainer:
             if has_changed:
                 self._statistics.apply(found.counts)
             # What rounding kept back was of these gradients, at this scale.
-            if not has_changed or self._update.is_weighted:
+            if self.loss_scale.value != scale or self._update.is_weighted or not has_changed:
                 self.sync.drop_feedback()
         return has_changed
 
@@ -295,7 +297,7 @@ class Trainer:
             if any(self.total([float(is_told())])):
                 self._forward_state.undo()  # it is done again, from the same state
                 return None
-            self._begin_graphs()
+            begin_replays(self._config)
             outcome.merge(self.bundle.evaluate(work, batches))
         metrics = self._metric_sums()
         num_sums = _METRICS + metrics.num_slots
@@ -360,7 +362,7 @@ class Trainer:
 
     def check_loss(self) -> None:
         """Has the losses of the first micro-batches looked at; by one rank of the last stage."""
-        tolerance = _LOOSE if self._config.precision == "bfloat16" else _TIGHT
+        tolerance = _LOOSE if self._config.precision in ("bfloat16", "float16") else _TIGHT
         self.bundle.watch_losses(LossCheck(self._recipe, self._session.device, tolerance))
 
     def state(self) -> dict[str, Tensor]:

@@ -51,6 +51,10 @@ class Progress:
     """The class of the optimizer; empty: not known."""
     seed: int | None = None
     """What the order of samples is drawn from; None: not known."""
+    loss_scale: float = 0.0
+    """The factor of the loss in float16; 0: there is none."""
+    loss_scale_steps: int = 0
+    """Steps that were done with it."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """What the history says of the last step; known to ranks of the last stage, and only to a
     snapshot, as a step is told before a checkpoint of it is written."""
@@ -121,6 +125,7 @@ def manifest_text(
         "metrics": {name: _json_number(value) for name, value in progress.metrics.items()},
         "score": None if progress.score is None else _json_number(progress.score),
         "optimizer": progress.optimizer,
+        **_loss_scale(progress),
         "files": {p.file: {"size_bytes": p.size_bytes, "sha256": p.sha256} for p in parts},
         "weight_map": {name: part.file for part in parts for name in part.names},
         "config": dict(config),
@@ -128,6 +133,12 @@ def manifest_text(
         "about": dict(about or {}),
     }
     return json.dumps({**body, "sha256": _digest(body)}, indent=1)
+
+
+def _loss_scale(progress: Progress) -> dict[str, Any]:
+    """What is there in float16 only."""
+    kept = {"value": progress.loss_scale, "num_steps": progress.loss_scale_steps}
+    return {"loss_scale": kept} if progress.loss_scale else {}
 
 
 def _json_number(value: float) -> float | str:
@@ -164,6 +175,7 @@ def read_manifest(folder: Path) -> Checkpoint:
 
 def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
     names: dict[str, list[str]] = {file: [] for file in body["files"]}
+    loss_scale = body.get("loss_scale", {})
     for name, file in body["weight_map"].items():
         names[file].append(name)
     return Checkpoint(
@@ -177,6 +189,8 @@ def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
             score=_score(body),
             optimizer=body.get("optimizer", ""),
             seed=body["config"].get("seed"),
+            loss_scale=float(loss_scale.get("value", 0.0)),
+            loss_scale_steps=int(loss_scale.get("num_steps", 0)),
         ),
         parts=tuple(
             Part(file=file, names=tuple(names[file]), **what)

@@ -66,5 +66,5 @@ def _check_gpu(config: TrainConfig, traits: Traits, *, speaks: bool) -> None:
     if config.precision == "bfloat16" and not traits.has_bfloat16 and speaks:
         log.warning(
             "%s has no bfloat16 of its own: --precision bfloat16 is emulated, and slow; use "
-            "float32", traits.name,
+            "float16 or float32", traits.name,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bundlerun.launcher.choices import CompileMode
+from bundlerun.launcher.config import TrainConfig
 from bundlerun.splits.stage import Forward
 
 
@@ -24,3 +25,9 @@ def compiled(
         return forward
     made: Forward = torch.compile(forward, mode=mode, backend=backend)
     return made
+
+
+def begin_replays(config: TrainConfig) -> None:
+    """Lets CUDA graphs write where micro-batches of before have their results."""
+    if config.has_graphs:
+        torch.compiler.cudagraph_mark_step_begin()

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.rank.session import Session
@@ -54,11 +55,17 @@ class StepLoss(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What all ranks know of a step: what gradients are multiplied by, loss, are both numbers."""
+    """What all ranks know of a step: the factor of its gradients, their norm, the loss."""
 
     scale: float
+    norm: float
+    """Without the loss scale; 0 where nothing asks for it."""
     loss: float
-    is_finite: bool
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether both loss and gradients are numbers."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
 
 
 class Update:
@@ -70,6 +77,7 @@ class Update:
         stage: has the gradients.
         optimizer: over its parameters.
         groups: of the optimizer, learning rate at its highest.
+        loss_scale: what the gradients are multiplied by.
     """
 
     def __init__(
@@ -79,12 +87,14 @@ class Update:
         stage: nn.Module,
         optimizer: Optimizer,
         groups: ParamGroups,
+        loss_scale: LossScale,
     ) -> None:
         self._config = config
         self._session = session
         self._stage = stage
         self._optimizer = optimizer
         self._groups = groups
+        self._loss_scale = loss_scale
         self._is_weighted: bool | None = None
         """Whether losses say their weight; None: not known yet."""
         self._num_left_out = 0
@@ -110,7 +120,8 @@ class Update:
     @property
     def _wants_norms(self) -> bool:
         # It costs a look at all gradients.
-        return bool(self._config.clip_norm) or self._config.on_nan == "skip"
+        asks = bool(self._config.clip_norm) or self._config.on_nan == "skip"
+        return asks or self._loss_scale.is_dynamic
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._stage.parameters() if p.grad is not None]
@@ -136,7 +147,8 @@ class Update:
             steps_per_epoch: for the learning rate.
 
         Returns:
-            Whether the step counts; not where --on-nan skip leaves it out. All ranks agree.
+            Whether the step counts; not where --on-nan skip leaves it out, or the loss scale was
+            too large. All ranks agree.
 
         Raises:
             ConfigError: some losses say a weight and others do not.
@@ -144,9 +156,9 @@ class Update:
         """
         # All that the device has to say of the step, and all that decides on it.
         found = self._agree(loss, num_samples, norms)
-        if self._config.on_nan != "ignore" and not found.is_finite:
+        if self._is_left_out(found, step):
             # Before anything is changed: parameters and optimizer state stay as they were.
-            self._leave_out(found, step)
+            self._loss_scale.is_over()
             return False
         self._num_left_out = 0
         # [1] and [2] in one multiplication, and none where nothing changes.
@@ -157,14 +169,26 @@ class Update:
         self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
         # [4]
         self._optimizer.step()
+        self._loss_scale.is_good()
         return True
+
+    def _is_left_out(self, found: _Found, step: int) -> bool:
+        if self._config.on_nan == "ignore":
+            # As plain torch: its scaler looks at the gradients, and nobody at the loss.
+            return self._loss_scale.is_dynamic and not math.isfinite(found.norm)
+        if not found.is_finite:
+            self._leave_out(found, step)
+        return not found.is_finite
 
     def _leave_out(self, found: _Found, step: int) -> None:
         self._num_left_out += 1
         what = f"the loss of step {step + 1} is {found.loss:g}"
-        if math.isfinite(found.loss):
+        is_over = math.isfinite(found.loss)
+        if is_over:
             what = f"the gradient of step {step + 1} is no finite number"
-        if self._config.on_nan == "stop":
+        if is_over and self._loss_scale.is_dynamic:
+            what += f", at the loss scale {self._loss_scale.value:g}, which is halved"
+        elif self._config.on_nan == "stop":
             raise DivergedError(
                 f"{what}; nothing of this step was kept, and checkpoints are as they were; use a "
                 "lower --lr, --clip-norm or --warmup-epochs, or leave such steps out with "
@@ -194,11 +218,11 @@ class Update:
             square = math.fsum(firsts)
         elif loss.num_weighted:
             self._note(True)
-        is_finite = math.isfinite(mean) and math.isfinite(square)
-        if most and is_finite:
-            # Gradients are not scaled yet: scale * sqrt(square) is their norm afterwards.
-            scale *= min(1.0, most / (scale * math.sqrt(square) + 1e-6))
-        return _Found(scale, mean, is_finite)
+        # Gradients are not scaled yet: scale * norm is their norm afterwards.
+        norm = math.sqrt(square) / self._loss_scale.value
+        if most and math.isfinite(mean) and math.isfinite(norm):
+            scale *= min(1.0, most / (scale * norm + 1e-6))
+        return _Found(scale / self._loss_scale.value, norm, mean)
 
     def _note(self, is_weighted: bool) -> None:
         if self._is_weighted not in (None, is_weighted):

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from bundlerun.launcher.choices import Precision
+from bundlerun.workers.optim.loss_scale import LossScale
+
+_BY_AUTOCAST: Mapping[Precision, torch.dtype] = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,13 +24,15 @@ class Arithmetic:
 
     Args:
         device: where the stage lives.
-        precision: "float32", "bfloat16" (autocast) or "float64".
+        precision: "float32", "float64", or "bfloat16" or "float16" (autocast).
         memory_format: what images are to be in; see `bundlerun.workers.model.memory_format`.
+        loss_scale: what backwards begin with a multiple of.
     """
 
     device: torch.device
     precision: Precision
     memory_format: torch.memory_format = torch.preserve_format
+    loss_scale: LossScale = field(default_factory=LossScale)
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A tensor of the data on the device; floating-point numbers as wide as the stage's."""
@@ -37,6 +46,5 @@ class Arithmetic:
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context that forwards run in."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+        dtype = _BY_AUTOCAST.get(self.precision)
+        return nullcontext() if dtype is None else torch.autocast(self.device.type, dtype=dtype)

@@ -271,7 +271,7 @@ class Bundle:
             step.outcome.add(share, self._recipe.metrics(result, target), size)
         if self._loss_check is not None and self._is_training:
             self._loss_check.look(found, result, target, size)
-        return share.loss
+        return self._arithmetic.loss_scale.scaled(share.loss) if self._is_training else share.loss
 
     def _backward(self, step: _Step, action: Action) -> None:
         chunk, j = self._wires.chunk(action), action.microbatch

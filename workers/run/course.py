@@ -135,6 +135,7 @@ class Run:
             "samples": work.num_samples,
             "metrics": result.sums.metrics,
             **({} if result.has_changed else {"left_out": True}),
+            **({"loss_scale": result.loss_scale} if result.loss_scale else {}),
         }
 
     def _stop(self) -> None:
@@ -157,6 +158,7 @@ class Run:
         return self._progress_at(self._epoch, self._step_in_epoch)
 
     def _progress_at(self, epoch: int, step_in_epoch: int) -> Progress:
+        loss_scale, loss_scale_steps = self._trainer.loss_scale.kept
         return Progress(
             step=self._step,
             epoch=epoch,
@@ -164,6 +166,8 @@ class Run:
             samples_seen=self._feed.samples_after(epoch, step_in_epoch),
             optimizer=type(self._trainer.optimizer).__name__,
             seed=self._config.seed,
+            loss_scale=loss_scale,
+            loss_scale_steps=loss_scale_steps,
         )
 
     def _end_epoch(self) -> bool:

@@ -218,6 +218,7 @@ class Keeper:
     def _load(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         check_same_optimizer(progress.optimizer, self._trainer.optimizer)
         self._trainer.load(tensors)
+        self._trainer.loss_scale.load(progress.loss_scale, progress.loss_scale_steps)
 
     def _load_feedback(self, restore: Restore, restored: Restored) -> None:
         """Loads the rounding error of this rank's exchange; another layout has no use for it."""

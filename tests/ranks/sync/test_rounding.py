@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.optim import loss_scale
+from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.step import StepResult
 from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import run_ranks
@@ -52,3 +54,21 @@ def test_only_steps_of_one_scale_make_up_for_each_other(
 
     monkeypatch.setattr(Trainer, "step", step)
     run_ranks((1, 1), trains(replace(config(tmp_path, data), epochs=1)), tmp_path)
+
+
+def test_no_step_makes_up_for_one_of_another_loss_scale(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LossScale, "of", lambda config: LossScale(is_dynamic=True))
+    monkeypatch.setattr(loss_scale, "GROWTH_STEPS", 2)
+    honest = Trainer.step
+
+    def step(self: Trainer, *args: Any) -> StepResult:
+        before = self.loss_scale.value
+        outcome = honest(self, *args)
+        left = any(bool(tensor.any()) for tensor in self.sync.feedback().values())
+        assert left == (self.loss_scale.value == before)
+        return outcome
+
+    monkeypatch.setattr(Trainer, "step", step)
+    run_ranks((1, 1), trains(replace(config(tmp_path, "named"), epochs=1)), tmp_path)

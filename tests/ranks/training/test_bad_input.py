@@ -65,6 +65,7 @@ def images(root: Path, *names: str) -> Path:
         (["--timeout-s=0", "synthetic"], "--timeout-s 0.0 must be above 0"),
         (["--shape=1", "--transport=nccl", "synthetic"], "needs a GPU of its own"),
         (["--shape=1", "--tf32", "synthetic"], "--tf32 is for GPUs, and this would run on"),
+        (["--shape=1", "--precision=float16", "synthetic"], "--precision float16 is for GPUs"),
         (["--recipe=characters", __file__ + ".txt"], "give a text file"),
         (["--shape=0", "synthetic"], "--shape 0 has a stage without a device"),
         (["--shape=1,b", "synthetic"], "--shape '1,b' is not whole numbers"),

@@ -69,6 +69,9 @@ def test_stages_that_links_read_are_compiled_without_graphs() -> None:
 def test_what_only_gpus_do_is_refused_on_a_cpu() -> None:
     with pytest.raises(ConfigError, match="--tf32 is for GPUs"):
         TrainConfig(data="d", tf32="on").check_kind("cpu")
+    with pytest.raises(ConfigError, match="--precision float16 is for GPUs"):
+        TrainConfig(data="d", precision="float16").check_kind("cpu")
+    TrainConfig(data="d", precision="float16").check_kind("gpu")
     TrainConfig(data="d", tf32="on").check_kind("gpu")
     TrainConfig(data="d", tf32="off").check_kind("cpu")
 

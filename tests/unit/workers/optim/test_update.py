@@ -12,6 +12,7 @@ from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.workers.optim.loss_scale import INITIAL, LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import MOST_LEFT_OUT, StepLoss, Update
 
@@ -40,7 +41,8 @@ class Case:
         self.session: Any = Alone()
         config = TrainConfig(data="x", lr=1.0, lr_schedule="constant", **options)
         groups = ParamGroups(optimizer)
-        self._update = Update(config, self.session, self.model, optimizer, groups)
+        self.scale = LossScale.of(config)
+        self._update = Update(config, self.session, self.model, optimizer, groups, self.scale)
         self._step = 0
 
     @torch.no_grad()
@@ -80,7 +82,7 @@ def test_norms_and_clipping_are_torchs_own_to_twelve_digits() -> None:
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     config = TrainConfig(data="x", lr=1.0, lr_schedule="constant", clip_norm=0.7)
     session: Any = Alone()
-    update = Update(config, session, model, optimizer, ParamGroups(optimizer))
+    update = Update(config, session, model, optimizer, ParamGroups(optimizer), LossScale())
     norms = update.norms().tolist()
     total = nn.utils.clip_grad_norm_(own.parameters(), 0.7)
     assert math.sqrt(math.fsum(n * n for n in norms)) == pytest.approx(float(total), rel=1e-12)
@@ -138,6 +140,53 @@ def test_steps_are_left_out_or_taken_as_the_option_says(caplog: pytest.LogCaptur
         "the gradient of step 2 is no finite number: the step is left out",
     ]
     assert Case(on_nan="ignore").step(NAN) == [3.0, 3.0]
+
+
+SCALED = 3.0 * INITIAL
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip", "ignore"])
+def test_gradients_that_the_loss_scale_makes_too_large_are_left_out(
+    on_nan: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    case = Case(precision="float16", on_nan=on_nan)
+    assert case.step(PLAIN, SCALED) == [3.0, 3.0]
+    assert case.step(PLAIN, float("inf")) == []
+    assert case.step(PLAIN, float("nan")) == []
+    assert case.scale.kept == (INITIAL / 4, 0)
+    assert case.step(PLAIN, SCALED / 4) == [3.0, 3.0]
+    assert case.scale.kept == (INITIAL / 4, 1)
+    told = [] if on_nan == "ignore" else [
+        f"the gradient of step {step} is no finite number, at the loss scale {scale}, which is "
+        "halved: the step is left out"
+        for step, scale in ((2, "65536"), (3, "32768"))
+    ]  # fmt: skip
+    assert [record.message for record in caplog.records] == told
+
+
+def test_a_loss_that_is_no_number_is_not_the_fault_of_the_loss_scale() -> None:
+    with pytest.raises(DivergedError, match="the loss of step 1 is nan"):
+        Case(precision="float16").step(NAN, float("nan"))
+    case = Case(precision="float16", on_nan="skip")
+    assert case.step(NAN, SCALED) == []
+    assert case.scale.kept == (INITIAL / 2, 0)
+    case = Case(precision="float16", on_nan="ignore")
+    assert case.step(NAN, SCALED) == [3.0, 3.0]  # as torch's scaler, which sees no loss
+
+
+def test_clipping_comes_after_the_loss_scale() -> None:
+    for options in ({"clip_norm": 2**0.5}, {"clip_norm": 9.0}):
+        for loss in (PLAIN, StepLoss(1.0, 8.0, 1.0)):
+            plain = Case(**options).step(loss)
+            assert Case(precision="float16", **options).step(loss, SCALED) == plain
+
+
+def test_gradients_that_stay_infinite_end_the_run() -> None:
+    case = Case(precision="float16")
+    for _ in range(MOST_LEFT_OUT - 1):
+        case.step(PLAIN, float("inf"))
+    with pytest.raises(DivergedError, match=f"as in the {MOST_LEFT_OUT - 1} steps before"):
+        case.step(PLAIN, float("inf"))
 
 
 def test_no_run_leaves_all_steps_out() -> None:

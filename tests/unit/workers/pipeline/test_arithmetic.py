@@ -21,7 +21,18 @@ def test_what_the_data_gives_is_widened_where_the_stage_is(
     assert arithmetic.placed(torch.zeros(2, dtype=torch.long)).dtype == torch.long
 
 
-@pytest.mark.parametrize(("precision", "is_on"), [("float32", False), ("bfloat16", True)])
-def test_only_bfloat16_is_cast_to_by_torch(precision: Precision, is_on: bool) -> None:
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        ("float32", None),
+        ("float64", None),
+        ("bfloat16", torch.bfloat16),
+        ("float16", torch.float16),
+    ],
+)
+def test_half_precisions_are_cast_to_by_torch(
+    precision: Precision, dtype: torch.dtype | None
+) -> None:
     with Arithmetic(CPU, precision).autocast():
-        assert torch.is_autocast_enabled("cpu") == is_on
+        assert torch.is_autocast_enabled("cpu") == (dtype is not None)
+        assert dtype in (None, torch.get_autocast_dtype("cpu"))
