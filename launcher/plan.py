@@ -81,11 +81,18 @@ class LaunchPlan:
         return Pipeline.of(self.topology, self.train.value.schedule)
 
     @property
+    def _has_gpus(self) -> bool:
+        """Whether its ranks get some; of machines that are not there, only where that is said."""
+        return (self.node.devices.kind if self.node else self.launch.value.devices) == "gpu"
+
+    @property
     def batch(self) -> Batch:
         """A step's samples, and how they are cut."""
         train, num_bundles = self.train.value, self.topology.num_bundles
         settled = train.microbatch_size or self.kept_samples
-        samples = settled or default_samples(train.batch_size, train.shape.num_stages, num_bundles)
+        samples = settled or default_samples(
+            train.batch_size, train.shape.num_stages, num_bundles, has_gpus=self._has_gpus
+        )
         return Batch(size=train.batch_size, samples=samples)
 
     @property

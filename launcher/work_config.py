@@ -10,6 +10,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.microbatch import (
     LEAST_SAMPLES,
+    MOST_ON_GPUS,
     MOST_SAMPLES,
     default_samples,
     divisors,
@@ -66,8 +67,9 @@ class WorkConfig:
     )
     microbatch_size: int = option(
         0,
-        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, or down to {LEAST_SAMPLES} if many "
-        "bundles or stages need more micro-batches; fixed at the first start of a run)",
+        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, on GPUs {MOST_ON_GPUS}, or down to "
+        f"{LEAST_SAMPLES} if many bundles or stages need more micro-batches; fixed at the first "
+        "start of a run)",
         group=_BATCH,
         parse=int,
     )

@@ -138,6 +138,7 @@ def train(
         if claim is not None:
             held.enter_context(claim)
         # An option of 0 lets the run choose; from here on it is the number chosen.
+        is_by_default = not config.microbatch_size
         config = replace(config, microbatch_size=arrival.samples_per_microbatch)
         # Else the launcher has said it.
         if arrival.is_speaker and arrival.topology.num_bundles != env.planned_bundles:
@@ -148,7 +149,14 @@ def train(
             return SPARE_CODES[stand_by(config, arrival, life)]
         session = join(config, arrival, ways_of(config, arrival).members)
         life.events.note("met", {"rank": session.place.rank})
-        ending = train_rank(config, session, life, made, is_first_start=env.attempt == 0)
+        ending = train_rank(
+            config,
+            session,
+            life,
+            made,
+            is_first_start=env.attempt == 0,
+            may_shrink=is_by_default,
+        )
         # Before the end is told: what it closes may still write.
         made.close()
         if session.is_reporter and session.topology.spare_ranks:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
 
+from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
+from bundlerun.launcher.layout.microbatch import keep_samples, smaller_samples
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
 
 _GIB = 1 << 30
@@ -45,6 +49,8 @@ class MemoryGuard:
         config: of the run.
         device: where the stage lives.
         num_finished: gives the steps that this start has finished.
+        may_shrink: nobody has said how large micro-batches are: if those of a new run do not fit
+            into the GPU, the next start has smaller ones.
     """
 
     def __init__(
@@ -52,10 +58,13 @@ class MemoryGuard:
         config: TrainConfig,
         device: torch.device,
         num_finished: Callable[[], int] = lambda: 0,
+        *,
+        may_shrink: bool = False,
     ) -> None:
         self._config = config
         self._device = device
         self._num_finished = num_finished
+        self._may_shrink = may_shrink
 
     def __enter__(self) -> Self:
         return self
@@ -66,13 +75,25 @@ class MemoryGuard:
         Raises:
             ConfigError: what to do about it.
             NodeError: other processes have the memory; another start may find it free.
+            BundleError: another start has smaller micro-batches.
         """
         # Later steps need no more than the first, so that a restart may help them.
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self._num_finished():
             use = _use(self._device)
             if use is not None and use.is_others_fault:
                 raise NodeError(why_filled(use)) from error
+            if use is not None:
+                self._shrink(use, error)
             raise ConfigError(why_out_of_memory(self._config, use)) from error
+
+    def _shrink(self, use: MemoryUse, error: BaseException) -> None:
+        paths = RunPaths(Path(self._config.run_dir))
+        samples = smaller_samples(self._config.samples_per_microbatch)
+        # A run that has come further keeps what it is computed with (I1).
+        if self._may_shrink and samples and not has_begun(paths):
+            # Other ranks that lack memory now write the same; the next start reads it.
+            keep_samples(paths, self._config.batch_size, samples)
+            raise BundleError(why_smaller(self._config, use, samples)) from error
 
 
 def _use(device: torch.device) -> MemoryUse | None:
@@ -89,6 +110,16 @@ def why_filled(use: MemoryUse) -> str:
         f"no GPU memory left in the first step: other processes hold {use.others / _GIB:.1f} GiB "
         f"of {use.capacity / _GIB:.1f}, and this rank had {use.peak / _GIB:.1f} at its peak; "
         "nvidia-smi names them; end them, or choose other GPUs with CUDA_VISIBLE_DEVICES"
+    )
+
+
+def why_smaller(config: TrainConfig, use: MemoryUse, samples: int) -> str:
+    """What happens where the micro-batches that nobody has asked for are too large."""
+    return (
+        f"no GPU memory left in the first step: this rank had {use.peak / _GIB:.1f} GiB of "
+        f"{use.capacity / _GIB:.1f} at its peak, with micro-batches of "
+        f"{config.samples_per_microbatch} samples, the default; from the next start on they have "
+        f"{samples}; --microbatch-size says it from the first on"
     )
 
 

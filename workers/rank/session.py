@@ -23,7 +23,6 @@ from bundlerun.launcher.agreement.agreed import difference, terms_of
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.loaders import NodeCores
-from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, kept_samples
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
@@ -35,11 +34,11 @@ from bundlerun.workers.rank.groups import Groups, Members, make_groups
 from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
 from bundlerun.workers.rank.nccl_settings import prepare_nccl
 from bundlerun.workers.rank.round_store import own_part
+from bundlerun.workers.rank.settled import settled_samples
 
 log = logging.getLogger(__name__)
 
 _END = "end"
-_SAMPLES = "samples"
 End = Literal["lost", "safe", "stopped", "unsaved", "failed"]
 """How the run ended, for spare ranks: nothing heard of it ("lost"); the last state is on disk
 ("safe"), or is with steps left to do ("stopped"); it is in memory only ("unsaved"), or nowhere
@@ -259,6 +258,7 @@ def arrive(
         terms=_terms(config, env),
     )
     nodes, token = _meet(env, store, hello)
+    has_gpus = all(node.has_gpus for node in nodes)
     topology = Topology(config.shape, tuple(node.num_ranks for node in nodes), config.chunks)
     backend, note = choose_backend(
         config.transport, nodes, num_stages=topology.num_stages, has_gpus=door.is_gpu(device)
@@ -282,9 +282,11 @@ def arrive(
         node_name=env.node_name,
         token=token,
         cores=env.cores,
-        has_gpus=all(node.has_gpus for node in nodes),
+        has_gpus=has_gpus,
         note=note,
-        samples_per_microbatch=_settled_samples(config, env, store, topology.num_bundles),
+        samples_per_microbatch=settled_samples(
+            config, env, store, topology.num_bundles, has_gpus=has_gpus
+        ),
     )
 
 
@@ -364,27 +366,6 @@ def _gpus_of_node(env: RankEnv, store: Store) -> tuple[str, ...]:
     first = env.rank - env.local_rank
     keys = [f"gpu/{rank}" for rank in range(first, first + env.local_world_size)]
     return tuple(found.decode() for found in store.multi_get(keys))
-
-
-def _settled_samples(config: TrainConfig, env: RankEnv, store: Store, num_bundles: int) -> int:
-    """Samples of a micro-batch, settled at the first start of the run; the same on all ranks.
-
-    Collective: every rank.
-    """
-    if config.microbatch_size:
-        return config.microbatch_size
-    # From the store, so that all ranks have what the first one has settled.
-    if env.rank != 0:
-        return int(store.get(_SAMPLES))
-    paths = RunPaths(Path(config.run_dir))
-    kept = kept_samples(paths, config.batch_size)
-    # A first round may begin before all nodes are there, and the size is for the whole run.
-    num_bundles = max(num_bundles, env.planned_bundles)
-    samples = kept or default_samples(config.batch_size, config.shape.num_stages, num_bundles)
-    store.set(_SAMPLES, str(samples))
-    if not kept:
-        keep_samples(paths, config.batch_size, samples)
-    return samples
 
 
 def _speaks_for_node(env: RankEnv) -> bool:

@@ -47,12 +47,23 @@ START = Progress(step=0, epoch=0, step_in_epoch=0, samples_seen=0)
 
 
 def train_rank(
-    config: TrainConfig, session: Session, life: Liveness, stack: ExitStack, *, is_first_start: bool
+    config: TrainConfig,
+    session: Session,
+    life: Liveness,
+    stack: ExitStack,
+    *,
+    is_first_start: bool,
+    may_shrink: bool = False,
 ) -> Ending:
-    """Makes what a rank needs, each thing from those before it, and trains; `stack` closes them."""
+    """Makes what a rank needs, each thing from those before it, and trains; `stack` closes them.
+
+    Args:
+        may_shrink: see `MemoryGuard`.
+    """
     recipe, meters = load_recipe(config), Meters.of(session.device)
     paths = RunPaths(Path(config.run_dir))
-    with MemoryGuard(config, session.device, lambda: life.num_finished):
+    finished = lambda: life.num_finished  # noqa: E731
+    with MemoryGuard(config, session.device, finished, may_shrink=may_shrink):
         info, data = open_data(recipe, session)
         feed = Feed(config, session, info, data)
         # Pushed as soon as it is made: what fails later then closes it, too.

@@ -165,7 +165,7 @@ def test_the_plan_shows_how_many_threads_and_who_says_so(
     assert plan.here.environment["OMP_NUM_THREADS"] == variable
 
 
-def test_the_plan_shows_how_many_processes_load() -> None:
+def test_a_plan_with_gpus_has_loading_processes_and_larger_microbatches() -> None:
     plan = here(resolved_train(), resolved_launch(slots=2))
     assert plan.here.loaders == 0
     assert "no loading processes: ranks read between their steps" in plan_text(plan)
@@ -175,6 +175,14 @@ def test_the_plan_shows_how_many_processes_load() -> None:
     plan = plan_here(
         resolved_train(), resolved_launch(), hardware=with_gpus, meeting=MEETING, node_name="a"
     )
+    assert plan.batch.samples == 32, "as many as keep two stages at work"
+    alone = plan_here(
+        resolved_train(shape=Shape((1,))), resolved_launch(), hardware=with_gpus,
+        meeting=MEETING, node_name="a",
+    )  # fmt: skip
+    assert alone.batch.samples == 128
+    assert plan_elsewhere((2,), alone.train, resolved_launch()).batch.samples == 32
+    assert plan_elsewhere((2,), alone.train, resolved_launch(devices="gpu")).batch.samples == 128
     # Of four cores two train, and one copies to pinned memory.
     assert plan.here.loaders == 1
     assert plan_document(plan)["node"]["loaders"] == 1  # type: ignore[index]

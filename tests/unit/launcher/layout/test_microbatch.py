@@ -12,6 +12,7 @@ from bundlerun.launcher.layout import microbatch
 from bundlerun.launcher.layout.microbatch import (
     LEAST_SAMPLES,
     MOST_IDLE,
+    MOST_ON_GPUS,
     MOST_SAMPLES,
     default_samples,
     divisors,
@@ -19,6 +20,7 @@ from bundlerun.launcher.layout.microbatch import (
     idle_about,
     keep_samples,
     kept_samples,
+    smaller_samples,
 )
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -41,6 +43,39 @@ def test_stages_of_all_bundles_get_enough_microbatches_where_the_batch_allows(
     batch_size: int, num_stages: int, num_bundles: int, samples: int
 ) -> None:
     assert default_samples(batch_size, num_stages, num_bundles) == samples
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "num_stages", "num_bundles", "samples"),
+    [
+        (256, 1, 1, 128),
+        (1024, 1, 8, 128),
+        (96, 1, 1, 96),
+        (256, 2, 1, 32),  # a pipeline is to be full all the same
+        (2048, 2, 1, 128),
+        (127, 1, 1, 127),
+    ],
+)
+def test_gpus_get_more_at_once_where_the_batch_allows(
+    batch_size: int, num_stages: int, num_bundles: int, samples: int
+) -> None:
+    assert default_samples(batch_size, num_stages, num_bundles, has_gpus=True) == samples
+
+
+@pytest.mark.parametrize(
+    ("samples", "smaller"), [(128, 64), (64, 32), (32, 0), (96, 48), (48, 24), (127, 0), (8, 0)]
+)
+def test_what_does_not_fit_is_halved_down_to_what_is_usual(samples: int, smaller: int) -> None:
+    assert smaller_samples(samples) == smaller
+
+
+@given(st.integers(1, MOST_ON_GPUS))
+def test_three_starts_are_enough_to_find_a_size_or_to_give_up(samples: int) -> None:
+    tried = [samples]
+    while smaller_samples(tried[-1]):
+        tried.append(smaller_samples(tried[-1]))
+    assert len(tried) <= 3
+    assert all(samples % size == 0 for size in tried)
 
 
 @given(st.integers(1, 5000))

@@ -1,10 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
+from bundlerun.launcher.layout.microbatch import keep_samples, kept_samples
+from bundlerun.launcher.ranks.budget import FINAL_CODES
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
 
@@ -29,6 +35,48 @@ def test_the_first_step_without_memory_ends_with_peak_capacity_and_the_way_on(
         MemoryGuard(CONFIG, GPU),
     ):
         raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_size_that_nobody_asked_for_is_halved_for_the_next_start(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own_fault(monkeypatch)
+    config = TrainConfig(data="x", batch_size=256, microbatch_size=128, run_dir=str(tmp_path))
+    paths = RunPaths(tmp_path)
+    keep_samples(paths, 256, 128)
+
+    def raised(config: TrainConfig, *, may_shrink: bool) -> BaseException:
+        guard = MemoryGuard(config, GPU, may_shrink=may_shrink)
+        with pytest.raises(BundleError) as found, guard:
+            raise torch.OutOfMemoryError
+        return found.value
+
+    asked_for = raised(config, may_shrink=False)
+    assert isinstance(asked_for, ConfigError)
+    assert kept_samples(paths, 256) == 128
+
+    first = raised(config, may_shrink=True)
+    assert type(first) is BundleError
+    assert first.verdict not in FINAL_CODES
+    assert "of 128 samples, the default; from the next start on they have 64" in str(first)
+    assert kept_samples(paths, 256) == 64
+    raised(replace(config, microbatch_size=64), may_shrink=True)
+    assert kept_samples(paths, 256) == 32
+    last = raised(replace(config, microbatch_size=32), may_shrink=True)
+    assert isinstance(last, ConfigError)
+    assert "use --microbatch-size 16" in str(last)
+    assert kept_samples(paths, 256) == 32
+
+
+def test_the_size_of_a_run_that_has_come_further_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own_fault(monkeypatch)
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "step", "step": 3}\n')
+    config = TrainConfig(data="x", batch_size=256, microbatch_size=128, run_dir=str(tmp_path))
+    with pytest.raises(ConfigError), MemoryGuard(config, GPU, may_shrink=True):
+        raise torch.OutOfMemoryError
+    assert kept_samples(RunPaths(tmp_path), 256) == 0
 
 
 def test_later_steps_and_others_errors_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
