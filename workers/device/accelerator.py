@@ -287,7 +287,7 @@ def memory(device: torch.device) -> Memory | None:
     )
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device had no memory: torch's cache for a tensor, or the driver for its own use."""
     if isinstance(error, torch.AcceleratorError):
         return getattr(error, "error_code", None) == _NO_MEMORY

@@ -80,7 +80,7 @@ class MemoryGuard:
             BundleError: another start has smaller micro-batches.
         """
         # Later steps need no more than the first, so that a restart may help them.
-        if self._num_finished():
+        if error is None or self._num_finished():
             return
         if isinstance(error, MemoryError):
             raise ConfigError(why_out_of_memory(self._config, "on this node")) from error
