@@ -262,8 +262,10 @@ def plan_elsewhere(
         nodes: devices of each node.
 
     Raises:
-        ConfigError: they do not hold one bundle.
+        ConfigError: they do not hold one bundle, or do not do what is asked.
     """
+    if launch.value.devices == "cpu":
+        train.value.check_kind("cpu")
     # As `for_one_device` decides on the machine itself.
     if nodes == (1,):
         train = in_one_stage(train)
