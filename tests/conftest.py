@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
 from bundlerun.launcher.layout.gpus import count_gpus
 
+_TESTS = Path(__file__).parent
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
 GPU_VARIABLE = "BUNDLERUN_TEST_GPU"
 
@@ -27,9 +29,16 @@ settings.register_profile("bundlerun", deadline=None)
 settings.load_profile("bundlerun")
 
 
+_ONE_AFTER_ANOTHER = {"e2e": "jobs", "launchers": "jobs", "slurm": "jobs", "ranks": "ranks"}
+"""Folders of tests with processes that have limits: of each kind one at a time on a machine."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is not asked for, or cannot run here, and says so."""
+    """Skips what is not asked for, or cannot run here, and says so; lets others run side by side."""
     for item in items:
+        together = _ONE_AFTER_ANOTHER.get(item.path.relative_to(_TESTS).parts[0])
+        if together:
+            item.add_marker(pytest.mark.xdist_group(together))
         reason = _why_slow(item) or _why_gpu(item)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
