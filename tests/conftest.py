@@ -34,7 +34,7 @@ _ONE_AFTER_ANOTHER = {"e2e": "jobs", "launchers": "jobs", "slurm": "jobs", "rank
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is not asked for, or cannot run here, and says so; lets others run side by side."""
+    """Skips what is not asked for, or cannot run here, and says so; says who runs side by side."""
     for item in items:
         together = _ONE_AFTER_ANOTHER.get(item.path.relative_to(_TESTS).parts[0])
         if together:
