@@ -262,10 +262,8 @@ def plan_elsewhere(
         nodes: devices of each node.
 
     Raises:
-        ConfigError: they do not hold one bundle, or do not do what is asked.
+        ConfigError: they do not hold one bundle.
     """
-    if launch.value.devices == "cpu":
-        train.value.check_kind("cpu")
     # As `for_one_device` decides on the machine itself.
     if nodes == (1,):
         train = in_one_stage(train)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -32,9 +31,6 @@ _NO_GPU = ("cpu", "meta")
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 """Queues of a GPU: with the usual 8, streams that have nothing to do with each other share one, and
 what waits for another rank holds up what that rank waits for. The user's own number counts."""
-_ONE_AT_A_TIME = threading.Lock()
-_NO_MEMORY = 2
-"""cudaErrorMemoryAllocation, and its like on ROCm."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -156,6 +152,7 @@ def placed(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
+@functools.cache
 def stream(device: torch.device, purpose: str) -> Stream:
     """The stream of this process for one purpose; made once, as torch has few to give.
 
@@ -165,13 +162,6 @@ def stream(device: torch.device, purpose: str) -> Stream:
         device: a GPU.
         purpose: what it is for, in plain words; a leg of a sync goes by its phase.
     """
-    # Two threads that ask for the first time at once would get two streams.
-    with _ONE_AT_A_TIME:
-        return _made_stream(device, purpose)
-
-
-@functools.cache
-def _made_stream(device: torch.device, purpose: str) -> Stream:
     return module_of(device).Stream(device)
 
 
@@ -285,10 +275,3 @@ def memory(device: torch.device) -> Memory | None:
         free=free,
         capacity=capacity,
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no memory: torch's cache for a tensor, or the driver for its own use."""
-    if isinstance(error, torch.AcceleratorError):
-        return getattr(error, "error_code", None) == _NO_MEMORY
-    return isinstance(error, torch.OutOfMemoryError)

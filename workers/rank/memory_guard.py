@@ -20,8 +20,6 @@ _GIB = 1 << 30
 _MOST_OF_OTHERS = 0.1
 """Share of a GPU above which other processes are the cause. A rank that was killed is one of them
 for a second or two, until the driver has taken back its memory."""
-_OWN_CONTEXT = 3 * _GIB // 2
-"""Bytes that CUDA and its libraries may take in this process; they look like another's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +39,7 @@ class MemoryUse:
     @property
     def is_others_fault(self) -> bool:
         """Whether other processes hold more than what goes without saying."""
-        return self.others > max(_MOST_OF_OTHERS * self.capacity, _OWN_CONTEXT)
+        return self.others > _MOST_OF_OTHERS * self.capacity
 
 
 class MemoryGuard:
@@ -80,17 +78,13 @@ class MemoryGuard:
             BundleError: another start has smaller micro-batches.
         """
         # Later steps need no more than the first, so that a restart may help them.
-        if error is None or self._num_finished():
-            return
-        if isinstance(error, MemoryError):
-            raise ConfigError(why_out_of_memory(self._config, "on this node")) from error
-        if door.is_out_of_memory(error):
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self._num_finished():
             use = _use(self._device)
             if use is not None and use.is_others_fault:
                 raise NodeError(why_filled(use)) from error
             if use is not None:
                 self._shrink(use, error)
-            raise ConfigError(why_out_of_memory(self._config, "on this GPU", use)) from error
+            raise ConfigError(why_out_of_memory(self._config, use)) from error
 
     def _shrink(self, use: MemoryUse, error: BaseException) -> None:
         paths = RunPaths(Path(self._config.run_dir))
@@ -103,10 +97,7 @@ class MemoryGuard:
 
 
 def _use(device: torch.device) -> MemoryUse | None:
-    try:
-        found = door.memory(device)
-    except RuntimeError:  # a GPU that has failed may not answer
-        return None
+    found = door.memory(device)
     if found is None:
         return None
     others = max(0, found.capacity - found.free - found.own)
@@ -116,44 +107,39 @@ def _use(device: torch.device) -> MemoryUse | None:
 def why_filled(use: MemoryUse) -> str:
     """What is wrong and what to do, where other processes have the memory."""
     return (
-        f"no memory left on this GPU in the first step: other processes hold {_gib(use.others)} "
-        f"GiB of {_gib(use.capacity)}, and this rank had {_gib(use.peak)} at its peak; nvidia-smi "
-        "names them; end them, or choose other GPUs with CUDA_VISIBLE_DEVICES"
+        f"no GPU memory left in the first step: other processes hold {use.others / _GIB:.1f} GiB "
+        f"of {use.capacity / _GIB:.1f}, and this rank had {use.peak / _GIB:.1f} at its peak; "
+        "nvidia-smi names them; end them, or choose other GPUs with CUDA_VISIBLE_DEVICES"
     )
 
 
 def why_smaller(config: TrainConfig, use: MemoryUse, samples: int) -> str:
     """What happens where the micro-batches that nobody has asked for are too large."""
     return (
-        f"no memory left on this GPU in the first step: {_had(use)}with micro-batches of "
+        f"no GPU memory left in the first step: this rank had {use.peak / _GIB:.1f} GiB of "
+        f"{use.capacity / _GIB:.1f} at its peak, with micro-batches of "
         f"{config.samples_per_microbatch} samples, the default; from the next start on they have "
         f"{samples}; --microbatch-size says it from the first on"
     )
 
 
-def why_out_of_memory(config: TrainConfig, where: str, use: MemoryUse | None = None) -> str:
+def why_out_of_memory(config: TrainConfig, use: MemoryUse | None) -> str:
     """What is wrong and what to do, where this run itself needs too much.
 
     Args:
         config: of the run.
-        where: the memory is that was not enough.
-        use: of a GPU, if it gives figures.
+        use: of the GPU; None: it was the memory of the node.
     """
     samples = config.samples_per_microbatch
     way = "give a --shape of more stages"
     if samples > 1:
         half = max(d for d in range(1, samples // 2 + 1) if samples % d == 0)
         way = f"use --microbatch-size {half}, or a --shape of more stages"
-    had = "" if use is None else _had(use)
+    if use is None:
+        return (
+            f"no memory left on this node in the first step, with micro-batches of {samples}; {way}"
+        )
     return (
-        f"no memory left {where} in the first step: {had}with micro-batches of {samples} samples; "
-        f"{way}"
+        f"no GPU memory left in the first step: this rank had {use.peak / _GIB:.1f} GiB of "
+        f"{use.capacity / _GIB:.1f} at its peak, with micro-batches of {samples} samples; {way}"
     )
-
-
-def _had(use: MemoryUse) -> str:
-    return f"this rank had {_gib(use.peak)} GiB of {_gib(use.capacity)} at its peak, "
-
-
-def _gib(num_bytes: int) -> str:
-    return f"{num_bytes / _GIB:.1f}"

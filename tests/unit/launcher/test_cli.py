@@ -17,7 +17,6 @@ from bundlerun.launcher.commands.plan import parse_nodes
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.layout import hardware
 from bundlerun.launcher.options.usage import check_variables
 
 
@@ -109,34 +108,6 @@ def test_an_unknown_option_has_the_commands_own_usage_and_the_nearest_name(
     assert first.startswith(f"usage: bundlerun {usage}")
     assert last.startswith("error: ")
     assert message in last
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ("--devices gpu", "--devices gpu, but this node shows no GPU"),
-        ("--devices cpu --precision float16", "--precision float16 is for GPUs"),
-        ("--devices cpu --tf32", "--tf32 is for GPUs"),
-        ("--devices cpu --deterministic --compile=max-autotune", "--compile=max-autotune takes"),
-        ("--devices cpu --compile=reduce-overhead", "may still be read by a link"),
-        ("--devices cpu --norm-weight-decay=-3", "--norm-weight-decay -3.0 must be 0 or more"),
-    ],
-)
-def test_what_devices_or_options_do_not_do_is_one_line(
-    words: str,
-    message: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr(hardware, "count_gpus", lambda environ: 0)
-    folder = tmp_path / "run"
-    assert main(["run", f"--run-dir={folder}", *words.split(), "synthetic"]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ")
-    assert message in said
-    assert len(said.splitlines()) == 1
-    assert not folder.exists()
 
 
 def test_an_unknown_command_has_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:

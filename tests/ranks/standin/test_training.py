@@ -1,0 +1,96 @@
+"""The whole trainer on the stand-in equals the unsplit model, and makes no mistake on the way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+from torch.distributed import Store
+
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.train import train
+from tests.ranks.harness import run_ranks
+from tests.ranks.pipeline.test_schedules import scheduled
+from tests.ranks.reference import Reference, train_unsplit
+from tests.ranks.training.test_parity import CONFIG, assert_close, losses_of
+from tests.standin.device import Device
+from tests.standin.ranks import on_standin
+
+NUM_STEPS = 3
+# 2 steps of 16 = 4 micro-batches of 4, then one of 7: a short last micro-batch.
+SHORT = replace(CONFIG, batch_size=16, synthetic_samples=2 * 16 + 7, max_steps=NUM_STEPS, epochs=1)
+ONCE = ("1f1b", 1)
+PIPELINES = [("gpipe", 1), ONCE, ("eager-1f1b", 1), ("interleaved", 2), ("zero-bubble", 1)]
+SCHEMES: list[SchemeName] = ["local-master", "sharded", "flat"]
+
+
+@pytest.fixture(scope="module")
+def reference() -> Reference:
+    return train_unsplit(SHORT, NUM_STEPS)
+
+
+def trained(
+    config: TrainConfig, nodes: tuple[int, ...], folder: Path, *, seed: int | None = None
+) -> dict[str, Tensor]:
+    """The state that a run on the stand-in leaves; fails where there are faults."""
+    config = replace(config, run_dir=str(folder / "run"))
+
+    def main(env: RankEnv, store: Store, device: Device) -> None:
+        train(config, env, store)
+        assert sum(device.record.operations.values()) > 100
+
+    run_ranks(nodes, on_standin(main, seed=seed), folder, timeout_s=120)
+    newest = survey(RunPaths(folder / "run")).found[0]
+    tensors = read_tensors(newest, newest.weight_map)
+    return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
+
+
+def assert_like(reference: Reference, state: dict[str, Tensor], folder: Path) -> None:
+    assert_close(state, reference.state, 1e-10)
+    assert losses_of(folder) == pytest.approx(reference.losses, rel=1e-10)
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+def test_one_rank_trains_like_the_unsplit_model(
+    seed: int | None, reference: Reference, tmp_path: Path
+) -> None:
+    state = trained(replace(SHORT, shape=Shape((1,))), (1,), tmp_path, seed=seed)
+    assert_like(reference, state, tmp_path)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("transport", ["nccl", "cpu"])
+def test_replicas_train_like_the_unsplit_model(
+    scheme: SchemeName, transport: str, reference: Reference, tmp_path: Path
+) -> None:
+    config = replace(SHORT, shape=Shape((1,)), sync=scheme, transport=transport)
+    assert_like(reference, trained(config, (2, 1), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize("kind", PIPELINES, ids=str)
+@pytest.mark.parametrize("transport", ["nccl", "cpu"])
+def test_every_schedule_trains_like_the_unsplit_model(
+    kind: tuple[str, int], transport: str, reference: Reference, tmp_path: Path
+) -> None:
+    config = replace(scheduled(SHORT, (1, 1), kind), transport=transport)
+    assert_like(reference, trained(config, (2,), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "scheme"), list(zip(PIPELINES, SCHEMES + SCHEMES, strict=False)))
+def test_wide_stages_train_like_the_unsplit_model(
+    kind: tuple[str, int], scheme: SchemeName, reference: Reference, tmp_path: Path
+) -> None:
+    config = replace(scheduled(SHORT, (2, 1), kind), sync=scheme, transport="nccl")
+    assert_like(reference, trained(config, (3,), tmp_path), tmp_path)
+
+
+def test_streams_that_take_turns_change_nothing(reference: Reference, tmp_path: Path) -> None:
+    config = replace(scheduled(SHORT, (1, 1), ONCE), transport="nccl")
+    assert_like(reference, trained(config, (2, 2), tmp_path, seed=5), tmp_path)
