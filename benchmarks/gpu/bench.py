@@ -106,6 +106,10 @@ class Bench:
         """What is used on a GPU, or in its place."""
         return real if self.is_gpu else tiny
 
+    def limit_s(self, on_gpu_s: float) -> float:
+        """A limit for what this case waits for, longer where the machine may be small and busy."""
+        return self.sized(on_gpu_s, 5 * on_gpu_s)
+
     def drain(self) -> None:
         """Returns when the device has done all that it was given."""
         accelerator.drain(self.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 _POLL_S = 0.005
+_STATUS_S = 30.0
 SMALL = (
     f"--model={ROOT / 'benchmarks' / 'workload' / 'small_cnn.py'}:build",
     "--image-size=16",
@@ -41,6 +43,7 @@ class Job:
         num_ranks: of the one node.
         environ: changes to the environment.
         devices: options for the devices; None: what the bench measures on.
+        data: what is trained on.
     """
 
     def __init__(
@@ -52,6 +55,7 @@ class Job:
         num_ranks: int = 1,
         environ: Mapping[str, str] | None = None,
         devices: Sequence[str] | None = None,
+        data: str = "synthetic",
     ) -> None:
         self.paths = RunPaths(bench.disk / name)
         self._output = bench.disk / f"{name}.txt"
@@ -62,7 +66,7 @@ class Job:
             *(f"--run-dir={self.paths.root}", f"--snapshot-dir={bench.memory}"),
             *devices,
             *options,
-            "synthetic",
+            data,
         ]
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
@@ -129,6 +133,24 @@ class Job:
         if not comes_true(is_there, limit_s, _POLL_S) or not found:
             raise TimeoutError(f"no step {step} within {limit_s:g} s:\n{self._last()}")
         return found[0]
+
+    def rank_pid(self, local_rank: int) -> int:
+        """The process of a rank that was started last."""
+        return int(
+            [row for row in self.events("starts") if row["local_rank"] == local_rank][-1]["pid"]
+        )
+
+    def last_recovery(self) -> dict[str, float]:
+        """Seconds from the first sign of the last fault to each step of the recovery."""
+        words = [sys.executable, "-m", "bundlerun", "status", "--json", str(self.paths.root)]
+        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, timeout=_STATUS_S)
+        found = json.loads(done.stdout)["recoveries"]
+        return dict(found[-1]["phases"]) if found else {}
+
+    def stop(self, limit_s: float) -> int:
+        """Asks it to stop in good order, and waits; its exit code."""
+        self._process.terminate()
+        return self.wait(limit_s)
 
     def events(self, name: EventName) -> list[dict[str, Any]]:
         """The events of one kind, by time."""

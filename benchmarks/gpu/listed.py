@@ -1,4 +1,7 @@
-"""The cases, in the order in which they run: what is cheap first, what takes long at the end."""
+"""The cases, in the order in which they run: what is cheap first, what can be missed last.
+
+The limits add up to more than there is time for, as most cases need half of theirs.
+"""
 
 from __future__ import annotations
 
@@ -30,12 +33,21 @@ _TRAINING = ("numpy", "psutil", "safetensors", "torchvision", "tqdm")
 
 READY = Case("ready", "ready", "what is here; the libraries are read from the disk once", 90)
 CASES: Sequence[Case] = (
-    Case("G0", "ceilings", "copies, and memory that the GPU maps", 20, ("psutil",)),
-    Case("G14", "bad_input", "out of memory and bad input end at once", 45, _TRAINING),
+    Case("G0", "ceilings", "copies, and memory that the GPU maps", 25, ("psutil",)),
+    Case("G3", "collectives", "NCCL with one rank", 40, _TRAINING),
+    Case("G7", "hop", "messages through CPU memory", 40, _TRAINING),
+    Case("G6", "counts", "waits and kernels of a step", 45, _TRAINING),
     Case("G4", "waiting", "what waits behind a kernel that waits", 45, ("numpy", "psutil")),
     Case("G1", "start", "a forked rank starts CUDA", 40, _TRAINING),
+    Case("G14", "bad_input", "out of memory and bad input end at once", 45, _TRAINING),
+    Case("G9", "overlap", "copies under computing", 45, _TRAINING),
     Case("G5", "resnet", "ResNet-50 against a plain loop", 90, _TRAINING),
+    Case("G10", "snapshots", "what a snapshot costs", 60, _TRAINING),
+    Case("G8", "parity", "several ranks on one GPU", 60, _TRAINING),
+    Case("G11", "restart", "a rank is killed", 75, _TRAINING),
+    Case("G12", "feeding", "photographs from files", 60, (*_TRAINING, "PIL")),
     Case("G2", "own_tests", "the project's own tests for GPUs", 75, ("pytest", "hypothesis")),
+    Case("G13", "arithmetic", "precision, --compile, the same bits", 90, _TRAINING),
 )
 
 

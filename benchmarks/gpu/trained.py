@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.device import accelerator
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import load_recipe
-from bundlerun.workers.step import StepWork
+from bundlerun.workers.step import StepResult, StepWork
 from bundlerun.workers.trainer import Trainer
 
 LR = 0.001
@@ -138,32 +138,30 @@ class Ours:
             memory_format="channels_last" if load.channels_last else "auto",
             **dict(load.options),
         )
-        session = alone(config)
+        self.session = session = alone(config)
         model = load.model().to(memory_format=load.memory_format)
-        self.trainer = Trainer(config, session, model, load_recipe(config), Meters())
+        self.meters = Meters.of(session.device)
+        self.trainer = Trainer(config, session, model, load_recipe(config), self.meters)
         self._batches = [
             Batch((images,), targets, 0) for images, targets in load.batches(session.device)
         ]
-        self._count = 0
+        self.count = 0
 
-    def step(self) -> Any:  # noqa: ANN401
+    def shorten(self, size: int) -> None:
+        """Makes the last micro-batch so short, as that of an epoch may be."""
+        (images,), targets, _ = self._batches[-1]
+        self._batches[-1] = Batch((images[:size],), targets[:size], 0)
+
+    def step(self) -> StepResult:
         """One step; its result."""
-        work = StepWork(
-            seed=0,
-            step=self._count,
-            first=0,
-            sizes=[self._load.microbatch] * self._load.num_microbatches,
-            num_samples=self._load.batch,
-        )
-        self._count += 1
-        return self.trainer.step(work, self._iterator(), _STEPS_PER_EPOCH)
+        sizes = [len(batch.target) for batch in self._batches]
+        work = StepWork(seed=0, step=self.count, first=0, sizes=sizes, num_samples=sum(sizes))
+        self.count += 1
+        return self.trainer.step(work, iter(self._batches), _STEPS_PER_EPOCH)
 
     def close(self) -> None:
         """Ends the trainer."""
         self.trainer.close()
-
-    def _iterator(self) -> Iterator[Batch]:
-        return iter(self._batches)
 
 
 def config_of(**values: Any) -> TrainConfig:  # noqa: ANN401
@@ -197,6 +195,3 @@ def turn(step: Callable[[], object], num_steps: int) -> Callable[[], None]:
             step()
 
     return run
-
-
-Pairs = Sequence[tuple[float, float]]

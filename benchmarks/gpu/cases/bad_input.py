@@ -65,7 +65,7 @@ def run(bench: Bench) -> None:
         if bench.is_gpu or not bad.needs_gpu
     ]
     for bad, job in started:
-        code = job.wait(_LIMIT_S)
+        code = job.wait(bench.limit_s(_LIMIT_S))
         said = next((line for line in job.output.splitlines() if bad.words in line), "")
         starts = len(job.events("starts"))
         bench.said.holds(

@@ -27,7 +27,7 @@ def run(bench: Bench) -> None:
     start = time.time()
     options = bench.sized(_RESNET, SMALL)
     job = Job(bench, "start", (*options, "--shape=1", "--max-steps=3", "--epochs=3"))
-    code = job.wait(_LIMIT_S)
+    code = job.wait(bench.limit_s(_LIMIT_S))
     # CUDA refuses to work in the fork of a process that has used it.
     is_poisoned = "forked subprocess" in job.output
     bench.said.holds(

@@ -1,0 +1,130 @@
+"""Messages from rank to rank on one GPU, two ahead, every number of them looked at.
+
+The receiver times them, from the first to the last. Two processes take turns on one GPU, so what
+is computed beside them says less than it would on two.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from collections.abc import Sequence
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.cluster.forked import Seat
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.cases.ceilings import gb_per_s
+from benchmarks.gpu.forked import LIMIT_S, in_fork
+from benchmarks.gpu.ranks import network, run_ranks
+from bundlerun.workers.device import accelerator
+from bundlerun.workers.pipeline.links import InLink, Kind, OutLink
+from bundlerun.workers.rank.comm import Group
+
+_CARRIERS = {"one node": True, "gloo": False}
+"""Whether the ends know that they are on one node."""
+_LEAST_SHARE = 0.6
+_MIB = 1 << 20
+_SIDE = 4096
+_SENDER = 0
+_WARM_UP = 4
+
+
+def run(bench: Bench) -> None:
+    """The bus first, then each carrier."""
+    bus = in_fork(partial(_bus_gb_per_s, bench))
+    sizes = bench.sized((4, 25, 51), (1,))
+    for carrier, is_one_node in _CARRIERS.items():
+        main = partial(_rank, bench, sizes, is_one_node)
+        sender, receiver = run_ranks(bench, f"hop-{is_one_node}", 2, main)
+        bench.said.note(f"{carrier}: carried by", sender["carrier"])
+        for mib, out, found in zip(sizes, sender["sizes"], receiver["sizes"], strict=True):
+            what = f"{carrier}, {mib} MiB"
+            bench.said.holds(f"{what}: content", found["is_right"], "", "as it was sent")
+            if is_one_node and mib == sizes[-1]:
+                share = found["gb_per_s"] / bus
+                bench.on_gpu.at_least(f"{what}: of the slower way of the bus", share, _LEAST_SHARE)
+            bench.on_gpu.figure(what, found["gb_per_s"], "GB/s")
+            bench.on_gpu.figure(f"{what}: processor", out["cpu_s"] + found["cpu_s"], "s per GB")
+        bench.on_gpu.figure(
+            f"{carrier}: matrix products beside it take", 100 * sender["slower"], "% longer"
+        )
+
+
+def _bus_gb_per_s(bench: Bench) -> float:
+    """The slower direction between the GPU and pinned memory."""
+    there = torch.ones(bench.sized(64, 1) * _MIB, dtype=torch.uint8, device=bench.device)
+    here = torch.ones(there.numel(), dtype=torch.uint8, pin_memory=bench.is_gpu)
+    return min(gb_per_s(bench, there, here), gb_per_s(bench, here, there))
+
+
+def _rank(bench: Bench, sizes: Sequence[int], is_one_node: bool, seat: Seat) -> dict[str, Any]:
+    group = Group(network(seat, "gloo"), "hop", (0, 1), "gloo", is_one_node=is_one_node)
+    count = bench.sized(40, 6)
+    if seat.env.rank == _SENDER:
+        return _send_all(bench, OutLink(group, tells_specs=True), seat, sizes, count)
+    link = InLink(group, bench.device, is_told_specs=True)
+    found = [_receive(bench, link, seat, mib, count) for mib in sizes]
+    # Those of the last size again, beside which the sender computes.
+    _receive(bench, link, seat, sizes[-1], count)
+    return {"sizes": found}
+
+
+def _send_all(
+    bench: Bench, link: OutLink, seat: Seat, sizes: Sequence[int], count: int
+) -> dict[str, Any]:
+    found = []
+    for mib in sizes:
+        seat.barrier.wait(LIMIT_S)
+        start = _cpu_s()
+        _send(bench, link, mib, count)
+        link.finish()
+        found.append({"cpu_s": (_cpu_s() - start) / _gb(mib, count)})
+    side = bench.sized(_SIDE, 64)
+    matrix = torch.ones(side, side, device=bench.device, dtype=torch.bfloat16)
+    alone = median(bench.ms(lambda: matrix @ matrix) for _ in range(count))
+    seat.barrier.wait(LIMIT_S)
+    _send(bench, link, sizes[-1], count)
+    beside = median(bench.ms(lambda: matrix @ matrix) for _ in range(count))
+    link.finish()
+    carrier = type(getattr(link, "_sender", link)).__name__
+    return {"sizes": found, "slower": beside / alone - 1, "carrier": carrier}
+
+
+def _send(bench: Bench, link: OutLink, mib: int, count: int) -> None:
+    for number in range(count):
+        message = torch.full((mib * _MIB // 4,), float(number), device=bench.device)
+        link.send(Kind(True, mib), [message])
+
+
+def _receive(bench: Bench, link: InLink, seat: Seat, mib: int, count: int) -> dict[str, Any]:
+    link.expect([Kind(True, mib)] * count)
+    wrong = torch.zeros((), device=bench.device)
+    seat.barrier.wait(LIMIT_S)
+    start_s = start_cpu_s = 0.0
+    warm_up = min(_WARM_UP, count - 1)
+    for number in range(count):
+        (message,) = link.receive()
+        wrong += (message != float(number)).sum()
+        if number == warm_up - 1:
+            accelerator.drain(bench.device)
+            start_s, start_cpu_s = time.perf_counter(), _cpu_s()
+    accelerator.drain(bench.device)
+    gb = _gb(mib, count - warm_up)
+    return {
+        "gb_per_s": gb / (time.perf_counter() - start_s),
+        "cpu_s": (_cpu_s() - start_cpu_s) / gb,
+        "is_right": wrong.item() == 0,
+    }
+
+
+def _gb(mib: int, count: int) -> float:
+    return mib * _MIB * count / 1e9
+
+
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime

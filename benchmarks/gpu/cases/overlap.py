@@ -1,0 +1,63 @@
+"""How much of the copies between GPU and CPU lies under computing: of links, and of a sync."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torchvision.models import resnet18
+
+from benchmarks.cluster.forked import Seat
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.profiled import seen
+from benchmarks.gpu.ranks import run_ranks
+from benchmarks.gpu.spans import share_under
+from benchmarks.gpu.trained import config_of, turn
+from benchmarks.workload.training import FixedSteps
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.workers.data.samples import Batch
+
+_LEAST = 0.85
+_STEPS = 3
+_SHAPES = {"links, shape 1,1": (1, 1), "sync, shape 1": (1,)}
+
+
+def run(bench: Bench) -> None:
+    """A pipeline over CPU memory, then two replicas over it; two ranks each."""
+    assert resnet18  # loaded before the ranks are forked, not by each of them
+    for what, widths in _SHAPES.items():
+        config = _config(bench, widths)
+        found = run_ranks(bench, f"overlap{len(widths)}", 2, partial(_rank, bench, config))
+        for rank, share in enumerate(found):
+            bench.on_gpu.at_least(f"{what}: of copies under computing, rank {rank}", share, _LEAST)
+
+
+def _config(bench: Bench, widths: Sequence[int]) -> TrainConfig:
+    size, batch, microbatch = bench.sized((224, 256, 32), (32, 4, 2))
+    return config_of(
+        data="synthetic",
+        model=bench.sized("resnet50", "resnet18"),
+        shape=Shape(tuple(widths)),
+        num_classes=10,
+        image_size=size,
+        batch_size=batch,
+        microbatch_size=microbatch,
+        transport="cpu",
+        sync="local-master",
+        snapshot="off",
+        run_dir=str(bench.disk / "overlap"),
+    )
+
+
+def _rank(bench: Bench, config: TrainConfig, seat: Seat) -> Any:  # noqa: ANN401
+    size = config.samples_per_microbatch
+    images = torch.randn(size, 3, config.image_size, config.image_size)
+    batch = Batch((images,), torch.arange(size) % 10, 0)
+    samples = [batch] * (config.batch_size // size)
+    steps = FixedSteps(seat, config, "overlap", samples)
+    turn(steps.step, 2)()
+    found = seen(bench, turn(steps.step, bench.sized(_STEPS, 1)))
+    return share_under([*found.copies_out, *found.copies_in], found.kernels)

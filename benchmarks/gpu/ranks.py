@@ -1,0 +1,77 @@
+"""A few ranks on this machine, forked before any of them has started the GPU."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from torch._C._distributed_c10d import FileStore
+
+from benchmarks.cluster.forked import Seat
+from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.forked import LIMIT_S, Fork
+from bundlerun.workers.device import accelerator
+from bundlerun.workers.rank.comm import Network
+from bundlerun.workers.rank.env import RankEnv
+
+_ADDRESS = "127.0.0.1"
+
+
+def run_ranks(bench: Bench, name: str, num_ranks: int, main: Callable[[Seat], object]) -> list[Any]:
+    """What `main` returned on each rank, through JSON.
+
+    Args:
+        bench: gives a folder.
+        name: of these ranks, new.
+        num_ranks: all of one node.
+        main: what a rank does.
+
+    Raises:
+        RuntimeError: a rank gave no answer; the log says why.
+    """
+    barrier = multiprocessing.get_context("fork").Barrier(num_ranks)
+    store = str(bench.disk / f"{name}.store")
+
+    def work(rank: int) -> object:
+        found = FileStore(store, num_ranks)
+        found.set_timeout(timedelta(seconds=LIMIT_S))
+        return main(Seat(env=_env(rank, num_ranks), store=found, barrier=barrier))
+
+    ranks = [Fork(partial(work, rank)) for rank in range(num_ranks)]
+    try:
+        return [rank.answer() for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.forget()
+
+
+def network(seat: Seat, backend: str) -> Network:
+    """How a rank reaches the others; starts its GPU."""
+    return Network(
+        store=seat.store,
+        rank=seat.env.rank,
+        backend=backend,
+        timeout_s=LIMIT_S,
+        address=_ADDRESS,
+        device=accelerator.own_device(seat.env.local_rank),
+    )
+
+
+def _env(rank: int, num_ranks: int) -> RankEnv:
+    return RankEnv(
+        rank=rank,
+        world_size=num_ranks,
+        local_rank=rank,
+        local_world_size=num_ranks,
+        node=0,
+        num_nodes=1,
+        attempt=0,
+        node_name="node0",
+        local_addr=_ADDRESS,
+        master_addr=_ADDRESS,
+        master_port=0,
+        is_launched=True,
+    )
