@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -123,7 +123,7 @@ class Ours:
 
     def __init__(self, load: Load) -> None:
         self._load = load
-        config = config_of(
+        config = TrainConfig(
             data="synthetic",
             num_classes=load.num_classes,
             image_size=load.image_size,
@@ -135,11 +135,11 @@ class Ours:
             momentum=MOMENTUM,
             weight_decay=0.0,
             precision=load.precision,
-            memory_format="channels_last" if load.channels_last else "auto",
+            memory_format="channels_last" if load.channels_last else "contiguous",
             **dict(load.options),
         )
         self.session = session = alone(config)
-        model = load.model().to(memory_format=load.memory_format)
+        model = load.model()
         self.meters = Meters.of(session.device)
         self.trainer = Trainer(config, session, model, load_recipe(config), self.meters)
         self._batches = [
@@ -162,12 +162,6 @@ class Ours:
     def close(self) -> None:
         """Ends the trainer."""
         self.trainer.close()
-
-
-def config_of(**values: Any) -> TrainConfig:  # noqa: ANN401
-    """A configuration; fields that this version does not have are left out."""
-    known = {field.name for field in fields(TrainConfig)}
-    return TrainConfig(**{name: value for name, value in values.items() if name in known})
 
 
 def peak_bytes(device: torch.device, act: Callable[[], object]) -> int:

@@ -26,6 +26,9 @@ def run(bench: Bench) -> None:
     load = load_of(bench, num_microbatches=2, microbatch=32)
     exact = in_fork(partial(_losses, bench, load))
     for kind in _LOW:
+        if kind == "float16" and not bench.is_gpu:  # it is refused there
+            bench.on_gpu.cannot(f"{kind}: loss after {_STEPS} steps, off by", "<= 5 %")
+            continue
         low = replace(load, precision=kind, channels_last=True)
         found = in_fork(partial(_losses, bench, low))
         apart = abs(found[-1] - exact[-1]) / abs(exact[-1])

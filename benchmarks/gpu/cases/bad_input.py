@@ -41,7 +41,7 @@ BAD = (
     Bad(
         "--devices gpu, and none visible",
         (*SMALL, "--shape=1"),
-        3,
+        2,
         "--devices cpu",
         devices=("--devices=gpu",),
         visible="",

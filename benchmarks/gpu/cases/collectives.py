@@ -5,6 +5,7 @@ One rank sends nothing, so this shows what is asked of NCCL and what that costs,
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -59,9 +60,8 @@ def run(bench: Bench) -> None:
         "right",
     )
     value = {"a": [1, "b"]}
-    bench.said.holds(
-        f"{backend}: JSON", group.all_gather_json(value) == [value], "", "as it was sent"
-    )
+    found = group.all_gather_json(value)
+    bench.said.holds(f"{backend}: JSON", found == [value], str(found), str([value]))
     for mb in (1.0, 25.0):
         _sync(bench, made, backend, mb)
     group.close()
@@ -116,10 +116,10 @@ def _sync(bench: Bench, network: Network, backend: str, mb: float) -> None:
 
     with closing(sync):
         step()
-        found = {name: p.grad for name, p in model.named_parameters()}
-        same = all(g is not None and torch.equal(g, wanted[name]) for name, g in found.items())
         what = f"{backend}, buckets of {mb:g} MB"
-        bench.said.holds(f"{what}: gradients", same, "same bits" if same else "others", "same bits")
+        off = max(_off(p.grad, wanted[name]) for name, p in model.named_parameters())
+        # A GPU need not add up twice in one order.
+        bench.said.at_most(f"{what}: gradients, relative", off, bench.sized(1e-3, 0.0))
         num_buckets = len({id(bucket) for bucket in sync.__dict__["_buckets"]})
         times = [_host_us(bench, partial(step, False)) / num_buckets for _ in range(10)]
         bench.on_gpu.at_most(f"{what}: of this thread per bucket", median(times), _MOST_US, "us")
@@ -136,6 +136,13 @@ def _gradients(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, T
     model.zero_grad()
     model.load_state_dict(state)
     return found
+
+
+def _off(found: Tensor | None, wanted: Tensor) -> float:
+    """How far one is from the other, relative to the largest number."""
+    if found is None:
+        return math.inf
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp(min=1e-12))
 
 
 def _host_us(bench: Bench, act: Callable[[], object]) -> float:

@@ -14,7 +14,7 @@ from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.profiled import seen
 from benchmarks.gpu.ranks import run_ranks
 from benchmarks.gpu.spans import share_under
-from benchmarks.gpu.trained import config_of, turn
+from benchmarks.gpu.trained import turn
 from benchmarks.workload.training import FixedSteps
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
@@ -37,7 +37,7 @@ def run(bench: Bench) -> None:
 
 def _config(bench: Bench, widths: Sequence[int]) -> TrainConfig:
     size, batch, microbatch = bench.sized((224, 256, 32), (32, 4, 2))
-    return config_of(
+    return TrainConfig(
         data="synthetic",
         model=bench.sized("resnet50", "resnet18"),
         shape=Shape(tuple(widths)),
