@@ -12,6 +12,7 @@ process one of them at most, the first.
 from __future__ import annotations
 
 from collections.abc import MutableMapping
+from pathlib import Path
 
 import torch
 
@@ -41,8 +42,8 @@ def show_only_own(local_rank: int, environ: MutableMapping[str, str]) -> int:
         return 0
     own = local_rank % len(names)
     environ[variable] = names[own]
-    # Of the driver, not of the variable: it says 1 only if it had not been asked before.
-    if num_of_driver() == 1:
+    # A driver that has been asked before goes on showing what it showed then.
+    if not may_be_started() or num_of_driver() == 1:
         environ.setdefault(NODE_GPUS_VARIABLE, ",".join(names))
         return 0
     if before is None:
@@ -59,6 +60,14 @@ def _names(visible: str | None, environ: MutableMapping[str, str]) -> list[str]:
         return slices
     count = torch.cuda.device_count()
     return [str(i) for i in range(count)] if visible is None else names_in(visible)[:count]
+
+
+def may_be_started(maps: Path = Path("/proc/self/maps")) -> bool:
+    """Whether something may have asked the driver in this process: its library is loaded then.
+
+    torch loads CUDA's at the first question. That of ROCm it is linked to, so that says nothing.
+    """
+    return bool(torch.version.hip) or "/libcuda.so" in maps.read_text(encoding="utf-8")
 
 
 def num_of_driver() -> int:

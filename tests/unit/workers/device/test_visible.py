@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,6 +34,7 @@ def driver_of(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, present:
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: len(driver.wanted()))
     monkeypatch.setattr(visible, "num_of_driver", driver.count)
+    monkeypatch.setattr(visible, "may_be_started", lambda: driver.shown is not None)
     return driver
 
 
@@ -53,6 +56,9 @@ def test_each_rank_sees_its_own_gpu_only(
     assert visible.show_only_own(local_rank, environ) == 0
     wanted = {"CUDA_VISIBLE_DEVICES": shown, "BUNDLERUN_NODE_GPUS": of_node}
     assert environ == wanted
+    # Nobody has asked the driver, which takes its time: that is left to a thread.
+    assert driver.shown is None
+    assert driver.count() == 1
     assert driver.shown == [shown]
     # Once more, as from another thread: nothing changes.
     assert visible.show_only_own(local_rank, environ) == 0
@@ -85,3 +91,16 @@ def test_the_variable_of_amds_gpus_is_another_one(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(visible, "num_of_driver", lambda: 1)
     assert visible.show_only_own(1, environ) == 0
     assert environ["HIP_VISIBLE_DEVICES"] == "5"
+
+
+def test_a_driver_that_nobody_has_asked_is_not_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not visible.may_be_started()  # though torch is, here
+    maps = tmp_path / "maps"
+    maps.write_text("7f0-7f1 r-xp 0 08:01 42    /usr/lib/x86_64-linux-gnu/libcuda.so.580.65.06\n")
+    assert visible.may_be_started(maps)
+    maps.write_text("7f0-7f1 r-xp 0 08:01 42    /site-packages/nvidia/cu13/lib/libcudart.so.13\n")
+    assert not visible.may_be_started(maps)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    assert visible.may_be_started(maps)
