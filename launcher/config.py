@@ -27,7 +27,7 @@ from bundlerun.launcher.choices import (
 )
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
-from bundlerun.launcher.options.declared import argv_of, option, yes_or_no
+from bundlerun.launcher.options.declared import Reader, argv_of, option, text_list, yes_or_no
 from bundlerun.launcher.work_config import WorkConfig
 
 AS_ALL = -1.0
@@ -203,6 +203,13 @@ class TrainConfig(WorkConfig):
         group=_TUNE,
         choices=get_args(MemoryFormatChoice),
     )
+    recompute: str = option(
+        "none",
+        "stages that keep the inputs of micro-batches in flight only, and compute the rest again "
+        "in the backward: none, all (that have several in flight), or numbers from 0 on",
+        group=_TUNE,
+        parse=Reader(metavar="none|all|STAGE[,...]"),
+    )
     transport: TransportChoice = option(
         "auto",
         "how ranks communicate: nccl, cpu (through its memory), or auto: nccl where known to work",
@@ -267,6 +274,7 @@ class TrainConfig(WorkConfig):
             )
         self._check_decays()
         self._check_compile()
+        self._check_recompute()
 
     def _check_decays(self) -> None:
         for name in ("norm_weight_decay", "bias_weight_decay"):
@@ -289,6 +297,48 @@ class TrainConfig(WorkConfig):
                 "--compile=reduce-overhead writes what a stage computes where the last micro-batch "
                 "may still be read by a link; use --compile=default, or --shape 1"
             )
+
+    def _check_recompute(self) -> None:
+        if self.recompute == "none":
+            return
+        if self.num_chunks == 1:
+            raise ConfigError(
+                f"--recompute {self.recompute} saves what micro-batches in flight keep, and with "
+                "--shape 1 there is one at a time; use a smaller --microbatch-size, or "
+                "torch.utils.checkpoint(..., use_reentrant=False) in the model"
+            )
+        if self.schedule == "zero-bubble":
+            raise ConfigError(
+                f"--recompute {self.recompute} would compute a stage again for each of the two "
+                "passes that --schedule zero-bubble makes of a backward; use --schedule 1f1b"
+            )
+        stages = tuple(map(str, self._stages))
+        if not self._recomputed or not set(self._recomputed) <= set(stages):
+            raise ConfigError(
+                f"--recompute {self.recompute!r} is not none, all, or some of {','.join(stages)}"
+            )
+
+    @property
+    def _stages(self) -> range:
+        return range(self.shape.num_stages)
+
+    @property
+    def _recomputed(self) -> tuple[str, ...]:
+        return (
+            tuple(map(str, self._stages)) if self.recompute == "all" else text_list(self.recompute)
+        )
+
+    def recomputes(self, stage: int, num_in_flight: int) -> bool:
+        """Whether a stage computes its activations again in the backward.
+
+        Args:
+            stage: its number.
+            num_in_flight: the most micro-batches, times chunks, that it holds at once. With one it
+                would hold as much, in the backward.
+        """
+        if self.recompute == "none" or (self.recompute == "all" and num_in_flight < 2):
+            return False
+        return str(stage) in self._recomputed
 
     def check_kind(self, kind: DeviceKind) -> None:
         """Raises ConfigError for what no device of this kind does."""

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.splits.stage import chunk_forwards, chunk_parameters
+from bundlerun.splits.stage import chunk_parameters
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.batchnorm import StatisticsPool
-from bundlerun.workers.model.compiled import begin_replays, compiled
+from bundlerun.workers.model.compiled import begin_replays
 from bundlerun.workers.model.forward_state import ForwardState
+from bundlerun.workers.model.forwards import forwards_of
 from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.replica_check import ReplicaCheck
 from bundlerun.workers.optim.loss_scale import LossScale
@@ -137,20 +139,19 @@ class Trainer:
         self.bundle = self._make_bundle()
 
     def _make_bundle(self) -> Bundle:
-        config, session = self._config, self._session
-        forwards = [
-            # Inside out: what a forward writes is watched right around the model, compiled or not;
-            # batch norms lend their buffers around both.
-            self._forward_state.watched(chunk, compiled(forward, config.compile_mode))
-            for chunk, forward in enumerate(chunk_forwards(self.stage, config.chunks))
-        ]
+        config, session, stage = self._config, self._session, self._session.place.stage
         pipeline = Pipeline.of(session.topology, config.schedule)
+        count = math.ceil(config.num_microbatches / session.topology.num_bundles)  # or about that
+        num_in_flight = max_in_flight(pipeline.order(stage, 0, count))
+        is_recomputed = config.recomputes(stage, num_in_flight)
+        around = self._statistics, self._forward_state
+        forwards = forwards_of(self.stage, config, *around, recomputes=is_recomputed)
         links, device = session.groups.links, session.device
         return Bundle(
             wires=Wires(session.topology, session.place, links, pipeline, device),
             pipeline=pipeline,
             stage=self.stage,
-            forwards=[self._statistics.around(forward) for forward in forwards],
+            forwards=forwards,
             recipe=self._recipe,
             arithmetic=Arithmetic(device, config.precision, self._memory_format, self.loss_scale),
             meters=self._meters,

@@ -23,6 +23,7 @@ from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.model.forwards import Recomputed
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.pipeline.wires import Wires
@@ -127,13 +128,20 @@ class Pipe:
         topology: one bundle, and chunks.
         parts: of the model on this rank, in order.
         schedule: its name.
+        recomputes: whether the activations are computed again in the backward.
     """
 
     def __init__(
-        self, seat: Seat, topology: Topology, parts: Sequence[nn.Module], schedule: ScheduleName
+        self,
+        seat: Seat,
+        topology: Topology,
+        parts: Sequence[nn.Module],
+        schedule: ScheduleName,
+        *,
+        recomputes: bool = False,
     ) -> None:
         place = topology.places[seat.env.rank]
-        network = seat.network(f"pipe/{schedule}/{topology.chunks_per_stage}")
+        network = seat.network(f"pipe/{schedule}/{topology.chunks_per_stage}/{recomputes}")
         self._num_mine = topology.shape.widths[place.stage]
         self._place = place
         links = make_links(topology, place, network)
@@ -142,7 +150,7 @@ class Pipe:
             wires=Wires(topology, place, links, pipeline, device),
             pipeline=pipeline,
             stage=nn.ModuleList(parts),
-            forwards=parts,
+            forwards=[Recomputed(p, _nothing) for p in parts] if recomputes else parts,
             recipe=_MeanLoss(),
             arithmetic=Arithmetic(device, "float32"),
             meters=Meters(),
@@ -159,6 +167,10 @@ class Pipe:
         work = StepWork(seed=0, step=0, first=0, sizes=sizes, num_samples=sum(sizes))
         # Replicas of a stage take the micro-batches alternately.
         self._bundle.train(work, iter(batches[self._place.replica :: self._num_mine]))
+
+
+def _nothing() -> None:
+    pass
 
 
 class _MeanLoss:

@@ -15,6 +15,10 @@ from bundlerun.launcher.train_argv import read_train_argv
     [
         ("--shape=1,a", "--shape '1,a' is not whole numbers separated by commas"),
         ("--shape=", "--shape '' is not whole numbers"),
+        ("--recompute=0,2", "--recompute '0,2' is not none, all, or some of 0,1"),
+        ("--recompute=,", "--recompute ',' is not none, all, or some of 0,1"),
+        ("--recompute=all --shape=1", "with --shape 1 there is one at a time"),
+        ("--recompute=0 --schedule=zero-bubble", "would compute a stage again for each of the two"),
         ("--shape=1,0", "--shape 1,0 has a stage without a device"),
         ("--shape=-1", "--shape -1 has a stage without a device"),
         ("--batch-size=0", "--batch-size 0 must be 1 or more"),
