@@ -142,8 +142,7 @@ class Trainer:
         config, session, stage = self._config, self._session, self._session.place.stage
         pipeline = Pipeline.of(session.topology, config.schedule)
         count = math.ceil(config.num_microbatches / session.topology.num_bundles)  # or about that
-        num_in_flight = max_in_flight(pipeline.order(stage, 0, count))
-        is_recomputed = config.recomputes(stage, num_in_flight)
+        is_recomputed = config.recomputes(stage, max_in_flight(pipeline.order(stage, 0, count)))
         around = self._statistics, self._forward_state
         forwards = forwards_of(self.stage, config, *around, recomputes=is_recomputed)
         links, device = session.groups.links, session.device

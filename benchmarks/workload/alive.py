@@ -25,6 +25,7 @@ class Alive(TorchDispatchMode):
         self.peak_bytes = 0
         self._left_out: dict[int, StorageWeakRef] = {}
         self._seen: dict[int, tuple[StorageWeakRef, int]] = {}
+        self._seen_bytes = 0
 
     def leave_out(self, tensors: Iterable[Tensor]) -> None:
         """From here on the memory of `tensors` does not count; the peak begins again."""
@@ -44,8 +45,11 @@ class Alive(TorchDispatchMode):
         for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, Tensor):
                 self._see(leaf)
-        self._seen = {k: found for k, found in self._seen.items() if not found[0].expired()}
-        self.peak_bytes = max(self.peak_bytes, sum(size for _, size in self._seen.values()))
+        # Whoever is gone matters only where all that were seen are more than the peak so far.
+        if self._seen_bytes > self.peak_bytes:
+            self._seen = {k: found for k, found in self._seen.items() if not found[0].expired()}
+            self._seen_bytes = sum(size for _, size in self._seen.values())
+            self.peak_bytes = max(self.peak_bytes, self._seen_bytes)
         return result
 
     def _see(self, tensor: Tensor) -> None:
@@ -53,6 +57,7 @@ class Alive(TorchDispatchMode):
         if key not in self._left_out and key not in self._seen:
             storage = tensor.untyped_storage()
             self._seen[key] = StorageWeakRef(storage), storage.nbytes()
+            self._seen_bytes += storage.nbytes()
 
 
 def _key(tensor: Tensor) -> int:
