@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
+from bundlerun.launcher.choices import CompileMode
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.model.batchnorm import StatisticsPool
-from bundlerun.workers.model.compiled import compiled
+from bundlerun.workers.model.compiled import begin_replays, compiled
 
 
 def stage() -> nn.Module:
@@ -33,3 +37,23 @@ def test_all_short_microbatches_of_a_run_cost_one_more_compilation() -> None:
     for size in (8, 4, 6):
         forward(torch.randn(size, 3, 4, 4))
     assert counter.frame_count == 3
+
+
+@pytest.mark.parametrize(
+    ("shape", "mode", "tells"),
+    [
+        ((1,), "reduce-overhead", True),
+        ((2,), "max-autotune", True),
+        ((1, 1), "max-autotune", False),
+        ((1,), "max-autotune-no-cudagraphs", False),
+        ((1,), "default", False),
+        ((1,), "off", False),
+    ],
+)
+def test_torch_hears_where_a_step_begins_if_it_replays_graphs(
+    shape: tuple[int, ...], mode: CompileMode, tells: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(True))
+    begin_replays(TrainConfig(data="x", shape=Shape(shape), compile=mode))
+    assert told == [True] * tells
