@@ -10,7 +10,16 @@ from typing import Protocol, cast
 
 from benchmarks.results.record import Options
 
-ONE_MACHINE = ("loop", "loader", "checks", "start", "memory", "links", "snapshot")
+ONE_MACHINE = (
+    "loop",
+    "operations",
+    "loader",
+    "checks",
+    "start",
+    "memory",
+    "links",
+    "snapshot",
+)
 NETWORK = (
     "wire",
     "egress",

@@ -56,15 +56,17 @@ class ReplicaCheck:
         self._num_replicas = num_replicas
         kept = [place for place in tensor_places(stage) if place.is_kept]
         self._windows = cut_into_windows(kept) if num_replicas > 1 else []
+        self._positions = _positions(kept) if self._windows else torch.zeros(0)
 
     def write(self, sums: Tensor, step: int) -> None:
-        """Puts this rank's part for `step` into `NUM_SUMS` numbers of the step's sums.
+        """Puts this rank's part for `step` into `NUM_SUMS` zeros of the step's sums.
 
         Call it before the forwards, which may write to the state.
         """
         if self._windows:
-            checksum = torch.stack(_checksum(self._window(step))).double()
-            sums.copy_(torch.cat([checksum, checksum**2]))
+            linear, square = sums.split(2)
+            linear.copy_(_checksum(self._window(step), self._positions))
+            square.addcmul_(linear, linear)
 
     def check(self, sums: Sequence[float], step: int) -> None:
         """Checks the sums over all replicas of what `write` gave, (NUM_SUMS,).
@@ -127,16 +129,20 @@ def cut_into_windows(places: Sequence[TensorPlace]) -> list[list[Piece]]:
     return windows
 
 
-def _checksum(window: Sequence[Piece]) -> list[Tensor]:
-    """Two numbers below 2^16: of the elements' bits, and of their order as well."""
-    plain, ordered = [], []
-    for piece in window:
-        bits = _bits(piece.place.tensor.detach())[piece.start : piece.end].long()
-        plain.append(bits.sum())
-        # Weighted by position: a plain sum would not see two elements that changed places.
-        ordered.append((bits * torch.arange(1, len(bits) + 1, device=bits.device)).sum())
+def _positions(places: Sequence[TensorPlace]) -> Tensor:
+    """1, 2, 3 and so on, for the elements of a window; on the device of the state."""
+    return torch.arange(1, _WINDOW + 1, device=places[0].tensor.device)
+
+
+def _checksum(window: Sequence[Piece], positions: Tensor) -> Tensor:
+    """Two numbers below 2^16, (2,): of the elements' bits, and of their order as well."""
+    pieces = [_bits(p.place.tensor.detach())[p.start : p.end] for p in window]
+    # Sums of whole numbers are of 64 bits, and begin again at their end: the same on all replicas.
+    bits = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    # Weighted by position: a plain sum would not see two elements that changed places.
+    ordered = bits * positions[: len(bits)]
     # Below 2^16, so that the squares of all replicas stay exact in float64.
-    return [torch.stack(sums).sum() % _PRIME for sums in (plain, ordered)]
+    return torch.stack([bits.sum(), ordered.sum()]).remainder_(_PRIME)
 
 
 def _bits(tensor: Tensor) -> Tensor:
