@@ -9,7 +9,7 @@ The plain loop does not count its batch norms' calls, as the trainer does that o
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C._distributed_c10d import FileStore
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models import resnet50
 
@@ -68,18 +69,13 @@ def run(options: Options) -> None:
     found = {name: added(resnet50_of_ten, **case) for name, case in CASES.items()}
     rows = [(n, a.per_microbatch, a.per_step, a.num_waits) for n, a in found.items()]
     print_table(("ResNet-50", "per micro-batch", "per step", "waits"), rows)
+    limits = {"per_microbatch": PER_MICROBATCH, "per_step": PER_STEP, "num_waits": WAITS}
     checks = [
-        Check("operations per micro-batch, at most", _most(found, "per_microbatch"), PER_MICROBATCH),
-        Check("operations per step, at most", _most(found, "per_step"), PER_STEP),
-        Check("waits per step, at most", _most(found, "num_waits"), WAITS),
+        Check(f"{name}, at most", max(float(getattr(a, name)) for a in found.values()), limit)
+        for name, limit in limits.items()
     ]
-    names = ("per_microbatch", "per_step", "num_waits")
-    cases = [{"case": case, **{n: getattr(a, n) for n in names}} for case, a in found.items()]
+    cases = [{"case": case, **{n: getattr(a, n) for n in limits}} for case, a in found.items()]
     options.record("operations", {"cases": cases}, checks)
-
-
-def _most(found: Mapping[str, Added], name: str) -> float:
-    return float(max(getattr(each, name) for each in found.values()))
 
 
 def resnet50_of_ten() -> nn.Module:
@@ -143,7 +139,8 @@ def _plain_step(build: Build, num_microbatches: int, options: Mapping[str, Any])
         with Counted() as counted:
             for batch in batches:
                 output = model(*batch.inputs)
-                (recipe.loss(output, batch.target) / num_microbatches).backward()
+                loss: Any = recipe.loss(output, batch.target)
+                (loss / num_microbatches).backward()
                 with torch.no_grad():
                     recipe.metrics(output, batch.target)
             optimizer.step()
@@ -177,7 +174,7 @@ def _one_of(config: TrainConfig, build: Build, folder: Path, num_ranks: int, ran
         master_port=0,
         is_launched=True,
     )
-    arrival = arrive(config, env, torch.distributed.FileStore(str(folder / "store"), num_ranks))
+    arrival = arrive(config, env, FileStore(str(folder / "store"), num_ranks))
     session = join(config, arrival, ways_of(config, arrival).members)
     trainer = Trainer(config, session, build(), load_recipe(config), Meters())
     trainer.copy_from_first()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import patch
 
-import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 _WAITS = ("_local_scalar_dense", "equal", "nonzero")
 """What a GPU is asked that only its answer can go on from."""
@@ -21,10 +21,13 @@ class Counted(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.operations: Counter[str] = Counter()
         self.num_waits = 0
         self._tolist: Callable[[Tensor], Any] = Tensor.tolist
+        # Torch does not dispatch it for tensors of the CPU.
+        counted = lambda tensor: self._counted_list(tensor)  # noqa: E731 (a method for tensors)
+        self._patched = patch.object(Tensor, "tolist", counted)
 
     def __torch_dispatch__(
         self,
@@ -43,21 +46,16 @@ class Counted(TorchDispatchMode):
 
     def __enter__(self) -> Counted:
         """Begins to count."""
-        # Not dispatched for tensors of the CPU.
-        Tensor.tolist = self._counted_list  # type: ignore[method-assign]
-        super().__enter__()
+        self._patched.start()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:  # noqa: ANN401 (as torch has it)
         """Ends that."""
-        super().__exit__(*error)
-        Tensor.tolist = self._tolist  # type: ignore[method-assign]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self._patched.stop()
 
-    @property
-    def _counted_list(self) -> Callable[[Tensor], Any]:
-        def counted(tensor: Tensor) -> Any:  # noqa: ANN401 (as torch has it)
-            if torch.utils._python_dispatch._get_current_dispatch_mode() is self:
-                self.num_waits += 1
-            return self._tolist(tensor)
-
-        return counted
+    def _counted_list(self, tensor: Tensor) -> Any:  # noqa: ANN401 (as torch has it)
+        if _get_current_dispatch_mode() is self:  # another thread is not counted
+            self.num_waits += 1
+        return self._tolist(tensor)

@@ -152,6 +152,9 @@ def _assign(group: dict[str, Any], key: str, value: Any) -> None:  # noqa: ANN40
         with torch.no_grad():
             old.copy_(torch.as_tensor(value))
         return
+    if isinstance(value, float):
+        group[key] = value
+        return
     device = group["params"][0].device if group["params"] else torch.device("cpu")
     group[key] = mapped(lambda v: v.to(device, copy=True) if isinstance(v, Tensor) else v, value)
 

@@ -162,8 +162,7 @@ class Update:
             return False
         self._num_left_out = 0
         # [1] and [2] in one multiplication, and none where nothing changes.
-        gradients = self._gradients()
-        if found.scale != 1.0 and gradients:
+        if found.scale != 1.0 and (gradients := self._gradients()):
             torch._foreach_mul_(gradients, found.scale)
         # [3]
         self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))

@@ -10,7 +10,7 @@ until the backward, unless the graph has saved them for an operation of its own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -35,7 +35,7 @@ from bundlerun.workers.pipeline.wires import Goods, Wires
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import Recipe, model_inputs
 from bundlerun.workers.step import StepShare, StepWork
-from bundlerun.workers.values.nest import Form, built, form_of, leaves, mapped
+from bundlerun.workers.values.nest import Form, built, form_of, leaf_values, mapped
 from bundlerun.workers.values.strides import with_strides
 
 
@@ -49,10 +49,34 @@ class _InFlight:
     """Where the gradients of the outputs are put in, for those that require grad."""
     gradients: list[Tensor] | None
     """Of the loss, which nobody sends; None: they are received."""
+    loss: Tensor | None = None
+    """A loss that needs neither: its backward is in one pass."""
 
 
 def _nothing(_: object) -> None:
     pass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What a rank does in a step, and what follows from it."""
+
+    order: Order
+    split: frozenset[tuple[int, int]]
+    """Whose backward is in two passes: micro-batch, chunk of the rank."""
+    last: Mapping[int, int]
+    """Where the gradients of a chunk become final: the chunk by the index of its last backward."""
+    num_forwards: int
+
+    @classmethod
+    def of(cls, order: Order) -> _Plan:
+        """That of an order."""
+        return cls(
+            order=order,
+            split=frozenset(a.key for a in order if a.kind is Pass.WEIGHT),
+            last=last_backwards(order),
+            num_forwards=sum(action.kind is Pass.FORWARD for action in order),
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -106,6 +130,7 @@ class Bundle:
         self._recipe = recipe
         self._arithmetic = arithmetic
         self._meters = meters
+        self._plans: dict[int, _Plan] = {}
 
     def watch_losses(self, check: LossCheck) -> None:
         """From the next step on, `check` looks at what the last stage finds in training."""
@@ -132,10 +157,9 @@ class Bundle:
         """
         self._is_training = True
         self.stage.train()
-        order = self.pipeline.order(self._place.stage, self._place.replica, len(work.sizes))
-        split = frozenset(a.key for a in order if a.kind is Pass.WEIGHT)
-        step = _Step(work=work, batches=self._reader(batches), split=split)
-        self._perform(step, order, before_last_backward, on_forwards_done)
+        plan = self._plan(len(work.sizes))
+        step = _Step(work=work, batches=self._reader(batches), split=plan.split)
+        self._perform(step, plan, before_last_backward, on_forwards_done)
         return step.outcome
 
     @torch.no_grad()
@@ -148,10 +172,18 @@ class Bundle:
         self.stage.eval()
         order = self.pipeline.forward_order(self._place.stage, self._place.replica, len(work.sizes))
         step = _Step(work=work, batches=self._reader(batches))
-        self._perform(step, order, _nothing, _nothing)
+        self._perform(step, _Plan.of(order), _nothing, _nothing)
         with self._meters.phase("send"):
             self._wires.finish()
         return step.outcome
+
+    def _plan(self, num_microbatches: int) -> _Plan:
+        """What this rank does in a training step; worked out once for each number."""
+        if num_microbatches not in self._plans:
+            place = self._place
+            order = self.pipeline.order(place.stage, place.replica, num_microbatches)
+            self._plans[num_microbatches] = _Plan.of(order)
+        return self._plans[num_microbatches]
 
     def _reader(self, batches: Iterator[Batch]) -> Ahead:
         """What reads `batches`; the same for all steps of an epoch, as it has read ahead."""
@@ -165,21 +197,20 @@ class Bundle:
     def _perform(
         self,
         step: _Step,
-        order: Order,
+        plan: _Plan,
         before_last_backward: Callable[[int], object],
         on_forwards_done: Callable[[StepShare], object],
     ) -> None:
         # Links know all that will come, so that they can receive ahead (I5).
-        self._wires.expect(order, partial(self._message, step.work))
-        # The hooks of parameters run inside that backward, so the sync has to know before it.
-        last = last_backwards(order)
-        num_left = sum(action.kind is Pass.FORWARD for action in order)
+        self._wires.expect(plan.order, partial(self._message, step.work))
+        num_left = plan.num_forwards
         if not num_left:
             # A bundle may have fewer micro-batches than replicas; all take part in the sync.
             on_forwards_done(step.outcome)
-        for index, action in enumerate(order):
-            if index in last:
-                before_last_backward(last[index])
+        for index, action in enumerate(plan.order):
+            if index in plan.last:
+                # The hooks of parameters run inside it, so the sync has to know before.
+                before_last_backward(plan.last[index])
             match action.kind:
                 case Pass.FORWARD:
                     self._forward(step, action)
@@ -225,9 +256,9 @@ class Bundle:
             self._send(LinkKind.ACTIVATION, chunk, work, j, goods)
         # [4]
         if self._is_training:
-            seeds = [torch.ones_like(t) for t in _trained(outputs)] if is_last else None
-            edges = [get_gradient_edge(t) for t in _trained(outputs)]
-            step.in_flight[action.key] = _InFlight(_trained(_tensors(arguments)), edges, seeds)
+            inputs = _trained(_tensors(arguments))
+            is_split = action.key in step.split
+            step.in_flight[action.key] = _in_flight(inputs, _trained(outputs), is_last, is_split)
         if chunk == 0:
             with self._meters.phase("data"):
                 step.batches.look()
@@ -278,11 +309,15 @@ class Bundle:
         flight = step.in_flight.pop(action.key)
         edges, inputs, gradients = flight.edges, flight.inputs, flight.gradients
         # [5]
-        if gradients is None:
+        if gradients is None and flight.loss is None:
             gradients = self._receive(LinkKind.GRADIENT, chunk, j).tensors
         # [6] With no gradients to send, nobody waits for a first pass: all is done at once.
         with self._meters.phase("backward"):
-            if action.key in step.split and edges and inputs:
+            if flight.loss is not None:
+                torch.autograd.backward(flight.loss)
+                found = [t.grad for t in inputs]
+            elif action.key in step.split and edges and inputs:
+                assert gradients is not None
                 found, step.half_done[action.key] = input_pass(edges, gradients, inputs)
             else:
                 if edges:
@@ -305,6 +340,15 @@ class Bundle:
                 rest.run()
 
 
+def _in_flight(
+    inputs: list[Tensor], outputs: list[Tensor], is_last: bool, is_split: bool
+) -> _InFlight:
+    if is_last and not is_split and outputs:
+        return _InFlight(inputs, [], None, outputs[0])
+    seeds = [torch.ones_like(t) for t in outputs] if is_last else None
+    return _InFlight(inputs, [get_gradient_edge(t) for t in outputs], seeds)
+
+
 def _arguments(result: object) -> tuple[object, ...]:
     """What the next chunk is called with: each item of a tuple or list is one argument."""
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
@@ -312,7 +356,7 @@ def _arguments(result: object) -> tuple[object, ...]:
 
 def _tensors(value: object) -> list[Tensor]:
     """The tensors in what a chunk passes on, in order."""
-    return [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
+    return [leaf for leaf in leaf_values(value) if isinstance(leaf, Tensor)]
 
 
 def _trained(tensors: Iterable[Tensor]) -> list[Tensor]:

@@ -81,6 +81,8 @@ class Wires:
             order: what this rank is going to do.
             message: what is sent for a micro-batch.
         """
+        if not self._in:
+            return
         for action in order:
             chunk, j = self.chunk(action), action.microbatch
             is_last = chunk == self.last_chunk

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Final, Literal, get_args
 
 import torch
@@ -51,6 +51,26 @@ is launching. Else it is waiting, and what counts is how long the GPU has nothin
 EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 
 
+class _Timed:
+    """Adds the seconds spent inside to those of a phase; entered several times per micro-batch."""
+
+    __slots__ = ("_clock", "_phase", "_seconds", "_start")
+
+    def __init__(
+        self, clock: Callable[[], float], seconds: dict[Phase, float], phase: Phase
+    ) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._phase: Phase = phase
+        self._start = 0.0
+
+    def __enter__(self) -> None:
+        self._start = self._clock()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._phase] += self._clock() - self._start
+
+
 class Meters:
     """Adds up seconds per phase; each phase may be timed by one thread.
 
@@ -73,18 +93,11 @@ class Meters:
         """Those of a rank that computes on `device`."""
         return cls(timer=StreamTimer(device) if is_gpu(device) else None)
 
-    @contextmanager
-    def phase(self, phase: Phase) -> Iterator[None]:
+    def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """Adds the time spent inside to `phase`."""
         if self._timer is not None and phase in _LAUNCHED:
-            with self._on_device(phase, self._timer):
-                yield
-            return
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._seconds[phase] += self._clock() - start
+            return self._on_device(phase, self._timer)
+        return _Timed(self._clock, self._seconds, phase)
 
     @contextmanager
     def _on_device(self, phase: Phase, timer: StreamTimer[Phase]) -> Iterator[None]:

@@ -135,7 +135,8 @@ class GradientSync:
         self.choice = self._measured(ways, start)
         self._scheme = ways.chosen(self.choice)
         self._chain = start(self._scheme)
-        for parameter in self._parameters:
+        # Without other replicas nobody asks which gradient is final.
+        for parameter in self._parameters if self._chain is not None else ():
             parameter.register_post_accumulate_grad_hook(self._accumulated)
 
     def _start(self, device: torch.device, scheme: Scheme) -> Chain | None:
@@ -327,7 +328,7 @@ class GradientSync:
         """
         assert isinstance(parameter, Parameter)
         self._used.add(parameter)
-        if self._chain is None or self._chunk_of[parameter] not in self._armed:
+        if self._chunk_of[parameter] not in self._armed:
             return
         # Its bucket may have left: an addition now would be lost, and only on this replica.
         if parameter in self._final:

@@ -10,9 +10,10 @@ else one with the same fields.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 Form: TypeAlias = Any
@@ -31,12 +32,19 @@ class Leaf(NamedTuple):
 
 def branch_of(value: object) -> Branch | None:
     """What kind of holder of other values it is; None: it is a leaf."""
-    if isinstance(value, Mapping):
+    kind: Any = type(value)
+    return _branch_of_kind(kind)
+
+
+@functools.cache
+def _branch_of_kind(kind: type) -> Branch | None:
+    # Asked for each value of each micro-batch, and whether a kind is a mapping takes long to say.
+    if issubclass(kind, Mapping):
         return "dict"
-    if isinstance(value, tuple):
+    if issubclass(kind, tuple):
         # Named tuples are tuples, and want their items one by one: told apart first.
-        return "named" if hasattr(value, "_fields") else "tuple"
-    return "list" if isinstance(value, list) else None
+        return "named" if hasattr(kind, "_fields") else "tuple"
+    return "list" if issubclass(kind, list) else None
 
 
 def entries(value: object, branch: Branch) -> Iterator[tuple[str, object]]:
@@ -61,6 +69,25 @@ def leaves(value: object, place: str = "") -> Iterator[Leaf]:
         yield from leaves(item, place + step)
 
 
+def leaf_values(value: object) -> Iterator[object]:
+    """The leaves of a value, in order, without their places."""
+    branch = branch_of(value)
+    if branch is None:
+        yield value
+        return
+    for item in _items(value, branch):
+        yield from leaf_values(item)
+
+
+def _items(value: object, branch: Branch) -> Iterable[object]:
+    """What a holder holds."""
+    if branch == "dict":
+        assert isinstance(value, Mapping)
+        return value.values()
+    assert isinstance(value, (tuple, list))
+    return value
+
+
 def like(holder: object, branch: Branch, items: Sequence[object]) -> object:
     """The items in a holder of the same kind and keys as `holder`; a mapping becomes a dict."""
     if branch == "dict":
@@ -77,7 +104,7 @@ def mapped(change: Callable[[Any], object], value: object) -> Any:  # noqa: ANN4
     branch = branch_of(value)
     if branch is None:
         return change(value)
-    return like(value, branch, [mapped(change, item) for _, item in entries(value, branch)])
+    return like(value, branch, [mapped(change, item) for item in _items(value, branch)])
 
 
 def form_of(value: object, is_leaf: Callable[[object], bool]) -> Form:
