@@ -105,6 +105,12 @@ class LaunchConfig:
         group=_AGENT,
         parse=int,
     )
+    standby: bool = option(
+        False,
+        "keep a warm process for each rank, of which another start of it is made",
+        group=_AGENT,
+        parse=yes_or_no,
+    )
     monitor_interval: float = option(
         0.1, "seconds between checks of the workers", group=_AGENT, parse=float
     )
@@ -147,6 +153,8 @@ class LaunchConfig:
                 f"--bundles {self.bundles} and --nproc-per-node {self.num_procs} both say how many "
                 "ranks to start; give one of them"
             )
+        if self.standby and self.backend is not BUNDLE:
+            raise ConfigError(f"--standby needs --rdzv-backend {BUNDLE.name}")
         # Last: it needs the values that are read above.
         self._check_meeting()
 

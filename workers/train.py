@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -36,6 +36,7 @@ from bundlerun.launcher.preflight import check_torch, check_writable
 from bundlerun.launcher.process import leave
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
+from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
 from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
@@ -60,6 +61,7 @@ from bundlerun.workers.rank.session import (
 from bundlerun.workers.recipe import BUILT_IN, load_recipe
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.run.start import train_rank
+from bundlerun.workers.run.warming import Warming
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.state.ending import end_for_spares
 from bundlerun.workers.sync.schemes import ways_of
@@ -96,6 +98,13 @@ def costs(config: TrainConfig) -> list[str]:
         recipe = load_recipe(config)
         recipe.check()
         return foreseen_division(config, recipe)
+
+
+def warm_up(argv: Sequence[str], local_rank: int, num_ranks: int, wait: Callable[[], int]) -> bool:
+    """Makes this process ready to become a rank at once; see `launcher.ranks.standby.WarmUp`."""
+    name = os.environ.get("BUNDLERUN_NODE_NAME", "")
+    config = read_train_argv(argv, os.environ).value
+    return Warming(config, local_rank, num_ranks, name).run(wait)
 
 
 def check_inputs(config: TrainConfig) -> None:
@@ -276,7 +285,11 @@ def _liveness(
     events = Events(paths.node_events(env.node_name), env.node_name, who)
     life = Liveness(board, events, env.local_rank, is_launched=True)
     life.tell_run_dir(paths.root)
-    events.note("starts", {"pid": os.getpid(), "age_s": round(process_age_s(), 3)})
+    was_standby = TAKEN_VARIABLE in os.environ
+    events.note(
+        "starts",
+        {"pid": os.getpid(), "age_s": round(process_age_s(), 3), "was_standby": was_standby},
+    )
     return nullcontext(life)
 
 

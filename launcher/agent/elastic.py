@@ -7,6 +7,7 @@ import importlib
 import json
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, MutableMapping
 from contextlib import nullcontext
@@ -42,7 +43,11 @@ from bundlerun.launcher.options.declared import ENV_PREFIX
 from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.plan import LaunchPlan, NodePlan
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board
-from bundlerun.launcher.ranks.fork_server import kill_fork_server, start_fork_server
+from bundlerun.launcher.ranks.fork_server import (
+    can_keep_standbys,
+    kill_fork_server,
+    start_fork_server,
+)
 from bundlerun.launcher.ranks.leftovers import mark_own, quiet_tracker, sweep
 from bundlerun.launcher.ranks.signals import (
     LEFT_TO_TORCH,
@@ -51,6 +56,7 @@ from bundlerun.launcher.ranks.signals import (
     exit_now,
     leave_agent,
 )
+from bundlerun.launcher.ranks.standby import Standbys
 from bundlerun.launcher.rendezvous.door import get_handler
 from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE
 from bundlerun.launcher.rendezvous.token import ensure_token
@@ -62,6 +68,8 @@ if TYPE_CHECKING:
 
 PRELOAD = ("torch", "torchvision")
 AGENT_LOG = "agent.log"
+_PARALLEL_START = "TORCH_MP_PARALLEL_START"
+"""Has torch start the processes of a node from several threads, in no order."""
 
 
 def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None = None) -> int:
@@ -127,7 +135,7 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
     keeps_store = keeps_endpoint(plan)
     load(*PRELOAD, plan.module, "torch.distributed.launcher.api")
     # A fork has the calling thread only: locks that others held would stay locked in it.
-    start_fork_server((*PRELOAD, plan.module))
+    start_fork_server((*PRELOAD, plan.module), _standbys(plan))
     os.environ[THREADS_VARIABLE] = node.environment[THREADS_VARIABLE]
     if own_folder is not None:
         tempfile.tempdir = str(own_folder)  # torch's agent leaves files there; the ranks do not
@@ -138,6 +146,29 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
     if check:
         check(plan.train.value)
     return keeps_store
+
+
+def _standbys(plan: LaunchPlan) -> Standbys | None:
+    """What the fork server is to keep; None without --standby.
+
+    Raises:
+        NodeError: this Python's fork server cannot.
+    """
+    if not plan.launch.value.standby:
+        return None
+    if not can_keep_standbys():
+        version = ".".join(map(str, sys.version_info[:2]))
+        raise NodeError(
+            f"--standby is not there yet for Python {version}; use 3.13, or leave it out"
+        )
+    # The fork server takes the n-th request for local rank n.
+    os.environ[_PARALLEL_START] = "0"
+    return Standbys(
+        module=plan.module,
+        argv=plan.argv,
+        num_ranks=plan.here.num_procs,
+        board=os.environ[BOARD_VARIABLE],
+    )
 
 
 def load(*modules: str) -> None:

@@ -21,6 +21,7 @@ NOT_OPTIONS = frozenset(
         DATA_VARIABLE,
         "BUNDLERUN_SLURM_NONCE",
         "BUNDLERUN_SLURM_VERSIONS",
+        "BUNDLERUN_TAKEN_S",
         "BUNDLERUN_TERMS",
         "BUNDLERUN_TOKEN",
     }

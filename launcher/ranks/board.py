@@ -34,7 +34,7 @@ _HEAD = 8
 _ROW = 8
 _TEXT_BYTES = 4096
 _BYTES = 8 * (_HEAD + _ROW * NUM_ROWS) + _TEXT_BYTES
-_STOP, _AGREED, _ENDING = 0, 1, 2
+_STOP, _AGREED, _ENDING, _STARTS = range(4)
 _PID, _BEAT, _STEPS, _STEP, _VERDICT, _FAULT, _PLACE, _SPARE = range(_ROW)
 
 
@@ -227,6 +227,12 @@ class Board:
         for _, row in self.rows():
             row.clear()
         self._words[_ENDING] = 0
+        self._words[_STARTS] += 1
+
+    @property
+    def num_starts(self) -> int:
+        """Starts of the workers that have begun."""
+        return int(self._words[_STARTS])
 
 
 def own_board(environ: Mapping[str, str]) -> Board | None:

@@ -23,7 +23,10 @@ from multiprocessing import connection, forkserver, resource_tracker, util
 from typing import Any
 
 from bundlerun.launcher.process import die_with_parent, hold_children, parent_of
+from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board
 from bundlerun.launcher.ranks.rank_signals import kept_from_children
+from bundlerun.launcher.ranks.standby import Standbys
+from bundlerun.launcher.ranks.warm_server import WarmServer
 
 # The standard library's type stubs leave these out.
 _connection: Any = connection
@@ -35,11 +38,12 @@ KILLED_S = 1.0
 """Longest time for which a kill is waited for; a process that waits for a disk takes it later."""
 
 
-def start_fork_server(preload: Sequence[str]) -> int:
+def start_fork_server(preload: Sequence[str], kept: Standbys | None = None) -> int:
     """Starts the fork server of this process; call it before any thread exists.
 
     Args:
         preload: modules that the workers need; this process has imported them.
+        kept: the standbys that it is to keep, where `can_keep_standbys`; None: none.
 
     Returns:
         The server's process id.
@@ -49,7 +53,7 @@ def start_fork_server(preload: Sequence[str]) -> int:
         resource_tracker.ensure_running()  # unblocks what it has not blocked
     with kept_from_children():
         forkserver.set_forkserver_preload([_GUARD, *preload])
-        return _fork() if _can_fork() else _ask_python()
+        return _fork(kept) if can_keep_standbys() else _ask_python()
 
 
 def _ask_python() -> int:
@@ -57,7 +61,7 @@ def _ask_python() -> int:
     return int(_forkserver._forkserver._forkserver_pid)
 
 
-def _fork() -> int:
+def _fork(kept: Standbys | None) -> int:
     address = _connection.arbitrary_address("AF_UNIX")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
@@ -70,7 +74,7 @@ def _fork() -> int:
         if pid == 0:
             # The server ends when nobody else can write to this pipe; it must not be one who can.
             os.close(alive_w)
-            _serve(listener.detach(), alive_r, launcher)
+            _serve(listener.detach(), alive_r, launcher, kept)
         os.close(alive_r)
     # From here on multiprocessing takes it for a server that it has started itself.
     for name, value in zip(_STATE, (address, alive_w, pid), strict=True):
@@ -78,7 +82,7 @@ def _fork() -> int:
     return pid
 
 
-def _can_fork() -> bool:
+def can_keep_standbys() -> bool:
     """Whether Python's fork server keeps its state as this module knows it (not in 3.14)."""
     server = getattr(forkserver, "_forkserver", None)
     return all(hasattr(server, name) for name in _STATE) and not hasattr(
@@ -86,12 +90,17 @@ def _can_fork() -> bool:
     )
 
 
-def _serve(listener_fd: int, alive_r: int, launcher: int) -> None:
+def _serve(listener_fd: int, alive_r: int, launcher: int, kept: Standbys | None) -> None:
     """Never returns; whatever ends the loop must not run the launcher's own exit code."""
     try:
         die_with_parent(launcher)
         hold_children()
-        forkserver.main(listener_fd, alive_r, [])
+        board = None if kept is None else Board.open({BOARD_VARIABLE: kept.board})
+        if kept is None or board is None:
+            forkserver.main(listener_fd, alive_r, [])
+        else:
+            with socket.socket(socket.AF_UNIX, fileno=listener_fd) as listener:
+                WarmServer(listener, alive_r, kept, board).run()
     finally:
         os._exit(0)
 

@@ -135,6 +135,16 @@ def kept_from_children() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def forget_pending() -> None:
+    """Drops what was sent to this process while it kept the four signals from itself.
+
+    For one that becomes a rank now: it was meant for what the group was doing then.
+    """
+    for number in GROUP_SIGNALS:
+        before = signal.signal(number, signal.SIG_IGN)  # the kernel drops those that wait
+        signal.signal(number, before if before is not None else signal.SIG_DFL)
+
+
 def keep_from_here() -> None:
     """Keeps the four signals from this process from now on; for helpers, in their main thread."""
     signal.set_wakeup_fd(-1)  # one that a rank has forked has the rank's

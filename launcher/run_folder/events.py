@@ -31,6 +31,8 @@ EventName: TypeAlias = Literal[
     "rank stopped",
     "rank silent",
     "fork server gone",
+    "standby ready",
+    "standby missing",
     "told to stop",
     # of an agent about its rounds
     "asks for a round",

@@ -228,6 +228,13 @@ def drain(device: torch.device) -> None:
         module_of(device).synchronize(device)
 
 
+def free_unused(device: torch.device) -> None:
+    """Gives memory that nobody uses back to the device, where its kind keeps any."""
+    empty = getattr(module_of(device), "empty_cache", None) if is_gpu(device) else None
+    if empty is not None:
+        empty()
+
+
 # --- random numbers
 
 

@@ -51,14 +51,15 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
             for remark in data.remarks:
                 log.info("%s", remark)
         # Only numbers and names cross to the other stages (I4).
-        own = asdict(_info_of(data))
+        own = asdict(info_of(data))
     info = DataInfo(**session.gather_bundle(own)[0])
     if not info.num_train:
         raise ConfigError("the training data is empty; give DATA with at least one sample")
     return info, data
 
 
-def _info_of(data: DataSets) -> DataInfo:
+def info_of(data: DataSets) -> DataInfo:
+    """What every rank has to know of data."""
     return DataInfo(
         num_train=len(data.train),
         num_val=0 if data.val is None else len(data.val),
@@ -250,5 +251,5 @@ def foreseen_division(config: TrainConfig, recipe: Recipe) -> list[str]:
         raise ConfigError(messages[0])
     example = example_of(describe(model_inputs(recipe, batch.inputs)))
     with torch.device("meta"):
-        model = build_on_default_device(partial(_build, recipe, _info_of(data)))
+        model = build_on_default_device(partial(_build, recipe, info_of(data)))
         return list(division_lines(config, _stages(config, model, example), example))

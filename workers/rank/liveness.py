@@ -33,6 +33,7 @@ from bundlerun.launcher.process import follow_parent
 from bundlerun.launcher.ranks.board import AFTERMATH_S, Board, Row
 from bundlerun.launcher.ranks.fault import fault_of, is_follower
 from bundlerun.launcher.ranks.rank_signals import AgentsWord
+from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
 from bundlerun.launcher.run_folder.events import Events
 
 log = logging.getLogger(__name__)
@@ -247,7 +248,10 @@ class Liveness:
 
 
 def process_age_s() -> float:
-    """Seconds since this process was made."""
+    """Seconds since this process was made, or became a rank if it was a standby before."""
+    taken_s = os.environ.get(TAKEN_VARIABLE)
+    if taken_s is not None:
+        return time.monotonic() - float(taken_s)
     # The name of a program, in brackets, may hold spaces; field 22 is the start, in clock ticks.
     fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     return time.monotonic() - int(fields[19]) / os.sysconf("SC_CLK_TCK")

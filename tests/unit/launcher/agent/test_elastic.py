@@ -26,6 +26,7 @@ def test_a_variable_that_lost_against_an_option_does_not_reach_the_workers() -> 
         name="n",
         devices=Devices(kind="cpu", count=1),
         layouts=(),
+        loaders=0,
         meeting=as_typed(LaunchConfig()),
         log_dir="",
         environment={"OMP_NUM_THREADS": "1"},

@@ -60,7 +60,7 @@ def leave() -> None:
 
 def main() -> None:
     if "fallback" in sys.argv:
-        fork_server._can_fork = lambda: False
+        fork_server.can_keep_standbys = lambda: False
     LOADED.append("before the fork")
     server = fork_server.start_fork_server([])
     if "leave" in sys.argv:

@@ -6,7 +6,15 @@ import signal
 import pytest
 
 from bundlerun.launcher.ranks.board import Board
-from bundlerun.launcher.ranks.rank_signals import GRACE_S, AgentsWord, Situation, must_end
+from bundlerun.launcher.ranks.rank_signals import (
+    GRACE_S,
+    GROUP_SIGNALS,
+    AgentsWord,
+    Situation,
+    forget_pending,
+    kept_from_children,
+    must_end,
+)
 
 CALM = {"is_told": False, "is_ending": False, "is_broken": False, "is_whole": True}
 
@@ -74,3 +82,20 @@ def test_a_new_start_is_not_the_one_that_was_to_end() -> None:
 
 def test_without_a_board_every_sigterm_is_meant() -> None:
     assert AgentsWord(None, 1).must_end()
+
+
+def test_a_standby_that_becomes_a_rank_forgets_what_its_group_was_sent_before() -> None:
+    heard: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: heard.append(number)) for n in GROUP_SIGNALS}
+    try:
+        with kept_from_children():
+            for number in GROUP_SIGNALS:
+                os.kill(os.getpid(), number)
+            assert set(GROUP_SIGNALS) <= signal.sigpending()
+            forget_pending()
+            assert not signal.sigpending()
+        os.kill(os.getpid(), signal.SIGUSR1)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert heard == [signal.SIGUSR1]

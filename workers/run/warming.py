@@ -1,0 +1,274 @@
+"""A standby warms up: it does what a rank does first, so that the rank it becomes need not.
+
+    wait ........ | memory for it?  device, libraries  one step of a stage, for nobody | ready
+    the ranks do their steps        with the threads and on the cores of its rank
+
+Nothing of it stays but what the process has loaded: the stage goes, random numbers are as before.
+What is the user's own (a recipe, a model in a file) is not run, as a file that runs twice in one
+process may do more than one that runs once.
+"""
+
+from __future__ import annotations
+
+import gc
+import io
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import BundleError
+from bundlerun.launcher.layout.chunks import Chunks
+from bundlerun.launcher.layout.hardware import rank_layout, read_cpus
+from bundlerun.launcher.layout.microbatch import kept_samples
+from bundlerun.launcher.model_name import parse_file
+from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.splits.random_state import kept_random_state
+from bundlerun.splits.stage import chunk_forwards
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.samples import Reader, Request
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device.start import DeviceStart
+from bundlerun.workers.device.switches import prepare, set_switches
+from bundlerun.workers.model.example import NUM_SAMPLES, describe, example_of
+from bundlerun.workers.model.stage import check_indexed, cut_model, info_of
+from bundlerun.workers.pipeline.arithmetic import Arithmetic
+from bundlerun.workers.recipe import BUILT_IN, load_recipe
+from bundlerun.workers.values.nest import leaves, mapped
+
+log = logging.getLogger(__name__)
+
+_GPU_BYTES = 1 << 30
+"""Of a GPU that have to be free beside the context of a standby."""
+_COPIES = 4
+"""Of the parameters: they, their gradients, and what an optimizer keeps."""
+
+
+class Warming:
+    """One standby, from its beginning until it is ready.
+
+    Args:
+        config: of the run.
+        local_rank: whose place it may take.
+        num_ranks: of this node.
+        node_name: of this node.
+    """
+
+    def __init__(
+        self, config: TrainConfig, local_rank: int, num_ranks: int, node_name: str
+    ) -> None:
+        self._config = config
+        self._local_rank = local_rank
+        self._num_ranks = num_ranks
+        file = RunPaths(Path(config.run_dir)).node_events(node_name)
+        self._events = Events(file, node_name, {"local_rank": local_rank, "pid": os.getpid()})
+
+    def run(self, wait: Callable[[], int]) -> bool:
+        """Whether it is ready; where not, it has told why.
+
+        Args:
+            wait: returns when there is time for it, with the process of its rank.
+        """
+        rank = wait()
+        begin = time.monotonic()
+        try:
+            device = self._device(rank)
+        except BundleError as exc:
+            log.warning(
+                "no standby for local rank %d: %s; it goes on without one", self._local_rank, exc
+            )
+            self._events.note("standby missing", {"why": str(exc)})
+            return False
+        else:
+            with _on_cores_of(rank):
+                has_stepped = self._step(device)
+            took_s = round(time.monotonic() - begin, 3)
+            self._events.note("standby ready", {"took_s": took_s, "has_stepped": has_stepped})
+            return True
+        finally:
+            self._events.close()
+
+    def _device(self, rank: int) -> torch.device:
+        """The device of the rank, started.
+
+        Raises:
+            BundleError: there is no memory for a standby, or the device cannot be started.
+        """
+        why = why_no_room(_own_bytes(rank), psutil.virtual_memory().available)
+        if why:
+            raise BundleError(why)
+        prepare(self._config)
+        device = DeviceStart(self._local_rank).take()
+        set_switches(self._config, device, speaks=False)
+        memory = door.memory(device)
+        why = "" if memory is None else why_no_room(_GPU_BYTES, memory.free, "GPU memory")
+        if why:
+            raise BundleError(why)
+        return device
+
+    def _step(self, device: torch.device) -> bool:
+        """Does one step of the stage that this local rank has where all nodes are alike."""
+        if is_users(self._config):
+            return False
+        layout = rank_layout(
+            self._local_rank,
+            self._num_ranks,
+            read_cpus(),
+            threads=self._config.threads,
+            affinity=False,
+            environ=os.environ,
+        )
+        torch.set_num_threads(layout.threads)
+        try:
+            with kept_random_state(), door.kept_random_state(device), _quietly():
+                step_of(self._config, stage_of(self._config, self._local_rank), device)
+        except Exception as exc:
+            # The rank will say it, if it concerns a rank. Ready without it: all else is loaded.
+            log.debug("a standby could not do a step: %s", exc)
+            return False
+        finally:
+            gc.collect()
+            door.free_unused(device)
+        return True
+
+
+def why_no_room(needed: int, free: int, what: str = "memory of the node") -> str:
+    """Pure: what is wrong; empty where a standby has room.
+
+    Args:
+        needed: bytes that it takes.
+        free: bytes that are there.
+        what: they are of.
+    """
+    if needed <= free:
+        return ""
+    return f"it needs {needed / 1e9:.1f} GB of {what}, and {free / 1e9:.1f} GB are free"
+
+
+def _own_bytes(rank: int) -> int:
+    """Memory that a rank has for itself; as much may a standby need for a moment."""
+    with suppress(psutil.Error):
+        return int(psutil.Process(rank).memory_full_info().uss)
+    return 0
+
+
+def is_users(config: TrainConfig) -> bool:
+    """Whether recipe or model is in a file of the user's."""
+    return config.recipe not in BUILT_IN or parse_file(config.model) is not None
+
+
+def stage_of(config: TrainConfig, local_rank: int) -> int:
+    """The stage of a local rank, where bundles begin with the first rank of a node."""
+    stages = [stage for stage, width in enumerate(config.shape.widths) for _ in range(width)]
+    return stages[local_rank % len(stages)]
+
+
+def step_of(config: TrainConfig, own_stage: int, device: torch.device) -> None:
+    """One forward, backward and step of an optimizer of one stage.
+
+    The stages before it work out its inputs, on the CPU. On a GPU it takes two samples, as its rank
+    has the rest of the memory; what is loaded for them is what all take.
+    """
+    recipe = load_recipe(config)
+    data = recipe.open_data()
+    check_indexed(data)
+    reader = Reader(
+        data.train,
+        seed=config.seed,
+        skip_unreadable=config.skip_unreadable,
+        collate=Collate.of(data, data.train),
+    )
+    settled = config.microbatch_size or kept_samples(
+        RunPaths(Path(config.run_dir)), config.batch_size
+    )
+    num_samples = NUM_SAMPLES if door.is_gpu(device) else max(NUM_SAMPLES, settled)
+    batch, messages = reader[Request(0, range(min(num_samples, len(data.train))))]
+    if batch is None:
+        raise BundleError(messages[0])
+    example = example_of(describe(batch.inputs))
+    stages = cut_model(config, recipe, info_of(data), example=example).stages
+    _check_gpu_room(stages[own_stage], device)
+    _pass(config, stages, own_stage, device, batch.inputs)
+    parameters = [(n, p) for n, p in stages[own_stage].named_parameters() if p.requires_grad]
+    recipe.optimizer(parameters).step()
+
+
+def _check_gpu_room(stage: nn.Module, device: torch.device) -> None:
+    needed = _COPIES * sum(p.numel() * p.element_size() for p in stage.parameters())
+    memory = door.memory(device)
+    if memory is not None and (why := why_no_room(needed + _GPU_BYTES, memory.free)):
+        raise BundleError(why)
+
+
+def _pass(
+    config: TrainConfig,
+    stages: Sequence[nn.Module],
+    own_stage: int,
+    device: torch.device,
+    inputs: tuple[Any, ...],
+) -> None:
+    """Forward up to the last chunk of the own stage; backward through the chunks of that stage."""
+    chunks = Chunks(len(stages), config.chunks)
+    own = [c for c in range(chunks.num_chunks) if chunks.stage_of(c) == own_stage]
+    arithmetic = {s: Arithmetic(torch.device("cpu"), config.precision) for s in range(len(stages))}
+    arithmetic[own_stage] = Arithmetic(device, config.precision)
+    forwards = []
+    for number, stage in enumerate(stages):
+        if config.precision == "float64":
+            stage.double()
+        stage.to(arithmetic[number].device).train()
+        forwards.append(chunk_forwards(stage, config.chunks))
+    for chunk in range(own[-1] + 1):
+        number = chunks.stage_of(chunk)
+        forward, where = forwards[number][chunks.own_of(chunk)], arithmetic[number]
+        given = mapped(partial(_received, arithmetic=where), inputs)
+        with torch.set_grad_enabled(number == own_stage), where.autocast():
+            result = forward(*given)
+        if number == own_stage:
+            _backward(result)
+        inputs = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _received(value: Any, arithmetic: Arithmetic) -> Any:  # noqa: ANN401 - what crosses a cut
+    return arithmetic.placed(value.detach()) if isinstance(value, Tensor) else value
+
+
+def _backward(result: object) -> None:
+    found = [leaf.value for leaf in leaves(result) if isinstance(leaf.value, Tensor)]
+    sums = [t.float().sum() for t in found if t.requires_grad]
+    if sums:
+        torch.stack(sums).sum().backward()
+
+
+@contextmanager
+def _on_cores_of(rank: int) -> Iterator[None]:
+    """On the cores of a process: threads that are made now stay there; this one goes back."""
+    before = os.sched_getaffinity(0)
+    with suppress(OSError):  # it has ended
+        os.sched_setaffinity(0, os.sched_getaffinity(rank))
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the lines that the ranks have told already."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
