@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,6 +153,7 @@ def _trainers_step(
     """A step of the first rank; the others are threads of this process."""
     config = _config(num_microbatches * num_ranks, options)
     with tempfile.TemporaryDirectory(prefix="bundlerun-") as folder:
+        config = replace(config, run_dir=folder)
         one = partial(_one_of, config, build, Path(folder), num_ranks)
         with ThreadPoolExecutor(num_ranks) as ranks:
             counted = list(ranks.map(one, range(num_ranks)))
