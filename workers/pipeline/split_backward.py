@@ -4,8 +4,10 @@
              |     |     |               has weights is kept
             w3    w2    w1               [2] weight pass: from each of these nodes to its weights
 
-No operation is done twice, because autograd's nodes work out only the gradients that are asked for.
-The exception is a weight that several nodes use: its weight pass goes along the path between them.
+No operation is done twice, as autograd's nodes work out only the gradients that are asked for. Some
+work out all of theirs at once, such as a batch norm of cuDNN and whatever is written in Python: what
+they have for weights is taken in the input pass, and added in the weight pass. The exception is a
+weight that several nodes use: its weight pass goes along the path between them.
 
 Source: Qi et al., Zero Bubble Pipeline Parallelism. torch.distributed.pipelining has the like in
 private functions; those set `.grad` without calling hooks, and leave out weights whose way to the
@@ -23,6 +25,9 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 Gradients = tuple[Tensor | None, ...]
+
+_ALL_AT_ONCE = ("CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
+"""Nodes of torch that work out all their gradients, whichever are asked for."""
 
 
 @dataclass(slots=True)
@@ -79,7 +84,9 @@ def input_pass(
     Returns:
         A gradient per input, None where no output depends on it.
     """
-    pieces = _pieces(edges, gradients, {get_gradient_edge(t).node for t in inputs})
+    graph = _Graph.of(edges, {get_gradient_edge(t).node for t in inputs})
+    early = graph.early_weights()
+    pieces = _pieces(edges, gradients, graph, set(early))
     # [1] Only the path is walked: autograd skips what leads to none of `inputs`.
     arrived: dict[Node, Gradients] = {}
 
@@ -88,27 +95,75 @@ def input_pass(
 
     with _hooked({node: keep(node) for piece in pieces for node in piece.on_path}):
         found = torch.autograd.grad(
-            list(edges), list(inputs), list(gradients), retain_graph=True, allow_unused=True
+            list(edges),
+            [*inputs, *early.values()],
+            list(gradients),
+            retain_graph=True,
+            allow_unused=True,
         )
-    return list(found), WeightPass(pieces, arrived)
+    for node, gradient in zip(early, found[len(inputs) :], strict=True):
+        # It is whole, over all nodes that use the weight; so nothing is left to walk.
+        if gradient is not None:
+            place = GradientEdge(node, 0)
+            pieces.append(_Piece(weights=[early[node]], edges=[place], gradients=[gradient]))
+    return list(found[: len(inputs)]), WeightPass(pieces, arrived)
+
+
+@dataclass(frozen=True, slots=True)
+class _Graph:
+    """What is below the outputs of a stage.
+
+    Args:
+        order: all nodes, each after those that it sends gradients to.
+        on_path: the nodes that lead to inputs.
+    """
+
+    order: list[Node]
+    on_path: set[Node]
+
+    @classmethod
+    def of(cls, edges: Sequence[GradientEdge], inputs: set[Node]) -> _Graph:
+        order, on_path = _children_first(edges), set(inputs)
+        # Children come first, so what a node leads to is known when it is looked at.
+        for node in order:
+            if any(child in on_path for child in _below(node)):
+                on_path.add(node)
+        return cls(order, on_path)
+
+    def early_weights(self) -> dict[Node, Tensor]:
+        """The weights whose gradients the input pass works out anyway, by their nodes."""
+        found: dict[Node, Tensor] = {}
+        for node in self.order:
+            if node not in self.on_path or not _works_out_all(node):
+                continue
+            for child in _below(node):
+                weight = _weight_of(child)
+                # A hook of the user's would see the gradient twice: taken, and added.
+                if weight is not None and child not in self.on_path and not weight._backward_hooks:
+                    found[child] = weight
+        return found
+
+
+def _works_out_all(node: Node) -> bool:
+    return node.name() in _ALL_AT_ONCE or isinstance(node, torch._C._FunctionBase)
+
+
+def _below(node: Node) -> list[Node]:
+    return [child for child, _ in node.next_functions if child is not None]
 
 
 def _pieces(
-    edges: Sequence[GradientEdge], gradients: Sequence[Tensor], inputs: set[Node]
+    edges: Sequence[GradientEdge], gradients: Sequence[Tensor], graph: _Graph, early: set[Node]
 ) -> list[_Piece]:
-    """The weights below `edges`, with those that have a node in common in one piece."""
-    order = _children_first(edges)
-    on_path = set(inputs)
+    """The weights below `edges` but `early` ones; those with a node in common in one piece."""
+    order, on_path = graph.order, graph.on_path
     has_weights: set[Node] = set()
     neighbours: dict[Node, list[Node]] = {}
-    # Children come first, so what a node leads to is known when it is looked at.
     for node in order:
-        below = [child for child, _ in node.next_functions if child is not None]
-        if any(child in on_path for child in below):
-            on_path.add(node)
         # Weights are tied together off the path only; a path node is as far as their piece goes.
-        joined = [child for child in below if child in has_weights and child not in on_path]
-        if joined or (_weight_of(node) is not None and node not in on_path):
+        joined = [n for n in _below(node) if n in has_weights and n not in on_path]
+        is_weight = _weight_of(node) is not None and node not in on_path and node not in early
+        if joined or is_weight:
             has_weights.add(node)
             neighbours.setdefault(node, []).extend(joined)
             for child in joined:

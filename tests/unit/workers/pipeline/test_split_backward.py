@@ -5,13 +5,16 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
+from bundlerun.workers.pipeline import split_backward
 from bundlerun.workers.pipeline.split_backward import input_pass
 
 ONE = torch.tensor(1.0)
@@ -107,6 +110,45 @@ def recomputed() -> Made:
     return Calls(forward, a=linear(), b=linear()), [rows()]
 
 
+class Scaled(torch.autograd.Function):
+    """Works out both gradients at once, as a batch norm of cuDNN does."""
+
+    num_backwards = 0
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x * weight
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        Scaled.num_backwards += 1
+        x, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).sum(0)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Scaled.apply(x, self.weight)
+
+
+def all_at_once() -> Made:
+    return nn.Sequential(linear(), Scale(), nn.Tanh(), Scale(), linear()), [rows()]
+
+
+def all_at_once_and_used_elsewhere() -> Made:
+    module = Calls(
+        lambda m, x: (m.s(torch.tanh(m.s(m.a(x)) + m.s.weight)), m.s.weight.sin()),
+        a=linear(),
+        s=Scale(),
+    )
+    return module, [rows()]
+
+
 def weightless() -> Made:
     return nn.Tanh(), [rows()]
 
@@ -125,6 +167,8 @@ ALL = [
     weights_worked_on,
     recurrent,
     recomputed,
+    all_at_once,
+    all_at_once_and_used_elsewhere,
     weightless,
 ]
 
@@ -189,6 +233,71 @@ def test_hooks_see_each_weight_once_and_only_in_the_weight_pass() -> None:
     assert not seen
     rest.run()
     assert sorted(map(id, seen)) == sorted(map(id, module.parameters()))
+
+
+def test_a_node_that_works_out_all_gradients_at_once_runs_once() -> None:
+    module, given = all_at_once()
+    inputs = leaves(given)
+    Scaled.num_backwards = 0
+    _, rest = input_pass(edges([run(module, inputs)[0].sum()]), [ONE], inputs)
+    assert Scaled.num_backwards == 2
+    assert not gradients_of(module)
+    rest.run()
+    assert Scaled.num_backwards == 2
+    assert len(gradients_of(module)) == 6
+
+
+class NormBackwards(TorchDispatchMode):
+    """Counts the backwards of batch norms."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        self.count += "batch_norm_backward" in str(func)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("has_mask", "wanted"), [(True, 2), (False, 1)])
+def test_a_batch_norm_without_a_mask_has_one_backward(
+    has_mask: bool, wanted: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The CPU's stands for cuDNN's: with a mask, its two backwards are one and one half of it."""
+    if not has_mask:
+        monkeypatch.setattr(split_backward, "_ALL_AT_ONCE", ("NativeBatchNormBackward0",))
+    torch.manual_seed(1)
+    module, given = convolutions()
+    whole, split = leaves(given), leaves(given)
+    run(module, whole)[0].sum().backward()
+    expected = gradients_of(module)
+    output = run(module, split)[0].sum()
+    with NormBackwards() as norms:
+        found, rest = input_pass(edges([output]), [ONE], split)
+        rest.run()
+    assert norms.count == wanted
+    assert_same(gradients_of(module), expected)
+    assert found[0] is not None
+    assert whole[0].grad is not None
+    assert torch.equal(found[0], whole[0].grad)
+
+
+def test_a_hook_of_a_weight_sees_its_gradient_once() -> None:
+    module, given = all_at_once()
+    seen: list[Tensor] = []
+
+    def double(gradient: Tensor) -> Tensor:
+        seen.append(gradient)
+        return 2 * gradient
+
+    module[1].weight.register_hook(double)
+    whole, split = leaves(given), leaves(given)
+    run(module, whole)[0].sum().backward()
+    expected = gradients_of(module)
+    _, rest = input_pass(edges([run(module, split)[0].sum()]), [ONE], split)
+    rest.run()
+    assert len(seen) == 2
+    assert_same(gradients_of(module), expected)
 
 
 def test_gradients_add_up_over_microbatches_in_any_order_of_weight_passes() -> None:
