@@ -4,8 +4,8 @@
              |     |     |               has weights is kept
             w3    w2    w1               [2] weight pass: from each of these nodes to its weights
 
-No operation is done twice, as autograd's nodes work out only the gradients that are asked for. Some
-work out all of theirs at once, such as a batch norm of cuDNN and whatever is written in Python: what
+No operation is done twice: nodes of autograd work out only the gradients that are asked for. Some
+work out all of theirs at once, such as a batch norm of cuDNN and what is written in Python: what
 they have for weights is taken in the input pass, and added in the weight pass. The exception is a
 weight that several nodes use: its weight pass goes along the path between them.
 
