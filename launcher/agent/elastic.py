@@ -36,6 +36,7 @@ from bundlerun.launcher.layout.gpus import (
     accelerator_of_torch,
     gpus_of_torch,
     mig_slices,
+    without_driver,
 )
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
 from bundlerun.launcher.options.backend import BUNDLE, Keeps
@@ -141,7 +142,9 @@ def _prepare(plan: LaunchPlan, say: Callable[[str], None]) -> bool:
         tempfile.tempdir = str(own_folder)  # torch's agent leaves files there; the ranks do not
     launch_options = plan.launch.value
     is_cpu_asked = launch_options.devices == "cpu" or launch_options.slots > 0
-    check_gpus(node, is_cpu_asked=is_cpu_asked)
+    passed_over = check_gpus(node, is_cpu_asked=is_cpu_asked)
+    if passed_over:
+        say(passed_over)
     check = getattr(importlib.import_module(plan.module), "preflight", None)
     if check:
         check(plan.train.value)
@@ -342,22 +345,23 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
     }
 
 
-def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> None:
-    """Raises NodeError where torch finds other devices than the plan uses; never starts CUDA.
+def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> str:
+    """Compares the devices that the plan uses with what torch finds; never starts CUDA.
 
     Args:
+        node: its plan.
         is_cpu_asked: whether the user wants the CPU.
+
+    Returns:
+        What the user should know of cards that nobody can use; or nothing.
+
+    Raises:
+        NodeError: torch finds others.
     """
     import torch
 
     if node.devices.kind != "gpu":
-        kind = accelerator_of_torch()
-        if kind and not is_cpu_asked:
-            raise NodeError(
-                f"this node has devices of the kind {kind!r}, which bundlerun does not count; "
-                "use --devices cpu to train on the CPU"
-            )
-        return
+        return "" if is_cpu_asked else _passed_over()
     # CUDA shows a process one slice of a GPU (MIG) at most; each rank gets its own.
     has_slices = bool(mig_slices(os.environ))
     found = gpus_of_torch()
@@ -368,6 +372,24 @@ def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> None:
             f"this node shows {node.devices.count} GPUs{named}, torch can use {found}; check the "
             f"driver and the build of torch {torch.__version__}, or use --devices cpu"
         )
+    return ""
+
+
+def _passed_over() -> str:
+    """What to tell of cards that nobody can use; raises NodeError for devices that torch could."""
+    kind = accelerator_of_torch()
+    if kind:
+        raise NodeError(
+            f"this node has devices of the kind {kind!r}, which bundlerun does not count; "
+            "use --devices cpu to train on the CPU"
+        )
+    cards = without_driver()
+    if not cards:
+        return ""
+    return (
+        f"this node has {len(cards)} GPUs (PCI {', '.join(cards[:2])}) and no driver shows them: "
+        "this is the CPU; --devices cpu says so"
+    )
 
 
 def keep_agent_log(log_dir: Path) -> None:

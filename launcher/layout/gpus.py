@@ -35,6 +35,7 @@ _HIDES_ALL = ("", "-1", "NoDevFiles")
 _DEVICE_HINTS = ("dxg", "nvhost-gpu", "nvgpu")
 """Files of /dev where GPUs have none of their own."""
 _INTEL = "0x8086"
+_CARD_MAKERS = ("0x10de", "0x1002")
 _ASKED = """
 import torch
 found = torch.accelerator.current_accelerator()
@@ -55,8 +56,8 @@ def accelerator_of_torch() -> str:
     """The kind of devices that torch could use in this process; empty where there are none."""
     import torch
 
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return "" if found is None else found.type
+    found = torch.accelerator.current_accelerator()
+    return found.type if found is not None and gpus_of_torch() else ""
 
 
 def mig_slices(environ: Mapping[str, str]) -> list[str]:
@@ -123,6 +124,23 @@ def may_have_others(root: Path) -> bool:
     if any(map(_is_intel, (root / "sys/class/drm").glob("renderD*"))) and _torch_has_xpu():
         return True
     return bool(entry_points(group="torch.backends"))
+
+
+def without_driver(root: Path = Path("/")) -> list[str]:
+    """PCI addresses of NVIDIA's and AMD's graphics and computing cards where no driver shows any.
+
+    In a container, that may be on purpose: it sees the cards of its machine all the same.
+    """
+    if any((root / "dev").glob("nvidia[0-9]*")) or any((root / "sys/class/kfd/kfd").glob("*")):
+        return []
+    cards = (root / "sys/bus/pci/devices").glob("*")
+    return sorted(card.name for card in cards if _is_card(card))
+
+
+def _is_card(device: Path) -> bool:
+    # 0x0300: graphics, 0x0302: computing, 0x1200: AMD's accelerators.
+    kind = _text(device / "class")[:6]
+    return _text(device / "vendor") in _CARD_MAKERS and kind in ("0x0300", "0x0302", "0x1200")
 
 
 def _torch_has_xpu() -> bool:

@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from bundlerun.launcher.agent import elastic
 from bundlerun.launcher.agent.elastic import check_gpus
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout import gpus
-from bundlerun.launcher.layout.gpus import count_gpus
+from bundlerun.launcher.layout.gpus import count_gpus, without_driver
 from bundlerun.launcher.layout.hardware import Devices
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.plan import NodePlan
@@ -126,6 +127,7 @@ def node_of(kind: str, count: int) -> NodePlan:
         name="n",
         devices=Devices(kind=kind, count=count),
         layouts=(),
+        loaders=0,
         meeting=as_typed(LaunchConfig()),
         log_dir="",
         environment={},
@@ -146,11 +148,43 @@ def test_gpus_that_torch_cannot_use_are_an_error(monkeypatch: pytest.MonkeyPatch
 
 def test_devices_of_other_kinds_are_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     found = torch.device("xpu")
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: found)
+    monkeypatch.setattr(torch.xpu, "device_count", lambda: 2)
     check_gpus(node_of("cpu", 2), is_cpu_asked=True)
     with pytest.raises(NodeError, match=r"'xpu'.* use --devices cpu"):
         check_gpus(node_of("cpu", 2), is_cpu_asked=False)
 
 
-def test_a_machine_without_any_runs_on_the_cpu() -> None:
-    check_gpus(node_of("cpu", 2), is_cpu_asked=False)
+def test_a_machine_without_any_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(elastic, "without_driver", list)
+    assert check_gpus(node_of("cpu", 2), is_cpu_asked=False) == ""
+
+
+def with_cards(root: Path, *cards: tuple[str, str]) -> Path:
+    for number, (vendor, kind) in enumerate(cards):
+        folder = root / f"sys/bus/pci/devices/0000:0{number}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(vendor + "\n")
+        (folder / "class").write_text(kind + "\n")
+    return root
+
+
+def test_cards_that_no_driver_shows_are_found_on_the_bus(tmp_path: Path) -> None:
+    # A network card, NVIDIA's for computing and its sound, graphics of a processor.
+    cards = [
+        ("0x15b3", "0x020000"), ("0x10de", "0x030200"), ("0x10de", "0x040300"),
+        ("0x8086", "0x030000"), ("0x1002", "0x120000"),
+    ]  # fmt: skip
+    root = with_cards(tmp_path, *cards)
+    assert without_driver(root) == ["0000:01:00.0", "0000:04:00.0"]
+    with_nvidia(root)
+    assert without_driver(root) == []
+
+
+def test_a_run_on_the_cpu_beside_them_is_told_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(elastic, "without_driver", lambda: ["0000:07:00.0"])
+    assert check_gpus(node_of("cpu", 2), is_cpu_asked=True) == ""
+    told = check_gpus(node_of("cpu", 2), is_cpu_asked=False)
+    assert "has 1 GPUs (PCI 0000:07:00.0) and no driver shows them" in told
