@@ -230,7 +230,10 @@ class TrainConfig(WorkConfig):
         choices=get_args(ExchangeDtype),
     )
     bucket_mb: float = option(
-        0.0, "size of a sync bucket, MB (0: by the number of nodes)", group=_TUNE, parse=float
+        0.0,
+        "size of a sync bucket, MB (0: by the number of nodes; 25 over NCCL)",
+        group=_TUNE,
+        parse=float,
     )
     timeout_s: float = option(
         300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float, per_node=True

@@ -32,6 +32,7 @@ from bundlerun.launcher.options.endpoints import Endpoint
         ({"tee": "0:3,1"}, "--tee"),
         ({"node_name": "a/b"}, "--node-name"),
         ({"redirects": "7"}, "--redirects"),
+        ({"standby": True, "rdzv_backend": "c10d"}, "--standby needs --rdzv-backend bundle"),
         (
             {"nnodes": "2", "rdzv_endpoint": "a", "rdzv_backend": "static", "node_rank": 2},
             "--node-rank 2 of 2 nodes",

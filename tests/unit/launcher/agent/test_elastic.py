@@ -1,4 +1,5 @@
 import gc
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from bundlerun.launcher.layout.hardware import Devices
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.plan import NodePlan
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE
+from bundlerun.launcher.ranks.standby import Standbys
 from bundlerun.launcher.run_folder.holder import Holder
 from bundlerun.launcher.run_folder.outcome import Outcome, write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -61,6 +63,28 @@ def test_a_node_that_was_spare_ends_as_the_run_does(
     plan: Any = SimpleNamespace(here=SimpleNamespace(name="n"), train=train)
     start: Any = None
     assert elastic._run(plan, start, print) == code
+
+
+def test_standbys_are_kept_where_they_are_asked_for_and_this_python_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(BOARD_VARIABLE, "/proc/1/fd/3")
+    monkeypatch.setenv("TORCH_MP_PARALLEL_START", "1")
+
+    def kept(*, standby: bool) -> Standbys | None:
+        launch = SimpleNamespace(value=LaunchConfig(standby=standby))
+        here = SimpleNamespace(num_procs=3)
+        plan: Any = SimpleNamespace(launch=launch, module="m", argv=["a"], here=here)
+        return elastic._standbys(plan)
+
+    assert kept(standby=False) is None
+    wanted = Standbys(module="m", argv=["a"], num_ranks=3, board="/proc/1/fd/3")
+    assert kept(standby=True) == wanted
+    # The fork server knows ranks by the order in which they are asked for.
+    assert os.environ["TORCH_MP_PARALLEL_START"] == "0"
+    monkeypatch.setattr(elastic, "can_keep_standbys", lambda: False)
+    with pytest.raises(NodeError, match="--standby is not there yet for Python 3"):
+        kept(standby=True)
 
 
 @pytest.mark.parametrize("is_new", [True, False])
