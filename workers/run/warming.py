@@ -176,8 +176,7 @@ def stage_of(config: TrainConfig, local_rank: int) -> int:
 def step_of(config: TrainConfig, own_stage: int, device: torch.device) -> None:
     """One forward, backward and step of an optimizer of one stage.
 
-    The stages before it work out its inputs, on the CPU. On a GPU it takes two samples, as its rank
-    has the rest of the memory; what is loaded for them is what all take.
+    The stages before it work out its inputs, on the CPU.
     """
     recipe = load_recipe(config)
     data = recipe.open_data()
@@ -191,7 +190,7 @@ def step_of(config: TrainConfig, own_stage: int, device: torch.device) -> None:
     settled = config.microbatch_size or kept_samples(
         RunPaths(Path(config.run_dir)), config.batch_size
     )
-    num_samples = NUM_SAMPLES if door.is_gpu(device) else max(NUM_SAMPLES, settled)
+    num_samples = samples_of(settled, door.memory(device))
     batch, messages = reader[Request(0, range(min(num_samples, len(data.train))))]
     if batch is None:
         raise BundleError(messages[0])
@@ -201,6 +200,20 @@ def step_of(config: TrainConfig, own_stage: int, device: torch.device) -> None:
     _pass(config, stages, own_stage, device, batch.inputs)
     parameters = [(n, p) for n, p in stages[own_stage].named_parameters() if p.requires_grad]
     recipe.optimizer(parameters).step()
+
+
+def samples_of(settled: int, memory: door.Memory | None) -> int:
+    """Pure: samples of the step.
+
+    A micro-batch, as what is loaded goes by its size; on a GPU only where as much memory is free as
+    its rank and whoever else is there have taken. Else two: most of it is loaded for them, too.
+
+    Args:
+        settled: samples of a micro-batch; 0 where that is not known.
+        memory: of a GPU.
+    """
+    has_room = memory is None or memory.free >= memory.capacity - memory.free
+    return max(NUM_SAMPLES, settled if has_room else 0)
 
 
 def _check_gpu_room(stage: nn.Module, device: torch.device) -> None:

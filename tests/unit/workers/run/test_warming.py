@@ -18,8 +18,16 @@ from torch import nn
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.device.accelerator import Memory
 from bundlerun.workers.run import warming
-from bundlerun.workers.run.warming import Warming, is_users, stage_of, step_of, why_no_room
+from bundlerun.workers.run.warming import (
+    Warming,
+    is_users,
+    samples_of,
+    stage_of,
+    step_of,
+    why_no_room,
+)
 
 CPU = torch.device("cpu")
 
@@ -126,6 +134,15 @@ def test_the_users_own_files_are_not_run(tmp_path: Path) -> None:
 def test_stages_go_round_the_ranks_of_a_node() -> None:
     config = TrainConfig(data="d", shape=Shape((2, 1)))
     assert [stage_of(config, rank) for rank in range(6)] == [0, 0, 1, 0, 0, 1]
+
+
+def test_a_gpu_that_is_half_full_has_room_for_two_samples_only() -> None:
+    def memory(free: int) -> Memory:
+        return Memory(peak=0, own=0, free=free, capacity=80)
+
+    found = [samples_of(32, each) for each in (None, memory(40), memory(39))]
+    assert found == [32, 32, 2]
+    assert samples_of(0, None) == 2
 
 
 def test_room_is_told_with_both_numbers() -> None:
