@@ -41,6 +41,7 @@ from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare, set_switches
 from bundlerun.workers.model.example import NUM_SAMPLES, describe, example_of
+from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.stage import check_indexed, cut_model, info_of
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.recipe import BUILT_IN, load_recipe
@@ -233,14 +234,9 @@ def _pass(
     """Forward up to the last chunk of the own stage; backward through the chunks of that stage."""
     chunks = Chunks(len(stages), config.chunks)
     own = [c for c in range(chunks.num_chunks) if chunks.stage_of(c) == own_stage]
-    arithmetic = {s: Arithmetic(torch.device("cpu"), config.precision) for s in range(len(stages))}
-    arithmetic[own_stage] = Arithmetic(device, config.precision)
-    forwards = []
-    for number, stage in enumerate(stages):
-        if config.precision == "float64":
-            stage.double()
-        stage.to(arithmetic[number].device).train()
-        forwards.append(chunk_forwards(stage, config.chunks))
+    arithmetic = [_settled(config, stage, None) for stage in stages]
+    arithmetic[own_stage] = _settled(config, stages[own_stage], device)
+    forwards = [chunk_forwards(stage, config.chunks) for stage in stages]
     for chunk in range(own[-1] + 1):
         number = chunks.stage_of(chunk)
         forward, where = forwards[number][chunks.own_of(chunk)], arithmetic[number]
@@ -250,6 +246,23 @@ def _pass(
         if number == own_stage:
             _backward(result)
         inputs = tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+
+def _settled(config: TrainConfig, stage: nn.Module, device: torch.device | None) -> Arithmetic:
+    """Brings a stage to its device, as a trainer does; how it computes there.
+
+    Args:
+        config: of the run.
+        stage: freshly made.
+        device: of the own stage; None for others, which are on the CPU, in numbers that it has.
+    """
+    precision = config.precision if device or config.precision == "float64" else "float32"
+    if precision == "float64":
+        stage.double()
+    where = device or torch.device("cpu")
+    stage.to(where).train()
+    memory_format = arrange(stage, config.memory_format, has_gpus=door.is_gpu(where))
+    return Arithmetic(where, precision, memory_format)
 
 
 def _received(value: Any, arithmetic: Arithmetic) -> Any:  # noqa: ANN401 - what crosses a cut
