@@ -21,7 +21,7 @@ demo: $(READY) ## train a ResNet-18 on handwritten digits: two nodes of two bund
 	$(RUN) examples/demo.py
 
 test: $(READY) ## all tests that this machine can run; skipped ones say why
-	$(RUN) -m pytest --numprocesses 2 --dist loadgroup $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 --dist loadscope $(ARGS)
 
 test-unit: $(READY) ## the quick tests, without processes
 	$(RUN) -m pytest tests/unit $(ARGS)

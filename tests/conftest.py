@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from bundlerun.launcher.layout.gpus import count_gpus
 
-_TESTS = Path(__file__).parent
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
 GPU_VARIABLE = "BUNDLERUN_TEST_GPU"
 
@@ -28,17 +27,25 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("bundlerun", deadline=None)
 settings.load_profile("bundlerun")
 
-
 _ONE_AFTER_ANOTHER = {"e2e": "jobs", "launchers": "jobs", "slurm": "jobs", "ranks": "ranks"}
 """Folders of tests with processes that have limits: of each kind one at a time on a machine."""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests run side by side; pytest-xdist's own groups are not seen under pytest 9.2."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class OneAfterAnother(LoadScopeScheduling):  # type: ignore[misc] - it has no types
+        def _split_scope(self, nodeid: str) -> str:
+            return _ONE_AFTER_ANOTHER.get(nodeid.split("/")[1], nodeid)
+
+    return OneAfterAnother(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is not asked for, or cannot run here, and says so; says who runs side by side."""
+    """Skips what is not asked for, or cannot run here, and says so."""
     for item in items:
-        together = _ONE_AFTER_ANOTHER.get(item.path.relative_to(_TESTS).parts[0])
-        if together:
-            item.add_marker(pytest.mark.xdist_group(together))
         reason = _why_slow(item) or _why_gpu(item)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
