@@ -143,7 +143,7 @@ class Trainer:
         pipeline = Pipeline.of(session.topology, config.schedule)
         count = math.ceil(config.num_microbatches / session.topology.num_bundles)  # or about that
         is_recomputed = config.recomputes(stage, max_in_flight(pipeline.order(stage, 0, count)))
-        around = self._statistics, self._forward_state
+        around = self._statistics, self._forward_state, session.device
         forwards = forwards_of(self.stage, config, *around, recomputes=is_recomputed)
         links, device = session.groups.links, session.device
         return Bundle(

@@ -150,7 +150,9 @@ class Pipe:
             wires=Wires(topology, place, links, pipeline, device),
             pipeline=pipeline,
             stage=nn.ModuleList(parts),
-            forwards=[Recomputed(p, _nothing) for p in parts] if recomputes else parts,
+            forwards=[Recomputed(p, device, begin_again=_nothing) for p in parts]
+            if recomputes
+            else parts,
             recipe=_MeanLoss(),
             arithmetic=Arithmetic(device, "float32"),
             meters=Meters(),

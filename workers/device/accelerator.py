@@ -248,6 +248,20 @@ def seed(device: torch.device, number: int) -> None:
         module_of(device).manual_seed(number)
 
 
+def random_state(device: torch.device) -> list[Tensor]:
+    """The state of the generators of the CPU and of `device`, for `set_random_state`."""
+    own = [module_of(device).get_rng_state(device)] if is_gpu(device) else []
+    return [torch.get_rng_state(), *own]
+
+
+def set_random_state(device: torch.device, state: list[Tensor]) -> None:
+    """Lets the generators go on from there."""
+    cpu, *own = state
+    torch.set_rng_state(cpu)
+    for each in own:
+        module_of(device).set_rng_state(each, device)
+
+
 def kept_random_state(device: torch.device) -> AbstractContextManager[None]:
     """Afterwards the generators of the CPU and of `device` are as they were before."""
     if not is_gpu(device):

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.splits.stage import Forward, chunk_forwards
+from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.compiled import compiled
 from bundlerun.workers.model.forward_state import ForwardState
@@ -29,6 +30,7 @@ def forwards_of(
     config: TrainConfig,
     statistics: StatisticsPool,
     state: ForwardState,
+    device: torch.device,
     *,
     recomputes: bool,
 ) -> list[Forward]:
@@ -39,13 +41,14 @@ def forwards_of(
         config: of the run.
         statistics: of its batch norms.
         state: what its forwards write.
+        device: where it is.
         recomputes: whether the activations are to be computed again in the backward.
     """
     forwards = []
     for chunk, own in enumerate(chunk_forwards(stage, config.chunks)):
         forward = compiled(own, config.compile_mode)
         if recomputes:
-            forward = Recomputed(forward, begin_again=state.undo)
+            forward = Recomputed(forward, device, begin_again=state.undo)
         forwards.append(statistics.around(state.watched(chunk, forward)))
     return forwards
 
@@ -59,12 +62,16 @@ class Recomputed:
 
     Args:
         forward: of a chunk.
+        device: where it computes.
         begin_again: called before the second time; brings back the state that a forward begins
             with.
     """
 
-    def __init__(self, forward: Forward, begin_again: Callable[[], None]) -> None:
+    def __init__(
+        self, forward: Forward, device: torch.device, *, begin_again: Callable[[], None]
+    ) -> None:
         self._forward = forward
+        self._device = device
         self._begin_again = begin_again
         # Unknown at first, and then as the first micro-batch was treated.
         self._overwrites: bool | None = None
@@ -73,16 +80,21 @@ class Recomputed:
         """As the forward; keeps nothing to compute again where there is no backward."""
         if not torch.is_grad_enabled():
             return self._forward(*inputs)
+        # Not left to torch: it knows the generators of its own kinds of devices.
+        state = door.random_state(self._device)
         is_again = False
 
         def run(*given: Any) -> Any:  # noqa: ANN401
             nonlocal is_again
-            if is_again:
+            if not is_again:
+                is_again = True
+                return self._run(given)
+            with door.kept_random_state(self._device):
+                door.set_random_state(self._device, state)
                 self._begin_again()
-            is_again = True
-            return self._run(given)
+                return self._run(given)
 
-        return checkpoint(run, *inputs, use_reentrant=False)
+        return checkpoint(run, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def _run(self, inputs: tuple[Any, ...]) -> Any:  # noqa: ANN401
         if self._overwrites is False:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 from torch.distributed import Store
 
@@ -94,3 +95,27 @@ def test_wide_stages_train_like_the_unsplit_model(
 def test_streams_that_take_turns_change_nothing(reference: Reference, tmp_path: Path) -> None:
     config = replace(scheduled(SHORT, (1, 1), ONCE), transport="nccl")
     assert_like(reference, trained(config, (2, 2), tmp_path, seed=5), tmp_path)
+
+
+DROPPING = """
+from torch import nn
+
+
+def build(num_outputs):
+    first = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Dropout(0.3), nn.Tanh())
+    head = nn.Sequential(nn.Flatten(), nn.Linear(216, num_outputs))
+    return [first, nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.3), head)]
+"""
+
+
+@pytest.mark.parametrize("transport", ["nccl", "cpu"])
+def test_recomputed_stages_train_to_the_same_bits(transport: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(DROPPING)
+    config = replace(SHORT, model=f"{path}:build", cut=(), shape=Shape((1, 1)), transport=transport)
+    states = [
+        trained(replace(config, recompute=choice), (2,), tmp_path / choice)
+        for choice in ("none", "0,1")
+    ]
+    for name, value in states[0].items():
+        assert torch.equal(states[1][name], value), name

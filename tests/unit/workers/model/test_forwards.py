@@ -14,6 +14,7 @@ from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.forwards import Recomputed, forwards_of
 
 CONFIG = TrainConfig(data="x")
+CPU = torch.device("cpu")
 
 
 class PowerIteration(nn.Module):
@@ -48,7 +49,7 @@ def step(stage: nn.Module, *, recomputes: bool, num_microbatches: int = 3) -> di
     sums = torch.zeros(StatisticsPool.size(stage), dtype=torch.float64)
     statistics = StatisticsPool(stage, sums)
     state = ForwardState(stage, 1, lambda numbers: numbers)
-    (forward,) = forwards_of(stage, CONFIG, statistics, state, recomputes=recomputes)
+    (forward,) = forwards_of(stage, CONFIG, statistics, state, CPU, recomputes=recomputes)
     state.begin_step()
     outputs = []
     for number in range(num_microbatches):
@@ -97,7 +98,7 @@ def test_only_the_inputs_are_kept() -> None:
         return layers(x)
 
     x = torch.randn(100, 64, requires_grad=True)
-    again = Recomputed(forward, begin_again=lambda: None)
+    again = Recomputed(forward, CPU, begin_again=lambda: None)
     again(x)  # knows from here on that the inputs stay as they are
     assert saved_bytes(again, x) <= x.nbytes
     assert saved_bytes(layers, x) > 4 * x.nbytes
@@ -113,7 +114,7 @@ def test_a_forward_that_overwrites_its_inputs_gets_them_anew() -> None:
     def forward(x: Tensor) -> Tensor:
         return torch.tanh(x.mul_(2)).square()
 
-    again = Recomputed(forward, begin_again=lambda: None)
+    again = Recomputed(forward, CPU, begin_again=lambda: None)
     for _ in range(3):
         x = torch.randn(5)
         weight = torch.ones(5, requires_grad=True)
@@ -122,7 +123,9 @@ def test_a_forward_that_overwrites_its_inputs_gets_them_anew() -> None:
 
 
 def test_nested_inputs_are_taken_as_they_are() -> None:
-    again = Recomputed(lambda pair, scale: pair["a"] * scale + pair["b"], begin_again=lambda: None)
+    again = Recomputed(
+        lambda pair, scale: pair["a"] * scale + pair["b"], CPU, begin_again=lambda: None
+    )
     a = torch.randn(3, requires_grad=True)
     for _ in range(2):
         a.grad = None
