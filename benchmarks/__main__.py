@@ -77,7 +77,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--faults", type=int, default=0, metavar="N", help="chaos: how many")
     parser.add_argument("--minutes", type=float, default=0.0, help="alarms: how long")
     parser.add_argument(
-        "--only", nargs="+", default=(), metavar="TEXT", help="recovery: faults whose name has it"
+        "--only",
+        nargs="+",
+        default=(),
+        metavar="TEXT",
+        help="recovery: faults, in_flight: models whose name has it",
     )
     args = parser.parse_args(given)
     names = args.names or ALL
