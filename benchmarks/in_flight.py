@@ -32,7 +32,7 @@ from bundlerun.workers.data.samples import Batch
 CLAIM = "stage 0 of four needs at most 0.9 of the memory that it needs with torch's 1F1B"
 TARGET = 0.9
 NUM_STAGES: Final = 4
-MICROBATCH = 4
+MICROBATCH = 8
 NUM_MICROBATCHES = 16
 """What the launcher chooses at least: four per stage."""
 IMAGE_SIZE = 64
