@@ -141,6 +141,8 @@ def model_inputs(recipe: Recipe, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if hook is None:
         return inputs
     found = hook(*inputs)
+    if len(inputs) == 1 and found is inputs[0]:
+        return inputs
     return tuple(found) if isinstance(found, tuple) else (found,)
 
 

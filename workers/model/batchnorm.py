@@ -54,6 +54,7 @@ class StatisticsPool:
     def __init__(self, module: nn.Module, sums: Tensor) -> None:
         layers = tracking_layers(module)
         self._layers = list(layers.values())
+        self._sizes = _sizes(self._layers)
         self.sums = sums
         self.counts = sums[: len(layers)]
         """What each has seen, values per channel or samples."""
@@ -93,7 +94,7 @@ class StatisticsPool:
         # Without gradients it is an evaluation: running statistics do not move.
         if self._vectors is None or not torch.is_grad_enabled():
             return forward(*inputs)
-        self._pass = _Pass(self._layers, may_only_read=not self._only_torchs)
+        self._pass = _Pass(self._layers, self._sizes, may_only_read=not self._only_torchs)
         try:
             result = forward(*inputs)
             self._vectors.add(self._pass)
@@ -206,10 +207,13 @@ class _Pass:
 
     Args:
         layers: the norms.
+        sizes: of their running means, then of the variances.
         may_only_read: whether one of them may leave its statistics as they were.
     """
 
-    def __init__(self, layers: Sequence[_NormBase], *, may_only_read: bool) -> None:
+    def __init__(
+        self, layers: Sequence[_NormBase], sizes: Sequence[int], *, may_only_read: bool
+    ) -> None:
         self._layers = layers
         self.counts = [0] * len(layers)
         """Of the first call of each layer."""
@@ -217,9 +221,8 @@ class _Pass:
         """Layer, count and statistics of other calls."""
         self.after = _flat(layers)
         self.before = self.after.clone() if may_only_read else None
-        channels = [_channels(layer) for layer in layers]
         # Views of one tensor: what all norms leave is added up in one operation at the end.
-        self._parts = list(zip(*(row.split(channels) for row in self.after), strict=True))
+        self._parts = self.after.split_with_sizes(sizes)
         self._is_uniform = _dtype(layers) is not None
 
     def lend(self, index: int) -> Pair:
@@ -227,10 +230,12 @@ class _Pass:
         # have views of one tensor.
         if self.counts[index] or not self._is_uniform:
             return _cloned(self._layers[index])
-        return cast(Pair, self._parts[index])
+        return self._parts[index], self._parts[index + len(self._layers)]
 
     def take_back(self, index: int, count: int, left: Pair) -> None:
-        if left[0] is self._parts[index][0] and left[1] is self._parts[index][1]:
+        mean, variance = left
+        others = self._parts[index + len(self._layers)]
+        if mean is self._parts[index] and variance is others:
             self.counts[index] = count
         else:
             self.more.append((index, count, left))
@@ -251,9 +256,10 @@ class _Vectors:
     def __init__(self, layers: Sequence[_NormBase], sums: Tensor) -> None:
         self._layers = layers
         self._channels = [_channels(layer) for layer in layers]
-        self._counts, moments = sums.tensor_split([len(layers)])
-        self._moments = moments.view(2, -1)
-        """Sum and square sum, (2, channels of all)."""
+        self._sizes = _sizes(layers)
+        self._rows = (sum(self._channels),) * 2
+        self._counts, self._moments = sums.tensor_split([len(layers)])
+        self._sum, self._square_sum = self._moments.split_with_sizes(self._rows)
         self._pooled = [float(not isinstance(layer, _InstanceNorm)) for layer in layers]
         self._is_pooled = self._on_device(self._of_channels(self._pooled))
         self._made: dict[object, tuple[Tensor, ...]] = {}
@@ -267,7 +273,8 @@ class _Vectors:
             after = torch.zeros_like(done.after) if done.before is None else done.before.clone()
             first = sum(self._channels[:index])
             place = slice(first, first + self._channels[index])
-            after[0, place], after[1, place] = left
+            mean, variance = after.split_with_sizes(self._rows)
+            mean[place], variance[place] = left
             counts = [count if i == index else 0 for i in range(len(self._layers))]
             self._add(counts, done.before, after)
 
@@ -278,12 +285,12 @@ class _Vectors:
         if before is not None:
             seen, n, deviations = self._of_changed(seen, before != after)
         self._counts.add_(seen)
-        mean, variance = after.to(self._moments)
+        mean, variance = after.to(self._moments).split_with_sizes(self._rows)
         weighted = mean * n
-        self._moments[0].add_(weighted)
+        self._sum.add_(weighted)
         # torch leaves the unbiased variance: times n - 1 it is the sum of squares around the mean.
-        self._moments[1].addcmul_(variance, deviations)
-        self._moments[1].addcmul_(weighted, self._where_pooled(mean))
+        self._square_sum.addcmul_(variance, deviations)
+        self._square_sum.addcmul_(weighted, self._where_pooled(mean))
 
     def _of_counts(self, counts: tuple[float, ...]) -> list[Tensor]:
         """The counts, and n and the n of a variance for each channel."""
@@ -294,7 +301,7 @@ class _Vectors:
     def _of_changed(self, counts: Tensor, is_changed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The same, without layers whose forward has only read its statistics."""
         owner, *_ = self._kept("owner", self._owner)
-        changes = is_changed.any(0).to(counts)
+        changes = is_changed.view(2, -1).any(0).to(counts)
         seen = counts * (torch.zeros_like(counts).index_add_(0, owner, changes) > 0)
         n = seen.index_select(0, owner)
         return seen, n, (n - self._is_pooled).clamp_(min=0)
@@ -303,17 +310,16 @@ class _Vectors:
     def move(self, counts: tuple[float, ...]) -> None:
         """Moves the running statistics; those of a layer that saw nothing stay."""
         n, correction = self._kept(("all", counts), lambda _: self._of_sums(counts))
-        means = self._moments / n
-        mean, variance = means
+        means = self._moments.view(2, -1) / n
+        mean, variance = means.unbind()
         # Biased, over all values of the step; small negative numbers are rounding.
         variance.addcmul_(self._where_pooled(mean), mean, value=-1).clamp_(min=0).mul_(correction)
         is_seen = [float(count > 0) for count in counts]
         rate = self._rate(is_seen)
-        moved = torch.lerp(_flat(self._layers).to(means), means, rate)
+        moved = torch.lerp(_flat(self._layers).to(means).view(2, -1), means, rate).view(-1)
         # One conversion: a GPU copies tensors of one dtype together.
         moved = moved.to(_dtype(self._layers) or moved.dtype)
-        parts = [part for row in moved for part in row.split(self._channels)]
-        torch._foreach_copy_(_buffers(self._layers), parts)
+        torch._foreach_copy_(_buffers(self._layers), moved.split_with_sizes(self._sizes))
 
     def _of_sums(self, counts: tuple[float, ...]) -> list[Tensor]:
         """What sums are divided by, and what makes a variance unbiased, for each channel."""
@@ -341,7 +347,7 @@ class _Vectors:
 
     def _averaged(self, rate: Tensor, layers: Sequence[int]) -> Tensor:
         """With torch's cumulative mean in some layers: the n-th step counts 1/n."""
-        parts = list(rate.clone().split(self._channels))
+        parts = list(rate.clone().split_with_sizes(self._channels))
         for index in layers:
             tracked = cast(Tensor, self._layers[index]._buffers[_TRACKED])
             parts[index].copy_(tracked.to(rate).clamp(min=1).reciprocal().expand_as(parts[index]))
@@ -377,9 +383,14 @@ def _buffers(layers: Sequence[_NormBase]) -> list[Tensor]:
     return [cast(Tensor, layer._buffers[name]) for name in (_MEAN, _VAR) for layer in layers]
 
 
+def _sizes(layers: Sequence[_NormBase]) -> list[int]:
+    """Of the running means of all layers, then of the variances."""
+    return [buffer.numel() for buffer in _buffers(layers)]
+
+
 def _flat(layers: Sequence[_NormBase]) -> Tensor:
-    """The running statistics of all layers, (2, channels of all)."""
-    return torch.cat(_buffers(layers)).view(2, -1)
+    """The running statistics of all layers, one after the other, flat."""
+    return torch.cat(_buffers(layers))
 
 
 def _dtype(layers: Sequence[_NormBase]) -> torch.dtype | None:

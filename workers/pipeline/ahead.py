@@ -43,11 +43,13 @@ class Ahead:
         self.batches = batches
         self._device = device
         self._takes_target = takes_target
+        self.reads_ahead = door.is_gpu(device)
+        """Whether there is anything to `look` for."""
         self._next: _Copied | None = None
 
     def take(self) -> Batch:
         """The next one, on the device for the current stream."""
-        if not door.is_gpu(self._device):
+        if not self.reads_ahead:
             return next(self.batches)
         found = self._next or self._copied(next(self.batches))
         self._next = None
@@ -65,7 +67,7 @@ class Ahead:
 
         To be called once the device has been given work that takes longer than a copy.
         """
-        if door.is_gpu(self._device) and self._next is None:
+        if self.reads_ahead and self._next is None:
             # [1]
             batch = next(self.batches, None)
             self._next = None if batch is None else self._copied(batch)

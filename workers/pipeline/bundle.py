@@ -155,8 +155,10 @@ class Bundle:
             on_forwards_done: called once, before the first `before_last_backward`, when the
                 outcome is complete.
         """
-        self._is_training = True
-        self.stage.train()
+        # Once, not step by step: to visit all modules takes as long as a small one.
+        if not self._is_training:
+            self._is_training = True
+            self.stage.train()
         plan = self._plan(len(work.sizes))
         step = _Step(work=work, batches=self._reader(batches), split=plan.split)
         self._perform(step, plan, before_last_backward, on_forwards_done)
@@ -259,7 +261,7 @@ class Bundle:
             inputs = _trained(_tensors(arguments))
             is_split = action.key in step.split
             step.in_flight[action.key] = _in_flight(inputs, _trained(outputs), is_last, is_split)
-        if chunk == 0:
+        if chunk == 0 and step.batches.reads_ahead:
             with self._meters.phase("data"):
                 step.batches.look()
 

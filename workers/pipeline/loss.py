@@ -45,6 +45,8 @@ def share_of(found: object, size: int, num_samples: int) -> Share:
     Raises:
         ConfigError: it is neither a scalar nor (sum, weight).
     """
+    if isinstance(found, Tensor) and found.numel() == 1:
+        return Share(found * (size / num_samples), None)
     pair = found if isinstance(found, (tuple, list)) and len(found) == 2 else None
     loss, weight = (found, None) if pair is None else pair
     if not isinstance(loss, Tensor):
@@ -52,8 +54,6 @@ def share_of(found: object, size: int, num_samples: int) -> Share:
     for name, value in (("loss()", loss), ("the weight of loss()", weight)):
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ConfigError(f"{name} gives the shape {list(value.shape)}, not {_RIGHT}")
-    if pair is None:
-        return Share(loss * (size / num_samples), None)
     if not isinstance(weight, (Tensor, int, float)):
         raise ConfigError(f"loss() gives a weight of type {type(weight).__name__}, not {_RIGHT}")
     # Counts in bfloat16 would add up only to 256.

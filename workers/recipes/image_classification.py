@@ -111,9 +111,9 @@ class ImageClassification:
         logits, _ = heads(output)
         # With fewer than five classes, all of them are within five.
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        right = guesses == target[:, None]
+        right = guesses == target.unsqueeze(1)
         # No two guesses are the same: at most one of them is right.
-        return {"top1": right[:, 0].sum(), "top5": right.sum()}
+        return {"top1": right.select(1, 0).sum(), "top5": right.sum()}
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         """The optimizer that --optimizer names."""
