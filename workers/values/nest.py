@@ -36,7 +36,7 @@ def branch_of(value: object) -> Branch | None:
     return _branch_of_kind(kind)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=256)  # kinds that `built` makes are let go again
 def _branch_of_kind(kind: type) -> Branch | None:
     # Asked for each value of each micro-batch, and whether a kind is a mapping takes long to say.
     if issubclass(kind, Mapping):
