@@ -71,7 +71,8 @@ def run(options: Options) -> None:
     print_table(("ResNet-50", "per micro-batch", "per step", "waits"), rows)
     limits = {"per_microbatch": PER_MICROBATCH, "per_step": PER_STEP, "num_waits": WAITS}
     checks = [
-        Check(f"{name}, at most", max(float(getattr(a, name)) for a in found.values()), limit)
+        Check(f"{case}: {name}, at most", float(getattr(each, name)), limit)
+        for case, each in found.items()
         for name, limit in limits.items()
     ]
     cases = [{"case": case, **{n: getattr(a, n) for n in limits}} for case, a in found.items()]
