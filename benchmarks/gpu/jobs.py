@@ -20,8 +20,9 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 
 _POLL_S = 0.005
 _STATUS_S = 30.0
+SMALL_MODEL = f"{ROOT / 'benchmarks' / 'workload' / 'small_cnn.py'}:build"
 SMALL = (
-    f"--model={ROOT / 'benchmarks' / 'workload' / 'small_cnn.py'}:build",
+    f"--model={SMALL_MODEL}",
     "--image-size=16",
     "--augment=none",
     "--batch-size=32",

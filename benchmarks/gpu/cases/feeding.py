@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.forked import Fork, in_fork
-from benchmarks.gpu.jobs import Job
+from benchmarks.gpu.jobs import SMALL_MODEL, Job
 from benchmarks.workload.pictures import picture
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.data.collate import Collate
@@ -113,7 +113,7 @@ def _train(bench: Bench, root: Path) -> None:
     """A run on the files; its speed behind the first steps."""
     model = bench.sized(
         ("--model=resnet50", "--batch-size=256", "--microbatch-size=128", "--precision=bfloat16"),
-        ("--model=resnet18", "--batch-size=4", "--microbatch-size=2", "--image-size=32"),
+        (f"--model={SMALL_MODEL}", "--batch-size=4", "--microbatch-size=2", "--image-size=16"),
     )
     words = (
         *model,
