@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 
 from benchmarks.gpu.finding import Finding, Verdict, number
+from benchmarks.gpu.stand_in import StandIn
 from bundlerun.workers.device import accelerator
 
 T = TypeVar("T")
@@ -82,19 +83,28 @@ class Bench:
         descriptor: gets its findings.
         disk: a folder that goes after it.
         memory: the same, in memory.
-        is_stand_in: whether there is no GPU: sizes are tiny then.
+        is_stand_in: whether there is no GPU: sizes are tiny then, and the accelerator of the tests
+            takes its place.
     """
 
     def __init__(
         self, case: str, descriptor: int, *, disk: Path, memory: Path, is_stand_in: bool
     ) -> None:
         self.is_gpu = not is_stand_in
+        self.stand_in = StandIn() if is_stand_in else None
         self.disk = disk
         self.memory = memory
         self.said = Said(case, descriptor, is_shown=True)
         """For what is true on every device."""
         self.on_gpu = Said(case, descriptor, is_shown=self.is_gpu)
         """For what only a GPU can show."""
+
+    def check(self) -> None:
+        """Says what this process did that no GPU would forgive, as far as the stand-in sees it."""
+        faults = [] if self.stand_in is None else self.stand_in.faults()
+        if faults:
+            print(*faults, sep="\n", flush=True)
+            self.said.holds("mistakes", False, f"{len(faults)}: {faults[0]}", "none")
 
     @property
     def device(self) -> torch.device:
@@ -142,3 +152,13 @@ class Bench:
 def ratio(pairs: Sequence[tuple[float, float]]) -> float:
     """The median over the pairs of the first over the second."""
     return median(first / second for first, second in pairs)
+
+
+def turn(step: Act, num_steps: int) -> Callable[[], None]:
+    """Several steps in a row, in which the host may run ahead of the device."""
+
+    def run() -> None:
+        for _ in range(num_steps):
+            step()
+
+    return run

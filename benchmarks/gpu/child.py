@@ -43,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_stand_in=args.stand_in,
     )
     module = cast(Measuring, importlib.import_module(f"benchmarks.gpu.cases.{case.module}"))
-    return module.run(bench) or 0
+    code = module.run(bench) or 0
+    bench.check()
+    return code
 
 
 def missing_of(case: Case) -> list[str]:

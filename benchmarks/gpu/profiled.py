@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch._C._autograd import DeviceType
-from torch._ops import OpOverload
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.bench import Bench
+from benchmarks.gpu.bench import Bench, turn
 from benchmarks.gpu.spans import Span
 
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+_STEPS = 3
 _OUT, _IN = "DtoH", "HtoD"
 
 
@@ -60,25 +58,25 @@ def _is_annotation(event: Any) -> bool:  # noqa: ANN401
     return bool(getattr(event, "is_user_annotation", False))
 
 
-class Operations(TorchDispatchMode):
-    """Counts what torch is asked to do, views left out: on a GPU about as many kernels."""
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of one step: times that the host waits for the device, and what it gives the device to do.
 
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-        self.num_reads = 0
-        """Of numbers, for which the host waits for the device."""
+    On a GPU that is kernels, on the stand-in operations of torch.
+    """
 
-    def __torch_dispatch__(
-        self,
-        func: OpOverload[..., object],
-        types: Sequence[type],
-        args: Sequence[object] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        """Counts one."""
-        if func is torch.ops.aten._local_scalar_dense.default:
-            self.num_reads += 1
-        elif not func.is_view:
-            self.count += 1
-        return func(*args, **(kwargs or {}))
+    waits: float
+    operations: float
+
+
+def counts_of(bench: Bench, step: Callable[[], object]) -> Counts:
+    """Counts of a step that has run before."""
+    if bench.stand_in is not None:
+        waits, operations = bench.stand_in.num_waits, bench.stand_in.num_operations
+        step()
+        return Counts(bench.stand_in.num_waits - waits, bench.stand_in.num_operations - operations)
+    # The profiler waits at its ends, too: that falls out of the difference.
+    one, more = (seen(bench, turn(step, steps)) for steps in (1, 1 + _STEPS))
+    return Counts(
+        (more.num_waits - one.num_waits) / _STEPS, (len(more.kernels) - len(one.kernels)) / _STEPS
+    )

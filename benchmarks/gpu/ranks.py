@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
@@ -32,13 +33,18 @@ def run_ranks(bench: Bench, name: str, num_ranks: int, main: Callable[[Seat], ob
     Raises:
         RuntimeError: a rank gave no answer; the log says why.
     """
+    # The stand-in works out shapes by code that torch loads late: once, not by each rank.
+    if bench.stand_in is not None:
+        importlib.import_module("torch._dynamo")
     barrier = multiprocessing.get_context("fork").Barrier(num_ranks)
     store = str(bench.disk / f"{name}.store")
 
     def work(rank: int) -> object:
         found = FileStore(store, num_ranks)
         found.set_timeout(timedelta(seconds=LIMIT_S))
-        return main(Seat(env=_env(rank, num_ranks), store=found, barrier=barrier))
+        answer = main(Seat(env=_env(rank, num_ranks), store=found, barrier=barrier))
+        bench.check()
+        return answer
 
     ranks = [Fork(partial(work, rank)) for rank in range(num_ranks)]
     try:

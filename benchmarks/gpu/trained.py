@@ -87,7 +87,12 @@ def load_of(bench: Bench, **changes: Any) -> Load:  # noqa: ANN401
     """ResNet-50 at 224 pixels, or a small model in its place."""
     if bench.is_gpu:
         return Load(**({"build": resnet50} | changes))
-    few = {"microbatch": 2, "num_microbatches": min(2, changes.get("num_microbatches", 1))}
+    few = {
+        # torch has no autocast for a kind of device that does not bring one.
+        "precision": "float32",
+        "microbatch": 2,
+        "num_microbatches": min(2, changes.get("num_microbatches", 1)),
+    }
     small = {"build": partial(SmallCnn, 10), "num_classes": 10, "image_size": 16}
     return Load(**(changes | few | small))
 
@@ -101,7 +106,8 @@ class PlainLoop:
         self._batches = load.batches(device)
         model = load.model().to(memory_format=load.memory_format)
         self.model = model.to(device).train()
-        is_fused = device.type == "cuda"
+        # None, not False: that would be one operation for each parameter.
+        is_fused = True if device.type == "cuda" else None
         self._optimizer = SGD(self.model.parameters(), lr=LR, momentum=MOMENTUM, fused=is_fused)
         self.loss = torch.zeros((), device=device)
 
@@ -179,13 +185,3 @@ def peak_bytes(device: torch.device, act: Callable[[], object]) -> int:
 def held_bytes(device: torch.device) -> int:
     """Bytes that torch has in use on a GPU now; 0 where nobody counts."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-
-
-def turn(step: Callable[[], object], num_steps: int) -> Callable[[], None]:
-    """Several steps in a row, in which the host may run ahead of the device."""
-
-    def run() -> None:
-        for _ in range(num_steps):
-            step()
-
-    return run

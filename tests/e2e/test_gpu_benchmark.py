@@ -46,3 +46,28 @@ def test_every_case_finds_something_and_shows_no_figure_of_a_gpu(
 
 def test_the_file_says_what_stood_for_the_gpu(done: tuple[int, dict[str, Any], str]) -> None:
     assert done[1]["device"] == "stand-in"
+
+
+MISTAKE = """
+import sys, torch
+from pathlib import Path
+from benchmarks.gpu.bench import Bench
+bench = Bench("T", 1, disk=Path(), memory=Path(), is_stand_in=True)
+numbers = torch.zeros(100, device=bench.device)
+numbers.add_(1.0)
+module = torch.get_device_module(bench.device)
+if sys.argv[1] == "reads too early":
+    with module.stream(module.Stream()):
+        numbers.mul_(2.0)
+bench.drain()
+bench.check()
+"""
+
+
+@pytest.mark.parametrize("is_wrong", [True, False])
+def test_a_case_that_forgets_to_wait_is_told_of_it(is_wrong: bool) -> None:
+    word = "reads too early" if is_wrong else "waits"
+    command = [sys.executable, "-c", MISTAKE, word]
+    found = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=200)
+    assert found.returncode == 0
+    assert ('"ok": "NO"' in found.stdout) == is_wrong, found.stdout

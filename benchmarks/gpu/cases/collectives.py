@@ -19,8 +19,8 @@ from torch._C._distributed_c10d import HashStore
 from torch.nn.functional import cross_entropy
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.profiled import seen
-from benchmarks.gpu.trained import load_of, turn
+from benchmarks.gpu.profiled import counts_of
+from benchmarks.gpu.trained import load_of
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.workers.device import accelerator
@@ -34,7 +34,6 @@ from bundlerun.workers.sync.schemes import Ways
 _TIMEOUT_S = 30.0
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64, torch.uint8)
 _NUM_EXTRA = 8
-_STEPS = 3
 _MB = 1e6
 _MOST_US = 60
 
@@ -42,7 +41,7 @@ _MOST_US = 60
 def run(bench: Bench) -> None:
     """The operations, then the sync with small and with large buckets."""
     device = accelerator.own_device(0)
-    backend = bench.sized("nccl", "gloo")
+    backend = "nccl"
     made = Network(
         store=HashStore(),
         rank=0,
@@ -123,9 +122,7 @@ def _sync(bench: Bench, network: Network, backend: str, mb: float) -> None:
         num_buckets = len({id(bucket) for bucket in sync.__dict__["_buckets"]})
         times = [_host_us(bench, partial(step, False)) / num_buckets for _ in range(10)]
         bench.on_gpu.at_most(f"{what}: of this thread per bucket", median(times), _MOST_US, "us")
-        # The profiler waits, too: that falls out of the difference.
-        few, many = (seen(bench, turn(step, steps)).num_waits for steps in (1, 1 + _STEPS))
-        bench.on_gpu.at_most(f"{what}: waits per step", (many - few) / _STEPS, 2)
+        bench.said.at_most(f"{what}: waits per step", counts_of(bench, step).waits, 2)
 
 
 def _gradients(model: nn.Module, images: Tensor, targets: Tensor) -> dict[str, Tensor]:

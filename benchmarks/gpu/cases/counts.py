@@ -8,26 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-from benchmarks.gpu.bench import Bench
-from benchmarks.gpu.profiled import Operations, seen
-from benchmarks.gpu.trained import Load, Ours, PlainLoop, load_of, turn
+from benchmarks.gpu.bench import Bench, turn
+from benchmarks.gpu.profiled import Counts, counts_of
+from benchmarks.gpu.trained import Load, Ours, PlainLoop, load_of
 
 _FEW, _MANY = 2, 4
-_STEPS = 3
+_WARM_UP = 3
 _MOST_WAITS = 2
 _MOST_PER_MICROBATCH, _MOST_PER_STEP = 12, 30
 _WAYS: Mapping[str, Mapping[str, Any]] = {"alone": {}, "with --clip-norm": {"clip_norm": 1.0}}
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """Of one step."""
-
-    waits: float
-    operations: float
 
 
 def run(bench: Bench) -> None:
@@ -41,7 +33,7 @@ def run(bench: Bench) -> None:
         more = [own.operations - other.operations for own, other in zip(ours, plain, strict=True)]
         per_microbatch = (more[1] - more[0]) / (_MANY - _FEW)
         per_step = more[0] - _FEW * per_microbatch
-        bench.on_gpu.at_most(f"{name}: waits per step", ours[1].waits, _MOST_WAITS)
+        bench.said.at_most(f"{name}: waits per step", ours[1].waits, _MOST_WAITS)
         bench.said.at_most(
             f"{name}: {kind} more per micro-batch", per_microbatch, _MOST_PER_MICROBATCH
         )
@@ -55,14 +47,5 @@ def _count_ours(bench: Bench, load: Load, options: Mapping[str, Any]) -> Counts:
 
 def _count(bench: Bench, step: Callable[[], object]) -> Counts:
     """Counts of one step, behind those that choose kernels and make the optimizer's state."""
-    turn(step, _STEPS)()
-    if not bench.is_gpu:
-        with Operations() as operations:
-            step()
-        return Counts(operations.num_reads, operations.count)
-    # The profiler waits at its ends, too: that falls out of the difference.
-    one, all_of_them = (seen(bench, turn(step, steps)) for steps in (1, 1 + _STEPS))
-    return Counts(
-        (all_of_them.num_waits - one.num_waits) / _STEPS,
-        (len(all_of_them.kernels) - len(one.kernels)) / _STEPS,
-    )
+    turn(step, _WARM_UP)()
+    return counts_of(bench, step)

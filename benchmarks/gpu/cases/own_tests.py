@@ -12,7 +12,7 @@ from benchmarks.gpu.runner import ROOT
 
 _LIMIT_S = 60.0
 _CHECK = "PYTORCH_NVML_BASED_CUDA_CHECK"
-_ENDS = re.compile(r"\d+ (?:passed|failed|error|skipped|deselected)[^\n]*")
+_END = re.compile(r"^=*\s*(.*\d+.* in [\d.]+s.*?)\s*=*$", re.MULTILINE)
 
 
 def run(bench: Bench) -> None:
@@ -44,5 +44,5 @@ def _pytest(words: list[str], environ: dict[str, str]) -> tuple[int, str]:
         timeout=_LIMIT_S,
     )
     print(done.stdout, flush=True)
-    found = _ENDS.findall(done.stdout)
+    found = _END.findall(done.stdout)
     return done.returncode, found[-1] if found else f"code {done.returncode}"

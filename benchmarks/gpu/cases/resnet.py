@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.bench import Bench, ratio
+from benchmarks.gpu.bench import Bench, ratio, turn
 from benchmarks.gpu.trained import (
     Load,
     Ours,
@@ -17,7 +17,6 @@ from benchmarks.gpu.trained import (
     held_bytes,
     load_of,
     peak_bytes,
-    turn,
 )
 
 _TURN = 2

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.bench import Bench, ratio
-from benchmarks.gpu.trained import Load, Ours, load_of, turn
+from benchmarks.gpu.bench import Bench, ratio, turn
+from benchmarks.gpu.trained import Load, Ours, load_of
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.device import accelerator
 from bundlerun.workers.rank.meters import Meters
