@@ -83,15 +83,22 @@ class Bench:
         descriptor: gets its findings.
         disk: a folder that goes after it.
         memory: the same, in memory.
-        is_stand_in: whether there is no GPU: sizes are tiny then, and the accelerator of the tests
-            takes its place.
+        is_gpu: whether it measures on a GPU; else sizes are tiny.
+        stand_in: takes the place of one.
     """
 
     def __init__(
-        self, case: str, descriptor: int, *, disk: Path, memory: Path, is_stand_in: bool
+        self,
+        case: str,
+        descriptor: int,
+        *,
+        disk: Path,
+        memory: Path,
+        is_gpu: bool,
+        stand_in: StandIn | None = None,
     ) -> None:
-        self.is_gpu = not is_stand_in
-        self.stand_in = StandIn() if is_stand_in else None
+        self.is_gpu = is_gpu
+        self.stand_in = stand_in
         self.disk = disk
         self.memory = memory
         self.said = Said(case, descriptor, is_shown=True)

@@ -34,13 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     # Only now: it imports torch.
     from benchmarks.gpu.bench import Bench
+    from benchmarks.gpu.stand_in import StandIn
 
     bench = Bench(
         case.name,
         args.descriptor,
         disk=args.disk,
         memory=args.memory,
-        is_stand_in=args.stand_in,
+        is_gpu=not args.stand_in,
+        stand_in=StandIn() if args.stand_in else None,
     )
     module = cast(Measuring, importlib.import_module(f"benchmarks.gpu.cases.{case.module}"))
     code = module.run(bench) or 0

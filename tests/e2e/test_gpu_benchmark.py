@@ -52,7 +52,8 @@ MISTAKE = """
 import sys, torch
 from pathlib import Path
 from benchmarks.gpu.bench import Bench
-bench = Bench("T", 1, disk=Path(), memory=Path(), is_stand_in=True)
+from benchmarks.gpu.stand_in import StandIn
+bench = Bench("T", 1, disk=Path(), memory=Path(), is_gpu=False, stand_in=StandIn())
 numbers = torch.zeros(100, device=bench.device)
 numbers.add_(1.0)
 module = torch.get_device_module(bench.device)

@@ -109,7 +109,7 @@ def test_the_end_of_a_process_that_holds_the_gpu_is_timed(
         os._exit(0)
 
     monkeypatch.setattr(restart, "_hold", hold)
-    bench = Bench("T", -1, disk=tmp_path, memory=tmp_path, is_stand_in=True)
+    bench = Bench("T", -1, disk=tmp_path, memory=tmp_path, is_gpu=False)
     start = time.monotonic()
     assert 0 <= restart._gone_after_s(bench, act) <= time.monotonic() - start  # type: ignore[arg-type]
 
@@ -121,6 +121,6 @@ def test_a_process_that_cannot_take_the_memory_is_an_error(
         raise RuntimeError("out of memory, on purpose")
 
     monkeypatch.setattr(restart, "_hold", hold)
-    bench = Bench("T", -1, disk=tmp_path, memory=tmp_path, is_stand_in=True)
+    bench = Bench("T", -1, disk=tmp_path, memory=tmp_path, is_gpu=False)
     with pytest.raises(RuntimeError, match="could not take the memory"):
         restart._gone_after_s(bench, restart._leave)
