@@ -45,7 +45,7 @@ def run(bench: Bench) -> None:
 
 def _write(bench: Bench, root: Path) -> int:
     """Several processes write photographs; each is there under several names."""
-    num_new, num_names = bench.sized((384, 4), (8, 1))
+    num_new, num_names = bench.sized((384, 14), (8, 1))
     num_writers = bench.sized(16, 2)
     for part in ("train", "val"):
         (root / part / "one").mkdir(parents=True)

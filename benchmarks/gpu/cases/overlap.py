@@ -54,6 +54,8 @@ def _config(bench: Bench, widths: Sequence[int]) -> TrainConfig:
 def _rank(bench: Bench, config: TrainConfig, seat: Seat) -> Any:  # noqa: ANN401
     size = config.samples_per_microbatch
     images = torch.randn(size, 3, config.image_size, config.image_size)
+    if bench.is_gpu:  # as the loader gives them
+        images = images.pin_memory()
     batch = Batch((images,), torch.arange(size) % 10, 0)
     samples = [batch] * (config.batch_size // size)
     steps = FixedSteps(seat, config, "overlap", samples)
