@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import threading
 from collections import Counter
@@ -13,21 +14,33 @@ _ROOT = Path(__file__).parents[2]
 _OWN = Path(__file__).parent
 
 
-def place() -> str:
-    """The caller's file, line and function: the last frame of ours outside this folder."""
+def place(depth: int = 1) -> str:
+    """The caller: file, line and function of the last frames of ours outside this folder.
+
+    Args:
+        depth: how many of them, from the last one back.
+    """
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if _OWN not in path.parents and _is_ours(path):
-            where = path.resolve().relative_to(_ROOT)
-            return f"{where}:{frame.f_lineno} {frame.f_code.co_name}"
+    found: list[str] = []
+    while frame is not None and len(found) < depth:
+        path = _where(frame.f_code.co_filename)
+        if path:
+            found.append(f"{path}:{frame.f_lineno} {frame.f_code.co_name}")
         frame = frame.f_back
-    return f"thread {threading.current_thread().name}"
+    return " < ".join(found) or f"thread {threading.current_thread().name}"
 
 
-def _is_ours(path: Path) -> bool:
-    path = path.resolve()
-    return _ROOT in path.parents and ".venv" not in path.parts
+@functools.cache
+def _where(name: str) -> str:
+    """A file of ours, from the root; empty for any other."""
+    path = Path(name).resolve()
+    is_ours = _ROOT in path.parents and _OWN not in path.parents and ".venv" not in path.parts
+    return str(path.relative_to(_ROOT)) if is_ours else ""
+
+
+def is_step_thread() -> bool:
+    """Whether this thread does steps: the first one, or one that torch has made for backwards."""
+    return threading.current_thread().name.startswith(("MainThread", "Dummy"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +67,9 @@ class Record:
     def __init__(self) -> None:
         self.faults: list[Fault] = []
         self.waits: Counter[str] = Counter()
-        """Times that the process waited for the device, by place."""
+        """Times that the thread of the steps waited for the device, by place."""
+        self.helpers: Counter[str] = Counter()
+        """The same of other threads, which hold up nobody by that."""
         self.operations: Counter[str] = Counter()
         """What streams were given, by name of the operation."""
         self.by_place: Counter[tuple[str, str]] = Counter()
@@ -66,8 +81,8 @@ class Record:
         self.faults.append(Fault(kind, text, place()))
 
     def wait(self) -> None:
-        """Notes that the process waits for the device."""
-        self.waits[place()] += 1
+        """Notes that the caller waits for the device."""
+        (self.waits if is_step_thread() else self.helpers)[place(depth=2)] += 1
 
     def operation(self, name: str) -> None:
         """Notes that a stream was given something."""
