@@ -9,7 +9,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -19,12 +18,11 @@ from benchmarks.cluster.waiting import comes_true
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.forked import Fork, in_fork
 from benchmarks.gpu.jobs import SMALL, Job
-from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.run_folder.history import read_rows
 
 _LIMIT_S = 40.0
 _AT_STEP = 20
+_NUM_RANKS = 2
 _RESNET = (
     "--model=resnet50",
     "--augment=none",
@@ -51,11 +49,8 @@ _CYCLES = 1_000_000_000
 def run(bench: Bench) -> None:
     """Restarts with what there is, then processes that end with work on the GPU."""
     _restarts(bench, "rank", (), _FAULTS)
-    if _has_option("standby"):
-        most = {"killed": (signal.SIGKILL, 1.0)}
-        _restarts(bench, "rank, --standby", ("--standby",), most)
-    else:
-        bench.said.note("rank, --standby", "this version has no such option")
+    most = {"killed": (signal.SIGKILL, 1.0)}
+    _restarts(bench, "rank, --standby", ("--standby",), most)
     for name, act in (("os._exit", _leave), ("SIGKILL", _kill)):
         what = f"{name}, {_SLEEPS // 2} s of work pending, {_HELD_GIB} GiB held: until it is gone"
         if bench.is_gpu:
@@ -67,10 +62,6 @@ def run(bench: Bench) -> None:
         bench.on_gpu.at_least("memory that is free again, of all", free / capacity, 0.9)
 
 
-def _has_option(name: str) -> bool:
-    return any(field.name == name for kind in (TrainConfig, LaunchConfig) for field in fields(kind))
-
-
 def _restarts(
     bench: Bench,
     who: str,
@@ -78,9 +69,11 @@ def _restarts(
     faults: Mapping[str, tuple[signal.Signals, float]],
 ) -> None:
     model = bench.sized(_RESNET, SMALL)
-    job = Job(bench, f"restart{len(options)}", (*model, *_JOB, *options), num_ranks=2)
+    job = Job(bench, f"restart{len(options)}", (*model, *_JOB, *options), num_ranks=_NUM_RANKS)
     limit_s = bench.limit_s(_LIMIT_S)
     job.wait_for_step(_AT_STEP, limit_s)
+    if "--standby" in options:
+        _wait_for_standbys(bench, job, limit_s)
     for name, (number, most_s) in faults.items():
         num_before = len(_restart_rows(job))
         hit_at = time.time()
@@ -94,6 +87,20 @@ def _restarts(
         for phase, seconds in job.last_recovery().items():
             bench.on_gpu.figure(f"{who} {name}: until {phase}", seconds, "s")
     job.stop(limit_s)
+
+
+def _wait_for_standbys(bench: Bench, job: Job, limit_s: float) -> None:
+    """Returns once there is one for each rank, or it is said that there will be none."""
+
+    def is_told() -> bool:
+        return len(job.events("standby ready")) >= _NUM_RANKS or bool(job.events("standby missing"))
+
+    comes_true(is_told, limit_s)
+    ready = job.events("standby ready")
+    what = "standbys that are ready"
+    bench.said.holds(what, len(ready) >= _NUM_RANKS, str(len(ready)), str(_NUM_RANKS))
+    for row in ready[:1]:
+        bench.on_gpu.figure("a standby warms up", float(row["took_s"]), "s")
 
 
 def _rows(job: Job) -> list[dict[str, Any]]:
