@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tests.standin.device import Device
 from tests.standin.ranks import on_standin
 
 GPU = "standin"
+ROOT = Path(__file__).parents[3]
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
     "adamw": lambda p: torch.optim.AdamW(p, lr=0.1),
@@ -184,7 +187,7 @@ def test_random_numbers_depend_on_the_seed_and_not_on_when_they_are_drawn(tmp_pa
     alone(act, tmp_path)
 
 
-def test_events_measure_and_autocast_works(tmp_path: Path) -> None:
+def test_events_measure(tmp_path: Path) -> None:
     def act(device: Device) -> None:
         gpu = torch.device(GPU, 0)
         start, end = accelerator.timer(gpu), accelerator.timer(gpu)
@@ -195,3 +198,26 @@ def test_events_measure_and_autocast_works(tmp_path: Path) -> None:
         assert start.elapsed_time(end) > 0
 
     alone(act, tmp_path)
+
+
+def test_backwards_run_in_torchs_own_thread_where_the_process_was_not_forked() -> None:
+    code = """
+import threading
+import torch
+from tests.standin.install import install
+
+device = install()
+weight = torch.ones(3, device="standin", requires_grad=True)
+threads = []
+weight.register_hook(lambda gradient: threads.append(threading.get_ident()))
+(weight * 2).sum().backward()
+assert threads != [threading.get_ident()]
+assert not device.record.waits
+assert weight.grad.tolist() == [2.0] * 3
+device.record.check()
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
