@@ -8,6 +8,7 @@ it is given it does late and out of step on purpose, so that whoever forgets to 
     memory         memory of the device, and who has been let near it
     accesses       two streams at one piece of memory, with nothing between them: a fault
     kernels        torch's operations: the shape of a result at once, the work later, on the CPU
+    autocast       products in the lower precision, losses in the higher one
     copies         between the device and the CPU; pinned memory
     module         what `torch.cuda` is for CUDA; streams and events
     communicator   a group that refuses what NCCL refuses, over gloo

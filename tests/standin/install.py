@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 
+from tests.standin import autocast
 from tests.standin.copies import Copies
 from tests.standin.device import KIND, Device
 from tests.standin.draws import Generator
@@ -48,6 +49,7 @@ def install(*, seed: int | None = None, name: str = "", in_one_thread: bool = Fa
         own.impl(operation, kernel, _KEY)
     own.impl("_pin_memory", copies.pin, "CPU")
     own.impl("is_pinned", lambda tensor, device=None: host.is_pinned(tensor), "CPU")
+    autocast.register(rest, own)
     _kept.extend((rest, own))
     torch.empty = _pinning(torch.empty, host)
     if in_one_thread:

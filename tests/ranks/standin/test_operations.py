@@ -221,3 +221,26 @@ device.record.check()
         command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_autocast_computes_products_in_the_lower_precision(tmp_path: Path) -> None:
+    def act(device: Device) -> None:
+        torch.manual_seed(0)
+        layer, inputs = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+        same = nn.Conv2d(3, 4, 3).to(GPU)
+        same.load_state_dict(layer.state_dict())
+        target = torch.tensor([0, 1])
+
+        def gradient(model: nn.Module, kind: str) -> Tensor:
+            with torch.autocast(kind, torch.bfloat16):
+                output = model(inputs.to(kind)).mean((2, 3))
+                assert output.dtype == torch.bfloat16
+                loss = nn.functional.cross_entropy(output, target.to(kind))
+            assert loss.dtype == torch.float32
+            loss.backward()
+            assert model.weight.grad is not None
+            return model.weight.grad.cpu()
+
+        assert torch.allclose(gradient(same, GPU), gradient(layer, "cpu"), rtol=0.05, atol=1e-3)
+
+    alone(act, tmp_path)

@@ -119,3 +119,10 @@ def test_recomputed_stages_train_to_the_same_bits(transport: str, tmp_path: Path
     ]
     for name, value in states[0].items():
         assert torch.equal(states[1][name], value), name
+
+
+def test_bfloat16_trains_nearly_like_single_precision(tmp_path: Path) -> None:
+    config = replace(scheduled(SHORT, (1, 1), ONCE), transport="nccl", precision="bfloat16")
+    trained(config, (2,), tmp_path)
+    wanted = train_unsplit(replace(SHORT, precision="float32"), NUM_STEPS).losses
+    assert losses_of(tmp_path) == pytest.approx(wanted, rel=0.05)
