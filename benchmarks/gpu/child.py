@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         is_gpu=not args.stand_in,
         stand_in=StandIn() if args.stand_in else None,
     )
-    module = cast(Measuring, importlib.import_module(f"benchmarks.gpu.cases.{case.module}"))
+    module = cast(Measuring, importlib.import_module(f"benchmarks.gpu.{case.module}"))
     code = module.run(bench) or 0
     bench.check()
     return code

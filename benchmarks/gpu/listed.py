@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A module of `benchmarks.gpu.cases` and the time that it may take.
+    """A module and the time that it may take.
 
     Args:
         name: what `--only` and the table call it.
-        module: with a function `run(bench)`.
+        module: of this package, with a function `run(bench)`.
         what: it shows, in words.
         limit_s: after so many seconds it is ended.
         needs: modules besides torch without which it says "cannot run".
@@ -33,21 +33,21 @@ _TRAINING = ("numpy", "psutil", "safetensors", "torchvision", "tqdm")
 
 READY = Case("ready", "ready", "what is here; the libraries are read from the disk once", 90)
 CASES: Sequence[Case] = (
-    Case("G0", "ceilings", "copies, and memory that the GPU maps", 25, ("psutil",)),
-    Case("G3", "collectives", "NCCL with one rank", 40, _TRAINING),
-    Case("G7", "hop", "messages through CPU memory", 40, _TRAINING),
-    Case("G6", "counts", "waits and kernels of a step", 45, _TRAINING),
-    Case("G4", "waiting", "what waits behind a kernel that waits", 45, ("numpy", "psutil")),
-    Case("G1", "start", "a forked rank starts CUDA", 40, _TRAINING),
-    Case("G14", "bad_input", "out of memory and bad input end at once", 45, _TRAINING),
-    Case("G9", "overlap", "copies under computing", 45, _TRAINING),
-    Case("G5", "resnet", "ResNet-50 against a plain loop", 90, _TRAINING),
-    Case("G10", "snapshots", "what a snapshot costs", 60, _TRAINING),
-    Case("G8", "parity", "several ranks on one GPU", 60, _TRAINING),
-    Case("G11", "restart", "a rank is killed", 75, _TRAINING),
-    Case("G12", "feeding", "photographs from files", 60, (*_TRAINING, "PIL")),
-    Case("G2", "own_tests", "the project's own tests for GPUs", 75, ("pytest", "hypothesis")),
-    Case("G13", "arithmetic", "precision, --compile, the same bits", 90, _TRAINING),
+    Case("G0", "cases.ceilings", "copies, and memory that the GPU maps", 25, ("psutil",)),
+    Case("G3", "cases.collectives", "NCCL with one rank", 40, _TRAINING),
+    Case("G7", "cases.hop", "messages through CPU memory", 40, _TRAINING),
+    Case("G6", "cases.counts", "waits and kernels of a step", 45, _TRAINING),
+    Case("G4", "cases.waiting", "what waits behind a kernel that waits", 45, ("numpy", "psutil")),
+    Case("G1", "cases.start", "a forked rank starts CUDA", 40, _TRAINING),
+    Case("G14", "cases.bad_input", "out of memory and bad input end at once", 45, _TRAINING),
+    Case("G9", "cases.overlap", "copies under computing", 45, _TRAINING),
+    Case("G5", "cases.resnet", "ResNet-50 against a plain loop", 90, _TRAINING),
+    Case("G10", "cases.snapshots", "what a snapshot costs", 60, _TRAINING),
+    Case("G8", "cases.parity", "several ranks on one GPU", 60, _TRAINING),
+    Case("G11", "cases.restart", "a rank is killed", 75, _TRAINING),
+    Case("G12", "cases.feeding", "photographs from files", 60, (*_TRAINING, "PIL")),
+    Case("G2", "cases.own_tests", "the project's own tests for GPUs", 75, ("pytest", "hypothesis")),
+    Case("G13", "cases.arithmetic", "precision, --compile, the same bits", 90, _TRAINING),
 )
 
 

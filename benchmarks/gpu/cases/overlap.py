@@ -11,9 +11,8 @@ from torchvision.models import resnet18
 
 from benchmarks.cluster.forked import Seat
 from benchmarks.gpu.bench import Bench, turn
-from benchmarks.gpu.profiled import seen
+from benchmarks.gpu.profiled import seen, share_under
 from benchmarks.gpu.ranks import run_ranks
-from benchmarks.gpu.spans import share_under
 from benchmarks.workload.training import FixedSteps
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape

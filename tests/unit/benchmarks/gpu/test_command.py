@@ -54,7 +54,8 @@ def test_the_program_around_the_cases_does_not_load_torch() -> None:
 
 def test_every_case_has_a_module_and_every_module_is_a_case() -> None:
     modules = {path.stem for path in (ROOT / "benchmarks" / "gpu" / "cases").glob("[a-z]*.py")}
-    assert modules == {case.module for case in (READY, *CASES)}
+    assert {f"cases.{name}" for name in modules} == {case.module for case in CASES}
+    assert (ROOT / "benchmarks" / "gpu" / f"{READY.module}.py").is_file()
 
 
 def test_the_page_of_the_benchmarks_tells_of_every_case() -> None:

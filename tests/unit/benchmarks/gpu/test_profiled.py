@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.gpu.spans import joined, share_under
+from benchmarks.gpu.profiled import joined, share_under
 
 
 def test_stretches_that_touch_are_one() -> None:
