@@ -88,8 +88,6 @@ def load_of(bench: Bench, **changes: Any) -> Load:  # noqa: ANN401
     if bench.is_gpu:
         return Load(**({"build": resnet50} | changes))
     few = {
-        # torch has no autocast for a kind of device that does not bring one.
-        "precision": "float32",
         "microbatch": 2,
         "num_microbatches": min(2, changes.get("num_microbatches", 1)),
     }
