@@ -337,7 +337,7 @@ def plan_here(
         train=train,
         launch=launch,
         node=node,
-        kept_samples=kept_samples(RunPaths(Path(train.value.run_dir)), train.value.batch_size),
+        kept_samples=kept_samples(train.value.run_dir, train.value.batch_size),
         num_idle=0 if is_asked else (devices.count - num_procs) * launch.value.max_nodes,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Any
 
 import pytest
@@ -29,6 +30,8 @@ settings.load_profile("bundlerun")
 
 _ONE_AFTER_ANOTHER = {"e2e": "jobs", "launchers": "jobs", "slurm": "jobs", "ranks": "ranks"}
 """Folders of tests with processes that have limits: of each kind one at a time on a machine."""
+_BY_ITSELF = ("test_gpu_benchmark.py",)
+"""Files whose tests share one long run that nothing else holds up."""
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -38,7 +41,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
     class OneAfterAnother(LoadScopeScheduling):  # type: ignore[misc] - it has no types
         def _split_scope(self, nodeid: str) -> str:
-            return _ONE_AFTER_ANOTHER.get(nodeid.split("/")[1], nodeid)
+            _, room, file, *_ = re.split("/|::", nodeid)
+            return file if file in _BY_ITSELF else _ONE_AFTER_ANOTHER.get(room, nodeid)
 
     return OneAfterAnother(config, log)
 

@@ -12,6 +12,7 @@ import errno
 import json
 import logging
 import math
+from pathlib import Path
 
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.layout.rounding import divided_up
@@ -80,10 +81,12 @@ def idle_about(num_microbatches: int, num_stages: int, num_bundles: int) -> floa
     return 1 - num_microbatches / (num_bundles * longest)
 
 
-def kept_samples(paths: RunPaths, batch_size: int) -> int:
+def kept_samples(run_dir: str, batch_size: int) -> int:
     """What an earlier start of the run has settled for this batch size; 0 where none has."""
+    if not run_dir:
+        return 0  # the folder that we are in may be another run's
     try:
-        kept = json.loads(paths.microbatch.read_text(encoding="utf-8"))
+        kept = json.loads(RunPaths(Path(run_dir)).microbatch.read_text(encoding="utf-8"))
         samples = int(kept["samples"])
         # Settled for another batch size it says nothing about this one.
         return samples if kept["batch_size"] == batch_size and batch_size % samples == 0 else 0

@@ -33,6 +33,7 @@ def test_a_run_on_the_loopback_survives_what_comes(tmp_path: Path) -> None:
 
 
 @pytest.mark.netns
+@pytest.mark.slow
 def test_a_run_of_nodes_with_links_survives_what_comes(tmp_path: Path) -> None:
     reason = why_not()
     if reason:

@@ -34,6 +34,7 @@ def kill_a_rank(agent: int) -> None:
     os.kill(ranks[-1].pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_torchrun_on_one_node_goes_on_behind_a_killed_rank_again_and_again(
     agents: Agents, tmp_path: Path
 ) -> None:

@@ -42,6 +42,7 @@ def test_nodes_of_different_size_go_on_without_one_that_crashes(
     assert job.show().restarts == 0
 
 
+@slow
 def test_the_first_node_is_powered_off(jobs: Jobs, wanted_loss: float) -> None:
     job = jobs.submit(train_words(), "--nodes=3", *SMALL)
     job.wait_step(10)

@@ -27,7 +27,7 @@ def settled_samples(
     if env.rank != 0:
         return int(store.get(_SAMPLES))
     paths = RunPaths(Path(config.run_dir))
-    kept = kept_samples(paths, config.batch_size)
+    kept = kept_samples(config.run_dir, config.batch_size)
     # A first round may begin before all nodes are there, and the size is for the whole run.
     num_bundles = max(num_bundles, env.planned_bundles)
     samples = kept or default_samples(

@@ -188,9 +188,7 @@ def step_of(config: TrainConfig, own_stage: int, device: torch.device) -> None:
         skip_unreadable=config.skip_unreadable,
         collate=Collate.of(data, data.train),
     )
-    settled = config.microbatch_size or kept_samples(
-        RunPaths(Path(config.run_dir)), config.batch_size
-    )
+    settled = config.microbatch_size or kept_samples(config.run_dir, config.batch_size)
     num_samples = samples_of(settled, door.memory(device))
     batch, messages = reader[Request(0, range(min(num_samples, len(data.train))))]
     if batch is None:

@@ -25,6 +25,7 @@ def end_of(argv: list[str], folder: Path) -> tuple[int, str]:
     def main(env: RankEnv, store: Store) -> None:
         with said.open("w") as file:
             os.dup2(file.fileno(), 2)
+            os.chdir(folder)  # what a run without a folder of its own leaves is left there
             sys.stderr = file
             try:
                 found = train_main(argv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
+from bundlerun.launcher.layout.microbatch import keep_samples
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.options.declared import Resolved, options_of
@@ -26,6 +28,7 @@ from bundlerun.launcher.plan import (
     plan_elsewhere,
     plan_here,
 )
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import read_train_argv
 
 HARDWARE = Hardware(
@@ -314,3 +317,12 @@ def test_nodes_of_two_sizes_get_a_command_each() -> None:
     large, small = map(shlex.split, plan.commands())
     assert "--nproc-per-node=8" in large
     assert "--nproc-per-node=4" in small
+
+
+def test_who_stands_in_the_folder_of_another_run_does_not_take_up_its_micro_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep_samples(RunPaths(tmp_path), 256, 2)
+    monkeypatch.chdir(tmp_path)
+    assert here(resolved_train(), resolved_launch(slots=2)).batch.samples == 32
+    assert here(resolved_train(run_dir="."), resolved_launch(slots=2)).batch.samples == 2

@@ -113,13 +113,13 @@ def test_enough_is_four_per_stage_and_little_idle(num_stages: int) -> None:
 
 def test_what_is_kept_is_for_one_batch_size(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path / "run")
-    assert kept_samples(paths, 256) == 0
+    assert kept_samples(str(paths.root), 256) == 0
     keep_samples(paths, 256, 8)
-    assert kept_samples(paths, 256) == 8
-    assert kept_samples(paths, 128) == 0
+    assert kept_samples(str(paths.root), 256) == 8
+    assert kept_samples(str(paths.root), 128) == 0
     for damaged in ('{"batch_size": 256}', "[]", "7", '{"batch_size": 256, "samples": 0}', ""):
         paths.microbatch.write_text(damaged)
-        assert kept_samples(paths, 256) == 0
+        assert kept_samples(str(paths.root), 256) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:

@@ -53,19 +53,19 @@ def test_a_size_that_nobody_asked_for_is_halved_for_the_next_start(
 
     asked_for = raised(config, may_shrink=False)
     assert isinstance(asked_for, ConfigError)
-    assert kept_samples(paths, 256) == 128
+    assert kept_samples(str(paths.root), 256) == 128
 
     first = raised(config, may_shrink=True)
     assert type(first) is BundleError
     assert first.verdict not in FINAL_CODES
     assert "of 128 samples, the default; from the next start on they have 64" in str(first)
-    assert kept_samples(paths, 256) == 64
+    assert kept_samples(str(paths.root), 256) == 64
     raised(replace(config, microbatch_size=64), may_shrink=True)
-    assert kept_samples(paths, 256) == 32
+    assert kept_samples(str(paths.root), 256) == 32
     last = raised(replace(config, microbatch_size=32), may_shrink=True)
     assert isinstance(last, ConfigError)
     assert "use --microbatch-size 16" in str(last)
-    assert kept_samples(paths, 256) == 32
+    assert kept_samples(str(paths.root), 256) == 32
 
 
 def test_the_size_of_a_run_that_has_come_further_stays(
