@@ -39,6 +39,10 @@ FAULTS = ("recovery", "chaos", "alarms")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 ALL = (*ONE_MACHINE, *NETWORK, "summary")
 NAMES = (*ALL, *FAULTS)
+_ROOMS = {
+    **dict.fromkeys(ONE_MACHINE, "benchmarks.machine"),
+    **dict.fromkeys(NETWORK, "benchmarks.network"),
+}
 
 
 class Benchmark(Protocol):
@@ -97,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         only=tuple(args.only),
     )
     for name in names:
-        module = importlib.import_module(f"benchmarks.{name}")
+        module = importlib.import_module(f"{_ROOMS.get(name, 'benchmarks')}.{name}")
         benchmark = cast(Benchmark, module)
         print(f"\n{name}: {benchmark.CLAIM}\n", flush=True)
         reason = module.skip_reason() if hasattr(module, "skip_reason") else ""

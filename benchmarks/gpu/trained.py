@@ -14,7 +14,7 @@ from torch.optim import SGD
 from torchvision.models import resnet50
 
 from benchmarks.gpu.bench import Bench
-from benchmarks.loop import alone
+from benchmarks.machine.loop import alone
 from benchmarks.workload.small_cnn import SmallCnn
 from bundlerun.launcher.choices import Precision
 from bundlerun.launcher.config import TrainConfig

@@ -23,7 +23,7 @@ from torch.distributed.pipelining import (
 
 from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Wire, open_hosts
-from benchmarks.wire import check
+from benchmarks.network.wire import check
 from benchmarks.workload.ours import Pipe
 from benchmarks.workload.sleeping import SleepingPart
 from bundlerun.launcher.choices import ScheduleName

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Wire, open_hosts
-from benchmarks.wire import check
+from benchmarks.network.wire import check
 from benchmarks.workload.ours import Sync, SyncChoice
 from benchmarks.workload.sleeping import SleepingLayer
 from bundlerun.workers.sync.bucket import bucket_bytes

@@ -19,7 +19,7 @@ from torch.nn import Parameter
 
 from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts
-from benchmarks.wire import check
+from benchmarks.network.wire import check
 from benchmarks.workload.ours import Sync, SyncChoice
 
 MIB = 2**20

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks.cluster.forked import Seat, run_ranks
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
-from benchmarks.wire import measure
+from benchmarks.network.wire import measure
 
 pytestmark = [
     pytest.mark.netns,

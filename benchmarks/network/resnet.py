@@ -18,9 +18,9 @@ from torchvision.models import resnet50
 
 from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
+from benchmarks.network.wire import check
 from benchmarks.results.draw import Bars, draw_bars
 from benchmarks.results.record import Check, Options, print_table
-from benchmarks.wire import check
 from benchmarks.workload.syncing import median_ms, ratio
 from benchmarks.workload.torch_hybrid import TorchHybrid
 from benchmarks.workload.training import FixedSteps

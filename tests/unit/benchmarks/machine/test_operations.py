@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.operations import PER_MICROBATCH, PER_STEP, WAITS, added
+from benchmarks.machine.operations import PER_MICROBATCH, PER_STEP, WAITS, added
 from benchmarks.workload.counted import Counted
 
 

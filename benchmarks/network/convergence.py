@@ -14,6 +14,7 @@ from benchmarks.cluster.forked import Seat, run_ranks
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.results.draw import draw_lines
 from benchmarks.results.record import Check, Options, print_table
+from benchmarks.workload import small_cnn
 from benchmarks.workload.training import losses_by_epoch
 from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.launcher.config import TrainConfig
@@ -26,7 +27,7 @@ DTYPES: Final[tuple[ExchangeDtype, ...]] = get_args(ExchangeDtype)
 NUM_SEEDS = 5
 TARGET = 1.0
 CONFIG = TrainConfig(
-    model=f"{Path(__file__).parent / 'workload/small_cnn.py'}:build",
+    model=f"{small_cnn.__file__}:build",
     cut=("third",),
     shape=Shape((1, 1)),
     batch_size=64,

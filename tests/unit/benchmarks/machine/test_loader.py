@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import loader
+from benchmarks.machine import loader
 
 
 def test_every_way_loads_the_last_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

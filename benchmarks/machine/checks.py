@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torchvision.models import resnet18
 
-from benchmarks.loop import (
+from benchmarks.machine.loop import (
     BATCH,
     MICROBATCH,
     NUM_CLASSES,

@@ -1,0 +1,1 @@
+"""Benchmarks between hosts that are network namespaces of this machine; as root."""
