@@ -20,7 +20,7 @@ _OUT, _IN = "DtoH", "HtoD"
 
 @dataclass(slots=True)
 class Seen:
-    """Of some work. Times are in microseconds; copies are between the GPU and the CPU."""
+    """Of some work. Times are in nanoseconds; copies are between the GPU and the CPU."""
 
     kernels: list[Span] = field(default_factory=list)
     copies_out: list[Span] = field(default_factory=list)
@@ -30,20 +30,25 @@ class Seen:
 
 def seen(bench: Bench, act: Callable[[], object]) -> Seen:
     """What a GPU does for `act`, which has run before; without a GPU nothing."""
+    found = Seen()
     bench.drain()
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * bench.is_gpu
-    with profile(activities=activities) as profiler:
+    if not bench.is_gpu:
         act()
         bench.drain()
-    found = Seen()
-    for event in profiler.events() or ():
+        return found
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        act()
+        bench.drain()
+    # Not `events()`: it builds a tree of them, which takes half a minute for a few steps.
+    results: Any = profiler.profiler
+    for event in results.kineto_results.events():
         _sort(event, found)
     return found
 
 
 def _sort(event: Any, found: Seen) -> None:  # noqa: ANN401
-    name, span = str(event.name), (event.time_range.start, event.time_range.end)
-    if event.device_type != DeviceType.CUDA:
+    name, span = str(event.name()), (event.start_ns(), event.end_ns())
+    if event.device_type() != DeviceType.CUDA:
         found.num_waits += name in _WAITS
     elif name.startswith("Memcpy"):
         if _OUT in name:
@@ -51,12 +56,8 @@ def _sort(event: Any, found: Seen) -> None:  # noqa: ANN401
         elif _IN in name:
             found.copies_in.append(span)
     # What code is named as in the profile is no kernel.
-    elif not (name.startswith(("Memset", "Optimizer.")) or _is_annotation(event)):
+    elif not (name.startswith(("Memset", "Optimizer.")) or event.is_user_annotation()):
         found.kernels.append(span)
-
-
-def _is_annotation(event: Any) -> bool:  # noqa: ANN401
-    return bool(getattr(event, "is_user_annotation", False))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import Store
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
 from bundlerun.workers.data.samples import Reader, Request
 from bundlerun.workers.optim.lr import lr_factor
+from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.recipe import DataInfo, load_recipe
+from tests.ranks.harness import run_ranks
 
 
 @dataclass
@@ -24,7 +29,24 @@ class Reference:
 
 
 def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
-    """Trains as `config` says, without any of the code that is under test."""
+    """Trains as `config` says, without any of the code that is under test.
+
+    In a fork: on a machine with a GPU the first backward of a process starts CUDA, be it for
+    tensors in CPU memory, and the ranks that are forked from it later could not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "reference.pt"
+
+        def main(env: RankEnv, store: Store) -> None:
+            found = _train(config, num_steps_wanted)
+            torch.save((found.state, found.losses), path)
+
+        run_ranks((1,), main, Path(folder))
+        state, losses = torch.load(path)
+    return Reference(state, losses)
+
+
+def _train(config: TrainConfig, num_steps_wanted: int) -> Reference:
     recipe = load_recipe(config)
     data = recipe.open_data()
     torch.manual_seed(mix_seed(config.seed))

@@ -1,8 +1,11 @@
-"""How much of the copies between GPU and CPU lies under computing: of links, and of a sync."""
+"""How much of the copies between GPU and CPU lies under computing: of links, and of a sync.
+
+The two ranks share the GPU and take turns on it: what either of them computes counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -11,7 +14,7 @@ from torchvision.models import resnet18
 
 from benchmarks.cluster.forked import Seat
 from benchmarks.gpu.bench import Bench, turn
-from benchmarks.gpu.profiled import seen, share_under
+from benchmarks.gpu.profiled import Span, joined, seen, share_under
 from benchmarks.gpu.ranks import run_ranks
 from benchmarks.workload.training import FixedSteps
 from bundlerun.launcher.config import TrainConfig
@@ -29,8 +32,16 @@ def run(bench: Bench) -> None:
     for what, widths in _SHAPES.items():
         config = _config(bench, widths)
         found = run_ranks(bench, f"overlap{len(widths)}", 2, partial(_rank, bench, config))
-        for rank, share in enumerate(found):
-            bench.on_gpu.at_least(f"{what}: of copies under computing, rank {rank}", share, _LEAST)
+        computing = joined(_spans(span for rank in found for span in rank["computing"]))
+        for number, rank in enumerate(found):
+            share = share_under(_spans(rank["copies"]), computing)
+            what_of = f"{what}: of copies under computing, rank {number}"
+            bench.on_gpu.at_least(what_of, share, _LEAST)
+
+
+def _spans(found: Iterable[Sequence[float]]) -> list[Span]:
+    """Of a rank's answer, in which they are lists."""
+    return [(start, end) for start, end in found]
 
 
 def _config(bench: Bench, widths: Sequence[int]) -> TrainConfig:
@@ -60,4 +71,7 @@ def _rank(bench: Bench, config: TrainConfig, seat: Seat) -> Any:  # noqa: ANN401
     steps = FixedSteps(seat, config, "overlap", samples)
     turn(steps.step, 2)()
     found = seen(bench, turn(steps.step, bench.sized(_STEPS, 1)))
-    return share_under([*found.copies_out, *found.copies_in], found.kernels)
+    return {
+        "copies": [*found.copies_out, *found.copies_in],
+        "computing": joined(found.kernels),
+    }
