@@ -22,14 +22,14 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.stage import Forward
-from bundlerun.workers.model.module_tensors import (
+from bundlerun.workers.model.small_copies import SmallCopies, version
+from bundlerun.workers.values.flat import name_of_dtype
+from bundlerun.workers.values.module_tensors import (
     TensorPlace,
     limited_embeddings,
     may_be_written,
     tensor_places,
 )
-from bundlerun.workers.model.small_copies import SmallCopies, version
-from bundlerun.workers.values.flat import name_of_dtype
 
 log = logging.getLogger(__name__)
 

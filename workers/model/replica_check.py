@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.model.module_tensors import TensorPlace, tensor_places
+from bundlerun.workers.values.module_tensors import TensorPlace, tensor_places
 
 NUM_SUMS = 4
 """Numbers of a step's sums that the check needs: two checksums and their squares."""

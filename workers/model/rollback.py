@@ -9,7 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.splits.tracing.undo import members_kept
-from bundlerun.workers.model.module_tensors import limited_embeddings, may_be_written, tensor_places
+from bundlerun.workers.values.module_tensors import (
+    limited_embeddings,
+    may_be_written,
+    tensor_places,
+)
 
 
 @contextmanager

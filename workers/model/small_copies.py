@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.model.batchnorm import tracking_layers
-from bundlerun.workers.model.module_tensors import TensorPlace
+from bundlerun.workers.values.module_tensors import TensorPlace
 
 MOST_BYTES = 10**6
 """Of all copies together."""

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.model.module_tensors import tensor_places
 from bundlerun.workers.model.replica_check import NUM_SUMS, ReplicaCheck, cut_into_windows
+from bundlerun.workers.values.module_tensors import tensor_places
 
 
 def model() -> nn.Sequential:
