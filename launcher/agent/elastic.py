@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bundlerun.launcher.agent.endpoint import is_store, keeps_endpoint, meet_by_torch
 from bundlerun.launcher.agent.entry import run_worker
 from bundlerun.launcher.agent.failure import explain, explain_end
+from bundlerun.launcher.agent.gpus import check_gpus
 from bundlerun.launcher.agent.limits import check_shared_memory, raise_open_files
 from bundlerun.launcher.agent.tracker import outlive_tracker
 from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE, terms_of
@@ -30,13 +31,6 @@ from bundlerun.launcher.errors import (
     ConfigError,
     NodeError,
     meaning_of,
-)
-from bundlerun.launcher.layout.gpus import (
-    VISIBLE_CUDA,
-    accelerator_of_torch,
-    gpus_of_torch,
-    mig_slices,
-    without_driver,
 )
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
 from bundlerun.launcher.options.backend import BUNDLE, Keeps
@@ -343,53 +337,6 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
         "terms": os.environ[TERMS_VARIABLE],
         "token_file": "" if has_token else ensure_token(paths),
     }
-
-
-def check_gpus(node: NodePlan, *, is_cpu_asked: bool) -> str:
-    """Compares the devices that the plan uses with what torch finds; never starts CUDA.
-
-    Args:
-        node: its plan.
-        is_cpu_asked: whether the user wants the CPU.
-
-    Returns:
-        What the user should know of cards that nobody can use; or nothing.
-
-    Raises:
-        NodeError: torch finds others.
-    """
-    import torch
-
-    if node.devices.kind != "gpu":
-        return "" if is_cpu_asked else _passed_over()
-    # CUDA shows a process one slice of a GPU (MIG) at most; each rank gets its own.
-    has_slices = bool(mig_slices(os.environ))
-    found = gpus_of_torch()
-    if found < (1 if has_slices else node.devices.count):
-        visible = os.environ.get(VISIBLE_CUDA)
-        named = "" if visible is None else f" with {VISIBLE_CUDA}={visible!r}"
-        raise NodeError(
-            f"this node shows {node.devices.count} GPUs{named}, torch can use {found}; check the "
-            f"driver and the build of torch {torch.__version__}, or use --devices cpu"
-        )
-    return ""
-
-
-def _passed_over() -> str:
-    """What to tell of cards that nobody can use; raises NodeError for devices that torch could."""
-    kind = accelerator_of_torch()
-    if kind:
-        raise NodeError(
-            f"this node has devices of the kind {kind!r}, which bundlerun does not count; "
-            "use --devices cpu to train on the CPU"
-        )
-    cards = without_driver()
-    if not cards:
-        return ""
-    return (
-        f"this node has {len(cards)} GPUs (PCI {', '.join(cards[:2])}) and no driver shows them: "
-        "this is the CPU; --devices cpu says so"
-    )
 
 
 def keep_agent_log(log_dir: Path) -> None:

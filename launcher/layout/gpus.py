@@ -5,7 +5,7 @@ AMD        the nodes of /sys/class/kfd that have a gpu_id; HIP_, ROCR_ and CUDA_
 others     where there may be some a child asks torch: WSL2, Jetson, Intel's with a torch that has
            XPU, and whatever brings a backend of its own for torch
 
-What torch then cannot use is found out at the start (`agent.elastic.check_gpus`). No other file of
+What torch then cannot use is found out at the start (`agent.gpus.check_gpus`). No other file of
 the launcher asks torch for devices; for ranks, `workers.device` does.
 """
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bundlerun.launcher.agent import elastic
-from bundlerun.launcher.agent.elastic import check_gpus
+from bundlerun.launcher.agent import gpus as found_gpus
+from bundlerun.launcher.agent.gpus import check_gpus
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout import gpus
@@ -156,7 +156,7 @@ def test_devices_of_other_kinds_are_not_passed_over(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_machine_without_any_runs_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elastic, "without_driver", list)
+    monkeypatch.setattr(found_gpus, "without_driver", list)
     assert check_gpus(node_of("cpu", 2), is_cpu_asked=False) == ""
 
 
@@ -184,7 +184,7 @@ def test_cards_that_no_driver_shows_are_found_on_the_bus(tmp_path: Path) -> None
 def test_a_run_on_the_cpu_beside_them_is_told_of_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(elastic, "without_driver", lambda: ["0000:07:00.0"])
+    monkeypatch.setattr(found_gpus, "without_driver", lambda: ["0000:07:00.0"])
     assert check_gpus(node_of("cpu", 2), is_cpu_asked=True) == ""
     told = check_gpus(node_of("cpu", 2), is_cpu_asked=False)
     assert "has 1 GPUs (PCI 0000:07:00.0) and no driver shows them" in told
