@@ -113,6 +113,11 @@ def is_ours(value: object) -> bool:
     return isinstance(value, Tensor) and value.device.type == KIND
 
 
+def _is_mixed(lists: Sequence[Sequence[Tensor]]) -> bool:
+    """Whether some of the tensors are ours and some are not."""
+    return len({is_ours(tensor) for tensors in lists[:2] for tensor in tensors}) > 1
+
+
 class Kernels:
     """What torch calls for tensors of a device.
 
@@ -130,6 +135,11 @@ class Kernels:
     def call(self, op: Any, *args: Any, **kwargs: Any) -> Any:
         """Does an operation."""
         plan = plan_of(op)
+        if op._schema.name == "aten::_foreach_copy_" and _is_mixed(args):
+            # As torch does where memory of several kinds meets: one copy after the other.
+            for target, source in zip(args[0], args[1], strict=True):
+                target.copy_(source, *args[2:], **kwargs)
+            return None
         if plan.is_view:
             return op.redispatch(_CPU, *args, **kwargs)
         args = _with_tensors(plan, args)

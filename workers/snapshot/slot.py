@@ -67,9 +67,9 @@ class Slot:
     def __init__(self, path: Path, layout: Layout) -> None:
         self.path = path
         self.layout = layout
-        self._tables = {name: [*spec] for name, spec in layout.specs.items()}
+        self._tables = json.dumps({name: [*spec] for name, spec in layout.specs.items()})
         # The label grows and shrinks with the metrics in it; the data must not move for that.
-        self._most_text = len(json.dumps(self._tables)) + _LABEL_BYTES
+        self._most_text = len(self._tables) + _LABEL_BYTES
         self._data_begin = _page_end(_TEXT_BEGIN + self._most_text)
         size = self._data_begin + max(layout.num_bytes, 8)
         # A reader may still map the old file: it keeps its bytes, this is another file.
@@ -89,6 +89,8 @@ class Slot:
         self.bytes: Bytes = whole[self._data_begin : self._data_begin + layout.num_bytes]
         self.data = torch.from_numpy(self.bytes)
         """The memory of the tensors."""
+        self.views = [layout.view(self.data, name) for name in layout.specs]
+        """Of each tensor of the layout, in its order: made once, as there may be hundreds."""
 
     def write(self, label: Label, tensors: Mapping[str, Tensor]) -> None:
         """Puts a piece in place of the one before.
@@ -114,7 +116,7 @@ class Slot:
         Raises:
             CheckpointError: the label has no room.
         """
-        text = json.dumps({"label": asdict(label), "tensors": self._tables}).encode()
+        text = f'{{"label": {json.dumps(asdict(label))}, "tensors": {self._tables}}}'.encode()
         if len(text) > self._most_text:
             raise CheckpointError(
                 f"what is to be known of step {label.step} has no room in a snapshot, which has "
