@@ -179,12 +179,14 @@ class _LentForward:
         if not layer.training or not layer.track_running_stats:
             return self.own(*args, **kwargs)
         count = _count(layer, args[0] if args else next(iter(kwargs.values())))
-        buffers, momentum = layer._buffers, layer.momentum
+        # Not by name: a module looks for parameters and buffers in each value that it is given.
+        buffers, fields = layer._buffers, vars(layer)
+        momentum = fields["momentum"]
         mean, variance, counter = buffers[MEAN], buffers[VAR], buffers.get(TRACKED)
         # [1]
         buffers[MEAN], buffers[VAR] = self._pool.lend(self._index)
         buffers[TRACKED] = self._counter
-        layer.momentum = 1.0
+        fields["momentum"] = 1.0
         try:
             # [2]
             result = self.own(*args, **kwargs)
@@ -196,7 +198,7 @@ class _LentForward:
         finally:
             # [3] Whatever happens: the user's module is as before, errors included.
             buffers[MEAN], buffers[VAR], buffers[TRACKED] = mean, variance, counter
-            layer.momentum = momentum
+            fields["momentum"] = momentum
         self._pool.take_back(self._index, count, cast(Pair, left))
         return result
 
