@@ -183,7 +183,7 @@ def _shares_near_gpus(
     """The cores of each rank; empty where it is not known which are near its GPU."""
     if not gpu_nodes or not cpus.distances or not set(gpu_nodes) <= set(cpus.numbers):
         return []
-    # As many ranks as GPUs, or several on each (`device.accelerator.own_device`).
+    # As many ranks as GPUs, or several on each (`device.accelerator.chosen_device`).
     places = [cpus.numbers.index(gpu_nodes[rank % len(gpu_nodes)]) for rank in range(num_ranks)]
     sizes = [len(node) for node in cpus.numa_nodes]
     return [

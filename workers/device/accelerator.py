@@ -189,7 +189,7 @@ def used_by(tensor: Tensor, stream: Stream) -> None:
 def event(device: torch.device) -> Event:
     """A mark that is not yet in any stream; a thread that waits for it sleeps where it can."""
     make = module_of(device).Event
-    # Not `torch.Event`: it takes the argument and leaves it at that (torch 2.14).
+    # Not `torch.Event`: for that one `blocking` is a no-op (its docstring, torch 2.14).
     return make(blocking=True) if _can_sleep(device.type) else make()
 
 
