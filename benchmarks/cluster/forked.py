@@ -29,6 +29,7 @@ from bundlerun.workers.rank.env import RankEnv
 
 TIMEOUT_S = 120.0
 """Longest wait of one rank for another."""
+LOOPBACK = "127.0.0.1"
 _PR_SET_TIMERSLACK = 29
 _POLL_S = 0.01
 
@@ -167,7 +168,7 @@ def run_ranks(
         barrier = multiprocessing.get_context("fork").Barrier(sum(per_host))
         pids: dict[int, int] = {}
         try:
-            for env in rank_envs(hosts, per_host):
+            for env in rank_envs(per_host, [hosts.address(n) for n in range(len(per_host))]):
                 pids[_fork(hosts, env, barrier, main, Path(folder))] = env.rank
             _wait(pids, Path(folder), time.monotonic() + timeout_s)
         finally:
@@ -179,8 +180,9 @@ def run_ranks(
         return [json.loads(path.read_text()) for path in answers]
 
 
-def rank_envs(hosts: Hosts, per_host: Sequence[int]) -> list[RankEnv]:
-    """What torchrun would tell the ranks of these hosts."""
+def rank_envs(per_host: Sequence[int], addresses: Sequence[str] = ()) -> list[RankEnv]:
+    """What torchrun would tell the ranks of hosts with these addresses, or all on this machine."""
+    addresses = addresses or [LOOPBACK] * len(per_host)
     firsts = accumulate(per_host, initial=0)
     return [
         RankEnv(
@@ -192,8 +194,8 @@ def rank_envs(hosts: Hosts, per_host: Sequence[int]) -> list[RankEnv]:
             num_nodes=len(per_host),
             attempt=0,
             node_name=f"node{node}",
-            local_addr=hosts.address(node),
-            master_addr=hosts.address(0),
+            local_addr=addresses[node],
+            master_addr=addresses[0],
             master_port=0,
             is_launched=True,
         )

@@ -11,14 +11,11 @@ from typing import Any
 
 from torch._C._distributed_c10d import FileStore
 
-from benchmarks.cluster.forked import Seat
+from benchmarks.cluster.forked import LOOPBACK, Seat, rank_envs
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.forked import LIMIT_S, Fork
 from bundlerun.workers.device import accelerator
 from bundlerun.workers.rank.comm import Network
-from bundlerun.workers.rank.env import RankEnv
-
-_ADDRESS = "127.0.0.1"
 
 
 def run_ranks(bench: Bench, name: str, num_ranks: int, main: Callable[[Seat], object]) -> list[Any]:
@@ -37,12 +34,13 @@ def run_ranks(bench: Bench, name: str, num_ranks: int, main: Callable[[Seat], ob
     if bench.stand_in is not None:
         importlib.import_module("torch._dynamo")
     barrier = multiprocessing.get_context("fork").Barrier(num_ranks)
+    envs = rank_envs((num_ranks,))
     store = str(bench.disk / f"{name}.store")
 
     def work(rank: int) -> object:
         found = FileStore(store, num_ranks)
         found.set_timeout(timedelta(seconds=LIMIT_S))
-        answer = main(Seat(env=_env(rank, num_ranks), store=found, barrier=barrier))
+        answer = main(Seat(env=envs[rank], store=found, barrier=barrier))
         bench.check()
         return answer
 
@@ -61,23 +59,6 @@ def network(seat: Seat, backend: str) -> Network:
         rank=seat.env.rank,
         backend=backend,
         timeout_s=LIMIT_S,
-        address=_ADDRESS,
+        address=LOOPBACK,
         device=accelerator.own_device(seat.env.local_rank),
-    )
-
-
-def _env(rank: int, num_ranks: int) -> RankEnv:
-    return RankEnv(
-        rank=rank,
-        world_size=num_ranks,
-        local_rank=rank,
-        local_world_size=num_ranks,
-        node=0,
-        num_nodes=1,
-        attempt=0,
-        node_name="node0",
-        local_addr=_ADDRESS,
-        master_addr=_ADDRESS,
-        master_port=0,
-        is_launched=True,
     )

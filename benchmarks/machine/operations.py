@@ -23,12 +23,12 @@ from torch._C._distributed_c10d import FileStore
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models import resnet50
 
+from benchmarks.cluster.forked import rank_envs
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.counted import Counted
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.samples import Batch
-from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import arrive, join
 from bundlerun.workers.recipe import load_recipe
@@ -162,20 +162,7 @@ def _trainers_step(
 
 
 def _one_of(config: TrainConfig, build: Build, folder: Path, num_ranks: int, rank: int) -> Counted:
-    env = RankEnv(
-        rank=rank,
-        world_size=num_ranks,
-        local_rank=rank,
-        local_world_size=num_ranks,
-        node=0,
-        num_nodes=1,
-        attempt=0,
-        node_name="node0",
-        local_addr="127.0.0.1",
-        master_addr="127.0.0.1",
-        master_port=0,
-        is_launched=True,
-    )
+    env = rank_envs((num_ranks,))[rank]
     arrival = arrive(config, env, FileStore(str(folder / "store"), num_ranks))
     session = join(config, arrival, ways_of(config, arrival).members)
     trainer = Trainer(config, session, build(), load_recipe(config), Meters())

@@ -16,35 +16,11 @@ from pathlib import Path
 import torch
 from torch.distributed import FileStore, Store
 
+from benchmarks.cluster.forked import rank_envs
 from bundlerun.workers.rank.env import RankEnv
 
 RankMain = Callable[[RankEnv, Store], None]
 STORE_TIMEOUT_S = 20.0
-
-
-def rank_envs(devices_per_node: Sequence[int]) -> list[RankEnv]:
-    """What torchrun would tell the ranks of nodes with these devices."""
-    world_size = sum(devices_per_node)
-    envs = []
-    for node, count in enumerate(devices_per_node):
-        for local_rank in range(count):
-            envs.append(
-                RankEnv(
-                    rank=len(envs),
-                    world_size=world_size,
-                    local_rank=local_rank,
-                    local_world_size=count,
-                    node=node,
-                    num_nodes=len(devices_per_node),
-                    attempt=0,
-                    node_name=f"node{node}",
-                    local_addr="127.0.0.1",
-                    master_addr="127.0.0.1",
-                    master_port=0,
-                    is_launched=True,
-                )
-            )
-    return envs
 
 
 def free_port() -> int:

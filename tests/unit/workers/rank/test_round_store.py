@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
+from benchmarks.cluster.forked import rank_envs
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.rendezvous.round_store import NUMBER_KEY
 from bundlerun.workers.rank.env import RankEnv
@@ -15,21 +17,7 @@ LIMIT_S = 20.0
 
 
 def env(rank: int, world_size: int, *, has_agents_store: bool = True) -> RankEnv:
-    return RankEnv(
-        rank=rank,
-        world_size=world_size,
-        local_rank=rank,
-        local_world_size=world_size,
-        node=0,
-        num_nodes=1,
-        attempt=0,
-        node_name="n",
-        local_addr="",
-        master_addr="127.0.0.1",
-        master_port=1,
-        is_launched=True,
-        has_agents_store=has_agents_store,
-    )
+    return replace(rank_envs((world_size,))[rank], has_agents_store=has_agents_store)
 
 
 @pytest.fixture
