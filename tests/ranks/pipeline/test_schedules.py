@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -136,10 +137,23 @@ def toy_step(
     assert seen[0] is outcome
 
 
+def stepped(
+    env: RankEnv, store: Store, kind: tuple[str, int], around: Callable[[Forward], Forward]
+) -> tuple[Bundle, Place]:
+    """A bundle of three stages after a step, its forwards wrapped; without a garbage collector."""
+    schedule, chunks = kind
+    topology = Topology(Shape((1, 1, 1)), (3,), chunks)
+    place = topology.places[env.rank]
+    stage = toy_stages(3, chunks)[place.stage]
+    forwards = [around(forward) for forward in chunk_forwards(stage, chunks)]
+    bundle = make_bundle(env, store, topology, stage, schedule, forwards)
+    gc.disable()
+    toy_step(bundle, place, 1, 8, [])
+    return bundle, place
+
+
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_activations_are_let_go_with_the_last_pass(kind: tuple[str, int], tmp_path: Path) -> None:
-    schedule, chunks = kind
-
     def main(env: RankEnv, store: Store) -> None:
         contexts: list[weakref.ref[Any]] = []
         most = 0
@@ -156,13 +170,7 @@ def test_activations_are_let_go_with_the_last_pass(kind: tuple[str, int], tmp_pa
 
             return run
 
-        topology = Topology(Shape((1, 1, 1)), (3,), chunks)
-        place = topology.places[env.rank]
-        stage = toy_stages(3, chunks)[place.stage]
-        forwards = [counted(forward) for forward in chunk_forwards(stage, chunks)]
-        bundle = make_bundle(env, store, topology, stage, schedule, forwards)
-        gc.disable()
-        toy_step(bundle, place, 1, 8, [])
+        bundle, place = stepped(env, store, kind, counted)
         assert not any(context() for context in contexts)
         assert most == max_in_flight(bundle.pipeline.order(place.stage, 0, 8))
 
@@ -171,7 +179,7 @@ def test_activations_are_let_go_with_the_last_pass(kind: tuple[str, int], tmp_pa
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
 def test_outputs_are_let_go_as_soon_as_they_are_sent(kind: tuple[str, int], tmp_path: Path) -> None:
-    schedule, chunks = kind
+    _, chunks = kind
 
     def main(env: RankEnv, store: Store) -> None:
         outputs: list[weakref.ref[Tensor]] = []
@@ -186,17 +194,11 @@ def test_outputs_are_let_go_as_soon_as_they_are_sent(kind: tuple[str, int], tmp_
 
             return run
 
-        topology = Topology(Shape((1, 1, 1)), (3,), chunks)
-        place = topology.places[env.rank]
         # No operation of a linear layer saves what it gives: only the bundle could hold it.
-        stage = toy_stages(3, chunks)[place.stage]
-        forwards = [watched(forward) for forward in chunk_forwards(stage, chunks)]
-        bundle = make_bundle(env, store, topology, stage, schedule, forwards)
-        gc.disable()
-        toy_step(bundle, place, 1, 8, [])
+        bundle, place = stepped(env, store, kind, watched)
         is_last = place.stage == 2
         assert len(outputs) == 8 * (chunks - is_last)
-        assert all(p.grad is not None for p in stage.parameters())
+        assert all(p.grad is not None for p in bundle.stage.parameters())
 
     run_ranks((3,), main, tmp_path)
 

@@ -18,7 +18,7 @@ from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
+from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.optim import loss_scale
 from bundlerun.workers.optim.loss_scale import INITIAL, LossScale
@@ -33,7 +33,9 @@ from tests.ranks.training.test_parity import (
     CUTS,
     NUM_STEPS,
     assert_close,
+    assert_keeps_single_precision_and_learns,
     bundle_run,
+    final_tensors,
     losses_of,
     run_state,
 )
@@ -77,8 +79,7 @@ def run_with_overflow(
         train(config, env, store)
 
     run_ranks(nodes, main, folder)
-    newest = survey(RunPaths(folder / "run")).found[0]
-    return read_tensors(newest, newest.weight_map)
+    return final_tensors(folder)
 
 
 def scales(folder: Path) -> list[float]:
@@ -154,17 +155,5 @@ def test_float16_keeps_its_parameters_in_single_precision_and_learns(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(TrainConfig, "check_kind", lambda self, kind: None)
-    config = replace(
-        CONFIG,
-        shape=Shape((1, 1)),
-        precision="float16",
-        max_steps=0,
-        epochs=4,
-        clip_norm=0.0,
-        lr=0.5,
-    )
-    state = bundle_run(config, (4,), tmp_path)
-    assert {t.dtype for t in state.values()} == {torch.float32, torch.int64}
-    losses = losses_of(tmp_path)
-    assert losses[-1] < 0.8 * losses[0]
+    assert_keeps_single_precision_and_learns("float16", tmp_path)
     assert {abs(scale) for scale in scales(tmp_path)} <= {INITIAL / 2**i for i in range(10)}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed import Store
 
+from bundlerun.launcher.choices import Precision
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
@@ -81,8 +82,7 @@ def run_state(
         train(config, env, store)
 
     run_ranks(nodes, main, folder, timeout_s=limit_s)
-    newest = survey(RunPaths(folder / "run")).found[0]
-    tensors = read_tensors(newest, newest.weight_map)
+    tensors = final_tensors(folder)
     return {n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")}
 
 
@@ -91,12 +91,35 @@ def losses_of(folder: Path) -> list[float]:
     return [row["loss"] for row in map(json.loads, lines) if row["kind"] == "step"]
 
 
+def final_tensors(folder: Path) -> dict[str, Tensor]:
+    """All that the newest checkpoint of a run has, the optimizer's state included."""
+    newest = survey(RunPaths(folder / "run")).found[0]
+    return read_tensors(newest, newest.weight_map)
+
+
 def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance: float) -> None:
     assert found.keys() == wanted.keys()
     for name, value in wanted.items():
         scale = value.double().abs().max().clamp_min(1e-3)
         error = (found[name].double() - value.double()).abs().max() / scale
         assert error <= tolerance, f"{name}: relative error {error:.2e}"
+
+
+def assert_keeps_single_precision_and_learns(precision: Precision, folder: Path) -> None:
+    """A run whose arithmetic is in fewer bits than its parameters."""
+    config = replace(
+        CONFIG,
+        shape=Shape((1, 1)),
+        precision=precision,
+        max_steps=0,
+        epochs=4,
+        clip_norm=0.0,
+        lr=0.5,
+    )
+    state = bundle_run(config, (4,), folder)
+    assert {t.dtype for t in state.values()} == {torch.float32, torch.int64}
+    losses = losses_of(folder)
+    assert losses[-1] < 0.8 * losses[0]
 
 
 @pytest.mark.parametrize(("shape", "nodes"), LAYOUTS, ids=str)

@@ -12,7 +12,6 @@ import torch
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
@@ -21,7 +20,9 @@ from tests.ranks.training.test_parity import (
     CONFIG,
     NUM_STEPS,
     assert_close,
+    assert_keeps_single_precision_and_learns,
     bundle_run,
+    final_tensors,
     losses_of,
     run_state,
 )
@@ -48,19 +49,7 @@ def test_adamw_label_smoothing_and_a_step_schedule_train_like_the_unsplit_model(
 
 
 def test_bfloat16_keeps_its_parameters_in_single_precision_and_learns(tmp_path: Path) -> None:
-    config = replace(
-        CONFIG,
-        shape=Shape((1, 1)),
-        precision="bfloat16",
-        max_steps=0,
-        epochs=4,
-        clip_norm=0.0,
-        lr=0.5,
-    )
-    state = bundle_run(config, (4,), tmp_path)
-    assert {t.dtype for t in state.values()} == {torch.float32, torch.int64}
-    losses = losses_of(tmp_path)
-    assert losses[-1] < 0.8 * losses[0]
+    assert_keeps_single_precision_and_learns("bfloat16", tmp_path)
 
 
 @pytest.mark.skipif(
@@ -271,8 +260,7 @@ def test_the_characters_recipe_learns_the_same_through_any_bundle(tmp_path: Path
         run = replace(config, **change, run_dir=str(folder / "run"))
         run_ranks((run.shape.size,), trains(run), folder)
         curves.append(losses_of(folder))
-        newest = survey(RunPaths(folder / "run")).found[0]
-        states.append(read_tensors(newest, newest.weight_map))
+        states.append(final_tensors(folder))
     assert curves[0][-1] < 0.9 * curves[0][0]
     for curve, state in zip(curves, states, strict=True):
         assert curve == pytest.approx(curves[0], rel=1e-9)
