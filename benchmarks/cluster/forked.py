@@ -145,6 +145,13 @@ def timings_by_scheme(answers: Sequence[Sequence[dict[str, Any]]]) -> dict[str, 
     return timings
 
 
+def timings_on(
+    hosts: Hosts, ranks_per_host: int, main: Callable[[Seat], object]
+) -> dict[str, list[Timing]]:
+    """What `main` measures on as many ranks of every host, by scheme."""
+    return timings_by_scheme(run_ranks(hosts, (ranks_per_host,) * hosts.num_hosts, main))
+
+
 def run_ranks(
     hosts: Hosts,
     per_host: Sequence[int],

@@ -26,7 +26,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
+from benchmarks.cluster.forked import Seat, Timing, timings_on
 from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.network.wire import check
 from benchmarks.workload.ours import Sync, SyncChoice
@@ -219,9 +219,8 @@ def measure(
     """
     with open_hosts(setting.num_hosts, setting.wire) as hosts:
         check(hosts)
-        per_host = (setting.ranks_per_host,) * setting.num_hosts
-        answers = run_ranks(hosts, per_host, partial(_rank, setting, schemes, num_rounds))
-    return timings_by_scheme(answers)
+        main = partial(_rank, setting, schemes, num_rounds)
+        return timings_on(hosts, setting.ranks_per_host, main)
 
 
 def _rank(

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import Parameter
 
-from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
-from benchmarks.cluster.hosts import Hosts, Wire, open_hosts
+from benchmarks.cluster.forked import Seat, Timing, timings_on
+from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.network.wire import check
 from benchmarks.workload.ours import Sync, SyncChoice
 
@@ -160,16 +160,8 @@ def measure(
     """
     with open_hosts(setting.num_hosts, setting.wire) as hosts:
         check(hosts)
-        return measure_on(hosts, setting, schemes, num_rounds)
-
-
-def measure_on(
-    hosts: Hosts, setting: Setting, schemes: Mapping[str, Builder], num_rounds: int
-) -> dict[str, list[Timing]]:
-    """The same on hosts that are there."""
-    per_host = (setting.ranks_per_host,) * setting.num_hosts
-    answers = run_ranks(hosts, per_host, partial(_rank, setting, schemes, num_rounds))
-    return timings_by_scheme(answers)
+        main = partial(_rank, setting, schemes, num_rounds)
+        return timings_on(hosts, setting.ranks_per_host, main)
 
 
 def median_ms(timings: Sequence[Timing]) -> float:
