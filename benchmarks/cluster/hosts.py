@@ -19,7 +19,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -125,19 +125,19 @@ def open_hosts(num_hosts: int, wire: Wire) -> Iterator[Hosts]:
     Raises:
         OSError, subprocess.CalledProcessError: the machine does not allow it; see `why_not`.
     """
-    made: list[int] = []
-    try:
-        bridge = _new_namespace()
-        made.append(bridge)
+    with ExitStack() as made:
+
+        def new() -> int:
+            descriptor = _new_namespace()
+            made.callback(os.close, descriptor)  # at once: the next one may fail
+            return descriptor
+
+        bridge = new()
         _batch("ip", bridge, ["link add bridge type bridge", f"link set bridge mtu {wire.mtu} up"])
-        hosts = Hosts(wire=wire, namespaces=tuple(_new_namespace() for _ in range(num_hosts)))
-        made.extend(hosts.namespaces)
+        hosts = Hosts(wire=wire, namespaces=tuple(new() for _ in range(num_hosts)))
         for host, namespace in enumerate(hosts.namespaces):
             _plug_in(hosts, host, namespace, bridge)
         yield hosts
-    finally:
-        for descriptor in made:
-            os.close(descriptor)
 
 
 def why_not() -> str:
