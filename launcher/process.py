@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -17,6 +18,15 @@ _PR_SET_PDEATHSIG = 1
 # The standard library's type stubs leave these out.
 _threading: Any = threading
 _atexit: Any = atexit
+
+
+@functools.cache
+def boot_id() -> str:
+    """What no other machine has, nor this one after its next start; empty where it is not told."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def die_with_parent(parent: int) -> None:

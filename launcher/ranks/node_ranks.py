@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Self
 
 from bundlerun.launcher.errors import EXIT_RESUMABLE
+from bundlerun.launcher.process import boot_id
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, own_board
 from bundlerun.launcher.ranks.budget import Attempt, Budget, code_of_failed
 from bundlerun.launcher.ranks.cause import EndCause
@@ -146,7 +147,11 @@ class Ranks:
             return ""
         file = RunPaths(Path(self._board.run_dir)).node_events(node_name)
         # The log holds the earlier starts, too.
-        rows = [row for row in read_tail(file) if row.get("t_s", 0.0) >= self._begun_s]
+        rows = [
+            row
+            for row in read_tail(file)
+            if row.get("boot") == boot_id() and row.get("t_s", 0.0) >= self._begun_s
+        ]
         own = [row for found in incidents(rows) for row in found if is_own_error(row)]
         if not own:
             return ""

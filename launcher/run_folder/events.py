@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
+from bundlerun.launcher.process import boot_id
 from bundlerun.launcher.run_folder.history import Row, read_last_rows, read_rows
 
 log = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ _TAIL_BYTES = 256 << 10
 class Events:
     """The event log of one node; its agent and its ranks append to the same file.
 
-    `t_s` is the monotonic clock of the machine, seconds: differences within one file mean
-    something, between files of two machines they do not. `wall` is the wall clock, for a reader.
+    `t_s` is the monotonic clock of the machine, seconds: differences mean something between lines
+    of the same `boot`, the start of a machine. `wall` is the wall clock, for a reader.
 
     Args:
         file: the log; None keeps nothing.
@@ -109,6 +110,7 @@ class Events:
             return
         line = {
             "t_s": round(self._clock(), 4),
+            "boot": boot_id(),
             "wall": datetime.now(UTC).isoformat(timespec="milliseconds"),
             "node": self.node,
             "event": event,

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from bundlerun.launcher.process import boot_id
+
 TORCHRUN = "torchrun"
 """How a run was started whose ranks take turns in holding the folder for their agent."""
 
@@ -91,8 +93,7 @@ def process_tag(pid: int) -> str:
 
 def this_machine() -> str:
     """Which one it is, since when it is up, and the space of process ids; no other has the same."""
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    return f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}"
 
 
 def _started(pid: int) -> int | None:

@@ -6,6 +6,7 @@ import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from bundlerun.launcher.run_folder.events import EventName, name_of
@@ -36,7 +37,7 @@ class Recovery:
     """One interruption as one node saw it, from its first sign to the next finished step.
 
     why: what was seen first. phases: seconds from there to each step of the recovery, in order, by
-    the clock of the node.
+    the clock of the node; over a new start of the machine, by the wall clock.
     """
 
     node: str
@@ -196,8 +197,12 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
     sign: Event | None = None
     phases: dict[str, float] = {}
     has_stepped = False
-    # By the monotonic clock, which all events of one node share; the wall clock may jump.
-    for row in sorted(events, key=lambda row: float(row.get("t_s", 0.0))):
+    # By the monotonic clock, which all events of one node share; the wall clock may jump. Where the
+    # machine was started again, or another one took the name, that clock began anew.
+    boots = list(dict.fromkeys(row.get("boot") for row in events))
+    for row in sorted(
+        events, key=lambda row: (boots.index(row.get("boot")), float(row.get("t_s", 0.0)))
+    ):
         event = name_of(row)
         if sign is None:
             # What happens before the first step is the start, not an interruption.
@@ -206,7 +211,7 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
                 sign, phases = row, {}
         if sign is None or event not in _PHASES:
             continue
-        phases[_PHASES[event]] = round(float(row["t_s"]) - float(sign["t_s"]), 3)
+        phases[_PHASES[event]] = round(_between_s(sign, row), 3)
         if event == "first step":
             found.append(
                 Recovery(
@@ -218,6 +223,13 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
             )
             sign, has_stepped = None, True
     return found
+
+
+def _between_s(sign: Event, row: Event) -> float:
+    if sign.get("boot") == row.get("boot"):
+        return float(row["t_s"]) - float(sign["t_s"])
+    before, after = (datetime.fromisoformat(str(each["wall"])) for each in (sign, row))
+    return (after - before).total_seconds()
 
 
 def _why(sign: Event, causes: Rows) -> str:

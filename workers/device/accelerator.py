@@ -13,7 +13,6 @@ import os
 from collections.abc import Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import torch
@@ -22,6 +21,7 @@ from torch._C import _distributed_c10d as c10d
 from torch.distributed import is_nccl_available
 
 from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE, mig_slices
+from bundlerun.launcher.process import boot_id
 from bundlerun.workers.device.interface import DeviceModule, Event, HasMemory, Stream
 from bundlerun.workers.device.visible import show_only_own
 
@@ -31,7 +31,6 @@ _NO_GPU = ("cpu", "meta")
 _CONNECTIONS = "CUDA_DEVICE_MAX_CONNECTIONS"
 """Queues of a GPU: with the usual 8, streams that have nothing to do with each other share one, and
 what waits for another rank holds up what that rank waits for. The user's own number counts."""
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 def is_gpu(device: torch.device) -> bool:
@@ -115,12 +114,11 @@ def name_of(device: torch.device, environ: Mapping[str, str] = os.environ) -> st
     """
     if not is_gpu(device):
         return ""
-    machine = _BOOT_ID.read_text(encoding="ascii").strip() if _BOOT_ID.exists() else ""
     if mig_slices(environ):
-        return f"a slice, {machine}"
+        return f"a slice, {boot_id()}"
     properties = getattr(module_of(device), "get_device_properties", None)
     number = getattr(properties and properties(device), "uuid", None)
-    return f"{device}, {machine}" if number is None else str(number)
+    return f"{device}, {boot_id()}" if number is None else str(number)
 
 
 def has_nccl(device: torch.device) -> bool:

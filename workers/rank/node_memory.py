@@ -26,6 +26,7 @@ import psutil
 import torch
 from torch import Tensor
 
+from bundlerun.launcher.process import boot_id
 from bundlerun.launcher.ranks.fault import PeerGoneError
 from bundlerun.workers.rank.comm import Group
 
@@ -170,17 +171,12 @@ def _offer(group: Group, files: _Files, num_bytes: int, num_channels: int) -> di
             files.offered.append(end)
             bells.append((peer, channel, end))
     return {
-        "space": f"{_boot_id()} {Path('/proc/self/ns/pid').readlink()}",
+        "space": f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}",
         "pid": os.getpid(),
         "memory": memory,
         "num_bytes": num_bytes,
         "bells": bells,
     }
-
-
-def _boot_id() -> str:
-    """Differs between machines, whatever their names."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def _open_peers(group: Group, files: _Files, offers: list[dict[str, object]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -106,6 +107,10 @@ def test_the_error_of_a_rank_that_starts_again_is_told_where_it_was(
     board.run_dir = str(tmp_path)
     events = Events(paths.node_events("a"), "a")
     events.note("failed", {"local_rank": 0, "text": "ValueError: of an earlier start"})
+    # Before the machine was started again, when its clock stood higher.
+    lost = {"t_s": time.monotonic() + 1e6, "boot": "before", "node": "a", "event": "failed"}
+    with paths.node_events("a").open("a") as file:
+        file.write(json.dumps({**lost, "local_rank": 0, "text": "ValueError: long ago"}) + "\n")
     time.sleep(0.001)
     ranks = ranks_of(board, has_rows=True)
     ranks.begin()

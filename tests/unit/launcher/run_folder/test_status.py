@@ -62,6 +62,26 @@ def test_a_running_run_is_told_with_goodput_and_recovery() -> None:
     assert status.failures == ("2026-01-01T00:00:05  a, local rank 1 died: it was killed",)
 
 
+def test_a_node_that_was_started_again_goes_on_after_what_it_did_before() -> None:
+    def at(boot: str, t_s: float, wall: str, name: str) -> dict[str, Any]:
+        return {**event(t_s, name), "boot": boot, "wall": f"2026-01-01T00:{wall}"}
+
+    events = [
+        at("one", 500.0, "00:00.000", "asks for a round"),
+        at("one", 501.0, "00:01.000", "first step"),
+        at("one", 502.0, "00:02.000", "rank gone"),
+        at("two", 4.0, "01:00.000", "asks for a round"),
+        at("two", 5.0, "01:01.000", "in a round"),
+        at("two", 6.0, "01:02.000", "first step"),
+    ]
+    (recovery,) = status_of(HISTORY, events, None, checkpoint=2, now=110.0).recoveries
+    assert recovery.phases == {"workers stopped": 58.0, "round": 59.0, "first step": 60.0}
+    # Within one start of the machine a wall clock that jumps back changes nothing.
+    events[4]["wall"] = events[5]["wall"] = "2026-01-01T00:00:30.000"
+    (recovery,) = status_of(HISTORY, events, None, checkpoint=2, now=110.0).recoveries
+    assert list(recovery.phases) == ["workers stopped", "round", "first step"]
+
+
 LOST = "Traceback ...\nRuntimeError: [gloo/transport] Connection closed by peer"
 NODE_KILLED = [
     event(1.0, "in a round", round=1),
