@@ -41,6 +41,6 @@ MemoryFormat = Literal["contiguous", "channels_last"]
 MemoryFormatChoice = Literal["auto", MemoryFormat]
 ExchangeDtype = Literal["float32", "bfloat16"]
 """What float32 gradients become between nodes."""
-TransportChoice = Literal["auto", "nccl", "cpu"]
+TransportChoice = Literal["auto", "nccl", "cpu", "ipc"]
 DeviceKind = Literal["gpu", "cpu"]
 DeviceChoice = Literal["auto", DeviceKind]

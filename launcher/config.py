@@ -212,7 +212,8 @@ class TrainConfig(WorkConfig):
     )
     transport: TransportChoice = option(
         "auto",
-        "how ranks communicate: nccl, cpu (through its memory), or auto: nccl where known to work",
+        "how ranks communicate: nccl, cpu (through its memory), ipc (as cpu, but stages of a node "
+        "through memory of their GPUs), or auto: nccl where known to work",
         group=_TUNE,
         choices=get_args(TransportChoice),
     )

@@ -360,10 +360,11 @@ def choose_num_procs(train: TrainConfig, launch: LaunchConfig, devices: Devices)
             )
         return launch.bundles * size
     num_procs = launch.num_procs or shape.usable_devices(devices.count)
-    if num_procs > devices.count and devices.kind == "gpu" and train.transport != "cpu":
+    may_share = train.transport in ("cpu", "ipc")
+    if num_procs > devices.count and devices.kind == "gpu" and not may_share:
         raise ConfigError(
             f"--nproc-per-node {num_procs}, but {has}; several ranks share one only with "
-            "--transport cpu"
+            "--transport cpu or ipc"
         )
     if num_procs < size and launch.max_nodes == 1:
         raise NodeError(

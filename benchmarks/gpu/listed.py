@@ -35,7 +35,7 @@ READY = Case("ready", "ready", "what is here; the libraries are read from the di
 CASES: Sequence[Case] = (
     Case("G0", "cases.ceilings", "copies, and memory that the GPU maps", 25, ("psutil",)),
     Case("G3", "cases.collectives", "NCCL with one rank", 40, _TRAINING),
-    Case("G7", "cases.hop", "messages through CPU memory", 40, _TRAINING),
+    Case("G7", "cases.hop", "messages between two ranks", 40, _TRAINING),
     Case("G6", "cases.counts", "waits and kernels of a step", 45, _TRAINING),
     Case("G4", "cases.waiting", "what waits behind a kernel that waits", 45, ("numpy", "psutil")),
     Case("G1", "cases.start", "a forked rank starts CUDA", 40, _TRAINING),

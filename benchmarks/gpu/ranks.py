@@ -52,7 +52,7 @@ def run_ranks(bench: Bench, name: str, num_ranks: int, main: Callable[[Seat], ob
             rank.forget()
 
 
-def network(seat: Seat, backend: str) -> Network:
+def network(seat: Seat, backend: str, *, tries_ipc: bool = False) -> Network:
     """How a rank reaches the others; starts its GPU."""
     return Network(
         store=seat.store,
@@ -61,4 +61,5 @@ def network(seat: Seat, backend: str) -> Network:
         timeout_s=LIMIT_S,
         address=LOOPBACK,
         device=accelerator.own_device(seat.env.local_rank),
+        tries_ipc=tries_ipc,
     )

@@ -11,6 +11,7 @@ it is given it does late and out of step on purpose, so that whoever forgets to 
     autocast       products in the lower precision, losses in the higher one
     copies         between the device and the CPU; pinned memory
     module         what `torch.cuda` is for CUDA; streams and events
+    between        memory and events that two processes share
     communicator   a group that refuses what NCCL refuses, over gloo
     count          how often a step waits for the device, and what it asks it to do; a command
 

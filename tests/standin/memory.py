@@ -140,6 +140,17 @@ class Memory:
         """New memory for a stream."""
         num_bytes = max(1, _extent(size, stride) * dtype.itemsize)
         base = torch.full((num_bytes,), _POISON, dtype=torch.uint8)
+        return self.over(base, size, stride, dtype, queue)
+
+    def over(
+        self,
+        base: Tensor,
+        size: Sequence[int],
+        stride: Sequence[int],
+        dtype: torch.dtype,
+        queue: int,
+    ) -> Tensor:
+        """A tensor of the device over bytes of the CPU, for a stream."""
         block = Block(base, queue)
         address = base.data_ptr()
         self._blocks[address] = block

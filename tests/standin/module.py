@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.standin.between import SharedState, memory_handle, memory_of
 from tests.standin.device import Device
 from tests.standin.draws import Generator
 from tests.standin.host import HostMemory
@@ -35,14 +36,35 @@ class Event:
     _module: Module
     """Set by a subclass, which `Module` makes."""
 
-    def __init__(self, *, enable_timing: bool = False, blocking: bool = False) -> None:
+    def __init__(
+        self, *, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False
+    ) -> None:
+        self._own = SharedState.made() if interprocess else None
+        """What other processes see of it."""
+        self._others: SharedState | None = None
+        """What another process has made."""
         self._point: Point | None = None
         self._reached_at = 0.0
         self._is_timed = enable_timing
 
+    @classmethod
+    def from_ipc_handle(cls, device: Any, handle: bytes) -> Event:
+        """The event of another process; it cannot be recorded here."""
+        made = cls()
+        made._others = SharedState.found(handle.decode())
+        return made
+
+    def ipc_handle(self) -> bytes:
+        """By which another process finds it."""
+        if self._own is None:
+            raise RuntimeError("the event must be made with interprocess=True")
+        return self._own.name.encode()
+
     def record(self, stream: Any = None) -> None:
         """Marks what a stream has been given so far; None: the current one."""
         queue = self._module.queue_of(stream)
+        if self._own is not None:
+            self._own.record(self._module.device, queue)
         if self._is_timed:
             self._module.device.engine.give(queue, self._note_time, lambda index, clock: None)
         self._point = self._module.device.engine.point(queue)
@@ -52,6 +74,8 @@ class Event:
 
     def wait(self, stream: Any = None) -> None:
         """Lets a stream wait for it; None: the current one."""
+        if self._others is not None:
+            self._others.wait(self._module.device, self._module.queue_of(stream))
         if self._point is not None:
             self._module.device.engine.let_wait(self._module.queue_of(stream), self._point)
 
@@ -62,6 +86,8 @@ class Event:
 
     def query(self) -> bool:
         """Whether it has been."""
+        if self._others is not None:
+            return self._others.query()
         return self._point is None or self._module.device.engine.has_reached(self._point)
 
     def elapsed_time(self, end: Event) -> float:
@@ -195,6 +221,12 @@ class Module:
         self._generator.set_state(state)
 
     # --- memory
+
+    def memory_handle(self, memory: Tensor) -> str:
+        return memory_handle(self.device, memory)
+
+    def memory_of(self, handle: str, num_bytes: int) -> Tensor:
+        return memory_of(self.device, handle, num_bytes)
 
     def cudart(self) -> HostMemory:
         return self._host

@@ -139,3 +139,16 @@ class HasRuntime(Protocol):
     def cudart(self) -> Runtime:
         """The runtime of this process."""
         ...
+
+
+@runtime_checkable
+class SharesMemory(Protocol):
+    """A kind whose module itself shares memory between processes; CUDA's is left to the driver."""
+
+    def memory_handle(self, memory: Tensor, /) -> str:
+        """By which another process of this node finds memory of the device."""
+        ...
+
+    def memory_of(self, handle: str, num_bytes: int, /) -> Tensor:
+        """The memory of another process, (num_bytes,), uint8."""
+        ...

@@ -3,6 +3,8 @@
 on the CPU, within a node       shared memory (`slots`); gloo where the system forbids it
 on the CPU, between nodes       gloo
 on GPUs, transport "cpu"        slots that both GPUs reach, or gloo and pinned memory (`staging`)
+on GPUs, transport "ipc"        within a node, memory of the receiver's GPU (`device_slots`), where
+                                a trial finds that it works (`device_trial`); else as "cpu"
 on GPUs, transport "nccl"       NCCL (`bundlerun.workers.pipeline.nccl`)
 """
 
@@ -20,6 +22,7 @@ from torch._C._distributed_c10d import Work
 
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.interface import Event
+from bundlerun.workers.pipeline.device_trial import try_receiver, try_sender
 from bundlerun.workers.pipeline.helper import Helper
 from bundlerun.workers.pipeline.message import POSTED_AHEAD, Specs, specs_of
 from bundlerun.workers.pipeline.nccl import NcclReceiver, NcclSender
@@ -77,10 +80,14 @@ def open_sender(group: Group) -> Sender:
     """
     if group.backend == "nccl":
         return NcclSender(group)
-    memory = _connect(group)
     if not door.num_gpus():
+        memory = _connect(group)
         return GlooSender(group) if memory is None else SlotSender(memory)
     device = door.current_gpu()
+    direct = try_sender(group, device) if group.tries_ipc else None
+    if direct is not None:
+        return direct
+    memory = _connect(group)
     sender = GlooSender(group) if memory is None else SlotSender(memory, device)
     return StagedSender(sender, device)
 
@@ -92,6 +99,9 @@ def open_receiver(group: Group, device: torch.device) -> Receiver:
     """
     if group.backend == "nccl":
         return NcclReceiver(group, device)
+    direct = try_receiver(group, device) if group.tries_ipc else None
+    if direct is not None:
+        return direct
     memory = _connect(group)
     if not door.is_gpu(device):
         return GlooReceiver(group) if memory is None else SlotReceiver(memory)

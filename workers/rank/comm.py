@@ -52,6 +52,7 @@ class Network:
         timeout_s: longest wait inside one collective or transfer, seconds.
         address: this node's own address; empty: torch chooses (GLOO_SOCKET_IFNAME counts).
         device: where this rank's tensors are.
+        tries_ipc: whether messages inside a node are to go from GPU to GPU, where that works.
     """
 
     store: Store
@@ -60,6 +61,7 @@ class Network:
     timeout_s: float
     address: str = ""
     device: torch.device = _CPU
+    tries_ipc: bool = False
 
 
 class _Backend(Protocol):
@@ -110,12 +112,15 @@ class Group:
         """Collective: every rank of `ranks`, each making its groups in one global order."""
         self.ranks = tuple(ranks)
         self.index = self.ranks.index(network.rank)
+        self.name = name
         self.backend = backend
         self.is_one_node = is_one_node
         """Whether all members are on one node, so that they may share memory."""
+        self.tries_ipc = network.tries_ipc and is_one_node
         self.timeout_s = network.timeout_s
         self.device = network.device if backend == "nccl" else _CPU
         """Where tensors must be: NCCL takes none of the CPU's, gloo none of a GPU's."""
+        self._at_close: list[Callable[[], None]] = []
         # The name keeps what the members of two groups write in one store apart.
         store = PrefixStore(f"group/{name}", network.store)
         timeout = timedelta(seconds=network.timeout_s)
@@ -177,12 +182,18 @@ class Group:
         own = flat.chunk(self.size)[self.index]
         return self._pg._allgather_base(flat, own, AllgatherOptions())
 
+    def at_close(self, act: Callable[[], None]) -> None:
+        """Has something done first when the communicator is ended at a good end."""
+        self._at_close.append(act)
+
     def close(self) -> None:
         """Ends the communicator; call it when all that was begun is done.
 
         Collective: every member, each closing its groups in one global order. NCCL asks for that
         at a good end, else its threads warn; gloo does not.
         """
+        for act in self._at_close:
+            act()
         if self.backend == "nccl":
             self._pg.shutdown()
 

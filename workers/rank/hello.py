@@ -69,7 +69,7 @@ def choose_backend(
         has_gpus: whether there is anything to choose.
 
     Raises:
-        NodeError: NCCL is asked for and cannot be had.
+        NodeError: NCCL, or memory of GPUs, is asked for and cannot be had.
     """
     # One answer for all ranks: a group has one backend.
     is_shared = any(node.is_shared for node in nodes)
@@ -80,7 +80,9 @@ def choose_backend(
             f"--transport nccl needs a GPU of its own for every rank on every node, and {why}; "
             "use --transport auto or cpu"
         )
-    if transport == "cpu" or not has_gpus:
+    if transport == "ipc" and not all(node.has_gpus for node in nodes):
+        raise NodeError("--transport ipc needs GPUs on every node; use --transport auto or cpu")
+    if transport in ("cpu", "ipc") or not has_gpus:
         return "gloo", ""
     if transport == "auto" and is_shared:
         return "gloo", "several ranks share a GPU, so all talk through CPU memory"

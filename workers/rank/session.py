@@ -272,6 +272,7 @@ def arrive(
         timeout_s=config.timeout_s,
         address=_address(env),
         device=device,
+        tries_ipc=config.transport == "ipc",
     )
     return Arrival(
         topology=topology,

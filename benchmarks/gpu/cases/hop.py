@@ -1,5 +1,9 @@
 """Messages from rank to rank on one GPU, two ahead, every number of them looked at.
 
+    one node    through memory of the CPU that both ranks map and the GPU reaches
+    ipc         through memory of the GPU that both ranks map
+    gloo        through pinned memory and a socket
+
 The receiver times them, from the first to the last. Two processes take turns on one GPU, so nothing
 is computed meanwhile: messages are made before and looked at after. What is computed beside them in
 the end says less than it would on two.
@@ -26,8 +30,9 @@ from bundlerun.workers.device import accelerator
 from bundlerun.workers.pipeline.links import InLink, Kind, OutLink
 from bundlerun.workers.rank.comm import Group
 
-_CARRIERS = {"one node": True, "gloo": False}
-"""Whether the ends know that they are on one node."""
+_CARRIERS = ("one node", "ipc", "gloo")
+_SENDS = {"one node": "StagedSender", "ipc": "DeviceSlotSender", "gloo": "StagedSender"}
+"""The class of what sends."""
 _LEAST_SHARE = 0.6
 _MIB = 1 << 20
 _SIDE = 4096
@@ -37,19 +42,23 @@ _WARM_UP = 10
 
 
 def run(bench: Bench) -> None:
-    """The bus first, then each carrier."""
-    bus = in_fork(partial(_bus_gb_per_s, bench))
+    """What the GPU can copy first, then each carrier."""
+    bus, inside = in_fork(partial(_copies_gb_per_s, bench))
     sizes = bench.sized((4, 25, 51), (1,))
-    for carrier, is_one_node in _CARRIERS.items():
-        main = partial(_rank, bench, sizes, is_one_node)
-        sender, receiver = run_ranks(bench, f"hop-{is_one_node}", 2, main)
-        bench.said.note(f"{carrier}: carried by", sender["carrier"])
+    for carrier in _CARRIERS:
+        main = partial(_rank, bench, sizes, carrier)
+        sender, receiver = run_ranks(bench, f"hop-{carrier}", 2, main)
+        sends, wanted = sender["sends"], _SENDS[carrier]
+        bench.said.holds(f"{carrier}: carried by", sends == wanted, sends, wanted)
         for mib, out, found in zip(sizes, sender["sizes"], receiver["sizes"], strict=True):
             what = f"{carrier}, {mib} MiB"
             bench.said.holds(f"{what}: content", found["is_right"], found["content"], "as sent")
-            if is_one_node and mib == sizes[-1]:
+            if carrier == "one node" and mib == sizes[-1]:
                 share = found["gb_per_s"] / bus
                 bench.on_gpu.at_least(f"{what}: of the slower way of the bus", share, _LEAST_SHARE)
+            if carrier == "ipc" and mib == sizes[-1]:
+                share = found["gb_per_s"] / inside
+                bench.on_gpu.figure(f"{what}: of a copy inside the GPU", share)
             bench.on_gpu.figure(what, found["gb_per_s"], "GB/s")
             bench.on_gpu.figure(f"{what}: processor", out["cpu_s"] + found["cpu_s"], "s per GB")
         bench.on_gpu.figure(
@@ -57,23 +66,27 @@ def run(bench: Bench) -> None:
         )
 
 
-def _bus_gb_per_s(bench: Bench) -> float:
-    """The slower direction between the GPU and pinned memory."""
+def _copies_gb_per_s(bench: Bench) -> tuple[float, float]:
+    """The slower direction between the GPU and pinned memory; inside the GPU."""
     there = torch.ones(bench.sized(64, 1) * _MIB, dtype=torch.uint8, device=bench.device)
     here = torch.ones(there.numel(), dtype=torch.uint8, pin_memory=bench.is_gpu)
-    return min(gb_per_s(bench, there, here), gb_per_s(bench, here, there))
+    bus = min(gb_per_s(bench, there, here), gb_per_s(bench, here, there))
+    return bus, gb_per_s(bench, there, torch.ones_like(there))
 
 
-def _rank(bench: Bench, sizes: Sequence[int], is_one_node: bool, seat: Seat) -> dict[str, Any]:
-    group = Group(network(seat, "gloo"), "hop", (0, 1), "gloo", is_one_node=is_one_node)
+def _rank(bench: Bench, sizes: Sequence[int], carrier: str, seat: Seat) -> dict[str, Any]:
+    reach = network(seat, "gloo", tries_ipc=carrier == "ipc")
+    group = Group(reach, "hop", (0, 1), "gloo", is_one_node=carrier != "gloo")
     count = bench.sized(50, 6)
     if seat.env.rank == _SENDER:
-        return _send_all(bench, OutLink(group, tells_specs=True), seat, sizes, count)
-    link = InLink(group, bench.device, is_told_specs=True)
-    found = [_receive(bench, link, seat, mib, count) for mib in sizes]
-    # Those of the last size again, beside which the sender computes.
-    _receive(bench, link, seat, sizes[-1], count)
-    return {"sizes": found}
+        answer = _send_all(bench, OutLink(group, tells_specs=True), seat, sizes, count)
+    else:
+        link = InLink(group, bench.device, is_told_specs=True)
+        answer = {"sizes": [_receive(bench, link, seat, mib, count) for mib in sizes]}
+        # Those of the last size again, beside which the sender computes.
+        _receive(bench, link, seat, sizes[-1], count)
+    group.close()
+    return answer
 
 
 def _send_all(
@@ -95,8 +108,8 @@ def _send_all(
     _send(link, sizes[-1], messages)
     beside = median(bench.ms(lambda: matrix @ matrix) for _ in range(count))
     link.finish()
-    carrier = type(getattr(link, "_sender", link)).__name__
-    return {"sizes": found, "slower": beside / alone - 1, "carrier": carrier}
+    sends = type(getattr(link, "_sender", link)).__name__
+    return {"sizes": found, "slower": beside / alone - 1, "sends": sends}
 
 
 def _messages(bench: Bench, mib: int, count: int) -> list[Tensor]:

@@ -38,6 +38,7 @@ class Way:
 WAYS: Mapping[str, Way] = {
     "shape 1": Way(("--shape=1",), 1),
     "shape 1,1": Way((*_CUT, "--schedule=1f1b"), 2, is_tiny=True),
+    "shape 1,1, from GPU to GPU": Way((*_CUT, "--transport=ipc"), 2),
     "shape 1,1, two bundles": Way((*_CUT, "--verify-replicas"), 4),
     "shape 1,1, zero-bubble": Way((*_CUT, "--schedule=zero-bubble"), 2),
     "shape 1,1, 2 chunks": Way(("--shape=1,1", "--chunks=2"), 2),

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributed import Store
 
 from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.pipeline.device_slots import DeviceSlotSender
 from bundlerun.workers.pipeline.links import InLink, OutLink
 from bundlerun.workers.pipeline.transports import StagedReceiver, StagedSender
 from bundlerun.workers.rank.comm import Group, Network
@@ -79,7 +80,7 @@ def test_messages_staged_for_a_gpu_stay_in_order(shares: bool, tmp_path: Path) -
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "carrier", ["memory", "gloo", pytest.param("nccl", marks=pytest.mark.gpu(2))]
+    "carrier", ["memory", "ipc", "gloo", pytest.param("nccl", marks=pytest.mark.gpu(2))]
 )
 def test_messages_between_gpus_arrive_whole_and_in_order(carrier: str, tmp_path: Path) -> None:
     count = 20
@@ -94,11 +95,13 @@ def test_messages_between_gpus_arrive_whole_and_in_order(carrier: str, tmp_path:
             timeout_s=60,
             address="127.0.0.1",
             device=device,
+            tries_ipc=carrier == "ipc",
         )
         both = Group(network, "both", (0, 1), "gloo")
-        group = Group(network, "link", (0, 1), backend, is_one_node=carrier == "memory")
+        group = Group(network, "link", (0, 1), backend, is_one_node=carrier in ("memory", "ipc"))
         if env.rank == 0:
             out = OutLink(group, tells_specs=True)
+            assert isinstance(out._sender, DeviceSlotSender) == (carrier == "ipc")
             for number in range(count):
                 busy = torch.randn(2000, 2000, device=device) @ torch.ones(2000, 2000).to(device)
                 late = [t.to(device) + 0 * busy[0, 0].to(t.dtype) for t in gpu_message(number)]
@@ -114,6 +117,7 @@ def test_messages_between_gpus_arrive_whole_and_in_order(carrier: str, tmp_path:
                 for tensor, wanted in zip(found, gpu_message(number), strict=True):
                     assert torch.equal(tensor.cpu(), wanted)
         both.all_reduce(torch.zeros(1)).wait()
+        group.close()
 
     run_ranks((2,), main, tmp_path, timeout_s=120)
 

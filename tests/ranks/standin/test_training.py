@@ -15,6 +15,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.pipeline import device_trial
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.train import train
 from tests.ranks.harness import run_ranks
@@ -82,6 +83,22 @@ def test_every_schedule_trains_like_the_unsplit_model(
 ) -> None:
     config = replace(scheduled(SHORT, (1, 1), kind), transport=transport)
     assert_like(reference, trained(config, (2,), tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(ONCE, (2, 1)), (("interleaved", 2), (1, 1))])
+def test_stages_that_talk_from_gpu_to_gpu_train_like_the_unsplit_model(
+    kind: tuple[str, int],
+    shape: tuple[int, ...],
+    reference: Reference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(why: str) -> None:
+        raise AssertionError(why)
+
+    monkeypatch.setattr(device_trial, "_say", fail)
+    config = replace(scheduled(SHORT, shape, kind), transport="ipc")
+    assert_like(reference, trained(config, (sum(shape),), tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(("kind", "scheme"), list(zip(PIPELINES, SCHEMES + SCHEMES, strict=False)))

@@ -298,8 +298,9 @@ def test_logs_of_each_node_lie_in_a_folder_of_their_own() -> None:
     assert here(resolved_train(), resolved_launch(log_dir="there")).here.log_dir == "there"
 
 
-def test_several_ranks_share_a_gpu_through_cpu_memory() -> None:
-    config = TrainConfig(data="d", transport="cpu")
+@pytest.mark.parametrize("transport", ["cpu", "ipc"])
+def test_several_ranks_share_a_gpu_where_they_talk_through_memory(transport: str) -> None:
+    config = TrainConfig(data="d", transport=transport)
     launch = LaunchConfig(nproc_per_node="2")
     assert choose_num_procs(config, launch, Devices(kind="gpu", count=1)) == 2
 

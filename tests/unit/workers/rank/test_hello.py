@@ -36,6 +36,13 @@ def test_pipelines_take_the_careful_way_and_say_so() -> None:
     assert choice("cpu", TWO, num_stages=2) == ("gloo", "")
 
 
+def test_stages_that_talk_from_gpu_to_gpu_need_gpus_which_they_may_share() -> None:
+    assert choice("ipc", TWO, SHARED, num_stages=2) == ("gloo", "")
+    for nodes in ((TWO, ON_CPU), (ON_CPU,)):
+        with pytest.raises(NodeError, match="--transport ipc needs GPUs on every node"):
+            choice("ipc", *nodes)
+
+
 def test_two_agents_of_one_machine_share_its_gpus() -> None:
     backend, note = choice("auto", TWO, TWO)
     assert backend == "gloo"
