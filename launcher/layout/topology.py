@@ -236,14 +236,6 @@ class Topology:
             masters[group.stage].append(group.ranks[0])
         return tuple(tuple(ranks) for ranks in masters)
 
-    def num_shards(self, stage: int) -> int:
-        """Ranks that every node with this stage has of it: that many can share its exchange."""
-        return min(len(group.ranks) for group in self.sync_groups if group.stage == stage)
-
-    def shard_leaders(self, stage: int, shard: int) -> tuple[int, ...]:
-        """Per node with this stage, the rank that exchanges one shard; shard 0: local masters."""
-        return tuple(group.ranks[shard] for group in self.sync_groups if group.stage == stage)
-
     def stage_ranks(self, stage: int) -> tuple[int, ...]:
         """All replicas of one stage, the one of bundle 0 first."""
         wanted = [i for i, (s, _) in enumerate(self.positions) if s == stage]

@@ -1,4 +1,4 @@
-"""One all-reduce over all replicas of a stage."""
+"""One all-reduce over all replicas."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from bundlerun.launcher.choices import SchemeName
-from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.layout.holders import Holders
+from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import Legs, Members
 from bundlerun.workers.sync.exchange import AllReduce
@@ -16,9 +17,9 @@ from bundlerun.workers.sync.node_legs import NodeArena
 from bundlerun.workers.sync.scheme import of_several, whole_wire
 
 
-def replicas(topology: Topology, place: Place) -> Members:
-    """All ranks that hold the stage of `place`; the first is of bundle 0."""
-    return Members(f"flat/stage{place.stage}", topology.stage_ranks(place.stage))
+def replicas(holders: Holders) -> Members:
+    """All of them in one group; the first is of bundle 0."""
+    return Members(f"flat/{holders.name}", holders.ranks)
 
 
 class Flat:
@@ -29,8 +30,8 @@ class Flat:
     num_shards = 1
     node: Members | None = None
 
-    def __init__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> None:
-        self.members: Sequence[Members] = of_several(replicas(topology, place))
+    def __init__(self, holders: Holders, place: Place, *, is_serial: bool = False) -> None:
+        self.members: Sequence[Members] = of_several(replicas(holders))
 
     def from_first(self, groups: Legs) -> list[Group]:
         """See `Scheme`."""

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import torch
 
 from bundlerun.launcher.choices import SchemeName
-from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.layout.holders import Holders
+from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import Legs, Members
 from bundlerun.workers.sync.exchange import exchange_actions
@@ -28,28 +29,27 @@ class _ThroughLeaders:
     """See `Scheme`.
 
     Args:
-        topology: the layout of this round.
-        place: this rank.
+        holders: of what is summed.
+        place: this rank, one of them.
         num_leaders: that many ranks of each node, the first, have a shard of every bucket each.
         is_serial: see `MakeScheme`.
     """
 
     def __init__(
-        self, topology: Topology, place: Place, num_leaders: int, *, is_serial: bool
+        self, holders: Holders, place: Place, num_leaders: int, *, is_serial: bool
     ) -> None:
         self._num_leaders = num_leaders
-        stage, node = f"stage{place.stage}", f"node{place.node}"
-        mates = topology.collect_ranks(place.stage, place.node)
-        self._collect = Members(f"collect/{stage}/{node}", mates)
+        node, mates = f"node{place.node}", holders.by_node[place.node]
+        self._collect = Members(f"collect/{holders.name}/{node}", mates)
         # The same ranks once more, where both legs run at one time.
-        again = Members(f"distribute/{stage}/{node}", mates)
+        again = Members(f"distribute/{holders.name}/{node}", mates)
         self._distribute = self._collect if is_serial else again
         # A rank with no shard is in no exchange: it gets all sums from the leaders of its node.
         shard = mates.index(place.rank)
-        leaders = topology.shard_leaders(place.stage, shard) if shard < num_leaders else ()
+        leaders = holders.leaders(shard) if shard < num_leaders else ()
         # Two nodes swap in one step; the exchange of more has two halves, which run at one time.
         num_halves = 1 if is_serial or len(leaders) == 2 else 2
-        names = [f"exchange{half}/{stage}/shard{shard}" for half in range(num_halves)]
+        names = [f"exchange{half}/{holders.name}/shard{shard}" for half in range(num_halves)]
         self._exchange = of_several(*(Members(name, leaders) for name in names))
 
     @property
@@ -94,8 +94,8 @@ class LocalMaster(_ThroughLeaders):
 
     name: SchemeName = "local-master"
 
-    def __init__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> None:
-        super().__init__(topology, place, 1, is_serial=is_serial)
+    def __init__(self, holders: Holders, place: Place, *, is_serial: bool = False) -> None:
+        super().__init__(holders, place, 1, is_serial=is_serial)
 
     @property
     def is_candidate(self) -> bool:
@@ -104,12 +104,12 @@ class LocalMaster(_ThroughLeaders):
 
 
 class Sharded(_ThroughLeaders):
-    """As many leaders per node as every node has ranks of the stage."""
+    """As many leaders per node as every node has holders."""
 
     name: SchemeName = "sharded"
 
-    def __init__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> None:
-        super().__init__(topology, place, topology.num_shards(place.stage), is_serial=is_serial)
+    def __init__(self, holders: Holders, place: Place, *, is_serial: bool = False) -> None:
+        super().__init__(holders, place, holders.num_shards, is_serial=is_serial)
 
     @property
     def is_candidate(self) -> bool:

@@ -1,4 +1,4 @@
-"""What each way to sum over the replicas of a stage provides.
+"""What each way to sum over all ranks that hold a parameter provides.
 
 A new one is a class with these members, and a line in the table of `schemes`.
 """
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.choices import SchemeName
-from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.layout.holders import Holders
+from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import Legs, Members
 from bundlerun.workers.sync.bucket import Bucket
@@ -21,7 +22,7 @@ from bundlerun.workers.sync.node_legs import NodeArena
 
 
 class Scheme(Protocol):
-    """One way to sum, for one rank; made for a place in a topology, and pure until `actions`."""
+    """One way to sum, for one rank; made for a place among holders, and pure until `actions`."""
 
     @property
     def name(self) -> SchemeName:
@@ -68,12 +69,12 @@ class Scheme(Protocol):
 class MakeScheme(Protocol):
     """Gives a scheme for one rank."""
 
-    def __call__(self, topology: Topology, place: Place, *, is_serial: bool = False) -> Scheme:
+    def __call__(self, holders: Holders, place: Place, *, is_serial: bool = False) -> Scheme:
         """The scheme of the rank at `place`.
 
         Args:
-            topology: of the round.
-            place: of the rank.
+            holders: of what is summed.
+            place: of the rank, one of them.
             is_serial: whether one thread begins all that is sent, in one order on all ranks, as
                 NCCL wants it; then one communicator of the same ranks is enough.
         """

@@ -1,4 +1,4 @@
-"""The table of ways to sum over the replicas of a stage, and which of them a run may use.
+"""The table of ways to sum over all that hold a parameter, and which of them a run may use.
 
 local-master   collect to one rank of the node, exchange, distribute
 sharded        the same with several leaders per node, each for a shard of every bucket
@@ -7,11 +7,12 @@ flat           one all-reduce over all replicas
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from bundlerun.launcher.choices import SchemeChoice, SchemeName
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.workers.rank.groups import Legs, Members
 from bundlerun.workers.rank.session import Arrival
@@ -30,7 +31,7 @@ SCHEMES: Mapping[SchemeName, MakeScheme] = {
 
 @dataclass(frozen=True, slots=True)
 class Ways:
-    """How one rank may sum with the other replicas of its stage; pure.
+    """How one rank may sum with the other holders of its parameters; pure.
 
     Args:
         candidates: one if it is settled; else the fastest is found by measuring.
@@ -44,15 +45,30 @@ class Ways:
 
     @classmethod
     def of(
-        cls, sync: SchemeChoice, topology: Topology, place: Place, *, is_serial: bool = False
+        cls,
+        sync: SchemeChoice,
+        topology: Topology,
+        place: Place,
+        *,
+        is_serial: bool = False,
+        stages: Collection[int] | None = None,
     ) -> Ways:
-        """The ways of the rank at `place`; the same names on all replicas of its stage."""
+        """The ways of the rank at `place`; the same names on all that sum together.
+
+        Args:
+            sync: as configured.
+            topology: of the round.
+            place: of the rank.
+            is_serial: see `MakeScheme`.
+            stages: whose ranks sum together; None: the replicas of the rank's own stage.
+        """
+        holders = Holders.of(topology, [place.stage] if stages is None else stages)
         if sync != "auto":
-            found: tuple[Scheme, ...] = (SCHEMES[sync](topology, place, is_serial=is_serial),)
+            found: tuple[Scheme, ...] = (SCHEMES[sync](holders, place, is_serial=is_serial),)
         else:
-            every = [make(topology, place) for make in SCHEMES.values()]
+            every = [make(holders, place) for make in SCHEMES.values()]
             found = tuple(scheme for scheme in every if scheme.is_candidate)
-        return cls(found, replicas(topology, place), is_serial)
+        return cls(found, replicas(holders), is_serial)
 
     @property
     def is_settled(self) -> bool:

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.profiled import counts_of
 from benchmarks.gpu.trained import load_of
+from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.workers.device import accelerator
@@ -82,9 +83,9 @@ def _is_right(group: Group, dtype: torch.dtype) -> bool:
 class _OneRank(Flat):
     """A sum over one rank, which otherwise nothing is sent for."""
 
-    def __init__(self, topology: Topology, place: Place) -> None:
-        super().__init__(topology, place)
-        self.members = (replicas(topology, place),)
+    def __init__(self, holders: Holders, place: Place) -> None:
+        super().__init__(holders, place)
+        self.members = (replicas(holders),)
 
 
 def _sync(bench: Bench, network: Network, backend: str, mb: float) -> None:
@@ -94,11 +95,12 @@ def _sync(bench: Bench, network: Network, backend: str, mb: float) -> None:
     wanted = _gradients(model, images, targets)
     topology = Topology(Shape((1,)), (1,))
     place = topology.places[0]
-    members: Members = replicas(topology, place)
+    holders = Holders.of(topology, [0])
+    members: Members = replicas(holders)
     sync = GradientSync(
         [list(model.parameters())],
         num_extra=_NUM_EXTRA,
-        ways=Ways((_OneRank(topology, place),), members, is_serial=backend == "nccl"),
+        ways=Ways((_OneRank(holders, place),), members, is_serial=backend == "nccl"),
         groups={members: Group(network, f"sync{mb}", members.ranks, backend)},
         device=network.device,
         settings=SyncSettings(bucket_bytes=int(mb * _MB), timeout_s=_TIMEOUT_S),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store, is_nccl_available
 
 from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.device import accelerator as door
@@ -100,7 +101,8 @@ def test_json_and_legs_go_to_nccl_as_it_wants_them(
 
         StandIn.begun.clear()
         network = network_of(env, PrefixStore("legs", store))
-        scheme = SCHEMES[sync](topology, topology.places[env.rank], is_serial=True)
+        holders = Holders.of(topology, [0])
+        scheme = SCHEMES[sync](holders, topology.places[env.rank], is_serial=True)
         groups = make_groups(topology, topology.places[env.rank], network, scheme.members)
         actions = scheme.actions(groups.legs, None, None)
         cpu = torch.device("cpu")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 from typing import get_args
 
 import pytest
 
 from bundlerun.launcher.choices import SchemeChoice, SchemeName
+from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank.groups import Members
 from bundlerun.workers.sync.schemes import SCHEMES, Ways, settled_sync
 
-LAYOUTS = [((1,), (1,)), ((1,), (3,)), ((1,), (2, 3, 1)), ((1, 1), (4, 4)), ((2, 1), (4, 2, 3))]
+LAYOUTS = [
+    ((1,), (1,)),
+    ((1,), (3,)),
+    ((1,), (2, 3, 1)),
+    ((1, 1), (4, 4)),
+    ((2, 1), (4, 2, 3)),
+    ((1, 2, 1), (5, 3)),
+]
 
 
 def names_of(
@@ -25,7 +33,8 @@ def names_of(
 
 def test_the_table_has_every_scheme_under_its_own_name() -> None:
     topology = Topology(Shape((1,)), (2, 2))
-    made = {name: make(topology, topology.places[0]) for name, make in SCHEMES.items()}
+    holders = Holders.of(topology, [0])
+    made = {name: make(holders, topology.places[0]) for name, make in SCHEMES.items()}
     assert tuple(made) == get_args(SchemeName)
     assert all(scheme.name == name for name, scheme in made.items())
 
@@ -40,6 +49,18 @@ def test_each_scheme_asks_for_the_groups_of_its_legs() -> None:
     assert names_of(topology, 3, "sharded") == sharded
     assert names_of(topology, 3, "flat") == ["flat/stage0"]
     assert names_of(topology, 3, "auto") == [*sharded, "flat/stage0"]
+
+
+def test_stages_that_share_a_parameter_sum_it_as_one_with_one_leader_per_node() -> None:
+    topology = Topology(Shape((1, 1, 1)), (3, 3))
+    place = topology.places[5]
+    ways = {sync: Ways.of(sync, topology, place, stages=(0, 2)) for sync in SCHEMES}
+    assert {name: [m.ranks for m in each.chosen(None).members] for name, each in ways.items()} == {
+        "local-master": [(3, 5), (3, 5)],
+        "sharded": [(2, 5), (3, 5), (3, 5)],
+        "flat": [(0, 2, 3, 5)],
+    }
+    assert ways["flat"].replicas == Members("flat/stage0+2", (0, 2, 3, 5))
 
 
 def test_more_than_two_nodes_have_two_groups_for_an_exchange() -> None:
@@ -77,10 +98,14 @@ def test_all_members_of_a_group_ask_for_it_and_nobody_else(
 ) -> None:
     topology = Topology(Shape(shape), nodes)
     asking: dict[Members, list[int]] = {}
-    for rank in topology.active_ranks:
-        ways = Ways.of(sync, topology, topology.places[rank], is_serial=is_serial)
-        for members in ways.members:
-            asking.setdefault(members, []).append(rank)
+    sets = [(stage,) for stage in range(len(shape))]
+    for rank, stages in product(topology.active_ranks, [*sets, *combinations(range(3), 2)]):
+        place = topology.places[rank]
+        # A stage by itself, and each two that share a parameter.
+        if place.stage in stages and max(stages) < len(shape):
+            ways = Ways.of(sync, topology, place, is_serial=is_serial, stages=stages)
+            for members in ways.members:
+                asking.setdefault(members, []).append(rank)
     for members, ranks in asking.items():
         assert len(ranks) > 1
         assert sorted(members.ranks) == sorted(ranks)
@@ -98,7 +123,7 @@ def test_all_replicas_of_a_stage_have_the_same_candidates(
             [scheme.name for scheme in Ways.of("auto", topology, place).candidates]
             for place in places
         ]
-        assert ("sharded" in found[0]) == (topology.num_shards(stage) > 1)
+        assert ("sharded" in found[0]) == (Holders.of(topology, [stage]).num_shards > 1)
         assert found == [found[0]] * len(found)
 
 
