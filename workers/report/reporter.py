@@ -236,7 +236,7 @@ class Reporter:
         seconds, samples = self._epoch.seconds, self._epoch.samples
         summary = self._summary
         summary.epochs = epoch + 1
-        summary.num_unreadable = shared.num_unreadable
+        summary.num_unreadable += shared.num_unreadable
         # Samples per second over all epochs, from the sum of samples; earlier attempts count, too.
         trained = summary.samples_per_s * summary.train_s + samples
         summary.train_s += seconds

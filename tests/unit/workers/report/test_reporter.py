@@ -14,6 +14,7 @@ from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.outcome import Outcome, State
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.report.measures import Gpus, Shared
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.reporter import log as reporter_log
@@ -115,3 +116,8 @@ def test_an_epoch_says_what_each_gpu_does_and_holds(tmp_path: Path) -> None:
     assert row["samples_per_s_per_gpu"] == row["samples_per_s"] / 4
     assert row["gpu_peak_bytes"] == {"stage0": 7 << 30, "stage1": 3 << 30}
     assert not any("gpu" in name for row in on_cpu for name in row)
+
+
+def test_unreadable_samples_of_all_epochs_count(tmp_path: Path) -> None:
+    run(tmp_path, shared=Shared(num_unreadable=3, busy_s=(), phases={}))
+    assert json.loads(RunPaths(tmp_path).summary.read_text())["num_unreadable"] == 6
