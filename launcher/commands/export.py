@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -80,9 +81,16 @@ def run(args: argparse.Namespace) -> int:
         )
     checkpoint = pick(paths, step=args.step, best=args.best)
     state = model_state(checkpoint)
-    _write_beside(output, _writer(output, state))
     beside = output.with_name(f"{output.name}.json")
-    _write_beside(beside, partial(_write_about, checkpoint))
+    with ExitStack() as stack:
+        stack.enter_context(_failures(output))
+        # An export that fails leaves an older one as it was.
+        weights = stack.enter_context(_written(output, _writer(output, state)))
+        about = stack.enter_context(_written(beside, partial(_write_about, checkpoint)))
+        # A kill in between leaves weights without words about them, never with those of others.
+        beside.unlink(missing_ok=True)
+        weights.replace(output)
+        about.replace(beside)
     print(f"{output}: {len(state)} tensors of step {checkpoint.step}; {beside.name}: about them")
     return EXIT_DONE
 
@@ -190,11 +198,20 @@ def _writer(output: Path, state: dict[str, Tensor]) -> Callable[[Path], None]:
     return lambda path: save_file(state, path, metadata={"format": "pt"})
 
 
-def _write_beside(output: Path, write: Callable[[Path], None]) -> None:
-    """Writes under another name in the same folder, fsyncs and renames; cleans up on failure."""
+@contextmanager
+def _failures(output: Path) -> Iterator[None]:
+    """Says that the output cannot be written."""
     from safetensors import SafetensorError
 
-    # An export that fails leaves an older one as it was.
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as exc:
+        raise NodeError(f"cannot write --output {str(output)!r}: {exc}") from exc
+
+
+@contextmanager
+def _written(output: Path, write: Callable[[Path], None]) -> Iterator[Path]:
+    """A whole file under another name in the same folder, which is gone again afterwards."""
     temporary = name_beside(output)
     try:
         temporary.touch()
@@ -204,8 +221,6 @@ def _write_beside(output: Path, write: Callable[[Path], None]) -> None:
         # Before the rename, or a crash of the machine could leave an empty file in its place.
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.replace(output)
-    except (OSError, RuntimeError, SafetensorError) as exc:
-        raise NodeError(f"cannot write --output {str(output)!r}: {exc}") from exc
+        yield temporary
     finally:
         temporary.unlink(missing_ok=True)

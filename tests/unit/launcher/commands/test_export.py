@@ -191,6 +191,32 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     assert sorted(run_folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("num_replaced", [0, 1])
+def test_a_kill_leaves_no_words_about_other_weights(
+    run_folder: Path, num_replaced: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = run_folder / "model.safetensors"
+    beside = run_folder / "model.safetensors.json"
+    export.run(parse(str(run_folder), "-o", str(output), "--step", "1"))
+    replace, left = Path.replace, [num_replaced]
+
+    def killed(self: Path, target: Path) -> Path:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        export.run(parse(str(run_folder), "-o", str(output), "--step", "3"))
+
+    assert load_file(output)["a"].item() == (3 if num_replaced else 1)
+    assert not beside.exists()
+    monkeypatch.undo()
+    export.run(parse(str(run_folder), "-o", str(output), "--step", "3"))
+    assert json.loads(beside.read_text())["step"] == 3
+
+
 def test_best_needs_metrics(tmp_path: Path) -> None:
     write(RunPaths(tmp_path), 1, {"model.a": torch.zeros(1)}, top1=float("nan"))
 
