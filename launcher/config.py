@@ -348,6 +348,10 @@ class TrainConfig(WorkConfig):
         """Raises ConfigError for what no device of this kind does."""
         if kind == "cpu" and self.tf32 == "on":
             raise ConfigError("--tf32 is for GPUs, and this would run on the CPU; leave it out")
+        if kind == "cpu" and self.transport == "ipc":
+            raise ConfigError(
+                "--transport ipc is for GPUs, and this would run on the CPU; use --transport auto"
+            )
         if kind == "cpu" and self.precision == "float16":
             raise ConfigError(
                 "--precision float16 is for GPUs, and this would run on the CPU; use bfloat16 or "
