@@ -212,6 +212,15 @@ def _new_namespace() -> int:
         os.close(own)
 
 
+def enter_network(path: Path) -> None:
+    """Moves the calling thread, and what it starts from here on, into the network at `path`."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _setns(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _setns(descriptor: int) -> None:
     _check(_libc().setns(descriptor, _CLONE_NEWNET))
 

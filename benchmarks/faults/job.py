@@ -12,11 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn, Protocol
 
 import psutil
 
@@ -61,6 +61,41 @@ JOB = {
 }
 
 
+class Program(Protocol):
+    """What is needed of a process that was started: as `subprocess.Popen`."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """The exit code; None: it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """The exit code, once it has ended."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Sends it a signal, if it runs."""
+
+    def kill(self) -> None:
+        """Ends it."""
+
+
+class Starter(Protocol):
+    """How programs are started: as `subprocess.Popen`."""
+
+    def __call__(
+        self,
+        args: Sequence[str],
+        /,
+        *,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        env: Mapping[str, str],
+        cwd: Path,
+        start_new_session: bool,
+    ) -> Program:
+        """Starts the words as a program of a session of its own."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeOf:
     """One node: its name, its address, how many ranks it holds; its host where there are hosts."""
@@ -97,6 +132,7 @@ class Job:
     """The agents of a run, started, killed and started again by whoever calls.
 
     folder: of all that the run leaves. options: in addition to RUN and JOB, as typed.
+    starter: of the agents.
     """
 
     folder: Path
@@ -104,7 +140,8 @@ class Job:
     port: int = PORT
     hosts: Hosts | None = None
     options: dict[str, object] = field(default_factory=dict)
-    agents: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    starter: Starter = subprocess.Popen
+    agents: dict[str, Program] = field(default_factory=dict)
     faults: Folder = field(init=False)
     tail: Tail = field(init=False)
 
@@ -141,8 +178,8 @@ class Job:
             "PYTHONPATH": str(ROOT),
         }
         with self._log.open("ab") as log:
-            self.agents[name] = subprocess.Popen(
-                words, stdout=log, stderr=log, env=environ, start_new_session=True
+            self.agents[name] = self.starter(
+                words, stdout=log, stderr=log, env=environ, cwd=Path.cwd(), start_new_session=True
             )
 
     def _on(self, node: NodeOf) -> list[str]:
@@ -353,19 +390,36 @@ def _unwind(number: int, _: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def undisturbed(folder: Path, num_steps: int, options: dict[str, object] | None = None) -> Path:
-    """The run folder of the same training in one process, unsplit, without any fault."""
+def undisturbed(
+    folder: Path,
+    num_steps: int,
+    options: dict[str, object] | None = None,
+    starter: Starter = subprocess.Popen,
+) -> Path:
+    """The run folder of the same training in one process, unsplit, without any fault.
+
+    Raises:
+        AssertionError: it failed, or took too long.
+    """
     run_dir = folder / "undisturbed"
     # More than one thread would spin at each operation while other processes hold the cores.
     own = {**RUN, "shape": "1", "cut": "", "max-steps": num_steps, "snapshot": "off", "threads": 1}
     words = words_of({**own, **(options or {}), "run-dir": run_dir})
-    subprocess.run(
-        [sys.executable, "-m", "bundlerun.workers.train", *words],
-        check=True,
-        cwd=ROOT,
-        capture_output=True,
-        timeout=UNDISTURBED_S + num_steps * UNDISTURBED_STEP_S,
-    )
+    said = folder / "undisturbed.log"
+    with said.open("wb") as log:
+        program = starter(
+            [sys.executable, "-m", "bundlerun.workers.train", *words],
+            stdout=log,
+            stderr=log,
+            env=os.environ,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+    try:
+        code = program.wait(UNDISTURBED_S + num_steps * UNDISTURBED_STEP_S)
+    finally:
+        program.kill()
+    assert code == 0, said.read_text(errors="replace")
     return run_dir
 
 

@@ -11,6 +11,7 @@ from benchmarks.faults.chaos import Chaos, verdict
 from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.faults.plan import plan_blows
 from tests.e2e.test_runs import free_port
+from tests.warm import Warm
 
 SLOTS = (2, 2)
 COUNT = 5
@@ -28,15 +29,17 @@ def survive(job: Job, *, has_links: bool) -> None:
         assert verdict(job) == []
 
 
-def test_a_run_on_the_loopback_survives_what_comes(tmp_path: Path) -> None:
-    survive(Job(tmp_path, loopback_nodes(SLOTS), port=free_port()), has_links=False)
+def test_a_run_on_the_loopback_survives_what_comes(warm: Warm, tmp_path: Path) -> None:
+    nodes = loopback_nodes(SLOTS)
+    survive(Job(tmp_path, nodes, port=free_port(), starter=warm.start), has_links=False)
 
 
 @pytest.mark.netns
 @pytest.mark.slow
-def test_a_run_of_nodes_with_links_survives_what_comes(tmp_path: Path) -> None:
+def test_a_run_of_nodes_with_links_survives_what_comes(warm: Warm, tmp_path: Path) -> None:
     reason = why_not()
     if reason:
         pytest.skip(reason)
     with open_hosts(len(SLOTS), Wire(mbit_per_s=1000)) as hosts:
-        survive(Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts), has_links=True)
+        nodes = host_nodes(hosts, SLOTS)
+        survive(Job(tmp_path, nodes, hosts=hosts, starter=warm.start), has_links=True)

@@ -12,6 +12,7 @@ from benchmarks.faults.chaos import leader, verdict
 from benchmarks.faults.inject import AGENT, Fault
 from benchmarks.faults.job import Job, host_nodes, opened
 from bundlerun.launcher.run_folder.paths import RunPaths
+from tests.warm import Warm
 
 SLOTS = (2, 2, 2)
 LIMIT_S = 40.0
@@ -26,12 +27,14 @@ CUTS = [
 
 
 @pytest.mark.netns
-def test_a_link_that_is_cut_at_a_named_place_costs_no_finished_step(tmp_path: Path) -> None:
+def test_a_link_that_is_cut_at_a_named_place_costs_no_finished_step(
+    warm: Warm, tmp_path: Path
+) -> None:
     reason = why_not()
     if reason:
         pytest.skip(reason)
     with open_hosts(len(SLOTS), Wire(mbit_per_s=1000)) as hosts:
-        job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts)
+        job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts, starter=warm.start)
         with opened(job):
             for cut in CUTS:
                 job.wait_for_ranks(sum(SLOTS), LIMIT_S)
@@ -47,13 +50,13 @@ def test_a_link_that_is_cut_at_a_named_place_costs_no_finished_step(tmp_path: Pa
     ids=["a follower", "the coordinator", "one that has given way"],
 )
 def test_a_node_that_is_cut_off_while_the_run_ends_does_not_go_on_alone(
-    tmp_path: Path, is_leader: bool, has_given_way: bool
+    warm: Warm, tmp_path: Path, is_leader: bool, has_given_way: bool
 ) -> None:
     reason = why_not()
     if reason:
         pytest.skip(reason)
     with open_hosts(len(SLOTS), Wire(mbit_per_s=1000)) as hosts:
-        job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts)
+        job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts, starter=warm.start)
         with opened(job):
             job.wait_for_ranks(sum(SLOTS), LIMIT_S)
             leads = leader(job)

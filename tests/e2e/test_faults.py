@@ -20,6 +20,7 @@ from benchmarks.faults.inject import AGENT, ANY, Fault
 from benchmarks.faults.job import Job, loopback_nodes, losses, opened, undisturbed
 from benchmarks.faults.places import AGENT_PLACES, LEG_PLACES, RANK_PLACES
 from tests.e2e.test_runs import free_port
+from tests.warm import Warm
 
 LIMIT_S = 40.0
 SLOTS = (4, 2, 2)
@@ -30,9 +31,10 @@ TRIGGER = Fault(kind="die", node="n0", who="3", place="forward")
 
 
 @pytest.fixture(scope="module")
-def job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+def job(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     folder = tmp_path_factory.mktemp("faults")
-    with opened(Job(folder, loopback_nodes(SLOTS), port=free_port())) as one:
+    nodes = loopback_nodes(SLOTS)
+    with opened(Job(folder, nodes, port=free_port(), starter=warm.start)) as one:
         one.wait_for_ranks(sum(SLOTS), 120)
         yield one
 
@@ -195,7 +197,7 @@ def test_at_last_the_run_ends_in_good_order_with_the_curve_of_one_without_faults
     assert job.drain() == [75] * len(SLOTS), job.text()[-6000:]
     found = losses(job.run_dir)
     assert list(found) == list(range(len(found)))
-    expected = losses(undisturbed(job.folder, len(found)))
+    expected = losses(undisturbed(job.folder, len(found), starter=job.starter))
     assert found == pytest.approx(expected, rel=CLOSE)
     assert wait_for_none(job) == []
     assert job.leftovers() == []

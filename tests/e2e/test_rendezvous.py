@@ -10,7 +10,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,9 +20,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.faults.job import Program, Starter
 from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.rendezvous.handshake import Card, proof
 from bundlerun.launcher.rendezvous.protocol.messages import Peek, Status, decode, encode
+from tests.warm import Warm
 
 BIN = Path(sys.executable).parent
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -56,17 +57,23 @@ class Nodes:
 
     folder: Path
     words: Callable[[int], list[str]]
+    starter: Starter
     running: dict[int, psutil.Process] = field(default_factory=dict)
     logs: list[Path] = field(default_factory=list)
-    agents: dict[int, subprocess.Popen[bytes]] = field(default_factory=dict)
+    agents: dict[int, Program] = field(default_factory=dict)
 
     def start(self, index: int) -> None:
         log = self.folder / f"node{index}-{len(self.logs)}.log"
         self.logs.append(log)
-        environ = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        own = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "NODE": str(index)}
         with log.open("wb") as file:
-            agent = subprocess.Popen(
-                self.words(index), stdout=file, stderr=subprocess.STDOUT, env=environ
+            agent = self.starter(
+                self.words(index),
+                stdout=file,
+                stderr=file,
+                env=os.environ | own,
+                cwd=Path.cwd(),
+                start_new_session=True,
             )
         self.running[index] = psutil.Process(agent.pid)
         self.agents[index] = agent
@@ -109,8 +116,13 @@ class Nodes:
 
 
 @contextmanager
-def started(folder: Path, words: Callable[[int], list[str]], count: int) -> Iterator[Nodes]:
-    nodes = Nodes(folder, words)
+def started(
+    folder: Path,
+    words: Callable[[int], list[str]],
+    count: int,
+    starter: Starter,
+) -> Iterator[Nodes]:
+    nodes = Nodes(folder, words, starter)
     try:
         for index in range(1, count + 1):
             nodes.start(index)
@@ -176,7 +188,7 @@ def wait_for_events(folder: Path, size: int, above: int) -> None:
 
 
 def test_whatever_dies_under_plain_torchrun_the_others_go_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Warm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port, stop = free_port(), tmp_path / "stop"
 
@@ -191,7 +203,7 @@ def test_whatever_dies_under_plain_torchrun_the_others_go_on(
                 f"\n{fault}: new round after {round_at - since:.2f} s, first all-reduce {met_s:.2f}"
             )
 
-    with started(tmp_path, words, 3) as nodes:
+    with started(tmp_path, words, 3, warm.start) as nodes:
         current = nodes.wait_for_round(3)
 
         def fault(name: str, act: Callable[[], object], size: int) -> None:
@@ -223,7 +235,7 @@ def test_whatever_dies_under_plain_torchrun_the_others_go_on(
         assert "the run is over: the workers have finished" in nodes.text()
 
 
-def test_the_loss_of_the_only_endpoint_is_told_within_seconds(tmp_path: Path) -> None:
+def test_the_loss_of_the_only_endpoint_is_told_within_seconds(warm: Warm, tmp_path: Path) -> None:
     port = free_port()
 
     def words(index: int) -> list[str]:
@@ -234,7 +246,7 @@ def test_the_loss_of_the_only_endpoint_is_told_within_seconds(tmp_path: Path) ->
             f"--rdzv-conf=node_name=n{index}", ACTOR, str(tmp_path / "stop"),
         ]  # fmt: skip
 
-    with started(tmp_path, words, 2) as nodes:
+    with started(tmp_path, words, 2, warm.start) as nodes:
         nodes.wait_for_round(2)
         since = time.monotonic()
         nodes.kill(1)
@@ -243,7 +255,7 @@ def test_the_loss_of_the_only_endpoint_is_told_within_seconds(tmp_path: Path) ->
         assert f"keeps the rendezvous at 127.0.0.1:{port} is lost; name more" in nodes.text()
 
 
-def test_a_node_that_has_finished_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_node_that_has_finished_is_not_waited_for(warm: Warm, tmp_path: Path) -> None:
     """One node's workers end well, the other's fails behind them: nobody needs another round."""
     port = free_port()
     worker = tmp_path / "worker.py"
@@ -256,14 +268,14 @@ def test_a_node_that_has_finished_is_not_waited_for(tmp_path: Path) -> None:
 
     def words(index: int) -> list[str]:
         return [
-            "env", f"NODE={index}", *TORCHRUN, "--nnodes=2", "--nproc-per-node=1",
+            *TORCHRUN, "--nnodes=2", "--nproc-per-node=1",
             "--rdzv-backend=bundle", f"--rdzv-id={RUN_ID}",
             f"--rdzv-endpoint=127.0.0.1:{port}", f"--local-addr=127.0.0.{index}",
             "--max-restarts=100", "--monitor-interval=0.05",
             f"--rdzv-conf=node_name=n{index},events_dir={tmp_path}", str(worker),
         ]  # fmt: skip
 
-    with started(tmp_path, words, 2) as nodes:
+    with started(tmp_path, words, 2, warm.start) as nodes:
         wait_for_events(tmp_path, 2, above=0)
         deadline = time.monotonic() + LIMIT_S
         while '"finished"' not in (tmp_path / "n1.jsonl").read_text():
@@ -298,7 +310,7 @@ def wait_for_worker(nodes: Nodes, index: int) -> int:
     while time.monotonic() < deadline:
         for process in nodes.family(index):
             with suppress(psutil.NoSuchProcess):
-                if process.ppid() not in (os.getpid(), nodes.running[index].pid):
+                if nodes.running[index].pid not in (process.pid, process.ppid()):
                     return process.pid
         time.sleep(0.02)
     raise AssertionError(nodes.text())
@@ -323,7 +335,7 @@ def check_listeners(nodes: Nodes, at_least: int) -> None:
 
 
 def test_bundlerun_goes_on_without_a_worker_and_without_the_first_node(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    warm: Warm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     port = free_port()
     endpoints = ",".join(f"127.0.0.{i}:{port}" for i in (1, 2))
@@ -339,7 +351,7 @@ def test_bundlerun_goes_on_without_a_worker_and_without_the_first_node(
         with capsys.disabled():
             print(f"\nbundlerun, {fault}: {time.monotonic() - since:.2f} s to the new round")
 
-    with started(tmp_path, words, 2) as nodes:
+    with started(tmp_path, words, 2, warm.start) as nodes:
         wait_for_rounds(nodes, {1: 1, 2: 1})
         token = (tmp_path / "run" / "rendezvous" / "token").read_text()
         lead = leader(port, "bundlerun", token)

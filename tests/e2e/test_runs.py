@@ -16,6 +16,9 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.faults.job import Program, Starter
+from tests.warm import Warm
+
 BIN = Path(sys.executable).parent
 MODEL = f"{Path(__file__).parent.parent / 'ranks' / 'tiny_model.py'}:build"
 LIMIT_S = 120.0
@@ -61,15 +64,21 @@ def meeting(port: int, num_nodes: int = 2) -> list[str]:
 class Agents:
     """Programs started side by side; whatever is left of them ends with the test."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, starter: Starter = subprocess.Popen) -> None:
         self._folder = folder
-        self.running: list[subprocess.Popen[bytes]] = []
+        self._starter = starter
+        self.running: list[Program] = []
 
-    def start(self, words: Sequence[str]) -> subprocess.Popen[bytes]:
+    def start(self, words: Sequence[str], starter: Starter | None = None) -> Program:
         log = self._folder / f"agent{len(self.running)}.log"
         with log.open("wb") as file:
-            agent = subprocess.Popen(
-                list(words), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+            agent = (starter or self._starter)(
+                list(words),
+                stdout=file,
+                stderr=file,
+                env=os.environ,
+                cwd=Path.cwd(),
+                start_new_session=True,
             )
         self.running.append(agent)
         return agent
@@ -93,7 +102,16 @@ class Agents:
 
 @pytest.fixture
 def agents(tmp_path: Path) -> Iterator[Agents]:
+    """Started as a user starts them, imports included."""
     started = Agents(tmp_path)
+    yield started
+    started.kill_all()
+
+
+@pytest.fixture
+def warm_agents(warm: Warm, tmp_path: Path) -> Iterator[Agents]:
+    """The same in less time."""
+    started = Agents(tmp_path, warm.start)
     yield started
     started.kill_all()
 
@@ -109,9 +127,11 @@ def history(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["kind"] == kind]
 
 
-def test_torchrun_alone_trains_on_nodes_of_different_size(agents: Agents, tmp_path: Path) -> None:
-    run_dir, port = tmp_path / "run", free_port()
-    for count in (4, 3):
+def test_torchrun_alone_trains_on_nodes_of_different_size(
+    warm_agents: Agents, tmp_path: Path
+) -> None:
+    run_dir, port, agents = tmp_path / "run", free_port(), warm_agents
+    for count in (3, 2):
         agents.start(
             [
                 str(BIN / "torchrun"),
@@ -125,13 +145,13 @@ def test_torchrun_alone_trains_on_nodes_of_different_size(agents: Agents, tmp_pa
     assert agents.wait() == [0, 0], agents.text()
     assert summary(run_dir)["steps"] == 10
     assert "is spare" in agents.text()
-    assert "3 bundles of shape 1,1 on 2 nodes" in agents.text()
+    assert "2 bundles of shape 1,1 on 2 nodes" in agents.text()
 
 
 def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
-    agents: Agents, tmp_path: Path
+    agents: Agents, warm: Warm, tmp_path: Path
 ) -> None:
-    def start_both(run_dir: Path) -> None:
+    def start_both(run_dir: Path, starter: Starter | None = None) -> None:
         port = free_port()
         for node in range(2):
             agents.start(
@@ -143,7 +163,8 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
                     "--devices=cpu",
                     "--slots=2",
                     *train_words(run_dir, epochs=60, checkpoint_steps=2, share="equal"),
-                ]
+                ],
+                starter,
             )
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -151,7 +172,7 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
     assert agents.wait() == [0, 0], agents.text()
     assert agents.text().count("by torch's rendezvous c10d, which does not say for whom") == 2
 
-    start_both(killed)
+    start_both(killed, warm.start)
     deadline = time.monotonic() + LIMIT_S
     while len(history(killed, "step")) < 20:
         assert time.monotonic() < deadline, agents.text()
@@ -165,7 +186,7 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
         process.kill()
     psutil.wait_procs(family, timeout=10)
 
-    start_both(killed)
+    start_both(killed, warm.start)
     assert agents.wait()[4:] == [0, 0], agents.text()
     assert "resumed after step" in agents.text()
     losses = {row["step"]: row["loss"] for row in history(killed, "step")}
@@ -173,8 +194,8 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
     assert losses == wanted, "the same topology must give the same numbers, bit for bit"
 
 
-def test_no_worker_outlives_a_killed_agent(agents: Agents, tmp_path: Path) -> None:
-    agent = agents.start(
+def test_no_worker_outlives_a_killed_agent(warm_agents: Agents, tmp_path: Path) -> None:
+    agent = warm_agents.start(
         [
             str(BIN / "bundlerun"),
             "run",
@@ -185,9 +206,9 @@ def test_no_worker_outlives_a_killed_agent(agents: Agents, tmp_path: Path) -> No
     )
     deadline = time.monotonic() + LIMIT_S
     while not history(tmp_path / "run", "step"):
-        assert time.monotonic() < deadline, agents.text()
+        assert time.monotonic() < deadline, warm_agents.text()
         time.sleep(0.02)
-    assert "33% of the devices' time is idle by plan" in agents.text()
+    assert "33% of the devices' time is idle by plan" in warm_agents.text()
     workers = psutil.Process(agent.pid).children(recursive=True)
     assert len(workers) >= 4
     agent.kill()
@@ -215,13 +236,8 @@ def test_a_wrong_option_of_a_worker_is_the_exit_code_of_bundlerun(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-def test_one_process_needs_no_launcher(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bundlerun.workers.train", *train_words(tmp_path / "run")],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
+def test_one_process_needs_no_launcher(warm: Warm, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "bundlerun.workers.train", *train_words(tmp_path / "run")]
+    done = warm.run(words, timeout=LIMIT_S)
     assert done.returncode == 0, done.stderr
     assert summary(tmp_path / "run")["steps"] == 10

@@ -19,11 +19,15 @@ from pathlib import Path
 import psutil
 import pytest
 
+from benchmarks.faults.job import Program
 from bundlerun.launcher.run_folder.paths import RunPaths
-from tests.e2e.test_runs import Agents, agents, free_port, history, train_words
-from tests.e2e.test_stopping import bundlerun, outcome_of
+from tests.e2e.signal_actor import EARLY
+from tests.e2e.test_runs import Agents, free_port, history, train_words, warm_agents
+from tests.e2e.test_stopping import agents, bundlerun, outcome_of
 
-__all__ = ["agents"]  # a fixture
+__all__ = ["agents", "warm_agents"]  # fixtures
+
+FRESH = subprocess.Popen
 
 ACTOR = "tests.e2e.signal_actor"
 LIMIT_S = 90.0
@@ -37,11 +41,13 @@ NOW, LATER = "at once", "behind a step"
 
 def start(
     agents: Agents, run_dir: Path, moment: str, target: str, *more: str, number: str = "SIGTERM"
-) -> subprocess.Popen[bytes]:
+) -> Program:
     folder = run_dir.parent
     program, *words = bundlerun(run_dir, *more, slots=2, **SMALL)
     assert program.endswith("bundlerun")
-    return agents.start([*actor(moment, target, number, folder), "bundlerun", *words])
+    # Only a program that imports comes by these moments.
+    starter = FRESH if moment in EARLY else None
+    return agents.start([*actor(moment, target, number, folder), "bundlerun", *words], starter)
 
 
 def actor(moment: str, target: str, number: str, folder: Path) -> list[str]:
@@ -209,7 +215,7 @@ def test_process_1_of_a_container_hears_a_signal(
     _, *words = bundlerun(run_dir, *more, slots=2)
     words = ["bundlerun", *words] if program == "bundlerun" else alone(run_dir)
     inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    first = agents.start([*inside, *actor(moment, "agent", "SIGTERM", tmp_path), *words])
+    first = agents.start([*inside, *actor(moment, "agent", "SIGTERM", tmp_path), *words], FRESH)
     assert first.wait(timeout=LIMIT_S) == code, agents.text()
     if code == 75:
         check_stopped(run_dir, agents.text())
@@ -271,7 +277,7 @@ def test_called_from_a_thread_a_run_says_once_that_it_hears_no_signals(
     words = bundlerun(run_dir, slots=2, epochs=1)[1:]
     if module == "bundlerun.workers.train":
         words = train_words(run_dir, epochs=1)
-    program = agents.start([sys.executable, "-c", THREAD.format(module=module), *words])
+    program = agents.start([sys.executable, "-c", THREAD.format(module=module), *words], FRESH)
     assert program.wait(timeout=LIMIT_S) == 0, agents.text()
     assert agents.text().count("not called from the main thread") == 1
     assert RunPaths(run_dir).checkpoint(5).is_dir()
@@ -304,6 +310,6 @@ def test_under_nohup_a_closed_terminal_is_nothing_to_a_run(agents: Agents, tmp_p
     run_dir = tmp_path / "run"
     _, *words = bundlerun(run_dir, slots=2, **SMALL)
     sent = [*actor("forward", "group", "SIGHUP", tmp_path), "bundlerun", *words]
-    assert agents.start(["nohup", *sent]).wait(timeout=LIMIT_S) == 0, agents.text()
+    assert agents.start(["nohup", *sent], FRESH).wait(timeout=LIMIT_S) == 0, agents.text()
     assert (tmp_path / "sent").exists()
     check_all_done(run_dir, agents.text(), restarts=0)

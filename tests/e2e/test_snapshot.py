@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -13,17 +12,17 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.faults.job import Program
 from tests.e2e.test_runs import BIN, LIMIT_S, history, summary, train_words
+from tests.warm import Warm
 
 
 @contextmanager
-def started(words: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+def started(warm: Warm, words: list[str], folder: Path) -> Iterator[Program]:
     """A program with snapshots in a folder of the test; whatever is left of it ends with that."""
     environment = os.environ | {"BUNDLERUN_SNAPSHOT_DIR": str(folder / "memory")}
     with (folder / "log").open("ab") as log:
-        process = subprocess.Popen(
-            words, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = warm.start(words, env=environment, stdout=log, stderr=log)
     try:
         yield process
     finally:
@@ -32,7 +31,7 @@ def started(words: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]
             process.wait(timeout=LIMIT_S)
 
 
-def kill_at_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -> None:
+def kill_at_step(process: Program, run_dir: Path, step: int) -> None:
     deadline = time.monotonic() + LIMIT_S
     while len(history(run_dir, "step")) < step:
         assert time.monotonic() < deadline
@@ -44,11 +43,13 @@ def kill_at_step(process: subprocess.Popen[bytes], run_dir: Path, step: int) -> 
     psutil.wait_procs(family, timeout=10)
 
 
-def check_killed_and_started_again(words: list[str], run_dir: Path, folder: Path) -> None:
-    with started(words, folder) as process:
+def check_killed_and_started_again(
+    warm: Warm, words: list[str], run_dir: Path, folder: Path
+) -> None:
+    with started(warm, words, folder) as process:
         kill_at_step(process, run_dir, 7)
     done = len(history(run_dir, "step"))
-    with started(words, folder) as process:
+    with started(warm, words, folder) as process:
         assert process.wait(timeout=LIMIT_S) == 0, (folder / "log").read_text()
     restart = history(run_dir, "restart")[0]
     assert restart["source"] == "snapshot", "no checkpoint is as new"
@@ -58,17 +59,20 @@ def check_killed_and_started_again(words: list[str], run_dir: Path, folder: Path
     assert list((folder / "memory").iterdir()) == []
 
 
-def test_one_process_goes_on_from_memory(tmp_path: Path) -> None:
+def test_one_process_goes_on_from_memory(warm: Warm, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = train_words(run_dir, synthetic_samples=4000, epochs=1, snapshot_steps=1)
     check_killed_and_started_again(
-        [sys.executable, "-m", "bundlerun.workers.train", *words], run_dir, tmp_path
+        warm, [sys.executable, "-m", "bundlerun.workers.train", *words], run_dir, tmp_path
     )
 
 
-def test_a_killed_agent_goes_on_from_memory(tmp_path: Path) -> None:
+def test_a_killed_agent_goes_on_from_memory(warm: Warm, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     words = train_words(run_dir, synthetic_samples=4000, epochs=1, snapshot_steps=1)
     check_killed_and_started_again(
-        [str(BIN / "bundlerun"), "run", "--devices=cpu", "--slots=4", *words], run_dir, tmp_path
+        warm,
+        [str(BIN / "bundlerun"), "run", "--devices=cpu", "--slots=4", *words],
+        run_dir,
+        tmp_path,
     )

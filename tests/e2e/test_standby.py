@@ -14,6 +14,7 @@ from bundlerun.launcher.run_folder.events import EventName, name_of, read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.e2e.test_runs import free_port
 from tests.waiting import wait_until
+from tests.warm import Warm
 
 NUM_RANKS = 2
 LIMIT_S = 120.0
@@ -41,11 +42,12 @@ def wait_for(job: Job, name: EventName, count: int) -> list[dict[str, Any]]:
 
 
 def test_a_killed_rank_is_followed_by_standbys_without_any_loss(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    warm: Warm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BUNDLERUN_STANDBY", "1")
     monkeypatch.setenv("BUNDLERUN_VALIDATE", "0")
-    with opened(Job(tmp_path, loopback_nodes([NUM_RANKS]), free_port(), options=OPTIONS)) as job:
+    nodes, port = loopback_nodes([NUM_RANKS]), free_port()
+    with opened(Job(tmp_path, nodes, port, options=OPTIONS, starter=warm.start)) as job:
         ready = wait_for(job, "standby ready", NUM_RANKS)
         assert all(row["has_stepped"] for row in ready)
         job.signal_rank("n0", 1, signal.SIGKILL)
@@ -58,7 +60,7 @@ def test_a_killed_rank_is_followed_by_standbys_without_any_loss(
         assert (len(job.tail.resumes), job.tail.lost_since(0)) == (1, 0)
         assert job.drain() == [75]
         found = losses(job.run_dir)
-        expected = losses(undisturbed(tmp_path, len(found), OPTIONS))
+        expected = losses(undisturbed(tmp_path, len(found), OPTIONS, warm.start))
         assert found == pytest.approx(expected, rel=CLOSE)
         wait_until(lambda: job.orphans() == [])
         assert job.leftovers() == []

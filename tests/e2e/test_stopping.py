@@ -14,17 +14,24 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.faults.job import Program
 from bundlerun.launcher.cli import main
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
-from tests.e2e.test_runs import BIN, LIMIT_S, Agents, agents, free_port, history, train_words
+from tests.e2e.test_runs import BIN, LIMIT_S, Agents, free_port, history, train_words, warm_agents
 
-__all__ = ["agents"]  # a fixture
+__all__ = ["warm_agents"]  # a fixture
 
 LONG = {"epochs": 1000, "snapshot-steps": 1, "share": "equal"}
 
 
-def wait_for_steps(agent: subprocess.Popen[bytes], run_dir: Path, count: int) -> None:
+@pytest.fixture
+def agents(warm_agents: Agents) -> Agents:
+    """How a run ends has nothing to do with how its programs came to have torch."""
+    return warm_agents
+
+
+def wait_for_steps(agent: Program, run_dir: Path, count: int) -> None:
     """Returns once the run has `count` finished steps."""
     deadline = time.monotonic() + LIMIT_S
     while len(history(run_dir, "step")) < count:
