@@ -109,8 +109,15 @@ class ParamGroups:
                 self._has_own_lr |= key == "lr"
         # The first record's: schedulers belong to the optimizer, not to a group.
         states: list[Any] = next((r["schedulers"] for r in records.values()), [])
-        for scheduler, state in zip(self._schedulers, states, strict=False):
-            _load_scheduler(scheduler, state)
+        if len(states) == len(self._schedulers):
+            for scheduler, state in zip(self._schedulers, states, strict=True):
+                _load_scheduler(scheduler, state)
+        elif self.speaks and any(group["params"] for group in self._groups):
+            # Nothing says which of them is whose.
+            log.warning(
+                "the optimizer has %d schedulers of its learning rate, and the state to resume "
+                "from has %d: they begin anew", len(self._schedulers), len(states),
+            )  # fmt: skip
 
     def _tell_difference(self, key: str) -> None:
         log.warning(

@@ -51,6 +51,13 @@ def with_scheduler(model: nn.Module) -> torch.optim.SGD:
     return optimizer
 
 
+def with_two(model: nn.Module) -> torch.optim.SGD:
+    optimizer = with_scheduler(model)
+    ahead = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    optimizer.register_step_post_hook(lambda *_: ahead.step())
+    return optimizer
+
+
 def with_tensor_lr(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.01))
 
@@ -224,6 +231,25 @@ def test_a_scheduler_of_torchs_holds_from_the_first_step() -> None:
     groups = ParamGroups(optimizer)
     groups.set_lr(0.5)
     assert groups.lr == pytest.approx(0.1 / 4)
+
+
+@pytest.mark.parametrize(("before", "after"), [(with_two, with_scheduler), (grouped, with_two)])
+def test_schedulers_that_were_not_there_before_begin_anew_and_that_is_said(
+    before: Callable[[nn.Module], torch.optim.Optimizer],
+    after: Callable[[nn.Module], torch.optim.Optimizer],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, same = make_model(), make_model()
+    optimizer = before(model)
+    groups = ParamGroups(optimizer)
+    train(model, optimizer, range(3))
+    kept = copied(state_tensors(model, optimizer, groups))
+    fresh = after(same)
+    again = ParamGroups(fresh)
+    steps = [scheduler.last_epoch for scheduler in again._schedulers]
+    load_state_tensors(same, fresh, kept, again)
+    assert [scheduler.last_epoch for scheduler in again._schedulers] == steps
+    assert "schedulers of its learning rate, and the state to resume from has" in caplog.text
 
 
 def test_a_tensor_as_learning_rate_stays_that_tensor() -> None:
