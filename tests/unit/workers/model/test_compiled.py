@@ -12,6 +12,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.compiled import begin_replays, compiled
+from bundlerun.workers.model.forwards import Recomputed
 
 
 def stage() -> nn.Module:
@@ -37,6 +38,31 @@ def test_all_short_microbatches_of_a_run_cost_one_more_compilation() -> None:
     for size in (8, 4, 6):
         forward(torch.randn(size, 3, 4, 4))
     assert counter.frame_count == 3
+
+
+def test_a_compiled_stage_is_recomputed_to_the_same_bits() -> None:
+    gradients, buffers = [], []
+    for recomputes in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)
+        model, counter = nn.Sequential(stage(), nn.Dropout(0.5)), CompileCounter()
+        sums = torch.zeros(StatisticsPool.size(model), dtype=torch.float64)
+        pool = StatisticsPool(model, sums)
+        forward = compiled(model, "default", counter)
+        if recomputes:
+            forward = Recomputed(forward, torch.device("cpu"), begin_again=lambda: None)
+        forward = pool.around(forward)
+        for size in (8, 5):
+            inputs = torch.randn(size, 3, 4, 4, requires_grad=True)
+            forward(inputs).square().sum().backward()
+            gradients.append([inputs.grad, *(p.grad.clone() for p in model.parameters())])
+        buffers.append(sums)
+        # Its batch norms are lent other buffers the second time, which is a case of its own.
+        assert counter.frame_count == (4 if recomputes else 2)
+    half = len(gradients) // 2
+    for plain, again in zip(gradients[:half], gradients[half:], strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+    assert torch.equal(*buffers)
 
 
 @pytest.mark.parametrize(
