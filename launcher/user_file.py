@@ -1,4 +1,4 @@
-"""Imports a user's own Python file, and reports errors in a user's own code."""
+"""Imports a user's own Python file or module, and reports errors in a user's own code."""
 
 from __future__ import annotations
 
@@ -41,24 +41,53 @@ def module_from_file(path: str, option: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{option} {path!r} is no Python file")
     module = importlib.util.module_from_spec(spec)
-    # Before it runs: an import by an old name would already have loaded our package again.
-    if _OLD_NAMES not in sys.meta_path:
-        sys.meta_path.insert(0, _OLD_NAMES)
+    _prepare_imports()
     _let_import_siblings(file, option)
     # Dataclasses and pickle look a class's module up by its name.
     sys.modules[name] = module
+    with _imported(f"{option} {path!r}"):
+        spec.loader.exec_module(module)
+    return module
+
+
+def module_from_name(name: str, option: str) -> ModuleType:
+    """Imports a module that Python finds, or that is in the current folder.
+
+    Args:
+        name: of the module, with dots.
+        option: the option that names it, for the message.
+
+    Raises:
+        ConfigError: there is none; the message of an error in it has the traceback.
+    """
+    _prepare_imports()
+    with _imported(f"{option} {name!r}"):
+        return importlib.import_module(name)
+
+
+def _prepare_imports() -> None:
+    """Lets users' code import the packages of the current folder, and ours by today's names."""
+    # Before it runs: an import by an old name would already have loaded our package again.
+    if _OLD_NAMES not in sys.meta_path:
+        sys.meta_path.insert(0, _OLD_NAMES)
+    # Last: what is installed is never hidden by a folder that happens to be here.
+    here = str(Path.cwd())
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+@contextmanager
+def _imported(what: str) -> Iterator[None]:
+    """What is raised while a user's code is imported becomes a ConfigError."""
     try:
-        with users_code(f"{option} {path!r}"):
-            spec.loader.exec_module(module)
+        with users_code(what):
+            yield
     except ConfigError as exc:
         # For these two the cause in one line says it all; other errors need their traceback.
         if not isinstance(exc.__cause__, (ImportError, SyntaxError)):
             raise
         cause = exc.__cause__
-        raise ConfigError(
-            f"{option} {path!r} cannot be imported: {type(cause).__name__}: {cause}"
-        ) from cause
-    return module
+        raise ConfigError(f"{what} cannot be imported: {type(cause).__name__}: {cause}") from cause
 
 
 class _OldNames(MetaPathFinder):

@@ -41,7 +41,8 @@ class WorkConfig:
     )
     model: str = option(
         "resnet18",
-        "torchvision model, or your own path/to/file.py:build",
+        "torchvision model, torchvision:NAME of any task, timm:NAME, hf:FOLDER with a config.json, "
+        "or your own path/to/file.py:build or package.module:build",
         group=_WHAT,
         kept=True,
     )

@@ -17,10 +17,11 @@ def build_on_default_device(build: Callable[[], Built]) -> Built:
     """What `build` returns; on the meta device also where it computes while building.
 
     Under `torch.device("meta")` a constructor cannot read numbers back from a tensor, nor move one
-    to a device. Then only the parameters go to the meta device.
+    to a device. Then only the parameters go to the meta device, and where it reads these, too, such
+    as weights that it has loaded, none before it is done.
 
     Args:
-        build: is called a second time there.
+        build: is called a second time there, and a third.
     """
     if torch.get_default_device().type != "meta":
         return build()
@@ -30,11 +31,17 @@ def build_on_default_device(build: Callable[[], Built]) -> Built:
         # Whatever a user's code made of it: an error that is not about meta comes again below.
         with contextlib.suppress(Exception):
             return build()
-        with torch.device("cpu"), _parameters_on_meta():
-            built = build()
+        built = _built_on_cpu(build)
     for module in [built] if isinstance(built, nn.Module) else built:
-        module.to("meta")  # the buffers
+        module.to("meta")  # what is not there
     return built
+
+
+def _built_on_cpu(build: Callable[[], Built]) -> Built:
+    with torch.device("cpu"):
+        with contextlib.suppress(Exception), _parameters_on_meta():
+            return build()
+        return build()
 
 
 @contextlib.contextmanager

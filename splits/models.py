@@ -1,25 +1,18 @@
-"""From `--model` and `--cut` to the stages of a bundle."""
+"""From a model and `--cut` to the stages of a bundle."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
-import torchvision
 from torch import nn
 
-from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
-from bundlerun.launcher.model_name import check_known, parse_file
-from bundlerun.launcher.user_file import module_from_file
 from bundlerun.splits import resnet, vgg
 from bundlerun.splits.graph import TracedModel
 from bundlerun.splits.listed import joined_stages
 
-# Their constructors warn unless the initialisation is chosen; this is the one of torchvision's
-# reference training.
-_CHOOSE_INIT = {"googlenet", "inception_v3"}
 Model = nn.Module | Sequence[nn.Module]
 
 
@@ -33,62 +26,6 @@ class Family(Protocol):
     def default_cuts(self, model: nn.Module, shares: Sequence[float]) -> tuple[str, ...]:
         """Cuts into parts that have these shares of the work; nothing where it has none."""
         ...
-
-
-def build_model(name: str, num_outputs: int) -> nn.Module | list[nn.Module]:
-    """The model that `--model` names, freshly initialised.
-
-    Args:
-        name: a torchvision classification model, or `path/to/file.py:build`, where `build` is
-            called with `num_outputs` if it takes a parameter.
-        num_outputs: classes.
-
-    Returns:
-        The model, or its stages in order where the user's file has cut it.
-
-    Raises:
-        ConfigError: there is no such model, file or function.
-    """
-    own = parse_file(name)
-    if own is not None:
-        return _build_from_file(*own, num_outputs)
-    return _build_torchvision(name, num_outputs)
-
-
-def torchvision_names() -> list[str]:
-    """Classification models of torchvision, in order."""
-    return list(torchvision.models.list_models(module=torchvision.models))
-
-
-def _build_torchvision(name: str, num_outputs: int) -> nn.Module:
-    check_known(name, torchvision_names())
-    options = {"init_weights": True} if name in _CHOOSE_INIT else {}
-    build = torchvision.models.get_model_builder(name)
-    return cast(nn.Module, build(weights=None, num_classes=num_outputs, **options))
-
-
-def _build_from_file(file: str, function: str, num_outputs: int) -> nn.Module | list[nn.Module]:
-    module = module_from_file(file, "--model")
-    build = getattr(module, function, None)
-    if not callable(build):
-        functions = [n for n, v in vars(module).items() if inspect.isfunction(v)]
-        raise ConfigError(
-            f"--model {file!r} has no function {function!r}; {nearest(function, functions)}"
-        )
-    args = (num_outputs,) if inspect.signature(build).parameters else ()
-    return _checked(build(*args), f"{file}:{function}")
-
-
-def _checked(built: object, name: str) -> nn.Module | list[nn.Module]:
-    if isinstance(built, nn.Module) and not isinstance(built, nn.ModuleList):
-        return built
-    stages = list(built) if isinstance(built, (list, tuple, nn.ModuleList)) else []
-    if stages and all(isinstance(stage, nn.Module) for stage in stages):
-        return stages
-    raise ConfigError(
-        f"--model {name!r} returned {type(built).__name__}; return a torch.nn.Module, or a list "
-        "of them, one per stage"
-    )
 
 
 def make_stages(

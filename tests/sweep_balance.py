@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 from bundlerun.splits.costs import costs_of_stages
-from bundlerun.splits.models import build_model, make_stages
+from bundlerun.splits.models import make_stages
+from bundlerun.splits.sources.build import build_model
 from tests.sweep_models import (
     NUM_CLASSES,
     first_line,

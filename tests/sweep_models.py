@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.graph import TracedModel
-from bundlerun.splits.models import build_model
+from bundlerun.splits.sources.build import build_model
 from bundlerun.splits.stage import chunk_forwards
 from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.fidelity import check_fidelity

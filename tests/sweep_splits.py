@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from bundlerun.splits.graph import TracedModel
 from bundlerun.splits.meta import build_on_default_device
-from bundlerun.splits.models import build_model
+from bundlerun.splits.sources.build import build_model
 
 NUM_SAMPLED = 6
 SIZES = {"inception_v3": 299}

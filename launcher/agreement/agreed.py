@@ -22,6 +22,15 @@ from typing import TypeAlias
 from bundlerun.launcher.agreement.data_card import data_card
 from bundlerun.launcher.agreement.sources import digest, files_behind, own_digest
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.model_name import (
+    HF_CONFIG,
+    OfFile,
+    OfLibrary,
+    OfModule,
+    find_module,
+    package_behind,
+    parse_model,
+)
 from bundlerun.launcher.options.declared import flag_of, options_of, text_of
 
 Terms: TypeAlias = Mapping[str, str]
@@ -50,7 +59,8 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
     if data:
         terms[DATA] = data
     terms[CODE] = own_digest()  # an editable installation may give an old version
-    terms |= {name: _version(name) for name in _PACKAGES}
+    packages = (*_PACKAGES, *package_behind(config.model))
+    terms |= {name: _version(name) for name in packages}
     terms["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
     return terms
 
@@ -61,14 +71,27 @@ def kept_terms() -> set[str]:
 
 
 def _file_terms(flag: str, value: str) -> dict[str, str]:
-    """A file by name, and by content, as nodes may have it at different places."""
-    path, colon, function = value.partition(".py:")
-    file = Path(f"{path}.py" if colon else value)
-    if not file.name.endswith(".py"):
-        return {}
-    name = file.name + (f":{function}" if colon else "")
-    file = file.absolute()
-    return {flag: name, f"content of {flag}": digest(files_behind(file), file.parent)}
+    """Files by name, and by content, as nodes may have them at different places."""
+    match parse_model(value):
+        case OfFile(path, function):
+            name = Path(path).name + (f":{function}" if path != value else "")
+            return {flag: name, f"content of {flag}": _digest_behind(Path(path).absolute())}
+        case OfLibrary("hf", folder):
+            file = Path(folder).expanduser().absolute() / HF_CONFIG
+            name = f"hf:{file.parent.name}"
+            return {flag: name, f"content of {flag}": digest([file], file.parent)}
+        case OfModule(module, _):
+            # A package that is installed has its version; one that is here has none.
+            spec = find_module(module)
+            origin = spec.origin if spec else None
+            return {f"content of {flag}": _digest_behind(Path(origin))} if origin else {}
+        case OfLibrary():
+            return {}
+
+
+def _digest_behind(file: Path) -> str:
+    here = Path.cwd()
+    return digest(files_behind(file, here), file.parent, here)
 
 
 def _version(package: str) -> str:

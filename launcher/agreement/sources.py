@@ -14,18 +14,23 @@ PACKAGES = ("launcher", "workers", "splits", "slurm")
 """Our own, which are next to each other."""
 
 
-def files_behind(file: Path) -> list[Path]:
+def files_behind(file: Path, *folders: Path) -> list[Path]:
     """`file` and the modules that it imports from its own folder, and so on; sorted.
 
     What cannot be read or parsed is left out: who imports it says what is wrong.
+
+    Args:
+        file: the program.
+        folders: others that it may import from.
     """
-    folder, found, queue = file.parent, set[Path](), [file]
+    places, found, queue = (file.parent, *folders), set[Path](), [file]
     while queue:
         path = queue.pop()
         if path in found or not path.is_file():
             continue
         found.add(path)
-        queue += (each for name in _imports(path) for each in _beside(folder, name))
+        names = list(_imports(path))
+        queue += (each for name in names for place in places for each in _beside(place, name))
     return sorted(found)
 
 
@@ -49,8 +54,8 @@ def _beside(folder: Path, name: str) -> Iterator[Path]:
         yield from (folder / name).rglob("*.py")
 
 
-def digest(files: Iterable[Path], root: Path) -> str:
-    """A short digest of what files hold and of where they are below `root`."""
+def digest(files: Iterable[Path], *roots: Path) -> str:
+    """A short digest of what files hold and of where they are below one of `roots`."""
     total = hashlib.sha256()
     for file in files:
         try:
@@ -58,6 +63,7 @@ def digest(files: Iterable[Path], root: Path) -> str:
         except OSError as exc:
             # What cannot be read counts, too: the same on all nodes where none can read it.
             content = str(exc.errno)
+        root = next(root for root in roots if file.is_relative_to(root))
         total.update(f"{file.relative_to(root).as_posix()} {content}\n".encode())
     return total.hexdigest()[:12]
 

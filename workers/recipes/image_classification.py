@@ -1,8 +1,8 @@
-"""The default recipe: a torchvision model on images in class folders, or on synthetic ones."""
+"""The default recipe: a model by name on images in class folders, or on synthetic ones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import check_known, parse_file
+from bundlerun.launcher.model_name import check_named
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.splits.models import build_model, torchvision_names
+from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.data.image_folder import ImageSamples, check_folder
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.views import MiddleView, RandomView, View
@@ -52,8 +52,7 @@ class ImageClassification:
 
     def check(self) -> None:
         """Raises ConfigError for an unknown model, or images not laid out as they should be."""
-        if parse_file(self._config.model) is None:
-            check_known(self._config.model, torchvision_names())
+        check_named(self._config.model)
         if not self._is_synthetic:
             classes = check_folder(self._root, needs_val=self._config.validate)
             self._check_num_classes(len(classes))
@@ -161,6 +160,8 @@ def _remarks(hidden: Sequence[str]) -> list[str]:
 
 def heads(output: object) -> tuple[Tensor, list[Tensor]]:
     """The logits of a torchvision model's output, and those of its auxiliary heads."""
+    if isinstance(output, Mapping):  # of transformers
+        output = output.get("logits")
     if isinstance(output, Tensor):
         return output, []
     if isinstance(output, tuple) and output and isinstance(output[0], Tensor):

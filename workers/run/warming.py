@@ -30,7 +30,7 @@ from bundlerun.launcher.errors import BundleError
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.hardware import rank_layout, read_cpus
 from bundlerun.launcher.layout.microbatch import kept_samples
-from bundlerun.launcher.model_name import parse_file
+from bundlerun.launcher.model_name import is_own
 from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.random_state import kept_random_state
@@ -164,8 +164,8 @@ def _own_bytes(rank: int) -> int:
 
 
 def is_users(config: TrainConfig) -> bool:
-    """Whether recipe or model is in a file of the user's."""
-    return config.recipe not in BUILT_IN or parse_file(config.model) is not None
+    """Whether recipe or model is code of the user's."""
+    return config.recipe not in BUILT_IN or is_own(config.model)
 
 
 def stage_of(config: TrainConfig, local_rank: int) -> int:

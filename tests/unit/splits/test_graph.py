@@ -8,7 +8,7 @@ from torchvision.models.resnet import BasicBlock
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.graph import TracedModel, boundary_names, cut_model
-from bundlerun.splits.models import build_model
+from bundlerun.splits.sources.build import build_model
 
 
 def small_resnet() -> nn.Module:

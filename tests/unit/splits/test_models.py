@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.graph import TracedModel
 from bundlerun.splits.meta import build_on_default_device
-from bundlerun.splits.models import build_model, choose_cuts, make_stages
+from bundlerun.splits.models import choose_cuts, make_stages
+from bundlerun.splits.sources.build import build_model
 
 EXAMPLE = Path(__file__).parents[3] / "examples" / "my_model.py"
 

@@ -143,3 +143,34 @@ def test_terms_need_no_torch() -> None:
         "sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", words], timeout=60).returncode == 0
+
+
+def test_what_a_file_imports_from_the_current_folder_is_compared_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "net.py").write_text("from nets.small import build\n")
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "nets" / "__init__.py").touch()
+    (tmp_path / "nets" / "small.py").write_text("A = 1\n")
+    monkeypatch.chdir(tmp_path)
+    models = ("deep/net.py", "nets.small:build")
+    before = [terms_of(config(model=model)) for model in models]
+    (tmp_path / "nets" / "small.py").write_text("A = 2\n")
+    for model, was in zip(models, before, strict=True):
+        text = difference({"a": was, "b": terms_of(config(model=model))})
+        assert text.startswith("content of --model is ")
+
+
+def test_the_configuration_and_the_package_of_a_model_are_compared(tmp_path: Path) -> None:
+    found = []
+    for node in ("a", "b"):
+        (tmp_path / node / "net").mkdir(parents=True)
+        (tmp_path / node / "net" / "config.json").write_text("{}")
+        found.append(terms_of(config(model=f"hf:{tmp_path / node / 'net'}")))
+    assert difference({"a": found[0], "b": found[1]}) == ""
+    assert "transformers" in found[0]
+    assert "transformers" not in terms_of(config())
+    (tmp_path / "a" / "net" / "config.json").write_text('{"hidden_size": 1}')
+    changed = terms_of(config(model=f"hf:{tmp_path / 'a' / 'net'}"))
+    assert difference({"a": changed, "b": found[1]}).startswith("content of --model is ")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.splits.models import build_model
+from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.model.blank import build_blank
 from bundlerun.workers.model.stage import cut_model, make_stage
 from bundlerun.workers.recipe import DataInfo, load_recipe
