@@ -189,7 +189,7 @@ def verdict(job: Job) -> list[str]:
     if list(found) != list(range(len(found))):
         wrong.append(f"the history has {len(found)} steps, not each once and in order")
     # The reference: the same steps in one process, which no fault has disturbed.
-    expected = losses(undisturbed(job.folder, len(found)))
+    expected = losses(undisturbed(job.folder, len(found), starter=job.starter))
     far = [s for s, loss in found.items() if abs(loss - expected[s]) > CLOSE * abs(expected[s])]
     if far:
         wrong.append(f"losses differ from step {far[0]} on, in {len(far)} steps")

@@ -12,15 +12,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, NoReturn, Protocol
+from typing import NoReturn
 
 import psutil
 
 from benchmarks.cluster.hosts import Hosts
+from benchmarks.cluster.programs import Program, Starter
 from benchmarks.cluster.waiting import comes_true
 from benchmarks.faults.history import Tail
 from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
@@ -59,41 +60,6 @@ JOB = {
     "checkpoint-steps": 20,
     "timeout-s": 60,
 }
-
-
-class Program(Protocol):
-    """What is needed of a process that was started: as `subprocess.Popen`."""
-
-    pid: int
-
-    def poll(self) -> int | None:
-        """The exit code; None: it runs."""
-
-    def wait(self, timeout: float | None = None) -> int:
-        """The exit code, once it has ended."""
-
-    def send_signal(self, sig: int, /) -> None:
-        """Sends it a signal, if it runs."""
-
-    def kill(self) -> None:
-        """Ends it."""
-
-
-class Starter(Protocol):
-    """How programs are started: as `subprocess.Popen`."""
-
-    def __call__(
-        self,
-        args: Sequence[str],
-        /,
-        *,
-        stdout: IO[bytes],
-        stderr: IO[bytes],
-        env: Mapping[str, str],
-        cwd: Path,
-        start_new_session: bool,
-    ) -> Program:
-        """Starts the words as a program of a session of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,7 @@ from benchmarks.faults.chaos import leader
 from benchmarks.faults.inject import AGENT, ANY, Fault
 from benchmarks.faults.job import Job, loopback_nodes, losses, opened, undisturbed
 from benchmarks.faults.places import AGENT_PLACES, LEG_PLACES, RANK_PLACES
+from benchmarks.workload import slow_model
 from tests.e2e.test_runs import free_port
 from tests.warm import Warm
 
@@ -28,15 +29,22 @@ CLOSE = 1e-9
 """Losses of float64 sums in another order."""
 TRIGGER = Fault(kind="die", node="n0", who="3", place="forward")
 """Begins a new round, for the places that are part of one."""
+MODEL: dict[str, object] = {"model": f"{slow_model.__file__}:build"}
+PAUSE_VARIABLE = "SLOW_MODEL_PAUSE_S"
+PAUSE_S = "0.003"
+"""Per sample: ranks that wait leave the cores to those that start, and make fewer steps."""
 
 
 @pytest.fixture(scope="module")
 def job(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
     folder = tmp_path_factory.mktemp("faults")
     nodes = loopback_nodes(SLOTS)
-    with opened(Job(folder, nodes, port=free_port(), starter=warm.start)) as one:
-        one.wait_for_ranks(sum(SLOTS), 120)
-        yield one
+    job = Job(folder, nodes, port=free_port(), options=MODEL, starter=warm.start)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PAUSE_VARIABLE, PAUSE_S)
+        with opened(job):
+            job.wait_for_ranks(sum(SLOTS), 120)
+            yield job
 
 
 @dataclass
@@ -191,13 +199,14 @@ def test_a_rank_that_dies_once_all_have_stopped_starts_no_run_of_its_own(
 
 
 def test_at_last_the_run_ends_in_good_order_with_the_curve_of_one_without_faults(
-    job: Job,
+    job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Before.of(job)
     assert job.drain() == [75] * len(SLOTS), job.text()[-6000:]
     found = losses(job.run_dir)
     assert list(found) == list(range(len(found)))
-    expected = losses(undisturbed(job.folder, len(found), starter=job.starter))
+    monkeypatch.setenv(PAUSE_VARIABLE, "0")
+    expected = losses(undisturbed(job.folder, len(found), MODEL, job.starter))
     assert found == pytest.approx(expected, rel=CLOSE)
     assert wait_for_none(job) == []
     assert job.leftovers() == []

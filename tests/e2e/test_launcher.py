@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.faults.job import Program
+from benchmarks.cluster.programs import Program
 from tests.warm import Warm
 
 HERE = Path(__file__).parent

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.faults.job import Program, Starter
+from benchmarks.cluster.programs import Program, Starter
 from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.rendezvous.handshake import Card, proof
 from bundlerun.launcher.rendezvous.protocol.messages import Peek, Status, decode, encode

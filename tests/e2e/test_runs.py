@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.faults.job import Program, Starter
+from benchmarks.cluster.programs import Program, Starter
 from tests.warm import Warm
 
 BIN = Path(sys.executable).parent

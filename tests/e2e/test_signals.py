@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.faults.job import Program
+from benchmarks.cluster.programs import Program
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.e2e.signal_actor import EARLY
 from tests.e2e.test_runs import Agents, free_port, history, train_words, warm_agents

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.faults.job import Program
+from benchmarks.cluster.programs import Program
 from tests.e2e.test_runs import BIN, LIMIT_S, history, summary, train_words
 from tests.warm import Warm
 
@@ -61,7 +61,7 @@ def check_killed_and_started_again(
 
 def test_one_process_goes_on_from_memory(warm: Warm, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    words = train_words(run_dir, synthetic_samples=4000, epochs=1, snapshot_steps=1)
+    words = train_words(run_dir, synthetic_samples=2000, epochs=1, snapshot_steps=1)
     check_killed_and_started_again(
         warm, [sys.executable, "-m", "bundlerun.workers.train", *words], run_dir, tmp_path
     )
@@ -69,7 +69,7 @@ def test_one_process_goes_on_from_memory(warm: Warm, tmp_path: Path) -> None:
 
 def test_a_killed_agent_goes_on_from_memory(warm: Warm, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    words = train_words(run_dir, synthetic_samples=4000, epochs=1, snapshot_steps=1)
+    words = train_words(run_dir, synthetic_samples=2000, epochs=1, snapshot_steps=1)
     check_killed_and_started_again(
         warm,
         [str(BIN / "bundlerun"), "run", "--devices=cpu", "--slots=4", *words],
