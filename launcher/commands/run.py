@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -140,6 +141,10 @@ def run(args: argparse.Namespace) -> int:
             say(line)
         done = why_done(paths, train.value)
         if done:
+            # No rank will look at its input; what is wrong with that is not to be hidden.
+            check = getattr(importlib.import_module(plan.module), "check_inputs", None)
+            if check:
+                check(train.value)
             say(done)
             return EXIT_DONE
         from bundlerun.launcher.agent import elastic

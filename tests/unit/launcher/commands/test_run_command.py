@@ -14,6 +14,7 @@ from bundlerun.launcher.agreement.agreed import terms_of
 from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.agreement.continuation import keep_terms
 from bundlerun.launcher.cli import main
+from bundlerun.launcher.commands import run as run_command
 from bundlerun.launcher.commands.run import holder_of
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
@@ -109,6 +110,19 @@ def nodes(endpoint: str, **more: str) -> LaunchConfig:
     return LaunchConfig(
         nnodes="2", rdzv_endpoint=endpoint, local_addr="127.0.0.1", **({"rdzv_id": "job"} | more)
     )
+
+
+def test_a_run_that_is_done_is_refused_only_with_data_that_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO", logger="bundlerun")
+    monkeypatch.setattr(run_command, "why_done", lambda *_: "the run is done already")
+    Path("empty").mkdir()
+    assert "DATA 'empty' has no folder 'train'" in refused(f"{RUN} --run-dir run empty", capsys)
+    assert main(shlex.split(f"{RUN} --run-dir run synthetic")) == 0
+    assert "the run is done already" in caplog.text
 
 
 def test_nodes_of_one_job_are_one_holder_and_two_commands_are_two() -> None:
