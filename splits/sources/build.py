@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 from torch import nn
 
 from bundlerun.launcher.model_name import OfFile, OfLibrary, OfModule, check_named, parse_model
 from bundlerun.launcher.user_file import module_from_file, module_from_name
 from bundlerun.splits.sources.libraries import of_hf, of_timm, of_torchvision
-from bundlerun.splits.sources.users import built_by_user
+from bundlerun.splits.sources.users import built_by_user, function_of
 
 IMAGES = "AutoModelForImageClassification"
 """What a model of transformers is for, where its config.json does not say."""
@@ -32,15 +34,31 @@ def build_model(
     """
     check_named(name)
     match parse_model(name):
-        case OfFile(file, function):
-            module = module_from_file(file, "--model")
-            return built_by_user(module, function, num_outputs, f"{file}:{function}", file)
-        case OfModule(dotted, function):
-            module = module_from_name(dotted, "--model")
-            return built_by_user(module, function, num_outputs, name, dotted)
+        case OfFile(file, function) as own:
+            return built_by_user(_module_of(own), function, num_outputs, f"{file}:{function}", file)
+        case OfModule(dotted, function) as own:
+            return built_by_user(_module_of(own), function, num_outputs, name, dotted)
         case OfLibrary("timm", known):
             return of_timm(known, num_outputs)
         case OfLibrary("hf", folder):
             return of_hf(folder, num_outputs, hf_class)
         case OfLibrary(_, known):
             return of_torchvision(known, num_outputs)
+
+
+def check_importable(name: str) -> None:
+    """Imports the user's own code that `--model` names, if it names any; builds nothing.
+
+    Raises:
+        ConfigError: it cannot be imported, or has no such function.
+    """
+    own = parse_model(name)
+    if not isinstance(own, OfLibrary):
+        where = own.file if isinstance(own, OfFile) else own.module
+        function_of(_module_of(own), own.function, where)
+
+
+def _module_of(own: OfFile | OfModule) -> ModuleType:
+    if isinstance(own, OfFile):
+        return module_from_file(own.file, "--model")
+    return module_from_name(own.module, "--model")

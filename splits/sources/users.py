@@ -32,13 +32,19 @@ def built_by_user(
     Raises:
         ConfigError: there is no such function, it takes something else, or it builds no model.
     """
+    build = function_of(module, function, where)
+    return _checked(called_with_outputs(build, num_outputs, name), name)
+
+
+def function_of(module: ModuleType, function: str, where: str) -> Callable[..., Any]:
+    """A function of the user's; arguments and errors as those of `built_by_user`."""
     build = getattr(module, function, None)
     if not callable(build):
         functions = [n for n, v in vars(module).items() if inspect.isfunction(v)]
         raise ConfigError(
             f"--model {where!r} has no function {function!r}; {nearest(function, functions)}"
         )
-    return _checked(called_with_outputs(build, num_outputs, name), name)
+    return build  # type: ignore[no-any-return]
 
 
 def called_with_outputs(build: Callable[..., Any], num_outputs: int, name: str) -> object:

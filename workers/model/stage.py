@@ -17,10 +17,12 @@ from torch.utils.data import IterableDataset
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.model_name import OF_IMAGES
 from bundlerun.launcher.user_file import users_code
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.modes import modes_kept
+from bundlerun.splits.sources.build import check_importable
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.samples import Reader, Request
@@ -210,6 +212,9 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     """
     is_whole = config.shape.num_stages == 1 and not config.cut
     if is_whole and config.memory_format != "channels_last":
+        # Not made, which takes its time; but each rank would say that it cannot be imported.
+        if config.recipe == OF_IMAGES:
+            check_importable(config.model)
         return
     count = getattr(recipe, "num_outputs", None)
     # A model that asks for more than the number of outputs cannot be checked yet.

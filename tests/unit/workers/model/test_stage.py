@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Self, cast
 
@@ -15,7 +17,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.model.stage import check_stages, cut_model, make_stage
-from bundlerun.workers.recipe import DataInfo, Recipe
+from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe
 
 CONFIG = TrainConfig(data="x", shape=Shape((1, 1)), cut=("2",))
 INFO = DataInfo(num_train=8, num_val=0, num_outputs=37)
@@ -125,3 +127,19 @@ def test_an_optimizer_is_tried_on_what_the_model_s_train_lets_be_trained() -> No
     stage = cut_model(config, recipe, INFO, is_loaded_later=True).stages[0]
     assert not stage.training
     assert not any(p.requires_grad for p in stage.parameters())
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("import nosuchmodule", "cannot be imported: ModuleNotFoundError"), ("", "has no function")],
+)
+def test_a_models_file_that_is_no_use_is_told_before_any_rank_starts(
+    text: str, says: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "bad_model.py"
+    file.write_text(text)
+    config = TrainConfig(data="synthetic", shape=Shape((1,)), model=f"{file}:build")
+    with pytest.raises(ConfigError, match=says):
+        check_stages(config, load_recipe(config))
+    own = replace(config, recipe="own.py")  # may read --model as it likes
+    check_stages(own, load_recipe(config))
