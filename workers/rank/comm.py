@@ -33,6 +33,7 @@ from torch._C._distributed_c10d import (
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.meeting.addresses import source_address
 from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.rank.env import RankEnv
 
 _CPU = torch.device("cpu")
 _SAFE_CHUNK_BYTES = 4 << 20
@@ -272,20 +273,25 @@ def tune_nccl(
         options.config.max_ctas = _LINK_CTAS
 
 
-def own_address(master_addr: str, master_port: int) -> str:
-    """The address of this node on the way to the master; empty where only torch can tell.
+def own_address(env: RankEnv) -> str:
+    """The address of this node, as told, or on the way to the master; empty: only torch can tell.
 
     A node may resolve its own name to a loopback address that others cannot reach, so the kernel
     is asked which address it would send from.
 
     Raises:
-        NodeError: `master_addr` cannot be resolved.
+        NodeError: the master's address cannot be resolved.
     """
+    if env.local_addr or not env.is_launched:
+        return env.local_addr
+    # One node: whatever its name resolves to, its ranks reach each other here.
+    if env.local_world_size == env.world_size:
+        return "127.0.0.1"
     try:
-        return source_address(master_addr, master_port)
+        return source_address(env.master_addr, env.master_port)
     except socket.gaierror as exc:
         raise NodeError(
-            f"MASTER_ADDR {master_addr!r} cannot be resolved ({exc.strerror}); "
+            f"MASTER_ADDR {env.master_addr!r} cannot be resolved ({exc.strerror}); "
             "give a routable address with --local-addr on the first node"
         ) from exc
     except OSError:

@@ -30,16 +30,27 @@ class MemoryUse:
         peak: the most that this process has had at once.
         capacity: of the device.
         others: what other processes hold.
+        is_shared: whether ranks of this run are among these.
     """
 
     peak: int
     capacity: int
     others: int
+    is_shared: bool = False
+
+    @property
+    def text(self) -> str:
+        """How much this rank had."""
+        had = f"this rank had {self.peak / _GIB:.1f} GiB of {self.capacity / _GIB:.1f} at its peak"
+        if not self.is_shared:
+            return had
+        others = f"{self.others / _GIB:.1f} GiB"
+        return f"{had}, and other processes hold {others}, as ranks share this GPU"
 
     @property
     def is_others_fault(self) -> bool:
-        """Whether other processes hold more than what goes without saying."""
-        return self.others > _MOST_OF_OTHERS * self.capacity
+        """Whether other runs and programs hold more than what goes without saying."""
+        return not self.is_shared and self.others > _MOST_OF_OTHERS * self.capacity
 
 
 class MemoryGuard:
@@ -51,6 +62,7 @@ class MemoryGuard:
         num_finished: gives the steps that this start has finished.
         may_shrink: nobody has said how large micro-batches are: if those of a new run do not fit
             into the GPU, the next start has smaller ones.
+        shares_gpu: other ranks may use the same GPU.
     """
 
     def __init__(
@@ -60,11 +72,13 @@ class MemoryGuard:
         num_finished: Callable[[], int] = lambda: 0,
         *,
         may_shrink: bool = False,
+        shares_gpu: bool = False,
     ) -> None:
         self._config = config
         self._device = device
         self._num_finished = num_finished
         self._may_shrink = may_shrink
+        self._shares_gpu = shares_gpu
 
     def __enter__(self) -> Self:
         return self
@@ -79,7 +93,7 @@ class MemoryGuard:
         """
         # Later steps need no more than the first, so that a restart may help them.
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)) and not self._num_finished():
-            use = _use(self._device)
+            use = _use(self._device, is_shared=self._shares_gpu)
             if use is not None and use.is_others_fault:
                 raise NodeError(why_filled(use)) from error
             if use is not None:
@@ -96,12 +110,12 @@ class MemoryGuard:
             raise BundleError(why_smaller(self._config, use, samples)) from error
 
 
-def _use(device: torch.device) -> MemoryUse | None:
+def _use(device: torch.device, *, is_shared: bool) -> MemoryUse | None:
     found = door.memory(device)
     if found is None:
         return None
     others = max(0, found.capacity - found.free - found.own)
-    return MemoryUse(peak=found.peak, capacity=found.capacity, others=others)
+    return MemoryUse(peak=found.peak, capacity=found.capacity, others=others, is_shared=is_shared)
 
 
 def why_filled(use: MemoryUse) -> str:
@@ -116,8 +130,7 @@ def why_filled(use: MemoryUse) -> str:
 def why_smaller(config: TrainConfig, use: MemoryUse, samples: int) -> str:
     """What happens where the micro-batches that nobody has asked for are too large."""
     return (
-        f"no GPU memory left in the first step: this rank had {use.peak / _GIB:.1f} GiB of "
-        f"{use.capacity / _GIB:.1f} at its peak, with micro-batches of "
+        f"no GPU memory left in the first step: {use.text}, with micro-batches of "
         f"{config.samples_per_microbatch} samples, the default; from the next start on they have "
         f"{samples}; --microbatch-size says it from the first on"
     )
@@ -132,14 +145,16 @@ def why_out_of_memory(config: TrainConfig, use: MemoryUse | None) -> str:
     """
     samples = config.samples_per_microbatch
     way = "give a --shape of more stages"
+    if use is not None and use.is_shared:
+        way += ", or fewer ranks (--nproc-per-node)"
     if samples > 1:
         half = max(d for d in range(1, samples // 2 + 1) if samples % d == 0)
-        way = f"use --microbatch-size {half}, or a --shape of more stages"
+        way = f"use --microbatch-size {half}, or {way.removeprefix('give ')}"
     if use is None:
         return (
             f"no memory left on this node in the first step, with micro-batches of {samples}; {way}"
         )
     return (
-        f"no GPU memory left in the first step: this rank had {use.peak / _GIB:.1f} GiB of "
-        f"{use.capacity / _GIB:.1f} at its peak, with micro-batches of {samples} samples; {way}"
+        f"no GPU memory left in the first step: {use.text}, with micro-batches of {samples} "
+        f"samples; {way}"
     )

@@ -70,6 +70,8 @@ class Arrival:
     """As configured, or as the first rank has settled it for the whole run."""
     has_gpus: bool = False
     """Whether all nodes have GPUs."""
+    shares_gpu: bool = False
+    """Whether several ranks use one GPU on this node."""
     note: str = ""
     """What the user should know of how the ranks talk."""
 
@@ -270,7 +272,7 @@ def arrive(
         rank=env.rank,
         backend=backend,
         timeout_s=config.timeout_s,
-        address=_address(env),
+        address=own_address(env),
         device=device,
         tries_ipc=config.transport == "ipc",
     )
@@ -284,6 +286,7 @@ def arrive(
         token=token,
         cores=env.cores,
         has_gpus=has_gpus,
+        shares_gpu=nodes[topology.places[env.rank].node].is_shared,
         note=note,
         samples_per_microbatch=settled_samples(
             config, env, store, topology.num_bundles, has_gpus=has_gpus
@@ -389,12 +392,3 @@ def _hellos(env: RankEnv, store: Store) -> Iterator[Hello]:
         hello = Hello(**json.loads(store.get(f"node/{node}")))
         yield hello
         node, num_ranks = node + 1, num_ranks + hello.num_ranks
-
-
-def _address(env: RankEnv) -> str:
-    if env.local_addr or not env.is_launched:
-        return env.local_addr
-    # One node: whatever its name resolves to, its ranks reach each other here.
-    if env.local_world_size == env.world_size:
-        return "127.0.0.1"
-    return own_address(env.master_addr, env.master_port)

@@ -63,7 +63,10 @@ def train_rank(
     recipe, meters = load_recipe(config), Meters.of(session.device)
     paths = RunPaths(Path(config.run_dir))
     finished = lambda: life.num_finished  # noqa: E731
-    with MemoryGuard(config, session.device, finished, may_shrink=may_shrink):
+    shares_gpu = session.arrival.shares_gpu
+    with MemoryGuard(
+        config, session.device, finished, may_shrink=may_shrink, shares_gpu=shares_gpu
+    ):
         info, data = open_data(recipe, session)
         feed = Feed(config, session, info, data)
         # Pushed as soon as it is made: what fails later then closes it, too.

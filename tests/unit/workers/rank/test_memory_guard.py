@@ -107,6 +107,17 @@ def test_a_gpu_that_another_process_fills_is_told_in_one_line(
     assert "\n" not in str(found.value)
 
 
+def test_ranks_that_share_a_gpu_are_not_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_fault(monkeypatch, others=40 * GIB)
+    text = (
+        r"38\.0 GiB of 80\.0 at its peak, and other processes hold 41\.0 GiB, as ranks share this "
+        r"GPU, with micro-batches of 24 samples; use --microbatch-size 12, .*--nproc-per-node"
+    )
+    guard = MemoryGuard(CONFIG, GPU, shares_gpu=True)
+    with pytest.raises(ConfigError, match=text), guard:
+        raise torch.OutOfMemoryError
+
+
 @pytest.mark.parametrize(
     ("samples", "way"), [(32, "--microbatch-size 16"), (9, "--microbatch-size 3"), (1, "--shape")]
 )
