@@ -40,15 +40,16 @@ class StreamTimer(Generic[K]):
     def begin(self) -> Event:
         """A mark here."""
         self._collect()
-        made = self._spare.pop() if self._spare else door.timer(self._device)
-        made.record(door.current_stream(self._device))
-        return made
+        return self._mark()
 
     def end(self, key: K, start: Event) -> None:
         """Adds the time from `start` to here to a key, as soon as it is known."""
-        end = self._spare.pop() if self._spare else door.timer(self._device)
-        end.record(door.current_stream(self._device))
-        self._under_way.append(_Span(key, start, end))
+        self._under_way.append(_Span(key, start, self._mark()))
+
+    def _mark(self) -> Event:
+        made = self._spare.pop() if self._spare else door.timer(self._device)
+        made.record(door.current_stream(self._device))
+        return made
 
     def _collect(self) -> None:
         """Counts the spans that are over; waits for none, so that few marks are kept."""

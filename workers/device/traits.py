@@ -22,7 +22,7 @@ class Traits:
 
 def traits_of(device: torch.device) -> Traits:
     """What a GPU can do; of other kinds than CUDA and ROCm torch says less."""
-    if device.type != "cuda":
+    if device.type != _CUDA:
         return Traits(
             name=f"a device of the kind {device.type!r}", has_tf32=False, has_bfloat16=True
         )

@@ -19,15 +19,14 @@ import os
 import select
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Self
 
 import psutil
 import torch
 from torch import Tensor
 
-from bundlerun.launcher.process import boot_id
 from bundlerun.launcher.ranks.fault import PeerGoneError
+from bundlerun.launcher.run_folder.holder import this_machine
 from bundlerun.workers.rank.comm import Group
 
 log = logging.getLogger(__name__)
@@ -171,7 +170,7 @@ def _offer(group: Group, files: _Files, num_bytes: int, num_channels: int) -> di
             files.offered.append(end)
             bells.append((peer, channel, end))
     return {
-        "space": f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}",
+        "space": this_machine(),
         "pid": os.getpid(),
         "memory": memory,
         "num_bytes": num_bytes,

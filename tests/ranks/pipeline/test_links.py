@@ -296,7 +296,7 @@ def test_where_memory_cannot_be_shared_gloo_carries(
 ) -> None:
     def main(env: RankEnv, store: Store) -> None:
         monkeypatch.setattr(
-            "bundlerun.workers.rank.node_memory.boot_id", lambda: f"machine {env.rank}"
+            "bundlerun.workers.rank.node_memory.this_machine", lambda: f"machine {env.rank}"
         )
         group = link_group(env, store, MEMORY)
         if env.rank == 0:

@@ -101,7 +101,7 @@ def test_where_one_cannot_share_all_go_without(
         group = group_of(env, store)
         if env.rank == 1:
             monkeypatch.setattr(
-                "bundlerun.workers.rank.node_memory.boot_id", lambda: "another machine"
+                "bundlerun.workers.rank.node_memory.this_machine", lambda: "another machine"
             )
         before = set(Path("/proc/self/fd").iterdir())
         assert NodeMemory.connect(group, NUM_BYTES) is None
