@@ -60,6 +60,10 @@ class Generator:
                 *args, **given, generator=torch.Generator().manual_seed(seed)
             )
 
+        if op is torch.ops.aten.native_dropout.default:
+            # Not by the CPU's own generator, which another thread may seed meanwhile.
+            return lambda given, p, train: _dropped(given, p, torch.Generator().manual_seed(seed))
+
         def act(*args: Any, **given: Any) -> Any:
             # It draws from the CPU's own generator only.
             with torch.random.fork_rng(devices=[]):
@@ -67,3 +71,9 @@ class Generator:
                 return op(*args, **given)
 
         return act
+
+
+def _dropped(given: Tensor, p: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """What `native_dropout` gives in training, and its mask."""
+    mask = torch.empty_like(given, dtype=torch.bool).bernoulli_(1 - p, generator=generator)
+    return given * mask * (1 / (1 - p) if p < 1 else 0.0), mask
