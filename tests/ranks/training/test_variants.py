@@ -52,12 +52,42 @@ def test_bfloat16_keeps_its_parameters_in_single_precision_and_learns(tmp_path: 
     assert_keeps_single_precision_and_learns("bfloat16", tmp_path)
 
 
+COMPILED = """
+from torch import nn
+
+
+class Net(nn.Module):
+    '''Each pass of a stage is one kernel that a C++ compiler makes, which takes it seconds.'''
+
+    def __init__(self, num_outputs):
+        super().__init__()
+        self.flat, self.first, self.norm = nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8)
+        self.second = nn.Linear(8, num_outputs)
+
+    def forward(self, x):
+        return self.second(self.norm(self.first(self.flat(x))).tanh())
+
+
+def build(num_outputs):
+    return Net(num_outputs)
+"""
+
+
 @pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None,
     reason="torch.compile needs a C++ compiler",
 )
-def test_compiled_stages_train_like_the_unsplit_model(tmp_path: Path) -> None:
-    config = replace(CONFIG, shape=Shape((1, 1)), compile="default", max_steps=2, timeout_s=240.0)
+def test_compiled_stages_train_like_the_unsplit_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # More threads are processes that import torch.
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    path = tmp_path / "model.py"
+    path.write_text(COMPILED)
+    config = replace(
+        CONFIG, model=f"{path}:build", shape=Shape((1, 1)), compile="default", max_steps=2
+    )
+    config = replace(config, timeout_s=240.0)
     state = bundle_run(config, (2,), tmp_path, limit_s=250.0)
     assert_close(state, train_unsplit(config, 2).state, 1e-9)
 
