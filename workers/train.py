@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,6 @@ from bundlerun.launcher.preflight import check_torch, check_writable
 from bundlerun.launcher.process import leave
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
-from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
-from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.launcher.train_argv import read_train_argv
@@ -45,9 +43,9 @@ from bundlerun.workers.device.accelerator import unused_kind
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare
 from bundlerun.workers.model.stage import check_stages, foreseen_division
-from bundlerun.workers.rank.alone import alone
+from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.liveness import Liveness, process_age_s
+from bundlerun.workers.rank.liveness import Liveness
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
 from bundlerun.workers.rank.session import (
     Arrival,
@@ -218,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             board = Board.open(os.environ) if env.is_launched else None
             config = with_run_folder(config, env, board.run_dir if board else None)
             raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
-            life = stack.enter_context(_liveness(config, env, board))
+            life = stack.enter_context(life_of(Path(config.run_dir), env, board))
             env = _take_cores(config, env)
             prepare(config)
             # After the cores, which its thread inherits; the rest goes on meanwhile.
@@ -273,24 +271,6 @@ def _checked(config: TrainConfig, env: RankEnv) -> TrainConfig:
         log.info("one process without a launcher: the model is trained unsplit")
         config = replace(config, shape=Shape((1,)), cut=(), chunks=1, schedule="auto")
     return config
-
-
-def _liveness(
-    config: TrainConfig, env: RankEnv, board: Board | None
-) -> AbstractContextManager[Liveness]:
-    paths = RunPaths(Path(config.run_dir))
-    if not env.is_launched:
-        return alone(paths.root)
-    who = {"local_rank": env.local_rank, "attempt": env.attempt}
-    events = Events(paths.node_events(env.node_name), env.node_name, who)
-    life = Liveness(board, events, env.local_rank, is_launched=True)
-    life.tell_run_dir(paths.root)
-    was_standby = TAKEN_VARIABLE in os.environ
-    events.note(
-        "starts",
-        {"pid": os.getpid(), "age_s": round(process_age_s(), 3), "was_standby": was_standby},
-    )
-    return nullcontext(life)
 
 
 if __name__ == "__main__":

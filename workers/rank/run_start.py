@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from bundlerun.launcher.agreement.agreed import terms_of
+from bundlerun.launcher.agreement.agreed import Terms, terms_of
 from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.agreement.continuation import changed_lines
 from bundlerun.launcher.config import TrainConfig
@@ -79,10 +79,15 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
 
 
 @contextmanager
-def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
+def claimed_folder(config: TrainConfig, env: RankEnv, terms: Terms | None = None) -> Iterator[None]:
     """Holds the run folder, and warns of what has changed since the last start.
 
     A rank that fails leaves its agent's claim as it is: the next attempt continues with it.
+
+    Args:
+        config: of the run.
+        env: of this rank.
+        terms: what a start is made of; None: what `config` says.
 
     Raises:
         ConfigError: another run has the folder, or its run cannot continue with these terms.
@@ -91,7 +96,8 @@ def claimed_folder(config: TrainConfig, env: RankEnv) -> Iterator[None]:
     if env.is_claimed or env.rank != 0:
         yield
         return
-    paths, terms = RunPaths(Path(config.run_dir)), terms_of(config)
+    paths = RunPaths(Path(config.run_dir))
+    terms = terms_of(config) if terms is None else terms
     claim = Claim(paths, _holder(env), log.warning)
     claim.check()
     # Compared before `keep` replaces the terms of the last start.

@@ -232,7 +232,7 @@ def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
 def arrive(
     config: TrainConfig, env: RankEnv, store: Store, start: DeviceStart | None = None
 ) -> Arrival:
-    """What this rank is in the round, which may be spare.
+    """Starts this rank's device, and says what it is in the round, which may be spare.
 
     Collective: every rank. The store sees a few keys per node.
 
@@ -243,12 +243,30 @@ def arrive(
         start: of this rank's device; None: it is started here.
 
     Raises:
-        ConfigError: nodes have other options, files, data or versions; the devices of all
-            together do not hold one bundle; or this rank's does not do what the options ask.
-        NodeError: the transport asked for does not work here, or the device cannot be started.
+        ConfigError: see `meet`; or this rank's device does not do what the options ask.
+        NodeError: see `meet`; or the device cannot be started.
     """
     device = (start or DeviceStart(env.local_rank)).take()
     set_switches(config, device, speaks=env.local_rank == 0)
+    return meet(config, env, store, device)
+
+
+def meet(config: TrainConfig, env: RankEnv, store: Store, device: torch.device) -> Arrival:
+    """What this rank is in the round, which may be spare.
+
+    Collective: every rank. The store sees a few keys per node.
+
+    Args:
+        config: of the run.
+        env: what the agent told this rank.
+        store: where the ranks of the round meet.
+        device: of this rank, started.
+
+    Raises:
+        ConfigError: nodes have other options, files, data or versions, or the devices of all
+            together do not hold one bundle.
+        NodeError: the transport asked for does not work here.
+    """
     gpu = door.name_of(device)
     if gpu:
         store.set(f"gpu/{env.rank}", gpu)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -23,16 +23,57 @@ from bundlerun.launcher.run_folder.checkpoints import (
     find_damage,
 )
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.workers.optimizer import check_same_optimizer
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.snapshot.mark import Mark
 from bundlerun.workers.snapshot.piece import SnapshotId
-from bundlerun.workers.snapshot.restore import Restore, Restored
+from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.state.checkpoint import Checkpoints
-from bundlerun.workers.state.named import stage_names
-from bundlerun.workers.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+
+class Share(NamedTuple):
+    """What one rank writes into a checkpoint, in a file of that name."""
+
+    name: str
+    tensors: Mapping[str, Tensor]
+
+
+class Kept(Protocol):
+    """Whose state it is that is saved: a trainer's, or that of a user's own loop."""
+
+    def names(self, available: Iterable[str]) -> list[str]:
+        """Those of the names of a whole state that this rank loads.
+
+        Raises:
+            CheckpointError: some that it needs are not among them.
+        """
+        ...
+
+    def load(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Takes up the state with the names that `names` has picked.
+
+        Raises:
+            CheckpointError: it is of another model.
+            ConfigError: it is of another optimizer.
+        """
+        ...
+
+    def load_own(self, find: Callable[[str], Mapping[str, Tensor]]) -> None:
+        """Takes up what this rank has kept for itself; `find` gives it for a situation."""
+        ...
+
+    def share(self) -> Share | None:
+        """What this rank writes; None: nothing."""
+        ...
+
+    def check_finite(self) -> None:
+        """Raises CheckpointError where the state is not worth keeping."""
+        ...
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Sums over all active ranks; collective."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +171,7 @@ class Keeper:
     Args:
         config: of the run.
         session: this rank's place.
-        trainer: has the state.
+        kept: has the state.
         restore: finds snapshots; None: there are none.
         about: what is to be known of the data, for checkpoints.
     """
@@ -139,12 +180,12 @@ class Keeper:
         self,
         config: TrainConfig,
         session: Session,
-        trainer: Trainer,
+        kept: Kept,
         restore: Restore | None = None,
         about: Mapping[str, Any] | None = None,
     ) -> None:
         self._session = session
-        self._trainer = trainer
+        self._kept = kept
         self._restore = restore
         self._paths = RunPaths(Path(config.run_dir))
         self._checkpoints = _checkpoints(config, session, about)
@@ -181,16 +222,15 @@ class Keeper:
             self._restore.decline()
         if chosen is None:
             return None
-        names = stage_names(self._trainer.stage, chosen.weight_map)
-        self._load(chosen.progress, self._checkpoints.load(chosen, names))
+        names = self._kept.names(chosen.weight_map)
+        self._kept.load(chosen.progress, self._checkpoints.load(chosen, names))
         return Resumed(progress=chosen.progress)
 
     def _from_memory(self, restore: Restore, on_disk: int) -> Resumed:
-        stage = self._trainer.stage
-        tells = partial(stage_names, stage) if self._session.is_writer else None
+        tells = self._kept.names if self._session.is_writer else None
         restored = restore.fetch(on_disk, tells)
-        self._load(restored.progress, restore.load(restored, partial(stage_names, stage)))
-        self._load_feedback(restore, restored)
+        self._kept.load(restored.progress, restore.load(restored, self._kept.names))
+        self._kept.load_own(partial(restore.load, restored, list))
         return Resumed(progress=restored.progress, snapshot=restored.id)
 
     def _is_finite_anywhere(self) -> bool:
@@ -199,11 +239,11 @@ class Keeper:
         A snapshot is taken before anybody sees the effect of a gradient that is no finite number.
         """
         try:
-            self._trainer.check_finite()
+            self._kept.check_finite()
         except CheckpointError:
             # The sum is collective: a rank that has found something takes part, too.
-            return not any(self._trainer.total([1.0]))
-        return not any(self._trainer.total([0.0]))
+            return not any(self._kept.total([1.0]))
+        return not any(self._kept.total([0.0]))
 
     def _tell_refused(self, step: int, instead: Checkpoint | None) -> None:
         what = f"the snapshot of step {step} has a parameter that is no finite number"
@@ -214,25 +254,6 @@ class Keeper:
             )
         if self._session.is_reporter:
             log.warning("%s: resumes from the checkpoint of step %d instead", what, instead.step)
-
-    def _load(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
-        check_same_optimizer(progress.optimizer, self._trainer.optimizer)
-        self._trainer.load(tensors)
-        self._trainer.loss_scale.load(progress.loss_scale, progress.loss_scale_steps)
-
-    def _load_feedback(self, restore: Restore, restored: Restored) -> None:
-        """Loads the rounding error of this rank's exchange; another layout has no use for it."""
-        sync = self._trainer.sync
-        if not sync.rounds:
-            return
-        # Feedback belongs to one rank's buckets; it means something only where those are the same.
-        kept = restore.load(restored, list, sync.feedback_situation)
-        sync.load_feedback(kept)
-        if not kept and self._session.is_writer:
-            log.info(
-                "stage %d: nodes or buckets are not those of before; what rounding had left to be "
-                "made up for is dropped", self._session.place.stage,
-            )  # fmt: skip
 
     def is_saved(self, step: int) -> bool:
         """Whether there is a checkpoint of `step`, as far as this rank sees."""
@@ -282,16 +303,15 @@ class Keeper:
             self._restore.room.mark(Mark(run_dir=str(self._paths.root.absolute()), step=step))
 
     def _write_part(self, step: int) -> dict[str, Any] | None:
-        if not self._session.is_writer:
+        share = self._kept.share()
+        if share is None:
             return None
-        tensors = self._trainer.state()
-        name = f"stage-{self._session.place.stage}"
         try:
-            self._trainer.check_finite()
+            self._kept.check_finite()
         except CheckpointError as exc:
             return {"error": str(exc), "refused": True}
         try:
-            return asdict(self._checkpoints.write_part(step, name, tensors))
+            return asdict(self._checkpoints.write_part(step, *share))
         except CheckpointError as exc:
             return {"error": str(exc)}
 
@@ -322,12 +342,12 @@ class Keeper:
         """
         damage, mismatch = None, ""
         try:
-            names = stage_names(self._trainer.stage, checkpoint.weight_map)
+            names = self._kept.names(checkpoint.weight_map)
             damage = find_damage(checkpoint, checkpoint.files_of(names))
         except CheckpointError as exc:
             mismatch = str(exc)
         # All ranks take the same checkpoint: one that a single rank cannot read is none.
-        num_bad, num_other = self._trainer.total([float(bool(damage)), float(bool(mismatch))])
+        num_bad, num_other = self._kept.total([float(bool(damage)), float(bool(mismatch))])
         if num_other:
             raise CheckpointError(
                 mismatch or f"{num_other:.0f} other ranks miss their tensors in it"

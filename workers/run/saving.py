@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.run.keeper import Keeper
-from bundlerun.workers.snapshot.snapshots import AfterStep, Snapshots
+from bundlerun.workers.snapshot.snapshots import AfterStep, Snapshots, Total
 from bundlerun.workers.state.ending import Ending, Kept, outcome_of
-from bundlerun.workers.trainer import Trainer
 
 
 class Saving:
@@ -17,24 +17,24 @@ class Saving:
     Args:
         keeper: writes checkpoints.
         snapshots: of this rank; None: there are none.
-        trainer: adds up over all ranks.
+        total: adds up over all ranks.
         meters: gets the time of checkpoints.
-        reporter: looks after the run folder; None on all ranks but one.
+        looks_lost: whether the run folder is gone; None on all ranks but one.
     """
 
     def __init__(
         self,
         keeper: Keeper,
         snapshots: Snapshots | None,
-        trainer: Trainer,
+        total: Total,
         meters: Meters,
-        reporter: Reporter | None,
+        looks_lost: Callable[[], bool] | None,
     ) -> None:
         self._keeper = keeper
         self._snapshots = snapshots
-        self._trainer = trainer
+        self._total = total
         self._meters = meters
-        self._reporter = reporter
+        self._looks_lost = looks_lost
 
     def after_step(self, progress: Progress, step_s: float) -> AfterStep:
         """Takes a snapshot, where one is due; see `Snapshots.after_step`.
@@ -43,7 +43,7 @@ class Saving:
         """
         if self._snapshots is None:
             return AfterStep(is_kept=False)
-        return self._snapshots.after_step(progress, step_s, self._trainer.total)
+        return self._snapshots.after_step(progress, step_s, self._total)
 
     def checkpoint(self, progress: Progress) -> None:
         """Writes a checkpoint; if that fails, says so and continues without it.
@@ -95,7 +95,7 @@ class Saving:
             or not self._snapshots.save_last(last)
         )
         # One rank's share missing makes the whole state worthless, so all ranks have to agree.
-        if any(self._trainer.total([float(is_nowhere)])):
+        if any(self._total([float(is_nowhere)])):
             return "nowhere", has_lost_folder
         self._keeper.mark_unsaved(last.step)
         return "memory", has_lost_folder
@@ -106,11 +106,11 @@ class Saving:
         Collective: every active rank.
         """
         is_missing = has_lost = False
-        if self._reporter is not None:
-            has_lost = self._reporter.looks_lost()
+        if self._looks_lost is not None:
+            has_lost = self._looks_lost()
             is_missing = not self._keeper.is_saved(step)
         # One rank looks, and all act on what it saw: a shared disk may show others something else.
-        num_missing, num_lost = self._trainer.total([float(is_missing), float(has_lost)])
+        num_missing, num_lost = self._total([float(is_missing), float(has_lost)])
         if has_lost:
             self._keeper.keep_run_id()
         return num_missing > 0, num_lost > 0

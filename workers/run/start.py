@@ -34,6 +34,7 @@ from bundlerun.workers.report.words import Course
 from bundlerun.workers.run.course import Run
 from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
 from bundlerun.workers.run.saving import Saving
+from bundlerun.workers.run.trained import Trained
 from bundlerun.workers.snapshot.pace import Pace
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.snapshot.room import SnapshotRoom
@@ -80,7 +81,7 @@ def train_rank(
         )
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)
-        keeper = Keeper(config, session, trainer, restore, info.about)
+        keeper = Keeper(config, session, Trained(session, trainer), restore, info.about)
         # Only now: loading needs the stage's names and the optimizer, which the trainer has.
         resumed = keeper.resume(found)
         _begin(session, feed, trainer, resumed)
@@ -92,7 +93,8 @@ def train_rank(
             life.before_end(snapshots.finish_copy)
         reporter = _open_reporter(config, session, recipe, feed.steps_per_epoch, stack)
         progress = _tell_start(session, life, reporter, resumed)
-        saving = Saving(keeper, snapshots, trainer, meters, reporter)
+        looks_lost = reporter.looks_lost if reporter is not None else None
+        saving = Saving(keeper, snapshots, trainer.total, meters, looks_lost)
         measures = Measures(session, meters, trainer.total)
         stopping = _stopping(paths, session, life, reporter)
         run = Run(config, feed, trainer, saving, measures, stopping, Audience(life, reporter))

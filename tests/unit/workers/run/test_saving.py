@@ -72,7 +72,7 @@ class One:
 
 
 def saving(disk: Disk, memory: Memory | None) -> Saving:
-    parts: Any = (disk, memory, One(), Meters(), disk)
+    parts: Any = (disk, memory, One().total, Meters(), disk.looks_lost)
     return Saving(*parts)
 
 
