@@ -30,6 +30,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command(f"{_OURS}.run", "start this node's part of a training run"),
+    "script": Command(
+        f"{_OURS}.script", "start this node's ranks of a program of your own, as torchrun would"
+    ),
     "plan": Command(
         f"{_OURS}.plan",
         "show what would run where, for this machine or for others; starts nothing",
@@ -54,9 +57,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    words = train_words(sys.argv[1:] if argv is None else argv)
-    # Only these two start ranks, whose signals and orphans process 1 of a container must handle.
-    if words[:1] in (["run"], ["classic"]):
+    words = our_words(sys.argv[1:] if argv is None else argv)
+    # Only these start ranks, whose signals and orphans process 1 of a container must handle.
+    if words[:1] in (["run"], ["script"], ["classic"]):
         ended = stand_before()
         if ended is not None:
             return ended
@@ -84,6 +87,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `bundlerun plan | head`
         sys.stderr.close()
         return 0
+
+
+def our_words(argv: Sequence[str]) -> list[str]:
+    """The words that argparse reads; what a script is called with stays as it is typed."""
+    if argv[:1] != ["script"]:
+        return train_words(argv)
+    end = next((i for i, word in enumerate(argv) if word.endswith(".py")), len(argv))
+    return [*train_words(argv[:end]), *argv[end:]]
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

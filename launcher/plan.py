@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from bundlerun.launcher.agreement.agreed import Terms, terms_of, terms_of_script
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
@@ -34,6 +35,7 @@ from bundlerun.launcher.options.declared import Resolved, argv_of
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 WORKER_MODULE = "bundlerun.workers.train"
+SCRIPT_MODULE = "bundlerun.workers.own.script"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +66,8 @@ class LaunchPlan:
     launch: Resolved[LaunchConfig]
     node: NodePlan | None
     module: str = field(default=WORKER_MODULE)
+    script: tuple[str, ...] = ()
+    """A program of the user's own that ranks run in place of training, with its arguments."""
     kept_samples: int = 0
     """Samples of a micro-batch, where an earlier start of the run has settled that; else 0."""
     num_idle: int = 0
@@ -125,7 +129,16 @@ class LaunchPlan:
     @property
     def argv(self) -> list[str]:
         """The workers' command line, without the program."""
+        if self.script:
+            return [self.train.value.run_dir, *self.script]
         return self.train.value.to_argv()
+
+    @property
+    def terms(self) -> Terms:
+        """What all nodes must have alike."""
+        if self.script:
+            return terms_of_script(Path(self.script[0]), self.script[1:])
+        return terms_of(self.train.value)
 
     def commands(self) -> list[str]:
         """What starts this job, one command for each kind of node."""

@@ -21,7 +21,7 @@ from bundlerun.launcher.agent.failure import explain, explain_end
 from bundlerun.launcher.agent.gpus import check_gpus
 from bundlerun.launcher.agent.limits import check_shared_memory, raise_open_files
 from bundlerun.launcher.agent.tracker import outlive_tracker
-from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE, terms_of
+from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
 from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import (
@@ -80,7 +80,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     # First: a signal is written on the board from the moment that one is heard.
     board = Board.create()
     os.environ[BOARD_VARIABLE] = board.where
-    terms = terms_of(plan.train.value)
+    terms = dict(plan.terms)
     os.environ[TERMS_VARIABLE] = json.dumps(terms)
     if claim is not None:
         os.environ[CLAIM_VARIABLE] = "1"

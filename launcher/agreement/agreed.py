@@ -13,8 +13,9 @@ run folder keeps those of the last start, so that the next one can tell what has
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TypeAlias
@@ -58,11 +59,23 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
     data = data_card(config.data)
     if data:
         terms[DATA] = data
-    terms[CODE] = own_digest()  # an editable installation may give an old version
-    packages = (*_PACKAGES, *package_behind(config.model))
-    terms |= {name: _version(name) for name in packages}
-    terms["python"] = f"{sys.version_info.major}.{sys.version_info.minor}"
-    return terms
+    return terms | _versions(package_behind(config.model))
+
+
+def terms_of_script(script: Path, argv: Sequence[str]) -> dict[str, str]:
+    """What this node brings where a script of the user's own is run: the script and versions."""
+    terms = {"the script": script.name, "its arguments": shlex.join(argv)}
+    if script.is_file():
+        script = script.absolute()
+        terms["the content of the script"] = digest(files_behind(script), script.parent)
+    return terms | _versions()
+
+
+def _versions(more: Iterable[str] = ()) -> dict[str, str]:
+    """Of our code and of packages: `more`, and those that every rank has."""
+    terms = {CODE: own_digest()}  # an editable installation may give an old version
+    terms |= {name: _version(name) for name in (*_PACKAGES, *more)}
+    return terms | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
 
 def kept_terms() -> set[str]:

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -66,14 +66,14 @@ def read_configs(
     train = train_config(
         args, environ=environ, toml=toml, toml_name=name, default_data=default_data
     )
-    site = _site(environ, partial(said, given=vars(args), environ=environ, toml=toml))
+    site = site_options(environ, vars(args), toml)
     launch = resolve(
         LaunchConfig, vars(args), environ=environ, toml=toml, toml_name=name, site=site
     )
-    return _with_folder(train, launch, environ), launch
+    return with_folder(train, launch, environ), launch
 
 
-def _with_folder(
+def with_folder(
     train: Resolved[TrainConfig], launch: Resolved[LaunchConfig], environ: Mapping[str, str]
 ) -> Resolved[TrainConfig]:
     """Fills in the run folder; it stays empty where several nodes would not agree on one."""
@@ -83,11 +83,19 @@ def _with_folder(
     return replace(train, value=replace(train.value, run_dir=str(folder or "")))
 
 
-def _site(environ: Mapping[str, str], said: Callable[[str], str]) -> dict[str, tuple[str, str]]:
-    """Launch options that torchrun's variables give, and else the batch system."""
+def site_options(
+    environ: Mapping[str, str], given: Mapping[str, object], toml: Mapping[str, object]
+) -> dict[str, tuple[str, str]]:
+    """Launch options that torchrun's variables give, and else the batch system.
+
+    Args:
+        given: what was typed.
+        toml: what a file says.
+    """
     found = torchrun_variables(environ)
-    given = site_defaults(environ, lambda name: said(name) or found.get(name, ("", ""))[1])
-    return given | {
+    typed = partial(said, given=given, environ=environ, toml=toml)
+    given_there = site_defaults(environ, lambda name: typed(name) or found.get(name, ("", ""))[1])
+    return given_there | {
         name: (f"environment {variable}", text) for name, (variable, text) in found.items()
     }
 

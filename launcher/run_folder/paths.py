@@ -53,6 +53,11 @@ class RunPaths:
         return self.root / "outcome.json"
 
     @property
+    def starts(self) -> Path:
+        """How many starts of one job in a row have begun after the same step, JSON."""
+        return self.root / "starts.json"
+
+    @property
     def drain(self) -> Path:
         """Asks the run to stop in good order, by being there."""
         return self.root / "drain.json"

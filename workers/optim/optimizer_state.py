@@ -13,20 +13,18 @@ it is told where they differ.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bundlerun.launcher.errors import CheckpointError
-from bundlerun.launcher.layout.rounding import rounded_up
 from bundlerun.workers.optim.param_groups import ParamGroups
-from bundlerun.workers.values.nest import built, form_of, leaves, mapped
+from bundlerun.workers.values.encoded import FORM, decoded, encoded
+from bundlerun.workers.values.nest import mapped
 
 OPTIMIZER = "optimizer."
 _NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {
@@ -34,10 +32,7 @@ _NUMBERS: dict[str, type[bool] | type[int] | type[float]] = {
     "int": int,
     "float": float,
 }
-_FORM = "#form"
 _GROUP = "@group"
-_ROOM = 64
-"""A form's bytes are a multiple of it: the layout of a snapshot changes less often."""
 
 log = logging.getLogger(__name__)
 
@@ -60,8 +55,8 @@ def optimizer_tensors(
     """
     what = type(optimizer).__name__
     records = {} if groups is None else groups.records()
-    encoded = {
-        key: _encoded(record, f"a group of {what}")
+    of_groups = {
+        key: encoded(record, f"a group of {what}")
         # Once per group: all parameters of a group share one record.
         for key, record in {id(r): r for r in records.values()}.items()
     }
@@ -77,7 +72,7 @@ def optimizer_tensors(
             else:
                 yield from _kept(full + key, value, f"{key!r} of {what} for {name!r}")
         if records and parameter in records:
-            for suffix, tensor in encoded[id(records[parameter])].items():
+            for suffix, tensor in of_groups[id(records[parameter])].items():
                 yield f"{full}{_GROUP}{suffix}", tensor
     if num_kept < len(optimizer.state):
         _refuse_strays(module, optimizer)
@@ -114,35 +109,13 @@ def _kept(full: str, value: object, place: str) -> Iterator[tuple[str, Tensor]]:
         dtype = torch.float64 if isinstance(value, float) else torch.int64
         yield f"{full}#{type(value).__name__}", torch.tensor(value, dtype=dtype)
     else:
-        for suffix, tensor in _encoded(value, place).items():
+        for suffix, tensor in encoded(value, place).items():
             yield full + suffix, tensor
 
 
 def _fits(value: Any) -> bool:  # noqa: ANN401 (a number)
     # Python's integers have no end; larger ones go into a form, as JSON's have none either.
     return isinstance(value, float) or -(1 << 63) <= value < 1 << 63
-
-
-def _encoded(value: object, place: str) -> dict[str, Tensor]:
-    """A nested value as tensors, by how their names end."""
-    value = mapped(_plain, value)
-    try:
-        text = json.dumps(form_of(value, lambda item: isinstance(item, Tensor))).encode()
-    except TypeError as exc:
-        raise CheckpointError(
-            f"cannot keep {place}: {exc}, which is neither a tensor nor a number; keep tensors and "
-            "numbers there, in lists, tuples and dicts as you like"
-        ) from exc
-    # Padded with spaces, which JSON ignores; frombuffer wants memory that can be written.
-    padded = bytearray(text.ljust(rounded_up(len(text), _ROOM)))
-    found = {_FORM: torch.frombuffer(padded, dtype=torch.uint8)}
-    tensors = [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
-    return found | {f"#{number}": tensor.detach() for number, tensor in enumerate(tensors)}
-
-
-def _plain(value: object) -> object:
-    """A numpy scalar as the number that it is."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 # --- and back
@@ -210,11 +183,7 @@ def _values(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, dict[
         if what in _NUMBERS:
             found.setdefault(owner, {})[key] = _NUMBERS[what](tensor.item())
         elif what == "form":
-            form = json.loads(bytes(tensor.tolist()))
-            base = name.removesuffix("form")
-            # Lazily: `built` takes as many as the form has leaves.
-            numbered = (tensors[f"{base}{number}"] for number in range(len(tensors)))
-            found.setdefault(owner, {})[key] = built(form, iter(numbered))
+            found.setdefault(owner, {})[key] = decoded(tensors, name.removesuffix(FORM))
         elif not what:
             found.setdefault(owner, {})[key] = tensor
     return found

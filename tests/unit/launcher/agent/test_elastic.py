@@ -104,7 +104,8 @@ def test_the_run_folder_is_claimed_before_torch_is_imported_and_freed_where_that
     for name in (BOARD_VARIABLE, TERMS_VARIABLE, CLAIM_VARIABLE):
         monkeypatch.setenv(name, "")
     value = SimpleNamespace(value=TrainConfig(data="synthetic"))
-    plan: Any = SimpleNamespace(train=value, launch=SimpleNamespace(value=None), here=None)
+    launch = SimpleNamespace(value=None)
+    plan: Any = SimpleNamespace(train=value, launch=launch, here=None, terms={})
     claim = Claim(paths, Holder.of_process("job", "a test"), print)
     with pytest.raises(NodeError):
         elastic.launch(plan, say=print, claim=claim)

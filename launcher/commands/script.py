@@ -1,0 +1,126 @@
+"""`bundlerun script`: starts this node's ranks of a user's own program, as torchrun would.
+
+Ranks are forked from a process that has torch already, so that a start of them takes a fraction of
+a second; nodes meet as those of `bundlerun run` do. In the program, `bundlerun.protect` keeps its
+state.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.agreement.continuation import changed_lines
+from bundlerun.launcher.commands.run import holder_of, make_plan, say, site_options, with_folder
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.meeting.default_folder import NO_FOLDER
+from bundlerun.launcher.meeting.launchers import check_one_per_node
+from bundlerun.launcher.meeting.network import resolve_meeting
+from bundlerun.launcher.meeting.node_name import claimed_name
+from bundlerun.launcher.options.declared import Resolved, add_options, resolve
+from bundlerun.launcher.options.usage import check_variables
+from bundlerun.launcher.plan import SCRIPT_MODULE, LaunchPlan
+from bundlerun.launcher.preflight import check_torch, check_writable
+from bundlerun.launcher.run_folder.paths import RunPaths
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun script`."""
+    parser.description = (
+        "Start this node's ranks of a program of your own, with torchrun's variables; with "
+        "--nnodes, on every node. What comes after FILE.py goes to the program."
+    )
+    parser.add_argument("script", metavar="FILE.py", help="the program, a Python file")
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the program"
+    )
+    parser.add_argument(
+        "--run-dir",
+        default="",
+        help="run folder, for logs and what protect() keeps (default: a new one in runs/)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        help="compute threads per rank (0: OMP_NUM_THREADS if set, else 1, or all cores if the "
+        "node has one rank)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would run, start nothing")
+    add_options(parser, LaunchConfig)
+
+
+def read_options(
+    args: argparse.Namespace, environ: Mapping[str, str]
+) -> tuple[Resolved[TrainConfig], Resolved[LaunchConfig]]:
+    """The options that ranks have, as those of a run of one stage; and the launch options.
+
+    Raises:
+        ConfigError: a value is wrong.
+    """
+    check_variables(environ, (TrainConfig, LaunchConfig))
+    given = vars(args)
+    launch = resolve(
+        LaunchConfig,
+        given,
+        environ=environ,
+        toml={},
+        toml_name="",
+        site=site_options(environ, given, {}),
+    )
+    run_dir = args.run_dir or environ.get("BUNDLERUN_RUN_DIR", "")
+    # Pinned to cores only where the program does so: its loading processes are its own business.
+    value = TrainConfig(shape=Shape((1,)), run_dir=run_dir, threads=args.threads, affinity=False)
+    return with_folder(Resolved(value, {"shape": "script"}), launch, environ), launch
+
+
+def run(args: argparse.Namespace) -> int:
+    """Starts the ranks and returns when they have ended."""
+    if not Path(args.script).is_file():
+        raise ConfigError(
+            f"no such file: {args.script!r}; give the program, a file that ends in .py"
+        )
+    train, launch = read_options(args, os.environ)
+    # First of all: each of several processes on a node would start all of its ranks.
+    if not launch.value.standalone:
+        check_one_per_node(os.environ, launch.value.max_nodes)
+    meeting = resolve_meeting(launch.value)
+    if not train.value.run_dir:
+        raise ConfigError(NO_FOLDER)
+    paths = RunPaths(Path(train.value.run_dir))
+    job = f"{launch.value.rdzv_id} {paths.root.absolute()}"
+    with claimed_name(job, launch.value.node_name) as name:
+        plan = make_plan(train, launch, os.environ, meeting, name)
+        plan = replace(plan, module=SCRIPT_MODULE, script=(args.script, *args.arguments))
+        if args.dry_run:
+            print(plan_text(plan))
+            return EXIT_DONE
+        check_torch()
+        check_writable(paths.root, "--run-dir")
+        check_writable(Path(plan.here.log_dir), "--log-dir")
+        claim = Claim(paths, holder_of(launch.value, os.environ, name, meeting), say)
+        claim.check()
+        for line in changed_lines(paths, plan.terms):
+            say(line)
+        from bundlerun.launcher.agent import elastic
+
+        return elastic.launch(plan, say=say, claim=claim)
+
+
+def plan_text(plan: LaunchPlan) -> str:
+    """What would run, for people."""
+    node = plan.here
+    return "\n".join(
+        [
+            f"node         {node.name}: {node.num_procs} ranks on {node.devices.kind}",
+            f"program      {' '.join(plan.script)}",
+            f"run folder   {plan.train.value.run_dir}",
+        ]
+    )

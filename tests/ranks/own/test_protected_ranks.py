@@ -1,0 +1,113 @@
+"""Ranks of a protected loop: what they have alike and what not; how they go on after an end."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo  # DistributedDataParallel does, which takes seconds in each rank
+import torch.distributed as dist
+from torch import nn
+from torch.distributed import Store
+from torch.nn.parallel import DistributedDataParallel
+
+from bundlerun import Protection, protect
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.rank.env import RankEnv
+from tests.ranks.harness import free_port, run_ranks
+
+FIRST, ALL = 4, 7
+KEPT = Protection(snapshot_steps=1)
+
+
+def launched(env: RankEnv, port: int) -> None:
+    """Sets what a launcher would have set for this process."""
+    numbers = {
+        "RANK": env.rank,
+        "WORLD_SIZE": env.world_size,
+        "LOCAL_RANK": env.local_rank,
+        "LOCAL_WORLD_SIZE": env.local_world_size,
+        "GROUP_RANK": env.node,
+        "GROUP_WORLD_SIZE": env.num_nodes,
+        "MASTER_PORT": port,
+    }
+    os.environ.update({name: str(number) for name, number in numbers.items()})
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "BUNDLERUN_NODE_NAME": env.node_name}
+    dist.init_process_group("gloo")
+
+
+class Seen:
+    """What a rank has seen itself."""
+
+    def __init__(self) -> None:
+        self.numbers: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"numbers": self.numbers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.numbers = list(state["numbers"])
+
+
+def trained(folder: Path, rank: int, num_steps: int, fail_at: int = -1) -> list[torch.Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 9), nn.BatchNorm1d(9), nn.Dropout(0.2), nn.Linear(9, 3))
+    torch.manual_seed(100 + rank)
+    wrapped = DistributedDataParallel(model)
+    optimizer, seen = torch.optim.Adam(model.parameters(), lr=0.02), Seen()
+    with protect(wrapped, optimizer, run_dir=folder, each_rank=[seen], protection=KEPT) as run:
+        for step in run.steps(num_steps):
+            if step == fail_at:
+                # As it is for the others where one is killed: nothing is unwound.
+                run.__dict__["_parts"].snapshots.finish_copy(5.0)
+                os._exit(0)
+            optimizer.zero_grad()
+            loss = wrapped(torch.randn(6, 4)).square().mean()
+            loss.backward()
+            optimizer.step()
+            seen.numbers.append(loss.item())
+    return [*model.state_dict().values(), torch.tensor(seen.numbers), torch.rand(3)]
+
+
+def test_ranks_go_on_to_the_same_bits_each_with_its_own_draws(tmp_path: Path) -> None:
+    def start(name: str, fail_at: int = -1) -> None:
+        def main(env: RankEnv, _: Store) -> None:
+            launched(env, port)
+            found = trained(tmp_path / name, env.rank, ALL, fail_at)
+            torch.save(found, tmp_path / f"{name}-{env.rank}.pt")
+
+        port = free_port()
+        run_ranks((1, 1), main, tmp_path)
+
+    # Two ranks: a sum of three depends on DDP's buckets, which it lays out anew in a second step.
+    start("whole")
+    start("failed", FIRST)
+    start("failed")
+    for rank in range(2):
+        whole, failed = (torch.load(tmp_path / f"{each}-{rank}.pt") for each in ("whole", "failed"))
+        assert all(torch.equal(a, b) for a, b in zip(whole, failed, strict=True))
+    others = [torch.load(tmp_path / f"whole-{rank}.pt")[-2] for rank in range(2)]
+    assert not torch.equal(others[0], others[1])
+
+
+@pytest.mark.parametrize("what", ["form", "shape"])
+def test_ranks_that_differ_in_what_they_should_have_alike_are_refused(
+    what: str, tmp_path: Path
+) -> None:
+    def main(env: RankEnv, _: Store) -> None:
+        launched(env, port)
+        model, seen = nn.Linear(2, 3 + (env.rank if what == "shape" else 0)), Seen()
+        seen.numbers = [float(env.rank)] if what == "form" else []
+        name = "seen" if what == "form" else r"model\.bias"
+        with (
+            pytest.raises(ConfigError, match=f"ranks differ in '{name}'.*each_rank="),
+            protect(model, seen, run_dir=tmp_path / "run", protection=KEPT),
+        ):
+            pass
+
+    port = free_port()
+    run_ranks((2,), main, tmp_path)

@@ -1,0 +1,102 @@
+"""How a process of a user's own becomes a rank: under torchrun, another launcher, or none."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import Store
+from torch.distributed import distributed_c10d
+
+from bundlerun.launcher.agreement.agreed import Terms, terms_of_script
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import BundleError
+from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.fault import is_follower
+from bundlerun.workers.rank.alone import life_of
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.round_store import own_part
+from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
+from bundlerun.workers.rank.session import Session, join, meet, open_store
+
+FOLDER_VARIABLE = "BUNDLERUN_RUN_DIR"
+"""The run folder, where the script does not say; under `bundlerun script` its agent says."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joined:
+    """What this process is as a rank: who is here, and what its agent sees of it."""
+
+    config: TrainConfig
+    env: RankEnv
+    session: Session
+    life: Liveness
+    has_board: bool
+    """Whether its agent is one of bundlerun."""
+
+
+def read_env() -> RankEnv:
+    """What the launcher has told this process.
+
+    Raises:
+        ConfigError: a variable is missing or no number.
+    """
+    return RankEnv.from_mapping(os.environ)
+
+
+def joined(config: TrainConfig, env: RankEnv, device: torch.device, held: ExitStack) -> Joined:
+    """Meets the other ranks; `held` has what ends with the loop.
+
+    Collective: every rank of the job.
+
+    Raises:
+        BundleError: what the user can act on.
+    """
+    board = Board.open(os.environ) if env.is_launched else None
+    config = with_run_folder(config, env, board.run_dir if board else None)
+    env = replace(env, terms=env.terms or json.dumps(_terms()))
+    life = held.enter_context(life_of(Path(config.run_dir), env, board))
+    # An error inside ends the process: unwinding would wait for ranks that are gone.
+    with life, told(life):
+        store = _store(env, config.timeout_s)
+        arrival = meet(config, env, store, device)
+        held.enter_context(claimed_folder(config, env, json.loads(env.terms)))
+        session = join(config, arrival, ())
+    life.events.note("met", {"rank": session.place.rank})
+    return Joined(config=config, env=env, session=session, life=life, has_board=board is not None)
+
+
+@contextmanager
+def told(life: Liveness) -> Iterator[None]:
+    """Tells the agent and the history of an error inside that a message explains."""
+    try:
+        yield
+    except BundleError as exc:
+        details = {"text": f"error: {exc}", "exit_code": exc.exit_code}
+        life.events.note("failed", {**details, "is_follower": is_follower(exc)})
+        life.ends(exc.verdict)
+        raise
+
+
+def _terms() -> Terms:
+    """What all nodes have to have alike: the program, its arguments, versions."""
+    return terms_of_script(Path(sys.argv[0] or "-"), sys.argv[1:])
+
+
+def _store(env: RankEnv, timeout_s: float) -> Store:
+    """Where the ranks of this start meet.
+
+    A process group that the user has made has a store already; without an agent's, there can be no
+    second one at the same address.
+    """
+    if env.is_launched and dist.is_initialized() and not env.has_agents_store:
+        return own_part(distributed_c10d._get_default_store(), env, timeout_s)
+    return open_store(env, timeout_s)
