@@ -118,8 +118,8 @@ def check_named(model: str) -> None:
         case OfModule(module, function):
             _check_module(model, module, function)
         case OfLibrary("hf", folder):
-            _check_installed("hf", model)
             _check_hf_folder(model, folder)
+            _check_installed("hf", model)
         case OfLibrary("timm", name):
             _check_installed("timm", model)
             # What is after a dot names weights, of which none are fetched.

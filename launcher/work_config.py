@@ -57,6 +57,30 @@ class WorkConfig:
         0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int, kept=True
     )
 
+    init_from: str = option(
+        "",
+        "weights that a new run begins with: a .safetensors or .pth file, the index of several, a "
+        "folder with one, or a run folder; none: not even those in hf:FOLDER",
+        group=_WHAT,
+        parse=Reader(metavar="FILE|FOLDER|RUN"),
+    )
+    new_head: str = option(
+        "auto",
+        "layers that begin anew in spite of --init-from: auto (those with another number of "
+        "outputs, and what the file lacks at the model's end), last (the last layer; --new-head "
+        "alone), off, or names of modules",
+        group=_WHAT,
+        parse=Reader(metavar="auto|last|off|NAME[,...]"),
+        bare="last",
+    )
+    freeze: tuple[str, ...] = option(
+        (),
+        "parameters that are not trained, by their names or those of modules; * stands for "
+        "anything; batch norms there keep their statistics",
+        group=_WHAT,
+        parse=Reader(text_list, metavar="GLOB[,GLOB...]"),
+    )
+
     shape: Shape = option(
         Shape((1, 1)),
         "devices per stage of a bundle; 1 is data parallel only (default on a single device: 1)",

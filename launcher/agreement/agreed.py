@@ -23,6 +23,7 @@ from typing import TypeAlias
 from bundlerun.launcher.agreement.data_card import data_card
 from bundlerun.launcher.agreement.sources import digest, files_behind, own_digest
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.model_name import (
     HF_CONFIG,
     OfFile,
@@ -33,6 +34,7 @@ from bundlerun.launcher.model_name import (
     parse_model,
 )
 from bundlerun.launcher.options.declared import flag_of, options_of, text_of
+from bundlerun.launcher.weight_files import find_weights, source_of
 
 Terms: TypeAlias = Mapping[str, str]
 
@@ -56,6 +58,7 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
             terms[flag] = value
             if field.name in _FILES:
                 terms |= _file_terms(flag, value)
+    terms |= _weight_terms(config)
     data = data_card(config.data)
     if data:
         terms[DATA] = data
@@ -100,6 +103,19 @@ def _file_terms(flag: str, value: str) -> dict[str, str]:
             return {f"content of {flag}": _digest_behind(Path(origin))} if origin else {}
         case OfLibrary():
             return {}
+
+
+def _weight_terms(config: TrainConfig) -> dict[str, str]:
+    """The weights that a new run begins with, by name and content, as far as they are here."""
+    source = source_of(config.init_from, config.model)
+    try:
+        # A run that goes on does without them: who needs them says what is wrong.
+        content = find_weights(source).identity() if source else ""
+    except (ConfigError, OSError):
+        content = ""
+    flag = flag_of("init_from")
+    name = {flag: Path(config.init_from).name} if config.init_from else {}
+    return {**name, **({f"content of {flag}": content} if content else {})}
 
 
 def _digest_behind(file: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bundlerun.launcher.agreement.agreed import terms_of
 from bundlerun.launcher.agreement.claim import Claim
-from bundlerun.launcher.agreement.continuation import changed_lines, why_done
+from bundlerun.launcher.agreement.continuation import changed_lines, has_begun, why_done
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import open_console, tell
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
@@ -34,6 +34,7 @@ from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import add_train_arguments, toml_of, train_config
+from bundlerun.launcher.weight_files import find_weights, source_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +142,9 @@ def run(args: argparse.Namespace) -> int:
         check_torch()
         check_model(train.value.model, train.value.recipe)
         check_data(train.value.data, train.value.recipe)
+        source = source_of(train.value.init_from, train.value.model)
+        if source and not has_begun(paths):
+            find_weights(source)
         check_writable(paths.root, "--run-dir")
         check_writable(Path(plan.here.log_dir), "--log-dir")
         claim = Claim(paths, holder_of(launch.value, os.environ, name, meeting), say)

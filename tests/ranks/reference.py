@@ -96,6 +96,14 @@ def _watch_batchnorms(model: nn.Module) -> dict[_BatchNorm, list[Tensor]]:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             seen[module] = []
+            # As it begins: a model may come with statistics.
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.__dict__["_kept"] = [
+                module.running_mean.double().clone(),
+                module.running_var.double().clone(),
+                int(module.num_batches_tracked or 0),
+            ]
             module.register_forward_pre_hook(
                 lambda m, inputs: (
                     seen[m].append(inputs[0].detach().double()) if m.training else None
@@ -111,9 +119,7 @@ def _move_running_statistics(seen: dict[_BatchNorm, list[Tensor]]) -> None:
             continue
         values = torch.cat([x.transpose(0, 1).flatten(1) for x in inputs], dim=1)
         inputs.clear()
-        kept = module.__dict__.setdefault(
-            "_kept", [torch.zeros(1).double(), torch.ones(1).double(), 0]
-        )
+        kept = module.__dict__["_kept"]
         kept[2] += 1
         factor = 1 / kept[2] if module.momentum is None else module.momentum
         kept[0] = (1 - factor) * kept[0] + factor * values.mean(1)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,14 +16,19 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import IterableDataset
 
+from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.model_name import OF_IMAGES
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.user_file import users_code
+from bundlerun.launcher.weight_files import source_of
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.modes import modes_kept
 from bundlerun.splits.sources.build import check_importable
+from bundlerun.splits.weights.freezing import freeze
+from bundlerun.splits.weights.loading import Initial
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.samples import Reader, Request
@@ -32,7 +38,7 @@ from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, exam
 from bundlerun.workers.model.memory_format import check_has_images
 from bundlerun.workers.model.trial import Subject
 from bundlerun.workers.rank.session import Session
-from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, model_inputs
+from bundlerun.workers.recipe import BUILT_IN, DataInfo, DataSets, Recipe, model_inputs
 
 log = logging.getLogger(__name__)
 
@@ -106,16 +112,40 @@ class CutModel:
         model: as the recipe has built it.
         stages: of it.
         chunks_per_stage: of the model.
+        remarks: lines about it that are logged once.
     """
 
     model: nn.Module | Sequence[nn.Module]
     stages: Sequence[nn.Module]
     chunks_per_stage: int
+    remarks: Sequence[str] = ()
 
     def subject(self) -> Subject:
         """It, to be compared with its stages."""
-        (whole,) = make_stages(self.model, cut=(), num_stages=1)
+        whole = self._whole
         return Subject(whole=whole, stages=self.stages, chunks_per_stage=self.chunks_per_stage)
+
+    def initial(self, config: TrainConfig, info: DataInfo) -> Initial | None:
+        """The weights that a new run begins with; None: it has none.
+
+        Raises:
+            ConfigError: they cannot be read, or are of another model.
+        """
+        source = source_of(config.init_from, config.model)
+        if not source:
+            return None
+        return Initial(
+            self._whole,
+            source,
+            f"--model {config.model}" if config.recipe in BUILT_IN else "the recipe's model",
+            num_outputs=info.num_outputs,
+            new_head=config.new_head,
+        )
+
+    @property
+    def _whole(self) -> nn.Module:
+        (whole,) = make_stages(self.model, cut=(), num_stages=1)
+        return whole
 
 
 def make_stage(config: TrainConfig, recipe: Recipe, info: DataInfo, stage: int) -> nn.Module:
@@ -155,8 +185,10 @@ def cut_model(
         model = build_on_default_device(build)
     _refuse_lazy(model)
     check_has_images(config.memory_format, model)
+    # Before the cut: the stages take over what a model sets in each mode.
+    remarks = [freeze(model, config.freeze)] if config.freeze else []
     stages = _stages(config, model, example)
-    return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks)
+    return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks, remarks=remarks)
 
 
 def _refuse_lazy(model: nn.Module | Sequence[nn.Module]) -> None:
@@ -211,7 +243,9 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     `num_outputs`: its ranks say it.
     """
     is_whole = config.shape.num_stages == 1 and not config.cut
-    if is_whole and config.memory_format != "channels_last":
+    begins_with = source_of(config.init_from, config.model)
+    is_plain = config.memory_format != "channels_last" and not config.freeze and not begins_with
+    if is_whole and is_plain:
         # Not made, which takes its time; but each rank would say that it cannot be imported.
         if config.recipe == OF_IMAGES:
             check_importable(config.model)
@@ -221,7 +255,9 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     info = _Foreseen(count() if count else config.num_classes)
     # Shapes only: a check of the cut needs no memory for parameters.
     with torch.device("meta"), suppress(_NotOpenYet):
-        make_stage(config, recipe, info, 0)
+        made = cut_model(config, recipe, info)
+        if begins_with and not has_begun(RunPaths(Path(config.run_dir))):
+            made.initial(config, info)
 
 
 class _NotOpenYet(BaseException):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.splits.weights.loading import Initial
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.same_data import check_same_data
 from bundlerun.workers.model.division import division_lines
@@ -76,7 +78,7 @@ def train_rank(
         # Before the stage: a state that will be loaded for sure needs no initialisation.
         found = look(config, session, restore)
         check_same_data(info, data, session, paths, is_new=found.is_nothing)
-        stage = _own_stage(
+        stage, initial = _own_stage(
             config, session, recipe, feed, info, found, is_first_start=is_first_start
         )
         trainer = Trainer(config, session, stage, recipe, meters)
@@ -84,6 +86,10 @@ def train_rank(
         keeper = Keeper(config, session, Trained(session, trainer), restore, info.about)
         # Only now: loading needs the stage's names and the optimizer, which the trainer has.
         resumed = keeper.resume(found)
+        if resumed is None and initial is not None and not found.is_nothing:
+            initial.load(trainer.stage)  # there were checkpoints, and all were damaged
+        elif resumed is not None and config.init_from and session.is_reporter and is_first_start:
+            log.info("the run goes on from its %s: --init-from is not read", resumed.source)
         _begin(session, feed, trainer, resumed)
         snapshots = None
         if restore is not None:
@@ -127,13 +133,25 @@ def _own_stage(
     found: Found,
     *,
     is_first_start: bool,
-) -> nn.Module:
-    """One stage of the model, freshly made, for this rank; the others are let go.
+) -> tuple[nn.Module, Initial | None]:
+    """One stage of the model, as a new run begins with it, for this rank; the others are let go.
 
     Collective: the bundle.
+
+    Returns:
+        And the weights that it was given, or would be given if nothing was found.
     """
     example = share_example(feed, session, recipe, config.shape.num_stages)
     cut = cut_model(config, recipe, info, is_loaded_later=found.is_snapshot, example=example)
+    stage, initial = cut.stages[session.place.stage], None
+    if found.is_nothing:
+        initial = cut.initial(config, info)
+        if initial is not None:
+            initial.load(stage)
+    elif not found.is_snapshot:
+        # In case all checkpoints are damaged; a run that goes on does without, if they are gone.
+        with suppress(ConfigError):
+            initial = cut.initial(config, info)
     # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
     if session.has_first_microbatch and is_first_start and found.is_nothing:
         check_fidelity(
@@ -141,10 +159,12 @@ def _own_stage(
             first_inputs=partial(_first_inputs, feed, recipe),
             longest_s=config.timeout_s / 4,
         )
-    if session.is_reporter and is_first_start and len(cut.stages) > 1:
-        for line in division_lines(config, cut.stages, example):
+    if session.is_reporter and is_first_start:
+        weights = initial.lines() if initial is not None and found.is_nothing else []
+        division = division_lines(config, cut.stages, example) if len(cut.stages) > 1 else ()
+        for line in (*weights, *cut.remarks, *division):
             log.info("%s", line)
-    return cut.stages[session.place.stage]
+    return stage, initial
 
 
 def _first_inputs(feed: Feed, recipe: Recipe) -> tuple[Any, ...] | None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 from PIL import Image
 from torch.distributed import Store
 
@@ -47,10 +49,24 @@ def images(root: Path, *names: str) -> Path:
     return root
 
 
+def test_weights_of_another_architecture_are_told_before_a_rank_starts(tmp_path: Path) -> None:
+    model = torchvision.models.resnet34(num_classes=10)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    argv = ["--shape=1", "--model=resnet50", f"--init-from={tmp_path}/w.pth", "synthetic"]
+    code, said = end_of(argv, tmp_path)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert "w.pth' is of another model than --model resnet50: it has none for " in said
+    assert "have another shape, such as 'layer1.0.conv1.weight': 64x64x1x1, in the file 64" in said
+    assert "the nearest rule, names as they are, fits " in said
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--model=resnet19", "synthetic"], "unknown --model 'resnet19'; nearest: resnet18"),
+        (["--model=hf:.", "synthetic"], "the folder has no config.json; give the folder that"),
+        (["--init-from=no.pth", "synthetic"], "--init-from 'no.pth': no such file or folder"),
+        (["--freeze=layr3", "synthetic"], "--freeze 'layr3' names no parameters; nearest: layer3"),
         (["--cut=layr3", "synthetic"], "unknown cut 'layr3' of ResNet"),
         ([f"--model={MODEL}", "--cut=a,b,c", "synthetic"], "--cut a,b,c makes 4 stages"),
         (

@@ -111,8 +111,10 @@ def test_timms_names_are_those_that_timm_itself_lists() -> None:
 
 @pytest.mark.parametrize(("name", "extra"), [("timm:resnet18", "timm"), ("hf:.", "hf")])
 def test_a_missing_package_is_named_with_its_extra(
-    name: str, extra: str, monkeypatch: pytest.MonkeyPatch
+    name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").touch()
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     (package,) = package_behind(name)
     message = rf"--model '{name}' needs the package {package}.*pip install 'bundlerun\[{extra}\]'"

@@ -174,3 +174,19 @@ def test_the_configuration_and_the_package_of_a_model_are_compared(tmp_path: Pat
     (tmp_path / "a" / "net" / "config.json").write_text('{"hidden_size": 1}')
     changed = terms_of(config(model=f"hf:{tmp_path / 'a' / 'net'}"))
     assert difference({"a": changed, "b": found[1]}).startswith("content of --model is ")
+
+
+def test_weights_to_begin_with_are_compared_by_name_and_content(tmp_path: Path) -> None:
+    found = []
+    for node in ("a", "b"):
+        (tmp_path / node).mkdir()
+        (tmp_path / node / "w.pth").write_text("weights")
+        found.append(terms_of(config(init_from=str(tmp_path / node / "w.pth"))))
+    assert difference({"a": found[0], "b": found[1]}) == ""
+    (tmp_path / "a" / "w.pth").write_text("Weights")
+    changed = terms_of(config(init_from=str(tmp_path / "a" / "w.pth")))
+    text = difference({"a": changed, "b": found[1]})
+    assert text.startswith("content of --init-from is ")
+    # A run that goes on does without.
+    (tmp_path / "a" / "w.pth").unlink()
+    assert difference({"a": terms_of(config(init_from="w.pth")), "b": found[1]}) == ""
