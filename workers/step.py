@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
@@ -38,59 +39,61 @@ class Share(NamedTuple):
     """What the recipe says, in float64; None where the loss is a mean."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class StepShare:
-    """The result of this rank's part of a step, if it has the last stage; stays empty elsewhere."""
+    """The result of this rank's part of a step, if it has the last stage; stays empty elsewhere.
 
+    Args:
+        loss_slot: zero in float64, which losses are added to; None: one is made.
+        metric_slots: the same for metrics, by name; one is made for those that have none.
+    """
+
+    loss_slot: Tensor | None = None
+    metric_slots: Mapping[str, Tensor] = field(default_factory=dict)
     loss: Tensor | None = None
     """This rank's share of the loss of the step, see `bundlerun.workers.pipeline.loss`."""
     weight: Tensor | float | None = None
     """Of its micro-batches' losses, where they say one."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Sums over this rank's samples."""
-    num_samples: int = 0
     num_unreadable: int = 0
 
-    def add(self, share: Share, metrics: dict[str, Tensor], num_samples: int) -> None:
+    def add(self, share: Share, metrics: Mapping[str, Tensor]) -> None:
         """Adds one micro-batch.
 
         Raises:
             ConfigError: its loss says a weight and those before do not, or the other way round;
                 or so with one of its metrics.
         """
+        if self.loss is None:
+            self.loss = _total(self.loss_slot, share.loss)
+            self.metrics = {n: _total(self.metric_slots.get(n), v) for n, v in metrics.items()}
         # Sums and means cannot be added up: the whole step has to be of one kind.
-        if self.loss is not None and (self.weight is None) != (share.weight is None):
+        elif (self.weight is None) != (share.weight is None):
             raise ConfigError(
                 "loss() gives (sum, weight) for some micro-batches and a mean for others; let it "
                 "give the same for all"
             )
-        if self.loss is not None and metrics.keys() != self.metrics.keys():
+        elif metrics.keys() != self.metrics.keys():
             name = sorted(metrics.keys() ^ self.metrics.keys())[0]
             raise ConfigError(
                 f"metrics() gives {name!r} for some micro-batches only; let it give the same names "
                 "for all, with a tensor of 0 where there is nothing to count"
             )
-        self.loss = _added(self.loss, share.loss.detach())
+        self.loss += _scalar(share.loss.detach())
         if share.weight is not None:
             self.weight = share.weight + (0.0 if self.weight is None else self.weight)
         for name, value in metrics.items():
-            self.metrics[name] = _added(self.metrics.get(name), value)
-        self.num_samples += num_samples
-
-    def merge(self, later: StepShare) -> None:
-        """Adds another part of the same pass."""
-        if later.loss is not None:
-            self.add(Share(later.loss, later.weight), later.metrics, later.num_samples)
-        self.num_unreadable += later.num_unreadable
+            self.metrics[name] += _scalar(value)
 
 
-def _added(total: Tensor | None, value: Tensor) -> Tensor:
-    """In float64, so that rounding does not grow with the number of micro-batches."""
-    if total is None:
-        return value.double()
-    # The sum of two dtypes is of the wider one, so nothing is converted first; but a float64
-    # scalar gives way to a vector.
-    return total + (value if value.ndim == total.ndim else value.double())
+def _total(slot: Tensor | None, value: Tensor) -> Tensor:
+    """Zero, in float64 so that rounding does not grow with the number of micro-batches."""
+    return torch.zeros((), dtype=torch.float64, device=value.device) if slot is None else slot
+
+
+def _scalar(value: Tensor) -> Tensor:
+    return value.reshape(()) if value.ndim else value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

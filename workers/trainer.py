@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -65,16 +64,6 @@ _TIGHT, _LOOSE = 1e-3, 2e-2
 """How far a loss may be from the mean of its samples' losses, relatively, by rounding."""
 
 
-class _Found(NamedTuple):
-    """What a step has found, summed over all replicas, on the processor."""
-
-    sums: list[float]
-    counts: list[float]
-    """Of the batch norms."""
-    norms: list[float]
-    """Of the gradients."""
-
-
 def _never() -> bool:
     return False
 
@@ -127,8 +116,11 @@ class Trainer:
         self.sync = self._make_sync()
         # Loss, metrics, counts and batch norm statistics travel at the end of a bucket: a step has
         # no collective but its buckets.
-        self._sums, statistics = self.sync.extra.tensor_split([_METRICS + self._metrics.num_slots])
+        num_sums = _METRICS + self._metrics.num_slots
+        self._sums, statistics = self.sync.extra.tensor_split([num_sums])
         self._statistics = StatisticsPool(self.stage, statistics)
+        # Next to each other: read together.
+        self._told = self.sync.extra[: num_sums + len(self._statistics.counts)]
         place, topology = session.place, session.topology
         self._replicas = ReplicaCheck(
             self.stage, place.stage, len(topology.stage_ranks(place.stage))
@@ -216,22 +208,24 @@ class Trainer:
         self._replicas.write(self._sums[_CHECK:_METRICS], work.step)
         self._forward_state.begin_step()
         # [2] Forwards and backwards; buckets leave during the last backward.
-        share = self.bundle.train(
+        share = _share_in(self._sums, self._metrics)
+        self.bundle.train(
             work,
             batches,
+            share,
             before_last_backward=self.sync.arm,
-            on_forwards_done=partial(self._forwards_done, wants_stop=wants_stop),
+            on_forwards_done=partial(self._forwards_done, share, wants_stop),
         )
         # [3] All sums are there. From here on every replica decides by the same numbers.
         self.sync.finish()
-        found = _Found(*self.sync.read(self._sums, self._statistics.counts, self._update.norms()))
-        sums = found.sums
+        told, norms = self.sync.read(self._told, self._update.norms())
+        sums, counts = told[: len(self._sums)], told[len(self._sums) :]
         num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
         # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(check, work.step)
         self._forward_state.settle(num_found, is_first=self._does_first(work))
         loss_scale, _ = self.loss_scale.kept
-        has_changed = self._apply(work, found, steps_per_epoch)
+        has_changed = self._apply(work, _loss_of(sums), norms, counts, steps_per_epoch)
         self._check_changed(work.step)
         read = self._read_sums(sums, share, work, self._metrics)
         return StepResult(
@@ -251,27 +245,34 @@ class Trainer:
         if self._config.verify_replicas:
             self._replicas.verify(step, self.sync.all_sum, self._session.device)
 
-    def _apply(self, work: StepWork, found: _Found, steps_per_epoch: int) -> bool:
+    def _apply(
+        self,
+        work: StepWork,
+        loss: StepLoss,
+        norms: Sequence[float],
+        counts: Sequence[float],
+        steps_per_epoch: int,
+    ) -> bool:
         """Changes parameters and statistics by what the sync has summed; whether it did."""
         scale = self.loss_scale.value
         with self._meters.phase("optimizer"), torch.no_grad():
             has_changed = self._update.apply(
-                _loss_of(found.sums),
-                found.norms,
+                loss,
+                norms,
                 num_samples=work.num_samples,
                 step=work.step,
                 steps_per_epoch=steps_per_epoch,
             )
             if has_changed:
-                self._statistics.apply(found.counts)
+                self._statistics.apply(counts)
             # What rounding kept back was of these gradients, at this scale.
             if self.loss_scale.value != scale or self._update.is_weighted or not has_changed:
                 self.sync.drop_feedback()
         return has_changed
 
-    def _forwards_done(self, outcome: StepShare, wants_stop: Callable[[], bool]) -> None:
+    def _forwards_done(self, share: StepShare, wants_stop: Callable[[], bool]) -> None:
         """The small sums of the step are complete."""
-        self._write_sums(self._sums, outcome, self._metrics)
+        self._complete(self._sums, share, self._metrics)
         # Asked as late as possible: what is said here is heard by all ranks after this very step.
         if wants_stop():
             self._sums[_STOP] = 1.0
@@ -291,21 +292,21 @@ class Trainer:
             None where a rank has, on all ranks.
         """
         self._forward_state.begin_step()
-        outcome = StepShare()
+        metrics = self._metric_sums()
+        num_sums = _METRICS + metrics.num_slots
+        sums = torch.zeros(num_sums, dtype=torch.float64, device=self._session.device)
+        share = _share_in(sums, metrics)
         for work in works:
             # One answer for all ranks: a rank that stopped alone would leave the others in a sum.
             if any(self.total([float(is_told())])):
                 self._forward_state.undo()  # it is done again, from the same state
                 return None
             begin_replays(self._config)
-            outcome.merge(self.bundle.evaluate(work, batches))
-        metrics = self._metric_sums()
-        num_sums = _METRICS + metrics.num_slots
-        sums = torch.zeros(num_sums, dtype=torch.float64, device=self._session.device)
-        self._write_sums(sums, outcome, metrics)
+            self.bundle.evaluate(work, batches, share)
+        self._complete(sums, share, metrics)
         found = self.sync.all_sum(sums).tolist()
         self._forward_state.settle(found[_FOUND], is_first=self._does_first(works[0]))
-        read = self._read_sums(found, outcome, works[0], metrics)
+        read = self._read_sums(found, share, works[0], metrics)
         if not self._is_last:
             return read
         return replace(read, score=self._declared.best.score(read.loss, read.metrics))
@@ -314,29 +315,22 @@ class Trainer:
         """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""
         return bool(work.sizes) and work.first == 0 and self._session.place.replica == 0
 
-    def _write_sums(self, sums: Tensor, outcome: StepShare, metrics: MetricSums) -> None:
-        """Puts in what this rank has to say of the step, once its forwards are done."""
+    def _complete(self, sums: Tensor, share: StepShare, metrics: MetricSums) -> None:
+        """Puts in what else this rank has to say of the step, once its forwards are done."""
         num_found = self._forward_state.count_found()
         if num_found:  # else zero, as the step begins with
             sums[_FOUND] = float(num_found)
-        if outcome.loss is None:
-            return
-        sums[0] = outcome.loss
-        metrics.write(sums[_METRICS:], outcome)
-        if outcome.weight is not None:
-            sums[_WEIGHT] = outcome.weight
+        metrics.check(share)
+        if share.weight is not None:
+            sums[_WEIGHT] = share.weight
             sums[_WEIGHT + 1] = 1.0
 
     def _read_sums(
-        self, sums: Sequence[float], outcome: StepShare, work: StepWork, metrics: MetricSums
+        self, sums: Sequence[float], share: StepShare, work: StepWork, metrics: MetricSums
     ) -> StepSums:
-        """What the sums over all bundles say; `outcome` is this rank's part of `work`."""
-        totals = metrics.totals(
-            sums[_METRICS:],
-            outcome,
-            is_first=self._does_first(work),
-            all_sum=self.sync.all_sum,
-        )
+        """What the sums over all bundles say; `share` is this rank's part of `work`."""
+        slots, is_first = sums[_METRICS:], self._does_first(work)
+        totals = metrics.totals(slots, share, is_first=is_first, all_sum=self.sync.all_sum)
         return StepSums(
             loss=_loss_of(sums).mean(work.num_samples),
             metrics={name: total / max(1, work.num_samples) for name, total in totals.items()},
@@ -394,6 +388,11 @@ class Trainer:
     def close(self) -> None:
         """Ends the threads."""
         self.sync.close()
+
+
+def _share_in(sums: Tensor, metrics: MetricSums) -> StepShare:
+    """A share whose loss and metrics are added up among the small sums of a step, all zeros."""
+    return StepShare(loss_slot=sums[0], metric_slots=metrics.slots(sums[_METRICS:]))
 
 
 def _loss_of(sums: Sequence[float]) -> StepLoss:

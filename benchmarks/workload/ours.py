@@ -30,7 +30,7 @@ from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.groups import make_groups, make_links
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import DataInfo, DataSets
-from bundlerun.workers.step import StepWork
+from bundlerun.workers.step import StepShare, StepWork
 from bundlerun.workers.sync.bucket import bucket_bytes
 from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import Ways
@@ -168,7 +168,8 @@ class Pipe:
         sizes = [len(batch.target) for batch in batches]
         work = StepWork(seed=0, step=0, first=0, sizes=sizes, num_samples=sum(sizes))
         # Replicas of a stage take the micro-batches alternately.
-        self._bundle.train(work, iter(batches[self._place.replica :: self._num_mine]))
+        own = iter(batches[self._place.replica :: self._num_mine])
+        self._bundle.train(work, own, StepShare())
 
 
 def _nothing() -> None:

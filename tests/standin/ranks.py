@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.distributed import PrefixStore, Store
 
-from bundlerun.workers.device import accelerator
+from bundlerun.workers.device import accelerator, host_memory
 from bundlerun.workers.rank import comm
 from bundlerun.workers.rank.env import RankEnv
 from tests.standin.communicator import Communicator, Process
@@ -54,6 +54,8 @@ def on_standin(
 
     def on_device(env: RankEnv, store: Store) -> None:
         device = install(seed=seed, in_one_thread=True)
+        # The process that this one was forked from may have asked, without the stand-in.
+        host_memory.can_pin.cache_clear()
         attach(device)
         try:
             main(env, store, device)

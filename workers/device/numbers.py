@@ -22,13 +22,17 @@ def write(target: Tensor, values: Sequence[float]) -> None:
 
 
 def read(vectors: Sequence[Tensor]) -> list[list[float]]:
-    """The numbers of flat tensors of one device, by one copy and one wait for it."""
+    """The numbers of flat tensors of one device, by a copy of each and one wait for it."""
     found = [vector for vector in vectors if len(vector)]
-    together = found[0] if len(found) == 1 else torch.cat([*found]) if found else torch.zeros(0)
-    if is_on_gpu(together):
-        here = pinned(together.shape, together.dtype)
-        here.copy_(together, non_blocking=True)
-        finish(together.device)
-        together = here
+    on_gpu = [vector for vector in found if is_on_gpu(vector)]
+    if on_gpu:
+        found = [_under_way(vector) for vector in found]
+        finish(on_gpu[0].device)
+    together = found[0] if len(found) == 1 else torch.cat(found) if found else torch.zeros(0)
     numbers = iter(together.tolist())
     return [list(islice(numbers, len(vector))) for vector in vectors]
+
+
+def _under_way(vector: Tensor) -> Tensor:
+    """Where the numbers of a vector will be, on the processor."""
+    return pinned(vector.shape, vector.dtype).copy_(vector, non_blocking=True)

@@ -134,8 +134,6 @@ class StatisticsSums:
         is_seen = [float(count > 0) for count in counts]
         rate = self._rate(is_seen)
         moved = torch.lerp(_flat(self._layers).to(means).view(2, -1), means, rate).view(-1)
-        # One conversion: a GPU copies tensors of one dtype together.
-        moved = moved.to(_dtype(self._layers) or moved.dtype)
         torch._foreach_copy_(_buffers(self._layers), moved.split_with_sizes(self._sizes))
 
     def _of_sums(self, counts: tuple[float, ...]) -> list[Tensor]:

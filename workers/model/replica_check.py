@@ -1,7 +1,7 @@
 """Whether the replicas of a stage are still equal: a little of it in every step, or all of it.
 
     step        0         1         2         3
-    window   |-- 0 --|-- 1 --|-- 2 --|-- 0 --|     of the state, in turn
+    window   |-- 0 --|-- 1 --|-- 2 --|-- 0 --|     of the state, in turn: a part of one tensor
     sums     a checksum h and its square, which ride along with the gradients
 
 For n replicas all h are equal exactly where n sum(h^2) = sum(h)^2; pieces of 16 bits keep both sums
@@ -25,15 +25,13 @@ NUM_SUMS = 4
 
 _WINDOW = 16 << 10
 """Elements that one step looks at; some 50 us, where a step takes 30 ms and more."""
-_PIECES = 2
-"""Most tensors that one step looks at: each costs a few calls, however short it is."""
 _PRIME = 65521
 """The largest one of 16 bits."""
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Piece:
+class Window:
     """Some elements of one tensor, in order of its memory."""
 
     place: TensorPlace
@@ -56,7 +54,12 @@ class ReplicaCheck:
         self._num_replicas = num_replicas
         kept = [place for place in tensor_places(stage) if place.is_kept]
         self._windows = cut_into_windows(kept) if num_replicas > 1 else []
-        self._positions = _positions(kept) if self._windows else torch.zeros(0)
+        if self._windows:
+            device = kept[0].tensor.device
+            positions = torch.arange(1, _WINDOW + 1, device=device)
+            # Weighted by position, too: a plain sum would not see two elements change places.
+            self._weights = torch.stack([torch.ones_like(positions), positions])
+            self._exponents = torch.tensor([[1], [2]], device=device)
 
     def write(self, sums: Tensor, step: int) -> None:
         """Puts this rank's part for `step` into `NUM_SUMS` zeros of the step's sums.
@@ -64,9 +67,8 @@ class ReplicaCheck:
         Call it before the forwards, which may write to the state.
         """
         if self._windows:
-            linear, square = sums.split(2)
-            linear.copy_(_checksum(self._window(step), self._positions))
-            square.addcmul_(linear, linear)
+            checksum = _checksum(self._window(step), self._weights)
+            torch.pow(checksum, self._exponents, out=sums.view(2, 2))
 
     def check(self, sums: Sequence[float], step: int) -> None:
         """Checks the sums over all replicas of what `write` gave, (NUM_SUMS,).
@@ -76,9 +78,9 @@ class ReplicaCheck:
         """
         linear, square = sums[:2], sums[2:]
         if self._windows and not self._are_equal(linear, square):
-            names = ", ".join(repr(piece.place.name) for piece in self._window(step))
+            name = self._window(step).place.name
             raise ConfigError(
-                f"the replicas of stage {self._number} differ in {names} before step {step}: "
+                f"the replicas of stage {self._number} differ in {name!r} before step {step}: "
                 "either the model writes to it where nobody sees it (through .data, or outside of "
                 "its forward), or a device computes wrongly; --verify-replicas looks at all of it "
                 "after each step"
@@ -101,7 +103,7 @@ class ReplicaCheck:
         if not self._are_equal(linear.tolist(), square.tolist()):
             raise RuntimeError(f"the replicas of stage {self._number} differ after step {step}")
 
-    def _window(self, step: int) -> list[Piece]:
+    def _window(self, step: int) -> Window:
         return self._windows[step % len(self._windows)]
 
     def _are_equal(self, linear: Sequence[float], square: Sequence[float]) -> bool:
@@ -110,39 +112,22 @@ class ReplicaCheck:
         return all(self._num_replicas * int(s) == int(one) ** 2 for one, s in pairs)
 
 
-def cut_into_windows(places: Sequence[TensorPlace]) -> list[list[Piece]]:
-    """Pure: windows over all elements, in order; each at most `_PIECES` tensors, `_WINDOW` long."""
-    windows: list[list[Piece]] = []
-    room = 0
-    for place in places:
-        length = place.tensor.numel()
-        start = 0
-        while start < length:
-            if not room or len(windows[-1]) == _PIECES:
-                windows.append([])
-                # Full by elements or by tensors; a long tensor continues in the next window.
-                room = _WINDOW
-            end = min(length, start + room)
-            windows[-1].append(Piece(place=place, start=start, end=end))
-            room -= end - start
-            start = end
-    return windows
+def cut_into_windows(places: Sequence[TensorPlace]) -> list[Window]:
+    """Pure: windows over all elements, in order; each of one tensor, at most `_WINDOW` long."""
+    return [
+        Window(place=place, start=start, end=min(start + _WINDOW, place.tensor.numel()))
+        for place in places
+        for start in range(0, place.tensor.numel(), _WINDOW)
+    ]
 
 
-def _positions(places: Sequence[TensorPlace]) -> Tensor:
-    """1, 2, 3 and so on, for the elements of a window; on the device of the state."""
-    return torch.arange(1, _WINDOW + 1, device=places[0].tensor.device)
-
-
-def _checksum(window: Sequence[Piece], positions: Tensor) -> Tensor:
+def _checksum(window: Window, weights: Tensor) -> Tensor:
     """Two numbers below 2^16, (2,): of the elements' bits, and of their order as well."""
-    pieces = [_bits(p.place.tensor.detach())[p.start : p.end] for p in window]
+    bits = _bits(window.place.tensor.detach())[window.start : window.end]
     # Sums of whole numbers are of 64 bits, and begin again at their end: the same on all replicas.
-    bits = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
-    # Weighted by position: a plain sum would not see two elements that changed places.
-    ordered = bits * positions[: len(bits)]
+    sums = (bits * weights[:, : len(bits)]).sum(1)
     # Below 2^16, so that the squares of all replicas stay exact in float64.
-    return torch.stack([bits.sum(), ordered.sum()]).remainder_(_PRIME)
+    return sums.remainder_(_PRIME)
 
 
 def _bits(tensor: Tensor) -> Tensor:

@@ -57,6 +57,10 @@ def _nothing(_: object) -> None:
     pass
 
 
+def _no_more() -> None:
+    pass
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Plan:
     """What a rank does in a step, and what follows from it."""
@@ -85,9 +89,9 @@ class _Step:
 
     work: StepWork
     batches: Ahead
+    share: StepShare
     split: frozenset[tuple[int, int]] = frozenset()
     """Whose backward is in two passes."""
-    outcome: StepShare = field(default_factory=StepShare)
     in_flight: dict[tuple[int, int], _InFlight] = field(default_factory=dict)
     half_done: dict[tuple[int, int], WeightPass] = field(default_factory=dict)
 
@@ -140,9 +144,10 @@ class Bundle:
         self,
         work: StepWork,
         batches: Iterator[Batch],
+        share: StepShare,
         before_last_backward: Callable[[int], object] = _nothing,
-        on_forwards_done: Callable[[StepShare], object] = _nothing,
-    ) -> StepShare:
+        on_forwards_done: Callable[[], object] = _no_more,
+    ) -> None:
         """Runs forward and backward of one step; gradients are added to those there.
 
         Collective: every rank of the bundle.
@@ -150,22 +155,22 @@ class Bundle:
         Args:
             work: this bundle's share of the step.
             batches: the batches of this rank's micro-batches in order; read on stage 0 only.
+            share: gets the result.
             before_last_backward: called before the last backward of each of the rank's chunks
                 that has work, with the chunk's number: after it, its gradients are final.
             on_forwards_done: called once, before the first `before_last_backward`, when the
-                outcome is complete.
+                share is complete.
         """
         # Once, not step by step: to visit all modules takes as long as a small one.
         if not self._is_training:
             self._is_training = True
             self.stage.train()
         plan = self._plan(len(work.sizes))
-        step = _Step(work=work, batches=self._reader(batches), split=plan.split)
+        step = _Step(work=work, batches=self._reader(batches), share=share, split=plan.split)
         self._perform(step, plan, before_last_backward, on_forwards_done)
-        return step.outcome
 
     @torch.no_grad()
-    def evaluate(self, work: StepWork, batches: Iterator[Batch]) -> StepShare:
+    def evaluate(self, work: StepWork, batches: Iterator[Batch], share: StepShare) -> None:
         """Runs the forwards of one step in evaluation mode; arguments as for `train`.
 
         Collective: every rank of the bundle.
@@ -173,11 +178,10 @@ class Bundle:
         self._is_training = False
         self.stage.eval()
         order = self.pipeline.forward_order(self._place.stage, self._place.replica, len(work.sizes))
-        step = _Step(work=work, batches=self._reader(batches))
-        self._perform(step, _Plan.of(order), _nothing, _nothing)
+        step = _Step(work=work, batches=self._reader(batches), share=share)
+        self._perform(step, _Plan.of(order), _nothing, _no_more)
         with self._meters.phase("send"):
             self._wires.finish()
-        return step.outcome
 
     def _plan(self, num_microbatches: int) -> _Plan:
         """What this rank does in a training step; worked out once for each number."""
@@ -201,14 +205,14 @@ class Bundle:
         step: _Step,
         plan: _Plan,
         before_last_backward: Callable[[int], object],
-        on_forwards_done: Callable[[StepShare], object],
+        on_forwards_done: Callable[[], object],
     ) -> None:
         # Links know all that will come, so that they can receive ahead (I5).
         self._wires.expect(plan.order, partial(self._message, step.work))
         num_left = plan.num_forwards
         if not num_left:
             # A bundle may have fewer micro-batches than replicas; all take part in the sync.
-            on_forwards_done(step.outcome)
+            on_forwards_done()
         for index, action in enumerate(plan.order):
             if index in plan.last:
                 # The hooks of parameters run inside it, so the sync has to know before.
@@ -218,7 +222,7 @@ class Bundle:
                     self._forward(step, action)
                     num_left -= 1
                     if not num_left:
-                        on_forwards_done(step.outcome)
+                        on_forwards_done()
                 case Pass.BACKWARD:
                     self._backward(step, action)
                 case Pass.WEIGHT:
@@ -278,7 +282,7 @@ class Bundle:
         with self._meters.phase("data"):
             batch = step.batches.take()
             arguments = self._prepared(batch)
-        step.outcome.num_unreadable += batch.num_unreadable
+        step.share.num_unreadable += batch.num_unreadable
         target = batch.target
         if self._last_chunk == 0:
             return arguments, mapped(self._arithmetic.placed, target)
@@ -301,7 +305,7 @@ class Bundle:
         found = self._recipe.loss(result, target)
         share = share_of(found, size, step.work.num_samples)
         with torch.no_grad():
-            step.outcome.add(share, self._recipe.metrics(result, target), size)
+            step.share.add(share, self._recipe.metrics(result, target))
         if self._loss_check is not None and self._is_training:
             self._loss_check.look(found, result, target, size)
         return self._arithmetic.loss_scale.scaled(share.loss) if self._is_training else share.loss

@@ -37,23 +37,23 @@ class MetricSums:
         """Numbers among the small sums of a step."""
         return len(self._declared or ())
 
-    def write(self, slots: Tensor, share: StepShare) -> None:
-        """Puts this rank's part of the step into its slots, which are zeros.
+    def slots(self, sums: Tensor) -> dict[str, Tensor]:
+        """Where among the small sums of a step each metric is added up, by name.
 
         Args:
-            slots: float64, (num_slots,).
-
-        Raises:
-            ConfigError: `metrics()` gives other names than the recipe has declared.
+            sums: float64, (num_slots,).
         """
+        return dict(zip(self._declared or (), sums.unbind(), strict=True))
+
+    def check(self, share: StepShare) -> None:
+        """Raises ConfigError if `metrics()` gives other names than the recipe has declared."""
         if self._declared is not None and share.loss is not None:
             _check_names(share.metrics, self._declared, "the recipe's metric_names")
-            _fill(slots, share, self._declared)
 
     def totals(
         self, slots: Sequence[float], share: StepShare, *, is_first: bool, all_sum: AllSum
     ) -> dict[str, float]:
-        """The sums over all ranks by name; `slots` has those of what `write` was given.
+        """The sums over all ranks by name; `slots` has those of what was added up in `slots`.
 
         Collective: all replicas of the stage, where the recipe has not declared names.
 
@@ -73,14 +73,10 @@ class MetricSums:
         own = torch.zeros(len(self._agreed), dtype=torch.float64, device=device)
         if share.loss is not None:
             _check_names(share.metrics, self._agreed, "its first micro-batch")
-            _fill(own, share, self._agreed)
+            for index, name in enumerate(self._agreed):
+                own[index] = share.metrics[name]
         found = all_sum(own).tolist() if self._agreed else []
         return dict(zip(self._agreed, found, strict=True))
-
-
-def _fill(slots: Tensor, share: StepShare, names: Sequence[str]) -> None:
-    for index, name in enumerate(names):
-        slots[index] = share.metrics[name]
 
 
 def _told_names(own: tuple[str, ...] | None, all_sum: AllSum) -> tuple[str, ...]:

@@ -1,25 +1,27 @@
 """Gradients that travel together in a sync.
 
-    first bucket, float64    | extra: loss, counts, batch-norm sums | gradients | unused |
-    any other, one dtype                                            | gradients | unused |
+    first bucket, float64    | extra: loss, counts, batch-norm sums | gradients |
+    any other, one dtype                                            | gradients |
+    the last of them                                                | gradients | unused |
+
+    first backward of a step   autograd keeps each gradient by itself, as in a plain loop; once
+                               all are there, one operation copies them in
+    later ones                 add to what is in the bucket
 
 Complex gradients are summed as pairs of reals; they have buckets of their own, after the first.
 
-Every parameter's gradient is a view of its bucket, so nothing is gathered before it travels.
-`unused` has one number per parameter: on how many ranks it got no gradient. Mostly these are the
-zeros that a step begins with, and nothing is written.
+`unused` has one number per parameter of all buckets: on how many ranks it got no gradient.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
 from bundlerun.workers.device import accelerator as door
-from bundlerun.workers.device import numbers
 from bundlerun.workers.values.strides import strides_of
 
 _MOST_WIDENED = 16 << 10
@@ -47,6 +49,7 @@ class Bucket:
         device: where the gradients are.
         allocate: gives the memory that is summed; None: the gradients are summed where they are.
         num_parts: its length is a multiple of that; zeros at the end make up for the rest.
+        num_unused: numbers after the gradients.
     """
 
     def __init__(
@@ -56,13 +59,15 @@ class Bucket:
         device: torch.device,
         allocate: Allocate | None,
         num_parts: int = 1,
+        num_unused: int = 0,
     ) -> None:
         self.parameters = list(parameters)
         self.pending = 0
+        self._num_missing = 0
         sizes = [_num_reals(p) for p in parameters]
         own = parameters[0].dtype.to_real() if parameters else torch.float64
         dtype = torch.float64 if num_extra else own
-        own_length = num_extra + sum(sizes) + len(parameters)
+        own_length = num_extra + sum(sizes) + num_unused
         length = own_length + -own_length % num_parts
         # Gradients are written into `flat` and summed in `wire`: one tensor if possible.
         wire = allocate(length, dtype) if allocate is not None else None
@@ -71,16 +76,13 @@ class Bucket:
         else:
             self.flat = wire
         self.wire = self.flat if wire is None else wire
-        self.extra, self._widened, self._unused, _ = self.flat.split(
-            [num_extra, sum(sizes), len(parameters), length - own_length]
+        self.extra, gradients, self.unused, _ = self.flat.split(
+            [num_extra, sum(sizes), num_unused, length - own_length]
         )
-        # A gradient has its parameter's dtype, so a wider bucket is filled from a copy at the end.
-        self._gradients = self._widened
-        if own != dtype:
-            self._gradients = torch.zeros_like(self._widened, dtype=own)
+        # A gradient has its parameter's dtype, so in a wider bucket it is a copy, made at the end.
+        self._is_wider = own != dtype
         self.views = [
-            _shaped(part, p)
-            for part, p in zip(self._gradients.split(sizes), parameters, strict=True)
+            _shaped(part, p) for part, p in zip(gradients.split(sizes), parameters, strict=True)
         ]
         self._event = door.event(device) if door.is_gpu(device) else None
 
@@ -89,35 +91,48 @@ class Bucket:
         """Bytes that are summed."""
         return self.wire.numel() * self.wire.element_size()
 
-    @property
-    def memory(self) -> list[Tensor]:
-        """What is to be zero when a step starts."""
-        is_wider = self._gradients is not self._widened
-        return [self.flat, self._gradients] if is_wider else [self.flat]
-
     def begin(self) -> None:
-        """Starts a step, with zeros in `memory`: each parameter's gradient is in here."""
-        self.pending = len(self.parameters)
-        for parameter, view in zip(self.parameters, self.views, strict=True):
-            parameter.grad = view
+        """Starts a step, in which no parameter has a gradient yet."""
+        self.pending = self._num_missing = len(self.parameters)
 
-    def close(self, used: Collection[Parameter]) -> None:
+    def note_first(self) -> None:
+        """A parameter has got its first gradient of the step; once all have, they are in here."""
+        self._num_missing -= 1
+        if not self._num_missing and not self._is_wider:
+            self._gather()
+
+    def close(self) -> None:
         """Ends this rank's part: what is in here now may travel."""
-        # A gradient of zeros would not tell "unused" from "used, and zero".
-        flags = [float(p not in used) for p in self.parameters]
-        if any(flags):
-            numbers.write(self._unused, flags)
-        if self._gradients is not self._widened:
-            self._widened.copy_(self._gradients)
+        if self._num_missing or self._is_wider:
+            self._gather()
         self.mark_ready()
 
-    def open(self) -> Tensor:
-        """Takes the sums in; returns on how many ranks each parameter was unused."""
+    def _gather(self) -> None:
+        """Copies all gradients in; those that have not come are zeros."""
+        views, found, empty = [], [], []
+        for parameter, view in zip(self.parameters, self.views, strict=True):
+            gradient = parameter.grad
+            if gradient is None:
+                empty.append(view)
+            else:
+                views.append(view)
+                found.append(gradient.to_dense() if gradient.is_sparse else gradient)
+        if found:
+            torch._foreach_copy_(views, found)
+        if empty:
+            torch._foreach_zero_(empty)
+        if not self._is_wider:
+            for parameter, view in zip(self.parameters, self.views, strict=True):
+                parameter.grad = view
+
+    def open(self) -> None:
+        """Takes the sums in: each parameter has its gradient's."""
         self.wait_ready()
-        if self._gradients is not self._widened:
-            self._gradients.copy_(self._widened)
-        unused: Tensor = self._unused
-        return unused
+        if self._is_wider:
+            gradients = [_room(parameter) for parameter in self.parameters]
+            torch._foreach_copy_(gradients, self.views)
+            for parameter, gradient in zip(self.parameters, gradients, strict=True):
+                parameter.grad = gradient
 
     def mark_ready(self) -> None:
         """Records that what the current stream has been given so far belongs to this bucket."""
@@ -142,24 +157,23 @@ class Bucket:
             self.flat.copy_(self.wire, non_blocking=True)
 
 
-def clear(buckets: Sequence[Bucket]) -> None:
-    """Starts a step: everything is zero, and each parameter's gradient is in its bucket."""
-    memory = [tensor for bucket in buckets for tensor in bucket.memory]
-    # One operation for all of a dtype.
-    for dtype in dict.fromkeys(tensor.dtype for tensor in memory):
-        torch._foreach_zero_([tensor for tensor in memory if tensor.dtype == dtype])
-    for bucket in buckets:
-        bucket.begin()
-
-
 def _num_reals(parameter: Parameter) -> int:
     return parameter.numel() * (2 if parameter.is_complex() else 1)
+
+
+def _room(parameter: Parameter) -> Tensor:
+    """A tensor for a gradient that is not in its bucket."""
+    gradient = parameter.grad
+    if gradient is None or gradient.is_sparse:
+        return torch.empty_like(parameter, requires_grad=False)
+    return gradient
 
 
 def _shaped(part: Tensor, parameter: Parameter) -> Tensor:
     """A part of a bucket as the gradient of a parameter."""
     if not parameter.is_complex():
-        # In the parameter's own order, as channels_last: an optimizer works through both at once.
+        # In the parameter's own order, as channels_last: so are gradients, and an optimizer works
+        # through both at once.
         return part.as_strided(parameter.shape, strides_of(parameter), part.storage_offset())
     return torch.view_as_complex(part.view(*parameter.shape, 2))
 

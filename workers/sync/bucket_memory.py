@@ -7,7 +7,7 @@ else                                                     where the gradients are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -57,11 +57,11 @@ class BucketMemory:
         # In this order on every rank: a peer finds a bucket by its place in the memory.
         allocate = _allocate(self.arena, groups, device)
 
-        def made(parameters: Sequence[Parameter], num_extra: int) -> Bucket:
-            return Bucket(parameters, num_extra, device, allocate, num_parts)
+        def made(parameters: Sequence[Parameter], num_extra: int, num_unused: int = 0) -> Bucket:
+            return Bucket(parameters, num_extra, device, allocate, num_parts, num_unused)
 
         self._few, self._many = (made([], count) for count in _SCRATCH_NUMBERS)
-        self.buckets = [made(cut[0], num_extra), *(made(each, 0) for each in cut[1:])]
+        self.buckets = [made(*each) for each in _contents(cut, num_extra)]
         """In the order in which they leave."""
 
     def scratch(self, length: int) -> Bucket:
@@ -82,8 +82,9 @@ def _shared_arena(
         return None
     # As `Bucket` works its lengths out: 8 bytes a number where there are extra ones.
     sizes = [aligned(8 * length) for length in _SCRATCH_NUMBERS]
-    sizes += [aligned(8 * (num_extra + _length(cut[0])))]
-    sizes += [aligned(_length(each) * each[0].element_size()) for each in cut[1:]]
+    for parameters, *others in _contents(cut, num_extra):
+        width = parameters[0].element_size() if parameters and not others[0] else 8
+        sizes.append(aligned(width * (sum(p.numel() for p in parameters) + sum(others))))
     # Twice: gradients, and sums.
     memory = NodeMemory.connect(mates, 2 * sum(sizes), num_channels=NUM_CHANNELS)
     if memory is None:
@@ -91,8 +92,16 @@ def _shared_arena(
     return NodeArena(memory, sum(sizes))
 
 
-def _length(parameters: Sequence[Parameter]) -> int:
-    return sum(p.numel() for p in parameters) + len(parameters)
+def _contents(
+    cut: Sequence[Sequence[Parameter]], num_extra: int
+) -> Iterator[tuple[Sequence[Parameter], int, int]]:
+    """Of each bucket: its parameters, and the numbers before and after their gradients.
+
+    Which parameters got none is known once the last bucket leaves, and rides in that.
+    """
+    for number, parameters in enumerate(cut):
+        is_last = number == len(cut) - 1
+        yield parameters, 0 if number else num_extra, sum(map(len, cut)) if is_last else 0
 
 
 def _allocate(arena: NodeArena | None, groups: Legs, device: torch.device) -> Allocate | None:

@@ -171,7 +171,7 @@ class Calibration:
             self._group.all_reduce(torch.zeros(1, device=self._device)).wait()
             start = time.perf_counter()
             for bucket in self._buckets[:num_buckets]:
-                bucket.close(())
+                bucket.close()
                 chain.launch(bucket)
             for _ in range(num_buckets):
                 chain.take().wait_ready()

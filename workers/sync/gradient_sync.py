@@ -27,7 +27,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.device import numbers
 from bundlerun.workers.rank.groups import Legs
 from bundlerun.workers.rank.meters import Meters, Phase
-from bundlerun.workers.sync.bucket import Bucket, clear, cut_into_buckets
+from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
 from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
 from bundlerun.workers.sync.legs import Chain
@@ -122,14 +122,16 @@ class GradientSync:
         # Of the step under way: who got a gradient, whose is final, which chunks have their last
         # backward, and the next bucket to leave.
         self._used: set[Parameter] = set()
-        self._unused: list[Tensor] = []
         self._num_replicas = len(ways.replicas.ranks)
+        # Whether `unused` may be other than zeros, as it is left by the step before.
+        self._had_unused = True
         self._final: set[Parameter] = set()
         self._armed: set[int] = set()
         self._next = 0
         self._parameters = [p for chunk in trained for p in chunk]
         self._chunk_of = {p: number for number, chunk in enumerate(trained) for p in chunk}
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
+        self._unused = self._buckets[-1].unused
         # A measurement sums the buckets themselves, so they have to be there.
         start = partial(self._start, device)
         self.choice = self._measured(ways, start)
@@ -153,7 +155,6 @@ class GradientSync:
         replicas = self._groups.get(ways.replicas)
         if ways.is_settled or replicas is None:
             return None
-        clear(self._buckets)
         calibration = Calibration(replicas, self._buckets, self._settings.situation)
         return calibration.choose(ways.candidates, start, self._settings.known)
 
@@ -208,17 +209,16 @@ class GradientSync:
         return {} if self._chain is None else self._chain.roundings
 
     def start_step(self) -> None:
-        """Clears gradients and extra; every gradient is a view of its bucket from here on."""
+        """Clears gradients and extra."""
         self._used.clear()
         self._final.clear()
         self._armed.clear()
         self._next = 0
-        if self._chain is None:
-            self.extra.zero_()
-            for parameter in self._parameters:
-                parameter.grad = None
-            return
-        clear(self._buckets)
+        self.extra.zero_()
+        for parameter in self._parameters:
+            parameter.grad = None
+        for bucket in self._buckets:
+            bucket.begin()
 
     def arm(self, own_chunk: int) -> None:
         """Says that the next backward of a chunk is its last: its gradients are final.
@@ -257,7 +257,8 @@ class GradientSync:
             self._launch(number)
         # [4]
         with self._meters.phase("sync_wait"):
-            self._unused = [self._chain.take().open() for _ in self._buckets]
+            for _ in self._buckets:
+                self._chain.take().open()
 
     def read(self, *vectors: Tensor) -> list[list[float]]:
         """The numbers of flat tensors of the device, by one copy: the one wait for it in a step.
@@ -268,13 +269,13 @@ class GradientSync:
         if self._chain is None:
             return numbers.read(vectors)
         with self._meters.phase("sync_wait"):
-            found = numbers.read([*vectors, *self._unused])
-        counts = found[len(vectors) :]
-        for bucket, num_unused in zip(self._buckets, counts, strict=True):
-            for parameter, count in zip(bucket.parameters, num_unused, strict=True):
+            *found, counts = numbers.read([*vectors, self._unused])
+        self._had_unused = any(counts)
+        if self._had_unused:
+            for parameter, count in zip(self._bucket_of, counts, strict=True):
                 if count == self._num_replicas:
                     parameter.grad = None
-        return found[: len(vectors)]
+        return found
 
     def all_sum(self, values: Tensor) -> Tensor:
         """The sum of float64 `values`, of shape (n,), over the replicas of the stage.
@@ -289,9 +290,9 @@ class GradientSync:
 
     def _summed(self, chain: Chain, bucket: Bucket, values: Tensor) -> Tensor:
         bucket.extra[: values.numel()] = values
-        bucket.close(())
+        bucket.close()
         chain.launch(bucket)
-        chain.take().open()
+        chain.take().wait_ready()
         sums: Tensor = bucket.extra[: values.numel()].clone()
         return sums
 
@@ -327,7 +328,10 @@ class GradientSync:
             ConfigError: it had its last addition already.
         """
         assert isinstance(parameter, Parameter)
-        self._used.add(parameter)
+        bucket = self._bucket_of[parameter]
+        if parameter not in self._used:
+            self._used.add(parameter)
+            bucket.note_first()
         if self._chunk_of[parameter] not in self._armed:
             return
         # Its bucket may have left: an addition now would be lost, and only on this replica.
@@ -337,7 +341,7 @@ class GradientSync:
                 "activation checkpointing needs use_reentrant=False here"
             )
         self._final.add(parameter)
-        self._bucket_of[parameter].pending -= 1
+        bucket.pending -= 1
         self._launch_ready()
 
     def _launch_ready(self) -> None:
@@ -355,9 +359,19 @@ class GradientSync:
         bucket = self._buckets[number]
         if self._gate is not None and number == 0:
             self._gate.before_first()
+        is_last = number == len(self._buckets) - 1
         # Without it no replica ends the step, so it waits for the snapshots of the bundle (I8).
-        if self._gate is not None and number == len(self._buckets) - 1:
+        if self._gate is not None and is_last:
             self._gate.before_last()
         # [3]
-        bucket.close(self._used)
+        if is_last:
+            self._write_unused()
+        bucket.close()
         self._chain.launch(bucket)
+
+    def _write_unused(self) -> None:
+        # A gradient of zeros would not tell "unused" from "used, and zero". Mostly these are zeros
+        # in this step and in the one before, and nothing is written.
+        flags = [float(p not in self._used) for p in self._bucket_of]
+        if any(flags) or self._had_unused:
+            numbers.write(self._unused, flags)

@@ -34,7 +34,7 @@ from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import make_links
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import load_recipe
-from bundlerun.workers.step import StepWork
+from bundlerun.workers.step import StepShare, StepWork
 from tests.ranks.harness import run_ranks
 from tests.ranks.tiny_model import Tiny
 from tests.ranks.training.test_parity import CONFIG
@@ -121,8 +121,9 @@ def ours(case: Case, env: RankEnv, store: Store) -> tuple[dict[str, Tensor], Ten
     x, y = batch()
     batches = iter([Batch((a,), b, 0) for a, b in zip(x.split(SIZE), y.split(SIZE), strict=True)])
     work = StepWork(seed=0, step=0, first=0, sizes=[SIZE] * NUM_MICROBATCHES, num_samples=SHAPE[0])
-    outcome = bundle.train(work, batches)
-    return gradients_of(stage), outcome.loss
+    share = StepShare()
+    bundle.train(work, batches, share)
+    return gradients_of(stage), share.loss
 
 
 def of_torch(case: Case, env: RankEnv, store: Store) -> tuple[dict[str, Tensor], list[Tensor]]:

@@ -26,12 +26,10 @@ def test_a_rank_alone_adds_a_handful_of_operations_and_one_wait(options: dict[st
     assert 0 < found.num_waits <= WAITS
 
 
-def test_a_replica_adds_as_few_and_one_addition_for_each_gradient() -> None:
-    """The first micro-batch's gradients are added to zeros in their buckets."""
-    num_gradients = len(list(norms(8).parameters()))
-    found = added(lambda: norms(8), num_ranks=2, clip_norm=1.0)
+def test_a_replica_adds_as_few_whatever_the_number_of_gradients() -> None:
+    found = added(lambda: norms(20), num_ranks=2, clip_norm=1.0)
     assert 0 < found.per_microbatch <= PER_MICROBATCH
-    assert 0 < found.per_step - num_gradients <= PER_STEP
+    assert 0 < found.per_step <= PER_STEP
     assert 0 < found.num_waits <= WAITS
 
 

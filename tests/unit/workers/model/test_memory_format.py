@@ -81,6 +81,7 @@ def test_gradients_lie_as_their_parameters_and_are_summed_as_they_lie() -> None:
     bucket = Bucket(list(stage.parameters()), 0, CPU, None)
     bucket.begin()
     stage(torch.ones(1, 3, 4, 4)).sum().backward()
+    bucket.close()
     plain = convolution()
     plain.load_state_dict(stage.state_dict())
     plain(torch.ones(1, 3, 4, 4)).sum().backward()

@@ -156,7 +156,7 @@ def test_weights_add_up_whatever_their_dtype() -> None:
     outcome = StepShare()
     for _ in range(3):
         found = torch.tensor(1.0), torch.tensor(255, dtype=torch.bfloat16)
-        outcome.add(share_of(found, 1, 3), {}, 1)
+        outcome.add(share_of(found, 1, 3), {})
     assert outcome.weight == 765.0
 
 
@@ -164,6 +164,6 @@ def test_weights_add_up_whatever_their_dtype() -> None:
 def test_losses_are_of_one_kind_in_all_micro_batches(is_weighted: bool) -> None:
     one = torch.tensor(1.0)
     outcome = StepShare()
-    outcome.add(share_of((one, 2) if is_weighted else one, 1, 2), {}, 1)
+    outcome.add(share_of((one, 2) if is_weighted else one, 1, 2), {})
     with pytest.raises(ConfigError, match="for some micro-batches and a mean for others"):
-        outcome.add(share_of(one if is_weighted else (one, 2), 1, 2), {}, 1)
+        outcome.add(share_of(one if is_weighted else (one, 2), 1, 2), {})

@@ -26,7 +26,7 @@ from bundlerun.workers.pipeline.message import Specs
 from bundlerun.workers.pipeline.nccl import NcclReceiver
 from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.step import StepWork
+from bundlerun.workers.step import StepShare, StepWork
 
 Event = tuple[str, Link, int]
 """What happened to which message of a link."""
@@ -113,7 +113,7 @@ def logs(
             )
             for step in range(2):
                 work = StepWork(seed=0, step=step, first=0, sizes=[2] * 5, num_samples=10)
-                bundle.train(work, batches(5))
+                bundle.train(work, batches(5), StepShare())
         except BaseException as exc:
             failures.append(exc)
 

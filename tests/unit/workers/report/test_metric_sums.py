@@ -38,20 +38,25 @@ class Replicas:
 
 
 def share_of(*microbatches: Metrics) -> StepShare:
-    share = StepShare()
+    return added(StepShare(), *microbatches)
+
+
+def added(share: StepShare, *microbatches: Metrics) -> StepShare:
     for metrics in microbatches:
         tensors = {name: torch.tensor(value) for name, value in metrics.items()}
-        share.add(Share(torch.tensor(1.0), None), tensors, 1)
+        share.add(Share(torch.tensor(1.0), None), tensors)
     return share
 
 
 def step(
-    sums: Sequence[MetricSums], shares: Sequence[StepShare], first: int, replicas: Replicas
+    sums: Sequence[MetricSums], works: Sequence[Sequence[Metrics]], first: int, replicas: Replicas
 ) -> list[Metrics]:
     """What each rank knows after one step, of which `first` has had the first micro-batch."""
     slots = torch.zeros((len(sums), sums[0].num_slots), dtype=torch.float64)
-    for own, slot, share in zip(sums, slots, shares, strict=True):
-        own.write(slot, share)
+    shares = []
+    for own, slot, work in zip(sums, slots, works, strict=True):
+        shares.append(added(StepShare(metric_slots=own.slots(slot)), *work))
+        own.check(shares[-1])
     of_step = slots.sum(0).tolist()
 
     def totals(rank: int) -> Metrics:
@@ -68,23 +73,23 @@ def test_all_ranks_know_all_sums_in_one_order_whoever_had_work(
     names: tuple[str, ...] | None,
 ) -> None:
     sums = [MetricSums(names) for _ in range(3)]
-    shares = [
-        share_of({"mae": 1.5, "top1": 1.0}),
-        share_of(),
-        share_of({"top1": 2.0, "mae": 0.25}, {"mae": 0.25, "top1": 0.0}),
+    works: list[list[Metrics]] = [
+        [{"mae": 1.5, "top1": 1.0}],
+        [],
+        [{"top1": 2.0, "mae": 0.25}, {"mae": 0.25, "top1": 0.0}],
     ]
-    found = step(sums, shares, 2, Replicas(3))
+    found = step(sums, works, 2, Replicas(3))
     assert found == [{"mae": 2.0, "top1": 3.0}] * 3
     assert [list(each) for each in found] == [list(names or ("top1", "mae"))] * 3
 
 
 def test_declared_metrics_need_no_sum_of_their_own_and_agreed_names_are_told_once() -> None:
-    share = [share_of({"mae": 1.0}), share_of({"mae": 2.0})]
+    works: list[list[Metrics]] = [[{"mae": 1.0}], [{"mae": 2.0}]]
     for names, expected in ((("mae",), [0, 0]), (None, [3, 4])):
         replicas, sums = Replicas(2), [MetricSums(names) for _ in range(2)]
         counts = []
         for first in (0, 1):
-            assert step(sums, share, first, replicas) == [{"mae": 3.0}] * 2
+            assert step(sums, works, first, replicas) == [{"mae": 3.0}] * 2
             counts.append(replicas.num_sums)
         assert counts == expected
 
@@ -92,15 +97,15 @@ def test_declared_metrics_need_no_sum_of_their_own_and_agreed_names_are_told_onc
 def test_there_may_be_no_metric_and_any_number_of_them() -> None:
     for names in ((), None):
         sums = [MetricSums(names) for _ in range(2)]
-        assert step(sums, [share_of({}), share_of()], 0, Replicas(2)) == [{}, {}]
+        assert step(sums, [[{}], []], 0, Replicas(2)) == [{}, {}]
     many = {f"class {number} \N{GREEK SMALL LETTER ALPHA}": float(number) for number in range(300)}
     for declared in (tuple(many), None):
         sums = [MetricSums(declared) for _ in range(2)]
-        assert step(sums, [share_of(many), share_of()], 0, Replicas(2)) == [many, many]
+        assert step(sums, [[many], []], 0, Replicas(2)) == [many, many]
 
 
 def declared_step(metrics: Metrics) -> None:
-    MetricSums(("mae", "top1")).write(torch.zeros(2), share_of(metrics))
+    MetricSums(("mae", "top1")).check(share_of(metrics))
 
 
 def agreed_step(metrics: Metrics) -> None:
