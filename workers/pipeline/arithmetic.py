@@ -36,10 +36,15 @@ class Arithmetic:
 
     def placed(self, tensor: Tensor) -> Tensor:
         """A tensor of the data on the device; floating-point numbers as wide as the stage's."""
-        is_wide = self.precision == "float64" and tensor.is_floating_point()
-        dtype = torch.float64 if is_wide else tensor.dtype
         # Labels and token ids stay whole numbers.
-        found = tensor.to(self.device, dtype, non_blocking=True)
+        if self.precision == "float64" and tensor.is_floating_point():
+            found = tensor.to(self.device, torch.float64, non_blocking=True)
+        elif tensor.device == self.device:
+            found = tensor
+        else:
+            found = tensor.to(self.device, non_blocking=True)
+        if self.memory_format is torch.preserve_format:
+            return found
         is_image = found.dim() == 4 and found.layout is torch.strided
         # There, not on the way: the device is faster at it, and the copy stays one piece.
         return found.to(memory_format=self.memory_format) if is_image else found

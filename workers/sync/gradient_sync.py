@@ -261,7 +261,7 @@ class GradientSync:
                 self._chain.take().open()
 
     def read(self, *vectors: Tensor) -> list[list[float]]:
-        """The numbers of flat tensors of the device, by one copy: the one wait for it in a step.
+        """The numbers of flat tensors of the device: the one wait for it in a step.
 
         A parameter that nobody used has no gradient from here on, as without bundles.
         """
