@@ -33,7 +33,9 @@ def test_all_ranks_of_nodes_that_differ_say_which_option_it_is(tmp_path: Path) -
 
 def test_nodes_that_agree_meet_where_nobody_says_how_many_they_are(tmp_path: Path) -> None:
     def main(env: RankEnv, store: Store) -> None:
-        config = TrainConfig(data="synthetic", shape=Shape((1,)), threads=env.node)
+        config = TrainConfig(
+            data="synthetic", shape=Shape((1,)), threads=env.node, run_dir=str(tmp_path / "run")
+        )
         arrival = arrive(config, replace(env, num_nodes=0), store)
         assert arrival.topology.devices_per_node == (2, 1)
 
