@@ -218,7 +218,12 @@ class Trainer:
         )
         # [3] All sums are there. From here on every replica decides by the same numbers.
         self.sync.finish()
-        told, norms = self.sync.read(self._told, self._update.norms())
+        reading = self.sync.start_read(self._told, self._update.norms())
+        # Behind the numbers, so that a GPU has something to do while this thread wakes up.
+        if self.sync.is_all_used:
+            with self._meters.phase("optimizer"), torch.no_grad():
+                self._update.go_ahead(work.step, steps_per_epoch)
+        told, norms = reading()
         sums, counts = told[: len(self._sums)], told[len(self._sums) :]
         num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
         # First of all: replicas that differ must not reach a snapshot.

@@ -4,7 +4,8 @@
 
 Scale and norm need what other stages know. Each bundle takes them together, and all bundles have
 the same numbers, so every rank does the same. Norms come to the processor together with the sums
-of the step: between these and the optimizer nothing waits for the device.
+of the step: between these and the optimizer nothing waits for the device. Where no number can
+change what [3] and [4] do, a GPU gets their work before the rank waits for the numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.workers.device.accelerator import is_gpu
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.optim.param_groups import ParamGroups
@@ -98,6 +100,7 @@ class Update:
         self._is_weighted: bool | None = None
         """Whether losses say their weight; None: not known yet."""
         self._num_left_out = 0
+        self._is_ahead = False
         self._no_norms = torch.zeros(0, dtype=torch.float64, device=session.device)
 
     @property
@@ -125,6 +128,27 @@ class Update:
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self._stage.parameters() if p.grad is not None]
+
+    def go_ahead(self, step: int, steps_per_epoch: int) -> None:
+        """Does [3] and [4] before anything of the step is known, where that can change neither.
+
+        On the CPU nothing is gained. Once it is known `apply` may still end the run: nobody may
+        keep the state until then.
+
+        Args:
+            step: its number in the run.
+            steps_per_epoch: for the learning rate.
+        """
+        is_settled = not self._wants_norms and self._is_weighted is False
+        self._is_ahead = is_settled and is_gpu(self._session.device)
+        if self._is_ahead:
+            self._change(step, steps_per_epoch)
+
+    def _change(self, step: int, steps_per_epoch: int) -> None:
+        # [3]
+        self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
+        # [4]
+        self._optimizer.step()
 
     def apply(
         self,
@@ -161,13 +185,13 @@ class Update:
             self._loss_scale.is_over()
             return False
         self._num_left_out = 0
-        # [1] and [2] in one multiplication, and none where nothing changes.
-        if found.scale != 1.0 and (gradients := self._gradients()):
-            torch._foreach_mul_(gradients, found.scale)
-        # [3]
-        self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
-        # [4]
-        self._optimizer.step()
+        if self._is_ahead:
+            self._is_ahead = False
+        else:
+            # [1] and [2] in one multiplication, and none where nothing changes.
+            if found.scale != 1.0 and (gradients := self._gradients()):
+                torch._foreach_mul_(gradients, found.scale)
+            self._change(step, steps_per_epoch)
         self._loss_scale.is_good()
         return True
 

@@ -261,21 +261,35 @@ class GradientSync:
                 self._chain.take().open()
 
     def read(self, *vectors: Tensor) -> list[list[float]]:
-        """The numbers of flat tensors of the device: the one wait for it in a step.
+        """The numbers of flat tensors of the device; see `start_read`."""
+        return self.start_read(*vectors)()
 
-        A parameter that nobody used has no gradient from here on, as without bundles.
+    def start_read(self, *vectors: Tensor) -> Callable[[], list[list[float]]]:
+        """Begins to copy the numbers of flat tensors of the device; gives what waits for them.
+
+        That is the one wait for the device in a step. A parameter that nobody used has no gradient
+        from there on, as without bundles.
         """
         # [5]
         if self._chain is None:
-            return numbers.read(vectors)
+            return numbers.start_read(vectors)
+        reading = numbers.start_read([*vectors, self._unused])
+        return partial(self._read, reading)
+
+    def _read(self, reading: Callable[[], list[list[float]]]) -> list[list[float]]:
         with self._meters.phase("sync_wait"):
-            *found, counts = numbers.read([*vectors, self._unused])
+            *found, counts = reading()
         self._had_unused = any(counts)
         if self._had_unused:
             for parameter, count in zip(self._bucket_of, counts, strict=True):
                 if count == self._num_replicas:
                     parameter.grad = None
         return found
+
+    @property
+    def is_all_used(self) -> bool:
+        """Whether it is known without a look at other replicas which parameters have a gradient."""
+        return self._chain is None or len(self._used) == len(self._parameters)
 
     def all_sum(self, values: Tensor) -> Tensor:
         """The sum of float64 `values`, of shape (n,), over the replicas of the stage.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.pipeline import device_trial
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.train import train
-from tests.ranks.harness import run_ranks
+from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.pipeline.test_schedules import scheduled
 from tests.ranks.reference import Reference, train_unsplit
+from tests.ranks.training.test_kinds import CONFIG as KINDS
+from tests.ranks.training.test_kinds import plain_losses
 from tests.ranks.training.test_parity import CONFIG, assert_close, losses_of
 from tests.standin.device import Device
 from tests.standin.ranks import on_standin
@@ -112,6 +115,29 @@ def test_wide_stages_train_like_the_unsplit_model(
 def test_streams_that_take_turns_change_nothing(reference: Reference, tmp_path: Path) -> None:
     config = replace(scheduled(SHORT, (1, 1), ONCE), transport="nccl")
     assert_like(reference, trained(config, (2, 2), tmp_path, seed=5), tmp_path)
+
+
+@pytest.mark.parametrize(("shape", "num_ranks"), [((1,), 1), ((1,), 2), ((1, 1), 2)], ids=str)
+def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(
+    shape: tuple[int, ...], num_ranks: int, tmp_path: Path
+) -> None:
+    """The optimizer has its work by then: the device got it before anybody knew the loss."""
+    cut = ("head",)[: len(shape) - 1]
+    config = replace(KINDS, data="nan", shape=Shape(shape), cut=cut, checkpoint_steps=1)
+    plain = plain_losses(config)
+    number = next(i for i, loss in enumerate(plain) if math.isnan(loss))
+    config = replace(config, run_dir=str(tmp_path / "run"), transport="cpu")
+
+    def main(env: RankEnv, store: Store, device: Device) -> None:
+        train(config, env, store)
+
+    ends = outcomes((num_ranks,), on_standin(main), tmp_path, 60)
+    assert any(f"the loss of step {number + 1} is nan" in text for text in ends.values())
+    assert losses_of(tmp_path) == pytest.approx(plain[:number], rel=1e-12)
+    newest = survey(RunPaths(tmp_path / "run")).found[0]
+    assert newest.step == number
+    tensors = read_tensors(newest, newest.weight_map)
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 DROPPING = """

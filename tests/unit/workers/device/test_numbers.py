@@ -17,8 +17,15 @@ class Watched:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.done: list[str] = []
         monkeypatch.setattr(numbers, "is_on_gpu", lambda tensor: True)
-        monkeypatch.setattr(numbers, "finish", lambda device: self.done.append("finish"))
+        monkeypatch.setattr(numbers, "mark", self._mark)
         monkeypatch.setattr(numbers, "pinned", self._pinned)
+
+    def _mark(self, device: torch.device) -> Watched:
+        self.done.append("mark")
+        return self
+
+    def synchronize(self) -> None:
+        self.done.append("wait")
 
     def _pinned(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         self.done.append("pinned")
@@ -42,8 +49,10 @@ def test_a_gpu_is_waited_for_once_after_copies_to_pinned_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watched = Watched(monkeypatch)
-    assert numbers.read([WIDE, torch.ones(1), WIDE[:0]]) == [[1 / 3, 2.0**52 + 1], [1.0], []]
-    assert watched.done == ["pinned", "pinned", "finish"]
+    reading = numbers.start_read([WIDE, torch.ones(1), WIDE[:0]])
+    assert watched.done == ["pinned", "pinned", "mark"]
+    assert reading() == [[1 / 3, 2.0**52 + 1], [1.0], []]
+    assert watched.done == ["pinned", "pinned", "mark", "wait"]
 
 
 def test_numbers_are_written_to_a_gpu_from_pinned_memory_without_a_wait(

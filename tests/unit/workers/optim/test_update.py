@@ -12,6 +12,7 @@ from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.workers.optim import update
 from bundlerun.workers.optim.loss_scale import INITIAL, LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import MOST_LEFT_OUT, StepLoss, Update
@@ -50,6 +51,8 @@ class Case:
         """What a step changes; nothing where it was left out."""
         before = self.model.weight.clone()
         self.model.weight.grad = torch.full((1, 2), gradient)
+        self._update.go_ahead(self._step, 9)
+        self.was_ahead = not torch.equal(before, self.model.weight)
         norms = self._update.norms().tolist()
         counts = self._update.apply(loss, norms, num_samples=4, step=self._step, steps_per_epoch=9)
         self._step += 1
@@ -59,6 +62,27 @@ class Case:
 
 PLAIN = StepLoss(1.0, 0.0, 0.0)
 NAN = StepLoss(float("nan"), 0.0, 0.0)
+
+
+def test_a_gpu_gets_the_optimizers_work_before_numbers_that_change_nothing_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case()
+    assert [case.step(PLAIN) for _ in range(2)] == [[3.0, 3.0]] * 2
+    assert not case.was_ahead, "on the CPU"
+    monkeypatch.setattr(update, "is_gpu", lambda device: True)
+    case = Case()
+    assert case.step(PLAIN) == [3.0, 3.0]
+    assert not case.was_ahead, "whether losses say a weight is known after the first step"
+    assert case.step(PLAIN) == [3.0, 3.0]
+    assert case.was_ahead
+    with pytest.raises(DivergedError):
+        case.step(NAN)
+    weighted = StepLoss(1.0, 8.0, 1.0)
+    for options, loss in (({"clip_norm": 9.0}, PLAIN), ({"on_nan": "skip"}, PLAIN), ({}, weighted)):
+        case = Case(**options)
+        assert case.step(loss) == case.step(loss)
+        assert not case.was_ahead
 
 
 def test_gradients_are_scaled_by_the_weight_and_then_clipped() -> None:
