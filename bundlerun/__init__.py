@@ -10,11 +10,13 @@ use: `from bundlerun import protect`.
 import importlib
 
 _DOORS = {
+    "Bundle": "bundlerun.workers.own.bundle",
+    "Cut": "bundlerun.workers.own.cut",
     "Protection": "bundlerun.workers.own.protect",
     "protect": "bundlerun.workers.own.protect",
 }
 
-__all__ = ["Protection", "protect"]
+__all__ = ["Bundle", "Cut", "Protection", "protect"]
 
 
 def __getattr__(name: str) -> object:

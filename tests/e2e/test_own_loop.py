@@ -20,6 +20,7 @@ __all__ = ["agents"]  # a fixture
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROTECTED = str(EXAMPLES / "protected_ddp.py")
+PIPELINED = str(EXAMPLES / "pipelined_loop.py")
 _LONG = 100_000
 
 
@@ -122,3 +123,16 @@ def test_the_example_runs_by_itself(agents: Agents, tmp_path: Path) -> None:
     agents.start([sys.executable, PROTECTED, "--steps=3", f"--run-dir={tmp_path / 'run'}"])
     assert agents.wait() == [0], agents.text()
     assert len(step_lines(agents.text())) == 3
+
+
+def test_a_pipelined_loop_prints_what_one_process_does(agents: Agents, tmp_path: Path) -> None:
+    words = ["--steps=4", f"--folder={tmp_path}"]
+    ranks = ["--devices=cpu", "--slots=2", f"--run-dir={tmp_path / 'run'}"]
+    agents.start([str(BIN / "bundlerun"), "script", *ranks, PIPELINED, *words])
+    agents.start([sys.executable, PIPELINED, *words])
+    assert agents.wait() == [0, 0], agents.text()
+    told = sorted(line for line in agents.text().splitlines() if line.startswith(("step", "eval")))
+    losses = [float(line.split(" loss ")[1].split()[0].rstrip(",")) for line in told]
+    assert len(losses) == 10
+    # By a rounding of the last digit that is printed.
+    assert losses[::2] == pytest.approx(losses[1::2], abs=2e-6)

@@ -25,7 +25,8 @@ from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
 from bundlerun.workers.rank.round_store import own_part
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
-from bundlerun.workers.rank.session import Session, join, meet, open_store
+from bundlerun.workers.rank.session import Session, arrive, join, meet, open_store
+from bundlerun.workers.sync.schemes import ways_of
 
 FOLDER_VARIABLE = "BUNDLERUN_RUN_DIR"
 """The run folder, where the script does not say; under `bundlerun script` its agent says."""
@@ -72,6 +73,19 @@ def joined(config: TrainConfig, env: RankEnv, device: torch.device, held: ExitSt
         session = join(config, arrival, ())
     life.events.note("met", {"rank": session.place.rank})
     return Joined(config=config, env=env, session=session, life=life, has_board=board is not None)
+
+
+def as_rank(config: TrainConfig, env: RankEnv) -> Session:
+    """A rank of bundles, which this process becomes; no run folder is claimed.
+
+    Collective: every rank of the job.
+
+    Raises:
+        BundleError: what the user can act on.
+    """
+    env = replace(env, terms=env.terms or json.dumps(_terms()))
+    arrival = arrive(config, env, _store(env, config.timeout_s))
+    return join(config, arrival, ways_of(config, arrival).members)
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._dynamo  # DistributedDataParallel does, which takes seconds in each rank
-import torch.distributed as dist
 from torch import nn
 from torch.distributed import Store
 from torch.nn.parallel import DistributedDataParallel
@@ -19,25 +17,10 @@ from bundlerun import Protection, protect
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.rank.env import RankEnv
 from tests.ranks.harness import free_port, run_ranks
+from tests.ranks.own.launching import launched
 
 FIRST, ALL = 4, 7
 KEPT = Protection(snapshot_steps=1)
-
-
-def launched(env: RankEnv, port: int) -> None:
-    """Sets what a launcher would have set for this process."""
-    numbers = {
-        "RANK": env.rank,
-        "WORLD_SIZE": env.world_size,
-        "LOCAL_RANK": env.local_rank,
-        "LOCAL_WORLD_SIZE": env.local_world_size,
-        "GROUP_RANK": env.node,
-        "GROUP_WORLD_SIZE": env.num_nodes,
-        "MASTER_PORT": port,
-    }
-    os.environ.update({name: str(number) for name, number in numbers.items()})
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "BUNDLERUN_NODE_NAME": env.node_name}
-    dist.init_process_group("gloo")
 
 
 class Seen:

@@ -1,0 +1,187 @@
+"""A user's own loop over a cut model: the same numbers as plain torch on the whole model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributed import Store
+from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, AdamW
+
+from bundlerun import Bundle, Cut
+from bundlerun.launcher.errors import CheckpointError, ConfigError
+from bundlerun.workers.rank.env import RankEnv
+from tests.ranks.harness import free_port, run_ranks
+from tests.ranks.own.launching import launched
+
+BATCH, STEPS = 8, 3
+CUT = Cut(shape=(1, 1), at=("second",), microbatch_size=2, precision="float64")
+
+
+class Model(nn.Module):
+    """Has two inputs, one of which is used in the rear."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(5, 7)
+        self.second = nn.Linear(7, 6)
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x)))) * scale)
+
+
+def model() -> nn.Module:
+    torch.manual_seed(3)
+    return Model().double()
+
+
+def batch(step: int, bundle: int, count: int = BATCH) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    draw = torch.Generator().manual_seed(10 * step + bundle)
+    x = torch.randn(count, 5, generator=draw, dtype=torch.float64)
+    scale = torch.rand(count, 1, generator=draw, dtype=torch.float64)
+    return (x, scale), torch.randint(3, (count,), generator=draw)
+
+
+def right(output: Tensor, targets: Tensor) -> dict[str, Tensor]:
+    return {"right": (output.argmax(1) == targets).sum()}
+
+
+def whole(num_bundles: int) -> tuple[list[float], list[float], dict[str, Tensor], float, float]:
+    """Losses, norms, parameters, then the loss and the share of hits of an evaluation."""
+    net = model()
+    optimizer = AdamW(net.parameters(), lr=0.05)
+    losses, norms = [], []
+    for step in range(STEPS):
+        (x, scale), targets = joined([batch(step, b) for b in range(num_bundles)])
+        optimizer.zero_grad()
+        loss = cross_entropy(net(x, scale), targets)
+        loss.backward()
+        norms.append(float(clip_grad_norm_(net.parameters(), 0.2)))
+        optimizer.step()
+        losses.append(loss.item())
+    (x, scale), targets = joined([batch(99, b, 5) for b in range(num_bundles)])
+    with torch.no_grad():
+        output = net.eval()(x, scale)
+    hits = float(right(output, targets)["right"]) / len(targets)
+    return losses, norms, net.state_dict(), float(cross_entropy(output, targets)), hits
+
+
+def joined(
+    parts: list[tuple[tuple[Tensor, Tensor], Tensor]],
+) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    inputs = zip(*(part[0] for part in parts), strict=True)
+    x, scale = (torch.cat(each) for each in inputs)
+    return (x, scale), torch.cat([part[1] for part in parts])
+
+
+def test_a_loop_over_two_bundles_does_what_plain_torch_does_with_the_whole_model(
+    tmp_path: Path,
+) -> None:
+    losses, norms, parameters, evaluated, hits = whole(2)
+
+    def main(env: RankEnv, _: Store) -> None:
+        launched(env, port)
+        drawn = torch.get_rng_state()
+        net, example = model(), batch(0, 0)[0]
+        torch.set_rng_state(drawn)
+        bundle = Bundle.of(net, cross_entropy, example, batch_size=BATCH, metrics=right, cut=CUT)
+        assert torch.equal(torch.get_rng_state(), drawn)
+        assert (bundle.count, bundle.number, bundle.is_first) == (
+            2, env.rank // 2, env.rank % 2 == 0,
+        )  # fmt: skip
+        optimizer = AdamW(bundle.parameters(), lr=0.05)
+        with bundle:
+            for step in range(STEPS):
+                # Others than the first stage need no batch.
+                given = batch(step, bundle.number) if bundle.is_first else ()
+                optimizer.zero_grad()  # not needed, and no harm
+                assert bundle.step(*given) == pytest.approx(losses[step], rel=1e-12)
+                assert bundle.clip_grad_norm_(0.2) == pytest.approx(norms[step], rel=1e-9)
+                optimizer.step()
+            for name, parameter in bundle.named_parameters():
+                assert torch.allclose(parameter, parameters[name], rtol=1e-9, atol=1e-12), name
+            found = bundle.evaluate(*batch(99, bundle.number, 5), num_samples=5)
+            assert found == pytest.approx(evaluated, rel=1e-9)
+            assert bundle.metrics == {"right": pytest.approx(hits)}
+            path = bundle.save(tmp_path / "kept", optimizer)
+            assert (path / "manifest.json").is_file()
+        with pytest.raises(ConfigError, match="this bundle is closed"):
+            bundle.step(*given)
+
+    port = free_port()
+    run_ranks((2, 2), main, tmp_path)
+    again(tmp_path / "kept", parameters)
+
+
+def again(folder: Path, parameters: dict[str, Tensor]) -> None:
+    """One process takes up what four have saved, and goes on as they would have."""
+    net, example = model(), batch(0, 0)[0]
+    with Bundle.of(net, cross_entropy, example, batch_size=2 * BATCH, cut=CUT) as bundle:
+        with pytest.raises(ConfigError, match="is of the optimizer AdamW, and this run has SGD"):
+            bundle.load(folder, SGD(bundle.parameters(), lr=0.1))
+        optimizer = AdamW(bundle.parameters(), lr=0.05)
+        assert bundle.load(folder, optimizer) == STEPS
+        own = dict(bundle.named_parameters())
+        assert all(torch.allclose(own[n], p, rtol=1e-9) for n, p in parameters.items())
+        assert len(optimizer.state) == len(own)
+        assert bundle.load(folder / "nothing", optimizer) == 0
+    other = nn.Linear(5, 3).double()
+    with (
+        Bundle.of(other, cross_entropy, example[:1], batch_size=BATCH, cut=CUT) as bundle,
+        pytest.raises(CheckpointError, match=r"has no 'model\.bias'"),
+    ):
+        bundle.load(folder)
+
+
+def test_what_cannot_be_a_step_is_refused_before_it() -> None:
+    net, (inputs, targets) = model(), batch(0, 0)
+    bundle = Bundle.of(net, cross_entropy, inputs, batch_size=BATCH, cut=CUT)
+    for given, text in (
+        ((), "no batch on a rank that has the first stage"),
+        ((inputs,), "there are no targets; give them with the batch"),
+        (batch(0, 0, 5), r"the batch has 5 samples at \[0\], and this bundle does 8 in a step"),
+        ((inputs, targets[:3]), "the targets have 3 samples, and this bundle does 8"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            bundle.step(*given)
+    assert bundle.step(inputs, targets) > 0
+    bundle.close()
+    bundle.close()
+
+
+class Decides(nn.Module):
+    """Cannot be cut: it looks at values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(x)
+        return self.two(y) if float(y.sum()) > 0 else y
+
+
+@pytest.mark.parametrize("case", ["ranks", "cut", "value", "microbatch", "precision"])
+def test_what_cannot_be_a_bundle_is_refused_on_all_ranks(case: str, tmp_path: Path) -> None:
+    text, net, cut = {
+        "ranks": ("2 ranks are not a whole number of bundles of shape 1,1,1", model(), (1, 1, 1)),
+        "cut": ("seccond", model(), Cut(at=("seccond",))),
+        "value": ("Decides", Decides(), Cut()),
+        "microbatch": ("batch_size=8 is not a multiple of", model(), Cut(microbatch_size=3)),
+        "precision": ("float16", model(), Cut(precision="float16")),
+    }[case]
+    made = Cut(shape=cut) if isinstance(cut, tuple) else cut
+    example = torch.randn(2, 2) if case == "value" else batch(0, 0)[0]
+
+    def main(env: RankEnv, _: Store) -> None:
+        launched(env, port)
+        with pytest.raises(ConfigError, match=text):
+            Bundle.of(net, cross_entropy, example, batch_size=BATCH, cut=made)
+
+    port = free_port()
+    run_ranks((2,), main, tmp_path)
