@@ -123,7 +123,8 @@ def match(outline: Outline, given: Mapping[str, Shape], new_head: str, source: s
         known = next((sources[twin] for twin in twins if twin in sources), None)
         if known is not None:
             sources[name] = known
-    used = {piece.name for pieces in sources.values() for piece in pieces}
+    # What has another shape has a place, too.
+    used = {p.name for found in (sources, renaming.sources) for ps in found.values() for p in ps}
     return Match(
         rule=renaming.rule,
         sources=sources,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,25 +61,38 @@ def weights(folder: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    ("frozen", "shape", "cut", "nodes"),
+    ("frozen", "shape", "nodes", "how"),
     [
-        (("first", "norm1", "second"), (1, 1), ("second",), (2, 2)),
+        (("first", "norm1", "second"), (1, 1), (2, 2), {"cut": ("second",)}),
         # Nothing of the front is trained: no gradient comes back to it.
-        (("first", "norm1", "second", "norm2"), (2, 1), ("third",), (3,)),
+        (("first", "norm1", "second", "norm2"), (2, 1), (3,), {"cut": ("third",)}),
+        (
+            ("first", "norm1", "second", "norm2"),
+            (1, 1),
+            (2,),
+            {"cut": ("third",), "schedule": "zero-bubble"},
+        ),
+        (
+            ("first", "norm1", "third"),
+            (1, 1),
+            (2,),
+            {"cut": ("second", "third", "head"), "chunks": 2, "recompute": "all"},
+        ),
     ],
+    ids=["two nodes", "wide front", "zero-bubble", "chunks"],
 )
 def test_stages_with_weights_and_frozen_parts_train_like_the_unsplit_model(
     frozen: tuple[str, ...],
     shape: tuple[int, ...],
-    cut: tuple[str, ...],
     nodes: tuple[int, ...],
+    how: dict[str, Any],
     tmp_path: Path,
 ) -> None:
     file = weights(tmp_path)
     still = [name for name in frozen if "norm" in name]
     (tmp_path / "by_hand.py").write_text(BY_HAND.format(still=still, frozen=frozen, file=file))
     wanted = train_unsplit(replace(PLAIN, model=f"{tmp_path}/by_hand.py:build"), NUM_STEPS)
-    config = replace(PLAIN, init_from=file, freeze=frozen, shape=Shape(shape), cut=cut)
+    config = replace(PLAIN, init_from=file, freeze=frozen, shape=Shape(shape), **how)
     state = run_state(config, nodes, tmp_path)
     assert_close(state, wanted.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)

@@ -61,7 +61,7 @@ def test_a_module_in_the_model_is_put_on() -> None:
 
 
 def test_a_head_of_another_number_of_outputs_begins_anew() -> None:
-    found = matched({**OWN, "head.weight": (1000, 8), "head.bias": (1000,)})
+    found = matched({**OWN, "head.weight": (1000, 8), "head.bias": (1000,), "old.bias": (3,)})
     assert found.fresh == ["head.weight", "head.bias"]
     first, second = lines_of(found, outline(), "w.pth")
     assert first == (
@@ -69,8 +69,8 @@ def test_a_head_of_another_number_of_outputs_begins_anew() -> None:
         "are"
     )
     assert second == (
-        "not loaded: head.weight, head.bias begin anew (as 7 outputs, in the file 1000); "
-        "head.weight, head.bias of the file have no place in the model"
+        "not loaded: head.weight, head.bias begin anew (as 7 outputs, in the file 1000); old.bias "
+        "of the file has no place in the model"
     )
 
 
