@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -43,7 +46,7 @@ class Initial:
             if other is None:
                 raise
             self._weights = other
-            self._match = self._matched(new_head)
+            self._match = replace(self._matched(new_head), rule="read by transformers itself")
 
     def _matched(self, new_head: str) -> Match:
         return match(self._outline, self._weights.shapes, new_head, self._source)
@@ -81,7 +84,7 @@ def _by_transformers(model: nn.Module, files: WeightFiles) -> Weights | None:
     read: Any = getattr(type(model), "from_pretrained", None)
     if read is None or files.checkpoint is not None or not (files.folder / "config.json").is_file():
         return None
-    with users_code(f"loading {str(files.folder)!r} by transformers"):
+    with users_code(f"loading {str(files.folder)!r} by transformers"), _quietly():
         loaded, told = read(
             files.folder,
             config=cast(Any, model).config,
@@ -93,6 +96,21 @@ def _by_transformers(model: nn.Module, files: WeightFiles) -> Weights | None:
     anew = _names(told, "missing_keys") | _names(told, "mismatched_keys")
     state: dict[str, Tensor] = loaded.state_dict()
     return InMemory({name: tensor for name, tensor in state.items() if name not in anew})
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the bars and reports that transformers writes on each rank."""
+    log: Any = importlib.import_module("transformers.utils.logging")
+    level, has_bar = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if has_bar:
+            log.enable_progress_bar()
 
 
 def _names(told: Any, key: str) -> set[str]:  # noqa: ANN401 - transformers' own

@@ -14,7 +14,10 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 from torchvision.models.resnet import Bottleneck
 from torchvision.models.vision_transformer import VisionTransformer
 
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.weight_files import find_weights
 from bundlerun.splits.weights.loading import Initial
+from bundlerun.splits.weights.reading import open_weights
 
 CLASSES = 5
 
@@ -166,3 +169,25 @@ def test_the_tied_head_of_a_language_model_is_not_missing(tmp_path: Path) -> Non
     found.load(target)
     assert torch.equal(target.lm_head.weight, source.transformer.wte.weight)
     assert found.lines()[1] == "not loaded: nothing of the model"
+
+
+def test_what_transformers_calls_otherwise_in_files_it_reads_itself(tmp_path: Path) -> None:
+    """Experts are apart in its files, and one tensor in memory."""
+    hf = library("transformers")
+    config = hf.Qwen3MoeConfig(
+        vocab_size=11, hidden_size=8, intermediate_size=8, moe_intermediate_size=4,
+        num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2, head_dim=4,
+        num_experts=3, num_experts_per_tok=2, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    source, target = hf.Qwen3MoeForCausalLM(config).eval(), hf.Qwen3MoeForCausalLM(config).eval()
+    source.save_pretrained(tmp_path)
+    names = set(open_weights(find_weights(str(tmp_path))).shapes)
+    assert names != set(source.state_dict())
+    found = Initial(target, str(tmp_path), "it", num_outputs=0, new_head="off")
+    found.load(target)
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], tensor), name
+    assert found.lines()[0].endswith("; read by transformers itself")
+    # A folder of another model is still one of another model.
+    with pytest.raises(ConfigError, match="is of another model than it"):
+        Initial(resnet_torchvision(), str(tmp_path), "it", num_outputs=0, new_head="off")
