@@ -8,6 +8,7 @@ A case that hangs costs its limit and a line that says so; what it found before 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import select
 import signal
@@ -27,6 +28,8 @@ from benchmarks.gpu.report import Report
 from bundlerun.launcher.run_folder.files import SHARED_MEMORY
 
 ROOT = Path(__file__).resolve().parents[2]
+BYTECODE = ROOT / "build" / "bytecode"
+"""Gets compiled files of libraries that have none."""
 EXIT_NO_GPU = 3
 """How `ready` says that there is none."""
 _ENDING_S = 10.0
@@ -166,11 +169,21 @@ def own_environ(environ: Mapping[str, str], *, is_stand_in: bool) -> dict[str, s
     found = {name: value for name, value in environ.items() if name not in ("RANK", "WORLD_SIZE")}
     found["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     found["PYTHONUNBUFFERED"] = "1"
+    if not _has_bytecode("torch"):
+        # Some images leave it out: each process would compile all libraries anew, half a minute.
+        found.pop("PYTHONDONTWRITEBYTECODE", None)
+        found.setdefault("PYTHONPYCACHEPREFIX", str(BYTECODE))
     if is_stand_in:
         found["CUDA_VISIBLE_DEVICES"] = ""
         # Several threads that wait for each other take long on a small machine that is busy.
         found["OMP_NUM_THREADS"] = "1"
     return found
+
+
+def _has_bytecode(name: str) -> bool:
+    """Whether a library has its compiled files next to it."""
+    spec = importlib.util.find_spec(name)
+    return spec is None or spec.cached is None or Path(spec.cached).exists()
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.gpu import runner as runner_module
 from benchmarks.gpu.finding import Finding
 from benchmarks.gpu.listed import Case
 from benchmarks.gpu.marked import VARIABLE, end_marked, marked
@@ -35,6 +37,21 @@ def runner(tmp_path: Path, scripts: dict[str, str], budget_s: float = 60.0) -> R
 
     report = Report(tmp_path / "out", is_stand_in=True)
     return Runner(report, command, budget_s, dict(os.environ))
+
+
+def test_libraries_without_compiled_files_are_compiled_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {"PYTHONDONTWRITEBYTECODE": "1"}
+    assert runner_module.own_environ(given, is_stand_in=False).items() >= given.items()
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    importlib.invalidate_caches()
+    found = runner_module.own_environ(given, is_stand_in=False)
+    assert found["PYTHONPYCACHEPREFIX"] == str(runner_module.BYTECODE)
+    assert not given.keys() & found.keys()
 
 
 def case(name: str, limit_s: float = 30.0) -> Case:
