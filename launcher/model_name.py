@@ -171,6 +171,15 @@ def _check_installed(library: Library, model: str) -> None:
         )
 
 
+def check_adapters(rank: int) -> None:
+    """Raises ConfigError where there are to be adapters, and no package makes them."""
+    if rank and importlib.util.find_spec("peft") is None:
+        raise ConfigError(
+            f"--lora {rank} needs the package peft, which is not installed; pip install "
+            "'bundlerun[lora]'"
+        )
+
+
 def _check_hf_folder(model: str, folder: str) -> None:
     path = Path(folder).expanduser()
     if not folder or not path.is_dir():

@@ -80,6 +80,29 @@ class WorkConfig:
         group=_WHAT,
         parse=Reader(text_list, metavar="GLOB[,GLOB...]"),
     )
+    lora: int = option(
+        0,
+        "rank of adapters beside linear layers, which are trained in place of all but the last "
+        "layer (0: none); needs the extra lora",
+        group=_WHAT,
+        parse=int,
+        kept=True,
+    )
+    lora_alpha: float = option(
+        0.0,
+        "what adapters give is multiplied by this over their rank (0: twice the rank)",
+        group=_WHAT,
+        parse=float,
+        kept=True,
+    )
+    lora_targets: tuple[str, ...] = option(
+        (),
+        "linear layers that have an adapter, by their names or those of modules, * stands for "
+        "anything (default: all but the last)",
+        group=_WHAT,
+        parse=Reader(text_list, metavar="GLOB[,GLOB...]"),
+        kept=True,
+    )
 
     shape: Shape = option(
         Shape((1, 1)),
@@ -120,7 +143,12 @@ class WorkConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "batch_size", "chunks")
-        at_least(0, self, "microbatch_size", "num_classes")
+        at_least(0, self, "microbatch_size", "num_classes", "lora", "lora_alpha")
+        if not self.lora and (self.lora_alpha or self.lora_targets):
+            raise ConfigError(
+                "--lora-alpha and --lora-targets are about adapters, and there are none; give "
+                "their rank, such as --lora 8"
+            )
         if self.microbatch_size and self.batch_size % self.microbatch_size:
             raise ConfigError(
                 f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from bundlerun.launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
 from bundlerun.launcher.meeting.default_folder import LATEST
+from bundlerun.launcher.run_folder.adapters import merged
 from bundlerun.launcher.run_folder.checkpoints import (
     MODEL,
     Checkpoint,
@@ -164,10 +165,11 @@ def _undamaged(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def model_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state_dict of the unsplit model, in CPU memory."""
+    """The state_dict of the unsplit model, in CPU memory; adapters are added to its weights."""
     names = [name for name in checkpoint.weight_map if name.startswith(MODEL)]
     tensors = read_tensors(checkpoint, names)
-    return {name[len(MODEL) :]: tensors[name] for name in names}
+    state = {name[len(MODEL) :]: tensors[name] for name in names}
+    return merged(state, checkpoint.config)
 
 
 def about_model(checkpoint: Checkpoint) -> dict[str, object]:

@@ -24,7 +24,7 @@ from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_va
 from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
 from bundlerun.launcher.meeting.node_name import claimed_name
 from bundlerun.launcher.meeting.site import site_defaults, site_job
-from bundlerun.launcher.model_name import check_model
+from bundlerun.launcher.model_name import check_adapters, check_model
 from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
 from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.options.usage import check_variables
@@ -142,6 +142,7 @@ def run(args: argparse.Namespace) -> int:
         check_torch()
         check_model(train.value.model, train.value.recipe)
         check_data(train.value.data, train.value.recipe)
+        check_adapters(train.value.lora)
         source = source_of(train.value.init_from, train.value.model)
         if source and not has_begun(paths):
             find_weights(source)

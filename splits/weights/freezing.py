@@ -52,7 +52,7 @@ def freeze(model: Model, patterns: Sequence[str]) -> str:
     every = {id(p): p for p in parameters.values()}
     if not any(p.requires_grad for p in every.values()):
         raise ConfigError(f"--freeze {','.join(patterns)} leaves nothing to train; freeze less")
-    num_still = sum(_keep_norms(root, prefix, patterns) for prefix, root in roots.items())
+    num_still = sum(keep_norms(root, prefix, patterns) for prefix, root in roots.items())
     for root in roots.values():
         _check_stays(root, frozen)
     sizes = [sum(p.numel() for p in found.values()) / 1e6 for found in (frozen, every)]
@@ -62,12 +62,14 @@ def freeze(model: Model, patterns: Sequence[str]) -> str:
     )
 
 
-def _numbered(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
-    return [(f"{number}.", module) for number, module in enumerate(modules)]
+def keep_norms(root: nn.Module, prefix: str, patterns: Sequence[str]) -> int:
+    """Keeps frozen norms in evaluation, whatever the model is told; returns how many.
 
-
-def _keep_norms(root: nn.Module, prefix: str, patterns: Sequence[str]) -> int:
-    """Keeps frozen norms in evaluation, whatever the model is told; returns how many."""
+    Args:
+        root: of the model.
+        prefix: of its names.
+        patterns: of modules that are frozen; a norm whose own parameters are frozen is, too.
+    """
     count = 0
     for name, module in root.named_modules():
         if not isinstance(module, _NormBase) or module.running_mean is None:
@@ -79,6 +81,10 @@ def _keep_norms(root: nn.Module, prefix: str, patterns: Sequence[str]) -> int:
             module.eval()
             count += 1
     return count
+
+
+def _numbered(modules: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
+    return [(f"{number}.", module) for number, module in enumerate(modules)]
 
 
 class _StaysStill:

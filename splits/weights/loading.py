@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.user_file import users_code
 from bundlerun.launcher.weight_files import WeightFiles, find_weights
+from bundlerun.splits.weights.lora import is_adapter, plain_name
 from bundlerun.splits.weights.matching import Match, Outline, lines_of, match
 from bundlerun.splits.weights.reading import InMemory, Weights, open_weights
 
@@ -37,8 +38,12 @@ class Initial:
     ) -> None:
         files = find_weights(source)
         self._source = source
-        self._outline = Outline.of(model, model_name, num_outputs)
         self._weights = open_weights(files)
+        # Of a run of ours that has adapters, too, these and the names that go with them.
+        self._has_adapters = any(map(is_adapter, self._weights.shapes))
+        self._outline = Outline.of(
+            model, model_name, num_outputs, name_of=self._name_of, is_own=is_adapter
+        )
         try:
             self._match = self._matched(new_head)
         except ConfigError:
@@ -50,6 +55,9 @@ class Initial:
 
     def _matched(self, new_head: str) -> Match:
         return match(self._outline, self._weights.shapes, new_head, self._source)
+
+    def _name_of(self, name: str) -> str:
+        return name if self._has_adapters else plain_name(name)
 
     def lines(self) -> list[str]:
         """What is loaded and what is not, in two lines."""
@@ -67,7 +75,7 @@ class Initial:
         done: set[int] = set()
         with torch.no_grad():
             for name, tensor in stage.state_dict(keep_vars=True).items():
-                pieces = self._match.sources.get(name)
+                pieces = self._match.sources.get(self._name_of(name))
                 if pieces is None or id(tensor) in done:
                     continue
                 done.add(id(tensor))

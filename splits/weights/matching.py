@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -39,16 +39,29 @@ class Outline:
     num_outputs: int = 0
 
     @staticmethod
-    def of(model: nn.Module, name: str, num_outputs: int) -> Outline:
-        """That of an unsplit model, on any device."""
-        state = model.state_dict(keep_vars=True)
+    def of(
+        model: nn.Module,
+        name: str,
+        num_outputs: int,
+        *,
+        name_of: Callable[[str], str] = str,
+        is_own: Callable[[str], bool] = lambda _: False,
+    ) -> Outline:
+        """That of an unsplit model, on any device.
+
+        Args:
+            name_of: gives the name that a file has for one of the model.
+            is_own: whether the model has a tensor for itself, and no file.
+        """
+        state = {name_of(k): v for k, v in model.state_dict(keep_vars=True).items()}
         names: dict[int, list[str]] = {}
         for key, tensor in state.items():
             names.setdefault(id(tensor), []).append(key)
         computed = {
             key
             for key, tensor in state.items()
-            if not isinstance(tensor, nn.Parameter) and not key.endswith(_STATISTICS)
+            if is_own(key)
+            or (not isinstance(tensor, nn.Parameter) and not key.endswith(_STATISTICS))
         }
         return Outline(
             name=name,

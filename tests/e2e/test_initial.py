@@ -46,6 +46,8 @@ def test_a_run_begins_with_a_file_goes_on_without_it_and_another_begins_with_tha
     said = told(warm, first, max_steps=4, **frozen)
     assert said.count("the run goes on from its checkpoint: --init-from is not read") == 1
     assert "weights from" not in said
+    # What is frozen has nothing to miss.
+    assert "begin from nothing" not in said
     # Another run, of another division, begins with what became of it; its rate moves nothing.
     said = told(warm, second, max_steps=1, lr=0.0, cut="third", init_from=first)
     assert f"weights from {first}: 17 of 17 tensors" in said

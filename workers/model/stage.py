@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import OF_IMAGES
+from bundlerun.launcher.model_name import OF_IMAGES, check_adapters
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.user_file import users_code
 from bundlerun.launcher.weight_files import source_of
@@ -29,6 +29,7 @@ from bundlerun.splits.modes import modes_kept
 from bundlerun.splits.sources.build import check_importable
 from bundlerun.splits.weights.freezing import freeze
 from bundlerun.splits.weights.loading import Initial
+from bundlerun.splits.weights.lora import Lora, add_adapters
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.samples import Reader, Request
@@ -186,9 +187,24 @@ def cut_model(
     _refuse_lazy(model)
     check_has_images(config.memory_format, model)
     # Before the cut: the stages take over what a model sets in each mode.
-    remarks = [freeze(model, config.freeze)] if config.freeze else []
+    remarks = []
+    if config.lora:
+        model, said = add_adapters(model, lora_of(config))
+        remarks.append(said)
+    remarks += [freeze(model, config.freeze)] if config.freeze else []
     stages = _stages(config, model, example)
     return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks, remarks=remarks)
+
+
+def lora_of(config: TrainConfig) -> Lora:
+    """The adapters that a configuration asks for.
+
+    Raises:
+        ConfigError: no package makes them.
+    """
+    check_adapters(config.lora)
+    alpha = config.lora_alpha or 2.0 * config.lora
+    return Lora(rank=config.lora, alpha=alpha, targets=config.lora_targets)
 
 
 def _refuse_lazy(model: nn.Module | Sequence[nn.Module]) -> None:
@@ -244,8 +260,8 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     """
     is_whole = config.shape.num_stages == 1 and not config.cut
     begins_with = source_of(config.init_from, config.model)
-    is_plain = config.memory_format != "channels_last" and not config.freeze and not begins_with
-    if is_whole and is_plain:
+    is_plain = config.memory_format != "channels_last" and not begins_with
+    if is_whole and is_plain and not config.freeze and not config.lora:
         # Not made, which takes its time; but each rank would say that it cannot be imported.
         if config.recipe == OF_IMAGES:
             check_importable(config.model)

@@ -201,7 +201,8 @@ def _tell(
             "%s does not train %d parameters any more, such as %r: what it kept for them is left",
             what, len(dropped), dropped[0],
         )  # fmt: skip
-    new = [n for n, p in module.named_parameters() if p in group_of and p not in states]
+    trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    new = [n for n, p in trained if p in group_of and p not in states]
     if new and states:
         log.warning(
             "the state to resume from has nothing that %s keeps for %d of its parameters, such as "

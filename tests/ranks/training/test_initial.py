@@ -120,3 +120,38 @@ def test_weights_of_another_model_end_the_ranks_before_the_first_step(tmp_path: 
     found = outcomes((2,), trains(config), tmp_path, 60.0)
     assert all("is of another model than --model " in text for text in found.values())
     assert len(found) == 2
+
+
+ADAPTED = """
+from collections import OrderedDict
+from torch import nn
+
+def build(num_outputs):
+    return nn.Sequential(OrderedDict(
+        flat=nn.Flatten(), one=nn.Linear(192, 8), norm=nn.BatchNorm1d(8), act=nn.Tanh(),
+        two=nn.Linear(8, 8), last=nn.Tanh(), head=nn.Linear(8, num_outputs),
+    ))
+
+def build_by_hand(num_outputs):
+    import peft
+    model = build(num_outputs)
+    settings = peft.LoraConfig(r=2, lora_alpha=4.0, target_modules="one|two")
+    peft.inject_adapter_in_model(settings, model)
+    model.head.requires_grad_(True)
+    norm = model.norm
+    norm.training = False
+    norm.train = lambda mode=True: norm
+    return model
+"""
+
+
+def test_adapters_train_like_those_of_the_unsplit_model(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="the extra lora is not installed")
+    (tmp_path / "adapted.py").write_text(ADAPTED)
+    model = f"{tmp_path / 'adapted.py'}:build"
+    wanted = train_unsplit(replace(PLAIN, model=f"{model}_by_hand"), NUM_STEPS)
+    config = replace(PLAIN, model=model, lora=2, shape=Shape((1, 1)), cut=("two",))
+    state = run_state(config, (2, 2), tmp_path)
+    assert_close(state, wanted.state, 1e-10)
+    assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
+    assert bool(state["one.lora_B.default.weight"].any())

@@ -123,7 +123,7 @@ def test_builds_of_one_version_and_what_an_installation_says_of_our_code_are_no_
 def test_a_run_that_goes_on_needs_its_data_model_optimizer_and_order_of_samples() -> None:
     assert kept_terms() == {
         DATA, "--model", "--num-classes", "--batch-size", "--optimizer", "--synthetic-samples",
-        "--seed",
+        "--seed", "--lora", "--lora-alpha", "--lora-targets",
     }  # fmt: skip
 
 
