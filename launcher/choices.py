@@ -15,6 +15,9 @@ SchemeName = Literal["local-master", "sharded", "flat"]
 SchemeChoice = Literal["auto", SchemeName]
 WITHOUT_EXCHANGE: tuple[SchemeName, ...] = ("flat",)
 """They have no leg between nodes, in which gradients could travel in a shorter form."""
+Cutter = Literal["graph", "replay"]
+"""A way to cut a model into stages."""
+CutterChoice = Literal["auto", Cutter]
 Share = Literal["equal", "measured"]
 """How bundles share out the micro-batches of a step."""
 OptimizerName = Literal["sgd", "adamw"]

@@ -37,6 +37,9 @@ COMMANDS = {
         f"{_OURS}.plan",
         "show what would run where, for this machine or for others; starts nothing",
     ),
+    "cuts": Command(
+        f"{_OURS}.cuts", "show where a model can be cut, and what each cut means; starts nothing"
+    ),
     "classic": Command(
         f"{_OURS}.classic", "run with the options of the original Bundle_HybridParallelism"
     ),

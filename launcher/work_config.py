@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import get_args
 
-from bundlerun.launcher.choices import ScheduleChoice, Share
+from bundlerun.launcher.choices import CutterChoice, ScheduleChoice, Share
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.microbatch import (
@@ -52,6 +52,13 @@ class WorkConfig:
         "a named cut of the family, or a number of equal parts",
         group=_WHAT,
         parse=Reader(text_list, metavar="NAME[,NAME...]"),
+    )
+    cutter: CutterChoice = option(
+        "auto",
+        "how the model is cut: graph traces it, replay runs its own Python on every stage (auto: "
+        "graph where the model traces and divides well)",
+        group=_WHAT,
+        choices=get_args(CutterChoice),
     )
     num_classes: int = option(
         0, "classes of the model (0: as many as the data has)", group=_WHAT, parse=int, kept=True

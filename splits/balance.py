@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from math import inf
 
@@ -117,6 +118,47 @@ def cheap_cuts(
         end = found[end]
         cuts.append(end)
     return tuple(reversed(cuts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A place to cut.
+
+    place: of the first step behind it.
+    price: of a cut there.
+    name: of it.
+    """
+
+    place: int
+    price: float
+    name: str
+
+
+def cheapest_options(
+    steps: Sequence[float], options: Sequence[Option], shares: Sequence[float]
+) -> tuple[str, ...]:
+    """The names of the options to cut at, chosen as `cheap_cuts` does.
+
+    Args:
+        steps: cost of each step, in order.
+        options: in order; as many as there are cuts at least.
+        shares: of the whole for each part.
+    """
+    # Where nothing is done between several options, the cheapest stands for all.
+    done = list(accumulate(steps, initial=0))
+    places: dict[float, Option] = {}
+    for option in options:
+        known = places.setdefault(done[option.place], option)
+        if option.price < known.price:
+            places[done[option.place]] = option
+    chosen: Sequence[Option] = list(places.values())
+    # Too few that differ in work: some parts will have next to none.
+    if len(chosen) < len(shares) - 1:
+        chosen = options
+    starts = [0, *(option.place for option in chosen), len(steps)]
+    costs = [sum(steps[a:b]) for a, b in pairwise(starts)]
+    prices = [0, *(option.price for option in chosen)]
+    return tuple(chosen[i - 1].name for i in cheap_cuts(costs, prices, shares))
 
 
 def part_costs(costs: Sequence[float], cuts: Sequence[int]) -> list[float]:

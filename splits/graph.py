@@ -6,14 +6,15 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
 from bundlerun.launcher.layout.chunks import Chunks
-from bundlerun.splits.balance import cheap_cuts
+from bundlerun.splits.balance import Option, cheapest_options
 from bundlerun.splits.costs import GraphCosts, graph_costs
+from bundlerun.splits.cutter import Place, Places
 from bundlerun.splits.extract import extract
 from bundlerun.splits.flow import Flow
 from bundlerun.splits.modes import modes_kept, read_modes
@@ -143,23 +144,25 @@ class TracedModel:
                 return found.crossing_bytes(self._train, boundary.train)
             return len(self._train.crossing(boundary.train))
 
-        # Where nothing is done between several boundaries, the cheapest stands for all.
-        done = list(accumulate(steps, initial=0))
-        places: dict[int, tuple[int, Boundary]] = {}
-        for boundary in self.boundaries:
-            option = (price(boundary), boundary)
-            known = places.setdefault(done[boundary.train], option)
-            if option[0] < known[0]:
-                places[done[boundary.train]] = option
-        chosen = list(places.values())
-        # Too few that differ in work: some parts will have next to none.
-        if len(chosen) < num_parts - 1:
-            chosen = [(price(b), b) for b in self.boundaries]
-        starts = [0, *(b.train for _, b in chosen), len(self._train.steps)]
-        costs = [sum(steps[a:b]) for a, b in pairwise(starts)]
-        prices = [0, *(p for p, _ in chosen)]
-        cuts = cheap_cuts(costs, prices, shares or [1] * num_parts)
-        return tuple(chosen[i - 1][1].names[0] for i in cuts)
+        options = [Option(place=b.train, price=price(b), name=b.names[0]) for b in self.boundaries]
+        return cheapest_options(steps, options, shares or [1] * num_parts)
+
+    def places(self, inputs: Sequence[object] = ()) -> Places:
+        """Where the model can be cut; arguments as for `equal_cuts`."""
+        found = self._counted(inputs) if inputs else None
+        done = list(accumulate(found.operations if found else [0] * len(self._train.steps)))
+        ends = [boundary.train for boundary in self.boundaries]
+        sizes = list(accumulate(self._train.step_costs(), initial=0))
+        places = [
+            Place(
+                names=boundary.names,
+                operations=done[boundary.train - 1],
+                parameter_bytes=sizes[end],
+                crossing_bytes=found.crossing_bytes(self._train, end) if found else 0,
+            )
+            for boundary, end in zip(self.boundaries, ends, strict=True)
+        ]
+        return Places(places=places, operations=done[-1], parameter_bytes=sizes[-1])
 
     def _counted(self, inputs: Sequence[object]) -> GraphCosts | None:
         """What the model costs; None where it does nothing that is counted, or needs numbers."""

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import nn
 
+from bundlerun.launcher.choices import Cutter, CutterChoice
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits import resnet, vgg
+from bundlerun.splits.cutter import Cuttable, NoExample
 from bundlerun.splits.graph import TracedModel
 from bundlerun.splits.listed import joined_stages
+from bundlerun.splits.replay.model import ReplayedModel
 
+WORST_LOAD = 1.3
+"""Of the most loaded device over the mean, before it is a warning: 65:35 in two equal stages."""
 Model = nn.Module | Sequence[nn.Module]
 
 
@@ -37,6 +43,8 @@ def make_stages(
     model_name: str = "",
     widths: Sequence[int] = (),
     inputs: Sequence[object] = (),
+    cutter: CutterChoice = "auto",
+    tell: Callable[[str], object] = lambda _: None,
 ) -> list[nn.Module]:
     """The stages of a bundle, in order.
 
@@ -54,8 +62,11 @@ def make_stages(
         widths: devices of each stage, among which its work is divided; nothing: one each.
         inputs: what the model is called with, of which only shapes and types count; nothing: it
             is not known, and parameter bytes stand for work.
+        cutter: the way to cut; "auto": "graph" where the model traces and divides well that way.
+        tell: gets a line that says which way, and why.
 
     Raises:
+        NoExample: the way to cut needs inputs.
         ConfigError: the cuts do not fit the model or the number of stages.
     """
     if not isinstance(model, nn.Module):
@@ -69,15 +80,155 @@ def make_stages(
     # Untraced: a model that cannot be cut still trains whole.
     if num_stages == 1:
         return [model]
-    traced = TracedModel(model, len(inputs) or None)
     chunks, of_stage = Chunks(num_stages, chunks_per_stage), widths or [1] * num_stages
     # A chunk has as many devices as its stage.
     shares = [of_stage[chunks.stage_of(chunk)] for chunk in range(chunks.num_chunks)]
-    return traced.cut(choose_cuts(traced, cut, shares, inputs), chunks_per_stage)
+    chosen = choose(model, cutter, cut=cut, shares=shares, inputs=inputs)
+    tell(chosen.line)
+    return chosen.way.cut(chosen.cuts, chunks_per_stage)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """How a model is cut, and where."""
+
+    name: Cutter
+    way: Cuttable
+    cuts: tuple[str, ...]
+    why: str
+
+    @property
+    def line(self) -> str:
+        """It, in words."""
+        return f"cut by {self.name} at {', '.join(self.cuts)}: {self.why}"
+
+
+def choose(
+    model: nn.Module,
+    cutter: CutterChoice,
+    *,
+    cut: Sequence[str],
+    shares: Sequence[int],
+    inputs: Sequence[object],
+) -> Choice:
+    """The way to cut a model into parts, and the names; arguments as for `make_stages`.
+
+    Raises:
+        NoExample: the way to cut needs inputs.
+        ConfigError: the model cannot be cut as asked.
+    """
+    if cutter != "auto":
+        way = cuttable(model, cutter, inputs)
+        cuts = choose_cuts(way, cut, shares, inputs)
+        return Choice(name=cutter, way=way, cuts=cuts, why=f"--cutter {cutter}")
+    try:
+        way = cuttable(model, "graph", inputs)
+    except ConfigError as exc:
+        replay = cuttable(model, "replay", inputs)
+        cuts = choose_cuts(replay, cut, shares, inputs)
+        return Choice(name="replay", way=replay, cuts=cuts, why=f"by graph, {exc}")
+    try:
+        cuts = choose_cuts(way, cut, shares, inputs)
+    except ConfigError as exc:
+        return _replayed(model, cut, shares, inputs, exc)
+    graph = Choice(name="graph", way=way, cuts=cuts, why="the model traces")
+    # Named cuts are what is wanted; others may be as well divided as the other way can.
+    if inputs and (not cut or cut[0].isdecimal()):
+        return _better(graph, model, cut, shares, inputs)
+    return graph
+
+
+def _replayed(
+    model: nn.Module,
+    cut: Sequence[str],
+    shares: Sequence[int],
+    inputs: Sequence[object],
+    refusal: ConfigError,
+) -> Choice:
+    """By replay, where that has the cuts that a graph has not; else raises the refusal."""
+    if not inputs and _may_replay(model, cut, shares):
+        raise NoExample(str(refusal)) from refusal
+    try:
+        way = cuttable(model, "replay", inputs)
+        cuts = choose_cuts(way, cut, shares, inputs)
+    except ConfigError:
+        raise refusal from None
+    return Choice(name="replay", way=way, cuts=cuts, why=f"by graph, {refusal}")
+
+
+def _may_replay(model: nn.Module, cut: Sequence[str], shares: Sequence[int]) -> bool:
+    """Whether replay may have such cuts, as far as is known without inputs."""
+    if cut and not cut[0].isdecimal():
+        names = {name for name, _ in model.named_modules()}
+        return names.issuperset(cut)
+    # Each part begins with a module, and is to have something to do.
+    return sum(1 for module in model.modules() if module._parameters) >= len(shares)
+
+
+def _better(
+    graph: Choice,
+    model: nn.Module,
+    cut: Sequence[str],
+    shares: Sequence[int],
+    inputs: Sequence[object],
+) -> Choice:
+    """The graph, or replay where that divides the work much better."""
+    load = graph.way.places(inputs).worst_load(graph.cuts, shares)
+    if load <= WORST_LOAD:
+        return graph
+    try:
+        way = cuttable(model, "replay", inputs)
+        cuts = choose_cuts(way, cut, shares, inputs)
+    except ConfigError:
+        return graph
+    other = way.places(inputs).worst_load(cuts, shares)
+    if not other or other > 0.95 * load:
+        return graph
+    why = f"by graph, the most loaded device would do {load:.1f} times the work of the mean one"
+    return Choice(name="replay", way=way, cuts=cuts, why=f"{why}, so {other:.1f} times")
+
+
+def easiest(
+    model: nn.Module, cutter: CutterChoice, inputs: Sequence[object]
+) -> tuple[Cutter, Cuttable, str]:
+    """The name of the way to cut a model, the model for it, and why that one.
+
+    Raises:
+        NoExample: the way to cut needs inputs.
+        ConfigError: the model cannot be cut.
+    """
+    if cutter != "auto":
+        return cutter, cuttable(model, cutter, inputs), f"--cutter {cutter}"
+    try:
+        return "graph", cuttable(model, "graph", inputs), "the model traces"
+    except ConfigError as exc:
+        return "replay", cuttable(model, "replay", inputs), f"by graph, {exc}"
+
+
+def cuttable(model: nn.Module, cutter: Cutter, inputs: Sequence[object]) -> Cuttable:
+    """A model, to be cut in one way.
+
+    Args:
+        model: any.
+        cutter: the way.
+        inputs: what it is called with; nothing: not known.
+
+    Raises:
+        NoExample: that way needs inputs.
+        ConfigError: the model cannot be cut that way.
+    """
+    if cutter == "graph":
+        return TracedModel(model, len(inputs) or None)
+    if not inputs:
+        raise NoExample(
+            f"cutting {type(model).__name__} by replay needs an example of its inputs, and no "
+            "sample could be read; look at the data, or use --shape 1"
+        )
+    return ReplayedModel(model, inputs)
 
 
 def choose_cuts(
-    traced: TracedModel, cut: Sequence[str], shares: Sequence[int], inputs: Sequence[object] = ()
+    traced: Cuttable, cut: Sequence[str], shares: Sequence[int], inputs: Sequence[object] = ()
 ) -> tuple[str, ...]:
     """The module or node names at which `make_stages` cuts; `shares`: devices of each part.
 

@@ -1,6 +1,7 @@
 """Compares models of torchvision and timm, prepared whole and cut in two, with plain torch.
 
-    python -m tests.sweep_models [--library torchvision|timm] [NAME ...]     or: make sweep
+    python -m tests.sweep_models [--library torchvision|timm] [--cutter graph|replay] [NAME ...]
+    make sweep
 
 For each model: loss and gradients of one training step, with dropout and drop path drawn alike,
 as the bundle runs it (statistics gathered, what crosses the cut copied) and in plain torch. Prints
@@ -27,8 +28,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bundlerun.launcher.choices import Cutter
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.models import cuttable
 from bundlerun.splits.sources.build import build_model
 from bundlerun.splits.stage import chunk_forwards
 from bundlerun.workers.model.batchnorm import StatisticsPool
@@ -106,8 +108,8 @@ def prepared_step(model: nn.Module, stages: Sequence[nn.Module], image: Tensor) 
         for pool, stage in zip(pools, stages, strict=True):
             if stage is not stages[0]:
                 sent = arguments
-                arguments = tuple(received(value) for value in sent)
-                borders.append((sent, arguments))
+                arguments = tuple(map(received, sent))
+                borders.append((tensors(sent), tensors(arguments)))
             result = pool.around(chunk_forwards(stage, 1)[0])(*arguments)
             arguments = result if isinstance(result, tuple) else (result,)
         loss = loss_of(result)
@@ -123,8 +125,14 @@ def prepared_step(model: nn.Module, stages: Sequence[nn.Module], image: Tensor) 
         return Step(loss.item(), grads(model))
 
 
-def received(value: Tensor) -> Tensor:
+def received(value: object) -> object:
+    if not isinstance(value, Tensor):
+        return value
     return value.detach().clone().requires_grad_(value.requires_grad)
+
+
+def tensors(values: Iterable[object]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
 
 
 def grads(model: nn.Module) -> dict[str, Tensor]:
@@ -161,14 +169,14 @@ def verdict(model: nn.Module, stages: Sequence[nn.Module], image: Tensor, own: S
     return found
 
 
-def check_model(model: nn.Module, size: int) -> list[str]:
+def check_model(model: nn.Module, size: int, cutter: Cutter = "graph") -> list[str]:
     """The verdicts on the model uncut, and cut into two equal parts."""
     image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     own = plain_step(model, image)
     found = [verdict(model, [model], image, own)]
     try:
-        traced = TracedModel(model)
-        stages = traced.cut(traced.equal_cuts(2))
+        found_in = cuttable(model, cutter, (image,))
+        stages = found_in.cut(found_in.equal_cuts(2))
     except ConfigError as exc:
         return [*found, f"refused: {first_line(exc)}"]
     except Exception as exc:
@@ -269,12 +277,12 @@ def part(library: str, which: str) -> list[str]:
     return LIBRARIES[library][0]()[first::count]
 
 
-def lines(library: str, names: Iterable[str]) -> Iterator[tuple[list[str], str]]:
+def lines(library: str, names: Iterable[str], cutter: Cutter) -> Iterator[tuple[list[str], str]]:
     _, build = LIBRARIES[library]
     for name in names:
         start = time.perf_counter()
         try:
-            found = check_model(*build(name))
+            found = check_model(*build(name), cutter)
         except Exception as exc:
             found = [f"plain torch raises {type(exc).__name__}: {first_line(exc)}"] * 2
         took = time.perf_counter() - start
@@ -284,6 +292,7 @@ def lines(library: str, names: Iterable[str]) -> Iterator[tuple[list[str], str]]
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", choices=LIBRARIES, action="append")
+    parser.add_argument("--cutter", choices=("graph", "replay"), default="graph")
     parser.add_argument("--part", default="0/1", help="1/3: the second third of them")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args(argv)
@@ -291,7 +300,7 @@ def main(argv: Sequence[str]) -> int:
     is_fine = True
     for library in args.library or LIBRARIES:
         counts: list[Counter[str]] = [Counter(), Counter()]
-        for found, line in lines(library, args.names or part(library, args.part)):
+        for found, line in lines(library, args.names or part(library, args.part), args.cutter):
             print(line, flush=True)
             for counter, text in zip(counts, found, strict=True):
                 counter[text.split(":")[0].split(" by ")[0]] += 1

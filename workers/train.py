@@ -11,7 +11,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from bundlerun.launcher.train_argv import read_train_argv
 from bundlerun.workers.device.accelerator import unused_kind
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare
+from bundlerun.workers.model.cut_table import cut_table
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.env import RankEnv
@@ -56,7 +57,7 @@ from bundlerun.workers.rank.session import (
     tell_end,
     wait_for_end,
 )
-from bundlerun.workers.recipe import BUILT_IN, load_recipe
+from bundlerun.workers.recipe import BUILT_IN, Recipe, load_recipe
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.run.start import train_rank
 from bundlerun.workers.run.warming import Warming
@@ -91,11 +92,27 @@ def costs(config: TrainConfig) -> list[str]:
     Raises:
         BundleError: the data or the model does not do for it.
     """
-    with tempfile.TemporaryDirectory() as folder:  # lists of images would be kept in the run folder
-        config = replace(config, run_dir=folder)
-        recipe = load_recipe(config)
-        recipe.check()
+    with _recipe_apart(config) as recipe:
         return foreseen_division(config, recipe)
+
+
+def cuts(config: TrainConfig, *, as_json: bool) -> str:
+    """What `bundlerun cuts` prints; opens the data.
+
+    Raises:
+        BundleError: the data or the model does not do for it.
+    """
+    with _recipe_apart(config) as recipe:
+        return cut_table(config, recipe, as_json=as_json)
+
+
+@contextmanager
+def _recipe_apart(config: TrainConfig) -> Iterator[Recipe]:
+    """The recipe, of which nothing stays in the run folder, such as lists of images."""
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = load_recipe(replace(config, run_dir=folder))
+        recipe.check()
+        yield recipe
 
 
 def warm_up(argv: Sequence[str], local_rank: int, num_ranks: int, wait: Callable[[], int]) -> bool:

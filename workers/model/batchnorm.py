@@ -16,6 +16,7 @@ Source: deferred batch normalisation, torchgpipe (Kim et al., 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -178,13 +179,15 @@ class _LentForward:
         layer = self._layer
         if not layer.training or not layer.track_running_stats:
             return self.own(*args, **kwargs)
-        count = _count(layer, args[0] if args else next(iter(kwargs.values())))
+        with _unseen():
+            count = _count(layer, args[0] if args else next(iter(kwargs.values())))
         # Not by name: a module looks for parameters and buffers in each value that it is given.
         buffers, fields = layer._buffers, vars(layer)
         momentum = fields["momentum"]
         mean, variance, counter = buffers[MEAN], buffers[VAR], buffers.get(TRACKED)
         # [1]
-        buffers[MEAN], buffers[VAR] = self._pool.lend(self._index)
+        with _unseen():
+            buffers[MEAN], buffers[VAR] = self._pool.lend(self._index)
         buffers[TRACKED] = self._counter
         fields["momentum"] = 1.0
         try:
@@ -199,7 +202,8 @@ class _LentForward:
             # [3] Whatever happens: the user's module is as before, errors included.
             buffers[MEAN], buffers[VAR], buffers[TRACKED] = mean, variance, counter
             fields["momentum"] = momentum
-        self._pool.take_back(self._index, count, cast(Pair, left))
+        with _unseen():
+            self._pool.take_back(self._index, count, cast(Pair, left))
         return result
 
     def _of_one_value(self) -> str:
@@ -208,6 +212,13 @@ class _LentForward:
             "each, from a micro-batch of 1 sample (an epoch's last may be that small); use another "
             "--microbatch-size or --batch-size, or a larger --image-size"
         )
+
+
+def _unseen() -> AbstractContextManager[object]:
+    """For calls that are not the model's: a stage may number its own, see splits/replay."""
+    if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
+        return nullcontext()
+    return torch._C.DisableTorchFunction()
 
 
 def _count(layer: _NormBase, given: object) -> int:

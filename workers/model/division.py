@@ -11,10 +11,9 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.splits.costs import StageCosts, costs_of_stages
 from bundlerun.splits.listed import ListedStage
+from bundlerun.splits.models import WORST_LOAD
+from bundlerun.splits.replay.stage import ReplayStage
 from bundlerun.workers.model.example import Example
-
-WORST_LOAD = 1.3
-"""Of the most loaded device over the mean, before it is a warning: 65:35 in two equal stages."""
 
 
 def division_lines(
@@ -30,7 +29,7 @@ def division_lines(
     costs: list[StageCosts] | None = None
     # An operation may need numbers, which an example has none of.
     with suppress(Exception):
-        costs = costs_of_stages(stages, example.inputs, config.chunks) if example.inputs else None
+        costs = _costs(config, stages, example)
     if costs is None or not sum(cost.operations for cost in costs):
         sizes = [sum(p.numel() * p.element_size() for p in stage.parameters()) for stage in stages]
         shown = ", ".join(f"stage {i} {size / 1e6:.1f} MB" for i, size in enumerate(sizes))
@@ -43,6 +42,17 @@ def division_lines(
     )
     if warning:
         yield warning
+
+
+def _costs(
+    config: TrainConfig, stages: Sequence[nn.Module], example: Example
+) -> list[StageCosts] | None:
+    """Of each stage; None where they are not known."""
+    replayed = [stage.costs for stage in stages if isinstance(stage, ReplayStage)]
+    if replayed:
+        # Counted where it was cut; all of them or none.
+        return [costs for costs in replayed if costs is not None] or None
+    return costs_of_stages(stages, example.inputs, config.chunks) if example.inputs else None
 
 
 def costs_line(costs: Sequence[StageCosts], num_samples: int) -> str:

@@ -29,6 +29,8 @@ def rolled_back(roots: Sequence[nn.Module]) -> Iterator[None]:
     parameters = [(p, p.grad, p.requires_grad) for root in roots for p in root.parameters()]
     # Plain tensor attributes, too: a forward may write these in place.
     written = [*_written(roots), *(value for value in values if isinstance(value, Tensor))]
+    # Without numbers (a stand-in for another stage's) there is nothing to put back.
+    written = [tensor for tensor in written if not tensor.is_meta]
     copies = [(tensor, tensor.detach().clone()) for tensor in written]
     try:
         with members_kept(roots):

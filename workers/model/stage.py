@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from bundlerun.launcher.model_name import OF_IMAGES, check_adapters
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.user_file import users_code
 from bundlerun.launcher.weight_files import source_of
+from bundlerun.splits.cutter import NoExample
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.modes import modes_kept
@@ -192,7 +193,7 @@ def cut_model(
         model, said = add_adapters(model, lora_of(config))
         remarks.append(said)
     remarks += [freeze(model, config.freeze)] if config.freeze else []
-    stages = _stages(config, model, example)
+    stages = _stages(config, model, example, remarks.append)
     return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks, remarks=remarks)
 
 
@@ -219,7 +220,10 @@ def _refuse_lazy(model: nn.Module | Sequence[nn.Module]) -> None:
 
 
 def _stages(
-    config: TrainConfig, model: nn.Module | Sequence[nn.Module], example: Example
+    config: TrainConfig,
+    model: nn.Module | Sequence[nn.Module],
+    example: Example,
+    tell: Callable[[str], object],
 ) -> Sequence[nn.Module]:
     try:
         stages: Sequence[nn.Module] = make_stages(
@@ -230,7 +234,11 @@ def _stages(
             model_name=config.model,
             widths=config.shape.widths,
             inputs=example.inputs,
+            cutter=config.cutter,
+            tell=tell,
         )
+    except NoExample:
+        raise
     except ConfigError as exc:
         if config.shape.num_stages == 1 or config.cut:
             raise
@@ -256,7 +264,7 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     """Raises ConfigError where the model cannot be as asked; makes no parameter.
 
     Nothing is said of a model that depends on data which is not open yet, and has no
-    `num_outputs`: its ranks say it.
+    `num_outputs`, nor of one that is cut by what it is called with: its ranks say it.
     """
     is_whole = config.shape.num_stages == 1 and not config.cut
     begins_with = source_of(config.init_from, config.model)
@@ -270,7 +278,7 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     # A model that asks for more than the number of outputs cannot be checked yet.
     info = _Foreseen(count() if count else config.num_classes)
     # Shapes only: a check of the cut needs no memory for parameters.
-    with torch.device("meta"), suppress(_NotOpenYet):
+    with torch.device("meta"), suppress(_NotOpenYet, NoExample):
         made = cut_model(config, recipe, info)
         if begins_with and not has_begun(RunPaths(Path(config.run_dir))):
             made.initial(config, info)
@@ -297,6 +305,20 @@ def foreseen_division(config: TrainConfig, recipe: Recipe) -> list[str]:
     Raises:
         ConfigError: the data cannot be read, or the model cannot be cut as asked.
     """
+    example, info = example_inputs(config, recipe)
+    with torch.device("meta"):
+        model = unfilled_model(recipe, info)
+        told: list[str] = []
+        stages = _stages(config, model, example, told.append)
+        return [*told, *division_lines(config, stages, example)]
+
+
+def example_inputs(config: TrainConfig, recipe: Recipe) -> tuple[Example, DataInfo]:
+    """What the model is called with, from two samples of the data, and the sizes of the data.
+
+    Raises:
+        ConfigError: the data cannot be read.
+    """
     data = recipe.open_data()
     check_indexed(data)
     collate = Collate.of(data, data.train)
@@ -306,7 +328,9 @@ def foreseen_division(config: TrainConfig, recipe: Recipe) -> list[str]:
     batch, messages = reader[Request(0, range(min(NUM_SAMPLES, len(data.train))))]
     if batch is None:
         raise ConfigError(messages[0])
-    example = example_of(describe(model_inputs(recipe, batch.inputs)))
-    with torch.device("meta"):
-        model = build_on_default_device(partial(_build, recipe, info_of(data)))
-        return list(division_lines(config, _stages(config, model, example), example))
+    return example_of(describe(model_inputs(recipe, batch.inputs))), info_of(data)
+
+
+def unfilled_model(recipe: Recipe, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
+    """The model on the default device, which is to be meta."""
+    return build_on_default_device(partial(_build, recipe, info))

@@ -127,6 +127,7 @@ def test_a_node_that_cannot_read_does_not_cut_by_other_rules_than_the_others() -
 def test_plan_tells_the_costs_before_anything_runs(capsys: pytest.CaptureFixture[str]) -> None:
     words = "plan --nodes 1x2 --shape 1,1 --model resnet18 --cut layer4 --image-size 32 --costs"
     assert main([*words.split(), "--json", "synthetic"]) == 0
-    line, warning = json.loads(capsys.readouterr().out)["costs"]
+    how, line, warning = json.loads(capsys.readouterr().out)["costs"]
+    assert how == "cut by graph at layer4: the model traces"
     assert line.startswith("operations by stage, for one sample forward: stage 0 77%")
     assert "stage 0 does 1.5 times" in warning

@@ -1,0 +1,133 @@
+"""Calls of torch's functions: which describe a tensor, read its numbers, draw, or overwrite."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Function = Callable[..., Any]
+
+_DESCRIBES = {
+    "__hash__",
+    "__len__",
+    "dim",
+    "element_size",
+    "get_device",
+    "is_complex",
+    "is_contiguous",
+    "is_floating_point",
+    "is_tensor",
+    "ndimension",
+    "nelement",
+    "numel",
+    "size",
+    "storage_offset",
+    "stride",
+}
+_READS = {
+    "__bool__",
+    "__complex__",
+    "__contains__",
+    "__float__",
+    "__index__",
+    "__int__",
+    "allclose",
+    "equal",
+    "is_nonzero",
+    "item",
+    "numpy",
+    "tolist",
+}
+_NO_WRITES = ("__index__", "__int__", "__invert__")
+_DRAWS = {
+    "bernoulli",
+    "bernoulli_",
+    "cauchy_",
+    "exponential_",
+    "geometric_",
+    "log_normal_",
+    "multinomial",
+    "normal",
+    "normal_",
+    "poisson",
+    "rand",
+    "rand_like",
+    "randint",
+    "randint_like",
+    "randn",
+    "randn_like",
+    "random_",
+    "randperm",
+    "uniform_",
+}
+_ROOM = str(Path(__file__).parent) + os.sep
+_LIBRARY = str(Path(torch.__file__).parent) + os.sep
+
+
+def name_of(func: Function) -> str:
+    """Its name; of an attribute's that of the attribute."""
+    name = str(getattr(func, "__name__", ""))
+    if name in ("__get__", "__set__"):
+        return str(getattr(getattr(func, "__self__", None), "__name__", name))
+    return name
+
+
+def describes(func: Function) -> bool:
+    """Whether it says only what a tensor is, such as its shape: no number of it."""
+    name = getattr(func, "__name__", "")
+    if name == "__get__":
+        # Of all attributes only these give another tensor.
+        return name_of(func) not in ("data", "T", "mT", "H", "mH", "real", "imag", "grad")
+    return name in _DESCRIBES
+
+
+def reads(func: Function) -> bool:
+    """Whether it makes a plain value of a tensor's numbers."""
+    return getattr(func, "__name__", "") in _READS
+
+
+def draws(func: Function) -> bool:
+    """Whether it makes random numbers."""
+    return getattr(func, "__name__", "") in _DRAWS
+
+
+def overwrites(func: Function, kwargs: Mapping[str, Any]) -> bool:
+    """Whether it may write to its first argument; torch's convention: add_ does, __add__ not."""
+    name = str(getattr(func, "__name__", ""))
+    if name == "__setitem__" or (
+        name.startswith("__i") and name not in ("__index__", "__invert__")
+    ):
+        return True
+    return (name.endswith("_") and not name.endswith("__")) or "out" in kwargs
+
+
+def is_counter(func: Function, args: Sequence[Any]) -> bool:
+    """Whether it counts up one number, as a batch norm does with its calls.
+
+    These are not numbered: a norm whose statistics are gathered elsewhere leaves it out.
+    """
+    if func is not Tensor.add_ or not args:
+        return False
+    first = args[0]
+    return first.dtype is torch.int64 and first.dim() == 0
+
+
+def users_line() -> str:
+    """`file:line` of the user's code that has made the call, seen from within a mode."""
+    frame: FrameType | None = sys._getframe(1)
+    outermost = ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((_ROOM, _LIBRARY)) and not file.startswith("<"):
+            return f"{file}:{frame.f_lineno}"
+        if not file.startswith(_ROOM) and not outermost:
+            outermost = f"{file}:{frame.f_lineno}"
+        frame = frame.f_back
+    return outermost or "unknown"

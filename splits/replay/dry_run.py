@@ -1,0 +1,473 @@
+"""One forward of a model without numbers: which calls it makes, and who needs what of whom.
+
+    number   0           1           2            3             4
+    call     embedding   shape       linear       add           linear
+    state    wte                     h.0.weight                 h.1.weight
+    made     (0, 0)                  (2, 0)       (3, 0)        (4, 0)
+    entered  wte                     h.0                        h.1
+
+Every call of a function of torch has a number. What a call makes is named by it: (number, place
+among its results). The user's code holds ghosts; the calls are done on fakes, which know shape,
+type and device. What comes of no input and no parameter, such as a table of positions, is computed
+for real: each stage does that for itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+)
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bundlerun.splits.replay.calls import (
+    describes,
+    draws,
+    is_counter,
+    overwrites,
+    reads,
+    users_line,
+)
+from bundlerun.splits.replay.composite import Watch, seen_again, unseen
+from bundlerun.splits.replay.ghosts import Ghost, fake_like, fake_mode
+from bundlerun.splits.replay.operations import OperationCounter
+
+Key = tuple[int, int]
+"""A tensor: the number of the call that makes it, -1 for an input, and its place there."""
+_END = sys.maxsize
+_NUMBERS = (bool, int, float)
+_MOST_TOLD = 1024
+"""Numbers of an input that is taken as it is, not as a ghost: boxes, lengths, labels."""
+
+
+class Unforeseen(BaseException):
+    """A forward did what cannot be foreseen without numbers; the text says what.
+
+    No Exception: the user's code is not to handle it.
+    """
+
+
+class Reached(BaseException):
+    """The forward has come as far as it was to come."""
+
+
+@dataclass(slots=True)
+class Call:
+    """One call of a function."""
+
+    func: Callable[..., Any]
+    result: Any = None
+    """As the user's code got it."""
+    operations: int = 0
+    plain: Sequence[object] = ()
+    """Its arguments that are no tensors."""
+
+
+@dataclass(frozen=True, slots=True)
+class Undecided:
+    """Plain values that random numbers decide, by the number of the call."""
+
+    reads: frozenset[int] = frozenset()
+    """Calls that give one."""
+    uses: frozenset[int] = frozenset()
+    """Calls that are given one."""
+
+    def spans(self, boundary: int) -> bool:
+        """Whether one is given before a boundary, and one used behind it."""
+        return any(r < boundary for r in self.reads) and any(u >= boundary for u in self.uses)
+
+
+@dataclass(slots=True)
+class Record:
+    """What a forward has done."""
+
+    calls: list[Call] = field(default_factory=list)
+    entries: dict[str, int] = field(default_factory=dict)
+    """Calls before a module was entered first, by its name, in the order of the entries."""
+    inside: set[str] = field(default_factory=set)
+    """Modules that were entered first inside a call."""
+    last_use: dict[Key, int] = field(default_factory=dict)
+    looks: dict[Key, Tensor] = field(default_factory=dict)
+    """A tensor that looks like what has the name."""
+    state_uses: dict[int, list[int]] = field(default_factory=dict)
+    """Numbers of the calls that use a parameter or buffer, by its identity."""
+    state_writes: set[int] = field(default_factory=set)
+    """Parameters and buffers that a call writes to, by identity."""
+    memory: dict[Key, int] = field(default_factory=dict)
+    """Tensors with the same number share memory."""
+    writes: list[tuple[int, int]] = field(default_factory=list)
+    """Number of the call, and the memory that it writes to."""
+    rewritten: set[Key] = field(default_factory=set)
+    """Tensors of no input that a later call writes to."""
+    read: set[int] = field(default_factory=set)
+    """Numbers of the calls that make a plain value of numbers that are known."""
+    undecided: Undecided = field(default_factory=Undecided)
+    failure: str = ""
+    """Why the forward has not come to its end; nothing where it has."""
+
+    def crossing(self, boundary: int) -> list[Key]:
+        """The tensors that calls before `boundary` make and later ones need, in order."""
+        return sorted(k for k, last in self.last_use.items() if k[0] < boundary <= last)
+
+    def shared_writes(self, boundary: int) -> list[Key]:
+        """Of those that cross, some that share memory which is written to behind the boundary."""
+        places = Counter(self.memory[k] for k in self.crossing(boundary) if k in self.memory)
+        written = {memory for number, memory in self.writes if number >= boundary}
+        shared = {memory for memory, count in places.items() if count > 1} & written
+        return [k for k in self.crossing(boundary) if self.memory.get(k) in shared]
+
+
+class DryRun(Watch):
+    """Runs a forward without numbers.
+
+    Args:
+        model: whose parameters and buffers are looked at only.
+        device: where it is to be thought.
+        until: the name of a module at whose first entry to end; nothing: go on to the end.
+        is_high: whether random numbers between limits are the highest there are, or the lowest.
+        known: what calls give that read numbers, by the number of the call.
+        counts: whether to count operations.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        *,
+        until: str = "",
+        is_high: bool = False,
+        known: Mapping[int, object] = MappingProxyType({}),
+        counts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.record = Record()
+        self.device = device
+        self.counter = OperationCounter() if counts else None
+        self._until = until
+        self._is_high = is_high
+        self._known = known
+        self._names: dict[int, str] = {}
+        for name, module in model.named_modules():
+            self._names.setdefault(id(module), name)
+        self._state = {id(t): t for m in model.modules() for t in state_of(m)}
+        self._mode = fake_mode()
+        self._fakes: dict[int, FakeTensor] = {}
+        self._originals: dict[int, Tensor] = {}
+        self._keys: dict[int, Key] = {}
+        self._drawn: set[int] = set()
+        self._constants: dict[int, Key] = {}
+        self._kept: list[Tensor] = []
+        self._depth = 0
+
+    # --- what it is told
+
+    def ghosts_of(self, inputs: Any) -> Any:  # noqa: ANN401 - any nested value
+        """The inputs of the model as ghosts."""
+        count = iter(range(_END))
+
+        def ghost(tensor: Tensor) -> Tensor:
+            if tensor.is_meta or isinstance(tensor, Ghost) or tensor.numel() > _MOST_TOLD:
+                made = self._ghost(fake_like(self._mode, tensor, self.device))
+            else:
+                # Its numbers are known: what is decided by them is looked at each time.
+                made = tensor.detach().clone()
+                self._take_drawn(made)
+            self._name((-1, next(count)), made)
+            return made
+
+        return tree_map(lambda v: ghost(v) if isinstance(v, Tensor) else v, inputs)
+
+    def enter(self, module: nn.Module, args: object = None) -> None:
+        """A module is entered: a hook of torch's.
+
+        Raises:
+            Reached: it is the one at which to end.
+        """
+        name = self._names.get(id(module))
+        if not name or name in self.record.entries or name in self.record.inside:
+            return
+        if self._depth:
+            self.record.inside.add(name)
+            return
+        self.record.entries[name] = len(self.record.calls)
+        if name == self._until:
+            raise Reached
+
+    def end(self, result: object) -> None:
+        """The forward has returned `result`."""
+        for leaf in tree_leaves(result):
+            if id(leaf) in self._keys:
+                self.record.last_use[self._keys[id(leaf)]] = len(self.record.calls)
+
+    def fail(self, why: str) -> None:
+        """The forward has ended early: what its frames still hold may be used behind that."""
+        self.record.failure = why
+        results = [leaf for call in self.record.calls for leaf in tree_leaves(call.result)]
+        held = Counter(map(id, results))
+        del results
+        for tensor in self._kept:
+            # By the loop, by the argument, by the list; and by the results of calls.
+            if sys.getrefcount(tensor) > 3 + held[id(tensor)] and id(tensor) in self._keys:
+                self.record.last_use[self._keys[id(tensor)]] = _END
+
+    # --- calls
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: object,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - any result
+        """Does one call on fakes."""
+        if is_counter(func, args):
+            return args[0]
+        if self._depth:
+            return self._done(func, args, kwargs or {})
+        return self._numbered(func, lambda: self._done(func, args, kwargs or {}))
+
+    def whole(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401 - any result
+        """One call, inside which nothing has a number."""
+
+        def inside() -> Any:  # noqa: ANN401
+            self._use(tree_leaves((args, kwargs)))
+            given, named = tree_map(self._faked, (tuple(args), dict(kwargs)))
+            self._depth += 1
+            try:
+                with seen_again(self):
+                    result = func(*given, **named)
+            finally:
+                self._depth -= 1
+            # What has come out may be another object, or need a gradient now.
+            return tree_map(self._adopted, result)
+
+        # What is done here is not to be seen as the forward's.
+        with unseen(self):
+            if self._depth:
+                return inside()
+            return self._numbered(getattr(func, "__func__", func), inside)
+
+    def _numbered(self, func: Callable[..., Any], do: Callable[[], Any]) -> Any:  # noqa: ANN401
+        number, call = len(self.record.calls), Call(func)
+        self.record.calls.append(call)
+        before = self.counter.total if self.counter else 0
+        try:
+            result = do()
+        except BaseException as exc:
+            call.result = exc if isinstance(exc, Exception) else None
+            raise
+        call.operations = self.counter.total - before if self.counter else 0
+        for place, leaf in enumerate(tree_leaves(result)):
+            if isinstance(leaf, Tensor) and id(leaf) not in self._state:
+                self._name((number, place), leaf)
+        # Holders are copied: the user's code may change a list.
+        call.result = tree_map(_same, result)
+        return result
+
+    def _name(self, key: Key, tensor: Tensor) -> None:
+        if id(tensor) in self._keys or id(tensor) in self._constants:
+            return
+        self._kept.append(tensor)  # an id is its own while it lives
+        if id(tensor) in self._fakes or id(tensor) in self._drawn:
+            self._keys[id(tensor)] = key
+            self.record.looks[key] = tensor
+            self.record.memory[key] = self._memory(tensor)
+        else:
+            self._constants[id(tensor)] = key
+
+    def _use(self, leaves: Sequence[Any]) -> None:
+        number = len(self.record.calls) - 1
+        for leaf in leaves:
+            if id(leaf) in self._keys:
+                self.record.last_use[self._keys[id(leaf)]] = number
+            elif id(leaf) in self._state:
+                self.record.state_uses.setdefault(id(leaf), []).append(number)
+
+    def _done(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        leaves = tree_leaves((args, kwargs))
+        if not self._depth:
+            self.record.calls[-1].plain = [v for v in leaves if isinstance(v, _NUMBERS)]
+        if not describes(func):
+            self._use(leaves)
+        if not any(self._is_numberless(leaf) for leaf in leaves):
+            return self._for_real(func, leaves, args, kwargs)
+        if reads(func):
+            number = len(self.record.calls) - 1
+            if number in self._known and not self._depth:
+                self.record.read.add(number)
+                return self._known[number]
+            raise Unforeseen(f"reads the numbers of a tensor at {users_line()}")
+        given: tuple[Any, Any] = tree_map(self._faked, (tuple(args), dict(kwargs)))
+        before = [(t, t._version) for t in tree_leaves(given) if isinstance(t, FakeTensor)]
+        try:
+            result = func(*given[0], **given[1])
+        except (DataDependentOutputException, DynamicOutputShapeException) as exc:
+            raise Unforeseen(f"needs the numbers of a tensor at {users_line()}") from exc
+        except Exception:
+            result = self._by_zeros(func, given)
+        for tensor, version in before:
+            if tensor._version != version:
+                self._written(tensor)
+        if overwrites(func, kwargs):
+            self._promote(args[0] if args else None, kwargs.get("out"))
+        return tree_map(self._back, result)
+
+    def _is_numberless(self, value: object) -> bool:
+        is_known = id(value) in self._fakes or id(value) in self._state
+        return is_known or isinstance(value, FakeTensor)
+
+    def _for_real(
+        self,
+        func: Callable[..., Any],
+        leaves: Sequence[Any],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Any:  # noqa: ANN401
+        is_drawn = draws(func) or any(id(leaf) in self._drawn for leaf in leaves)
+        result = func(*args, **kwargs)
+        if reads(func) and not self._depth:
+            self.record.read.add(len(self.record.calls) - 1)
+        if draws(func):
+            self._settle_draw(func, result, args)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and (leaf.is_meta or is_drawn):
+                # Without numbers, as the model is: a fake, whatever it comes from.
+                self._take(leaf) if leaf.is_meta else self._take_drawn(leaf)
+        if overwrites(func, kwargs) and args and id(args[0]) in self._constants:
+            self.record.rewritten.add(self._constants[id(args[0])])
+        if is_drawn and overwrites(func, kwargs):
+            for target in (args[0] if args else None, kwargs.get("out")):
+                self._draw_into(target)
+        return result
+
+    def _settle_draw(self, func: Callable[..., Any], result: Any, args: Sequence[Any]) -> None:  # noqa: ANN401
+        """The lowest or highest number in place of a random one: what is decided by it shows."""
+        name, limits = getattr(func, "__name__", ""), (0.0, 1.0)
+        if name == "uniform_":
+            limits = (*args[1:3], *limits[len(args[1:3]) :])[:2]
+        elif name not in ("rand", "rand_like", "bernoulli", "bernoulli_"):
+            return
+        if isinstance(result, Tensor) and not result.is_meta:
+            is_whole = name.startswith("bernoulli")
+            high = limits[1] if is_whole else limits[0] + (limits[1] - limits[0]) * 0.999999
+            result.detach().fill_(high if self._is_high else limits[0])
+
+    def _by_zeros(self, func: Callable[..., Any], given: tuple[Any, Any]) -> Any:  # noqa: ANN401
+        """The call on zeros, for a function that knows no tensors without numbers."""
+
+        def zeros(value: object) -> object:
+            if not isinstance(value, FakeTensor):
+                return value
+            return torch.zeros(value.size(), dtype=value.dtype, device=value.device)
+
+        args, kwargs = tree_map(zeros, given)
+        result = func(*args, **kwargs)
+        return tree_map(
+            lambda v: fake_like(self._mode, v, self.device) if isinstance(v, Tensor) else v, result
+        )
+
+    # --- ghosts and fakes
+
+    def _ghost(self, fake: FakeTensor) -> Tensor:
+        ghost = Ghost.of(fake)
+        self._kept.append(ghost)
+        self._pair(ghost, fake)
+        return ghost
+
+    def _pair(self, tensor: Tensor, fake: FakeTensor) -> None:
+        self._fakes[id(tensor)] = fake
+        self._originals[id(fake)] = tensor
+
+    def _take(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._fakes:
+            self._kept.append(tensor)
+            self._pair(tensor, fake_like(self._mode, tensor, self.device))
+
+    def _take_drawn(self, tensor: Tensor) -> None:
+        if id(tensor) not in self._drawn:
+            self._kept.append(tensor)
+            self._drawn.add(id(tensor))
+
+    def _faked(self, value: Any) -> Any:  # noqa: ANN401 - any argument
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in self._fakes and (id(value) in self._state or value.is_meta):
+            if id(value) not in self._state:
+                self._kept.append(value)
+            self._pair(value, fake_like(self._mode, value, self.device))
+        return self._fakes.get(id(value), value)
+
+    def _back(self, value: Any) -> Any:  # noqa: ANN401 - any result
+        if not isinstance(value, FakeTensor):
+            return value
+        known = self._originals.get(id(value))
+        return self._ghost(value) if known is None else known
+
+    def _adopted(self, value: Any) -> Any:  # noqa: ANN401 - any result
+        if isinstance(value, FakeTensor):
+            return self._back(value)
+        if not isinstance(value, Ghost) or id(value) in self._keys:
+            return value
+        # As autograd has left it.
+        self._kept.append(value)
+        self._pair(value, fake_like(self._mode, value, self.device))
+        return value
+
+    def _memory(self, tensor: Tensor) -> int:
+        return int(self._fakes.get(id(tensor), tensor).untyped_storage()._cdata)
+
+    def _written(self, fake: FakeTensor) -> None:
+        number = len(self.record.calls) - 1
+        self.record.writes.append((number, int(fake.untyped_storage()._cdata)))
+        if id(self._originals.get(id(fake))) in self._state:
+            self.record.state_writes.add(id(self._originals[id(fake)]))
+
+    def _draw_into(self, target: object) -> None:
+        """What came of no input has been given random numbers: from now on it crosses, too."""
+        key = self._constants.pop(id(target), None)
+        if key is not None and isinstance(target, Tensor):
+            self._take_drawn(target)
+            self._cross(target, key)
+
+    def _promote(self, *targets: object) -> None:
+        """What came of no input has been given numbers that do: from now on it crosses, too."""
+        for target in targets:
+            key = self._constants.pop(id(target), None)
+            if key is not None and isinstance(target, Tensor):
+                self._pair(target, fake_like(self._mode, target, self.device))
+                self._cross(target, key)
+
+    def _cross(self, tensor: Tensor, key: Key) -> None:
+        self._keys[id(tensor)] = key
+        self.record.looks[key] = tensor
+        self.record.memory[key] = self._memory(tensor)
+        self.record.last_use[key] = len(self.record.calls) - 1
+
+
+def _same(value: Any) -> Any:  # noqa: ANN401 - any value
+    return value
+
+
+def state_of(module: nn.Module) -> list[Tensor]:
+    """The parameters and buffers of one module, and those of other stages that stand in for it."""
+    hidden = vars(module).get(HIDDEN, {})
+    holders = (module._parameters, module._buffers, hidden)
+    return [t for holder in holders for t in dict.values(holder) if t is not None]
+
+
+HIDDEN = "_of_other_stages"
+"""The member of a module in which a stage keeps what stands in for other stages' tensors."""

@@ -1,0 +1,76 @@
+"""Dry runs of a model: begun, ended, and what is left of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from bundlerun.splits.random_state import kept_random_state, seed_random
+from bundlerun.splits.replay.composite import composites_shown
+from bundlerun.splits.replay.dry_run import DryRun, Reached, Record, Unforeseen
+from bundlerun.splits.tracing.undo import members_kept
+
+
+def look(
+    model: nn.Module,
+    inputs: Any,  # noqa: ANN401 - any nested value
+    device: torch.device,
+    *,
+    until: str = "",
+    is_high: bool = False,
+    known: Mapping[int, object] = MappingProxyType({}),
+    counts: bool = False,
+) -> Record:
+    """What a forward of `model` does, in the mode that it is in; it is left as it was.
+
+    Args:
+        model: on any device; its state is not touched.
+        inputs: what it is called with; only shapes and types of tensors count.
+        device: where the forward is to be thought.
+        until: a module at whose first entry to end.
+        is_high: which random numbers to take, see `DryRun`.
+        known: numbers that are read, see `DryRun`.
+        counts: whether to count operations.
+
+    Raises:
+        Exception: any that the forward raises.
+    """
+    run = DryRun(model, device, until=until, is_high=is_high, known=known, counts=counts)
+    with ExitStack() as stack:
+        stack.enter_context(members_kept([model]))
+        stack.enter_context(kept_random_state())
+        # What is decided by a generator of Python's is decided otherwise the other time.
+        seed_random(int(is_high))
+        if run.counter is not None:
+            stack.enter_context(run.counter)
+        stack.enter_context(composites_shown())
+        stack.enter_context(_quiet())
+        stack.callback(register_module_forward_pre_hook(run.enter).remove)
+        ghosts = run.ghosts_of(inputs)
+        with suppress(Reached):
+            try:
+                with run:
+                    result = model(*ghosts)
+                run.end(result)
+            except Unforeseen as exc:
+                run.fail(str(exc))
+    return run.record
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch tells of functions that know no tensors without numbers; those are run on zeros."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
