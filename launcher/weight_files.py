@@ -70,15 +70,17 @@ class WeightFiles:
         return total.hexdigest()[:12]
 
 
-def source_of(init_from: str, model: str) -> str:
+def source_of(init_from: str, model: str, recipe: str) -> str:
     """Where a new run has its weights from; empty: from nowhere.
 
-    A folder of transformers has its own, where `--init-from` says nothing else.
+    A folder of transformers has its own, where `--init-from` says nothing else. A user's own recipe
+    may read the name of the model as it likes.
     """
     known = parse_model(model)
     if init_from == NOTHING:
         return ""
-    if not init_from and isinstance(known, OfLibrary) and known.library == "hf":
+    is_ours = not recipe.endswith(".py")
+    if not init_from and is_ours and isinstance(known, OfLibrary) and known.library == "hf":
         folder = Path(known.name).expanduser()
         return known.name if any((folder / name).is_file() for name in _IN_FOLDER) else ""
     return init_from

@@ -107,7 +107,7 @@ def _file_terms(flag: str, value: str) -> dict[str, str]:
 
 def _weight_terms(config: TrainConfig) -> dict[str, str]:
     """The weights that a new run begins with, by name and content, as far as they are here."""
-    source = source_of(config.init_from, config.model)
+    source = source_of(config.init_from, config.model, config.recipe)
     try:
         # A run that goes on does without them: who needs them says what is wrong.
         content = find_weights(source).identity() if source else ""

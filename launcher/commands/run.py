@@ -143,7 +143,7 @@ def run(args: argparse.Namespace) -> int:
         check_model(train.value.model, train.value.recipe)
         check_data(train.value.data, train.value.recipe)
         check_adapters(train.value.lora)
-        source = source_of(train.value.init_from, train.value.model)
+        source = source_of(train.value.init_from, train.value.model, train.value.recipe)
         if source and not has_begun(paths):
             find_weights(source)
         check_writable(paths.root, "--run-dir")

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from bundlerun.launcher.errors import CheckpointError, ConfigError
-from bundlerun.launcher.run_folder.checkpoints import (
-    MODEL,
-    Checkpoint,
-    find_damage,
-    read_tensors,
-)
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.checkpoints import MODEL, Checkpoint, find_damage
 from bundlerun.launcher.weight_files import WeightFiles
 
 Shape = tuple[int, ...]
@@ -86,31 +82,41 @@ class InMemory:
 
 
 class _Safetensors:
-    def __init__(self, given: str, files: tuple[Path, ...]) -> None:
+    """Several files; each stays open, as its header is read anew with every opening."""
+
+    def __init__(self, given: str, files: Sequence[Path]) -> None:
         self._given = given
         self._file_of: dict[str, Path] = {}
+        self._opened: dict[Path, Any] = {}
         self.shapes: dict[str, Shape] = {}
+        self.pairs: set[str] = set()
+        """Names of complex tensors of ours, whose numbers are pairs along a last dimension."""
         for path in files:
             try:
-                with safe_open(path, framework="pt") as opened:
-                    for name in opened.keys():  # noqa: SIM118 - no mapping
-                        self._file_of[name] = path
-                        self.shapes[name] = tuple(opened.get_slice(name).get_shape())
-            except (OSError, SafetensorError) as exc:
+                opened: Any = safe_open(path, framework="pt")
+                self._opened[path] = opened
+                for name in opened.keys():  # noqa: SIM118 - no mapping
+                    self._file_of[name] = path
+                    self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+                self.pairs.update(json.loads((opened.metadata() or {}).get("complex", "[]")))
+            except (OSError, ValueError, SafetensorError) as exc:
                 raise _unreadable(given, path, exc) from exc
+
+    def file_of(self, name: str) -> Path:
+        return self._file_of[name]
 
     def read(self, piece: Piece) -> Tensor:
         """See `Weights`."""
         path = self._file_of[piece.name]
+        opened = self._opened[path]
         try:
-            with safe_open(path, framework="pt") as opened:
-                if piece.of == 1:
-                    found: Tensor = opened.get_tensor(piece.name)
-                    return found
-                length = self.shapes[piece.name][0] // piece.of
-                begin = piece.part * length
-                some: Tensor = opened.get_slice(piece.name)[begin : begin + length]
-                return some
+            if piece.of == 1:
+                found: Tensor = opened.get_tensor(piece.name)
+                return found
+            length = self.shapes[piece.name][0] // piece.of
+            begin = piece.part * length
+            some: Tensor = opened.get_slice(piece.name)[begin : begin + length]
+            return some
         except (OSError, SafetensorError) as exc:
             raise _unreadable(self._given, path, exc) from exc
 
@@ -121,34 +127,27 @@ class _OfRun:
     def __init__(self, given: str, checkpoint: Checkpoint) -> None:
         self._given = given
         self._checkpoint = checkpoint
-        self._checked: set[str] = set()
-        names = [name for name in checkpoint.weight_map if name.startswith(MODEL)]
-        self.shapes: dict[str, Shape] = {}
-        # By the headers of its files; complex numbers are pairs there.
-        for part in checkpoint.parts:
-            path = checkpoint.folder / part.file
-            try:
-                with safe_open(path, framework="pt") as opened:
-                    pairs = (opened.metadata() or {}).get("complex", "[]")
-                    for name in set(names) & set(part.names):
-                        shape = tuple(opened.get_slice(name).get_shape())
-                        is_pair = f'"{name}"' in pairs
-                        self.shapes[name[len(MODEL) :]] = shape[:-1] if is_pair else shape
-            except (OSError, SafetensorError) as exc:
-                raise _unreadable(given, path, exc) from exc
-        self.shapes = {n[len(MODEL) :]: self.shapes[n[len(MODEL) :]] for n in names}
+        self._checked: set[Path] = set()
+        files = [checkpoint.folder / part.file for part in checkpoint.parts]
+        self._files = _Safetensors(given, files)
+        self.shapes = {
+            name[len(MODEL) :]: shape[:-1] if name in self._files.pairs else shape
+            for name, shape in self._files.shapes.items()
+            if name.startswith(MODEL)
+        }
 
     def read(self, piece: Piece) -> Tensor:
         """See `Weights`; each file is compared with its checksum before its first tensor."""
         name = MODEL + piece.name
-        file = self._checkpoint.weight_map[name]
-        try:
-            if file not in self._checked and (damage := find_damage(self._checkpoint, [file])):
-                raise CheckpointError(damage)
-            self._checked.add(file)
-            return _part(read_tensors(self._checkpoint, [name])[name], piece)
-        except CheckpointError as exc:
-            raise ConfigError(f"--init-from {self._given!r} is damaged: {exc}") from exc
+        path = self._files.file_of(name)
+        if path not in self._checked:
+            damage = find_damage(self._checkpoint, [path.name])
+            if damage:
+                raise ConfigError(f"--init-from {self._given!r} is damaged: {damage}")
+            self._checked.add(path)
+        found = self._files.read(piece._replace(name=name))
+        # A copy: in the file they are aligned to 8 bytes, and complex128 needs 16.
+        return torch.view_as_complex(found.clone()) if name in self._files.pairs else found
 
 
 def _part(tensor: Tensor, piece: Piece) -> Tensor:

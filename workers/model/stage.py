@@ -133,7 +133,7 @@ class CutModel:
         Raises:
             ConfigError: they cannot be read, or are of another model.
         """
-        source = source_of(config.init_from, config.model)
+        source = source_of(config.init_from, config.model, config.recipe)
         if not source:
             return None
         return Initial(
@@ -267,7 +267,7 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     `num_outputs`, nor of one that is cut by what it is called with: its ranks say it.
     """
     is_whole = config.shape.num_stages == 1 and not config.cut
-    begins_with = source_of(config.init_from, config.model)
+    begins_with = source_of(config.init_from, config.model, config.recipe)
     is_plain = config.memory_format != "channels_last" and not begins_with
     if is_whole and is_plain and not config.freeze and not config.lora:
         # Not made, which takes its time; but each rank would say that it cannot be imported.

@@ -90,6 +90,7 @@ def train_rank(
             initial.load(trainer.stage)  # there were checkpoints, and all were damaged
         elif resumed is not None and config.init_from and session.is_reporter and is_first_start:
             log.info("the run goes on from its %s: --init-from is not read", resumed.source)
+        del initial  # it may hold a model's worth of memory
         _begin(session, feed, trainer, resumed)
         snapshots = None
         if restore is not None:

@@ -98,11 +98,12 @@ def test_files_that_differ_have_another_identity(tmp_path: Path) -> None:
 
 def test_a_folder_of_transformers_brings_its_own_weights(tmp_path: Path) -> None:
     model = f"hf:{tmp_path}"
-    assert source_of("", model) == ""
+    ours, users = "image-classification", "mine.py"
+    assert source_of("", model, ours) == ""
     written(tmp_path, "model.safetensors")
-    assert source_of("", model) == str(tmp_path)
-    assert source_of("none", model) == ""
-    assert source_of("w.pth", model) == source_of("w.pth", "resnet18") == "w.pth"
+    assert source_of("", model, ours) == str(tmp_path)
+    assert source_of("none", model, ours) == source_of("", model, users) == ""
+    assert source_of("w.pth", model, users) == source_of("w.pth", "resnet18", ours) == "w.pth"
 
 
 def test_torch_is_not_imported_for_it(tmp_path: Path) -> None:
