@@ -19,6 +19,7 @@ ONE_MACHINE = (
     "memory",
     "links",
     "snapshot",
+    "protect",
 )
 NETWORK = (
     "wire",
@@ -28,6 +29,7 @@ NETWORK = (
     "choice",
     "growth",
     "pipeline",
+    "own_loop",
     "in_flight",
     "shapes",
     "resnet",

@@ -148,7 +148,7 @@ def _measured(model: str, num_rounds: int) -> dict[str, Any]:
     finally:
         rank.close()
     every = interval(copy_s, step_s)
-    one = _more(turns[True].cpu_s, turns[False].cpu_s)
+    one = more_percent(turns[True].cpu_s, turns[False].cpu_s)
     return {
         "model": model,
         "step_ms": 1000 * median(turns[False].wall_s),
@@ -157,13 +157,13 @@ def _measured(model: str, num_rounds: int) -> dict[str, Any]:
         "every": every,
         "cpu_percent": [percent / every for percent in one],
         "wall_percent": [
-            percent / every for percent in _more(turns[True].wall_s, turns[False].wall_s)
+            percent / every for percent in more_percent(turns[True].wall_s, turns[False].wall_s)
         ],
         "seconds": {str(keep): [each.cpu_s, each.wall_s] for keep, each in turns.items()},
     }
 
 
-def _more(with_them: Sequence[float], without: Sequence[float]) -> list[float]:
+def more_percent(with_them: Sequence[float], without: Sequence[float]) -> list[float]:
     """Percent more of neighbouring turns: the median, between the ends of its 95 % interval.
 
     The interval is that of the order statistics: the number of pairs on one side of the true

@@ -1,7 +1,8 @@
 """What a user's loop has protected, by name, and its state as named tensors.
 
 model.layer1.0.weight        a tensor of a state_dict, by its own name
-optimizer#form #0 #1         what is nested in one, see `bundlerun.workers.values.encoded`
+optimizer.3.exp_avg          one that an optimizer has for its parameter number 3
+schedule#form #0 #1          what is nested in one, see `bundlerun.workers.values.encoded`
 
 Parameters and what an optimizer keeps change in an optimizer's step only, so they need not be
 copied before the next one. All else (running means, counters, averages of the weights) may change
@@ -27,6 +28,7 @@ from bundlerun.workers.values.nest import mapped
 
 _ROOM = 1024
 """Bytes: a form that grows changes the layout of a snapshot, so it gets twice what it needs."""
+_REST = "rest"
 _SHARDED = ("DTensor", "ShardedTensor")
 
 
@@ -208,7 +210,10 @@ class Objects:
     def _tensors(self) -> Iterable[tuple[str, Tensor, bool]]:
         for name, each in self._named.items():
             is_optimizer = isinstance(each, Optimizer)
-            for key, value in self._packing.packed(name, _state_of(name, each)).items():
+            state = _state_of(name, each)
+            if is_optimizer:
+                state = _flat(state)
+            for key, value in self._packing.packed(name, state).items():
                 yield key, value, is_optimizer and not key.endswith(FORM)
 
     def look(self) -> list[str]:
@@ -256,6 +261,30 @@ def _state_of(name: str, each: Stateful) -> Mapping[str, Any]:
         raise CheckpointError(f"the state of {name} cannot be read: {exc}") from exc
 
 
+def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of an optimizer with its tensors at the top: a tenth of the time for each step."""
+    found: dict[str, Any] = {key: value for key, value in state.items() if key != "state"}
+    rest: dict[int, dict[str, Any]] = {}
+    for number, values in state["state"].items():
+        # With their keys in order; a tensor's is without a value.
+        rest[number] = {k: None if isinstance(v, Tensor) else v for k, v in values.items()}
+        found |= {f"{number}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+    return found | {_REST: rest}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """What `_flat` was given."""
+    state: dict[int, dict[str, Any]] = {n: dict(own) for n, own in flat[_REST].items()}
+    found: dict[str, Any] = {"state": state}
+    for key, value in flat.items():
+        number, dot, name = key.partition(".")
+        if isinstance(value, Tensor) and dot and number.isdecimal():
+            state[int(number)][name] = value
+        elif key != _REST:
+            found[key] = value
+    return found
+
+
 def _load(each: Stateful, state: dict[str, Any]) -> None:
     if isinstance(each, nn.Module):
         own: Any = each.state_dict()
@@ -263,7 +292,7 @@ def _load(each: Stateful, state: dict[str, Any]) -> None:
         given._metadata = getattr(own, "_metadata", None)  # versions of the modules' states
         each.load_state_dict(given)
         return
-    copied = _copied(state)
+    copied = _copied(_nested(state) if isinstance(each, Optimizer) else state)
     each.load_state_dict(copied)
     if isinstance(each, Optimizer):
         _mend_dtypes(each, copied)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import CheckpointError
 from bundlerun.launcher.layout.rounding import rounded_up
-from bundlerun.workers.values.nest import built, form_of, leaves, mapped
+from bundlerun.workers.values.nest import built, form_of, leaf_values, mapped
 
 FORM = "#form"
 _ROOM = 64
@@ -51,7 +51,7 @@ def encoded(
     # frombuffer wants memory that can be written.
     padded = bytearray(text.ljust(room(len(text))))
     found = {FORM: torch.frombuffer(padded, dtype=torch.uint8)}
-    tensors = [leaf.value for leaf in leaves(value) if isinstance(leaf.value, Tensor)]
+    tensors = [item for item in leaf_values(value) if isinstance(item, Tensor)]
     return found | {f"#{number}": tensor.detach() for number, tensor in enumerate(tensors)}
 
 

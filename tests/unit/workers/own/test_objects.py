@@ -56,7 +56,7 @@ def test_what_a_forward_writes_is_copied_and_what_a_step_changes_is_lent(is_firs
         if is_first
         else {
             *(f"model.{name}" for name in ("1.weight", "1.bias", "2.weight", "2.bias")),
-            *(f"optimizer#{number}" for number in range(5)),
+            *(f"optimizer.{number}.momentum_buffer" for number in range(5)),
         }
     )
 
