@@ -34,13 +34,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--steps", type=int, default=2, help="of a turn")
+    parser.add_argument("--side", type=int, default=128, help="of an image, pixels")
     parser.add_argument("--samples", type=int, default=32, help="of a rank")
     args = parser.parse_args()
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     torch.manual_seed(0)
     model = resnet18(num_classes=10) if args.what == "turns" else build(10)
-    side = 64 if args.what == "turns" else 16
+    side = args.side if args.what == "turns" else 16
     trained = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     step = _step(trained, optimizer, args.samples, side)
