@@ -1,8 +1,8 @@
 """What `protect` costs around a plain loop with DDP, and what a killed rank costs it.
 
 Cost: two ranks of ResNet-18, 32 images of 128 pixels and one thread each, protected and plain steps
-in turn in one job; a snapshot after each protected step. A killed rank: the same, of a small net, under `bundlerun
-script` and torchrun.
+in turn in one job; a snapshot after each protected step. A killed rank: the same, of a small net,
+under `bundlerun script` and torchrun.
 """
 
 from __future__ import annotations

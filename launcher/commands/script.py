@@ -75,6 +75,11 @@ def read_options(
         toml_name="",
         site=site_options(environ, given, {}),
     )
+    if launch.value.standby:
+        raise ConfigError(
+            "--standby warms up what bundlerun run does first, and a program of your own does "
+            "what it likes; leave it out: ranks are forks of a process that has torch"
+        )
     run_dir = args.run_dir or environ.get("BUNDLERUN_RUN_DIR", "")
     # Pinned to cores only where the program does so: its loading processes are its own business.
     value = TrainConfig(shape=Shape((1,)), run_dir=run_dir, threads=args.threads, affinity=False)
