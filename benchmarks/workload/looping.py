@@ -1,11 +1,13 @@
 """The same model in two loops of a user's own: over `Bundle`, and over torch's own pipelining.
 
 torch's tracer cuts it where `Bundle` does; its 1F1B does as many micro-batches of the same size.
+Layers rest instead of computing, by an operation of torch's library, which a tracer takes as it is.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +28,39 @@ from bundlerun import Bundle, Cut
 
 WIDTH, LENGTH, CLASSES = 512, 152, 10
 CUT = "layers.1"
+FORWARD_S, BACKWARD_S = 0.020, 0.040
+
+
+@torch.library.custom_op("bundlerun_benchmarks::rest", mutates_args=())
+def rest(x: Tensor, seconds: float) -> Tensor:
+    """A copy of `x`, some time later."""
+    time.sleep(seconds)
+    return x.clone()
+
+
+@rest.register_fake
+def _(x: Tensor, seconds: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _rest_backward(_: object, gradient: Tensor) -> tuple[Tensor, None]:
+    return rest(gradient, BACKWARD_S), None
+
+
+rest.register_autograd(_rest_backward)
+
+
+class Resting(nn.Module):
+    """Scales its input, and takes a while for it, forwards and backwards."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((WIDTH,), 0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As large as `x`."""
+        result: Tensor = rest(x * self.scale, FORWARD_S)
+        return result
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +87,7 @@ class Words(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(
-            nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(2)
-        )
+        self.layers = nn.ModuleList(Resting() for _ in range(2))
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
