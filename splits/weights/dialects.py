@@ -54,6 +54,25 @@ norm.{x}                classifier.0.{x}            head.norm.{x}               
 head.{x}                classifier.2.{x}            head.fc.{x}                         classifier.{x}
 """  # noqa: E501
 
+_SWIN = """
+stem.{x}              features.0.0.{x}                   patch_embed.proj.{x}               embeddings.patch_embeddings.projection.{x}              =
+stem_norm.{x}         features.0.2.{x}                   patch_embed.norm.{x}               embeddings.norm.{x}                                     =
+{i}.down_red.{x}      features.{2i+2}.reduction.{x}      layers.{i+1}.downsample.reduction.{x}  encoder.layers.{i}.downsample.reduction.{x}         =
+{i}.down_norm.{x}     features.{2i+2}.norm.{x}           layers.{i+1}.downsample.norm.{x}   encoder.layers.{i}.downsample.norm.{x}                  =
+{i}.{j}.norm1.{x}     features.{2i+1}.{j}.norm1.{x}      layers.{i}.blocks.{j}.norm1.{x}    encoder.layers.{i}.blocks.{j}.layernorm_before.{x}      =
+{i}.{j}.norm2.{x}     features.{2i+1}.{j}.norm2.{x}      layers.{i}.blocks.{j}.norm2.{x}    encoder.layers.{i}.blocks.{j}.layernorm_after.{x}       =
+{i}.{j}.table         features.{2i+1}.{j}.attn.relative_position_bias_table  layers.{i}.blocks.{j}.attn.relative_position_bias_table  encoder.layers.{i}.blocks.{j}.attention.relative_position_bias.relative_position_bias_table  encoder.layers.{i}.blocks.{j}.attention.self.relative_position_bias_table
+{i}.{j}.q.{x}         -                                  -                                  encoder.layers.{i}.blocks.{j}.attention.q_proj.{x}      encoder.layers.{i}.blocks.{j}.attention.self.query.{x}
+{i}.{j}.k.{x}         -                                  -                                  encoder.layers.{i}.blocks.{j}.attention.k_proj.{x}      encoder.layers.{i}.blocks.{j}.attention.self.key.{x}
+{i}.{j}.v.{x}         -                                  -                                  encoder.layers.{i}.blocks.{j}.attention.v_proj.{x}      encoder.layers.{i}.blocks.{j}.attention.self.value.{x}
+{i}.{j}.q.{x}+{i}.{j}.k.{x}+{i}.{j}.v.{x}  features.{2i+1}.{j}.attn.qkv.{x}  layers.{i}.blocks.{j}.attn.qkv.{x}  -  -
+{i}.{j}.out.{x}       features.{2i+1}.{j}.attn.proj.{x}  layers.{i}.blocks.{j}.attn.proj.{x}  encoder.layers.{i}.blocks.{j}.attention.o_proj.{x}    encoder.layers.{i}.blocks.{j}.attention.output.dense.{x}
+{i}.{j}.fc1.{x}       features.{2i+1}.{j}.mlp.0.{x}      layers.{i}.blocks.{j}.mlp.fc1.{x}  encoder.layers.{i}.blocks.{j}.mlp.fc1.{x}               encoder.layers.{i}.blocks.{j}.intermediate.dense.{x}
+{i}.{j}.fc2.{x}       features.{2i+1}.{j}.mlp.3.{x}      layers.{i}.blocks.{j}.mlp.fc2.{x}  encoder.layers.{i}.blocks.{j}.mlp.fc2.{x}               encoder.layers.{i}.blocks.{j}.output.dense.{x}
+norm.{x}              norm.{x}                           =                                  layernorm.{x}                                           =
+head.{x}              head.{x}                           head.fc.{x}                        classifier.{x}                                          =
+"""  # noqa: E501
+
 _RESNET = """
 conv1.{x}               conv1.{x}                   =       embedder.embedder.convolution.{x}
 bn1.{x}                 bn1.{x}                     =       embedder.embedder.normalization.{x}
@@ -64,6 +83,7 @@ bn1.{x}                 bn1.{x}                     =       embedder.embedder.no
 fc.{x}                  fc.{x}                      =       classifier.1.{x}
 """  # noqa: E501
 
+_TABLES = {"ViT": _VIT, "ConvNeXt": _CONVNEXT, "Swin": _SWIN, "ResNet": _RESNET}
 _COLUMNS = ("torchvision", "timm", "transformers", "files of transformers")
 
 
@@ -135,7 +155,5 @@ def _dialects(family: str, table: str) -> list[Dialect]:
 
 
 DIALECTS: tuple[Dialect, ...] = tuple(
-    dialect
-    for family, table in (("ViT", _VIT), ("ConvNeXt", _CONVNEXT), ("ResNet", _RESNET))
-    for dialect in _dialects(family, table)
+    dialect for family, table in _TABLES.items() for dialect in _dialects(family, table)
 )
