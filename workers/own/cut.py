@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from bundlerun.launcher.choices import ExchangeDtype, ScheduleChoice, SchemeChoice
+from bundlerun.launcher.choices import CutterChoice, ExchangeDtype, ScheduleChoice, SchemeChoice
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.microbatch import default_samples, divisors
@@ -19,6 +19,7 @@ class Cut:
     Args:
         shape: devices of each stage of a bundle, such as (1, 1).
         at: where each stage after the first begins; none: by cost.
+        cutter: graph, which cuts inside of modules, replay, or auto, see docs/splits.md.
         chunks: of the model on each stage.
         schedule: order of passes.
         microbatch_size: samples; 0: by default, see `bundlerun run --help`.
@@ -32,6 +33,7 @@ class Cut:
 
     shape: tuple[int, ...] = (1, 1)
     at: tuple[str, ...] = ()
+    cutter: CutterChoice = "auto"
     chunks: int = 1
     schedule: ScheduleChoice = "auto"
     microbatch_size: int = 0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import distributed_c10d
 
 from bundlerun.launcher.agreement.agreed import Terms, terms_of_script
@@ -106,11 +106,14 @@ def _terms() -> Terms:
 
 
 def _store(env: RankEnv, timeout_s: float) -> Store:
-    """Where the ranks of this start meet.
+    """Where the ranks of this start meet, this time: a program may do so again and again.
 
     A process group that the user has made has a store already; without an agent's, there can be no
     second one at the same address.
     """
     if env.is_launched and dist.is_initialized() and not env.has_agents_store:
-        return own_part(distributed_c10d._get_default_store(), env, timeout_s)
-    return open_store(env, timeout_s)
+        store = own_part(distributed_c10d._get_default_store(), env, timeout_s)
+    else:
+        store = open_store(env, timeout_s)
+    # All ranks come here equally often; keys of the time before would be taken for answers.
+    return PrefixStore(f"own{store.add(f'entered/{env.rank}', 1)}", store)

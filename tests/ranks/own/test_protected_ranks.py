@@ -56,25 +56,54 @@ def trained(folder: Path, rank: int, num_steps: int, fail_at: int = -1) -> list[
     return [*model.state_dict().values(), torch.tensor(seen.numbers), torch.rand(3)]
 
 
+def start(tmp_path: Path, name: str, fail_at: int = -1, nodes: tuple[int, ...] = (1, 1)) -> None:
+    """Trains in a folder; each rank leaves what has come of it, and from which step on."""
+
+    def main(env: RankEnv, _: Store) -> None:
+        launched(env, port)
+        found = trained(tmp_path / name, env.rank, ALL, fail_at)
+        torch.save(found, tmp_path / f"{name}-{env.rank}.pt")
+
+    port = free_port()
+    run_ranks(nodes, main, tmp_path)
+
+
+def loaded(tmp_path: Path, name: str, rank: int) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = torch.load(tmp_path / f"{name}-{rank}.pt")
+    return found
+
+
 def test_ranks_go_on_to_the_same_bits_each_with_its_own_draws(tmp_path: Path) -> None:
-    def start(name: str, fail_at: int = -1) -> None:
-        def main(env: RankEnv, _: Store) -> None:
-            launched(env, port)
-            found = trained(tmp_path / name, env.rank, ALL, fail_at)
-            torch.save(found, tmp_path / f"{name}-{env.rank}.pt")
-
-        port = free_port()
-        run_ranks((1, 1), main, tmp_path)
-
     # Two ranks: a sum of three depends on DDP's buckets, which it lays out anew in a second step.
-    start("whole")
-    start("failed", FIRST)
-    start("failed")
+    start(tmp_path, "whole")
+    start(tmp_path, "failed", FIRST)
+    start(tmp_path, "failed")
     for rank in range(2):
-        whole, failed = (torch.load(tmp_path / f"{each}-{rank}.pt") for each in ("whole", "failed"))
+        whole, failed = (loaded(tmp_path, name, rank) for name in ("whole", "failed"))
         assert all(torch.equal(a, b) for a, b in zip(whole, failed, strict=True))
-    others = [torch.load(tmp_path / f"whole-{rank}.pt")[-2] for rank in range(2)]
+    others = [loaded(tmp_path, "whole", rank)[-2] for rank in range(2)]
     assert not torch.equal(others[0], others[1])
+
+
+def test_other_ranks_go_on_with_what_all_have_alike(tmp_path: Path) -> None:
+    start(tmp_path, "run", FIRST)
+    start(tmp_path, "run", nodes=(1, 1, 1))
+    # What a rank of two has seen is nobody's of three.
+    assert [len(loaded(tmp_path, "run", rank)[-2]) for rank in range(3)] == [ALL - FIRST] * 3
+    weights = [torch.cat([t.flatten() for t in loaded(tmp_path, "run", r)[:2]]) for r in range(3)]
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0], weights[2])
+
+
+def test_a_process_may_protect_one_loop_after_another(tmp_path: Path) -> None:
+    def main(env: RankEnv, _: Store) -> None:
+        launched(env, port)
+        for name in ("first", "second"):
+            found = trained(tmp_path / name, env.rank, 2)
+            assert len(found[-2]) == 2
+
+    port = free_port()
+    run_ranks((2,), main, tmp_path)
 
 
 @pytest.mark.parametrize("what", ["form", "shape"])
