@@ -12,7 +12,7 @@ import importlib
 _DOORS = {
     "Bundle": "bundlerun.workers.own.bundle",
     "Cut": "bundlerun.workers.own.cut",
-    "Protection": "bundlerun.workers.own.protect",
+    "Protection": "bundlerun.workers.own.protection",
     "protect": "bundlerun.workers.own.protect",
 }
 

@@ -29,17 +29,17 @@ from typing import Self
 
 import torch
 
-from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_RESUMABLE, ConfigError
-from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.own.barren import count_start
 from bundlerun.workers.own.each_rank import EachRank
+from bundlerun.workers.own.history import LoopHistory
 from bundlerun.workers.own.joined import FOLDER_VARIABLE, Joined, joined, read_env, told
 from bundlerun.workers.own.kept import OwnState
 from bundlerun.workers.own.objects import Objects, Stateful, fingerprints
+from bundlerun.workers.own.protection import Protection
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.run.keeper import Keeper, Resumed, look
@@ -49,44 +49,6 @@ from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.snapshot.snapshots import Snapshots, Source
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Protection:
-    """How a loop is protected.
-
-    Args:
-        snapshot_steps: steps between two copies in memory; 0: as few as cost less than 1 %.
-        snapshot_dir: folder of each node for them; empty: shared memory.
-        checkpoint_steps: steps between two checkpoints on disk; 0: only where the loop ends.
-        keep: newest checkpoints that stay.
-        timeout_s: longest wait for another rank, seconds.
-    """
-
-    snapshot_steps: int = 0
-    snapshot_dir: str = ""
-    checkpoint_steps: int = 0
-    keep: int = 3
-    timeout_s: float = 300.0
-
-    def config(self, num_ranks: int, run_dir: str) -> TrainConfig:
-        """The same as options of a run.
-
-        Raises:
-            ConfigError: a value is out of range.
-        """
-        return TrainConfig(
-            shape=Shape((num_ranks,)),
-            batch_size=num_ranks,
-            microbatch_size=1,
-            transport="cpu",
-            run_dir=run_dir,
-            snapshot_steps=self.snapshot_steps,
-            snapshot_dir=self.snapshot_dir,
-            checkpoint_steps=self.checkpoint_steps,
-            keep=self.keep,
-            timeout_s=self.timeout_s,
-        )
 
 
 def protect(
@@ -143,6 +105,7 @@ class Run:
         self._is_stopped = False
         self._is_over = False
         self._num_checks = 0
+        self._noted: dict[str, float] = {}
 
     # --- what a user asks
 
@@ -160,6 +123,10 @@ class Run:
     def run_dir(self) -> Path:
         """The folder of the run; known inside the `with`."""
         return Path(self._of_run.joined.config.run_dir)
+
+    def note(self, **values: float) -> None:
+        """What the history is to have of the step under way, such as its loss; the first rank's."""
+        self._noted |= {name: float(value) for name, value in values.items()}
 
     def steps(self, num_steps: int) -> Iterator[int]:
         """The numbers of the steps that are left of `num_steps`; each is kept once it is done.
@@ -224,6 +191,10 @@ class Run:
         keeper = Keeper(config, session, state, restore)
         # [2]
         resumed = keeper.resume(look(config, session, restore))
+        history = None
+        if session.is_reporter:
+            history = made.enter_context(LoopHistory(RunPaths(Path(config.run_dir))))
+            history.begins(session.topology, resumed)
         self._begin(now, resumed)
         snapshots = Snapshots(
             session,
@@ -238,7 +209,7 @@ class Run:
         made.callback(snapshots.close)
         # A rank about to end completes its copy first: the next start may need it.
         life.before_end(snapshots.finish_copy)
-        looks_lost = (lambda: False) if session.is_reporter else None
+        looks_lost = history.looks_lost if history is not None else None
         saving = Saving(keeper, snapshots, state.total, meters, looks_lost)
         run = _Parts(
             joined=now,
@@ -247,7 +218,8 @@ class Run:
             keeper=keeper,
             snapshots=snapshots,
             saving=saving,
-            stopping=_stopping(now),
+            stopping=_stopping(now, history),
+            history=history,
         )
         for optimizer in self._objects.optimizers:
             made.callback(optimizer.register_step_pre_hook(lambda *_: self._gate(run)).remove)
@@ -287,6 +259,9 @@ class Run:
         self._step += 1
         life = run.joined.life
         life.finished(self._step)
+        if run.history is not None:
+            run.history.finished(self._step - 1, self._noted)
+        self._noted = {}
         # [5]
         after = run.saving.after_step(self._progress(), step_s)
         if after.adapted is not None and run.joined.session.is_reporter:
@@ -340,7 +315,8 @@ class Run:
         if ending.kept == "disk":
             # Memory that outlives the process (I7) is given back once the disk has the same.
             run.restore.room.give_up()
-        if now.session.is_reporter:
+        if run.history is not None:
+            run.history.ends(self._step, is_stopped=ending.is_stopped)
             log.info("%s: %s", now.config.run_dir, ending.outcome.reason)
             write_outcome(RunPaths(Path(now.config.run_dir)), ending.outcome)
             run.stopping.forget()
@@ -362,13 +338,16 @@ class _Parts:
     snapshots: Snapshots
     saving: Saving
     stopping: Stopping
+    history: LoopHistory | None
+    """On one rank of all."""
 
 
-def _stopping(now: Joined) -> Stopping:
+def _stopping(now: Joined, history: LoopHistory | None) -> Stopping:
     request = StopRequest(
         RunPaths(Path(now.config.run_dir)),
         lambda: now.life.is_told_to_stop,
         is_reporter=now.session.is_reporter,
+        is_lost=history.looks_lost if history is not None else lambda: False,
     )
     return Stopping(request, StopWord(now.session.groups))
 

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bundlerun import Protection, protect
 from bundlerun.launcher.errors import CheckpointError, ConfigError
+from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -65,6 +66,7 @@ class Loop:
                 if step == ask_at:
                     signal.raise_signal(signal.SIGTERM)
                 self._step()
+                run.note(loss=self.counter.seen[-1])
                 self.done.append(step)
             self.is_stopped = run.is_stopped
         self.end = self._state()
@@ -116,6 +118,13 @@ def test_a_loop_that_failed_goes_on_after_the_last_step_to_the_same_bits(
     outcome = read_outcome(RunPaths(tmp_path / "run"))
     assert outcome is not None
     assert (outcome.state, outcome.step) == ("done", 9)
+    # Each step once, with its loss: what failed before its line was due had it kept back.
+    rows = read_rows(RunPaths(tmp_path / "run").metrics)
+    steps = [row for row in rows if row["kind"] == "step"]
+    assert [row["step"] for row in steps] == list(range(9))
+    assert [row["loss"] for row in steps] == whole.counter.seen
+    assert [row["step"] for row in rows if row["kind"] == "restart"] == [1, 2, 6]
+    assert rows[-1]["kind"] == "end"
 
 
 def test_a_loop_that_was_told_to_stop_goes_on_from_disk_to_the_same_bits(
