@@ -52,7 +52,8 @@ class DeviceCopy:
             door.current_stream(self._device).wait_event(self._event)
             # One call for all: for each call of its own the step's thread would stand still.
             sources = [tensors[name] for name in slot.layout.specs]
-            torch._foreach_copy_(slot.views, sources, non_blocking=True)
+            if sources:  # a rank may have no share of a small stage, which torch refuses to copy
+                torch._foreach_copy_(slot.views, sources, non_blocking=True)
             # The copies must have arrived before the CPU sums them.
             door.finish(self._device)
         slot.seal(label, checksum(slot.bytes))
