@@ -103,9 +103,14 @@ class Bucket:
 
     def close(self) -> None:
         """Ends this rank's part: what is in here now may travel."""
-        if self._num_missing or self._is_wider:
+        if self._num_missing or self._is_wider or self._is_replaced():
             self._gather()
         self.mark_ready()
+
+    def _is_replaced(self) -> bool:
+        """Whether a hook of the user's has put another tensor in place of a gradient in here."""
+        pairs = zip(self.parameters, self.views, strict=True)
+        return any(parameter.grad is not view for parameter, view in pairs)
 
     def _gather(self) -> None:
         """Copies all gradients in; those that have not come are zeros."""

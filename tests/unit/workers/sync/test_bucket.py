@@ -97,6 +97,27 @@ def test_gradients_are_copied_in_at_once_when_all_are_there_and_added_to_there()
         assert bucket.wire.tolist() == [5, 5, 1, 1, 1, 0, 0]
 
 
+def test_a_gradient_that_a_hook_replaces_travels_whenever_it_does() -> None:
+    part = parameters(2, 1)
+
+    def clamped(parameter: Parameter) -> None:
+        assert parameter.grad is not None
+        parameter.grad = parameter.grad.clamp(max=2.5)
+
+    part[0].register_post_accumulate_grad_hook(clamped)
+    bucket = Bucket(part, 0, CPU, None)
+    for count in (1, 2):
+        for parameter in part:
+            parameter.grad = None
+        bucket.begin()
+        for number in range(count):
+            (part[0].sum() * 2 + part[1].sum()).backward()
+            used(bucket, *part if not number else ())
+        bucket.close()
+        assert bucket.wire.tolist() == [min(2.0 * count, 2.5)] * 2 + [count]
+        assert all(p.grad is view for p, view in zip(part, bucket.views, strict=True))
+
+
 def test_what_has_no_gradient_travels_as_zeros_whatever_was_there_before() -> None:
     part = parameters(2, 3)
     bucket = Bucket(part, 0, CPU, None)
