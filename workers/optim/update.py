@@ -26,6 +26,7 @@ from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.rank.session import Session
+from bundlerun.workers.values.norms import norms_of
 
 MOST_LEFT_OUT = 20
 """Steps in a row; then leaving out leads nowhere."""
@@ -109,16 +110,9 @@ class Update:
         return bool(self._is_weighted)
 
     def norms(self) -> Tensor:
-        """The norm of each gradient, (n,), in float64; none where nothing asks for them.
-
-        Source: `torch.nn.utils.clip_grad_norm_`.
-        """
-        gradients = [g for g in self._gradients() if g.numel()] if self._wants_norms else []
-        if not gradients:
-            return self._no_norms
-        # float64, as squares of large gradients overflow float32.
-        norms = torch._foreach_norm([_real(g) for g in gradients], 2.0, torch.float64)
-        return torch.stack(list(norms))
+        """The norm of each gradient, (n,), in float64; none where nothing asks for them."""
+        norms = norms_of(self._gradients()) if self._wants_norms else []
+        return torch.stack(norms) if norms else self._no_norms
 
     @property
     def _wants_norms(self) -> bool:
@@ -133,7 +127,7 @@ class Update:
         """Does [3] and [4] before anything of the step is known, where that can change neither.
 
         On the CPU nothing is gained. Once it is known `apply` may still end the run: nobody may
-        keep the state until then.
+        keep the state until then, nor change parameters.
 
         Args:
             step: its number in the run.
@@ -143,6 +137,11 @@ class Update:
         self._is_ahead = is_settled and is_gpu(self._session.device)
         if self._is_ahead:
             self._change(step, steps_per_epoch)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it has, and `apply` has not been called yet."""
+        return self._is_ahead
 
     def _change(self, step: int, steps_per_epoch: int) -> None:
         # [3]
@@ -254,7 +253,3 @@ class Update:
                 "same in all"
             )
         self._is_weighted = is_weighted
-
-
-def _real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor

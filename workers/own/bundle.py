@@ -45,6 +45,7 @@ from bundlerun.workers.recipe import DataInfo
 from bundlerun.workers.run.keeper import Keeper, look
 from bundlerun.workers.step import StepSums, StepWork
 from bundlerun.workers.trainer import Trainer
+from bundlerun.workers.values.norms import norms_of
 
 
 class Bundle:
@@ -228,9 +229,7 @@ class Bundle:
             The norm before.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        # float64, as squares of large gradients overflow float32.
-        norms = torch._foreach_norm(gradients, 2.0, torch.float64) if gradients else ()
-        own = math.fsum(float(norm) ** 2 for norm in norms)
+        own = math.fsum(float(norm) ** 2 for norm in norms_of(gradients))
         positions = self._session.topology.positions
         found = zip(self._session.gather_bundle(own), positions, strict=True)
         # Replicas of a stage have the same gradients: one of each stage counts.
