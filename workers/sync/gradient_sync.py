@@ -30,6 +30,7 @@ from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
 from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
+from bundlerun.workers.sync.frozen import Frozen
 from bundlerun.workers.sync.legs import Chain
 from bundlerun.workers.sync.rounding import Rounding
 from bundlerun.workers.sync.scheme import Scheme
@@ -106,6 +107,7 @@ class GradientSync:
         self._settings = settings
         self._gate: Gate | None = None
         trained = [[p for p in chunk if p.requires_grad] for chunk in chunks]
+        self._frozen = Frozen(p for chunk in chunks for p in chunk)
         # No groups: the only replica has nothing to send, but `extra` is still read from a bucket.
         cut = cut_into_buckets(trained, settings.bucket_bytes) if groups else [[]]
         mates = ways.node(groups)
@@ -240,15 +242,21 @@ class GradientSync:
 
         Raises:
             RuntimeError: another rank did not answer in time, or died.
+            ConfigError: a parameter is trained that was not when this began.
         """
+        self._frozen.check()
         if self._chain is None:
             if self._gate is not None:
                 self._gate.before_first()
                 self._gate.before_last()
             for parameter in self._parameters:
                 # With other replicas it is summed into a dense bucket; one alone is no exception.
-                if parameter.grad is not None and parameter.grad.is_sparse:
-                    parameter.grad = parameter.grad.to_dense()
+                if (gradient := parameter.grad) is None:
+                    continue
+                if gradient.is_sparse:
+                    parameter.grad = gradient.to_dense()
+                elif gradient.is_conj():  # not yet worked out, and no clipping takes it so
+                    parameter.grad = gradient.resolve_conj()
             return
         # No hook launches any more. Buckets with unused parameters are left: every replica launches
         # them all the same (I6).

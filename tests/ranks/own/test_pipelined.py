@@ -154,6 +154,48 @@ def test_what_cannot_be_a_step_is_refused_before_it() -> None:
     bundle.close()
 
 
+def test_a_parameter_that_is_thawed_later_is_refused() -> None:
+    net = model()
+    net.get_submodule("first").requires_grad_(False)
+    inputs, targets = batch(0, 0)
+    with Bundle.of(net, cross_entropy, inputs, batch_size=BATCH, cut=CUT) as bundle:
+        assert bundle.step(inputs, targets) > 0
+        for parameter in bundle.parameters():
+            parameter.requires_grad_(True)
+        with pytest.raises(ConfigError, match=r"a parameter of shape \[7, 5\] is trained now"):
+            bundle.step(inputs, targets)
+
+
+class Turned(nn.Module):
+    """Has a complex parameter, whose gradient torch leaves to be conjugated later."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.turn = nn.Parameter(torch.polar(torch.ones(5), torch.arange(5.0)).to(torch.cdouble))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.turn.conj() * x.to(torch.cdouble)).real
+
+
+def test_complex_gradients_are_clipped_as_pairs_of_reals() -> None:
+    net, ((x, _), _) = Turned(), batch(0, 0)
+    net(x).pow(2).mean().backward()
+    assert net.turn.grad is not None
+    gradient = net.turn.grad.resolve_conj()
+    norm = torch.linalg.vector_norm(gradient).item()
+    cut = Cut(shape=(1,), microbatch_size=2, precision="float64")
+    with Bundle.of(Turned(), square, x, batch_size=BATCH, cut=cut) as bundle:
+        bundle.step(x, x)
+        assert bundle.clip_grad_norm_(norm / 4) == pytest.approx(norm, rel=1e-12)
+        (parameter,) = bundle.parameters()
+        assert parameter.grad is not None
+        assert torch.allclose(parameter.grad, gradient / 4, rtol=1e-4)
+
+
+def square(output: Tensor, _: Tensor) -> Tensor:
+    return output.pow(2).mean()
+
+
 class Decides(nn.Module):
     """Cannot be cut: it looks at values."""
 
