@@ -220,7 +220,7 @@ class Trainer:
         self.sync.finish()
         reading = self.sync.start_read(self._told, self._update.norms())
         # Behind the numbers, so that a GPU has something to do while this thread wakes up.
-        if self.sync.is_all_used:
+        if self.sync.is_all_used and not self._forward_state.writes_parameters:
             with self._meters.phase("optimizer"), torch.no_grad():
                 self._update.go_ahead(work.step, steps_per_epoch)
         told, norms = reading()
@@ -228,7 +228,9 @@ class Trainer:
         num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
         # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(check, work.step)
-        self._forward_state.settle(num_found, is_first=self._does_first(work))
+        self._forward_state.settle(
+            num_found, is_first=self._does_first(work), has_stepped=self._update.is_ahead
+        )
         loss_scale, _ = self.loss_scale.kept
         has_changed = self._apply(work, _loss_of(sums), norms, counts, steps_per_epoch)
         self._check_changed(work.step)

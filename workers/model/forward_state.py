@@ -115,7 +115,12 @@ class ForwardState:
         self._notice()
         return len(self._found)
 
-    def settle(self, num_found: float, *, is_first: bool) -> None:
+    @property
+    def writes_parameters(self) -> bool:
+        """Whether forwards write any, as far as this rank knows; after the forwards of a step."""
+        return any(self._places[i].is_parameter for i in (*self._written, *self._found))
+
+    def settle(self, num_found: float, *, is_first: bool, has_stepped: bool = False) -> None:
         """Gives every replica what the step's micro-batch 0 has left.
 
         Collective: every replica of the stage, after the sums of the step.
@@ -123,10 +128,21 @@ class ForwardState:
         Args:
             num_found: sum of `count_found` over the replicas.
             is_first: whether this rank has done micro-batch 0.
+            has_stepped: whether the optimizer has changed parameters already; not where
+                `writes_parameters`, as it begins with what forwards have left there.
+
+        Raises:
+            RuntimeError: it has, and a parameter was written on another replica.
         """
         # Rare: in a step of which some replica has found something new.
         if num_found:
             self._agree()
+            if has_stepped and self.writes_parameters:
+                raise RuntimeError(
+                    "a forward on another replica is the first one to write to a parameter, which "
+                    "the optimizer has changed here already; another start does this step again, "
+                    "as it should be done"
+                )
         if not self._written:
             return
         # What the first forward has left; else what the step began with; else what is there.

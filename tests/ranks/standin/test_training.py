@@ -22,9 +22,10 @@ from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.pipeline.test_schedules import scheduled
 from tests.ranks.reference import Reference, train_unsplit
+from tests.ranks.training.test_forward_state import STATEFUL
 from tests.ranks.training.test_kinds import CONFIG as KINDS
 from tests.ranks.training.test_kinds import plain_losses
-from tests.ranks.training.test_parity import CONFIG, assert_close, losses_of
+from tests.ranks.training.test_parity import CONFIG, assert_close, losses_of, run_state
 from tests.standin.device import Device
 from tests.standin.ranks import on_standin
 
@@ -138,6 +139,14 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint(
     assert newest.step == number
     tensors = read_tensors(newest, newest.weight_map)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
+def test_the_optimizer_begins_with_what_forwards_have_written_to_parameters(tmp_path: Path) -> None:
+    """Else what they left would be put in place of what the optimizer has made of it."""
+    config = replace(STATEFUL, shape=Shape((1,)), max_steps=NUM_STEPS, transport="nccl")
+    wanted = run_state(replace(config, transport="auto"), (1,), tmp_path / "cpu")
+    assert_close(trained(config, (2,), tmp_path / "gpus"), wanted, 1e-10)
+    assert losses_of(tmp_path / "gpus") == pytest.approx(losses_of(tmp_path / "cpu"), rel=1e-10)
 
 
 DROPPING = """

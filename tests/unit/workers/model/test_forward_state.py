@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.model.forward_state import ForwardState
+from bundlerun.workers.values.module_tensors import tensor_places
 
 Write = Callable[[nn.Module, Tensor], None]
 
@@ -111,6 +112,44 @@ def test_an_embedding_with_a_largest_norm_begins_each_forward_unscaled() -> None
     state.settle(step(state, state.watched(0, module), [0.0, 1.0, 0.0]), is_first=True)
     assert seen == pytest.approx([18**0.5] * 3)
     assert module.table.weight.norm(dim=1).tolist() == pytest.approx([1.0, 18**0.5, 18**0.5])
+
+
+def test_what_a_forward_writes_to_a_parameter_comes_before_the_optimizer() -> None:
+    module = Writer(lambda module, x: None)
+    state = ForwardState(module, 1, lambda numbers: numbers)
+    state.begin_step()
+    assert not state.writes_parameters
+    with torch.no_grad():
+        state.watched(0, lambda x: module.weight.clamp_(max=0.5))(torch.ones(2))
+    found = state.count_found()
+    assert found == 1
+    assert state.writes_parameters
+    state.settle(found, is_first=True)
+    state.begin_step()
+    assert state.writes_parameters, "as it has before"
+
+
+@pytest.mark.parametrize("name", ["weight", "state"])
+def test_another_replicas_first_write_to_a_parameter_is_refused_after_the_optimizer(
+    name: str,
+) -> None:
+    module = Writer(lambda module, x: None)
+    names = [place.name for place in tensor_places(module)]
+
+    def all_sum(numbers: Tensor) -> Tensor:
+        # First of all what was found is summed.
+        if len(numbers) != len(names):
+            return numbers
+        return numbers + torch.tensor([float(each == name) for each in names])
+
+    state = ForwardState(module, 1, all_sum)
+    state.begin_step()
+    assert state.count_found() == 0
+    if name == "state":  # no optimizer changes it
+        state.settle(1.0, is_first=True, has_stepped=True)
+        return
+    with pytest.raises(RuntimeError, match="another start does this step again"):
+        state.settle(1.0, is_first=True, has_stepped=True)
 
 
 def test_a_forward_that_writes_nothing_costs_no_sum() -> None:
