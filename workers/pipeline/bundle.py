@@ -35,6 +35,7 @@ from bundlerun.workers.pipeline.wires import Goods, Wires
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import Recipe, model_inputs
 from bundlerun.workers.step import StepShare, StepWork
+from bundlerun.workers.values.module_tensors import copied_buffers, tensor_places
 from bundlerun.workers.values.nest import Form, built, form_of, leaf_values, mapped
 from bundlerun.workers.values.strides import with_strides
 
@@ -129,6 +130,7 @@ class Bundle:
         self.pipeline = pipeline
         self._wires = wires
         self._place = wires.place
+        self._places = tensor_places(stage)
         self._last_chunk = wires.last_chunk
         self._forwards = forwards
         self._recipe = recipe
@@ -258,7 +260,8 @@ class Bundle:
             # [3] A gradient looks like what it belongs to, so its link is told no spec.
             if self._is_training:
                 self._wires.learn_gradients(chunk, j, self._message(work, j), outputs)
-            goods = Goods(outputs, _form_of(_arguments(result)))
+            # What is sent is read later, and the next forward may write to a buffer before that.
+            goods = Goods(copied_buffers(outputs, self._places), _form_of(_arguments(result)))
             self._send(LinkKind.ACTIVATION, chunk, work, j, goods)
         # [4]
         if self._is_training:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -44,6 +44,19 @@ def tensor_places(module: nn.Module) -> list[TensorPlace]:
             known.add(id(place.tensor))
             found.append(place)
     return found
+
+
+def copied_buffers(tensors: Sequence[Tensor], places: Sequence[TensorPlace]) -> list[Tensor]:
+    """`tensors`, with copies in place of those that lie in the memory of a buffer."""
+    # Nearly all that stages pass on needs a gradient, and no buffer does.
+    if all(tensor.requires_grad for tensor in tensors):
+        return list(tensors)
+    memory = {_memory(place.tensor) for place in places if not place.is_parameter}
+    return [t.clone() if not t.requires_grad and _memory(t) in memory else t for t in tensors]
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _all_places(module: nn.Module) -> Iterator[TensorPlace]:

@@ -149,6 +149,42 @@ def test_the_optimizer_begins_with_what_forwards_have_written_to_parameters(tmp_
     assert losses_of(tmp_path / "gpus") == pytest.approx(losses_of(tmp_path / "cpu"), rel=1e-10)
 
 
+COUNTING = """
+import torch
+from torch import nn
+
+
+class First(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(192, 6)
+        self.register_buffer("count", torch.zeros(6))
+
+    def forward(self, x):
+        self.count.add_(1)
+        return torch.tanh(self.layer(x.flatten(1))), self.count
+
+
+class Second(nn.Linear):
+    def forward(self, x, count):
+        return super().forward(x * count)
+
+
+def build(num_outputs):
+    return [First(), Second(6, num_outputs)]
+"""
+
+
+def test_a_buffer_that_a_stage_passes_on_arrives_as_its_forward_has_left_it(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(COUNTING)
+    config = replace(SHORT, model=f"{path}:build", cut=(), shape=Shape((1, 1)), clip_norm=0.0)
+    wanted = run_state(config, (2,), tmp_path / "cpu")
+    config = replace(config, transport="nccl")
+    assert_close(trained(config, (2,), tmp_path / "gpus"), wanted, 1e-10)
+    assert losses_of(tmp_path / "gpus") == pytest.approx(losses_of(tmp_path / "cpu"), rel=1e-10)
+
+
 DROPPING = """
 from torch import nn
 
