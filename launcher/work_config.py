@@ -75,7 +75,7 @@ class WorkConfig:
         "auto",
         "layers that begin anew in spite of --init-from: auto (those with another number of "
         "outputs, and what the file lacks at the model's end), last (the last layer; --new-head "
-        "alone), off, or names of modules",
+        "alone), off, or names of modules, --new-head=NAME",
         group=_WHAT,
         parse=Reader(metavar="auto|last|off|NAME[,...]"),
         bare="last",
@@ -160,6 +160,11 @@ class WorkConfig:
             raise ConfigError(
                 f"--batch-size {self.batch_size} is not a multiple of --microbatch-size "
                 f"{self.microbatch_size}; use one of {divisors(self.batch_size)}"
+            )
+        if self.new_head != "auto" and not self.init_from and not self.model.startswith("hf:"):
+            raise ConfigError(
+                f"--new-head {self.new_head} says what begins anew in spite of --init-from, which "
+                "is not given; give both, or neither"
             )
         self._check_schedule()
         self._check_cut()

@@ -66,6 +66,8 @@ def test_weights_of_another_architecture_are_told_before_a_rank_starts(tmp_path:
         (["--model=resnet19", "synthetic"], "unknown --model 'resnet19'; nearest: resnet18"),
         (["--model=hf:.", "synthetic"], "the folder has no config.json; give the folder that"),
         (["--init-from=no.pth", "synthetic"], "--init-from 'no.pth': no such file or folder"),
+        (["--new-head", "synthetic"], "--new-head last says what begins anew in spite of --init-f"),
+        (["--lora-alpha=8", "synthetic"], "there are none; give their rank, such as --lora 8"),
         (["--freeze=layr3", "synthetic"], "--freeze 'layr3' names no parameters; nearest: layer3"),
         (["--cut=layr3", "synthetic"], "unknown cut 'layr3' of ResNet"),
         ([f"--model={MODEL}", "--cut=a,b,c", "synthetic"], "--cut a,b,c makes 4 stages"),
