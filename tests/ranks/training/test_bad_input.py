@@ -256,6 +256,7 @@ def test_a_model_that_cannot_be_cut_is_told_of_the_shape_that_does_not_cut(tmp_p
         "def build(n):\n"
         "    return Branches()\n"
     )
-    code, said = end_of([f"--model={model}:build", "--image-size=8", "synthetic"], tmp_path)
+    words = f"--model={model}:build --cutter=graph --image-size=8 synthetic"
+    code, said = end_of(words.split(), tmp_path)
     assert code == 2
     assert "or train the model uncut, with --shape 1" in said
