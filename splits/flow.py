@@ -126,13 +126,29 @@ class Flow:
         return reasons
 
     def _blocked_by_state(self) -> dict[int, str]:
-        names = names_by_id(self._model)
+        # A parameter may be in several stages, which sum its gradients; nobody sums buffers.
+        buffers = {id(buffer) for buffer in self._model.buffers()}
+        names = {k: found for k, found in names_by_id(self._model).items() if k in buffers}
         return {
             boundary: f"puts {' = '.join(names[key])} into two stages"
             for key, used in self._uses_of_state().items()
             if key in names and used and key not in self.constants
             for boundary in range(min(used) + 1, max(used) + 1)
         }
+
+    def shared_bytes(self, boundary: int) -> list[int]:
+        """The size of each parameter that steps before and after `boundary` use, bytes."""
+        return [size for first, last, size in self._spans if first < boundary <= last]
+
+    @cached_property
+    def _spans(self) -> list[tuple[int, int, int]]:
+        """The first and last step that use a parameter, of those that several do; its bytes."""
+        sizes = {id(p): p.numel() * p.element_size() for p in self._model.parameters()}
+        return [
+            (min(used), max(used), sizes[key])
+            for key, used in self._uses_of_state().items()
+            if key in sizes and len(set(used)) > 1
+        ]
 
     @cached_property
     def constants(self) -> set[int]:

@@ -18,6 +18,7 @@ from bundlerun.splits.cutter import Place, Places
 from bundlerun.splits.extract import extract
 from bundlerun.splits.flow import Flow
 from bundlerun.splits.modes import modes_kept, read_modes
+from bundlerun.splits.shared import settle_shared
 from bundlerun.splits.stage import Stage, attach, outermost, state_paths
 from bundlerun.splits.state import find_attribute, named_state, names_by_id, tensors_of
 from bundlerun.splits.tracing.trace import ModuleTracer, trace_modes
@@ -125,7 +126,7 @@ class TracedModel:
         """Cuts into parts of about equal operations; of about equal parameter bytes without inputs.
 
         Balance comes first. Among cuts that are about as balanced, those are taken that the fewest
-        bytes cross, or without inputs the fewest tensors.
+        bytes cross, or without inputs the fewest tensors; gradients of what both sides use cross.
 
         Args:
             num_parts: parts.
@@ -140,9 +141,10 @@ class TracedModel:
         steps = found.operations if found else self._train.step_costs()
 
         def price(boundary: Boundary) -> int:
+            shared = self._train.shared_bytes(boundary.train)
             if found:
-                return found.crossing_bytes(self._train, boundary.train)
-            return len(self._train.crossing(boundary.train))
+                return found.crossing_bytes(self._train, boundary.train) + sum(shared)
+            return len(self._train.crossing(boundary.train)) + len(shared)
 
         options = [Option(place=b.train, price=price(b), name=b.names[0]) for b in self.boundaries]
         return cheapest_options(steps, options, shares or [1] * num_parts)
@@ -198,7 +200,7 @@ class TracedModel:
         constants = self._train.constants & self._eval.constants
         # Constants are only read: copies of them need not be kept equal.
         names = {k: v for k, v in names_by_id(self.model).items() if k not in constants}
-        check_apart(stages, names)
+        settle_shared(stages, names)
         return list[nn.Module](stages)
 
     def _sorted(self, cuts: Sequence[str]) -> list[Boundary]:
@@ -292,23 +294,3 @@ class TracedModel:
             if name not in known:
                 # A tied name goes where its tensor is, so that it stays one object.
                 self._attach(holder.get(id(tensor), stages[-1]), name)
-
-
-def check_apart(stages: Sequence[nn.Module], names: dict[int, list[str]]) -> None:
-    """Refuses state that two stages hold, which would have to be kept equal.
-
-    Args:
-        stages: all of the model's.
-        names: of the state that only one stage may hold, by the tensor's identity.
-
-    Raises:
-        ConfigError: two stages hold the same tensor.
-    """
-    holder: dict[int, int] = {}
-    for index, stage in enumerate(stages):
-        for key in {id(tensor) for tensor in tensors_of(stage)} & set(names):
-            if holder.setdefault(key, index) != index:
-                raise ConfigError(
-                    f"{' = '.join(names[key])} is used by stages {holder[key]} and {index}; cut "
-                    "where all its uses are on one side"
-                )

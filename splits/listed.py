@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
-from bundlerun.splits.graph import check_apart
+from bundlerun.splits.shared import settle_shared
 from bundlerun.splits.stage import overwritable
 from bundlerun.splits.state import names_by_id
 
@@ -59,7 +59,7 @@ def joined_stages(
     """One chunk of a stage per module of the list, or one stage that runs them all.
 
     Raises:
-        ConfigError: the list has another length, cuts are given, or two stages share parameters.
+        ConfigError: the list has another length, cuts are given, or two stages share a buffer.
     """
     name = model_name or "the model"
     # A --cut that says what is so anyway does no harm.
@@ -87,5 +87,5 @@ def joined_stages(
         ListedStage([{c: modules[c]} for c in chunks.on_stage(s)], is_last=s == num_stages - 1)
         for s in range(num_stages)
     ]
-    check_apart(stages, names_by_id(*stages))
+    settle_shared(stages, names_by_id(*stages))
     return list[nn.Module](stages)

@@ -17,7 +17,7 @@ from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.splits.stage import chunk_parameters
+from bundlerun.splits.shared import kept_elsewhere, model_parameters
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.batchnorm import StatisticsPool
@@ -25,7 +25,7 @@ from bundlerun.workers.model.compiled import begin_replays
 from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.forwards import forwards_of
 from bundlerun.workers.model.memory_format import arrange
-from bundlerun.workers.model.replica_check import ReplicaCheck
+from bundlerun.workers.model.replica_check import CopyChecks, ReplicaCheck
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import StepLoss, Update
@@ -42,11 +42,9 @@ from bundlerun.workers.report.metric_sums import MetricSums
 from bundlerun.workers.state.named import load_state_tensors, state_tensors
 from bundlerun.workers.state.tensor_file import check_dtypes
 from bundlerun.workers.step import StepResult, StepShare, StepSums, StepWork
-from bundlerun.workers.sync.bucket import bucket_bytes
-from bundlerun.workers.sync.calibrate import read_choice, write_choice
-from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
-from bundlerun.workers.sync.schemes import ways_of
-from bundlerun.workers.values.flat import dtype_named
+from bundlerun.workers.sync.calibrate import write_choice
+from bundlerun.workers.sync.rank_sync import RankSync
+from bundlerun.workers.values.module_tensors import moved
 
 log = logging.getLogger(__name__)
 
@@ -94,13 +92,13 @@ class Trainer:
         # Before the optimizer sees the parameters, and in CPU memory, where the stage was made.
         if config.precision == "float64":
             stage = stage.double()
-        self.stage = stage.to(session.device)
+        self.stage = moved(stage, session.device)
         self._memory_format = arrange(
             self.stage, config.memory_format, has_gpus=session.arrival.has_gpus
         )
         self.stage.train()  # a model's own may say which parameters are trained: see them so
         # After `.to`: an optimizer keeps the tensors that it is given.
-        self.optimizer = recipe.optimizer(self.stage.named_parameters())
+        self.optimizer = recipe.optimizer(model_parameters(self.stage))
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
         self.loss_scale = LossScale.of(config)
@@ -122,9 +120,12 @@ class Trainer:
         # Next to each other: read together.
         self._told = self.sync.extra[: num_sums + len(self._statistics.counts)]
         place, topology = session.place, session.topology
+        num_replicas = len(topology.stage_ranks(place.stage))
         self._replicas = ReplicaCheck(
-            self.stage, place.stage, len(topology.stage_ranks(place.stage))
+            self.stage, f"the replicas of stage {place.stage}", num_replicas
         )
+        self._copies = CopyChecks(self.sync.shared)
+        self._kept_elsewhere = kept_elsewhere(self.stage, place.stage)
         self._forward_state = ForwardState(
             self.stage, config.chunks, self.sync.all_sum, speaks=session.is_writer
         )
@@ -152,32 +153,19 @@ class Trainer:
         """Those of a pass; other stages than the last have no metrics to sum."""
         return MetricSums(self._declared.names if self._is_last else ())
 
-    def _make_sync(self) -> GradientSync:
-        config, topology, place = self._config, self._session.topology, self._session.place
-        kept = RunPaths(Path(config.run_dir)).sync_choice(place.stage)
-        sync = GradientSync(
-            chunk_parameters(self.stage, config.chunks),
+    def _make_sync(self) -> RankSync:
+        place = self._session.place
+        sync = RankSync.of(
+            self._config,
+            self._session,
+            self.stage,
             num_extra=_METRICS + self._metrics.num_slots + StatisticsPool.size(self.stage),
-            ways=ways_of(config, self._session.arrival),
-            groups=self._session.groups.legs,
-            device=self._session.device,
-            settings=SyncSettings(
-                bucket_bytes=bucket_bytes(
-                    config.bucket_mb, topology.num_nodes, self._session.arrival.network.backend
-                ),
-                exchange_dtype=dtype_named(config.exchange_dtype),
-                timeout_s=config.timeout_s,
-                situation=(
-                    f"{topology.shape.widths} on {topology.devices_per_node}, "
-                    f"{config.exchange_dtype}"
-                ),
-                known=read_choice(kept) if self._session.is_writer else None,
-            ),
+            num_shared_extra=replica_check.NUM_SUMS,
             meters=self._meters,
         )
         if sync.choice is not None and self._session.is_writer:
             log.info("stage %d: sync %s", place.stage, sync.choice)
-            write_choice(kept, sync.choice)
+            write_choice(RunPaths(Path(self._config.run_dir)).sync_choice(place.stage), sync.choice)
         return sync
 
     def step(
@@ -206,6 +194,7 @@ class Trainer:
         self.sync.start_step()
         begin_replays(self._config)
         self._replicas.write(self._sums[_CHECK:_METRICS], work.step)
+        self._copies.write(work.step)
         self._forward_state.begin_step()
         # [2] Forwards and backwards; buckets leave during the last backward.
         share = _share_in(self._sums, self._metrics)
@@ -223,11 +212,12 @@ class Trainer:
         if self.sync.is_all_used and not self._forward_state.writes_parameters:
             with self._meters.phase("optimizer"), torch.no_grad():
                 self._update.go_ahead(work.step, steps_per_epoch)
-        told, norms = reading()
+        told, norms, *copies = reading()
         sums, counts = told[: len(self._sums)], told[len(self._sums) :]
         num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
         # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(check, work.step)
+        self._copies.check(copies, work.step)
         self._forward_state.settle(
             num_found, is_first=self._does_first(work), has_stepped=self._update.is_ahead
         )
@@ -251,6 +241,7 @@ class Trainer:
             self._check_kept()
         if self._config.verify_replicas:
             self._replicas.verify(step, self.sync.all_sum, self._session.device)
+            self._copies.verify(step, self._session.device)
 
     def _apply(
         self,
@@ -367,8 +358,10 @@ class Trainer:
         self.bundle.watch_losses(LossCheck(self._recipe, self._session.device, tolerance))
 
     def state(self) -> dict[str, Tensor]:
-        """The whole state of the stage by name; not copied, but for what a forward writes."""
-        tensors = state_tensors(self.stage, self.optimizer, self.groups)
+        """The state that the stage owns, by name; not copied, but for what a forward writes."""
+        tensors = state_tensors(
+            self.stage, self.optimizer, self.groups, without=self._kept_elsewhere
+        )
         return self._forward_state.apart(tensors)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

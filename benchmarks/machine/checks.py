@@ -138,7 +138,7 @@ def measure_step(num_rounds: int) -> tuple[float, float]:
 def checks_of(model: nn.Module) -> Callable[[int], None]:
     """What a replica does in a step besides training: the argument is the step's number."""
     # Of two replicas that say the same, which is what a rank hears where all is well.
-    replicas = ReplicaCheck(model, 0, 2)
+    replicas = ReplicaCheck(model, "the replicas of stage 0", 2)
     state = ForwardState(model, 1, _itself)
     forward = state.watched(0, _nothing)
     sums = torch.zeros(NUM_SUMS, dtype=torch.float64)

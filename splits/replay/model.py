@@ -23,6 +23,7 @@ from bundlerun.splits.replay.look import look
 from bundlerun.splits.replay.replica import Switch, replica_of
 from bundlerun.splits.replay.script import Route
 from bundlerun.splits.replay.stage import Cutting, Kind, ReplayStage, kind_of
+from bundlerun.splits.shared import settle_shared
 from bundlerun.splits.state import named_state, names_by_id
 
 _MODES = (True, False)
@@ -129,16 +130,27 @@ class ReplayedModel:
         return f"puts {' = '.join(shared)} into two stages" if shared else ""
 
     def _shared(self, entry: Entry) -> list[str]:
-        """The names of a tensor of the model that is used on both sides."""
+        """The names of a buffer of the model that is used on both sides."""
+        # A parameter may be in several stages, which sum its gradients; nobody sums buffers.
+        parameters = {id(parameter) for parameter in self.model.parameters()}
         for key, names in self._state_names.items():
-            sides = {
-                use >= entry.calls(training)
-                for training in _MODES
-                for use in self._records[training].state_uses.get(key, ())
-            }
-            if len(sides) > 1 and key not in self._constants:
+            is_free = key in parameters or key in self._constants
+            if not is_free and self._is_on_both_sides(key, entry):
                 return names
         return []
+
+    def _is_on_both_sides(self, key: int, entry: Entry) -> bool:
+        sides = {
+            use >= entry.calls(training)
+            for training in _MODES
+            for use in self._records[training].state_uses.get(key, ())
+        }
+        return len(sides) > 1
+
+    def _shared_bytes(self, entry: Entry) -> int:
+        """Bytes of the parameters that are used on both sides, whose gradients cross."""
+        shared = (p for p in self.model.parameters() if self._is_on_both_sides(id(p), entry))
+        return sum(p.numel() * p.element_size() for p in shared)
 
     @cached_property
     def _state_names(self) -> dict[int, list[str]]:
@@ -211,7 +223,11 @@ class ReplayedModel:
         """
         self._check_count(num_parts - 1)
         options = [
-            Option(place=b.train, price=self.crossing_bytes(b), name=b.names[0])
+            Option(
+                place=b.train,
+                price=self.crossing_bytes(b) + self._shared_bytes(b),
+                name=b.names[0],
+            )
             for b in self.boundaries
         ]
         return cheapest_options(self._call_costs, options, shares or [1] * num_parts)
@@ -285,10 +301,14 @@ class ReplayedModel:
         routes = {self._kinds[m]: Route.of(self._records[m], names) for m in _MODES}
         owners = dict(self._owners(places))
         chunks = Chunks((len(cuts) + 1) // chunks_per_stage, chunks_per_stage)
-        return [
+        stages: list[nn.Module] = [
             self._stage(places, names, routes, owners, chunks.on_stage(stage))
             for stage in range(chunks.num_stages)
         ]
+        # Constants are only read: copies of them need not be kept equal.
+        kept = {k: found for k, found in self._state_names.items() if k not in self._constants}
+        settle_shared(stages, kept)
+        return stages
 
     def _sorted(self, cuts: Sequence[str]) -> list[Entry]:
         given: dict[int, str] = {}

@@ -13,19 +13,25 @@ from bundlerun.splits.costs import StageCosts, costs_of_stages
 from bundlerun.splits.listed import ListedStage
 from bundlerun.splits.models import WORST_LOAD
 from bundlerun.splits.replay.stage import ReplayStage
+from bundlerun.splits.shared import shared_parameters
 from bundlerun.workers.model.example import Example
 
 
 def division_lines(
     config: TrainConfig, stages: Sequence[nn.Module], example: Example
 ) -> Iterator[str]:
-    """Yields a line about the stages, and one more where a device does much more than the others.
+    """Yields a line about the stages, and more of them where there is more to know.
+
+    What the stages share is told, and where a device does much more than the others.
 
     Args:
         config: has the shape and the cut.
         stages: all of them.
         example: what the first is called with.
     """
+    shared = shared_line(stages)
+    if shared:
+        yield shared
     costs: list[StageCosts] | None = None
     # An operation may need numbers, which an example has none of.
     with suppress(Exception):
@@ -53,6 +59,24 @@ def _costs(
         # Counted where it was cut; all of them or none.
         return [costs for costs in replayed if costs is not None] or None
     return costs_of_stages(stages, example.inputs, config.chunks) if example.inputs else None
+
+
+def shared_line(stages: Sequence[nn.Module]) -> str | None:
+    """What several stages have a copy of, and what that costs; None where there is nothing."""
+    sizes = {
+        s: p.numel() * p.element_size()
+        for each in stages
+        for s, p in shared_parameters(each).items()
+    }
+    if not sizes:
+        return None
+    largest = max(sizes, key=lambda shared: sizes[shared])
+    several = "s" if len(sizes) > 1 else ""
+    return (
+        f"stages share {len(sizes)} parameter{several} of {sum(sizes.values()) / 1e6:.3g} MB, such "
+        f"as {' = '.join(largest.names)} (stages {' and '.join(map(str, largest.stages))}): each "
+        "has a copy, and in each step their gradients are summed"
+    )
 
 
 def costs_line(costs: Sequence[StageCosts], num_samples: int) -> str:

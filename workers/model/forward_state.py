@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.shared import shared_parameters
 from bundlerun.splits.stage import Forward
 from bundlerun.workers.model.small_copies import SmallCopies, version
 from bundlerun.workers.values.flat import name_of_dtype
@@ -227,6 +228,7 @@ class ForwardState:
         found = self._all_sum(mask).nonzero().flatten().tolist()
         self._found.clear()
         new = [i for i in found if i not in self._written]
+        self._refuse_shared(new)
         self._written = sorted([*self._written, *new])
         if self._speaks and new:
             names = ", ".join(self._places[i].name for i in new[:3])
@@ -235,6 +237,15 @@ class ForwardState:
                 "the forward of the model writes %s%s: after each step all replicas have what its "
                 "first micro-batch left there", names, more,
             )  # fmt: skip
+
+    def _refuse_shared(self, new: Sequence[int]) -> None:
+        shared = {id(parameter) for parameter in shared_parameters(self._stage).values()}
+        for place in (self._places[i] for i in new):
+            if id(place.tensor) in shared:
+                raise ConfigError(
+                    f"the forward of the model writes {place.name!r}, of which each stage that "
+                    "uses it has a copy; cut where all its uses are on one side, or use --shape 1"
+                )
 
     def _keep(self) -> None:
         """Keeps what the first forward of a chunk has left."""

@@ -1,4 +1,6 @@
-"""Whether the replicas of a stage are still equal: a little of it in every step, or all of it.
+"""Whether the copies of a state are still equal: a little of it in every step, or all of it.
+
+Of a stage its replicas have copies; of what stages share, all replicas of all these stages.
 
     step        0         1         2         3
     window   |-- 0 --|-- 1 --|-- 2 --|-- 0 --|     of the state, in turn: a part of one tensor
@@ -11,13 +13,16 @@ exact in float64.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.stage import attach
 from bundlerun.workers.values.module_tensors import TensorPlace, tensor_places
 
 NUM_SUMS = 4
@@ -44,13 +49,15 @@ class ReplicaCheck:
 
     Args:
         stage: of this rank.
-        number: of the stage.
+        what: is compared, in words, such as "the replicas of stage 1".
         num_replicas: ranks that have this stage.
+        also: another cause why they may differ, in words.
     """
 
-    def __init__(self, stage: nn.Module, number: int, num_replicas: int) -> None:
+    def __init__(self, stage: nn.Module, what: str, num_replicas: int, also: str = "") -> None:
         self._stage = stage
-        self._number = number
+        self._what = what
+        self._also = also
         self._num_replicas = num_replicas
         kept = [place for place in tensor_places(stage) if place.is_kept]
         self._windows = cut_into_windows(kept) if num_replicas > 1 else []
@@ -80,10 +87,10 @@ class ReplicaCheck:
         if self._windows and not self._are_equal(linear, square):
             name = self._window(step).place.name
             raise ConfigError(
-                f"the replicas of stage {self._number} differ in {name!r} before step {step}: "
+                f"{self._what} differ in {name!r} before step {step}: "
                 "either the model writes to it where nobody sees it (through .data, or outside of "
-                "its forward), or a device computes wrongly; --verify-replicas looks at all of it "
-                "after each step"
+                f"its forward), or a device computes wrongly{self._also}; --verify-replicas looks "
+                "at all of it after each step"
             )
 
     def verify(self, step: int, all_sum: Callable[[Tensor], Tensor], device: torch.device) -> None:
@@ -101,7 +108,7 @@ class ReplicaCheck:
         sums = all_sum(torch.cat([pieces, pieces**2]).to(device)).cpu()
         linear, square = sums.chunk(2)
         if not self._are_equal(linear.tolist(), square.tolist()):
-            raise RuntimeError(f"the replicas of stage {self._number} differ after step {step}")
+            raise RuntimeError(f"{self._what} differ after step {step}")
 
     def _window(self, step: int) -> Window:
         return self._windows[step % len(self._windows)]
@@ -110,6 +117,83 @@ class ReplicaCheck:
         # Whole numbers below 2^53 each; their products are not, so Python's integers multiply.
         pairs = zip(linear, square, strict=True)
         return all(self._num_replicas * int(s) == int(one) ** 2 for one, s in pairs)
+
+
+class SumOfCopies(Protocol):
+    """The sum over all ranks that have copies of the same parameters."""
+
+    @property
+    def stages(self) -> Sequence[int]:
+        """That have them."""
+        ...
+
+    @property
+    def copies(self) -> Mapping[str, Parameter]:
+        """Those of this rank, by name."""
+        ...
+
+    @property
+    def num_holders(self) -> int:
+        """Ranks of all these stages."""
+        ...
+
+    @property
+    def extra(self) -> Tensor:
+        """`replica_check.NUM_SUMS` numbers that ride along with the sum."""
+        ...
+
+    def all_sum(self, values: Tensor) -> Tensor:
+        """A sum outside a step."""
+        ...
+
+
+class CopyChecks:
+    """Compares a rank's copies with those of all other stages and replicas.
+
+    Args:
+        sums: one for each set of stages that share something with this rank's.
+    """
+
+    def __init__(self, sums: Sequence[SumOfCopies]) -> None:
+        self._checks = [(each, _check_of(each)) for each in sums]
+
+    def write(self, step: int) -> None:
+        """Puts this rank's part into the sums of a step, which are zeros; before the forwards."""
+        for each, check in self._checks:
+            check.write(each.extra, step)
+
+    def check(self, sums: Sequence[Sequence[float]], step: int) -> None:
+        """Checks what has become of it.
+
+        Raises:
+            ConfigError: the copies were not equal.
+        """
+        for (_, check), found in zip(self._checks, sums, strict=True):
+            check.check(found, step)
+
+    def verify(self, step: int, device: torch.device) -> None:
+        """Compares all of the copies.
+
+        Collective: all ranks that have some, outside a step.
+
+        Raises:
+            RuntimeError: they are not bit-equal.
+        """
+        for each, check in self._checks:
+            check.verify(step, each.all_sum, device)
+
+
+def _check_of(each: SumOfCopies) -> ReplicaCheck:
+    only_these = nn.Module()
+    for name, parameter in each.copies.items():
+        attach(only_these, name, parameter)
+    stages = " and ".join(map(str, each.stages))
+    return ReplicaCheck(
+        only_these,
+        f"the copies of what stages {stages} share",
+        each.num_holders,
+        also=", or the optimizer's step for a parameter depends on which others its stage has",
+    )
 
 
 def cut_into_windows(places: Sequence[TensorPlace]) -> list[Window]:

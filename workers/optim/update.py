@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.splits.shared import counted_elsewhere
 from bundlerun.workers.device.accelerator import is_gpu
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.lr import lr_factor
@@ -102,6 +103,8 @@ class Update:
         """Whether losses say their weight; None: not known yet."""
         self._num_left_out = 0
         self._is_ahead = False
+        # A norm over all stages counts what several have once.
+        self._counted_elsewhere = counted_elsewhere(stage, session.place.stage)
         self._no_norms = torch.zeros(0, dtype=torch.float64, device=session.device)
 
     @property
@@ -110,8 +113,14 @@ class Update:
         return bool(self._is_weighted)
 
     def norms(self) -> Tensor:
-        """The norm of each gradient, (n,), in float64; none where nothing asks for them."""
-        norms = norms_of(self._gradients()) if self._wants_norms else []
+        """The norm of each gradient, (n,), in float64; none where nothing asks for them.
+
+        What several stages share is with those of its owner.
+        """
+        if not self._wants_norms:
+            return self._no_norms
+        own = (p for p in self._stage.parameters() if p not in self._counted_elsewhere)
+        norms = norms_of([p.grad for p in own if p.grad is not None])
         return torch.stack(norms) if norms else self._no_norms
 
     @property

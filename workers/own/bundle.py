@@ -29,6 +29,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.splits.shared import counted_elsewhere, model_parameters
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.model.example import describe, example_of
@@ -170,7 +171,7 @@ class Bundle:
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The same, by the model's own names."""
-        return self._trainer.stage.named_parameters()
+        return model_parameters(self._trainer.stage)
 
     # --- a step
 
@@ -229,7 +230,10 @@ class Bundle:
             The norm before.
         """
         gradients = [p.grad for p in self.parameters() if p.grad is not None]
-        own = math.fsum(float(norm) ** 2 for norm in norms_of(gradients))
+        # What several stages share counts once.
+        elsewhere = counted_elsewhere(self._trainer.stage, self._session.place.stage)
+        counted = [p.grad for p in self.parameters() if p.grad is not None and p not in elsewhere]
+        own = math.fsum(float(norm) ** 2 for norm in norms_of(counted))
         positions = self._session.topology.positions
         found = zip(self._session.gather_bundle(own), positions, strict=True)
         # Replicas of a stage have the same gradients: one of each stage counts.

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.splits.shared import kept_elsewhere
 from bundlerun.workers.optimizer import check_same_optimizer
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.run.keeper import Share
@@ -46,8 +47,9 @@ class StageState:
         """The whole stage, by one of its replicas."""
         if not self._session.is_writer:
             return None
-        tensors = state_tensors(self._trainer.stage, self._optimizer)
-        return Share(f"stage-{self._session.place.stage}", tensors)
+        stage, number = self._trainer.stage, self._session.place.stage
+        without = kept_elsewhere(stage, number)
+        return Share(f"stage-{number}", state_tensors(stage, self._optimizer, without=without))
 
     def check_finite(self) -> None:
         """What the user trains is the user's to judge."""

@@ -10,7 +10,7 @@ transfers          two ranks that bring a snapshot to where it is needed; spare 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bundlerun.launcher.layout.topology import Link, Place, Topology
 from bundlerun.workers.rank.comm import Group, Network
@@ -47,11 +47,23 @@ class Groups:
     stop: Group | None
     """Tells whether somebody of the bundle has heard that the run is to stop."""
     links: dict[Link, Group]
+    added: dict[Members, Group] = field(default_factory=dict)
+    """Legs that were asked for later, see `add_legs`."""
+
+    def add_legs(self, network: Network, legs: Iterable[Members]) -> Legs:
+        """Makes more groups for the sums of this rank, as the model asks for them.
+
+        Collective: every active rank, also one that asks for none, at one point of its start.
+        """
+        made = make_legs(network, legs)
+        self.added.update(made)
+        return made
 
     def close(self) -> None:
         """Ends all of them, in the order in which they were made."""
         of_bundle = (self.bundle, self.snapshot, self.stop)
-        for group in (*self.legs.values(), *of_bundle, *self.links.values()):
+        legs, links = self.legs.values(), self.links.values()
+        for group in (*legs, *of_bundle, *links, *self.added.values()):
             if group is not None:
                 group.close()
 
@@ -77,24 +89,29 @@ def make_groups(
         keeps_snapshots: whether the ranks of a bundle have snapshots to tell each other of.
     """
 
-    def made(members: Members, backend: str) -> Group | None:
-        return _made(network, members, backend) if len(members.ranks) > 1 else None
-
     def of_bundle(prefix: str) -> Group | None:
-        name = f"{prefix}bundle{place.bundle}"
-        return made(Members(name, topology.bundles[place.bundle]), "gloo")
+        members = Members(f"{prefix}bundle{place.bundle}", topology.bundles[place.bundle])
+        return _made(network, members, "gloo") if len(members.ranks) > 1 else None
 
-    # A set has another order in each process; two ranks that begin with different groups deadlock.
-    in_order = sorted(legs, key=lambda members: members.name)
-    found = {members: made(members, network.backend) for members in in_order}
     return Groups(
-        legs={members: group for members, group in found.items() if group is not None},
+        legs=make_legs(network, legs),
         bundle=of_bundle(""),
         snapshot=of_bundle("snapshot/") if keeps_snapshots else None,
         stop=of_bundle("stop/"),
         # Last, in the one order of the bundle's links, in which both ends make theirs (I5).
         links=make_links(topology, place, network),
     )
+
+
+def make_legs(network: Network, legs: Iterable[Members]) -> dict[Members, Group]:
+    """Makes the groups of a sum, without those of one rank.
+
+    Collective: every active rank, at the same point among the groups that it makes.
+    """
+    # A set has another order in each process; two ranks that begin with different groups deadlock.
+    in_order = sorted(legs, key=lambda members: members.name)
+    several = [members for members in in_order if len(members.ranks) > 1]
+    return {members: _made(network, members, network.backend) for members in several}
 
 
 def make_links(topology: Topology, place: Place, network: Network) -> dict[Link, Group]:

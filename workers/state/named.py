@@ -6,7 +6,7 @@ optimizer.layer1.0.conv1.weight.momentum_buffer      see `bundlerun.workers.opti
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -18,7 +18,11 @@ from bundlerun.workers.optim.param_groups import ParamGroups
 
 
 def state_tensors(
-    module: nn.Module, optimizer: Optimizer | None, groups: ParamGroups | None = None
+    module: nn.Module,
+    optimizer: Optimizer | None,
+    groups: ParamGroups | None = None,
+    *,
+    without: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """The whole state of a stage, detached but not copied.
 
@@ -26,6 +30,7 @@ def state_tensors(
         module: the stage itself, not what torch.compile made of it.
         optimizer: over parameters of `module`, or None.
         groups: its groups; None: they are not kept.
+        without: names of parameters that another stage keeps, with what the optimizer has for them.
 
     Raises:
         CheckpointError: a state is neither tensor nor number.
@@ -37,7 +42,14 @@ def state_tensors(
         tensors[MODEL + name] = value.detach()
     if optimizer is not None:
         tensors.update(optimizer_tensors(module, optimizer, groups))
-    return tensors
+    if not without:
+        return tensors
+    return {n: t for n, t in tensors.items() if _parameter_of(n) not in without}
+
+
+def _parameter_of(name: str) -> str | None:
+    """The parameter or buffer that a tensor of the state is, or is kept for."""
+    return name[len(MODEL) :] if name.startswith(MODEL) else owner_of(name)
 
 
 def stage_names(module: nn.Module, available: Iterable[str]) -> list[str]:

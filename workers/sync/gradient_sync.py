@@ -35,9 +35,7 @@ from bundlerun.workers.sync.legs import Chain
 from bundlerun.workers.sync.rounding import Rounding
 from bundlerun.workers.sync.scheme import Scheme
 from bundlerun.workers.sync.schemes import Ways
-
-_COPY_BYTES = 4 << 20
-"""A peer that is killed in a longer gloo broadcast can leave the other side waiting (measured)."""
+from bundlerun.workers.sync.spread import copy_from_first
 
 
 class Gate(Protocol):
@@ -244,6 +242,11 @@ class GradientSync:
             RuntimeError: another rank did not answer in time, or died.
             ConfigError: a parameter is trained that was not when this began.
         """
+        self.launch()
+        self.take()
+
+    def launch(self) -> None:
+        """The first half of `finish`: sends what is left of this rank's part."""
         self._frozen.check()
         if self._chain is None:
             if self._gate is not None:
@@ -263,10 +266,14 @@ class GradientSync:
         self._armed.clear()
         for number in range(self._next, len(self._buckets)):
             self._launch(number)
+
+    def take(self) -> None:
+        """The second half of `finish`: waits for the sums."""
         # [4]
-        with self._meters.phase("sync_wait"):
-            for _ in self._buckets:
-                self._chain.take().open()
+        if self._chain is not None:
+            with self._meters.phase("sync_wait"):
+                for _ in self._buckets:
+                    self._chain.take().open()
 
     def read(self, *vectors: Tensor) -> list[list[float]]:
         """The numbers of flat tensors of the device; see `start_read`."""
@@ -323,19 +330,7 @@ class GradientSync:
 
         Collective: all replicas of the stage, outside a step.
         """
-        groups = self._scheme.from_first(self._groups)
-        if not groups:
-            return
-        # Few long messages instead of many short ones; in an order that all replicas have.
-        for dtype in dict.fromkeys(t.dtype for t in tensors):
-            alike = [t for t in tensors if t.dtype == dtype]
-            flat = torch.cat([t.reshape(-1) for t in alike])
-            wire = flat if groups[0].backend == "nccl" else flat.cpu()
-            for piece in wire.view(torch.uint8).split(_COPY_BYTES):
-                for group in groups:
-                    group.broadcast(piece).wait()
-            for tensor, found in zip(alike, wire.split([t.numel() for t in alike]), strict=True):
-                tensor.copy_(found.view_as(tensor))
+        copy_from_first(self._scheme.from_first(self._groups), tensors)
 
     def close(self) -> None:
         """Ends the threads."""

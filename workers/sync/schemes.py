@@ -99,14 +99,16 @@ class Ways:
         return next(found, None)
 
 
-def ways_of(config: TrainConfig, arrival: Arrival) -> Ways:
-    """The ways of a rank that has arrived, and is not spare."""
+def ways_of(config: TrainConfig, arrival: Arrival, stages: Collection[int] | None = None) -> Ways:
+    """The ways of a rank that has arrived, and is not spare; `stages`: see `Ways.of`."""
     is_rounded = config.exchange_dtype != "float32"
     backend = arrival.network.backend
     sync = settled_sync(config.sync, backend, is_rounded=is_rounded)
-    if config.deterministic and sync == "auto":
-        sync = "local-master"  # a measurement comes out as it happens
-    return Ways.of(sync, arrival.topology, arrival.place, is_serial=backend == "nccl")
+    # A measurement comes out as it happens, and stages would have to agree on what it says.
+    if sync == "auto" and (config.deterministic or stages is not None):
+        sync = "local-master"
+    is_serial = backend == "nccl"
+    return Ways.of(sync, arrival.topology, arrival.place, is_serial=is_serial, stages=stages)
 
 
 def settled_sync(sync: SchemeChoice, backend: str, *, is_rounded: bool) -> SchemeChoice:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 
@@ -44,6 +45,22 @@ def tensor_places(module: nn.Module) -> list[TensorPlace]:
             known.add(id(place.tensor))
             found.append(place)
     return found
+
+
+def moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module, on a device; what was one tensor in several places is one there, too.
+
+    Source: `torch.nn.Module._apply` makes a new parameter for each place on a device of a kind that
+    is not torch's own (privateuse1), as `torch._has_compatible_shallow_copy_type` says.
+    """
+    together: dict[int, list[TensorPlace]] = {}
+    for place in _all_places(module):
+        together.setdefault(id(place.tensor), []).append(place)
+    module.to(device)
+    for first, *others in together.values():
+        for place in others:
+            place.owner[place.key] = first.tensor
+    return module
 
 
 def copied_buffers(tensors: Sequence[Tensor], places: Sequence[TensorPlace]) -> list[Tensor]:

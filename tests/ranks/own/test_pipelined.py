@@ -192,6 +192,50 @@ def test_complex_gradients_are_clipped_as_pairs_of_reals() -> None:
         assert torch.allclose(parameter.grad, gradient / 4, rtol=1e-4)
 
 
+class Tied(Model):
+    """What its head multiplies with is used in front, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.second = nn.Linear(7, 5)
+        self.head = nn.Linear(5, 7)
+        self.head.weight = self.first.weight
+
+
+def test_what_two_stages_share_counts_once_in_a_norm_and_stays_equal(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    net = Tied().double()
+    named = {name: p.detach().clone() for name, p in net.named_parameters()}
+    optimizer = AdamW(net.parameters(), lr=0.05)
+    wanted = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        (x, scale), targets = batch(step, 0)
+        loss = cross_entropy(net(x, scale), targets)
+        loss.backward()
+        wanted.append((loss.item(), float(clip_grad_norm_(net.parameters(), 0.2))))
+        optimizer.step()
+
+    def main(env: RankEnv, _: Store) -> None:
+        launched(env, port)
+        whole = Tied().double()
+        whole.load_state_dict(named, strict=False)
+        cut = Cut(shape=(1, 1), at=("second",), microbatch_size=2, precision="float64")
+        with Bundle.of(whole, cross_entropy, batch(0, 0)[0], batch_size=BATCH, cut=cut) as bundle:
+            own = AdamW(bundle.parameters(), lr=0.05)
+            for step, (loss, norm) in enumerate(wanted):
+                assert bundle.step(*batch(step, 0)) == pytest.approx(loss, rel=1e-12)
+                assert bundle.clip_grad_norm_(0.2) == pytest.approx(norm, rel=1e-9)
+                own.step()
+            found = dict(bundle.named_parameters())
+            assert "first.weight" in found
+            for name, parameter in found.items():
+                assert torch.allclose(parameter, net.get_parameter(name), rtol=1e-9), name
+
+    port = free_port()
+    run_ranks((2,), main, tmp_path)
+
+
 def square(output: Tensor, _: Tensor) -> Tensor:
     return output.pow(2).mean()
 

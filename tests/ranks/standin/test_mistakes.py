@@ -18,10 +18,13 @@ from bundlerun.workers.rank.comm import Group, Network
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.gradient_sync import GradientSync
+from bundlerun.workers.sync.rank_sync import RankSync
 from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
 from tests.ranks.pipeline.test_schedules import scheduled
 from tests.ranks.standin.test_training import ONCE, SHORT
+from tests.ranks.tied_model import CUTS
+from tests.ranks.training.test_shared import TIED
 from tests.standin.device import Device
 from tests.standin.ranks import attach, on_standin
 
@@ -33,10 +36,12 @@ def gpu() -> torch.device:
     return torch.device(GPU, 0)
 
 
-def told(plant: Plant, nodes: tuple[int, ...], shape: tuple[int, ...], folder: Path) -> str:
+def told(
+    plant: Plant, nodes: tuple[int, ...], shape: tuple[int, ...], folder: Path, **changes: Any
+) -> str:
     """What is said of a run in which a mistake was planted."""
     config = replace(scheduled(SHORT, shape, ONCE), transport="nccl", sync="flat", timeout_s=10.0)
-    config = replace(config, verify_replicas=False, run_dir=str(folder / "run"))
+    config = replace(config, verify_replicas=False, run_dir=str(folder / "run"), **changes)
 
     def main(env: RankEnv, store: Store, device: Device) -> None:
         plant(env, pytest.MonkeyPatch())
@@ -63,6 +68,23 @@ def test_a_received_message_that_nobody_waits_for_is_noticed(tmp_path: Path) -> 
 
     # The first message of all is one of the form, which is read at once.
     assert "no wait_event: copy" in told(plant, (2,), (1, 1), tmp_path)
+
+
+def test_what_stages_share_summed_first_is_noticed(tmp_path: Path) -> None:
+    def plant(env: RankEnv, patch: pytest.MonkeyPatch) -> None:
+        def arm(self: RankSync, own_chunk: int) -> None:
+            self.shared[0].sync.finish()
+            self._own.arm(own_chunk)
+
+        if env.rank == 0:  # before its last backward, and not at its end
+            patch.setattr(RankSync, "arm", arm)
+            patch.setattr(RankSync, "finish", lambda self: self._own.finish())
+
+    changes = {"model": TIED.model, "cut": CUTS[2], "sync": "local-master"}
+    found = told(plant, (2, 2), (1, 1), tmp_path, **changes)
+    # Of one or the other: each has a thread.
+    assert "of exchange0/stage0" in found
+    assert "they have begun other collectives in another order" in found
 
 
 def test_memory_that_another_stream_still_uses_is_noticed(tmp_path: Path) -> None:

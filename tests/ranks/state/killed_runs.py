@@ -23,7 +23,7 @@ from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.snapshot.restore_plan import Piece, newest_state
 from bundlerun.workers.snapshot.slot import Slot, read_piece
-from bundlerun.workers.sync.gradient_sync import GradientSync
+from bundlerun.workers.sync.rank_sync import RankSync
 from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes
 from tests.ranks.reference import Reference
@@ -96,7 +96,7 @@ def of_label(step: int) -> Callable[..., bool]:
 PLACES: dict[str, tuple[type, str, Callable[[int], Callable[..., bool]]]] = {
     "forward": (Bundle, "_forward", in_pass),
     "backward": (Bundle, "_backward", in_pass),
-    "sync": (GradientSync, "finish", counted),
+    "sync": (RankSync, "finish", counted),
     "optimizer": (StatisticsPool, "apply", counted),
     "copy": (Slot, "seal", of_label),
 }

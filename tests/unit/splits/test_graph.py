@@ -62,32 +62,6 @@ def test_a_cut_before_the_first_operation_is_refused(name: str) -> None:
         cut_model(small_resnet(), [name])
 
 
-class Tied(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(4, 4, bias=False)
-        self.inner = nn.Linear(4, 4)
-        self.head = nn.Linear(4, 4, bias=False)
-        self.last = nn.Linear(4, 2)
-        self.head.weight = self.embed.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(self.head(self.inner(self.embed(x))))
-
-
-def test_tied_parameters_in_two_stages_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match=r"'inner' puts embed.weight = head.weight into two"):
-        cut_model(Tied(), ["inner"])
-
-
-def test_equal_parts_avoid_dividing_tied_parameters() -> None:
-    model = Tied()
-    traced = TracedModel(model)
-    assert traced.names == ["last"]
-    front, rear = traced.cut(traced.equal_cuts(2))
-    assert sorted([*front.state_dict(), *rear.state_dict()]) == sorted(model.state_dict())
-
-
 class Reshaped(nn.Module):
     def __init__(self) -> None:
         super().__init__()

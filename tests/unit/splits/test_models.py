@@ -159,13 +159,6 @@ def test_cuts_of_a_list_are_refused() -> None:
         make_stages([Two(), Product()], cut=["a"], num_stages=2)
 
 
-def test_stages_of_a_list_that_share_a_parameter_are_refused_by_name() -> None:
-    a, b = nn.Linear(2, 2), nn.Linear(2, 2)
-    b.weight = a.weight
-    with pytest.raises(ConfigError, match=r"0.weight = 1.weight is used by stages 0 and 1"):
-        make_stages([a, b], cut=[], num_stages=2)
-
-
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [

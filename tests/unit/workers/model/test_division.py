@@ -68,6 +68,18 @@ def test_the_warning_has_a_mend(cut: tuple[str, ...], is_listed: bool, mend: str
     assert mend in found
 
 
+def test_what_stages_share_is_told_with_its_size() -> None:
+    model = nn.Sequential(*[nn.Linear(500, 500, bias=False) for _ in range(3)])
+    model[2].weight = model[0].weight
+    stages = make_stages(model, cut=["_1", "_2"], num_stages=3)
+    config = TrainConfig(data="x", shape=Shape((1, 1, 1)))
+    first, *_ = division_lines(config, stages, Example())
+    assert first == (
+        "stages share 1 parameter of 1 MB, such as 0.weight = 2.weight (stages 0 and 2): each has "
+        "a copy, and in each step their gradients are summed"
+    )
+
+
 def test_a_bad_cut_of_a_model_is_told() -> None:
     model = nn.Sequential(*[nn.Linear(4, 4) for _ in range(8)])
     example = Example(inputs=(torch.empty(2, 4, device="meta"),))

@@ -17,7 +17,7 @@ def model() -> nn.Sequential:
 
 def check_all(replicas: list[nn.Module], step: int) -> None:
     """What the ranks of a stage do in a step, one after another."""
-    checks = [ReplicaCheck(module, 1, len(replicas)) for module in replicas]
+    checks = [ReplicaCheck(m, "the replicas of stage 1", len(replicas)) for m in replicas]
     total = torch.zeros(NUM_SUMS, dtype=torch.float64)
     for check in checks:
         own = torch.zeros(NUM_SUMS, dtype=torch.float64)

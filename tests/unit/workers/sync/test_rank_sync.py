@@ -1,0 +1,79 @@
+"""The sums of a rank: in which order they are begun, and what is kept for which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bundlerun.workers.sync.rank_sync import RankSync, SharedSum
+
+
+class Noting:
+    """Stands for a `GradientSync`; notes what is asked of it."""
+
+    rounds = False
+
+    def __init__(self, name: str, notes: list[str]) -> None:
+        self._name, self._notes = name, notes
+        self.extra = torch.zeros(1)
+        self.feedback_situation = name
+        self.loaded: Mapping[str, Tensor] = {}
+
+    def launch(self) -> None:
+        self._notes.append(f"launch {self._name}")
+
+    def take(self) -> None:
+        self._notes.append(f"take {self._name}")
+
+    def finish(self) -> None:
+        self.launch()
+        self.take()
+
+    def feedback(self) -> dict[str, Tensor]:
+        return {"exchange.0": torch.tensor([float(len(self._name))])}
+
+    def load_feedback(self, tensors: Mapping[str, Tensor]) -> None:
+        self.loaded = tensors
+
+
+def sums(*, is_serial: bool = False) -> tuple[RankSync, list[Any], list[str]]:
+    """Those of a rank that shares with two sets of stages."""
+    notes: list[str] = []
+    made: list[Any] = [Noting(name, notes) for name in ("a", "bb", "ccc")]
+    shared = [SharedSum(stages=(0, i), copies={}, num_holders=2, sync=made[i]) for i in (1, 2)]
+    return RankSync(made[0], shared, is_serial=is_serial), made, notes
+
+
+@pytest.mark.parametrize(
+    ("is_serial", "wanted"),
+    [
+        (False, ["launch a", "launch bb", "launch ccc", "take a", "take bb", "take ccc"]),
+        (True, ["launch a", "take a", "launch bb", "take bb", "launch ccc", "take ccc"]),
+    ],
+)
+def test_what_is_shared_leaves_after_the_stages_own(is_serial: bool, wanted: list[str]) -> None:
+    sync, _, notes = sums(is_serial=is_serial)
+    sync.finish()
+    assert notes == wanted
+
+
+def test_each_sum_gets_back_what_it_had_rounded_off() -> None:
+    sync, _, _ = sums()
+    kept = sync.feedback()
+    assert len(kept) == 3
+    again, made, _ = sums()
+    again.load_feedback(kept)
+    for number, each in enumerate(made, 1):
+        assert {name: float(value) for name, value in each.loaded.items()} == {"exchange.0": number}
+
+
+def test_the_situation_is_another_one_where_one_of_the_sums_is() -> None:
+    sync, _, _ = sums()
+    other, made, _ = sums()
+    assert sync.feedback_situation == other.feedback_situation
+    made[2].feedback_situation = "another"
+    assert sync.feedback_situation != other.feedback_situation
