@@ -112,6 +112,17 @@ class TrainConfig(WorkConfig):
         group=_DATA,
         choices=get_args(Decode),
     )
+    seq_len: int = option(
+        512, "tokens of a sequence (language-model)", group=_DATA, parse=int, kept=True
+    )
+    tokenizer: str = option(
+        "",
+        "what makes tokens of texts: a file of the package tokenizers, or a folder of "
+        "save_pretrained (default: that of --model hf:FOLDER)",
+        group=_DATA,
+        parse=Reader(metavar="FILE|FOLDER"),
+        per_node=True,
+    )
     loader_workers: int = option(
         -1,
         "loading processes per rank that reads data (-1: by free cores)",
@@ -260,7 +271,7 @@ class TrainConfig(WorkConfig):
 
     def __post_init__(self) -> None:
         WorkConfig.__post_init__(self)  # not super(): slots make a class anew
-        at_least(1, self, "epochs", "keep", "log_steps", "image_size")
+        at_least(1, self, "epochs", "keep", "log_steps", "image_size", "seq_len")
         at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
         at_least(0, self, "max_steps", "checkpoint_steps", "threads")
         at_least(0, self, "lr", "momentum", "weight_decay", "clip_norm", "seed")

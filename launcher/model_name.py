@@ -24,7 +24,10 @@ from typing import Literal, get_args
 from bundlerun.launcher.errors import ConfigError, nearest
 
 OF_IMAGES = "image-classification"
-"""The recipe that comes with bundlerun and builds what `--model` names."""
+"""The default recipe."""
+OF_TEXT = "language-model"
+BUILDING = (OF_IMAGES, OF_TEXT)
+"""The recipes that come with bundlerun and build what `--model` names."""
 Library = Literal["torchvision", "timm", "hf"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 HF_CONFIG = "config.json"
@@ -105,7 +108,7 @@ def check_model(model: str, recipe: str) -> None:
     The ranks report what only an import can find. A user's own recipe may read the name as it
     likes.
     """
-    if recipe == OF_IMAGES:
+    if recipe in BUILDING:
         check_named(model)
 
 

@@ -29,7 +29,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default=None,
         metavar="DATA",
-        help="ImageFolder root with train/ and val/, a text file (characters), or synthetic",
+        help="ImageFolder root with train/ and val/, what --recipe reads, or synthetic",
     )
     parser.add_argument("--config", metavar="FILE", help="TOML file of options")
     add_options(parser, TrainConfig)

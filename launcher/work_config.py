@@ -36,7 +36,7 @@ class WorkConfig:
 
     recipe: str = option(
         OF_IMAGES,
-        "image-classification, characters, or your own path/to/file.py",
+        "image-classification, language-model, characters, or your own path/to/file.py",
         group=_WHAT,
     )
     model: str = option(

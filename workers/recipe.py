@@ -12,11 +12,12 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.launcher.model_name import OF_IMAGES
+from bundlerun.launcher.model_name import OF_IMAGES, OF_TEXT
 from bundlerun.launcher.user_file import module_from_file, users_code
 
 BUILT_IN = {
     OF_IMAGES: "bundlerun.workers.recipes.image_classification",
+    OF_TEXT: "bundlerun.workers.recipes.language_model",
     "characters": "bundlerun.workers.recipes.characters",
 }
 Sample = Any
@@ -89,6 +90,11 @@ class Recipe(Protocol):
         shares = ("top1",)               are shares of the samples, which are told in percent
 
     Without `metric_names` the first micro-batch says them, and each step has one more small sum.
+
+        final_metrics(loss, means)       what is told in place of the metrics' means over the
+                                         samples, such as {"perplexity": exp(loss)}, floats by name
+
+    Then `best` and `shares` are about what that gives.
 
     And `on_device(*inputs)`: what the model is called with, made of a micro-batch's inputs where it
     computes: so pixels travel as whole numbers, and are normalised there. It gives one value, or a

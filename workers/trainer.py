@@ -329,10 +329,10 @@ class Trainer:
         """What the sums over all bundles say; `share` is this rank's part of `work`."""
         slots, is_first = sums[_METRICS:], self._does_first(work)
         totals = metrics.totals(slots, share, is_first=is_first, all_sum=self.sync.all_sum)
-        return StepSums(
-            loss=_loss_of(sums).mean(work.num_samples),
-            metrics={name: total / max(1, work.num_samples) for name, total in totals.items()},
-        )
+        loss = _loss_of(sums).mean(work.num_samples)
+        means = {name: total / max(1, work.num_samples) for name, total in totals.items()}
+        told = self._declared.told(loss, means) if self._is_last else means
+        return StepSums(loss=loss, metrics=told)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums numbers over all active ranks of the job.

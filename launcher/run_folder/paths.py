@@ -77,6 +77,11 @@ class RunPaths:
         return self.root / "image-lists"
 
     @property
+    def tokens(self) -> Path:
+        """What tokenizers have made of texts, a file of numbers per text."""
+        return self.root / "tokens"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files for TensorBoard."""
         return self.root / "tensorboard"

@@ -19,7 +19,7 @@ from torch.utils.data import IterableDataset
 from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import OF_IMAGES, check_adapters
+from bundlerun.launcher.model_name import BUILDING, check_adapters
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.user_file import users_code
 from bundlerun.launcher.weight_files import source_of
@@ -271,7 +271,7 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     is_plain = config.memory_format != "channels_last" and not begins_with
     if is_whole and is_plain and not config.freeze and not config.lora:
         # Not made, which takes its time; but each rank would say that it cannot be imported.
-        if config.recipe == OF_IMAGES:
+        if config.recipe in BUILDING:
             check_importable(config.model)
         return
     count = getattr(recipe, "num_outputs", None)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.user_file import users_code
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.report.best import LOSS, Best
 
@@ -19,11 +20,13 @@ class Declared:
             recipe does not say, so its first micro-batch does.
         best: which validation is the best.
         shares: metrics that are shares of the samples.
+        final: makes what is told of the loss and the means, where the recipe has it.
     """
 
     names: tuple[str, ...] | None
     best: Best
     shares: tuple[str, ...]
+    final: Callable[[float, dict[str, float]], Mapping[str, float]] | None = None
 
     @classmethod
     def of(cls, recipe: Recipe) -> Declared:
@@ -36,11 +39,24 @@ class Declared:
         best = Best.said(getattr(recipe, "best", None))
         shares = getattr(recipe, "shares", ())
         shares = (shares,) if isinstance(shares, str) else tuple(shares)
+        final = getattr(recipe, "final_metrics", None)
         # Without names, the first micro-batch says them; `Best.score` finds a wrong `best`.
-        if names is not None:
+        if names is not None and final is None:
             for what, used in (("best", [best.name] if best.name else []), ("shares", shares)):
                 _check_known(what, used, names)
-        return cls(names=names, best=best, shares=shares)
+        return cls(names=names, best=best, shares=shares, final=final)
+
+    def told(self, loss: float, means: dict[str, float]) -> dict[str, float]:
+        """The metrics that are told, of their means over the samples.
+
+        Raises:
+            ConfigError: the recipe's `final_metrics` gives no floats by name.
+        """
+        if self.final is None:
+            return means
+        with users_code("final_metrics() of the recipe"):
+            found = self.final(loss, means)
+            return {str(name): float(value) for name, value in dict(found).items()}
 
 
 def _said(recipe: Recipe) -> object:

@@ -122,3 +122,14 @@ def test_only_one_metric_decides(best: object) -> None:
         r"best = \('mae', 'min'\)",
     ):
         declared(OtherNames(), best=best)
+
+
+def test_what_is_told_may_be_made_of_loss_and_means() -> None:
+    said = declared(
+        Shipped(), best=("ratio", "max"), final_metrics=lambda loss, m: {"ratio": m["top1"] / loss}
+    )
+    assert said.told(4.0, {"top1": 2.0, "top5": 1.0}) == {"ratio": 0.5}
+    assert declared(Plain()).told(4.0, {"any": 2.0}) == {"any": 2.0}
+    wrong = declared(Plain(), final_metrics=lambda loss, means: {"none": None})
+    with pytest.raises(ConfigError, match=r"final_metrics\(\) of the recipe failed"):
+        wrong.told(1.0, {})

@@ -1,0 +1,112 @@
+"""The recipes that come with bundlerun train through bundles as their models do in a plain loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from bundlerun.workers.optim.lr import lr_factor
+from bundlerun.workers.recipe import DataInfo, load_recipe, model_inputs
+from tests.ranks.harness import run_ranks
+from tests.ranks.state.test_resume import history, trains
+from tests.ranks.training.test_parity import losses_of
+
+HERE = Path(__file__).parents[1]
+CONFIG = TrainConfig(
+    data="",
+    shape=Shape((1,)),
+    batch_size=8,
+    microbatch_size=2,
+    epochs=2,
+    optimizer="adamw",
+    lr=0.01,
+    precision="float64",
+    share="equal",
+    timeout_s=30.0,
+)
+
+
+def doubled(value: object) -> Any:
+    def double(leaf: Tensor) -> Tensor:
+        return leaf.double() if leaf.is_floating_point() else leaf
+
+    return torch.utils._pytree.tree_map(double, value)
+
+
+def plain_run(config: TrainConfig) -> tuple[list[float], nn.Module]:
+    """The losses of a loop over whole batches, and the model after it."""
+    recipe = load_recipe(config)
+    data = recipe.open_data()
+    torch.manual_seed(mix_seed(config.seed))
+    info = DataInfo(num_train=len(data.train), num_val=0, num_outputs=data.num_outputs)
+    model = recipe.model(info)
+    assert isinstance(model, nn.Module)
+    model.double()
+    optimizer = recipe.optimizer(model.named_parameters())
+    highest = optimizer.param_groups[0]["lr"]
+    per_epoch, size = num_steps(len(data.train), config.batch_size), config.batch_size
+    losses = []
+    for step in range(config.epochs * per_epoch):
+        epoch, in_epoch = divmod(step, per_epoch)
+        order = sample_order(config.seed, epoch, len(data.train))
+        (indices,) = step_microbatches(order, in_epoch, batch_size=size, microbatch_size=size)
+        inputs, target = Collate.of(data, data.train)([data.train[i] for i in indices], indices)
+        loss = recipe.loss(model(*doubled(model_inputs(recipe, inputs))), doubled(target))
+        assert isinstance(loss, tuple), "the recipe says a weight"
+        mean = loss[0] / loss[1]
+        optimizer.zero_grad()
+        mean.backward()
+        optimizer.param_groups[0]["lr"] = highest * lr_factor(config, step, per_epoch)
+        optimizer.step()
+        losses.append(mean.item())
+    return losses, model
+
+
+def check(
+    config: TrainConfig, runs: Mapping[str, tuple[dict[str, Any], tuple[int, ...]]], folder: Path
+) -> dict[str, list[dict[str, Any]]]:
+    """Compares runs by any bundles with the plain loop; gives their validations."""
+    wanted, _ = plain_run(config)
+    assert len(set(wanted)) > 3
+    validations = {}
+    for name, (changes, devices) in runs.items():
+        changed = replace(config, **changes, run_dir=str(folder / name / "run"))
+        run_ranks(devices, trains(changed), folder / name)
+        assert losses_of(folder / name) == pytest.approx(wanted, rel=1e-10), name
+        validations[name] = [row for row in history(folder / name) if row["kind"] == "eval"]
+    return validations
+
+
+def test_a_language_model_learns_the_same_through_any_bundles(tmp_path: Path) -> None:
+    np.random.default_rng(1).integers(0, 50, 700).astype("uint16").tofile(tmp_path / "t.bin")
+    config = replace(
+        CONFIG,
+        data=str(tmp_path / "t.bin"),
+        recipe="language-model",
+        model=f"{HERE / 'tiny_gpt.py'}:build",
+        seq_len=16,
+    )
+    cut = {"shape": Shape((1, 1)), "cut": ("block2",)}
+    runs = {
+        "alone": ({"shape": Shape((1,))}, (1,)),
+        # A step of 39 sequences is the last one, of a micro-batch that is not full, too.
+        "cut": ({**cut, "microbatch_size": 4, "batch_size": 8}, (2, 2)),
+    }
+    validations = check(config, runs, tmp_path)
+    for rows in validations.values():
+        assert len(rows) == config.epochs
+        assert rows[-1]["loss"] == pytest.approx(validations["alone"][-1]["loss"], rel=1e-10)
+        perplexity = rows[-1]["metrics"]["perplexity"]
+        assert perplexity == pytest.approx(math.exp(rows[-1]["loss"]), rel=1e-12)
