@@ -12,6 +12,7 @@ from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, DivergedError
+from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.optim import update
 from bundlerun.workers.optim.loss_scale import INITIAL, LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
@@ -26,6 +27,7 @@ class Alone:
     def __init__(self) -> None:
         self.device = torch.device("cpu")
         self.topology = self
+        self.place = Place(0, 0, 0, bundle=0, stage=0, replica=0, is_local_master=True)
         self.positions = [(0, 0)]
         self.count = 0
 
