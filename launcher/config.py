@@ -123,6 +123,9 @@ class TrainConfig(WorkConfig):
         parse=Reader(metavar="FILE|FOLDER"),
         per_node=True,
     )
+    ignore_index: int = option(
+        255, "label of pixels that are not learnt (segmentation)", group=_DATA, parse=int, kept=True
+    )
     loader_workers: int = option(
         -1,
         "loading processes per rank that reads data (-1: by free cores)",
@@ -276,7 +279,7 @@ class TrainConfig(WorkConfig):
         at_least(0, self, "max_steps", "checkpoint_steps", "threads")
         at_least(0, self, "lr", "momentum", "weight_decay", "clip_norm", "seed")
         at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma", "snapshot_steps")
-        at_least(-1, self, "loader_workers")
+        at_least(-1, self, "loader_workers", "ignore_index")
         at_least(0, self, "bucket_mb")
         finite_above_0(self, "timeout_s")
         if self.label_smoothing > 1:

@@ -26,7 +26,8 @@ from bundlerun.launcher.errors import ConfigError, nearest
 OF_IMAGES = "image-classification"
 """The default recipe."""
 OF_TEXT = "language-model"
-BUILDING = (OF_IMAGES, OF_TEXT)
+OF_PIXELS = "segmentation"
+BUILDING = (OF_IMAGES, OF_TEXT, OF_PIXELS)
 """The recipes that come with bundlerun and build what `--model` names."""
 Library = Literal["torchvision", "timm", "hf"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
@@ -161,7 +162,7 @@ def _elsewhere(name: str) -> Collection[str]:
             "with a recipe for what it gives"
         )
     # To list all of timm's takes a tenth of a second, which a wrong name need not wait for.
-    if any(f"\ndef {name}(" in text for text in _sources("timm", ("",))) and name in timm_names():
+    if any(f"\ndef {name}(" in code for code in _sources("timm", ("",))) and name in timm_names():
         raise ConfigError(f"unknown --model {name!r} of torchvision; timm has it: use timm:{name}")
     return ()
 

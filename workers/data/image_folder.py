@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -21,6 +21,7 @@ from bundlerun.workers.recipe import UnreadableSample
 _LAYOUT = "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE"
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
 _NUM_SHOWN = 3
+T = TypeVar("T")
 
 
 class ImageSamples:
@@ -70,17 +71,7 @@ class ImageSamples:
         return self._view(self._load(path)), target
 
     def _load(self, path: str) -> Image.Image | Tensor:
-        try:
-            with Path(path).open("rb") as file:
-                return self._decoded(file)
-        # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
-        # and its own DecompressionBombError, which is none of them, for a size that is no size.
-        except Exception as exc:
-            # Neither is the image's fault: --skip-unreadable must not hide it.
-            if isinstance(exc, MemoryError) or getattr(exc, "errno", None) in _OUT_OF_FILES:
-                raise
-            reason = getattr(exc, "strerror", None) or _without_path(str(exc), path)
-            raise UnreadableSample(f"cannot read the image {path!r}: {reason}") from exc
+        return decoded(path, self._decoded)
 
     def _decoded(self, file: BinaryIO) -> Image.Image | Tensor:
         if self._is_fast:
@@ -90,6 +81,25 @@ class ImageSamples:
             file.seek(0)
         with Image.open(file) as image:
             return as_rgb(image)
+
+
+def decoded(path: str, decode: Callable[[BinaryIO], T]) -> T:
+    """What `decode` makes of a file of an image.
+
+    Raises:
+        UnreadableSample: the file is no image, is damaged or cannot be opened.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return decode(file)
+    # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
+    # and its own DecompressionBombError, which is none of them, for a size that is no size.
+    except Exception as exc:
+        # Neither is the image's fault: --skip-unreadable must not hide it.
+        if isinstance(exc, MemoryError) or getattr(exc, "errno", None) in _OUT_OF_FILES:
+            raise
+        reason = getattr(exc, "strerror", None) or _without_path(str(exc), path)
+        raise UnreadableSample(f"cannot read the image {path!r}: {reason}") from exc
 
 
 def _without_path(text: str, path: str) -> str:

@@ -23,12 +23,10 @@ from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.views import MiddleView, RandomView, View
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
+from bundlerun.workers.recipes.pixels_scale import MEAN, STD, WHITE, Scale
 
 SYNTHETIC_CLASSES = 10
 _PATTERN_SIZE = 4
-_MEAN = (0.485, 0.456, 0.406)  # of ImageNet's colours, red, green and blue
-_STD = (0.229, 0.224, 0.225)
-_WHITE = 255
 # Of one auxiliary head (Inception v3) and of two (GoogLeNet), as in the papers' training.
 _AUX_WEIGHTS = {1: 0.4, 2: 0.3}
 
@@ -48,7 +46,8 @@ class ImageClassification:
     def __init__(self, config: TrainConfig) -> None:
         self._config = config
         self._root = data_path(config.data)
-        self._scales: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        # Pixels are normalised where the model computes; synthetic numbers are left as they are.
+        self.on_device = Scale()
 
     def check(self) -> None:
         """Raises ConfigError for an unknown model, or images not laid out as they should be."""
@@ -88,14 +87,6 @@ class ImageClassification:
         """The model that --model names, or its stages where a user's file has cut it."""
         return build_model(self._config.model, info.num_outputs)
 
-    def on_device(self, images: Tensor) -> Tensor:
-        """Pixels of 0 to 255 normalised, where the model computes; numbers are left as they are."""
-        if images.dtype is not torch.uint8:
-            return images
-        mean, std = self._scale(images.device)
-        # In this order, and times 1 / 255, each number is what torchvision's transforms make of it.
-        return images.to(torch.float32).mul_(1.0 / _WHITE).sub_(mean).div_(std)
-
     def loss(self, output: object, target: Tensor) -> Tensor:
         """Mean cross entropy; auxiliary heads are added with their usual weight."""
         logits, auxiliary = heads(output)
@@ -130,13 +121,6 @@ class ImageClassification:
         # Numbered after the training images, so that no image is in both.
         val = SyntheticImages(num_val, num_classes, config.image_size, first=len(train))
         return DataSets(train=train, val=val if config.validate else None, num_outputs=num_classes)
-
-    def _scale(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        # Made once: a copy to a GPU would wait for all that it has been given.
-        if device not in self._scales:
-            mean, std = (torch.tensor(v, device=device).view(-1, 1, 1) for v in (_MEAN, _STD))
-            self._scales[device] = mean, std
-        return self._scales[device]
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self._config.label_smoothing)
@@ -188,9 +172,9 @@ def preprocessing(config: TrainConfig) -> dict[str, Any]:
         "interpolation": "bilinear",
         "antialias": True,
         "center_crop": size,
-        "scale": _WHITE,
-        "mean": list(_MEAN),
-        "std": list(_STD),
+        "scale": WHITE,
+        "mean": list(MEAN),
+        "std": list(STD),
     }
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
+
+_MOST_TOLD = 8
+"""Metrics in a line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +57,10 @@ class Course:
         return f"epoch {epoch + 1}/{self.epochs}"
 
     def metrics_text(self, metrics: Mapping[str, float]) -> str:
-        """The metrics, shares in percent and others as they are."""
+        """The first metrics, shares in percent and others as they are; the history has all."""
         return "  ".join(
             f"{name} {value:.2%}" if name in self.shares else f"{name} {value:.4g}"
-            for name, value in metrics.items()
+            for name, value in islice(metrics.items(), _MOST_TOLD)
         )
 
     def step_text(self, row: Mapping[str, Any], samples_per_s: float, left_s: float) -> str:

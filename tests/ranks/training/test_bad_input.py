@@ -86,6 +86,12 @@ def test_weights_of_another_architecture_are_told_before_a_rank_starts(tmp_path:
         (["--shape=1", "--tf32", "synthetic"], "--tf32 is for GPUs, and this would run on"),
         (["--shape=1", "--precision=float16", "synthetic"], "--precision float16 is for GPUs"),
         (["--recipe=characters", __file__ + ".txt"], "give a text file"),
+        (["--recipe=language-model", __file__], "torchvision, which reads no text; give hf:"),
+        (
+            ["--recipe=language-model", f"--model={MODEL}", __file__],
+            "is text, and needs a --tokenizer",
+        ),
+        (["--recipe=segmentation", "/"], "DATA '/' has no folder 'train/images'; images and"),
         (["--shape=0", "synthetic"], "--shape 0 has a stage without a device"),
         (["--shape=1,b", "synthetic"], "--shape '1,b' is not whole numbers"),
         (["--batch-size=20", "--microbatch-size=7", "synthetic"], "is not a multiple of"),

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
@@ -110,3 +111,65 @@ def test_a_language_model_learns_the_same_through_any_bundles(tmp_path: Path) ->
         assert rows[-1]["loss"] == pytest.approx(validations["alone"][-1]["loss"], rel=1e-10)
         perplexity = rows[-1]["metrics"]["perplexity"]
         assert perplexity == pytest.approx(math.exp(rows[-1]["loss"]), rel=1e-12)
+
+
+SEGMENTER = """
+from torch import nn
+from torch.nn.functional import interpolate, relu
+
+
+class Segmenter(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.head, self.aux = nn.Conv2d(6, classes, 1), nn.Conv2d(6, classes, 1)
+
+    def forward(self, x):
+        low = relu(self.first(x))
+        out = self.head(relu(self.second(low)))
+        out = interpolate(out, scale_factor=2, mode="bilinear")
+        return {"out": out, "aux": self.aux(low)}
+
+
+def build(num_classes):
+    return Segmenter(num_classes)
+"""
+
+
+def write_masked(root: Path, classes: int) -> None:
+    """Masks of which another share is ignored in each image."""
+    numbers = np.random.default_rng(2)
+    for part, count in (("train", 18), ("val", 5)):
+        for name in ("images", "masks"):
+            (root / part / name).mkdir(parents=True)
+        for n in range(count):
+            image = numbers.integers(0, 256, (12, 12, 3)).astype(np.uint8)
+            mask = numbers.integers(0, classes, (12, 12)).astype(np.uint8)
+            mask[: n % 12] = 255
+            Image.fromarray(image).save(root / part / "images" / f"{n}.png")
+            Image.fromarray(mask).save(root / part / "masks" / f"{n}.png")
+
+
+def test_segmentation_learns_the_same_through_any_bundles(tmp_path: Path) -> None:
+    write_masked(tmp_path / "data", 4)
+    (tmp_path / "segmenter.py").write_text(SEGMENTER)
+    config = replace(
+        CONFIG,
+        data=str(tmp_path / "data"),
+        recipe="segmentation",
+        model=f"{tmp_path}/segmenter.py:build",
+        num_classes=4,
+        image_size=8,
+        augment="none",
+    )
+    runs = {
+        "alone": ({"microbatch_size": 4}, (1,)),
+        "cut": ({"shape": Shape((1, 1)), "cut": ("second",)}, (2, 2)),
+    }
+    validations = check(config, runs, tmp_path)
+    for rows in validations.values():
+        told = rows[-1]["metrics"]
+        assert told == pytest.approx(validations["alone"][-1]["metrics"], rel=1e-10)
+        classes = [told[f"iou_{n}"] for n in range(4)]
+        assert told["miou"] == pytest.approx(sum(classes) / 4, rel=1e-12)

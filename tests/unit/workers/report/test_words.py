@@ -37,3 +37,10 @@ def test_a_run_may_end_inside_an_epoch(
     course = replace(COURSE, max_steps=max_steps)
     assert course.num_steps == num_steps
     assert {epoch: course.steps_in(epoch) for epoch in by_epoch} == by_epoch
+
+
+def test_of_many_metrics_the_first_are_told() -> None:
+    course = Course(steps_per_epoch=1, epochs=1, max_steps=0, unit="images", shares=("m0",))
+    text = course.metrics_text({f"m{n}": 0.5 for n in range(40)})
+    assert text.startswith("m0 50.00%  m1 0.5  ")
+    assert len(text.split("  ")) == 8
