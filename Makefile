@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-signals sweep balance test-all lint type format bench gpu chaos venv clean
+.PHONY: help demo test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-signals sweep sweep-replay balance test-all lint type format bench gpu chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -41,6 +41,10 @@ test-cpu-torch: ## on a torch without NCCL, in an environment that is thrown awa
 sweep: $(READY) ## every torchvision model and one of each timm family against plain torch: half an hour
 	$(RUN) -m pip install --quiet -e '.[sweep]'
 	$(RUN) -m tests.sweep_models $(ARGS)
+
+sweep-replay: $(READY) ## models of transformers, detection and other tasks, cut by replay: some minutes
+	$(RUN) -m pip install --quiet -e '.[sweep]'
+	$(RUN) -m tests.sweep_replay $(ARGS)
 
 balance: $(READY) ## how equally the same models can be cut in two: some minutes
 	$(RUN) -m pip install --quiet -e '.[sweep]'

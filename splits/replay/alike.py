@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from bundlerun.splits.replay.calls import name_of
-from bundlerun.splits.replay.dry_run import Call, Record, Undecided
+from bundlerun.splits.replay.record import Call, Record, Undecided
 
 
 def unlike(one: Record, two: Record) -> str:
@@ -20,6 +20,10 @@ def unlike(one: Record, two: Record) -> str:
             return f"makes tensors of other shapes each time in {name_of(a.func)!r}"
     if len(one.calls) != len(two.calls):
         return f"makes {len(one.calls)} calls once and {len(two.calls)} the other time"
+    # Behind a failure nothing is known but what is still held.
+    is_whole = not one.failure and not two.failure
+    if one.state_uses != two.state_uses or (is_whole and one.last_use != two.last_use):
+        return "gives other tensors to the same calls each time"
     return ""
 
 

@@ -68,6 +68,7 @@ _DRAWS = {
     "uniform_",
 }
 _ROOM = str(Path(__file__).parent) + os.sep
+_NORMS = str(torch.nn.modules.batchnorm.__file__)
 _LIBRARY = str(Path(torch.__file__).parent) + os.sep
 
 
@@ -117,6 +118,19 @@ def is_counter(func: Function, args: Sequence[Any]) -> bool:
         return False
     first = args[0]
     return first.dtype is torch.int64 and first.dim() == 0
+
+
+def reads_counter(func: Function) -> bool:
+    """Whether it is a batch norm that reads how often it was called, for the mean of all calls.
+
+    Not numbered either. To be asked by a mode itself, as it looks who has made the call.
+    """
+    return reads(func) and sys._getframe(2).f_code.co_filename == _NORMS
+
+
+def one_of(func: Function) -> float:
+    """The number one, of the type that a call which reads a number gives."""
+    return 1.0 if getattr(func, "__name__", "") == "__float__" else 1
 
 
 def users_line() -> str:

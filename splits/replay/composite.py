@@ -25,11 +25,20 @@ _vmap: Any = apis
 class Watch(TorchFunctionMode):
     """A mode that counts the calls of a forward."""
 
+    is_noting = False
+    """Whether calls give what was noted, and nothing is done."""
+
     def whole(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401 - any result
         """One call of `func`, whatever it does inside."""
         raise NotImplementedError
+
+
+def is_noting() -> bool:
+    """Whether the forward is in a part of the model that another chunk does."""
+    watch = _watching()
+    return watch is not None and watch.is_noting
 
 
 def _watching() -> Watch | None:

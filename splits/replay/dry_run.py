@@ -17,7 +17,6 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -34,97 +33,22 @@ from bundlerun.splits.replay.calls import (
     describes,
     draws,
     is_counter,
+    one_of,
     overwrites,
     reads,
+    reads_counter,
     users_line,
 )
 from bundlerun.splits.replay.composite import Watch, seen_again, unseen
 from bundlerun.splits.replay.ghosts import Ghost, fake_like, fake_mode
 from bundlerun.splits.replay.operations import OperationCounter
+from bundlerun.splits.replay.record import Call, Key, Reached, Record, Unforeseen
+from bundlerun.splits.replay.state import state_of
 
-Key = tuple[int, int]
-"""A tensor: the number of the call that makes it, -1 for an input, and its place there."""
 _END = sys.maxsize
 _NUMBERS = (bool, int, float)
 _MOST_TOLD = 1024
 """Numbers of an input that is taken as it is, not as a ghost: boxes, lengths, labels."""
-
-
-class Unforeseen(BaseException):
-    """A forward did what cannot be foreseen without numbers; the text says what.
-
-    No Exception: the user's code is not to handle it.
-    """
-
-
-class Reached(BaseException):
-    """The forward has come as far as it was to come."""
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of a function."""
-
-    func: Callable[..., Any]
-    result: Any = None
-    """As the user's code got it."""
-    operations: int = 0
-    plain: Sequence[object] = ()
-    """Its arguments that are no tensors."""
-
-
-@dataclass(frozen=True, slots=True)
-class Undecided:
-    """Plain values that random numbers decide, by the number of the call."""
-
-    reads: frozenset[int] = frozenset()
-    """Calls that give one."""
-    uses: frozenset[int] = frozenset()
-    """Calls that are given one."""
-
-    def spans(self, boundary: int) -> bool:
-        """Whether one is given before a boundary, and one used behind it."""
-        return any(r < boundary for r in self.reads) and any(u >= boundary for u in self.uses)
-
-
-@dataclass(slots=True)
-class Record:
-    """What a forward has done."""
-
-    calls: list[Call] = field(default_factory=list)
-    entries: dict[str, int] = field(default_factory=dict)
-    """Calls before a module was entered first, by its name, in the order of the entries."""
-    inside: set[str] = field(default_factory=set)
-    """Modules that were entered first inside a call."""
-    last_use: dict[Key, int] = field(default_factory=dict)
-    looks: dict[Key, Tensor] = field(default_factory=dict)
-    """A tensor that looks like what has the name."""
-    state_uses: dict[int, list[int]] = field(default_factory=dict)
-    """Numbers of the calls that use a parameter or buffer, by its identity."""
-    state_writes: set[int] = field(default_factory=set)
-    """Parameters and buffers that a call writes to, by identity."""
-    memory: dict[Key, int] = field(default_factory=dict)
-    """Tensors with the same number share memory."""
-    writes: list[tuple[int, int]] = field(default_factory=list)
-    """Number of the call, and the memory that it writes to."""
-    rewritten: set[Key] = field(default_factory=set)
-    """Tensors of no input that a later call writes to."""
-    read: set[int] = field(default_factory=set)
-    """Numbers of the calls that make a plain value of numbers that are known."""
-    undecided: Undecided = field(default_factory=Undecided)
-    failure: str = ""
-    """Why the forward has not come to its end; nothing where it has."""
-
-    def crossing(self, boundary: int) -> list[Key]:
-        """The tensors that calls before `boundary` make and later ones need, in order."""
-        return sorted(k for k, last in self.last_use.items() if k[0] < boundary <= last)
-
-    def shared_writes(self, boundary: int) -> list[Key]:
-        """Of those that cross, some that share memory which is written to behind the boundary."""
-        places = Counter(self.memory[k] for k in self.crossing(boundary) if k in self.memory)
-        written = {memory for number, memory in self.writes if number >= boundary}
-        shared = {memory for memory, count in places.items() if count > 1} & written
-        return [k for k in self.crossing(boundary) if self.memory.get(k) in shared]
 
 
 class DryRun(Watch):
@@ -232,6 +156,8 @@ class DryRun(Watch):
         """Does one call on fakes."""
         if is_counter(func, args):
             return args[0]
+        if reads_counter(func):
+            return one_of(func)
         if self._depth:
             return self._done(func, args, kwargs or {})
         return self._numbered(func, lambda: self._done(func, args, kwargs or {}))
@@ -389,6 +315,7 @@ class DryRun(Watch):
         return ghost
 
     def _pair(self, tensor: Tensor, fake: FakeTensor) -> None:
+        self._kept.append(fake)  # also once the tensor has another one
         self._fakes[id(tensor)] = fake
         self._originals[id(fake)] = tensor
 
@@ -460,14 +387,3 @@ class DryRun(Watch):
 
 def _same(value: Any) -> Any:  # noqa: ANN401 - any value
     return value
-
-
-def state_of(module: nn.Module) -> list[Tensor]:
-    """The parameters and buffers of one module, and those of other stages that stand in for it."""
-    hidden = vars(module).get(HIDDEN, {})
-    holders = (module._parameters, module._buffers, hidden)
-    return [t for holder in holders for t in dict.values(holder) if t is not None]
-
-
-HIDDEN = "_of_other_stages"
-"""The member of a module in which a stage keeps what stands in for other stages' tensors."""

@@ -68,10 +68,13 @@ def fake_mode() -> FakeTensorMode:
 
 def fake_like(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> FakeTensor:
     """A fake that looks like `tensor`, on `device`."""
-    requires_grad = tensor.requires_grad
     with mode:
         made = torch.empty_strided(
-            tensor.size(), tensor.stride(), dtype=tensor.dtype, device=device
+            tensor.size(),
+            tensor.stride(),
+            dtype=tensor.dtype,
+            device=device,
+            requires_grad=tensor.requires_grad,
         )
     assert isinstance(made, FakeTensor)
-    return made.requires_grad_(requires_grad)  # type: ignore[return-value]
+    return made

@@ -9,12 +9,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.splits.replay.composite import composites_shown
-from bundlerun.splits.replay.dry_run import DryRun, Reached, Record, Unforeseen
+from bundlerun.splits.replay.dry_run import DryRun
+from bundlerun.splits.replay.record import Reached, Record, Unforeseen
 from bundlerun.splits.tracing.undo import members_kept
 
 
@@ -45,7 +47,14 @@ def look(
     run = DryRun(model, device, until=until, is_high=is_high, known=known, counts=counts)
     with ExitStack() as stack:
         stack.enter_context(members_kept([model]))
+        for module in model.modules():
+            # What gathers statistics is around the model's own forward, which is meant here.
+            own = getattr(vars(module).get("forward"), "own", None)
+            if own is not None:
+                module.forward = own
         stack.enter_context(kept_random_state())
+        # Not those around the forward: what is saved here is no activation.
+        stack.enter_context(saved_tensors_hooks(_same, _same))
         # What is decided by a generator of Python's is decided otherwise the other time.
         seed_random(int(is_high))
         if run.counter is not None:
@@ -62,6 +71,10 @@ def look(
             except Unforeseen as exc:
                 run.fail(str(exc))
     return run.record
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from bundlerun.splits.costs import StageCosts
 from bundlerun.splits.cutter import Place, Places
 from bundlerun.splits.modes import modes_kept
 from bundlerun.splits.replay.alike import undecided, unlike
-from bundlerun.splits.replay.dry_run import Record
 from bundlerun.splits.replay.look import look
+from bundlerun.splits.replay.record import Record
 from bundlerun.splits.replay.replica import Switch, replica_of
 from bundlerun.splits.replay.script import Route
 from bundlerun.splits.replay.stage import Cutting, Kind, ReplayStage, kind_of
@@ -295,7 +295,6 @@ class ReplayedModel:
         Raises:
             ConfigError: a cut is unknown or given twice, or divides what belongs together.
         """
-        self._check_count(len(cuts))
         places = self._sorted(cuts)
         names = [place.names[0] for place in places]
         routes = {self._kinds[m]: Route.of(self._records[m], names) for m in _MODES}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.replay.dry_run import HIDDEN
+from bundlerun.splits.replay.state import HIDDEN
 
 
 class Switch:

@@ -17,10 +17,16 @@ from torch.overrides import _get_current_function_mode_stack, _pop_mode
 from torch.utils._pytree import tree_flatten, tree_leaves
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.replay.calls import is_counter, name_of, users_line
+from bundlerun.splits.replay.calls import (
+    is_counter,
+    name_of,
+    one_of,
+    reads_counter,
+    users_line,
+)
 from bundlerun.splits.replay.composite import Watch, unseen
-from bundlerun.splits.replay.dry_run import Key, Record
 from bundlerun.splits.replay.ghosts import Ghost
+from bundlerun.splits.replay.record import Key, Record
 
 Function = Callable[..., Any]
 
@@ -128,6 +134,7 @@ class Acting(Watch):
     ) -> None:
         super().__init__()
         self._part = part
+        self.is_noting = part > 0
         self._entered: set[int] = set()
         self._script = script
         self._funcs = script.route.funcs
@@ -159,6 +166,7 @@ class Acting(Watch):
         self._entered.add(part)
         if part == self._part:
             self._check_place(self._start)
+            self.is_noting = False
             self._leave()
         elif part == self._part + 1:
             assert self._script.end is not None
@@ -190,8 +198,8 @@ class Acting(Watch):
         if number < self._start:
             if is_counter(func, args):
                 return args[0]
-            return self._noted(func)
-        if is_counter(func, args):
+            return one_of(func) if reads_counter(func) else self._noted(func)
+        if is_counter(func, args) or reads_counter(func):
             return func(*args, **(kwargs or {}))
         self._advance(func)
         result = func(*args, **(kwargs or {}))

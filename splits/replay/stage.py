@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -15,9 +16,9 @@ from torch.utils import _pytree as pytree
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.costs import StageCosts
 from bundlerun.splits.replay.composite import composites_shown
-from bundlerun.splits.replay.dry_run import Key, Record
 from bundlerun.splits.replay.ghosts import Ghost
 from bundlerun.splits.replay.look import look
+from bundlerun.splits.replay.record import Key, Record
 from bundlerun.splits.replay.replica import Switch, convert_stand_ins
 from bundlerun.splits.replay.script import Acting, Finished, Route, Script
 from bundlerun.splits.stage import overwritable
@@ -118,6 +119,15 @@ class ReplayStage(nn.Module):
         self.training = mode
         vars(self)["replica"].train(mode)
         return self
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:  # noqa: ANN401 - as torch has it
+        """As torch's."""
+        given = OrderedDict(state_dict)
+        # Without versions, norms of other stages would take it for an old one that lacks counters.
+        given._metadata = getattr(self.state_dict(), "_metadata", {})  # type: ignore[attr-defined]
+        return super().load_state_dict(given, strict, assign)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]

@@ -27,6 +27,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.replay.composite import is_noting
 from bundlerun.workers.model.norm_sums import (
     MEAN,
     TRACKED,
@@ -179,6 +180,9 @@ class _LentForward:
         layer = self._layer
         if not layer.training or not layer.track_running_stats:
             return self.own(*args, **kwargs)
+        # Another chunk does it: this one has its result already.
+        if _has_modes() and is_noting():
+            return self.own(*args, **kwargs)
         with _unseen():
             count = _count(layer, args[0] if args else next(iter(kwargs.values())))
         # Not by name: a module looks for parameters and buffers in each value that it is given.
@@ -216,9 +220,11 @@ class _LentForward:
 
 def _unseen() -> AbstractContextManager[object]:
     """For calls that are not the model's: a stage may number its own, see splits/replay."""
-    if torch.compiler.is_compiling() or not torch._C._len_torch_function_stack():
-        return nullcontext()
-    return torch._C.DisableTorchFunction()
+    return torch._C.DisableTorchFunction() if _has_modes() else nullcontext()
+
+
+def _has_modes() -> bool:
+    return not torch.compiler.is_compiling() and bool(torch._C._len_torch_function_stack())
 
 
 def _count(layer: _NormBase, given: object) -> int:
