@@ -1,8 +1,9 @@
 """What `protect` costs around a plain loop with DDP, and what a killed rank costs it.
 
 Cost: two ranks of ResNet-18, 32 images of 128 pixels and one thread each, protected and plain steps
-in turn in one job; a snapshot after each protected step. A killed rank: the same, of a small net,
-under `bundlerun script` and torchrun.
+in turn in one job; a snapshot after each protected step. Beside other work the same steps differ by
+more than it costs, so what is done for a step is counted, too, by itself. A killed rank: the same,
+of a small net, under `bundlerun script` and torchrun.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def run(options: Options) -> None:
         )
         for kind, name in enumerate(("processor time", "clock"))
     }
+    counted = [100 * beside / own for beside, own in turns["counted"]]
+    cost["counted"] = [min(counted), median(counted), max(counted)]
     step_ms = 1000 * median(each[1] for each in turns["plain"])
     print_table(
         ("percent of a step", "low", "median", "high"),
@@ -76,7 +79,8 @@ def run(options: Options) -> None:
     )
     ours = kills[OURS]
     checks = [
-        Check("percent of a step, at most", cost["processor time"][1], MOST_PERCENT),
+        Check("percent of a step, counted, at most", cost["counted"][1], MOST_PERCENT),
+        Check("percent of a step, in turns, at most", cost["processor time"][1], MOST_PERCENT),
         Check("killed rank to next step, s, at most", median(k["seconds"] for k in ours), MOST_S),
         Check("steps lost, at most", max(k["lost"] for k in ours), 0),
     ]

@@ -25,6 +25,9 @@ from bundlerun import Protection, protect
 
 _MANY = 1_000_000
 _WARM_STEPS = 6
+_NUM_COUNTED = 12
+_COPIED_S = 0.5
+"""Longer than a copy takes."""
 
 
 def main() -> None:
@@ -48,7 +51,9 @@ def main() -> None:
     kept = Protection(snapshot_steps=1)
     with protect(model, optimizer, run_dir=args.folder / "run", protection=kept) as run:
         if args.what == "turns":
-            found = _turns(run.steps(_MANY), step, args.turns, args.steps)
+            steps = run.steps(_MANY)
+            found = _turns(steps, step, args.turns, args.steps)
+            found["counted"] = _counted(steps, step)
             if rank == 0:
                 (args.folder / "turns.json").write_text(json.dumps(found))
             return
@@ -97,6 +102,19 @@ def _turns(
                 next(steps)
         took = [time.process_time() - cpu, time.perf_counter() - wall]
         found["protected" if is_protected else "plain"].append([t / num_steps for t in took])
+    return found
+
+
+def _counted(steps: Iterator[int], step: Callable[[], None]) -> list[list[float]]:
+    """Processor seconds of what is done for a step beside it, and of the step, alone each."""
+    found = []
+    for _ in range(_NUM_COUNTED):
+        begin = time.process_time()
+        step()
+        end = time.process_time()
+        next(steps)
+        time.sleep(_COPIED_S)  # the copy's thread has no other to share the processor with
+        found.append([time.process_time() - end, end - begin])
     return found
 
 

@@ -33,11 +33,15 @@ class EachRank:
         self._device = device
         self._taken: dict[str, Tensor] = {}
 
-    def take(self) -> None:
-        """Copies it as it is now."""
+    def take(self, alike: Mapping[str, Tensor]) -> None:
+        """Copies it as it is now.
+
+        Args:
+            alike: what `Objects.state` has just given, which has copied the buffers.
+        """
         found = self._packing.packed(_RANDOM, random_states(self._device))
         found |= {key: value.clone() for key, value in self._objects.state().items()}
-        found |= {_BUFFERS + key: t.clone() for key, t in self._alike.buffers().items()}
+        found |= {_BUFFERS + k: alike[k] for k in self._alike.buffers() if k in alike}
         self._taken = found
 
     def taken(self) -> dict[str, Tensor]:

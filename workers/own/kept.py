@@ -36,8 +36,9 @@ class OwnState:
 
     def taken(self) -> dict[str, Tensor]:
         """The state of now, for a snapshot; what this rank has for itself is copied with it."""
-        self._each_rank.take()
-        return self._objects.state()
+        found = self._objects.state()
+        self._each_rank.take(found)
+        return found
 
     def names(self, available: Iterable[str]) -> list[str]:
         """All, but for what other ranks have for themselves."""
@@ -64,9 +65,10 @@ class OwnState:
 
     def share(self) -> Share:
         """What this rank has for itself; the first one writes what all have alike, too."""
-        self._each_rank.take()
+        found = self._objects.state()
+        self._each_rank.take(found)
         own = {self._prefix + name: t for name, t in self._each_rank.taken().items()}
-        common = self._objects.state() if self.session.is_writer else {}
+        common = found if self.session.is_writer else {}
         return Share(f"rank-{self.session.place.rank}", {**common, **own})
 
     def check_finite(self) -> None:

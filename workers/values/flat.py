@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from math import prod
 from typing import Any, TypeAlias
@@ -45,6 +46,7 @@ def bytes_of(tensor: Tensor) -> Bytes:
     return found
 
 
+@functools.cache
 def name_of_dtype(dtype: torch.dtype) -> str:
     """Its name in torch, such as float32."""
     return str(dtype).removeprefix("torch.")

@@ -151,6 +151,27 @@ def test_a_finished_loop_has_nothing_left_to_do_and_can_be_made_longer(tmp_path:
         assert loop.done == done
 
 
+def test_steps_that_no_optimizer_takes_are_kept_too(tmp_path: Path) -> None:
+    def train(num_steps: int, fail_at: int) -> Tensor:
+        model = nn.Linear(2, 2)
+        nn.init.zeros_(model.bias)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        kept = Protection(snapshot_steps=1, snapshot_dir=str(tmp_path / "memory"))
+        with protect(model, optimizer, run_dir=tmp_path / "run", protection=kept) as run:
+            for step in run.steps(num_steps):
+                if step == fail_at:
+                    raise RuntimeError("as if")
+                if step % 2:
+                    continue  # as a loss scale leaves one out
+                with torch.no_grad():
+                    model.bias += 1.0  # a step of somebody's own
+        return model.bias.detach()
+
+    with pytest.raises(RuntimeError):
+        train(6, fail_at=3)
+    assert train(6, fail_at=-1).tolist() == [3.0, 3.0]
+
+
 def test_signals_are_as_before_once_the_loop_is_over(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     Loop(tmp_path).train(1)
