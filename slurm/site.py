@@ -121,6 +121,20 @@ def slurm_defaults(
     return found
 
 
+def rank_meeting(environ: Mapping[str, str], names: Names | None = None) -> tuple[str, str] | None:
+    """Address and port where the tasks of a step meet that are ranks themselves; None: no step.
+
+    Raises:
+        ConfigError: the first node has no address that others reach.
+    """
+    task = SlurmTask.from_environ(environ)
+    if task is None:
+        return None
+    if len(task.nodes) == 1:
+        return "127.0.0.1", str(task.port)
+    return _address(task, task.nodes[0], names or Names(known_address=node_address)), str(task.port)
+
+
 def node_address(node: str) -> str:
     """What Slurm itself connects to, an address or a name; empty where it does not say."""
     words = ["scontrol", "--oneliner", "show", "node", node]
@@ -196,6 +210,10 @@ class SlurmSite:
     def defaults(self, environ: Mapping[str, str], said: Callable[[str], str]) -> Mapping[str, str]:
         """See `slurm_defaults`."""
         return slurm_defaults(environ, said)
+
+    def meeting(self, environ: Mapping[str, str]) -> tuple[str, str] | None:
+        """See `rank_meeting`."""
+        return rank_meeting(environ)
 
     def run_dir_of_job(self, number: int) -> Path:
         """See `report.run_dir_of_job`."""

@@ -1,21 +1,34 @@
 """Other programs that start processes: what their variables say about this process.
 
-torchrun, bundlerun run     all that a rank needs
-deepspeed                   LOCAL_SIZE, CROSS_RANK, CROSS_SIZE in place of torchrun's names
-Ray                         NODE_RANK, and no number of nodes
-mpirun, mpiexec, srun       their own names for everything; no RANK, no place to meet
-Kubeflow                    PET_*, torchrun's own way of taking options from the environment
+who                          this process         its node             where all meet
+torchrun, accelerate, ours   RANK, WORLD_SIZE     LOCAL_*, GROUP_*     MASTER_ADDR, MASTER_PORT
+deepspeed                    RANK, WORLD_SIZE     LOCAL_SIZE, CROSS_*  MASTER_*
+Ray, Lightning               RANK, WORLD_SIZE     LOCAL_*, NODE_RANK   MASTER_*
+Kubeflow's operator          RANK, WORLD_SIZE     PET_NODE_RANK        MASTER_*
+Kubeflow's trainer           (for torchrun: PET_NNODES, PET_NODE_RANK, PET_MASTER_ADDR, ...)
+srun                         SLURM_PROCID, ..     SLURM_LOCALID, ..    by the list of nodes
+Open MPI                     OMPI_COMM_WORLD_*    OMPI_.._LOCAL_*      on one node: by its job
+MPICH, Intel, MVAPICH,
+Horovod, jsrun, Flux         names of their own   names of their own   (MASTER_* by the user)
+mp.spawn                     (nothing at all: see `bundlerun.workers.own.user_group`)
+
+MASTER_ADDR and MASTER_PORT count first under each. `rank_variables` is the place that reads them.
 """
 
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.rounding import divided_up
+from bundlerun.launcher.meeting.site import site_meeting
 from bundlerun.launcher.options.endpoints import bracketed
+
+_FIRST_PORT, _NUM_PORTS = 20000, 12000
+"""Below 32768, where Linux begins to hand out ports by itself."""
 
 _OTHER_NAMES = {
     "LOCAL_WORLD_SIZE": ("LOCAL_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS"),
@@ -37,6 +50,14 @@ class _Names:
     per_node: str
 
 
+_OPEN_MPI = _Names(
+    launcher="Open MPI",
+    rank="OMPI_COMM_WORLD_RANK",
+    size="OMPI_COMM_WORLD_SIZE",
+    local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
+    local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
+    per_node="mpirun --map-by ppr:1:node",
+)
 _SLURM = _Names(
     launcher="srun",
     rank="SLURM_PROCID",
@@ -47,13 +68,22 @@ _SLURM = _Names(
 )
 _FAMILIES = (
     # Open MPI first: under Slurm its own helpers are a job step, whose variables say less.
+    _OPEN_MPI,
     _Names(
-        launcher="Open MPI",
-        rank="OMPI_COMM_WORLD_RANK",
-        size="OMPI_COMM_WORLD_SIZE",
-        local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
-        local_size="OMPI_COMM_WORLD_LOCAL_SIZE",
-        per_node="mpirun --map-by ppr:1:node",
+        launcher="Horovod",
+        rank="HOROVOD_RANK",
+        size="HOROVOD_SIZE",
+        local_rank="HOROVOD_LOCAL_RANK",
+        local_size="HOROVOD_LOCAL_SIZE",
+        per_node="horovodrun --hosts A:1,B:1",
+    ),
+    _Names(
+        launcher="jsrun",
+        rank="JSM_NAMESPACE_RANK",
+        size="JSM_NAMESPACE_SIZE",
+        local_rank="JSM_NAMESPACE_LOCAL_RANK",
+        local_size="JSM_NAMESPACE_LOCAL_SIZE",
+        per_node="jsrun --rs_per_host 1",
     ),
     _Names(
         launcher="MVAPICH",
@@ -64,6 +94,14 @@ _FAMILIES = (
         per_node="mpirun -ppn 1",
     ),
     _SLURM,
+    _Names(
+        launcher="Flux",
+        rank="FLUX_TASK_RANK",
+        size="FLUX_JOB_SIZE",
+        local_rank="FLUX_TASK_LOCAL_ID",
+        local_size="",  # it does not say
+        per_node="flux run --tasks-per-node=1",
+    ),
     _Names(
         launcher="MPI",
         rank="PMI_RANK",
@@ -143,9 +181,11 @@ def rank_variables(environ: Mapping[str, str]) -> Mapping[str, str]:
         return {**_renamed(environ), **environ}
     crowd = crowd_of(environ)
     if crowd is None:
+        _check_alone(environ)
         return environ
-    # They can meet, and rank // local_size is the node only where ranks go node by node.
-    if environ.get("MASTER_ADDR") and environ.get("MASTER_PORT") and _is_by_node(crowd):
+    # rank // local_size is the node only where ranks go node by node.
+    meeting = _meeting(environ, crowd) if _is_by_node(crowd) else None
+    if meeting is not None:
         return {
             **environ,
             "RANK": str(crowd.rank),
@@ -154,6 +194,8 @@ def rank_variables(environ: Mapping[str, str]) -> Mapping[str, str]:
             "LOCAL_WORLD_SIZE": str(crowd.local_size),
             "GROUP_RANK": str(crowd.rank // crowd.local_size),
             "GROUP_WORLD_SIZE": str(crowd.size // crowd.local_size),
+            "MASTER_ADDR": meeting[0],
+            "MASTER_PORT": meeting[1],
         }
     raise ConfigError(
         f"this is process {crowd.rank} of {crowd.size} that {crowd.launcher} started, and nothing "
@@ -163,8 +205,46 @@ def rank_variables(environ: Mapping[str, str]) -> Mapping[str, str]:
     )
 
 
+def _meeting(environ: Mapping[str, str], crowd: Crowd) -> tuple[str, str] | None:
+    """Address and port where the processes of a crowd can meet; None where nobody says."""
+    if environ.get("MASTER_ADDR") and environ.get("MASTER_PORT"):
+        return environ["MASTER_ADDR"], environ["MASTER_PORT"]
+    if crowd.launcher == _SLURM.launcher:
+        return site_meeting(environ)
+    # Of several nodes it does not say which one has rank 0.
+    job = environ.get("PMIX_NAMESPACE")
+    if crowd.launcher == _OPEN_MPI.launcher and job and crowd.local_size == crowd.size:
+        # Each mpirun has another name, and so, as good as always, another port.
+        return "127.0.0.1", str(_FIRST_PORT + zlib.crc32(job.encode()) % _NUM_PORTS)
+    return None
+
+
+def _check_alone(environ: Mapping[str, str]) -> None:
+    """Raises ConfigError where others were started with this process, which has no rank."""
+    nodes = environ.get("PET_NNODES", "").rpartition(":")[2]
+    if nodes.isdecimal() and int(nodes) > 1:
+        raise ConfigError(
+            f"PET_NNODES={environ['PET_NNODES']} says that several nodes train together, and this "
+            "process has no RANK: each would train alone, all in one run folder; start it with "
+            "bundlerun run, bundlerun script or torchrun, which read PET_NNODES"
+        )
+    for name, least in (("WORLD_SIZE", 2), ("LOCAL_WORLD_SIZE", 2), ("LOCAL_RANK", 1)):
+        text = environ.get(name, "")
+        if text.isdecimal() and int(text) >= least:
+            raise ConfigError(
+                f"{name}={text} says that this is one of several processes, and RANK is not set: "
+                "each would train alone, all in one run folder; start the ranks with bundlerun run "
+                f"or torchrun, or set RANK for each, or unset {name} for one process alone"
+            )
+
+
 def _renamed(environ: Mapping[str, str]) -> dict[str, str]:
     found = {}
+    # Kubeflow's RANK is that of the pod: one process in each, unless there are to be more.
+    place = environ.get("PET_NODE_RANK"), environ.get("PET_NNODES")
+    if place == (environ["RANK"], environ.get("WORLD_SIZE")) and "LOCAL_RANK" not in environ:
+        found = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        found |= {"GROUP_RANK": environ["RANK"], "GROUP_WORLD_SIZE": environ["WORLD_SIZE"]}
     for name, others in _OTHER_NAMES.items():
         value = next((environ[other] for other in others if environ.get(other)), None)
         if value is not None:

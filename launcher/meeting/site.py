@@ -65,6 +65,13 @@ class Site(Protocol):
             BundleError: what it says does not go together, or this node is not fit.
         """
 
+    def meeting(self, environ: Mapping[str, str]) -> tuple[str, str] | None:
+        """Address and port where the ranks that it started itself can meet; None: none did.
+
+        Raises:
+            ConfigError: the first node has no address for others.
+        """
+
     def run_dir_of_job(self, number: int) -> Path:
         """The run folder of a job.
 
@@ -98,6 +105,11 @@ def site_defaults(
         for site in sites()
         for name, text in site.defaults(environ, said).items()
     }
+
+
+def site_meeting(environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Address and port where ranks that a site started can meet; None: no site did."""
+    return next((place for site in sites() if (place := site.meeting(environ)) is not None), None)
 
 
 def run_dir_of_job(number: int) -> Path:

@@ -39,7 +39,10 @@ RUN = ("bundlerun", "run", "--devices=cpu")
 
 
 def launched(
-    words: Sequence[str], folder: Path, more: Mapping[str, str] | None = None
+    words: Sequence[str],
+    folder: Path,
+    more: Mapping[str, str] | None = None,
+    options: Sequence[str] = (*OPTIONS, "synthetic"),
 ) -> subprocess.CompletedProcess[str]:
     """Runs a launcher in `folder`, with a run folder in it."""
     program = shutil.which(words[0], path=PATH)
@@ -49,7 +52,7 @@ def launched(
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environ |= {"PATH": PATH, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", **(more or {})}
     done = subprocess.run(
-        [program, *words[1:], f"--run-dir={folder / 'run'}", *OPTIONS, "synthetic"],
+        [program, *words[1:], f"--run-dir={folder / 'run'}", *options],
         capture_output=True, text=True, timeout=LIMIT_S, check=False, env=environ, cwd=folder,
     )  # fmt: skip
     print(done.stdout, done.stderr, sep="\n")
@@ -104,8 +107,15 @@ def test_python_alone_is_one_rank(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_mpirun_on_one_node_trains(tmp_path: Path) -> None:
+    assert launched([*MPI, "-np", "2", *WORKER], tmp_path).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+@pytest.mark.slow
 def test_mpirun_of_ranks_that_know_of_nobody_is_refused(tmp_path: Path) -> None:
-    done = launched([*MPI, "-np", "2", *WORKER], tmp_path)
+    unset = ("env", "-u", "PMIX_NAMESPACE")  # as of several nodes, where no port is known
+    done = launched([*MPI, "-np", "2", *unset, *WORKER], tmp_path)
     assert done.returncode == 2
     assert "of 2 that Open MPI started, and nothing tells them where to meet" in done.stderr
     assert not (tmp_path / "run").exists()
@@ -129,12 +139,11 @@ def test_mpirun_of_bundlerun_is_one_per_node(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_srun_of_ranks_that_know_of_nobody_is_refused(tmp_path: Path) -> None:
+def test_srun_alone_trains(tmp_path: Path) -> None:
     if shutil.which("sinfo") is None or subprocess.run(["sinfo"], timeout=30).returncode:
         pytest.skip("here is no Slurm")
-    done = launched(["srun", "-n2", *WORKER], tmp_path)
-    assert done.returncode == 2
-    assert "of 2 that srun started" in done.stderr
+    assert launched(["srun", "-N1", "-n2", *WORKER], tmp_path).returncode == 0
+    check_trained(tmp_path, 2)
 
 
 # ---------------------------------------------------------------- others that start ranks
@@ -194,3 +203,77 @@ def test_rays_workers_are_two_ranks(tmp_path: Path) -> None:
     script.write_text(RAY)
     assert launched([PYTHON, str(script)], tmp_path).returncode == 0
     check_trained(tmp_path, 2)
+
+
+# ---------------------------------------------------------------- the doors of the library
+
+
+def check_both_doors(folder: Path) -> None:
+    """Two ranks were one job in `protect`, and the two stages of one bundle after it."""
+    parts = {path.name: path.read_text() for path in (folder / "run").glob("rank-*")}
+    assert parts == {"rank-0.weight 0.bias": "2 True", "rank-2.weight 2.bias": "2 True"}
+
+
+OWN_RAY = RAY.replace("bundlerun.workers.train", "tests.launchers.own_loop")
+OWN_RAY = OWN_RAY.replace('assert main(config["argv"]) == 0', 'main(config["argv"])')
+SPAWN = """
+import os, sys
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from tests.launchers.own_loop import main
+def work(rank, argv):
+    where = "tcp://127.0.0.1:" + os.environ["PORT"]
+    dist.init_process_group("gloo", where, rank=rank, world_size=2)
+    main(argv)
+if __name__ == "__main__":
+    mp.spawn(work, args=(sys.argv[1:],), nprocs=2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        "torchrun --standalone --nproc-per-node=2",
+        "bundlerun script --devices=cpu --nproc-per-node=2",
+        "accelerate launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no "
+        "--dynamo_backend=no",
+        "ft_launcher --standalone --nproc-per-node=2",
+        "deepspeed --num_accelerators=2",
+        "torchx run --scheduler=local_cwd dist.ddp -j 1x2 --script PROGRAM --",
+        "fabric run --accelerator=cpu --devices=2",
+        f"{' '.join(MPI)} -np 2 {PYTHON}",
+    ],
+    ids=lambda words: words.split()[0],
+)
+def test_a_loop_of_ones_own_has_two_ranks(words: str, tmp_path: Path) -> None:
+    program = str(Path(__file__).with_name("own_loop.py"))
+    split = [program if word == "PROGRAM" else word for word in words.split()]
+    split = split if program in split else [*split, program]
+    if split[0] == "bundlerun":  # its own options are before the program
+        split.insert(2, f"--run-dir={tmp_path / 'run'}")
+    done = launched(split, tmp_path, {"MASTER_PORT": free_port()}, ())
+    assert done.returncode == 0
+    check_both_doors(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", [SPAWN, OWN_RAY], ids=["mp.spawn", "ray"])
+def test_a_loop_of_ones_own_has_two_ranks_where_a_program_makes_them(
+    text: str, tmp_path: Path
+) -> None:
+    if text is OWN_RAY:
+        pytest.importorskip("ray.train.torch", reason="ray is not installed")
+    script = tmp_path / "script.py"
+    script.write_text(text)
+    assert launched([PYTHON, str(script)], tmp_path, {"PORT": free_port()}, ()).returncode == 0
+    check_both_doors(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_loop_whose_launcher_gave_no_rank_is_one_line(tmp_path: Path) -> None:
+    program = str(Path(__file__).with_name("own_loop.py"))
+    done = launched([PYTHON, program], tmp_path, {"WORLD_SIZE": "2"}, ())
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: WORLD_SIZE=2 says that this is one of several processes")
+    assert done.stderr.count("\n") == 1

@@ -20,6 +20,8 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
+from bundlerun.workers.own.told_errors import tell_errors
+from bundlerun.workers.own.user_group import group_variables
 from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
@@ -45,12 +47,15 @@ class Joined:
 
 
 def read_env() -> RankEnv:
-    """What the launcher has told this process.
+    """What the launcher has told this process, or the process group that its program has made.
+
+    Collective where there is such a group: all of its ranks.
 
     Raises:
-        ConfigError: a variable is missing or no number.
+        ConfigError: a variable is missing or no number; or both say different things.
     """
-    return RankEnv.from_mapping(os.environ)
+    tell_errors()
+    return RankEnv.from_mapping({**os.environ, **group_variables(os.environ)})
 
 
 def joined(config: TrainConfig, env: RankEnv, device: torch.device, held: ExitStack) -> Joined:

@@ -206,9 +206,14 @@ class Liveness:
         """
         if not self.is_launched:
             return code
-        is_bundleruns = multiprocessing.parent_process() is not None
+        is_bundleruns = self._is_bundleruns
         is_as_asked = code == EXIT_RESUMABLE and self._has_agreed
         return EXIT_DONE if is_bundleruns or is_as_asked else code
+
+    @property
+    def _is_bundleruns(self) -> bool:
+        """Whether bundlerun's agent has forked it, and not a program of the user (mp.spawn)."""
+        return self._row is not None and multiprocessing.parent_process() is not None
 
     def end_now(self, exit_code: int) -> None:
         """Ends the process, save for a copy of the state that is under way; never returns."""
@@ -236,7 +241,7 @@ class Liveness:
             "failed",
             {"text": text, "exit_code": EXIT_FAILED, "is_follower": is_follower(error)},
         )
-        if multiprocessing.parent_process() is None:  # bundlerun tells the first failure itself
+        if not self._is_bundleruns:  # bundlerun tells the first failure itself
             sys.stderr.write(text)
         sys.stderr.flush()
         sys.stdout.flush()

@@ -27,6 +27,7 @@ from bundlerun.launcher.meeting.default_folder import (
     is_latest,
     new_folder,
 )
+from bundlerun.launcher.meeting.site import site_job
 from bundlerun.launcher.run_folder.holder import (
     TORCHRUN,
     Holder,
@@ -73,6 +74,8 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
         folder = folder_of_job(env.run_id)
     elif env.run_id and _is_one_node(env):
         folder = folder_of_job(f"torchrun-{process_tag(os.getppid())}")
+    elif (job := site_job(os.environ)) is not None and not job.may_be_shell:
+        folder = folder_of_job(job.folder_name)
     else:
         raise ConfigError(NO_FOLDER)
     return replace(config, run_dir=str(folder))

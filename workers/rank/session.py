@@ -24,6 +24,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.options.endpoints import bracketed
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
@@ -174,7 +175,8 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
         _wait_for_store(env, timeout_s)
     try:
         # torch lists the iterator's element untyped.
-        store: Store = next(rendezvous("env://", env.rank, env.world_size, timeout=timeout))[0]
+        where = f"tcp://{bracketed(env.master_addr)}:{env.master_port}"
+        store: Store = next(rendezvous(where, env.rank, env.world_size, timeout=timeout))[0]
     except (RuntimeError, ValueError) as exc:
         raise NodeError(
             f"the first node's store at {env.master_addr}:{env.master_port} cannot be reached "

@@ -35,6 +35,7 @@ from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.run.course import Run
 from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
+from bundlerun.workers.run.same_model import check_same_model
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.run.trained import Trained
 from bundlerun.workers.snapshot.pace import Pace
@@ -137,13 +138,14 @@ def _own_stage(
 ) -> tuple[nn.Module, Initial | None]:
     """One stage of the model, as a new run begins with it, for this rank; the others are let go.
 
-    Collective: the bundle.
+    Collective: every rank that is not spare.
 
     Returns:
         And the weights that it was given, or would be given if nothing was found.
     """
     example = share_example(feed, session, recipe, config.shape.num_stages)
     cut = cut_model(config, recipe, info, is_loaded_later=found.is_snapshot, example=example)
+    check_same_model(session, cut.stages)
     stage, initial = cut.stages[session.place.stage], None
     if found.is_nothing:
         initial = cut.initial(config, info)
