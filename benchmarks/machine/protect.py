@@ -97,7 +97,12 @@ def _environment() -> dict[str, str]:
 def _turns(num_turns: int) -> dict[str, list[list[float]]]:
     with tempfile.TemporaryDirectory(prefix="bundlerun-") as name:
         words = [*LAUNCHERS[OURS], f"--run-dir={name}/run", _SCRIPT, "turns", name]
-        subprocess.run([*words, f"--turns={num_turns}"], check=True, cwd=ROOT, env=_environment())
+        words.append(f"--turns={num_turns}")
+        with subprocess.Popen(words, cwd=ROOT, env=_environment()) as job:
+            try:
+                assert job.wait() == 0
+            finally:
+                job.kill()  # its ranks end with it
         found: dict[str, list[list[float]]] = json.loads((Path(name) / "turns.json").read_text())
         return found
 

@@ -83,10 +83,10 @@ def _turns(
 ) -> dict[str, list[list[float]]]:
     """Seconds of a step in each turn, of the processor and of the clock: protected, plain."""
     found: dict[str, list[list[float]]] = {"protected": [], "plain": []}
-    next(steps)
+    next(steps, None)
     for _ in range(_WARM_STEPS):
         step()
-        next(steps)
+        next(steps, None)
     for turn in range(2 * num_turns):
         # with, without, without, with: a steady drift of the machine falls on both alike.
         is_protected = turn % 4 in (0, 3)
@@ -94,12 +94,12 @@ def _turns(
         # over.
         step()
         if is_protected:
-            next(steps)
+            next(steps, None)
         cpu, wall = time.process_time(), time.perf_counter()
         for _ in range(num_steps):
             step()
             if is_protected:
-                next(steps)
+                next(steps, None)
         took = [time.process_time() - cpu, time.perf_counter() - wall]
         found["protected" if is_protected else "plain"].append([t / num_steps for t in took])
     return found
@@ -112,7 +112,7 @@ def _counted(steps: Iterator[int], step: Callable[[], None]) -> list[list[float]
         begin = time.process_time()
         step()
         end = time.process_time()
-        next(steps)
+        next(steps, None)
         time.sleep(_COPIED_S)  # the copy's thread has no other to share the processor with
         found.append([time.process_time() - end, end - begin])
     return found
