@@ -113,7 +113,7 @@ class TrainConfig(WorkConfig):
         choices=get_args(Decode),
     )
     seq_len: int = option(
-        512, "tokens of a sequence (language-model)", group=_DATA, parse=int, kept=True
+        512, "tokens of a sequence; the most of a text", group=_DATA, parse=int, kept=True
     )
     tokenizer: str = option(
         "",

@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.launcher.model_name import OF_IMAGES, OF_PIXELS, OF_TEXT
+from bundlerun.launcher.model_name import OF_IMAGES, OF_PIXELS, OF_TEXT, OF_TEXTS
 from bundlerun.launcher.user_file import module_from_file, users_code
 
 BUILT_IN = {
     OF_IMAGES: "bundlerun.workers.recipes.image_classification",
     OF_TEXT: "bundlerun.workers.recipes.language_model",
     OF_PIXELS: "bundlerun.workers.recipes.segmentation",
+    OF_TEXTS: "bundlerun.workers.recipes.sequence_classification",
     "characters": "bundlerun.workers.recipes.characters",
 }
 Sample = Any

@@ -105,14 +105,19 @@ class Tokenizer:
         vocabulary = self._made.get_vocab()
         return 1 + max(vocabulary.values(), default=-1)
 
-    def encode(self, text: str, *, special: bool = False) -> list[int]:
+    def encode(self, text: str, *, special: bool = False, most: int = 0) -> list[int]:
         """The tokens of a text.
 
         Args:
             special: with those that the tokenizer puts around a text of its own.
+            most: so many, those included; 0: all.
         """
-        found = self._made.encode(text, add_special_tokens=special)
-        return list(found.ids if self._is_file else found)
+        if not self._is_file:
+            options = {"truncation": True, "max_length": most} if most else {}
+            return list(self._made.encode(text, add_special_tokens=special, **options))
+        if most:
+            self._made.enable_truncation(max_length=most)
+        return list(self._made.encode(text, add_special_tokens=special).ids)
 
     def encode_all(self, texts: Sequence[str], kept_in: Path) -> Tokens:
         """The tokens of texts one after the other, with `end` between two.

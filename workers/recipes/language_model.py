@@ -8,7 +8,6 @@ The loss is a mean over tokens: it says its sum and their number.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,21 +20,26 @@ from torch.optim import Optimizer
 from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import HF_CONFIG, OfLibrary, check_named, parse_model
 from bundlerun.launcher.preflight import data_path
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.data.corpus import TRAIN_PART, Corpus, find_corpus, read_documents
-from bundlerun.workers.data.tokenizer import Tokenizer, find_tokenizer, has_tokenizer
+from bundlerun.workers.data.tokenizer import Tokenizer, find_tokenizer
 from bundlerun.workers.data.tokens import Sequences, Tokens, largest, read_tokens
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
+from bundlerun.workers.recipes.of_text import (
+    check_embedding,
+    check_length,
+    check_text_model,
+    hf_settings,
+    tokenizer_name,
+)
 from bundlerun.workers.recipes.outputs import logits_of
 
 IGNORED = -100
 """A target that is not learnt, as torch and transformers have it."""
 _CAUSAL = "AutoModelForCausalLM"
-_POSITIONS = ("n_positions", "max_position_embeddings")
 _MOST_EXPONENT = 700.0
 """Of e, in a float."""
 
@@ -59,7 +63,7 @@ class LanguageModel:
 
     def check(self) -> None:
         """Raises ConfigError for a model, data or a tokenizer that is not there."""
-        _check_model(self._config.model)
+        check_text_model(self._config.model)
         corpus = self._corpus()
         if self._tokenizer_name:
             find_tokenizer(self._tokenizer_name)
@@ -69,17 +73,13 @@ class LanguageModel:
                 "tokenizers, or a folder of save_pretrained; or give tokens in a file that ends "
                 "with .bin, .npy or .pt"
             )
-        settings = self._settings()
-        longest = min((int(settings[n]) for n in _POSITIONS if settings.get(n)), default=0)
-        if 0 < longest < self._config.seq_len:
-            raise ConfigError(
-                f"--seq-len {self._config.seq_len} is more than the {longest} tokens that --model "
-                f"{self._config.model!r} sees; use --seq-len {longest} or less"
-            )
+        check_length(self._config.model, self._config.seq_len)
 
     def num_outputs(self) -> int:
         """Of the model, without opening the data; 0: only the data can say."""
-        found = self._config.num_classes or int(self._settings().get("vocab_size") or 0)
+        found = self._config.num_classes or int(
+            hf_settings(self._config.model).get("vocab_size") or 0
+        )
         return found or (self._tokenizer().size if self._tokenizer_name else 0)
 
     def open_data(self) -> DataSets:
@@ -116,13 +116,8 @@ class LanguageModel:
         """
         made = build_model(self._config.model, info.num_outputs, hf_class=_CAUSAL)
         whole = made if isinstance(made, nn.Module) else nn.ModuleList(made)
-        sizes = [m.num_embeddings for m in whole.modules() if isinstance(m, nn.Embedding)]
-        if sizes and max(sizes) < info.num_outputs:
-            raise ConfigError(
-                f"the vocabulary has {info.num_outputs} tokens, the largest embedding of --model "
-                f"{self._config.model!r} {max(sizes)}; give the model an embedding for each token, "
-                "or say with --num-classes how many there are"
-            )
+        way = "say with --num-classes how many there are"
+        check_embedding(whole, info.num_outputs, self._config.model, way)
         # What a model keeps to go on with a text is of no use in training, and large.
         settings: Any = getattr(whole, "config", None)
         if getattr(settings, "use_cache", False):
@@ -188,44 +183,11 @@ class LanguageModel:
             + ("" if part == "training" else ", or leave validation out with --no-validate")
         )
 
-    def _settings(self) -> dict[str, Any]:
-        """What the config.json of a model of transformers says; nothing of other models."""
-        folder = _hf_folder(self._config.model)
-        if folder is None:
-            return {}
-        try:
-            found = json.loads((folder / HF_CONFIG).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as exc:
-            raise ConfigError(
-                f"cannot read {str(folder / HF_CONFIG)!r}: {exc}; give a folder of save_pretrained"
-            ) from exc
-        # Of a model of several kinds of data, the part for text.
-        inner = found.get("text_config")
-        return {**found, **inner} if isinstance(inner, dict) else dict(found)
-
     @property
     def _tokenizer_name(self) -> str:
-        folder = _hf_folder(self._config.model)
-        own = str(folder) if folder is not None and has_tokenizer(folder) else ""
-        return self._config.tokenizer or own
+        return tokenizer_name(self._config.tokenizer, self._config.model)
 
     def _tokenizer(self) -> Tokenizer:
         if self._made is None:
             self._made = Tokenizer(self._tokenizer_name)
         return self._made
-
-
-def _hf_folder(model: str) -> Path | None:
-    known = parse_model(model)
-    is_hf = isinstance(known, OfLibrary) and known.library == "hf"
-    return Path(known.name).expanduser() if is_hf and isinstance(known, OfLibrary) else None
-
-
-def _check_model(model: str) -> None:
-    known = parse_model(model)
-    if isinstance(known, OfLibrary) and known.library != "hf":
-        raise ConfigError(
-            f"--model {model!r} is a model of {known.library}, which reads no text; give "
-            "hf:FOLDER, or path/to/file.py:build"
-        )
-    check_named(model)
