@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.replay.model import ReplayedModel
+from bundlerun.splits.shared import shared_of
 from tests.unit.splits.replay.chain import (
     Layers,
     assert_same,
@@ -237,3 +238,18 @@ def test_a_model_that_takes_another_way_than_when_it_was_cut_is_refused_where_it
         vars(stage)["replica"].is_odd = True
     with pytest.raises(ConfigError, match=r"at .*test_stage.py:\d+ it calls 'cos'"):
         subject.stages[0](example())
+
+
+def tied(m: Layers, x: Tensor) -> Tensor:
+    return m.third(m.second(m.first(x)))
+
+
+def test_a_tied_parameter_is_in_both_stages_under_all_its_names() -> None:
+    model = layers(tied)
+    model.third.weight = model.first.weight
+    subject = subject_of(model, (example(),), ("second",))
+    assert_same(subject, (example(),))
+    for stage in subject.stages:
+        assert {"first.weight", "third.weight"} <= {*stage.state_dict()}
+        assert [shared.names for shared in shared_of(stage)] == [("first.weight", "third.weight")]
+    assert "third.bias" not in subject.stages[0].state_dict()
