@@ -50,7 +50,7 @@ RANK_PLACES: Mapping[str, Spot] = {
     "restore survey": Spot("bundlerun.workers.snapshot.restore:Restore", "_announce", "before"),
     "restore send": Spot("bundlerun.workers.snapshot.restore:Restore", "_send", "before"),
     "restore receive": Spot("bundlerun.workers.snapshot.restore:Restore", "_receive", "before"),
-    "restore load": Spot("bundlerun.workers.run.keeper:Keeper", "_load", "before"),
+    "restore load": Spot("bundlerun.workers.run.trained:Trained", "load", "before"),
     "exit": Spot("bundlerun.workers.run.course:Run", "train_from", "after"),
 }
 LEG_PLACES = ("collect", "exchange", "distribute")
