@@ -121,7 +121,6 @@ class TrainConfig(WorkConfig):
         "save_pretrained (default: that of --model hf:FOLDER)",
         group=_DATA,
         parse=Reader(metavar="FILE|FOLDER"),
-        per_node=True,
     )
     ignore_index: int = option(
         255, "label of pixels that are not learnt (segmentation)", group=_DATA, parse=int, kept=True

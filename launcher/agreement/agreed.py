@@ -58,7 +58,7 @@ def terms_of(config: TrainConfig) -> dict[str, str]:
             terms[flag] = value
             if field.name in _FILES:
                 terms |= _file_terms(flag, value)
-    terms |= _weight_terms(config)
+    terms |= _weight_terms(config) | _tokenizer_terms(config.tokenizer)
     data = data_card(config.data)
     if data:
         terms[DATA] = data
@@ -103,6 +103,18 @@ def _file_terms(flag: str, value: str) -> dict[str, str]:
             return {f"content of {flag}": _digest_behind(Path(origin))} if origin else {}
         case OfLibrary():
             return {}
+
+
+def _tokenizer_terms(value: str) -> dict[str, str]:
+    """What makes tokens, by name and content, as nodes may have it at different places."""
+    if not value:
+        return {}
+    place, flag = Path(value).expanduser().absolute(), flag_of("tokenizer")
+    files = [place]
+    if place.is_dir():
+        # A folder of save_pretrained may have weights, too, which make no tokens.
+        files = sorted(f for f in place.iterdir() if f.suffix in (".json", ".txt", ".model"))
+    return {flag: place.name, f"content of {flag}": digest(files, place.parent)}
 
 
 def _weight_terms(config: TrainConfig) -> dict[str, str]:

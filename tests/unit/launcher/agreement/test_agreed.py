@@ -83,6 +83,17 @@ def test_a_file_that_the_recipe_imports_is_compared_too(tmp_path: Path) -> None:
     assert "--model" not in text
 
 
+def test_a_tokenizer_is_compared_by_what_it_holds(tmp_path: Path) -> None:
+    found = {}
+    for node, text in (("a", "{}"), ("b", "{}"), ("c", "[]")):
+        (tmp_path / node / "words").mkdir(parents=True)
+        (tmp_path / node / "words" / "tokenizer.json").write_text(text)
+        (tmp_path / node / "words" / "model.safetensors").write_text(node)
+        found[node] = terms_of(config(tokenizer=str(tmp_path / node / "words")))
+    assert difference({"a": found["a"], "b": found["b"]}) == ""
+    assert difference(found).startswith("content of --tokenizer is ")
+
+
 def test_other_classes_are_other_data(tmp_path: Path) -> None:
     one = terms_of(config(data=images(tmp_path / "one", "ape", "bat")))
     two = terms_of(config(data=images(tmp_path / "two", "ape", "cat")))
@@ -123,7 +134,7 @@ def test_builds_of_one_version_and_what_an_installation_says_of_our_code_are_no_
 def test_a_run_that_goes_on_needs_its_data_model_optimizer_and_order_of_samples() -> None:
     assert kept_terms() == {
         DATA, "--model", "--num-classes", "--batch-size", "--optimizer", "--synthetic-samples",
-        "--seed", "--lora", "--lora-alpha", "--lora-targets",
+        "--seed", "--lora", "--lora-alpha", "--lora-targets", "--seq-len", "--ignore-index",
     }  # fmt: skip
 
 
