@@ -35,6 +35,7 @@ PORT = 29400
 POLL_S = 0.005
 EVENTS_POLL_S = 0.1
 """Reading a long event log takes time that the job's ranks lack."""
+CHECKPOINT_STEPS = 20
 UNDISTURBED_S = 120
 UNDISTURBED_STEP_S = 1.0
 """Longest wait for the run without faults: some 20 ms a step, far more on a busy machine."""
@@ -57,7 +58,7 @@ JOB = {
     "sync": "local-master",
     "share": "equal",
     "snapshot-steps": 1,
-    "checkpoint-steps": 20,
+    "checkpoint-steps": CHECKPOINT_STEPS,
     "timeout-s": 60,
 }
 

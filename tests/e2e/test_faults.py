@@ -17,7 +17,7 @@ import pytest
 
 from benchmarks.faults.chaos import leader
 from benchmarks.faults.inject import AGENT, ANY, Fault
-from benchmarks.faults.job import Job, loopback_nodes, losses, opened, undisturbed
+from benchmarks.faults.job import CHECKPOINT_STEPS, Job, loopback_nodes, losses, opened, undisturbed
 from benchmarks.faults.places import AGENT_PLACES, LEG_PLACES, RANK_PLACES
 from benchmarks.workload import slow_model
 from tests.e2e.test_runs import free_port
@@ -146,6 +146,9 @@ def test_a_rank_or_an_agent_in_the_restart_behind_another_fault(
 @pytest.mark.parametrize("place", ["restore send", "restore receive"])
 def test_a_rank_that_hands_the_state_to_a_node_without_any(job: Job, place: str) -> None:
     before = Before.of(job)
+    # A checkpoint as new as the snapshot would be read, and nobody would hand anything over.
+    finished, every = job.tail.look(), CHECKPOINT_STEPS
+    job.wait_for_step(finished - finished % every + every + every // 4, LIMIT_S)
     job.kill_node("n2")
     job.forget_memory("n2")
     fault = Fault(kind="die", node=ANY, who=ANY, place=place)
