@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.loader import MicrobatchLoader
 from bundlerun.workers.data.order import num_steps, sample_order, step_microbatches
-from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, SampleSet
+from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, SampleSet, load_recipe
+
+
+def opened(config: TrainConfig) -> Any:
+    """The data sets of a recipe that has nothing to refuse."""
+    recipe = load_recipe(config)
+    recipe.check()
+    return recipe.open_data()
+
+
+def refusal(config: TrainConfig) -> str:
+    """What a recipe refuses with, in one line."""
+    with pytest.raises(ConfigError) as caught:
+        opened(config)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def info_of(data: DataSets) -> DataInfo:

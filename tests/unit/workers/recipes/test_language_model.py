@@ -19,7 +19,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data import tokenizer as tokenizer_module
 from bundlerun.workers.recipe import DataInfo, load_recipe
 from bundlerun.workers.recipes.language_model import LanguageModel
-from tests.unit.workers.recipes.recipe_use import info_of, module_of, tensors
+from tests.unit.workers.recipes.recipe_use import info_of, module_of, opened, refusal, tensors
 
 MODEL = f"{Path(__file__).parents[3] / 'ranks' / 'tiny_gpt.py'}:build"
 WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog"]
@@ -34,19 +34,6 @@ def config_of(tmp_path: Path, data: Path, **changes: Any) -> TrainConfig:
         run_dir=str(tmp_path / "run"),
     )
     return replace(own, **changes)
-
-
-def opened(config: TrainConfig) -> Any:
-    recipe = load_recipe(config)
-    recipe.check()
-    return recipe.open_data()
-
-
-def refusal(config: TrainConfig) -> str:
-    with pytest.raises(ConfigError) as caught:
-        opened(config)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.recipe import UnreadableSample, load_recipe
 from bundlerun.workers.recipes.segmentation import Segmentation
-from tests.unit.workers.recipes.recipe_use import info_of, module_of, tensors
+from tests.unit.workers.recipes.recipe_use import info_of, module_of, opened, refusal, tensors
 
 SIDE, CLASSES = 8, 3
 
@@ -49,12 +48,6 @@ def config(tmp_path: Path) -> TrainConfig:
         augment="none",
         run_dir=str(tmp_path / "run"),
     )
-
-
-def opened(config: TrainConfig) -> Any:
-    recipe = load_recipe(config)
-    recipe.check()
-    return recipe.open_data()
 
 
 def test_image_and_mask_are_cut_and_mirrored_alike(config: TrainConfig) -> None:
@@ -130,13 +123,6 @@ def test_a_model_of_torchvision_computes_a_loss(config: TrainConfig) -> None:
     total, weight = recipe.loss(model(scaled), mask[None])
     assert weight.item() == 60
     assert torch.as_tensor(total).isfinite()
-
-
-def refusal(config: TrainConfig) -> str:
-    with pytest.raises(ConfigError) as caught:
-        opened(config)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_wrong_input_is_one_line(config: TrainConfig, tmp_path: Path) -> None:

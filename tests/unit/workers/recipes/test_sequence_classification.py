@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.recipe import DataInfo, load_recipe
-from tests.unit.workers.recipes.recipe_use import module_of
+from tests.unit.workers.recipes.recipe_use import module_of, opened, refusal
 
 MODEL = f"{Path(__file__).parents[3] / 'ranks' / 'tiny_reader.py'}:build"
 CSV = 'text,label\nthe fox,animal\n"the, lazy dog jumps",animal\nthe brown\nlog,thing\n'
@@ -43,19 +42,6 @@ def config(tmp_path: Path) -> TrainConfig:
         seq_len=4,
         shape=Shape((1,)),
     )
-
-
-def opened(config: TrainConfig) -> Any:
-    recipe = load_recipe(config)
-    recipe.check()
-    return recipe.open_data()
-
-
-def refusal(config: TrainConfig) -> str:
-    with pytest.raises(ConfigError) as caught:
-        opened(config)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_texts_become_tokens_with_special_ones_and_are_cut_and_padded(config: TrainConfig) -> None:
