@@ -177,7 +177,7 @@ class DeviceSlotReceiver:
     def post(self, specs: Specs) -> Callable[[], list[Tensor]]:
         """See `Receiver`; only the current stream waits for the message."""
         copies = self._helper.add(lambda: self.copy_out(self.next_slot(), specs))
-        return lambda: self.use(copies.result())
+        return lambda: copies.result().use(self._device)
 
     def copy_out(self, number: int, specs: Specs) -> Copies:
         """Starts to copy the message in a slot, and has the slot given back when that is done."""
@@ -217,15 +217,6 @@ class DeviceSlotReceiver:
         done.synchronize()
         with suppress(RuntimeError):  # a sender that is gone needs no slots
             self._memory.ring(_SENDER, _MESSAGE, number)
-
-    def use(self, copies: Copies) -> list[Tensor]:
-        """The tensors of a message, for the current stream."""
-        current = door.current_stream(self._device)
-        current.wait_event(copies.done)
-        # Their memory is the link's stream's, which would reuse it too early.
-        for tensor in copies.tensors:
-            door.used_by(tensor, current)
-        return copies.tensors
 
     def finish(self) -> None:
         """Returns when the sender knows that all slots are free; a rank calls it last."""

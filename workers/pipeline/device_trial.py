@@ -115,7 +115,7 @@ def _received(group: Group, device: torch.device, memory: NodeMemory) -> DeviceS
             _reach(end.copied[slot], "the other process's mark")
         copies = end.copy_out(slot, specs_of([wanted]))
         _reach(copies.done, "a copy from the memory of both")
-        (found,) = end.use(copies)
+        (found,) = copies.use(device)
         num_wrong = int((found != wanted + number).sum())
         if num_wrong:
             raise CannotShareError(f"message {number} has {num_wrong} wrong numbers")

@@ -29,6 +29,16 @@ class Copies(NamedTuple):
     tensors: list[Tensor]
     done: Event
 
+    def use(self, device: torch.device) -> list[Tensor]:
+        """The copies on a GPU, for its current stream."""
+        # [4]
+        current = door.current_stream(device)
+        current.wait_event(self.done)
+        # Their memory is the other stream's, which would reuse it too early.
+        for tensor in self.tensors:
+            door.used_by(tensor, current)
+        return self.tensors
+
 
 class Staging:
     """One direction of one link has one; used by its rank and its helper.
@@ -94,10 +104,4 @@ class Staging:
 
     def use(self, copies: Copies) -> list[Tensor]:
         """The copies on the GPU, for the current stream."""
-        # [4]
-        current = door.current_stream(self._device)
-        current.wait_event(copies.done)
-        # Their memory is the other stream's, which would reuse it too early.
-        for tensor in copies.tensors:
-            door.used_by(tensor, current)
-        return copies.tensors
+        return copies.use(self._device)
