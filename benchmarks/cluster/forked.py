@@ -211,6 +211,23 @@ def rank_envs(per_host: Sequence[int], addresses: Sequence[str] = ()) -> list[Ra
     ]
 
 
+def launcher_variables(env: RankEnv) -> dict[str, str]:
+    """The variables by which a launcher would tell a rank its place."""
+    numbers = {
+        "RANK": env.rank,
+        "WORLD_SIZE": env.world_size,
+        "LOCAL_RANK": env.local_rank,
+        "LOCAL_WORLD_SIZE": env.local_world_size,
+        "GROUP_RANK": env.node,
+        "GROUP_WORLD_SIZE": env.num_nodes,
+        "MASTER_PORT": env.master_port,
+    }
+    return {name: str(number) for name, number in numbers.items()} | {
+        "MASTER_ADDR": env.master_addr,
+        "BUNDLERUN_NODE_NAME": env.node_name,
+    }
+
+
 def _fork(
     hosts: Hosts, env: RankEnv, barrier: Barrier, main: Callable[[Seat], object], folder: Path
 ) -> int:

@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from torch.distributed.pipelining import Schedule1F1B, SplitPoint, pipeline
 from torch.optim import SGD
 
-from benchmarks.cluster.forked import Seat, Timing, run_ranks, timings_by_scheme
+from benchmarks.cluster.forked import (
+    Seat,
+    Timing,
+    launcher_variables,
+    run_ranks,
+    timings_by_scheme,
+)
 from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.network.wire import check
 from bundlerun import Bundle, Cut
@@ -112,7 +118,8 @@ class OfBundle:
     """A loop over `bundlerun.Bundle`."""
 
     def __init__(self, setting: Setting, seat: Seat) -> None:
-        _launched(seat)
+        os.environ.update(launcher_variables(seat.env))
+        os.environ["BUNDLERUN_LOCAL_ADDR"] = seat.env.local_addr
         x, self._targets = batch(setting)
         self._bundle = Bundle.of(
             model(),
@@ -188,26 +195,6 @@ def batch(setting: Setting) -> tuple[Tensor, Tensor]:
     torch.manual_seed(1)
     x = torch.randn(setting.batch_size, LENGTH, WIDTH)
     return x, torch.arange(setting.batch_size) % CLASSES
-
-
-def _launched(seat: Seat) -> None:
-    """Sets what a launcher would have set for this rank."""
-    env = seat.env
-    numbers = {
-        "RANK": env.rank,
-        "WORLD_SIZE": env.world_size,
-        "LOCAL_RANK": env.local_rank,
-        "LOCAL_WORLD_SIZE": env.local_world_size,
-        "GROUP_RANK": env.node,
-        "GROUP_WORLD_SIZE": env.num_nodes,
-        "MASTER_PORT": env.master_port,
-    }
-    os.environ.update({name: str(number) for name, number in numbers.items()})
-    os.environ |= {
-        "MASTER_ADDR": env.master_addr,
-        "BUNDLERUN_LOCAL_ADDR": env.local_addr,
-        "BUNDLERUN_NODE_NAME": env.node_name,
-    }
 
 
 def measure(setting: Setting, num_rounds: int) -> tuple[dict[str, list[Timing]], float]:
