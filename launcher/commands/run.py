@@ -6,12 +6,13 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from bundlerun.launcher.agreement.agreed import terms_of
+from bundlerun.launcher.agreement.agreed import Terms, terms_of
 from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.agreement.continuation import changed_lines, has_begun, why_done
 from bundlerun.launcher.config import TrainConfig
@@ -123,19 +124,59 @@ def make_plan(
     )
 
 
-def run(args: argparse.Namespace) -> int:
-    """Starts the ranks and returns when they have ended; or shows the plan."""
-    train, launch = read_configs(args, os.environ)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What this node would start, under a name that no other agent of the job has meanwhile."""
+
+    plan: LaunchPlan
+    holder: Holder
+    """Who will claim the run folder."""
+
+    def claim(self, terms: Terms) -> Claim:
+        """The claim of the run folder, looked at but not made; tells what has changed in `terms`.
+
+        Raises:
+            ConfigError: a folder cannot be written to, or another job has it.
+        """
+        paths = RunPaths(Path(self.plan.train.value.run_dir))
+        check_writable(paths.root, "--run-dir")
+        check_writable(Path(self.plan.here.log_dir), "--log-dir")
+        claim = Claim(paths, self.holder, say)
+        claim.check()
+        for line in changed_lines(paths, terms):
+            say(line)
+        return claim
+
+
+@contextmanager
+def planned(
+    train: Resolved[TrainConfig], launch: Resolved[LaunchConfig], environ: Mapping[str, str]
+) -> Iterator[Planned]:
+    """The plan of this node.
+
+    Raises:
+        ConfigError: it has none, or the nodes have no way to meet.
+    """
     # First of all: each of several processes on a node would start all of its ranks.
     if not launch.value.standalone:
-        check_one_per_node(os.environ, launch.value.max_nodes)
+        check_one_per_node(environ, launch.value.max_nodes)
     meeting = resolve_meeting(launch.value)
     if not train.value.run_dir:
         raise ConfigError(NO_FOLDER)
-    paths = RunPaths(Path(train.value.run_dir))
-    job = f"{launch.value.rdzv_id} {paths.root.absolute()}"
+    job = f"{launch.value.rdzv_id} {Path(train.value.run_dir).absolute()}"
     with claimed_name(job, launch.value.node_name) as name:
-        plan = make_plan(train, launch, os.environ, meeting, name)
+        yield Planned(
+            plan=make_plan(train, launch, environ, meeting, name),
+            holder=holder_of(launch.value, environ, name, meeting),
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Starts the ranks and returns when they have ended; or shows the plan."""
+    train, launch = read_configs(args, os.environ)
+    paths = RunPaths(Path(train.value.run_dir))
+    with planned(train, launch, os.environ) as start:
+        plan = start.plan
         if args.dry_run:
             print(plan.to_json() if args.json else plan_text(plan))
             return EXIT_DONE
@@ -146,12 +187,7 @@ def run(args: argparse.Namespace) -> int:
         source = source_of(train.value.init_from, train.value.model, train.value.recipe)
         if source and not has_begun(paths):
             find_weights(source)
-        check_writable(paths.root, "--run-dir")
-        check_writable(Path(plan.here.log_dir), "--log-dir")
-        claim = Claim(paths, holder_of(launch.value, os.environ, name, meeting), say)
-        claim.check()
-        for line in changed_lines(paths, terms_of(train.value)):
-            say(line)
+        claim = start.claim(terms_of(train.value))
         done = why_done(paths, train.value)
         if done:
             # No rank will look at its input; what is wrong with that is not to be hidden.

@@ -13,22 +13,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from bundlerun.launcher.agreement.claim import Claim
-from bundlerun.launcher.agreement.continuation import changed_lines
-from bundlerun.launcher.commands.run import holder_of, make_plan, say, site_options, with_folder
+from bundlerun.launcher.commands.run import planned, say, site_options, with_folder
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.meeting.default_folder import NO_FOLDER
-from bundlerun.launcher.meeting.launchers import check_one_per_node
-from bundlerun.launcher.meeting.network import resolve_meeting
-from bundlerun.launcher.meeting.node_name import claimed_name
 from bundlerun.launcher.options.declared import Resolved, add_options, resolve
 from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.plan import SCRIPT_MODULE, LaunchPlan
-from bundlerun.launcher.preflight import check_torch, check_writable
-from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.preflight import check_torch
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -93,27 +86,13 @@ def run(args: argparse.Namespace) -> int:
             f"no such file: {args.script!r}; give the program, a file that ends in .py"
         )
     train, launch = read_options(args, os.environ)
-    # First of all: each of several processes on a node would start all of its ranks.
-    if not launch.value.standalone:
-        check_one_per_node(os.environ, launch.value.max_nodes)
-    meeting = resolve_meeting(launch.value)
-    if not train.value.run_dir:
-        raise ConfigError(NO_FOLDER)
-    paths = RunPaths(Path(train.value.run_dir))
-    job = f"{launch.value.rdzv_id} {paths.root.absolute()}"
-    with claimed_name(job, launch.value.node_name) as name:
-        plan = make_plan(train, launch, os.environ, meeting, name)
-        plan = replace(plan, module=SCRIPT_MODULE, script=(args.script, *args.arguments))
+    with planned(train, launch, os.environ) as start:
+        plan = replace(start.plan, module=SCRIPT_MODULE, script=(args.script, *args.arguments))
         if args.dry_run:
             print(plan_text(plan))
             return EXIT_DONE
         check_torch()
-        check_writable(paths.root, "--run-dir")
-        check_writable(Path(plan.here.log_dir), "--log-dir")
-        claim = Claim(paths, holder_of(launch.value, os.environ, name, meeting), say)
-        claim.check()
-        for line in changed_lines(paths, plan.terms):
-            say(line)
+        claim = start.claim(plan.terms)
         from bundlerun.launcher.agent import elastic
 
         return elastic.launch(plan, say=say, claim=claim)
