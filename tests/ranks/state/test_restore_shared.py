@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 from bundlerun.launcher.cli import main
-from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.sync import bucket
 from tests.ranks.reference import Reference, train_unsplit
+from tests.ranks.state import killed_runs
 from tests.ranks.state.killed_runs import (
     KILLED_AT,
     NUM_STEPS,
@@ -37,12 +37,14 @@ from tests.ranks.training.test_shared import TIED
 
 pytestmark = pytest.mark.usefixtures("memory_that_shows")
 
-KEPT = replace(SNAPSHOTS, model=TIED.model, optimizer="adamw", lr=0.01, weight_decay=0.1)
+OPTIONS: dict[str, Any] = {
+    "model": TIED.model, "optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1,
+}  # fmt: skip
+KEPT = replace(SNAPSHOTS, **OPTIONS)
 
 
 def shaped(shape: Widths, folder: Path, **changes: Any) -> Any:
-    config = replace(KEPT, shape=Shape(shape), cut=CUTS[len(shape)], run_dir=str(folder / "run"))
-    return replace(config, **changes)
+    return killed_runs.shaped(shape, folder, cut=CUTS[len(shape)], **OPTIONS, **changes)
 
 
 @pytest.fixture(scope="module")
