@@ -23,9 +23,9 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.preflight import data_path
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.sources.build import build_model
-from bundlerun.workers.data.corpus import TRAIN_PART, Corpus, find_corpus, read_documents
-from bundlerun.workers.data.tokenizer import Tokenizer, find_tokenizer
-from bundlerun.workers.data.tokens import Sequences, Tokens, largest, read_tokens
+from bundlerun.workers.data.texts.corpus import TRAIN_PART, Corpus, find_corpus, read_documents
+from bundlerun.workers.data.texts.tokenizer import Tokenizer, find_tokenizer
+from bundlerun.workers.data.texts.tokens import Sequences, Tokens, largest, read_tokens
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.recipes.of_text import (

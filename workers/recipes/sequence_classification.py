@@ -19,7 +19,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.preflight import data_path
 from bundlerun.splits.sources.build import build_model
-from bundlerun.workers.data.labelled_texts import (
+from bundlerun.workers.data.texts.labelled import (
     LabelledTexts,
     Padded,
     Row,
@@ -27,7 +27,7 @@ from bundlerun.workers.data.labelled_texts import (
     find_texts,
     read_rows,
 )
-from bundlerun.workers.data.tokenizer import Tokenizer, find_tokenizer
+from bundlerun.workers.data.texts.tokenizer import Tokenizer, find_tokenizer
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.recipes.of_text import (

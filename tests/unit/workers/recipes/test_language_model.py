@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.data import tokenizer as tokenizer_module
+from bundlerun.workers.data.texts import tokenizer as tokenizer_module
 from bundlerun.workers.recipe import DataInfo, load_recipe
 from bundlerun.workers.recipes.language_model import LanguageModel
 from tests.unit.workers.recipes.recipe_use import info_of, module_of, opened, refusal, tensors

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.data.tokens import SUFFIXES
+from bundlerun.workers.data.texts.tokens import SUFFIXES
 
 TRAIN_PART = 0.9
 """Of a single file; the rest, its end, is for validation."""

@@ -23,7 +23,7 @@ import numpy as np
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.preflight import data_path
 from bundlerun.launcher.run_folder.files import name_beside
-from bundlerun.workers.data.tokens import Tokens
+from bundlerun.workers.data.texts.tokens import Tokens
 
 FILE = "tokenizer.json"
 _SETTINGS = "tokenizer_config.json"

@@ -1,0 +1,1 @@
+"""Texts as tokens: files of either, what makes tokens, samples with a label."""
