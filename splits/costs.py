@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from bundlerun.launcher.layout.chunks import Chunks
-from bundlerun.splits.flow import Flow
+from bundlerun.splits.graph.flow import Flow
 from bundlerun.splits.stage import chunk_forwards
 from bundlerun.splits.tracing.undo import members_kept
 

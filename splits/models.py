@@ -13,7 +13,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits import resnet, vgg
 from bundlerun.splits.cutter import Cuttable, NoExample
-from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.graph.model import TracedModel
 from bundlerun.splits.listed import joined_stages
 from bundlerun.splits.replay.model import ReplayedModel
 

@@ -20,7 +20,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.graph.model import TracedModel
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.sources.build import build_model
 

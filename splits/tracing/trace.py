@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from torch.fx.proxy import ParameterProxy
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.alias import IN_PLACE_OPERATORS
+from bundlerun.splits.graph.alias import IN_PLACE_OPERATORS
 from bundlerun.splits.modes import modes_kept
 from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.splits.tracing.beside import (

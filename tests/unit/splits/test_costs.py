@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from bundlerun.splits.costs import costs_of_stages, without_numbers
-from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.graph.model import TracedModel
 from bundlerun.splits.models import choose_cuts, make_stages
 
 

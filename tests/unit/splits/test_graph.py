@@ -7,7 +7,7 @@ from torchvision.models import ResNet
 from torchvision.models.resnet import BasicBlock
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import TracedModel, boundary_names, cut_model
+from bundlerun.splits.graph.model import TracedModel, boundary_names, cut_model
 from bundlerun.splits.sources.build import build_model
 
 

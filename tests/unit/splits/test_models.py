@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import TracedModel
+from bundlerun.splits.graph.model import TracedModel
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import choose_cuts, make_stages
 from bundlerun.splits.sources.build import build_model

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import TracedModel, cut_model
+from bundlerun.splits.graph.model import TracedModel, cut_model
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.replay.model import ReplayedModel
 from bundlerun.splits.shared import (

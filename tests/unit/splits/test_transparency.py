@@ -13,7 +13,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.models.vision_transformer import VisionTransformer
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import boundary_names, cut_model
+from bundlerun.splits.graph.model import boundary_names, cut_model
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.sources.build import build_model
 from tests.unit.splits.stage_chain import assert_same, named, run_chain, run_whole

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bundlerun.splits.graph import cut_model
+from bundlerun.splits.graph.model import cut_model
 from tests.unit.splits.stage_chain import assert_same, run_chain, run_whole
 
 Body = Callable[[Any, Tensor], Tensor]

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import boundary_names, cut_model
+from bundlerun.splits.graph.model import boundary_names, cut_model
 from tests.unit.splits.stage_chain import assert_same, run_chain, run_whole
 from tests.unit.splits.tracing.kept_nets import Body, Inside, Net, assert_kept, fixed_features
 

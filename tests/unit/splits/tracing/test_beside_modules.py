@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import boundary_names, cut_model
+from bundlerun.splits.graph.model import boundary_names, cut_model
 from tests.unit.splits.stage_chain import run_chain, run_whole
 from tests.unit.splits.tracing.kept_nets import Net, assert_kept, fixed_features
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import cut_model
+from bundlerun.splits.graph.model import cut_model
 from bundlerun.splits.weights.freezing import freeze
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.graph import cut_model
+from bundlerun.splits.graph.model import cut_model
 from bundlerun.splits.models import make_stages
 from bundlerun.workers.model.fidelity import check_fidelity
 from bundlerun.workers.model.trial import Subject

@@ -21,7 +21,7 @@ from functools import cached_property
 import torch
 from torch import fx, nn
 
-from bundlerun.splits.alias import shared_memory
+from bundlerun.splits.graph.alias import shared_memory
 from bundlerun.splits.state import named_state, names_by_id, tensors_of
 
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point"}

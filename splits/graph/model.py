@@ -15,8 +15,8 @@ from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.balance import Option, cheapest_options
 from bundlerun.splits.costs import GraphCosts, graph_costs
 from bundlerun.splits.cutter import Place, Places
-from bundlerun.splits.extract import extract
-from bundlerun.splits.flow import Flow
+from bundlerun.splits.graph.extract import extract
+from bundlerun.splits.graph.flow import Flow
 from bundlerun.splits.modes import modes_kept, read_modes
 from bundlerun.splits.shared import settle_shared
 from bundlerun.splits.stage import Stage, attach, outermost, state_paths

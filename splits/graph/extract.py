@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import fx
 
-from bundlerun.splits.flow import Flow
+from bundlerun.splits.graph.flow import Flow
 from bundlerun.splits.stage import StagePart, overwritable
 from bundlerun.splits.tracing.region import enter_regions
 
