@@ -33,8 +33,8 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.models import cuttable
 from bundlerun.splits.sources.build import build_model
 from bundlerun.splits.stage import chunk_forwards
-from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.fidelity import check_fidelity
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.model.rollback import rolled_back
 from bundlerun.workers.model.trial import Subject
 from bundlerun.workers.values.nest import leaves

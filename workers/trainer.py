@@ -20,11 +20,11 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.shared import kept_elsewhere, model_parameters
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.model import replica_check
-from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.compiled import begin_replays
 from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.forwards import forwards_of
 from bundlerun.workers.model.memory_format import arrange
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.model.replica_check import CopyChecks, ReplicaCheck
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups

@@ -34,7 +34,7 @@ RANK_PLACES: Mapping[str, Spot] = {
     "backward": Spot("bundlerun.workers.pipeline.bundle:Bundle", "_backward", "before"),
     "sync wait": Spot("bundlerun.workers.sync.legs:Chain", "take", "before"),
     "optimizer": Spot(
-        "bundlerun.workers.model.batchnorm:StatisticsPool", "apply", "after"
+        "bundlerun.workers.model.norms.batchnorm:StatisticsPool", "apply", "after"
     ),  # half of the update
     "step end": Spot("bundlerun.workers.rank.liveness:Liveness", "finished", "before"),
     # what outlives a rank

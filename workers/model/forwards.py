@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.splits.stage import Forward, chunk_forwards
 from bundlerun.workers.device import accelerator as door
-from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.compiled import compiled
 from bundlerun.workers.model.forward_state import ForwardState
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.values.nest import leaves, mapped
 
 

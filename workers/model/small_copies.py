@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.model.batchnorm import tracking_layers
+from bundlerun.workers.model.norms.batchnorm import tracking_layers
 from bundlerun.workers.values.module_tensors import TensorPlace
 
 MOST_BYTES = 10**6

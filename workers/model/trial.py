@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.random_state import seed_random
 from bundlerun.splits.stage import Forward, chunk_forwards
-from bundlerun.workers.model.batchnorm import StatisticsPool, has_own_forward, tracking_layers
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool, has_own_forward, tracking_layers
 from bundlerun.workers.model.rollback import rolled_back
 from bundlerun.workers.values.nest import Leaf, leaves, mapped
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from tests.standin import nets
 from tests.standin.count import CASES, LENGTHS, Case, config_of, counted, extra
 

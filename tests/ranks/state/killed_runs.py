@@ -18,7 +18,7 @@ from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.snapshot.restore_plan import Piece, newest_state

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.stage import chunk_forwards, chunk_parameters
-from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 
 
 class Net(nn.Module):

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.model.batchnorm import StatisticsPool
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 
 
 def pooled(module: nn.Module) -> tuple[Callable[..., Tensor], StatisticsPool]:

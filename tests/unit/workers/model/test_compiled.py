@@ -10,9 +10,9 @@ from torch._dynamo.testing import CompileCounter
 from bundlerun.launcher.choices import CompileMode
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.compiled import begin_replays, compiled
 from bundlerun.workers.model.forwards import Recomputed
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 
 
 def stage() -> nn.Module:

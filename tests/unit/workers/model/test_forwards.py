@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.workers.model.batchnorm import StatisticsPool
 from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.forwards import Recomputed, forwards_of
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 
 CONFIG = TrainConfig(data="x")
 CPU = torch.device("cpu")

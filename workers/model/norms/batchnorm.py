@@ -28,7 +28,7 @@ from torch.nn.parameter import is_lazy
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.replay.composite import is_noting
-from bundlerun.workers.model.norm_sums import (
+from bundlerun.workers.model.norms.sums import (
     MEAN,
     TRACKED,
     VAR,
