@@ -10,7 +10,7 @@ srun                         SLURM_PROCID, ..     SLURM_LOCALID, ..    by the li
 Open MPI                     OMPI_COMM_WORLD_*    OMPI_.._LOCAL_*      on one node: by its job
 MPICH, Intel, MVAPICH,
 Horovod, jsrun, Flux         names of their own   names of their own   (MASTER_* by the user)
-mp.spawn                     (nothing at all: see `bundlerun.workers.own.user_group`)
+mp.spawn                     (nothing at all: see `bundlerun.workers.own.process.user_group`)
 
 MASTER_ADDR and MASTER_PORT count first under each. `rank_variables` is the place that reads them.
 """

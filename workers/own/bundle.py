@@ -38,7 +38,7 @@ from bundlerun.workers.model.stage import cut_model
 from bundlerun.workers.own.as_recipe import LoopRecipe, Loss, Metrics
 from bundlerun.workers.own.batches import arguments_of, cut_batch
 from bundlerun.workers.own.cut import Cut
-from bundlerun.workers.own.joined import as_rank, read_env
+from bundlerun.workers.own.process.joined import as_rank, read_env
 from bundlerun.workers.own.stage_state import StageState
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session

@@ -36,9 +36,9 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.own.barren import count_start
 from bundlerun.workers.own.each_rank import EachRank
 from bundlerun.workers.own.history import LoopHistory
-from bundlerun.workers.own.joined import FOLDER_VARIABLE, Joined, joined, read_env, told
 from bundlerun.workers.own.kept import OwnState
 from bundlerun.workers.own.objects import Objects, Stateful, fingerprints
+from bundlerun.workers.own.process.joined import FOLDER_VARIABLE, Joined, joined, read_env, told
 from bundlerun.workers.own.protection import Protection
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord

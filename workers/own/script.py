@@ -19,7 +19,7 @@ import bundlerun.workers.own.protect  # noqa: F401 (loaded once, before ranks ar
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, BundleError
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE
-from bundlerun.workers.own.joined import FOLDER_VARIABLE
+from bundlerun.workers.own.process.joined import FOLDER_VARIABLE
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,8 @@ from torch.nn.functional import cross_entropy
 
 from bundlerun import Bundle, Protection, protect
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.own.joined import read_env
-from bundlerun.workers.own.user_group import _variables
+from bundlerun.workers.own.process.joined import read_env
+from bundlerun.workers.own.process.user_group import _variables
 from bundlerun.workers.rank.env import RankEnv
 from tests.ranks.harness import free_port, run_ranks
 

@@ -8,7 +8,7 @@ from types import TracebackType
 import pytest
 
 from bundlerun.launcher.errors import ConfigError, NodeError
-from bundlerun.workers.own.told_errors import tell_errors
+from bundlerun.workers.own.process.told_errors import tell_errors
 
 
 def test_an_error_of_ours_is_one_line_and_its_exit_code_others_are_as_before(

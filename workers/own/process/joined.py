@@ -20,8 +20,8 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
-from bundlerun.workers.own.told_errors import tell_errors
-from bundlerun.workers.own.user_group import group_variables
+from bundlerun.workers.own.process.told_errors import tell_errors
+from bundlerun.workers.own.process.user_group import group_variables
 from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
