@@ -135,6 +135,14 @@ class TrainConfig(WorkConfig):
     prefetch: int = option(
         2, "micro-batches that each of them reads ahead", group=_DATA, parse=int, per_node=True
     )
+    shuffle_window: int = option(
+        -1,
+        "samples of shards that are shuffled together (0: all; -1: all of .tar, of .parquet what "
+        "fits 256 MB)",
+        group=_DATA,
+        parse=int,
+        kept=True,
+    )
     skip_unreadable: bool = option(
         False, "skip unreadable images and count them", group=_DATA, parse=yes_or_no
     )
@@ -278,7 +286,7 @@ class TrainConfig(WorkConfig):
         at_least(0, self, "max_steps", "checkpoint_steps", "threads")
         at_least(0, self, "lr", "momentum", "weight_decay", "clip_norm", "seed")
         at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma", "snapshot_steps")
-        at_least(-1, self, "loader_workers", "ignore_index")
+        at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window")
         at_least(0, self, "bucket_mb")
         finite_above_0(self, "timeout_s")
         if self.label_smoothing > 1:

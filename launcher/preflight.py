@@ -67,5 +67,5 @@ def check_data(data: str, recipe: str) -> None:
     if data != SYNTHETIC and not recipe.endswith(".py") and not data_path(data).exists():
         raise ConfigError(
             f"no data at {data!r}: no such file or folder; give an ImageFolder root with train/ "
-            f"and val/, what --recipe reads, such as a text file, or {SYNTHETIC}"
+            f"and val/, shards, what --recipe reads, such as a text file, or {SYNTHETIC}"
         )

@@ -35,6 +35,10 @@ class SampleSet(Sized, Protocol):
 
     With a method `names_digest() -> str`, nodes compare it before the first step, so that all read
     the same samples in the same order.
+
+    With a method `epoch_order(seed, epoch) -> Sequence[int]`, it says itself in which order an
+    epoch uses its samples: each number once, and always the same for these two. So may samples
+    that are stored together be used at about the same time.
     """
 
     def __getitem__(self, index: int, /) -> Sample:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
@@ -15,6 +16,8 @@ from bundlerun.launcher.preflight import SYNTHETIC, data_path
 _LOOK_BYTES = 1 << 20
 """That much of a file's beginning, and of its end, is read."""
 _SPLITS = ("train", "val")
+_OF_VAL = ("valid", "validation")
+_SHARDS = (".tar", ".parquet")
 
 
 def data_card(data: str) -> str:
@@ -28,6 +31,9 @@ def data_card(data: str) -> str:
             return SYNTHETIC
         if path.is_file():
             return _file_card(path)
+        shards = _shards(path)
+        if shards:
+            return _shards_card(path, shards)
         if (path / _SPLITS[0]).is_dir():
             return _classes_card(path)
     except OSError:
@@ -43,6 +49,24 @@ def _file_card(path: Path) -> str:
         file.seek(max(0, size - _LOOK_BYTES))
         digest.update(file.read(_LOOK_BYTES))
     return f"a file of {size} bytes ({digest.hexdigest()[:12]})"
+
+
+def _shards(root: Path) -> list[Path]:
+    """The shards of DATA and of its folders for training and validation."""
+    folders = [root, *(root / split for split in (*_SPLITS, *_OF_VAL))]
+    return sorted(
+        path
+        for folder in folders
+        if folder.is_dir()
+        for path in folder.iterdir()
+        if path.name.lower().endswith(_SHARDS) and not path.name.startswith(".")
+    )
+
+
+def _shards_card(root: Path, shards: Sequence[Path]) -> str:
+    text = "\n".join(f"{path.relative_to(root)} {path.stat().st_size}" for path in shards)
+    digest = hashlib.sha256(os.fsencode(text)).hexdigest()[:12]
+    return f"{len(shards)} shards: {shards[0].name}, ... ({digest})"
 
 
 def _classes_card(root: Path) -> str:

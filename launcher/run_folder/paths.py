@@ -77,6 +77,11 @@ class RunPaths:
         return self.root / "image-lists"
 
     @property
+    def shard_indexes(self) -> Path:
+        """Where the samples of shards are, a file per shard."""
+        return self.root / "shard-indexes"
+
+    @property
     def tokens(self) -> Path:
         """What tokenizers have made of texts, a file of numbers per text."""
         return self.root / "tokens"

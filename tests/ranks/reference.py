@@ -16,7 +16,7 @@ from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step
 from bundlerun.workers.data.samples import Reader, Request
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.recipe import DataInfo, load_recipe
+from bundlerun.workers.recipe import DataInfo, load_recipe, model_inputs
 from tests.ranks.harness import run_ranks
 
 
@@ -76,7 +76,8 @@ def _train(config: TrainConfig, num_steps_wanted: int) -> Reference:
         for indices in microbatches:
             batch = reader[Request(epoch, indices)].batch
             assert batch is not None
-            loss = recipe.loss(model(batch.inputs[0].to(dtype)), batch.target)
+            seen_by_model = model_inputs(recipe, batch.inputs)[0].to(dtype)
+            loss = recipe.loss(model(seen_by_model), batch.target)
             (loss * (len(indices) / total)).backward()
             loss_sum += loss.item() * len(indices) / total
         _move_running_statistics(seen)

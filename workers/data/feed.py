@@ -7,6 +7,8 @@ from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
+
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import loaders_of
@@ -47,6 +49,7 @@ class Feed:
         self._info = info
         self._speeds = [1.0] * session.topology.num_bundles
         self._begun: tuple[Iterator[StepWork], Iterator[Batch]] | None = None
+        self._samples = data.train if data is not None else None
         self._loader = _loader(config, session, data) if data is not None else None
 
     @property
@@ -116,7 +119,7 @@ class Feed:
         begun, self._begun = self._begun, None
         if begun is not None and (epoch, first_step) == (0, 0):
             return begun
-        order = sample_order(self._config.seed, epoch, self._info.num_train)
+        order = self._order(epoch)
         # All steps at once, as the loader reads ahead over their borders.
         steps = [self._cut(order, step) for step in range(first_step, self.steps_per_epoch)]
         works = (
@@ -156,6 +159,22 @@ class Feed:
         """Ends the loading processes."""
         if self._loader is not None:
             self._loader.close()
+
+    def _order(self, epoch: int) -> Sequence[int]:
+        """The samples of an epoch in order; where nobody reads, only their number counts."""
+        count = self._info.num_train
+        if self._samples is None:
+            return range(count)
+        own = getattr(self._samples, "epoch_order", None)
+        if own is None:
+            return sample_order(self._config.seed, epoch, count)
+        order: Sequence[int] = own(self._config.seed, epoch)
+        if not np.array_equal(np.sort(np.asarray(order)), np.arange(count)):
+            raise ConfigError(
+                f"epoch_order({self._config.seed}, {epoch}) of {type(self._samples).__name__} does "
+                f"not have each of the numbers 0 to {count - 1} once"
+            )
+        return order
 
     def _cut(self, order: Sequence[int], step: int) -> list[list[int]]:
         return step_microbatches(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -71,16 +73,22 @@ class ImageSamples:
         return self._view(self._load(path)), target
 
     def _load(self, path: str) -> Image.Image | Tensor:
-        return decoded(path, self._decoded)
+        return decoded(path, partial(image_of, is_fast=self._is_fast))
 
-    def _decoded(self, file: BinaryIO) -> Image.Image | Tensor:
-        if self._is_fast:
-            start = file.read(len(MARK))
-            if start == MARK:
-                return pixels_of_jpeg(start + file.read())
-            file.seek(0)
-        with Image.open(file) as image:
-            return as_rgb(image)
+
+def image_of(file: BinaryIO, *, is_fast: bool) -> Image.Image | Tensor:
+    """The image of an open file in RGB; of a JPEG file its pixels, where it is to be fast.
+
+    Raises:
+        Exception: what libraries raise for a damaged one; see `readable`.
+    """
+    if is_fast:
+        start = file.read(len(MARK))
+        if start == MARK:
+            return pixels_of_jpeg(start + file.read())
+        file.seek(0)
+    with Image.open(file) as image:
+        return as_rgb(image)
 
 
 def decoded(path: str, decode: Callable[[BinaryIO], T]) -> T:
@@ -89,23 +97,34 @@ def decoded(path: str, decode: Callable[[BinaryIO], T]) -> T:
     Raises:
         UnreadableSample: the file is no image, is damaged or cannot be opened.
     """
+    with readable(lambda: repr(path)), Path(path).open("rb") as file:
+        return decode(file)
+
+
+@contextmanager
+def readable(place: Callable[[], str]) -> Iterator[None]:
+    """What is raised in here says that the image at `place` is unreadable.
+
+    Raises:
+        UnreadableSample: the image's own fault.
+    """
     try:
-        with Path(path).open("rb") as file:
-            return decode(file)
+        yield
     # Pillow raises SyntaxError for some damaged PNG files, ValueError and EOFError for others,
     # and its own DecompressionBombError, which is none of them, for a size that is no size.
     except Exception as exc:
         # Neither is the image's fault: --skip-unreadable must not hide it.
         if isinstance(exc, MemoryError) or getattr(exc, "errno", None) in _OUT_OF_FILES:
             raise
-        reason = getattr(exc, "strerror", None) or _without_path(str(exc), path)
-        raise UnreadableSample(f"cannot read the image {path!r}: {reason}") from exc
+        where = place()
+        reason = getattr(exc, "strerror", None) or _without_path(str(exc), where)
+        raise UnreadableSample(f"cannot read the image {where}: {reason}") from exc
 
 
-def _without_path(text: str, path: str) -> str:
+def _without_path(text: str, where: str) -> str:
     """Pillow names an open file by its repr; only the words before it help."""
     first_line = (text.splitlines() or ["no reason given"])[0]
-    return first_line.split(" <_io")[0].replace(f" {path!r}", "").rstrip(".")
+    return first_line.split(" <_io")[0].replace(f" {where}", "").rstrip(".")
 
 
 def check_folder(root: Path, *, needs_val: bool) -> list[str]:

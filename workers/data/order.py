@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import math
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import fmean
 
 import torch
@@ -34,6 +35,38 @@ def sample_order(seed: int, epoch: int, num_samples: int) -> list[int]:
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     order: list[int] = torch.randperm(num_samples, generator=generator).tolist()
     return order
+
+
+def block_order(seed: int, epoch: int, sizes: Sequence[int], window: int) -> list[int]:
+    """As `sample_order`, where samples that are stored together are used at about the same time.
+
+    stored        0 1 2 | 3 4 5 | 6 7 | 8 9 10      blocks
+    shuffled      6 7 | 3 4 5 | 8 9 10 | 0 1 2
+    window of 4   6 7 3 4 5 / 8 9 10 0 1 2          whole blocks, until there are enough samples
+    each shuffled 5 3 7 6 4 / 1 9 8 0 10 2
+
+    Args:
+        seed, epoch: of the run.
+        sizes: samples of each block; samples are numbered through all blocks.
+        window: samples that are shuffled together, at least; 0: all.
+    """
+    total = sum(sizes)
+    if not window or window >= total:
+        return sample_order(seed, epoch, total)
+    generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
+    ends = list(accumulate(sizes))
+    order: list[int] = []
+    held: list[int] = []
+    for block in torch.randperm(len(sizes), generator=generator).tolist():
+        held += range(ends[block] - sizes[block], ends[block])
+        if len(held) >= window:
+            order += _shuffled(held, generator)
+            held = []
+    return order + _shuffled(held, generator)
+
+
+def _shuffled(numbers: Sequence[int], generator: torch.Generator) -> list[int]:
+    return [numbers[i] for i in torch.randperm(len(numbers), generator=generator).tolist()]
 
 
 def num_steps(num_samples: int, batch_size: int) -> int:

@@ -1,4 +1,4 @@
-"""The default recipe: a model by name on images in class folders, or on synthetic ones."""
+"""The default recipe: a model by name on images in class folders or shards, or synthetic ones."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.data.image_folder import ImageSamples, check_folder
 from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.data.shards.classes import names_of
+from bundlerun.workers.data.shards.find import has_shards
+from bundlerun.workers.data.shards.opened import check_shards, open_shards
 from bundlerun.workers.data.views import MiddleView, RandomView, View
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
@@ -52,7 +55,11 @@ class ImageClassification:
     def check(self) -> None:
         """Raises ConfigError for an unknown model, or images not laid out as they should be."""
         check_named(self._config.model)
-        if not self._is_synthetic:
+        if self._is_synthetic:
+            return
+        if has_shards(self._root):
+            check_shards(self._root, needs_val=self._config.validate)
+        else:
             classes = check_folder(self._root, needs_val=self._config.validate)
             self._check_num_classes(len(classes))
 
@@ -61,6 +68,8 @@ class ImageClassification:
         if self._config.num_classes or self._is_synthetic:
             # Needs no look at a disk.
             return self._config.num_classes or SYNTHETIC_CLASSES
+        if has_shards(self._root):
+            return len(names_of(self._root))  # 0: only the shards can say
         return len(check_folder(self._root, needs_val=self._config.validate))
 
     def open_data(self) -> DataSets:
@@ -68,6 +77,8 @@ class ImageClassification:
         train, val = views(self._config)
         if self._is_synthetic:
             return self._synthetic()
+        if has_shards(self._root):
+            return self._shards((train, val))
         classes = check_folder(self._root, needs_val=self._config.validate)
         self._check_num_classes(len(classes))
         kept_in = RunPaths(Path(self._config.run_dir)).image_lists
@@ -121,6 +132,25 @@ class ImageClassification:
         # Numbered after the training images, so that no image is in both.
         val = SyntheticImages(num_val, num_classes, config.image_size, first=len(train))
         return DataSets(train=train, val=val if config.validate else None, num_outputs=num_classes)
+
+    def _shards(self, both: tuple[View, View]) -> DataSets:
+        config = self._config
+        found = open_shards(
+            self._root,
+            both,
+            needs_val=config.validate,
+            is_fast=config.decode == "fast",
+            window=config.shuffle_window,
+            num_classes=config.num_classes,
+            kept_in=RunPaths(Path(config.run_dir)).shard_indexes,
+        )
+        return DataSets(
+            train=found.train,
+            val=found.val,
+            num_outputs=found.num_classes,
+            remarks=found.remarks,
+            about={"classes": found.classes, "preprocessing": preprocessing(config)},
+        )
 
     def _cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
         return cross_entropy(logits, target, label_smoothing=self._config.label_smoothing)

@@ -107,6 +107,17 @@ def test_a_text_is_told_from_another_one(tmp_path: Path) -> None:
     assert data_card(str(one)) != data_card(str(two))
 
 
+def test_shards_are_told_from_others_by_their_sizes_wherever_they_are(tmp_path: Path) -> None:
+    cards = []
+    for number, size in enumerate((3, 3, 4)):
+        folder = tmp_path / str(number) / "train"
+        folder.mkdir(parents=True)
+        (folder / "0.tar").write_bytes(b"x" * size)
+        cards.append(data_card(str(folder.parent)))
+    assert cards[0].startswith("1 shards: 0.tar, ... (")
+    assert cards[0] == cards[1] != cards[2]
+
+
 def test_data_of_which_nothing_is_known_differs_from_none(tmp_path: Path) -> None:
     assert DATA not in terms_of(config(data=str(tmp_path)))
     known, unknown = {DATA: "2 classes"}, {"--lr": "0.1"}
@@ -135,6 +146,7 @@ def test_a_run_that_goes_on_needs_its_data_model_optimizer_and_order_of_samples(
     assert kept_terms() == {
         DATA, "--model", "--num-classes", "--batch-size", "--optimizer", "--synthetic-samples",
         "--seed", "--lora", "--lora-alpha", "--lora-targets", "--seq-len", "--ignore-index",
+        "--shuffle-window",
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bundlerun.workers.data.order import (
     NEAR_EQUAL,
+    block_order,
     mix_seed,
     num_steps,
     sample_order,
@@ -34,6 +35,31 @@ def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
     assert orders[3, 4] == tuple(sample_order(3, 4, 50))
     # A resumed run goes on with the order that it began with, so this never changes.
     assert sample_order(1, 2, 8) == [2, 1, 0, 4, 5, 6, 3, 7]
+
+
+@given(st.integers(0, 2**40), st.lists(st.integers(0, 9), max_size=20), st.integers(0, 60))
+def test_an_order_of_blocks_has_every_sample_once_and_keeps_blocks_together(
+    seed: int, sizes: list[int], window: int
+) -> None:
+    order = block_order(seed, 3, sizes, window)
+    assert sorted(order) == list(range(sum(sizes)))
+    assert order == block_order(seed, 3, sizes, window)
+
+    # A window ends as soon as it has enough samples: it is longer by less than a block.
+    longest = window + max(sizes, default=0)
+    block_of = [block for block, size in enumerate(sizes) for _ in range(size)]
+    for block in range(len(sizes) if window else 0):
+        places = [place for place, index in enumerate(order) if block_of[index] == block]
+        assert not places or places[-1] - places[0] < longest
+
+
+def test_a_window_of_all_is_the_order_of_samples_that_are_files() -> None:
+    for window in (0, 10, 99):
+        assert block_order(1, 2, [3, 5, 2], window) == sample_order(1, 2, 10)
+    orders = {tuple(block_order(s, e, [3, 5, 2], 4)) for s in range(5) for e in range(5)}
+    assert len(orders) == 25
+    # A resumed run goes on with the order that it began with, so this never changes.
+    assert block_order(1, 2, [3, 3, 2, 3], 4) == [7, 0, 1, 6, 2, 10, 5, 3, 4, 8, 9]
 
 
 @given(st.lists(st.integers(0, 2**63), min_size=1, max_size=4), st.data())

@@ -1,0 +1,91 @@
+"""Shards train as the same images in class folders, on any ranks, and go on exactly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.workers.data.order import block_order
+from tests.ranks import reference
+from tests.ranks.reference import train_unsplit
+from tests.ranks.training.test_bad_input import MODEL, end_of
+from tests.ranks.training.test_parity import CONFIG, assert_close, bundle_run, losses_of
+from tests.unit.workers.data.shards.shard_files import (
+    jpeg,
+    write_folder,
+    write_parquet,
+    write_shards,
+)
+
+NUM, EACH = 27, 4
+NUM_STEPS = 8  # two epochs
+
+
+@pytest.fixture(scope="module")
+def roots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("shards")
+    images = [jpeg(n, 9) for n in range(NUM)]
+    labels = [n // 7 for n in range(NUM)]
+    for part in ("train", "val"):
+        write_folder(top / "folder", part, images, labels)
+        write_shards(top / "tar", part, images, labels, each=EACH)
+    return top
+
+
+def config_of(root: Path, **changes: object) -> TrainConfig:
+    return replace(
+        CONFIG,
+        data=str(root),
+        shape=Shape((1,)),
+        batch_size=8,
+        microbatch_size=2,
+        max_steps=NUM_STEPS,
+        **changes,
+    )
+
+
+def test_shards_are_class_folders_on_two_stages_and_three_bundles(
+    roots: Path, tmp_path: Path
+) -> None:
+    wanted = train_unsplit(config_of(roots / "folder", augment="imagenet"), NUM_STEPS)
+    config = config_of(roots / "tar", augment="imagenet", loader_workers=2, validate=True)
+    state = bundle_run(replace(config, shape=Shape((1, 1))), (6,), tmp_path)
+    assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
+    assert_close(state, wanted.state, 1e-10)
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_a_run_goes_on_in_the_middle_of_an_epoch_on_other_ranks(
+    kind: str, roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "parquet":
+        images = [jpeg(n, 9) for n in range(NUM)]
+        path = roots / "parquet" / "train" / "0.parquet"
+        write_parquet(path, images, [n // 7 for n in range(NUM)], group=EACH)
+    sizes = [min(EACH, NUM - n) for n in range(0, NUM, EACH)]
+    config = config_of(roots / kind, loader_workers=1, shuffle_window=7)
+    monkeypatch.setattr(
+        reference, "sample_order", lambda seed, epoch, _: block_order(seed, epoch, sizes, 7)
+    )
+    wanted = train_unsplit(config, NUM_STEPS)
+    for max_steps, num_ranks in ((2, 1), (5, 3), (NUM_STEPS, 2)):
+        state = bundle_run(replace(config, max_steps=max_steps), (num_ranks,), tmp_path)
+    assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
+    assert_close(state, wanted.state, 1e-10)
+
+
+def test_a_shard_that_is_cut_off_is_one_line_before_the_first_step(
+    roots: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    whole = (roots / "tar/train/0000.tar").read_bytes()
+    (data / "0000.tar").write_bytes(whole[:3000])
+    argv = ["--shape=1", "--no-validate", f"--model={MODEL}", f"--run-dir={tmp_path / 'run'}"]
+    code, said = end_of([*argv, str(data)], tmp_path)
+    assert (code, said.count("\n")) == (2, 1), said
+    assert said.startswith(f"error: the shard '{data}/0000.tar' cannot be used: it ends at")
