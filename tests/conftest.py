@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from typing import Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
 from bundlerun.launcher.layout.gpus import count_gpus
+
+if TYPE_CHECKING:
+    from tests.warm import Warm
 
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
 GPU_VARIABLE = "BUNDLERUN_TEST_GPU"
@@ -32,6 +36,16 @@ _ONE_AFTER_ANOTHER = {"e2e": "jobs", "launchers": "jobs", "slurm": "jobs", "rank
 """Folders of tests with processes that have limits: of each kind one at a time on a machine."""
 _BY_ITSELF = ("test_gpu_benchmark.py",)
 """Files whose tests share one long run that nothing else holds up."""
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[Warm]:
+    """Where programs are forked from that need not be started anew."""
+    from tests.warm import Warm
+
+    opened = Warm()
+    yield opened
+    opened.close()
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -35,6 +35,7 @@ from benchmarks.cluster.hosts import enter_network
 ROOT = Path(__file__).parents[1]
 _LOADED = (
     "torch", "torchvision", "torch.distributed.launcher.api", "bundlerun.workers.train",
+    "bundlerun.workers.own.script", "bundlerun.workers.own.bundle",
     "bundlerun.launcher.agent.elastic", "bundlerun.launcher.cli", "benchmarks.faults.places",
 )  # fmt: skip
 _PACKET_BYTES = 1 << 17

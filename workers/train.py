@@ -48,6 +48,7 @@ from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
+from bundlerun.workers.rank.said_once import said_once
 from bundlerun.workers.rank.session import (
     Arrival,
     End,
@@ -242,8 +243,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             store = open_store(env, config.timeout_s)
             code = train(config, env, store, life, claimed_folder(config, env), start)
         except BundleError as exc:
-            log.error("error: %s", exc)
-            details = {"text": f"error: {exc}", "exit_code": exc.exit_code}
+            text = f"error: {exc}"
+            with said_once(text, os.environ) as is_first:
+                if is_first:
+                    log.error("%s", text)
+            details = {"text": text, "exit_code": exc.exit_code}
             # Tells the first error from those that follow from it: the first one is the story.
             life.events.note("failed", {**details, "is_follower": is_follower(exc)})
             life.ends(exc.verdict)

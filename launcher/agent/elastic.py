@@ -237,7 +237,9 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         raise ConfigError(str(exc)) from exc
     except RendezvousClosedError as exc:
         paths = RunPaths(Path(plan.train.value.run_dir))
-        text, code = explain_end(str(exc), read_outcome(paths), node_name=node.name)
+        shows_ranks = not plan.launch.value.redirects
+        outcome = read_outcome(paths)
+        text, code = explain_end(str(exc), outcome, node_name=node.name, shows_ranks=shows_ranks)
         say(f"{text}; logs: {node.log_dir}")
         return code
     except RendezvousError as exc:

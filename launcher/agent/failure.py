@@ -48,13 +48,16 @@ def explain(
     return text, code if code in PASSED_ON else EXIT_FAILED
 
 
-def explain_end(reason: str, outcome: Outcome | None, *, node_name: str) -> tuple[str, int]:
+def explain_end(
+    reason: str, outcome: Outcome | None, *, node_name: str, shows_ranks: bool = True
+) -> tuple[str, int]:
     """Why the run is over, in plain words, and the exit code for it.
 
     Args:
         reason: what the rendezvous says.
         outcome: what is written down of it, if anything is.
         node_name: of this node; only the one where the first failure was shows its traceback.
+        shows_ranks: whether the ranks' own lines are on this console, as an error in one line is.
     """
     if outcome is None or outcome.state != "failed":
         return f"the run is over: {reason}", EXIT_FAILED
@@ -65,7 +68,10 @@ def explain_end(reason: str, outcome: Outcome | None, *, node_name: str) -> tupl
     who = f"local rank {first.local_rank} of node {first.node}"
     if first.node != node_name:
         return f"{text}; first of all {who}: {first.last_line}", code
-    return f"{without_entry(first.text).rstrip()}\n{text}; first of all {who} as above", code
+    story = without_entry(first.text).rstrip()
+    is_shown = shows_ranks and "\n" not in story
+    told = "" if is_shown else f"{story}\n"
+    return f"{told}{text}; first of all {who} as above", code
 
 
 def first_story(error_file: Path, local_rank: int, code: int) -> tuple[int, int, str]:

@@ -316,11 +316,31 @@ def _mend_dtypes(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
                 optimizer.state[parameter][key] = before.to(value.device)
 
 
+def first_difference(ranks: Sequence[tuple[str, Mapping[str, str]]]) -> str:
+    """Says what ranks do not have alike, first of all, and on which of them.
+
+    Args:
+        ranks: the node of each, and its `fingerprints`; they differ.
+    """
+    names = sorted({name for _, prints in ranks for name in prints})
+    name = next(n for n in names if len({prints.get(n) for _, prints in ranks}) > 1)
+    has = [prints.get(name, "not there") for _, prints in ranks]
+    other = next(rank for rank, its in enumerate(has) if its != has[0])
+    # The print of a form says nothing to people.
+    is_form = name.endswith(FORM) and "not there" not in (has[0], has[other])
+    one, two = ("one", "another") if is_form else (has[0], has[other])
+    return (
+        f"ranks differ in {name.partition('#')[0]!r}: it is {one} on rank 0 on {ranks[0][0]} and "
+        f"{two} on rank {other} on {ranks[other][0]}; protect() keeps it once for all: give what "
+        "each rank has for itself as each_rank=[...], or make it the same"
+    )
+
+
 def fingerprints(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """What ranks compare: dtype and shape of each tensor, and what forms say."""
     return {
         key: hashlib.sha256(value.numpy().tobytes()).hexdigest()[:12]
         if key.endswith(FORM)
-        else f"{value.dtype} {list(value.shape)}"
+        else f"{tuple(value.shape)} {str(value.dtype).removeprefix('torch.')}"
         for key, value in tensors.items()
     }

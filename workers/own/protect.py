@@ -37,7 +37,7 @@ from bundlerun.workers.own.barren import count_start
 from bundlerun.workers.own.each_rank import EachRank
 from bundlerun.workers.own.history import LoopHistory
 from bundlerun.workers.own.kept import OwnState
-from bundlerun.workers.own.objects import Objects, Stateful, fingerprints
+from bundlerun.workers.own.objects import Objects, Stateful, fingerprints, first_difference
 from bundlerun.workers.own.process.joined import FOLDER_VARIABLE, Joined, joined, read_env, told
 from bundlerun.workers.own.protection import Protection
 from bundlerun.workers.rank.meters import Meters
@@ -293,13 +293,8 @@ class Run:
         session = state.session
         if len(set(session.gather_bundle(text))) == 1:
             return
-        every = session.gather_bundle(found)
-        names = sorted({name for each in every for name in each})
-        name = next(n for n in names if len({each.get(n) for each in every}) > 1)
-        raise ConfigError(
-            f"ranks differ in {name.partition('#')[0]!r}, which protect() keeps once for all; give "
-            "what each rank has for itself as each_rank=[...], or make it the same"
-        )
+        every = session.gather_bundle([session.arrival.node_name, found])
+        raise ConfigError(first_difference([(str(node), prints) for node, prints in every]))
 
     # --- the end
 

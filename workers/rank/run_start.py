@@ -41,6 +41,8 @@ from bundlerun.workers.rank.env import RankEnv
 _UNNAMED = ("", "none")
 """Names that torchrun gives to a job without a name."""
 
+_WORKER = "python -m bundlerun.workers.train"
+
 log = logging.getLogger(__name__)
 
 
@@ -82,7 +84,9 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
 
 
 @contextmanager
-def claimed_folder(config: TrainConfig, env: RankEnv, terms: Terms | None = None) -> Iterator[None]:
+def claimed_folder(
+    config: TrainConfig, env: RankEnv, terms: Terms | None = None, how: str = _WORKER
+) -> Iterator[None]:
     """Holds the run folder, and warns of what has changed since the last start.
 
     A rank that fails leaves its agent's claim as it is: the next attempt continues with it.
@@ -91,6 +95,7 @@ def claimed_folder(config: TrainConfig, env: RankEnv, terms: Terms | None = None
         config: of the run.
         env: of this rank.
         terms: what a start is made of; None: what `config` says.
+        how: what somebody has started who starts one process by itself.
 
     Raises:
         ConfigError: another run has the folder, or its run cannot continue with these terms.
@@ -101,12 +106,15 @@ def claimed_folder(config: TrainConfig, env: RankEnv, terms: Terms | None = None
         return
     paths = RunPaths(Path(config.run_dir))
     terms = terms_of(config) if terms is None else terms
-    claim = Claim(paths, _holder(env), log.warning)
-    claim.check()
+    claim = Claim(paths, _holder(env, how), log.warning)
+    with _told_of_nobody(env):
+        claim.check()
     # Compared before `keep` replaces the terms of the last start.
     for line in changed_lines(paths, terms):
         log.warning(line)
-    claim.take().keep(terms)
+    with _told_of_nobody(env):  # others may have come meanwhile
+        claim.take()
+    claim.keep(terms)
     try:
         yield
     except BaseException:
@@ -117,13 +125,27 @@ def claimed_folder(config: TrainConfig, env: RankEnv, terms: Terms | None = None
     claim.release()
 
 
+@contextmanager
+def _told_of_nobody(env: RankEnv) -> Iterator[None]:
+    """Adds to an error why two processes that were meant to be one job may each be alone."""
+    try:
+        yield
+    except ConfigError as exc:
+        if env.is_launched:
+            raise
+        raise ConfigError(
+            f"{exc}; nobody has told this process of others: where both are to be ranks of one "
+            "run, start them with bundlerun or torchrun"
+        ) from exc
+
+
 def _is_one_node(env: RankEnv) -> bool:
     return env.local_world_size == env.world_size
 
 
-def _holder(env: RankEnv) -> Holder:
+def _holder(env: RankEnv, how: str = _WORKER) -> Holder:
     if not env.is_launched:
-        return Holder.of_process(job_of_one_node(), "python -m bundlerun.workers.train")
+        return Holder.of_process(job_of_one_node(), how)
     if not env.run_id:
         job = f"at {env.master_addr}:{env.master_port}"
         if is_loopback(env.master_addr):

@@ -74,7 +74,7 @@ def joined(config: TrainConfig, env: RankEnv, device: torch.device, held: ExitSt
     with life, told(life):
         store = _store(env, config.timeout_s)
         arrival = meet(config, env, store, device)
-        held.enter_context(claimed_folder(config, env, json.loads(env.terms)))
+        held.enter_context(claimed_folder(config, env, json.loads(env.terms), _how()))
         session = join(config, arrival, ())
     life.events.note("met", {"rank": session.place.rank})
     return Joined(config=config, env=env, session=session, life=life, has_board=board is not None)
@@ -108,6 +108,11 @@ def told(life: Liveness) -> Iterator[None]:
 def _terms() -> Terms:
     """What all nodes have to have alike: the program, its arguments, versions."""
     return terms_of_script(Path(sys.argv[0] or "-"), sys.argv[1:])
+
+
+def _how() -> str:
+    """How this program was started, for whoever finds its claim."""
+    return f"python {Path(sys.argv[0]).name}".strip()
 
 
 def _store(env: RankEnv, timeout_s: float) -> Store:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import TracebackType
 
 from bundlerun.launcher.errors import BundleError
+from bundlerun.workers.rank.said_once import said_once
 
 
 def tell_errors() -> None:
@@ -21,7 +23,10 @@ def tell_errors() -> None:
         if not isinstance(error, BundleError):
             before(kind, error, trace)
             return
-        print(f"error: {error}", file=sys.stderr, flush=True)  # noqa: T201 (as Python does)
+        text = f"error: {error}"
+        with said_once(text, os.environ) as is_first:
+            if is_first:
+                print(text, file=sys.stderr, flush=True)  # noqa: T201 (as Python does)
         # Python ends with this code, after what it does at each end.
         raise SystemExit(error.exit_code)
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from bundlerun.launcher.agent.failure import explain_end
 from bundlerun.launcher.run_folder.outcome import (
     FirstError,
@@ -124,3 +126,14 @@ def test_only_the_node_of_the_first_error_shows_its_traceback() -> None:
         2,
     )
     assert explain_end("closed", None, node_name="b") == ("the run is over: closed", 1)
+
+
+@pytest.mark.parametrize(("shows_ranks", "lines"), [(True, []), (False, ["error: no"])])
+def test_an_error_in_one_line_that_a_rank_has_said_is_not_said_again(
+    shows_ranks: bool, lines: list[str]
+) -> None:
+    error = FirstError(node="a", local_rank=0, text="error: no")
+    outcome = Outcome(state="failed", exit_code=2, reason="r", step=0, first_error=error)
+    text, _ = explain_end("r", outcome, node_name="a", shows_ranks=shows_ranks)
+    last = "the run has failed: r; first of all local rank 0 of node a as above"
+    assert text.splitlines() == [*lines, last]
