@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.graph.flow import Flow
-from bundlerun.splits.stage import chunk_forwards
+from bundlerun.splits.stage import chunk_forwards, class_lost
 from bundlerun.splits.tracing.undo import members_kept
 
 
@@ -30,6 +30,8 @@ class GraphCosts:
     """Of each step of the flow: floating point operations of products and convolutions."""
     num_bytes: Mapping[fx.Node, int]
     """Of the tensors that each node makes."""
+    lost: Mapping[fx.Node, str]
+    """Nodes whose result would arrive at another stage as something else, and what it is."""
 
     def crossing_bytes(self, flow: Flow, boundary: int) -> int:
         """Bytes of what crosses a boundary."""
@@ -51,7 +53,9 @@ def graph_costs(flow: Flow, model: nn.Module, inputs: Sequence[object]) -> Graph
     with without_numbers(model), torch.no_grad(), counter, _BatchNormLeftOut():
         counting = _Counting(model, flow, counter)
         counting.run(*(tree_map_only(Tensor, _meta, value) for value in inputs))
-    return GraphCosts(operations=counting.operations, num_bytes=counting.num_bytes)
+    return GraphCosts(
+        operations=counting.operations, num_bytes=counting.num_bytes, lost=counting.lost
+    )
 
 
 class _Counting(fx.Interpreter):
@@ -61,6 +65,7 @@ class _Counting(fx.Interpreter):
         self._counter = counter
         self.operations = [0] * len(flow.steps)
         self.num_bytes: dict[fx.Node, int] = {}
+        self.lost: dict[fx.Node, str] = {}
 
     def run_node(self, n: fx.Node) -> Any:  # noqa: ANN401 - any result
         before = self._counter.get_total_flops()
@@ -70,6 +75,8 @@ class _Counting(fx.Interpreter):
         if 0 <= place < len(self.operations):
             self.operations[place] += self._counter.get_total_flops() - before
         self.num_bytes[n] = _bytes_of(result)
+        if lost := class_lost(result):
+            self.lost[n] = lost
         return result
 
 

@@ -122,7 +122,7 @@ def choose(
         cuts = choose_cuts(way, cut, shares, inputs)
         return Choice(name=cutter, way=way, cuts=cuts, why=f"--cutter {cutter}")
     try:
-        way = cuttable(model, "graph", inputs)
+        way = TracedModel(model, len(inputs) or None)
     except ConfigError as exc:
         replay = cuttable(model, "replay", inputs)
         cuts = choose_cuts(replay, cut, shares, inputs)
@@ -132,10 +132,29 @@ def choose(
     except ConfigError as exc:
         return _replayed(model, cut, shares, inputs, exc)
     graph = Choice(name="graph", way=way, cuts=cuts, why="the model traces")
+    if not inputs:
+        return graph
+    if unsure := way.unsure(cuts, inputs):
+        return _replayed_if_it_can(graph, model, cut, shares, inputs, unsure)
     # Named cuts are what is wanted; others may be as well divided as the other way can.
-    if inputs and (not cut or cut[0].isdecimal()):
-        return _better(graph, model, cut, shares, inputs)
-    return graph
+    return graph if cut and not cut[0].isdecimal() else _better(graph, model, cut, shares, inputs)
+
+
+def _replayed_if_it_can(
+    graph: Choice,
+    model: nn.Module,
+    cut: Sequence[str],
+    shares: Sequence[int],
+    inputs: Sequence[object],
+    why: str,
+) -> Choice:
+    """Replay, which sends tensors only; the graph where that cannot cut so, to be checked."""
+    try:
+        way = cuttable(model, "replay", inputs)
+        cuts = choose_cuts(way, cut, shares, inputs)
+    except ConfigError:
+        return graph
+    return Choice(name="replay", way=way, cuts=cuts, why=f"by graph, {why}")
 
 
 def _replayed(
@@ -174,7 +193,7 @@ def _better(
 ) -> Choice:
     """The graph, or replay where that divides the work much better."""
     load = graph.way.places(inputs).worst_load(graph.cuts, shares)
-    if load <= WORST_LOAD:
+    if 0 < load <= WORST_LOAD:
         return graph
     try:
         way = cuttable(model, "replay", inputs)
@@ -182,10 +201,14 @@ def _better(
     except ConfigError:
         return graph
     other = way.places(inputs).worst_load(cuts, shares)
-    if not other or other > 0.95 * load:
+    if not other or (load and other > 0.95 * load):
         return graph
-    why = f"by graph, the most loaded device would do {load:.1f} times the work of the mean one"
-    return Choice(name="replay", way=way, cuts=cuts, why=f"{why}, so {other:.1f} times")
+    if load:
+        why = f"the most loaded device would do {load:.1f} times the work of the mean one"
+        why = f"{why}, so {other:.1f} times"
+    else:
+        why = "its operations cannot be counted"
+    return Choice(name="replay", way=way, cuts=cuts, why=f"by graph, {why}")
 
 
 def easiest(
@@ -200,7 +223,7 @@ def easiest(
     if cutter != "auto":
         return cutter, cuttable(model, cutter, inputs), f"--cutter {cutter}"
     try:
-        return "graph", cuttable(model, "graph", inputs), "the model traces"
+        return "graph", TracedModel(model, len(inputs) or None), "the model traces"
     except ConfigError as exc:
         return "replay", cuttable(model, "replay", inputs), f"by graph, {exc}"
 
@@ -218,7 +241,10 @@ def cuttable(model: nn.Module, cutter: Cutter, inputs: Sequence[object]) -> Cutt
         ConfigError: the model cannot be cut that way.
     """
     if cutter == "graph":
-        return TracedModel(model, len(inputs) or None)
+        try:
+            return TracedModel(model, len(inputs) or None)
+        except ConfigError as exc:
+            raise ConfigError(f"{exc}, or use --cutter replay") from exc
     if not inputs:
         raise NoExample(
             f"cutting {type(model).__name__} by replay needs an example of its inputs, and no "

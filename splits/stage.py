@@ -16,6 +16,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.modes import Modes, PartMode
 from bundlerun.splits.state import find_attribute
 
+_CONSTANTS = (type(None), bool, int, float, str)
 Forward = Callable[..., Any]
 """From the tensors that reach a chunk to what it hands on."""
 
@@ -46,6 +47,23 @@ def overwritable(received: object) -> object:
     What a stage receives are leaves, which in-place operations may not change.
     """
     return tree_map_only(Tensor, _Received.apply, received)
+
+
+def class_lost(value: object) -> str:
+    """The class of something in `value` that a link does not keep; nothing: it keeps all.
+
+    Tensors, numbers, texts, and dicts, tuples, named tuples and lists of them arrive as they are. A
+    subclass of a dict, such as an output of transformers, arrives as a dict, other objects not.
+    """
+    kind = type(value)
+    if isinstance(value, Tensor) or kind in _CONSTANTS:
+        return ""
+    if isinstance(value, tuple) and (kind is tuple or hasattr(kind, "_fields")):
+        return next(filter(None, map(class_lost, value)), "")
+    if isinstance(value, (dict, list)) and kind in (dict, list):
+        items = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(class_lost, items)), "")
+    return kind.__name__
 
 
 def chunk_forwards(stage: nn.Module, chunks_per_stage: int) -> list[Forward]:

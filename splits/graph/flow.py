@@ -26,6 +26,7 @@ from bundlerun.splits.state import named_state, names_by_id, tensors_of
 
 _SIZE_METHODS = {"size", "dim", "ndimension", "numel", "nelement", "stride", "is_floating_point"}
 _SIZE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "requires_grad", "is_cuda", "itemsize"}
+_OF_OPERATIONS = ("torch.nn.", "torch.ao.nn.", "torchvision.ops.")
 _PLAIN_MODULES = {operator.__name__, "_operator", math.__name__, builtins.__name__}
 
 
@@ -135,6 +136,23 @@ class Flow:
             if key in names and used and key not in self.constants
             for boundary in range(min(used) + 1, max(used) + 1)
         }
+
+    @cached_property
+    def untold(self) -> set[fx.Node]:
+        """Objects of a class, results of a user's module that is recorded whole, and parts of them.
+
+        No graph tells what these are: a tensor, a dict, an object of the user's.
+        """
+        found: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "call_module":
+                is_untold = not _gives_tensors(self._model.get_submodule(str(node.target)))
+            elif node.target in (getattr, operator.getitem):
+                is_untold = node.all_input_nodes[0] in found
+            else:
+                is_untold = isinstance(node.target, type)
+            found.update([node] if is_untold else [])
+        return found
 
     def shared_bytes(self, boundary: int) -> list[int]:
         """The size of each parameter that steps before and after `boundary` use, bytes."""
@@ -271,6 +289,12 @@ def _is_item(node: fx.Node) -> bool:
     if node.target is not operator.getitem or not isinstance(node.args[1], int):
         return False
     return not any(is_state(source) for source in node.all_input_nodes)
+
+
+def _gives_tensors(module: nn.Module) -> bool:
+    """Whether it is an operation of torch's or torchvision's."""
+    origins = [cls.__module__ for cls in type(module).__mro__ if cls is not nn.Module]
+    return any(origin.startswith(_OF_OPERATIONS) for origin in origins)
 
 
 def _module_path(node: fx.Node) -> list[str]:

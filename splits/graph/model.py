@@ -166,16 +166,37 @@ class TracedModel:
         ]
         return Places(places=places, operations=done[-1], parameter_bytes=sizes[-1])
 
+    def unsure(self, cuts: Sequence[str], inputs: Sequence[object]) -> str:
+        """What crosses one of `cuts` and may arrive as something else, in words; nothing: none.
+
+        Args:
+            cuts: names.
+            inputs: what the model is called with; only shapes and types count.
+        """
+        found = self._run(inputs)
+        for cut in cuts:
+            for node in self._train.crossing(self._find(cut).train):
+                name = self._train.qualified_names[node]
+                if found is not None and node in found.lost:
+                    return f"{name!r} crosses {cut!r}, and is no tensor but {found.lost[node]}"
+                if found is None and node in self._train.untold:
+                    return f"{name!r} crosses {cut!r}, and what that is shows only when it runs"
+        return ""
+
     def _counted(self, inputs: Sequence[object]) -> GraphCosts | None:
         """What the model costs; None where it does nothing that is counted, or needs numbers."""
+        found = self._run(inputs)
+        return found if found is not None and any(found.operations) else None
+
+    def _run(self, inputs: Sequence[object]) -> GraphCosts | None:
+        """A run of the training graph; None where it needs numbers."""
         with modes_kept(self.model):
             self.model.train()
             try:
-                found = graph_costs(self._train, self.model, inputs)
+                return graph_costs(self._train, self.model, inputs)
             except Exception as exc:  # whatever an operation without numbers makes of it
                 log.debug("operations not counted, parameter bytes balanced: %s", exc)
                 return None
-        return found if any(found.operations) else None
 
     def _check_count(self, num_cuts: int) -> None:
         if num_cuts > len(self.boundaries):

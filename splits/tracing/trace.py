@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,7 @@ from bundlerun.splits.tracing.region import REGION, Autocast, Region
 from bundlerun.splits.tracing.twice import first_difference
 
 _CONTAINERS: tuple[type, ...] = (nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_DICTS = (dict, OrderedDict, defaultdict)
 _CONSTANT = "_tensor_constant"
 
 
@@ -151,6 +153,17 @@ class ModuleTracer(fx.Tracer):
         if region != _NO_REGION:
             node.meta[REGION] = region
         return node
+
+    def create_arg(self, a: Any) -> Any:  # noqa: ANN401 - as fx has it
+        """What a graph has for a value that is given to an operation, or returned.
+
+        Raises:
+            Unkept: it is of a class that a graph does not keep.
+        """
+        # torch.fx makes a plain dict of it, which has other attributes and keys.
+        if isinstance(a, dict) and type(a) not in _DICTS:
+            raise Unkept(f"makes a {type(a).__name__}, of which a graph makes a dict")
+        return super().create_arg(a)
 
     def is_leaf_module(self, m: nn.Module, module_qualname: str) -> bool:
         """Whether `m` is one operation of the graph."""

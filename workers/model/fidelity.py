@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.random_state import kept_random_state
+from bundlerun.splits.stage import Stage
 from bundlerun.workers.model.trial import (
     Call,
     Result,
@@ -122,7 +123,7 @@ def _compare(subject: Subject, inputs: tuple[Any, ...], own: Result, *, training
         cause = exc.__cause__
         raise ConfigError(
             f"stage {subject.chunks.stage_of(exc.part)} of {_name(subject)} raises "
-            f"{type(cause).__name__}: {cause}; the model by itself does not; {_WAY_ON}"
+            f"{type(cause).__name__}: {cause}; the model by itself does not; {_way_on(subject)}"
         ) from exc
     difference = _difference(subject, own, other)
     if not difference:
@@ -138,8 +139,14 @@ def _compare(subject: Subject, inputs: tuple[Any, ...], own: Result, *, training
     raise ConfigError(
         f"in {'training' if training else 'evaluation'}, {_name(subject)} "
         f"{'in stages' if subject.is_cut else 'with its running statistics gathered'} is not what "
-        f"it is by itself: {difference}; {first}; {_WAY_ON}"
+        f"it is by itself: {difference}; {first}; {_way_on(subject)}"
     )
+
+
+def _way_on(subject: Subject) -> str:
+    """What to do about it."""
+    is_by_graph = isinstance(subject.stages[0], Stage)
+    return f"use --cutter replay, or {_WAY_ON}" if is_by_graph else _WAY_ON
 
 
 def _difference(subject: Subject, own: Result, other: Result) -> str:

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.splits.random_state import seed_random
 from bundlerun.splits.stage import Forward, chunk_forwards
 from bundlerun.workers.model.norms.batchnorm import StatisticsPool, has_own_forward, tracking_layers
 from bundlerun.workers.model.rollback import rolled_back
-from bundlerun.workers.values.nest import Leaf, leaves, mapped
+from bundlerun.workers.values.nest import Leaf, form_sent, leaves, mapped
 
 _SEED = 20
 
@@ -117,6 +118,10 @@ def staged_pass(subject: Subject, inputs: tuple[Any, ...]) -> Result:
     arguments = inputs
     for number, forward in enumerate(_prepared(subject)):
         if number:
+            try:
+                form_sent(arguments)
+            except ConfigError as exc:
+                raise StageRaised(number - 1) from exc
             sent = list(leaves(arguments))
             arguments = mapped(_received, arguments)
             # Kept for the way back: gradients cross each border by hand, as a link carries them.

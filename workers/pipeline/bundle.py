@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.schedule import Action, Order, Pass, Pipeline, last_backwards
 from bundlerun.launcher.layout.topology import LinkKind
 from bundlerun.splits.stage import Forward
@@ -36,7 +35,7 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import Recipe, model_inputs
 from bundlerun.workers.step import StepShare, StepWork
 from bundlerun.workers.values.module_tensors import copied_buffers, tensor_places
-from bundlerun.workers.values.nest import Form, built, form_of, leaf_values, mapped
+from bundlerun.workers.values.nest import built, form_sent, leaf_values, mapped
 from bundlerun.workers.values.strides import with_strides
 
 
@@ -261,7 +260,7 @@ class Bundle:
             if self._is_training:
                 self._wires.learn_gradients(chunk, j, self._message(work, j), outputs)
             # What is sent is read later, and the next forward may write to a buffer before that.
-            goods = Goods(copied_buffers(outputs, self._places), _form_of(_arguments(result)))
+            goods = Goods(copied_buffers(outputs, self._places), form_sent(_arguments(result)))
             self._send(LinkKind.ACTIVATION, chunk, work, j, goods)
         # [4]
         if self._is_training:
@@ -290,7 +289,7 @@ class Bundle:
         if self._last_chunk == 0:
             return arguments, mapped(self._arithmetic.placed, target)
         # As the data gave it: the last stage places it on its own device.
-        goods = Goods(_tensors(target), _form_of(target))
+        goods = Goods(_tensors(target), form_sent(target))
         self._send(LinkKind.TARGET, 0, step.work, j, goods)
         return arguments, None
 
@@ -370,13 +369,3 @@ def _tensors(value: object) -> list[Tensor]:
 
 def _trained(tensors: Iterable[Tensor]) -> list[Tensor]:
     return [t for t in tensors if t.requires_grad]
-
-
-def _form_of(value: object) -> Form:
-    try:
-        return form_of(value, lambda item: isinstance(item, Tensor))
-    except TypeError as exc:
-        raise ConfigError(
-            f"what a stage hands on cannot be sent: {exc}, neither a tensor nor a plain number; "
-            "let the model make it where it is used, or use --shape 1"
-        ) from exc

@@ -16,6 +16,10 @@ from collections import namedtuple
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
+from torch import Tensor
+
+from bundlerun.launcher.errors import ConfigError
+
 Form: TypeAlias = Any
 """A list that JSON can say; `LEAF` where a leaf goes."""
 LEAF: Form = ["leaf"]
@@ -138,6 +142,21 @@ def _form(value: object, is_leaf: Callable[[object], bool], place: str) -> Form:
         kind = type(value)
         return ["named", kind.__module__, kind.__qualname__, getattr(value, "_fields"), forms]  # noqa: B009
     return [branch, forms]
+
+
+def form_sent(value: object) -> Form:
+    """The form of what one stage hands on to another; the tensors are its leaves.
+
+    Raises:
+        ConfigError: something in it is neither a tensor nor a constant.
+    """
+    try:
+        return form_of(value, lambda item: isinstance(item, Tensor))
+    except TypeError as exc:
+        raise ConfigError(
+            f"what a stage hands on cannot be sent: {exc}, neither a tensor nor a plain number; "
+            "let the model make it where it is used, or use --shape 1"
+        ) from exc
 
 
 def built(form: Form, found: Iterator[object]) -> Any:  # noqa: ANN401 (whatever the form says)

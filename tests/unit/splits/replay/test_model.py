@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import random
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +15,8 @@ from bundlerun.splits.cutter import NoExample
 from bundlerun.splits.models import choose, make_stages
 from bundlerun.splits.replay.model import ReplayedModel
 from bundlerun.splits.replay.stage import ReplayStage
+from bundlerun.workers.model.fidelity import check_fidelity
+from bundlerun.workers.model.trial import Subject
 from tests.unit.splits.replay.chain import Layers, assert_same, example, layers, subject_of
 
 
@@ -217,6 +221,123 @@ def test_auto_replays_what_a_graph_divides_badly() -> None:
     assert "the most loaded device would do 1.6 times the work of the mean one, so 1.2" in found.why
     named = choose(Whole(), "auto", cut=("head",), shares=[1, 1], inputs=(torch.ones(2, 4),))
     assert named.name == "graph"
+
+
+class Output(OrderedDict[str, Any]):
+    """Its items are attributes, too, as those of an output of transformers."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self[name]
+
+
+@dataclasses.dataclass
+class Record:
+    """What torch knows nothing of."""
+
+    hidden: Tensor
+
+
+class Inner(nn.Module):
+    """Recorded whole, as it asks for a shape; gives an object.
+
+    Args:
+        kind: makes it.
+        reads: numbers that come of no input, which no tensor without numbers has.
+    """
+
+    def __init__(self, kind: Callable[..., Any], *, reads: bool) -> None:
+        super().__init__()
+        self.net = Branches()
+        self.kind = kind
+        self.reads = reads
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[0] < 1 or (self.reads and (torch.arange(4, device=x.device) < 0).any()):
+            raise ValueError("never")
+        return self.kind(hidden=self.net(x))
+
+
+class Around(nn.Module):
+    """Takes the tensor out of what a module gives: a graph has a boundary in between."""
+
+    def __init__(self, kind: Callable[..., Any] = Output, *, reads: bool = False) -> None:
+        super().__init__()
+        self.inner, self.head = Inner(kind, reads=reads), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.inner(x)
+        made: Tensor = self.head(found.hidden)
+        return made
+
+
+@pytest.mark.parametrize("cut", [(), ("head",)])
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("kind", [Output, Record])
+def test_auto_replays_where_an_object_would_cross(
+    kind: Callable[..., Any], reads: bool, cut: tuple[str, ...]
+) -> None:
+    class Later(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.inner(x)
+            made: Tensor = self.head(found.hidden) + found.hidden
+            return made
+
+    x = torch.ones(2, 4)
+    model = Later(kind, reads=reads)
+    found = choose(model, "auto", cut=cut, shares=[1, 1], inputs=(x,))
+    assert found.name == "replay"
+    what = "what that is shows only" if reads else f"is no tensor but {kind.__name__}"
+    assert found.why.startswith("by graph, 'inner' crosses")
+    assert what in found.why
+    assert_same(Subject(whole=model, stages=found.way.cut(found.cuts)), (x,))
+    assert found.cuts == (cut or ("inner.net.blocks.2",))
+
+
+@pytest.mark.parametrize(
+    ("kind", "refusal"),
+    [
+        (Output, "raises AttributeError: 'dict' object has no attribute 'hidden'"),
+        (Record, "raises ConfigError: the cut sends 'inner' on, which is no tensor but Record"),
+    ],
+)
+def test_such_a_graph_is_refused_at_the_check_with_the_way_out(
+    kind: Callable[..., Any], refusal: str
+) -> None:
+    x, model = torch.ones(2, 4), Around(kind)
+    stages = choose(model, "graph", cut=("head",), shares=[1, 1], inputs=(x,))
+    subject = Subject(whole=model, stages=stages.way.cut(stages.cuts))
+    with pytest.raises(ConfigError, match=rf"{refusal}.*; use --cutter replay"):
+        check_fidelity(subject, lambda: (x,), 1e9)
+
+
+def test_a_graph_is_kept_where_replay_cannot_cut_so() -> None:
+    class Draws(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            # Another path each time, which replay refuses; a graph has this module whole.
+            return super().forward(x)
+
+    def either(hidden: Tensor) -> Any:
+        return Output(hidden=hidden + 1 if torch.rand([]) > 0.5 else hidden)
+
+    found = choose(Draws(either), "auto", cut=("head",), shares=[1, 1], inputs=(torch.ones(2, 4),))
+    assert found.name == "graph"
+
+
+def test_a_forward_that_gives_a_dict_of_its_own_class_is_no_graph() -> None:
+    class Gives(Around):
+        def forward(self, x: Tensor) -> Any:
+            return Output(out=super().forward(x))
+
+    told: list[str] = []
+    x, model = torch.ones(2, 4), Gives()
+    with pytest.raises(ConfigError, match=r"forward makes a Output, of which .*--cutter replay"):
+        make_stages(model, cut=(), num_stages=2, inputs=(x,), cutter="graph")
+    stages = make_stages(model, cut=(), num_stages=2, inputs=(x,), tell=told.append)
+    assert "forward makes a Output" in told[0]
+    result: Any = (x,)
+    for stage in stages:
+        result = stage(*result)
+    assert type(result) is Output
 
 
 def test_what_needs_inputs_says_so_where_there_are_none() -> None:

@@ -134,6 +134,12 @@ def test_stages_that_do_the_same_pass_and_leave_no_trace() -> None:
             lambda m, y, mean: m.head(y.unknown),
             "stage 1 of Net raises AttributeError: 'Tensor' object has no attribute 'unknown'",
         ),
+        (
+            lambda m, x: (*front(m, x), {"more": [object()]}),
+            lambda m, y, mean, _: rear(m, y, mean),
+            r"stage 0 of Net raises ConfigError: what a stage hands on cannot be sent: "
+            r"\[2\]\['more'\]\[0\] is of type object",
+        ),
     ],
 )
 def test_stages_that_do_something_else_are_refused_with_what_and_where(
