@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,8 +22,10 @@ from bundlerun.workers.data.texts.labelled import (
     LabelledTexts,
     Padded,
     Row,
+    TextFiles,
     classes_of,
     find_texts,
+    names_of,
     read_rows,
 )
 from bundlerun.workers.data.texts.tokenizer import Tokenizer, find_tokenizer
@@ -76,27 +77,27 @@ class SequenceClassification:
 
     def num_outputs(self) -> int:
         """Classes of the training texts, or more as --num-classes says."""
-        return self._config.num_classes or len(classes_of(self._train_rows()))
+        return self._config.num_classes or len(self._classes())
 
     def open_data(self) -> DataSets:
         """Reads all texts and labels; tokens are made of a text when it is needed."""
         config, tokenizer = self._config, self._tokenizer()
-        train, val = self._files()
-        classes = classes_of(self._train_rows())
+        val = self._files().val
+        classes = self._classes()
         if 0 < config.num_classes < len(classes):
             raise ConfigError(
                 f"--num-classes {config.num_classes} is less than the {len(classes)} labels of "
-                f"DATA {str(train)!r}; leave it out, or give {len(classes)} or more"
+                f"DATA {str(self._path)!r}; leave it out, or give {len(classes)} or more"
             )
         encode = partial(tokenizer.encode, special=True, most=config.seq_len)
         # Across a cut all micro-batches have one shape.
         length = config.seq_len if config.num_chunks > 1 else 0
         return DataSets(
-            train=LabelledTexts(self._train_rows(), train, classes, encode),
-            val=LabelledTexts(read_rows(val), val, classes, encode) if val else None,
+            train=LabelledTexts(self._train_rows(), classes, encode),
+            val=LabelledTexts(read_rows(val), classes, encode) if val else None,
             num_outputs=config.num_classes or len(classes),
             collate=Padded(tokenizer.padding or 0, length),
-            about={"classes": classes, "longest": config.seq_len},
+            about={"classes": self._names() or classes, "longest": config.seq_len},
         )
 
     def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
@@ -137,12 +138,19 @@ class SequenceClassification:
         """The optimizer that --optimizer names."""
         return make_optimizer(self._config, parameters)
 
-    def _files(self) -> tuple[Path, Path | None]:
+    def _classes(self) -> list[str]:
+        """As labels have them, in order of their numbers."""
+        return classes_of(self._train_rows(), self._names())
+
+    def _names(self) -> list[str]:
+        return names_of(self._files().train)
+
+    def _files(self) -> TextFiles:
         return find_texts(self._path, needs_val=self._config.validate)
 
     def _train_rows(self) -> list[Row]:
         if self._rows is None:
-            self._rows = read_rows(self._files()[0])
+            self._rows = read_rows(self._files().train)
         return self._rows
 
     def _tokenizer(self) -> Tokenizer:

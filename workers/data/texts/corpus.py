@@ -1,6 +1,7 @@
 """Which files of DATA are for training and for validation, of tokens or of text.
 
 FILE.bin .npy .pt       tokens; the first 90 % are for training
+FILE.parquet            text, in its column `text`; likewise
 FILE                    text, anything else; likewise
 FOLDER                  files that begin with train, and with val, all of one kind
 """
@@ -13,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.workers.data.shards import tables
 from bundlerun.workers.data.texts.tokens import SUFFIXES
 
 TRAIN_PART = 0.9
 """Of a single file; the rest, its end, is for validation."""
 _LINES = ".jsonl"
-_TEXTS = (".txt", ".md", _LINES)
+_TEXTS = (".txt", ".md", _LINES, tables.SUFFIX)
+_COLUMN = "text"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +43,16 @@ def find_corpus(path: Path, *, needs_val: bool) -> Corpus:
     """The files that DATA names; opens none.
 
     Raises:
-        ConfigError: there are none, or they are of both kinds.
+        ConfigError: there are none, they are of both kinds, or need a package that is not
+            installed.
     """
+    found = _find(path, needs_val)
+    if any(file.suffix == tables.SUFFIX for file in (*found.train, *found.val)):
+        tables.check_pyarrow(path)
+    return found
+
+
+def _find(path: Path, needs_val: bool) -> Corpus:
     if path.is_file():
         return Corpus(train=[path], val=(), is_text=path.suffix not in SUFFIXES)
     if not path.is_dir():
@@ -69,11 +80,13 @@ def find_corpus(path: Path, *, needs_val: bool) -> Corpus:
 
 
 def read_documents(file: Path) -> list[str]:
-    """The texts of a file: one, or those of `text` in each line of a .jsonl.
+    """The texts of a file: one, those of `text` in each line of a .jsonl, or in a .parquet.
 
     Raises:
         ConfigError: it cannot be read, or is no text.
     """
+    if file.suffix == tables.SUFFIX:
+        return _of_table(file)
     try:
         whole = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as exc:
@@ -86,6 +99,18 @@ def read_documents(file: Path) -> list[str]:
     if file.suffix != _LINES:
         return [whole]
     return [_text_of(line, n, file) for n, line in enumerate(whole.splitlines(), 1) if line.strip()]
+
+
+def _of_table(file: Path) -> list[str]:
+    table = tables.Table(file)
+    table.check_columns(_COLUMN)
+    (texts,) = table.read([_COLUMN])
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise ConfigError(
+                f"row {row} of DATA {str(file)!r} has {text!r:.40} as {_COLUMN!r}, and not a text"
+            )
+    return texts
 
 
 def _text_of(line: str, number: int, file: Path) -> str:

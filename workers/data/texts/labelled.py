@@ -1,4 +1,7 @@
-"""Texts with a label each: a .csv with the columns text and label, or a .jsonl with such keys."""
+"""Texts with a label each: a .csv with the columns text and label, a .jsonl with such keys.
+
+Or parquet files with such columns, several for a part.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,14 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.workers.data.shards import tables
 
-SUFFIXES = (".csv", ".jsonl")
+SUFFIXES = (".csv", ".jsonl", tables.SUFFIX)
 _RIGHT = (
-    'a .csv with the columns text and label, or a .jsonl with lines {"text": ..., "label": ...}'
+    'a .csv (or .parquet files) with the columns text and label, or a .jsonl with lines {"text": '
+    '..., "label": ...}'
 )
+_COLUMNS = ("text", "label")
 _MULTIPLE = 8
 """Lengths are rounded up to one of these, which devices like."""
 
@@ -28,40 +34,75 @@ class Row(NamedTuple):
     text: str
     label: str | int
     line: int
+    file: Path
 
 
-def find_texts(path: Path, *, needs_val: bool) -> tuple[Path, Path | None]:
+class TextFiles(NamedTuple):
+    """The files of a data set."""
+
+    train: Sequence[Path]
+    """At least one; several are parquet files."""
+    val: Sequence[Path]
+    """None: there is no validation."""
+
+
+def find_texts(path: Path, *, needs_val: bool) -> TextFiles:
     """The files for training and for validation that DATA names; opens none.
 
     Raises:
-        ConfigError: they are not there.
+        ConfigError: they are not there, or need a package that is not installed.
     """
+    found = _find(path, needs_val)
+    if any(file.suffix == tables.SUFFIX for file in (*found.train, *found.val)):
+        tables.check_pyarrow(path)
+    return found
+
+
+def _find(path: Path, needs_val: bool) -> TextFiles:
     if path.is_file() and path.suffix in SUFFIXES:
         if needs_val:
             raise ConfigError(
                 f"DATA {str(path)!r} is one file, and validation needs another; give a folder with "
                 f"train{path.suffix} and val{path.suffix}, or use --no-validate"
             )
-        return path, None
+        return TextFiles([path], ())
     found = []
     for part in ("train", "val") if needs_val else ("train",):
-        files = [path / f"{part}{suffix}" for suffix in SUFFIXES]
+        files = [path / f"{part}{suffix}" for suffix in SUFFIXES if suffix != tables.SUFFIX]
         there = [file for file in files if file.is_file()]
-        if len(there) != 1:
-            what = f"has {' and '.join(f.name for f in there) if there else f'no {part} file'}"
+        shards = sorted(path.glob(f"{part}*{tables.SUFFIX}"))
+        if len(there) + bool(shards) != 1:
+            names = " and ".join(file.name for file in (*there, *shards[:1]))
             raise ConfigError(
-                f"DATA {str(path)!r} {what}; give one of train and one of val: {_RIGHT}"
+                f"DATA {str(path)!r} has {names or f'no {part} file'}; give one kind of train and "
+                f"of val: {_RIGHT}"
             )
-        found += there
-    return found[0], found[1] if needs_val else None
+        found.append(there or shards)
+    return TextFiles(found[0], found[1] if needs_val else ())
 
 
-def read_rows(file: Path) -> list[Row]:
-    """The texts of a file, in order.
+def read_rows(files: Sequence[Path]) -> list[Row]:
+    """The texts of files, in order.
 
     Raises:
-        ConfigError: it cannot be read, has none, or a line of another form.
+        ConfigError: one cannot be read, has none, or a line of another form.
     """
+    return [row for file in files for row in _rows_of(file)]
+
+
+def names_of(files: Sequence[Path]) -> list[str]:
+    """The names of the classes 0, 1, ..., where the package datasets has written them."""
+    if files[0].suffix != tables.SUFFIX:
+        return []
+    return tables.Table(files[0]).class_names(_COLUMNS[1])
+
+
+def _rows_of(file: Path) -> list[Row]:
+    if file.suffix == tables.SUFFIX:
+        table = tables.Table(file)
+        table.check_columns(*_COLUMNS)
+        pairs = zip(*table.read(_COLUMNS), strict=True)
+        return [_row(text, label, line, file) for line, (text, label) in enumerate(pairs)]
     try:
         with file.open(encoding="utf-8", newline="") as opened:
             rows = list(_of_csv(opened, file) if file.suffix == ".csv" else _of_lines(opened, file))
@@ -92,12 +133,22 @@ def _of_lines(opened: Iterator[str], file: Path) -> Iterator[Row]:
 
 def _row(text: object, label: object, line: int, file: Path) -> Row:
     if not isinstance(text, str) or not isinstance(label, (str, int)) or label == "":
-        raise ConfigError(f"line {line} of DATA {str(file)!r} has no text and label; give {_RIGHT}")
-    return Row(text, label, line)
+        what = "row" if file.suffix == tables.SUFFIX else "line"
+        raise ConfigError(
+            f"{what} {line} of DATA {str(file)!r} has no text and label; give {_RIGHT}"
+        )
+    return Row(text, label, line, file)
 
 
-def classes_of(rows: Sequence[Row]) -> list[str]:
-    """The classes in order of their numbers: numbers as they are, names sorted."""
+def classes_of(rows: Sequence[Row], named: Sequence[str] = ()) -> list[str]:
+    """The classes in order of their numbers: numbers as they are, names sorted.
+
+    Args:
+        rows: the texts for training.
+        named: the names of the numbers, which then say how many there are.
+    """
+    if named:
+        return [str(number) for number in range(len(named))]
     labels = {str(row.label) for row in rows}
     if all(label.isdecimal() for label in labels):
         return [str(n) for n in range(1 + max(map(int, labels)))]
@@ -109,7 +160,6 @@ class LabelledTexts:
 
     Args:
         rows: the texts.
-        file: they are from, for messages.
         classes: in order of their numbers.
         encode: makes tokens of a text.
 
@@ -120,7 +170,6 @@ class LabelledTexts:
     def __init__(
         self,
         rows: Sequence[Row],
-        file: Path,
         classes: Sequence[str],
         encode: Callable[[str], list[int]],
     ) -> None:
@@ -128,8 +177,9 @@ class LabelledTexts:
         for row in rows:
             if str(row.label) not in numbers:
                 raise ConfigError(
-                    f"line {row.line} of DATA {str(file)!r} has the label {row.label!r}, which is "
-                    f"none of the {len(classes)} classes; {nearest(str(row.label), classes)}"
+                    f"line {row.line} of DATA {str(row.file)!r} has the label {row.label!r}, "
+                    f"which is none of the {len(classes)} classes; "
+                    f"{nearest(str(row.label), classes)}"
                 )
         self._texts = [row.text for row in rows]
         self._targets = [numbers[str(row.label)] for row in rows]

@@ -143,6 +143,25 @@ def test_documents_end_with_the_token_that_the_folder_says(
     assert "line 2 of DATA" in refusal(config)
 
 
+def test_parquet_files_have_a_document_in_each_row(tmp_path: Path, words_file: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    texts, folder = [" ".join(WORDS)] * 4, tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in texts))
+    config = config_of(tmp_path, folder, tokenizer=str(words_file.parent), validate=False)
+    wanted = opened(config).train
+    (folder / "train.jsonl").unlink()
+    parquet.write_table(pa.table({"text": texts[:1]}), folder / "train-0.parquet")
+    parquet.write_table(pa.table({"text": texts[1:], "id": [1, 2, 3]}), folder / "train-1.parquet")
+    found = opened(config).train
+    assert found.names_digest() == wanted.names_digest()
+    parquet.write_table(pa.table({"text": ["a", None]}), folder / "train-1.parquet")
+    assert "row 1 of DATA" in refusal(config)
+    parquet.write_table(pa.table({"content": ["a"]}), folder / "train-1.parquet")
+    assert "has no column 'text', only 'content'; give it one" in refusal(config)
+
+
 def test_the_loss_says_its_tokens_and_the_perplexity_is_of_them(tmp_path: Path) -> None:
     numbers_from(1000).tofile(tmp_path / "t.bin")
     config = config_of(tmp_path, tmp_path / "t.bin")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,36 @@ def test_wrong_input_is_one_line(config: TrainConfig, tmp_path: Path) -> None:
     small = replace(config, model=f"{tmp_path}/small.py:build")
     with pytest.raises(ConfigError, match=r"has 10 tokens, the largest embedding of .* 4; give"):
         load_recipe(small).model(DataInfo(num_train=1, num_val=1, num_outputs=2))
+
+
+def test_parquet_files_are_texts_with_labels(config: TrainConfig, tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow", reason="the extra parquet is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    data = tmp_path / "shards"
+    data.mkdir()
+    names = {"label": {"_type": "ClassLabel", "names": ["thing", "animal", "none"]}}
+    notes = {"huggingface": json.dumps({"info": {"features": names}})}
+    for name, text, label in (
+        ("train-0", "the fox", 1), ("train-1", "the log", 0), ("validation", "a log", 0)
+    ):  # fmt: skip
+        table = pa.table({"text": [text], "label": [label]}).replace_schema_metadata(notes)
+        parquet.write_table(table, data / f"{name}.parquet")
+    config = replace(config, data=str(data))
+    found = opened(config)
+    assert (found.num_outputs, found.about["classes"]) == (3, ["thing", "animal", "none"])
+    assert [(t.tolist(), n) for t, n in (found.train[0], found.train[1])] == [
+        ([1, 2, 3], 1),
+        ([1, 2, 8], 0),
+    ]
+    assert len(found.val) == 1
+    parquet.write_table(pa.table({"text": ["a"], "label": [3]}), data / "val.parquet")
+    assert "has the label 3, which is none of the 3 classes" in refusal(config)
+    parquet.write_table(pa.table({"text": ["a", None], "label": [1, 2]}), data / "val.parquet")
+    assert "row 1 of DATA" in refusal(config)
+    parquet.write_table(pa.table({"sentence": ["a"], "label": [3]}), data / "val.parquet")
+    assert "has no column 'text', only 'sentence', 'label'; give it one" in refusal(config)
+    (data / "train.csv").write_text(CSV)
+    assert "has train.csv and train-0.parquet; give one kind" in refusal(config)
 
 
 def test_models_of_transformers_get_tokens_and_mask(config: TrainConfig, tmp_path: Path) -> None:
