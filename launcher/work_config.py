@@ -16,7 +16,7 @@ from bundlerun.launcher.layout.microbatch import (
     divisors,
 )
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.model_name import OF_IMAGES
+from bundlerun.launcher.models.name import OF_IMAGES
 from bundlerun.launcher.options.bounds import at_least
 from bundlerun.launcher.options.declared import Reader, option, text_list
 

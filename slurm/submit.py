@@ -14,7 +14,7 @@ from bundlerun.launcher.commands.run import add_config_arguments, read_configs
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import node_range
 from bundlerun.launcher.meeting.default_folder import new_folder
-from bundlerun.launcher.model_name import check_model
+from bundlerun.launcher.models.name import check_model
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.options.usage import parsed, shorten
 from bundlerun.launcher.plan import WORKER_MODULE, plan_elsewhere

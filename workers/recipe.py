@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.launcher.model_name import OF_IMAGES, OF_PIXELS, OF_TEXT, OF_TEXTS
-from bundlerun.launcher.user_file import module_from_file, users_code
+from bundlerun.launcher.models.name import OF_IMAGES, OF_PIXELS, OF_TEXT, OF_TEXTS
+from bundlerun.launcher.models.user_file import module_from_file, users_code
 
 BUILT_IN = {
     OF_IMAGES: "bundlerun.workers.recipes.image_classification",

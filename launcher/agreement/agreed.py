@@ -24,7 +24,7 @@ from bundlerun.launcher.agreement.data_card import data_card
 from bundlerun.launcher.agreement.sources import digest, files_behind, own_digest
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import (
+from bundlerun.launcher.models.name import (
     HF_CONFIG,
     OfFile,
     OfLibrary,
@@ -33,8 +33,8 @@ from bundlerun.launcher.model_name import (
     package_behind,
     parse_model,
 )
+from bundlerun.launcher.models.weight_files import find_weights, source_of
 from bundlerun.launcher.options.declared import flag_of, options_of, text_of
-from bundlerun.launcher.weight_files import find_weights, source_of
 
 Terms: TypeAlias = Mapping[str, str]
 

@@ -25,7 +25,8 @@ from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_va
 from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
 from bundlerun.launcher.meeting.node_name import claimed_name
 from bundlerun.launcher.meeting.site import site_defaults, site_job
-from bundlerun.launcher.model_name import check_adapters, check_model
+from bundlerun.launcher.models.name import check_adapters, check_model
+from bundlerun.launcher.models.weight_files import find_weights, source_of
 from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
 from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.options.usage import check_variables
@@ -35,7 +36,6 @@ from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import add_train_arguments, toml_of, train_config
-from bundlerun.launcher.weight_files import find_weights, source_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

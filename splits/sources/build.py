@@ -6,8 +6,8 @@ from types import ModuleType
 
 from torch import nn
 
-from bundlerun.launcher.model_name import OfFile, OfLibrary, OfModule, check_named, parse_model
-from bundlerun.launcher.user_file import module_from_file, module_from_name
+from bundlerun.launcher.models.name import OfFile, OfLibrary, OfModule, check_named, parse_model
+from bundlerun.launcher.models.user_file import module_from_file, module_from_name
 from bundlerun.splits.sources.libraries import of_hf, of_timm, of_torchvision
 from bundlerun.splits.sources.users import built_by_user, function_of
 
@@ -21,7 +21,7 @@ def build_model(
     """The model that `--model` names, freshly initialised; one of the user's as they make it.
 
     Args:
-        name: see `bundlerun.launcher.model_name`.
+        name: see `bundlerun.launcher.models.name`.
         num_outputs: classes; 0: as many as the model has by itself.
         hf_class: of transformers, for a model of it whose config.json names no head.
 

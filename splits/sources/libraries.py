@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.launcher.user_file import users_code
+from bundlerun.launcher.models.user_file import users_code
 
 # Their constructors warn unless the initialisation is chosen; this is the one of torchvision's
 # reference training.

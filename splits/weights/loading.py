@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.user_file import users_code
-from bundlerun.launcher.weight_files import WeightFiles, find_weights
+from bundlerun.launcher.models.user_file import users_code
+from bundlerun.launcher.models.weight_files import WeightFiles, find_weights
 from bundlerun.splits.weights.lora import is_adapter, plain_name
 from bundlerun.splits.weights.matching import Match, Outline, lines_of, match
 from bundlerun.splits.weights.reading import InMemory, Weights, open_weights

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.models.weight_files import WeightFiles
 from bundlerun.launcher.run_folder.checkpoints import MODEL, Checkpoint, find_damage
-from bundlerun.launcher.weight_files import WeightFiles
 
 Shape = tuple[int, ...]
 _HOLDERS = (

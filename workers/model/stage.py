@@ -19,10 +19,10 @@ from torch.utils.data import IterableDataset
 from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import BUILDING, check_adapters
+from bundlerun.launcher.models.name import BUILDING, check_adapters
+from bundlerun.launcher.models.user_file import users_code
+from bundlerun.launcher.models.weight_files import source_of
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.launcher.user_file import users_code
-from bundlerun.launcher.weight_files import source_of
 from bundlerun.splits.cutter import NoExample
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import make_stages

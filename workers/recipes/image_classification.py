@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import check_named
+from bundlerun.launcher.models.name import check_named
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.sources.build import build_model

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import HF_CONFIG, OfLibrary, check_named, parse_model
+from bundlerun.launcher.models.name import HF_CONFIG, OfLibrary, check_named, parse_model
 from bundlerun.workers.data.texts.tokenizer import has_tokenizer
 
 _POSITIONS = ("n_positions", "max_position_embeddings")

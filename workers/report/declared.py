@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.launcher.user_file import users_code
+from bundlerun.launcher.models.user_file import users_code
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.report.best import LOSS, Best
 

@@ -16,7 +16,7 @@ from torchvision.models.swin_transformer import SwinTransformer
 from torchvision.models.vision_transformer import VisionTransformer
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.weight_files import find_weights
+from bundlerun.launcher.models.weight_files import find_weights
 from bundlerun.splits.weights.loading import Initial
 from bundlerun.splits.weights.reading import open_weights
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import check_adapters
+from bundlerun.launcher.models.name import check_adapters
 from bundlerun.launcher.run_folder.adapters import merged
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.weights.loading import Initial

@@ -12,9 +12,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.models.weight_files import find_weights
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.launcher.weight_files import find_weights
 from bundlerun.splits.weights.loading import Initial
 from bundlerun.splits.weights.reading import Piece, Weights, open_weights
 from bundlerun.workers.state.checkpoint import Checkpoints

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.user_file import module_from_file
+from bundlerun.launcher.models.user_file import module_from_file
 from bundlerun.workers.recipe import Recipe
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.weight_files import find_weights, source_of
+from bundlerun.launcher.models.weight_files import find_weights, source_of
 
 
 def written(folder: Path, *names: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from bundlerun.launcher.errors import CheckpointError, ConfigError
-from bundlerun.launcher.model_name import OfLibrary, parse_model
+from bundlerun.launcher.models.name import OfLibrary, parse_model
 from bundlerun.launcher.run_folder.checkpoints import (
     MANIFEST,
     Checkpoint,

@@ -11,7 +11,7 @@ import pytest
 import torchvision
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.model_name import (
+from bundlerun.launcher.models.name import (
     ModelName,
     OfFile,
     OfLibrary,
