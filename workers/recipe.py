@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
@@ -56,13 +56,30 @@ class SampleSet(Sized, Protocol):
         ...
 
 
+class Stream(Protocol):
+    """Samples one after the other, such as an IterableDataset; each process reads all of them.
+
+    An epoch is one pass, `iter(stream)`, after `set_epoch(epoch)` where there is such a method. A
+    pass must be the same in each process, whatever rank or loading process it is: all that is
+    random about it comes from the epoch, or from the generators of torch, random and numpy.
+    """
+
+    def __iter__(self) -> Iterator[Sample]:
+        """Samples as those of a `SampleSet`."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSets:
     """What a recipe reads; only ranks of stage 0 open it (I4)."""
 
-    train: SampleSet
-    val: SampleSet | None
+    train: SampleSet | Stream
+    val: SampleSet | Stream | None
     num_outputs: int
+    num_train: int | None = None
+    """Samples of an epoch of a stream; None: as its `len()` says. An endless one needs it."""
+    num_val: int | None = None
+    """Likewise, of the stream that is validated on."""
     collate: Callable[[list[Any]], Any] | None = None
     """Joins the samples of one micro-batch; None: the data set's own `collate` or `collate_fn`,
     else leaf by leaf."""

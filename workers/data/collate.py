@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.recipe import DataSets, SampleSet
+from bundlerun.workers.recipe import DataSets, SampleSet, Stream
 from bundlerun.workers.values.nest import Branch, branch_of, entries, leaves, like, mapped
 
 TARGET_NAMES = ("target", "targets", "label", "labels")
@@ -52,7 +52,7 @@ class Collate:
     split: Callable[[Any], Any] | None = None
 
     @classmethod
-    def of(cls, data: DataSets, samples: SampleSet) -> Collate:
+    def of(cls, data: DataSets, samples: SampleSet | Stream) -> Collate:
         """What the recipe says for one of its data sets, or else the data set."""
         found = data.collate
         for name in _OWN_COLLATES:

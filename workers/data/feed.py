@@ -13,10 +13,10 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import loaders_of
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.loader import MicrobatchLoader
 from bundlerun.workers.data.order import num_steps, sample_order, share_out, step_microbatches
-from bundlerun.workers.data.samples import Batch, Source
+from bundlerun.workers.data.readers import Source, is_stream
+from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.session import Session
@@ -163,8 +163,8 @@ class Feed:
     def _order(self, epoch: int) -> Sequence[int]:
         """The samples of an epoch in order; where nobody reads, only their number counts."""
         count = self._info.num_train
-        if self._samples is None:
-            return range(count)
+        if self._samples is None or is_stream(self._samples):
+            return range(count)  # a stream is shuffled by who has made it
         own = getattr(self._samples, "epoch_order", None)
         if own is None:
             return sample_order(self._config.seed, epoch, count)
@@ -222,12 +222,13 @@ def _loader(config: TrainConfig, session: Session, data: DataSets) -> Microbatch
     loaders = loaders_of(
         config.loader_workers, here, place.local_rank, session.arrival.cores, has_gpu=has_gpu
     )
-    val = () if data.val is None else (Source(data.val, Collate.of(data, data.val)),)
+    train, val = Source.train(data), Source.val(data)
     return MicrobatchLoader(
-        data.train,
+        train.samples,
         config=config,
-        collate=Collate.of(data, data.train),
-        others=val,
+        collate=train.collate,
+        num_samples=train.num_samples,
+        others=() if val is None else (val,),
         num_workers=loaders.count,
         cpus=loaders.cpus,
         pin_memory=has_gpu and host_memory.can_pin(),

@@ -17,8 +17,9 @@ from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.process import die_with_parent
 from bundlerun.launcher.ranks.rank_signals import keep_from_here
 from bundlerun.workers.data.collate import Collate
-from bundlerun.workers.data.samples import Answer, Batch, Readers, Request, Source
-from bundlerun.workers.recipe import SampleSet
+from bundlerun.workers.data.readers import Readers, Source
+from bundlerun.workers.data.samples import Answer, Batch, Request
+from bundlerun.workers.recipe import SampleSet, Stream
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class MicrobatchLoader:
         samples: the single samples.
         config: seed, prefetch, timeout, --skip-unreadable.
         collate: joins the samples of a micro-batch.
+        num_samples: of an epoch of a stream; None: as it says itself.
         others: more samples that the same processes read, in turn with the first.
         num_workers: loading processes; 0 reads in this one when a batch is asked for.
         cpus: that these may run on; empty: as this one.
@@ -38,10 +40,11 @@ class MicrobatchLoader:
 
     def __init__(
         self,
-        samples: SampleSet,
+        samples: SampleSet | Stream,
         *,
         config: TrainConfig,
         collate: Collate = Collate(),  # noqa: B008 (frozen)
+        num_samples: int | None = None,
         others: Sequence[Source] = (),
         num_workers: int = 0,
         cpus: Sequence[int] = (),
@@ -50,11 +53,7 @@ class MicrobatchLoader:
         self._requests = _Requests()
         self._warned: set[str] = set()
         self._timeout_s = config.timeout_s
-        readers = Readers(
-            (Source(samples, collate), *others),
-            seed=config.seed,
-            skip_unreadable=config.skip_unreadable,
-        )
+        readers = Readers((Source(samples, collate, num_samples), *others), config)
         self._loader: DataLoader[Answer] | None = DataLoader(
             readers,  # type: ignore[arg-type] # torch asks for its own base class
             # A request is a whole micro-batch already: torch must not group them again.

@@ -1,4 +1,4 @@
-"""Reads the samples of one micro-batch, the same whichever process does it."""
+"""Reads the samples of one micro-batch by number, the same whichever process does it."""
 
 from __future__ import annotations
 
@@ -39,33 +39,6 @@ class Answer(NamedTuple):
     batch: Batch | None
     messages: tuple[str, ...]
     """One per unreadable sample; the reason, where there is no batch."""
-
-
-class Source(NamedTuple):
-    """Samples, and how those of a micro-batch are joined."""
-
-    samples: SampleSet
-    collate: Collate = Collate()
-
-
-class Readers:
-    """A map-style data set of whole micro-batches from several sources.
-
-    Args:
-        sources: in the order in which requests count them.
-        seed: of the run.
-        skip_unreadable: see `Reader`.
-    """
-
-    def __init__(self, sources: Sequence[Source], *, seed: int, skip_unreadable: bool) -> None:
-        self._readers = [
-            Reader(samples, seed=seed, skip_unreadable=skip_unreadable, collate=collate)
-            for samples, collate in sources
-        ]
-
-    def __getitem__(self, request: Request) -> Answer:
-        """What the reader of the request's source answers."""
-        return self._readers[request.source][request]
 
 
 class Reader:

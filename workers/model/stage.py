@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import IterableDataset
 
 from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
@@ -31,9 +30,8 @@ from bundlerun.splits.sources.build import check_importable
 from bundlerun.splits.weights.freezing import freeze
 from bundlerun.splits.weights.loading import Initial
 from bundlerun.splits.weights.lora import Lora, add_adapters
-from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
-from bundlerun.workers.data.samples import Reader, Request
+from bundlerun.workers.data.readers import Source, check_samples, num_samples_of, read_first
 from bundlerun.workers.model.blank import build_blank
 from bundlerun.workers.model.division import division_lines
 from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, example_of
@@ -51,12 +49,12 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
     Collective: the bundle.
 
     Raises:
-        ConfigError: the data set is empty, or gives no samples by index.
+        ConfigError: the data set is empty, or gives no samples.
     """
     data = recipe.open_data() if session.place.stage == 0 else None
     own = None
     if data is not None:
-        check_indexed(data)
+        check_samples(data)
         if session.place.bundle == 0 and session.place.replica == 0:
             for remark in data.remarks:
                 log.info("%s", remark)
@@ -70,9 +68,10 @@ def open_data(recipe: Recipe, session: Session) -> tuple[DataInfo, DataSets | No
 
 def info_of(data: DataSets) -> DataInfo:
     """What every rank has to know of data."""
+    val = Source.val(data)
     return DataInfo(
-        num_train=len(data.train),
-        num_val=0 if data.val is None else len(data.val),
+        num_train=num_samples_of(Source.train(data)),
+        num_val=0 if val is None else num_samples_of(val),
         num_outputs=data.num_outputs,
         about=checked_about(data.about),
     )
@@ -92,18 +91,6 @@ def checked_about(about: Mapping[str, Any]) -> dict[str, Any]:
             "dicts of them"
         ) from exc
     return found
-
-
-def check_indexed(data: DataSets) -> None:
-    """Raises ConfigError for a stream: which sample is whose follows from its index (I1)."""
-    for name, samples in (("train", data.train), ("val", data.val)):
-        is_indexed = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
-        if samples is not None and (not is_indexed or isinstance(samples, IterableDataset)):
-            raise ConfigError(
-                f"DataSets({name}=...) is a {type(samples).__name__}, which gives no samples by "
-                "index; give an object with len() and samples[i], such as a list of all samples, "
-                "or of their places in files"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -320,12 +307,8 @@ def example_inputs(config: TrainConfig, recipe: Recipe) -> tuple[Example, DataIn
         ConfigError: the data cannot be read.
     """
     data = recipe.open_data()
-    check_indexed(data)
-    collate = Collate.of(data, data.train)
-    reader = Reader(
-        data.train, seed=config.seed, skip_unreadable=config.skip_unreadable, collate=collate
-    )
-    batch, messages = reader[Request(0, range(min(NUM_SAMPLES, len(data.train))))]
+    check_samples(data)
+    batch, messages = read_first(data, config, NUM_SAMPLES)
     if batch is None:
         raise ConfigError(messages[0])
     return example_of(describe(model_inputs(recipe, batch.inputs))), info_of(data)

@@ -35,14 +35,13 @@ from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.random_state import kept_random_state
 from bundlerun.splits.stage import chunk_forwards
-from bundlerun.workers.data.collate import Collate
-from bundlerun.workers.data.samples import Reader, Request
+from bundlerun.workers.data.readers import check_samples, read_first
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare, set_switches
 from bundlerun.workers.model.example import NUM_SAMPLES, describe, example_of
 from bundlerun.workers.model.memory_format import arrange
-from bundlerun.workers.model.stage import check_indexed, cut_model, info_of
+from bundlerun.workers.model.stage import cut_model, info_of
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.recipe import BUILT_IN, load_recipe
 from bundlerun.workers.values.nest import leaves, mapped
@@ -181,16 +180,10 @@ def step_of(config: TrainConfig, own_stage: int, device: torch.device) -> None:
     """
     recipe = load_recipe(config)
     data = recipe.open_data()
-    check_indexed(data)
-    reader = Reader(
-        data.train,
-        seed=config.seed,
-        skip_unreadable=config.skip_unreadable,
-        collate=Collate.of(data, data.train),
-    )
+    check_samples(data)
     settled = config.microbatch_size or kept_samples(config.run_dir, config.batch_size)
     num_samples = samples_of(settled, door.memory(device))
-    batch, messages = reader[Request(0, range(min(num_samples, len(data.train))))]
+    batch, messages = read_first(data, config, num_samples)
     if batch is None:
         raise BundleError(messages[0])
     example = example_of(describe(batch.inputs))

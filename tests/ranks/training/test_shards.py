@@ -1,4 +1,4 @@
-"""Shards train as the same images in class folders, on any ranks, and go on exactly."""
+"""Shards and streams train as files or numbers do, on any ranks, and go on exactly."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.unit.workers.data.shards.shard_files import (
     write_shards,
 )
 
+STREAMED = str(Path(__file__).parents[1] / "stream_recipe.py")
 NUM, EACH = 27, 4
 NUM_STEPS = 8  # two epochs
 
@@ -74,6 +75,20 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch_on_other_ranks(
     wanted = train_unsplit(config, NUM_STEPS)
     for max_steps, num_ranks in ((2, 1), (5, 3), (NUM_STEPS, 2)):
         state = bundle_run(replace(config, max_steps=max_steps), (num_ranks,), tmp_path)
+    assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
+    assert_close(state, wanted.state, 1e-10)
+
+
+def test_a_stream_of_the_users_goes_on_in_the_middle_of_an_epoch_on_other_ranks(
+    tmp_path: Path,
+) -> None:
+    config = replace(CONFIG, shape=Shape((1,)), synthetic_samples=27, batch_size=8)
+    config = replace(config, microbatch_size=2, max_steps=NUM_STEPS)
+    wanted = train_unsplit(config, NUM_STEPS)
+    config = replace(config, recipe=STREAMED, loader_workers=2, validate=True)
+    for max_steps, shape, num_ranks in ((2, (1, 1), 2), (5, (2,), 4), (NUM_STEPS, (1,), 1)):
+        stopped = replace(config, max_steps=max_steps, shape=Shape(shape))
+        state = bundle_run(stopped, (num_ranks,), tmp_path)
     assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
     assert_close(state, wanted.state, 1e-10)
 

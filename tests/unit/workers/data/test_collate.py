@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.collate import Collate
-from bundlerun.workers.model.stage import check_indexed
 from bundlerun.workers.recipe import DataSets
 
 
@@ -129,23 +127,3 @@ def test_what_cannot_be_sent_is_named(samples: list[Any], message: str) -> None:
 def test_what_a_collate_gives_is_looked_at_too() -> None:
     with pytest.raises(ConfigError, match=r"the target of .* samples 10, 11, at \['name'\], is of"):
         join((1, 1), (2, 2), own=lambda _: (torch.zeros(2), {"name": ["a", "b"][0]}))
-
-
-class Stream(torch.utils.data.IterableDataset[int]):
-    def __iter__(self) -> Iterator[int]:
-        return iter(())
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (
-            {"train": Stream(), "val": None},
-            r"train=\.\.\.\) is a Stream, which gives no samples by",
-        ),
-        ({"train": [(1, 1)], "val": iter(())}, r"val=\.\.\.\) is a tuple_iterator, which"),
-    ],
-)
-def test_a_stream_of_samples_is_refused_by_name(data: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check_indexed(DataSets(**data, num_outputs=1))

@@ -23,7 +23,8 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.loader import MicrobatchLoader
-from bundlerun.workers.data.samples import Batch, Source
+from bundlerun.workers.data.readers import Source
+from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.recipe import SampleSet, UnreadableSample
 
 CONFIG = TrainConfig(data="made-up", seed=7, timeout_s=20)

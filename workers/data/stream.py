@@ -1,0 +1,130 @@
+"""Samples of a stream, which gives them one after the other and not by number.
+
+Every process reads the whole stream, and keeps what it is asked for by place:
+
+    stream, the same everywhere    0 1 2 3 4 5 6 7 8 9
+    this process                   . . 2 3 . . 6 7 . .
+
+So which sample is whose does not depend on who reads, and a run goes on at any place: what comes
+before it is read once more and let go.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import _utils
+
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.random_state import kept_random_state, seed_random
+from bundlerun.workers.data.collate import Collate
+from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.data.samples import Answer, Batch, Request
+from bundlerun.workers.recipe import Sample, Stream, UnreadableSample
+
+_BEGIN = -1
+"""In place of a sample's number: what is random before the first."""
+
+
+class StreamReader:
+    """A map-style data set of whole micro-batches, as `Reader`, over a stream.
+
+    What is random about sample i of epoch e is a function of (seed, e, i) only (I1).
+
+    Args:
+        stream: of the samples.
+        num_samples: of an epoch; None: the stream says it, and has no more of them.
+        seed: of the run.
+        collate: joins the samples of a micro-batch.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        *,
+        num_samples: int | None,
+        seed: int,
+        collate: Collate = Collate(),  # noqa: B008 (frozen)
+    ) -> None:
+        self._stream = stream
+        self._is_exact = num_samples is None
+        self._count = len(stream) if num_samples is None else num_samples  # type: ignore[arg-type] # has one
+        self._seed = seed
+        self._collate = collate
+        self._pass: Iterator[Sample] | None = None
+        self._epoch = 0
+        self._next = 0
+
+    def __getitem__(self, request: Request) -> Answer:
+        """Reads on, from the beginning if it is past the place; errors are as of `Reader`."""
+        try:
+            # Without loading processes this one trains, too, with the same generators.
+            with kept_random_state(), _alone():
+                samples = [self._at(request.epoch, index) for index in request.indices]
+                inputs, target = self._collate(samples, request.indices)
+        except ConfigError as exc:
+            return Answer(None, (str(exc),))
+        return Answer(Batch(inputs, target, 0), ())
+
+    def _at(self, epoch: int, index: int) -> Sample:
+        if self._pass is None or (epoch, index) < (self._epoch, self._next) or epoch > self._epoch:
+            self._begin(epoch)
+        while self._next < index:
+            self._read()
+        sample = self._read()
+        if self._next == self._count and self._is_exact:
+            self._check_end()
+        return sample
+
+    def _begin(self, epoch: int) -> None:
+        seed_random(mix_seed(self._seed, epoch, _BEGIN))
+        set_epoch = getattr(self._stream, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+        self._pass, self._epoch, self._next = iter(self._stream), epoch, 0
+
+    def _read(self) -> Sample:
+        assert self._pass is not None
+        # What the stream draws for it; also where it is let go, as drawing has moved the stream.
+        seed_random(mix_seed(self._seed, self._epoch, self._next))
+        try:
+            sample = next(self._pass)
+        except StopIteration:
+            raise ConfigError(
+                f"the stream {self._name} has ended after {self._next} of {self._count} samples; "
+                "say with DataSets(num_train=..., num_val=...) how many there are, and let it give "
+                "all of them on each rank and in each loading process"
+            ) from None
+        except UnreadableSample as exc:
+            self._pass = None
+            raise ConfigError(
+                f"{exc}; a stream has no other sample for it: leave it out where the stream is made"
+            ) from exc
+        self._next += 1
+        return sample
+
+    def _check_end(self) -> None:
+        assert self._pass is not None
+        if next(self._pass, self) is not self:
+            raise ConfigError(
+                f"the stream {self._name} says that it has {self._count} samples, and gives more; "
+                "say how many there are with DataSets(num_train=..., num_val=...)"
+            )
+        self._pass = None
+
+    @property
+    def _name(self) -> str:
+        return type(self._stream).__name__
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Hides from a stream that there are other loading processes: it is to give all samples."""
+    worker: Any = _utils.worker
+    known, worker._worker_info = worker._worker_info, None
+    try:
+        yield
+    finally:
+        worker._worker_info = known
