@@ -142,7 +142,7 @@ class ImageClassification:
             is_fast=config.decode == "fast",
             window=config.shuffle_window,
             num_classes=config.num_classes,
-            kept_in=RunPaths(Path(config.run_dir)).shard_indexes,
+            kept_in=RunPaths(Path(config.run_dir)).shard_indexes if config.run_dir else None,
         )
         return DataSets(
             train=found.train,

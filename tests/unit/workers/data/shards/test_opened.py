@@ -91,6 +91,14 @@ def test_indexes_are_kept_in_the_run_folder(roots: dict[str, Path], tmp_path: Pa
     assert len(list(RunPaths(tmp_path / "run").shard_indexes.iterdir())) == 6
 
 
+def test_without_a_run_folder_none_is_kept(
+    roots: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    load_recipe(TrainConfig(model="resnet18", data=str(roots["tar"]))).open_data()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_image_is_named_and_may_be_skipped(
     roots: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
