@@ -50,6 +50,8 @@ from bundlerun.workers.snapshot.snapshots import Snapshots, Source
 
 log = logging.getLogger(__name__)
 
+_NOT_OPEN = "the run is not open; use it inside of `with protect(...) as run:`"
+
 
 def protect(
     *objects: Stateful,
@@ -101,6 +103,7 @@ class Run:
         self._config = (protection or Protection()).config(self._env.world_size, run_dir)
         self._held = ExitStack()
         self._parts: _Parts | None = None
+        self._run_dir: Path | None = None
         self._step = 0
         self._is_stopped = False
         self._is_over = False
@@ -121,8 +124,10 @@ class Run:
 
     @property
     def run_dir(self) -> Path:
-        """The folder of the run; known inside the `with`."""
-        return Path(self._of_run.joined.config.run_dir)
+        """The folder of the run; known from the begin of the `with` on."""
+        if self._run_dir is None:
+            raise ConfigError(_NOT_OPEN)
+        return self._run_dir
 
     def note(self, **values: float) -> None:
         """What the history is to have of the step under way, such as its loss; the first rank's."""
@@ -155,6 +160,7 @@ class Run:
         with ExitStack() as made:
             # [1]
             now = joined(self._config, self._env, self._device, made)
+            self._run_dir = Path(now.config.run_dir)
             with now.life, told(now.life):
                 self._parts = self._make(now, made)
             self._held = made.pop_all()
@@ -178,7 +184,7 @@ class Run:
     @property
     def _of_run(self) -> _Parts:
         if self._parts is None:
-            raise ConfigError("the run is not open; use it inside of `with protect(...) as run:`")
+            raise ConfigError(_NOT_OPEN)
         return self._parts
 
     def _make(self, now: Joined, made: ExitStack) -> _Parts:
