@@ -15,6 +15,9 @@ from typing import Any, NoReturn
 
 _PR_SET_PDEATHSIG = 1
 
+AGENT_VARIABLE = "BUNDLERUN_AGENT_OF"
+"""`RANK:AGENT`, process ids: who has started a rank that is another process's child."""
+
 # The standard library's type stubs leave these out.
 _threading: Any = threading
 _atexit: Any = atexit
@@ -81,6 +84,18 @@ def parent_of(pid: int) -> int:
     """The process id of the parent of `pid`; 0 where there is no such process."""
     fields = _stat(pid)
     return int(fields[1]) if fields else 0
+
+
+def agent_pid() -> int:
+    """Who has started this rank: its parent, or the process that its parent stands for."""
+    rank, _, agent = os.environ.get(AGENT_VARIABLE, "").partition(":")
+    return int(agent) if rank == str(os.getpid()) else os.getppid()
+
+
+def started_at(pid: int) -> int | None:
+    """When a process began, clock ticks since the start of the machine; None: it has ended."""
+    fields = _stat(pid)
+    return int(fields[19]) if fields and fields[0] not in "ZX" else None
 
 
 def kernel_state(pid: int) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from bundlerun.launcher.process import boot_id
+from bundlerun.launcher.process import boot_id, started_at
 
 TORCHRUN = "torchrun"
 """How a run was started whose ranks take turns in holding the folder for their agent."""
@@ -49,7 +49,7 @@ class Holder:
             node=node or socket.gethostname(),
             machine=this_machine(),
             pid=pid,
-            started=_started(pid) or 0,
+            started=started_at(pid) or 0,
             since=datetime.now().astimezone().isoformat(sep=" ", timespec="seconds"),
         )
 
@@ -66,7 +66,7 @@ class Holder:
     @property
     def lives_here(self) -> bool:
         """Whether its process is there, for one that can be seen."""
-        return _started(self.pid) == self.started
+        return started_at(self.pid) == self.started
 
     def is_same_process(self, other: Holder) -> bool:
         """Whether both are one process, whatever its job is called now."""
@@ -88,20 +88,9 @@ class Holder:
 
 def process_tag(pid: int) -> str:
     """A short text that no other process of this machine has, while it is up."""
-    return f"{_started(pid) or 0}-{pid}"
+    return f"{started_at(pid) or 0}-{pid}"
 
 
 def this_machine() -> str:
     """Which one it is, since when it is up, and the space of process ids; no other has the same."""
     return f"{boot_id()} {Path('/proc/self/ns/pid').readlink()}"
-
-
-def _started(pid: int) -> int | None:
-    """When a process began, clock ticks since the start of the machine; None: it has ended."""
-    try:
-        words = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    # After the last bracket: the name of the program may have spaces and brackets in it.
-    state, *rest = words.rpartition(")")[2].split()
-    return None if state in "ZX" else int(rest[18])

@@ -101,14 +101,18 @@ def test_an_error_of_the_script_ends_the_run_with_its_traceback(
 
 
 @pytest.mark.slow  # each rank of torchrun imports torch anew
+@pytest.mark.parametrize("how", [(), ("-m", "bundlerun.warm")], ids=["plain", "warm"])
 def test_a_protected_loop_goes_on_under_plain_torchrun_and_not_for_ever(
-    agents: Agents, tmp_path: Path
+    how: tuple[str, ...], agents: Agents, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     words = ["--rdzv-backend=bundle", "--rdzv-endpoint=127.0.0.1", "--nproc-per-node=2"]
     script = [PROTECTED, f"--run-dir={run_dir}", f"--steps={_LONG}"]
-    agent = agents.start([str(BIN / "torchrun"), *words, "--max-restarts=3", *script])
+    agent = agents.start([str(BIN / "torchrun"), *words, "--max-restarts=3", *how, *script])
     wait_for_lines(agents, 40)
+    os.kill(psutil.Process(agent.pid).children()[-1].pid, signal.SIGKILL)
+    wait_for_lines(agents, len(step_lines(agents.text())) + 40)
+    # Again, as the next start of a fork is another fork.
     os.kill(psutil.Process(agent.pid).children()[-1].pid, signal.SIGKILL)
     wait_for_lines(agents, len(step_lines(agents.text())) + 40)
     request_stop(RunPaths(run_dir), "a test")

@@ -34,6 +34,7 @@ MPI = (
     "mpirun", "--allow-run-as-root", "--oversubscribe", "-x", "PATH", "-x", "PYTHONPATH", "-x",
     "OMP_NUM_THREADS",
 )  # fmt: skip
+MPICH = ("mpiexec.hydra", "-n", "2")
 WORKER = (PYTHON, "-m", "bundlerun.workers.train")
 RUN = ("bundlerun", "run", "--devices=cpu")
 
@@ -126,6 +127,13 @@ def test_mpirun_of_ranks_that_are_told_where_to_meet_trains(tmp_path: Path) -> N
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
     words = [*MPI, "-x", "MASTER_ADDR", "-x", "MASTER_PORT", "-np", "2", *WORKER]
     assert launched(words, tmp_path, meeting).returncode == 0
+    check_trained(tmp_path, 2)
+
+
+@pytest.mark.slow
+def test_mpich_that_is_told_where_to_meet_trains(tmp_path: Path) -> None:
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    assert launched([*MPICH, *WORKER], tmp_path, meeting).returncode == 0
     check_trained(tmp_path, 2)
 
 
@@ -243,6 +251,7 @@ if __name__ == "__main__":
         "torchx run --scheduler=local_cwd dist.ddp -j 1x2 --script PROGRAM --",
         "fabric run --accelerator=cpu --devices=2",
         f"{' '.join(MPI)} -np 2 {PYTHON}",
+        f"{' '.join(MPICH)} {PYTHON}",
     ],
     ids=lambda words: words.split()[0],
 )
@@ -252,7 +261,10 @@ def test_a_loop_of_ones_own_has_two_ranks(words: str, tmp_path: Path) -> None:
     split = split if program in split else [*split, program]
     if split[0] == "bundlerun":  # its own options are before the program
         split.insert(2, f"--run-dir={tmp_path / 'run'}")
-    done = launched(split, tmp_path, {"MASTER_PORT": free_port()}, ())
+    meeting = {"MASTER_PORT": free_port()}
+    if words.startswith(MPICH[0]):
+        meeting["MASTER_ADDR"] = "127.0.0.1"
+    done = launched(split, tmp_path, meeting, ())
     assert done.returncode == 0
     check_both_doors(tmp_path)
 

@@ -80,9 +80,7 @@ def test_the_worker_is_one_of_two_ranks(launcher: str, warm: Warm, tmp_path: Pat
 
 
 @pytest.mark.parametrize("launcher", SAID)
-def test_a_loop_of_ones_own_is_one_of_two_ranks(
-    launcher: str, warm: Warm, tmp_path: Path
-) -> None:
+def test_a_loop_of_ones_own_is_one_of_two_ranks(launcher: str, warm: Warm, tmp_path: Path) -> None:
     program = str(Path(__file__).with_name("own_loop.py"))
     run_two(warm, SAID[launcher], [program], tmp_path)
     check_both_doors(tmp_path)

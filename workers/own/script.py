@@ -34,12 +34,13 @@ def main(argv: Sequence[str]) -> int:
     """Runs the program to its end and returns its exit code.
 
     Args:
-        argv: the run folder, the program, its arguments.
+        argv: the run folder, empty where the program knows; the program, its arguments.
     """
     run_dir, script, *arguments = argv
     logging.basicConfig(level=logging.INFO, handlers=[ConsoleHandler()], force=True)
-    os.environ[FOLDER_VARIABLE] = run_dir
-    board = Board.open(os.environ)
+    board = Board.open(os.environ) if run_dir else None
+    if run_dir:
+        os.environ[FOLDER_VARIABLE] = run_dir
     if board is not None and not board.run_dir:
         board.run_dir = str(Path(run_dir).absolute())
     _begin_anew(script, arguments)

@@ -29,7 +29,7 @@ from pathlib import Path
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
-from bundlerun.launcher.process import follow_parent
+from bundlerun.launcher.process import agent_pid, follow_parent
 from bundlerun.launcher.ranks.board import AFTERMATH_S, Board, Row
 from bundlerun.launcher.ranks.fault import fault_of, is_follower
 from bundlerun.launcher.ranks.rank_signals import AgentsWord
@@ -82,7 +82,7 @@ class Liveness:
         if self._board is not None:
             self._follow(self._board.agent_pid)
         elif "TORCHELASTIC_RUN_ID" in os.environ:  # torch's own rendezvous; another launcher's
-            self._follow(os.getppid())  # ranks may have a parent that ends on purpose
+            self._follow(agent_pid())  # ranks may have a parent that ends on purpose
         signals_r, signals_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals = signals_r
         if threading.current_thread() is threading.main_thread():

@@ -28,6 +28,7 @@ from bundlerun.launcher.meeting.default_folder import (
     new_folder,
 )
 from bundlerun.launcher.meeting.site import site_job
+from bundlerun.launcher.process import agent_pid
 from bundlerun.launcher.run_folder.holder import (
     TORCHRUN,
     Holder,
@@ -75,7 +76,7 @@ def with_run_folder(config: TrainConfig, env: RankEnv, entered_before: str | Non
     elif env.run_id not in _UNNAMED:
         folder = folder_of_job(env.run_id)
     elif env.run_id and _is_one_node(env):
-        folder = folder_of_job(f"torchrun-{process_tag(os.getppid())}")
+        folder = folder_of_job(f"torchrun-{process_tag(agent_pid())}")
     elif (job := site_job(os.environ)) is not None and not job.may_be_shell:
         folder = folder_of_job(job.folder_name)
     else:
@@ -151,7 +152,7 @@ def _holder(env: RankEnv, how: str = _WORKER) -> Holder:
         if is_loopback(env.master_addr):
             job += f" of {this_machine()}"  # every machine has such an address
         return Holder.of_process(job, "a rank of a launcher", node=env.node_name)
-    agent = os.getppid()
+    agent = agent_pid()
     name = env.run_id
     if name in _UNNAMED and _is_one_node(env):
         name = process_tag(agent)  # of several nodes the first rank may move to another agent
