@@ -19,6 +19,8 @@ from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.shared import kept_elsewhere, model_parameters
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device.interface import Event
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.compiled import begin_replays
 from bundlerun.workers.model.forward_state import ForwardState
@@ -28,7 +30,7 @@ from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.model.replica_check import CopyChecks, ReplicaCheck
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
-from bundlerun.workers.optim.update import StepLoss, Update
+from bundlerun.workers.optim.update import Update
 from bundlerun.workers.optimizer import check_optimizer
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
@@ -39,6 +41,7 @@ from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.metric_sums import MetricSums
+from bundlerun.workers.small_sums import SmallSums, Told
 from bundlerun.workers.state.named import load_state_tensors, state_tensors
 from bundlerun.workers.state.tensor_file import check_dtypes
 from bundlerun.workers.step import StepResult, StepShare, StepSums, StepWork
@@ -48,16 +51,6 @@ from bundlerun.workers.values.module_tensors import moved
 
 log = logging.getLogger(__name__)
 
-_STOP = 1
-"""Where ranks that are told to stop are counted: after the loss."""
-_WEIGHT = _STOP + 1
-"""Where the weights of losses are, and behind it how many ranks have said one."""
-_FOUND = _WEIGHT + 2
-"""Where tensors are counted that a forward was seen to write."""
-_CHECK = _FOUND + 1
-"""Where the numbers that compare the replicas begin."""
-_METRICS = _CHECK + replica_check.NUM_SUMS
-"""Where the metrics begin that the recipe has declared."""
 _TIGHT, _LOOSE = 1e-3, 2e-2
 """How far a loss may be from the mean of its samples' losses, relatively, by rounding."""
 
@@ -114,11 +107,17 @@ class Trainer:
         self.sync = self._make_sync()
         # Loss, metrics, counts and batch norm statistics travel at the end of a bucket: a step has
         # no collective but its buckets.
-        num_sums = _METRICS + self._metrics.num_slots
-        self._sums, statistics = self.sync.extra.tensor_split([num_sums])
+        self._num_sums = SmallSums.size(self._metrics)
+        own, statistics = self.sync.extra.tensor_split([self._num_sums])
+        self._sums = SmallSums(own, self._metrics)
         self._statistics = StatisticsPool(self.stage, statistics)
         # Next to each other: read together.
-        self._told = self.sync.extra[: num_sums + len(self._statistics.counts)]
+        self._told = self.sync.extra[: self._num_sums + len(self._statistics.counts)]
+        self._begun: StepShare | None = None
+        """Of the next step, where its first forward is under way."""
+        self._has_moved = False
+        """Whether the running statistics have, before the numbers of the step were read."""
+        self._changed: Event | None = None
         place, topology = session.place, session.topology
         num_replicas = len(topology.stage_ranks(place.stage))
         self._replicas = ReplicaCheck(
@@ -159,7 +158,7 @@ class Trainer:
             self._config,
             self._session,
             self.stage,
-            num_extra=_METRICS + self._metrics.num_slots + StatisticsPool.size(self.stage),
+            num_extra=SmallSums.size(self._metrics) + StatisticsPool.size(self.stage),
             num_shared_extra=replica_check.NUM_SUMS,
             meters=self._meters,
         )
@@ -174,6 +173,7 @@ class Trainer:
         batches: Iterator[Batch],
         steps_per_epoch: int,
         wants_stop: Callable[[], bool] = _never,
+        following: StepWork | None = None,
     ) -> StepResult:
         """Does one optimizer step.
 
@@ -185,19 +185,17 @@ class Trainer:
             steps_per_epoch: for the learning rate.
             wants_stop: whether a rank of this bundle has heard that the run is to stop; asked
                 once, after the forwards.
+            following: what the next call is for, with the same `batches`: a GPU gets its first
+                forward before this rank waits for the numbers of this step, where none of them can
+                change it. None: there is none, or nobody knows.
 
         Raises:
             ConfigError: a loss is no loss, or no checkpoint could hold what the optimizer keeps.
             DivergedError: the loss is no finite number, and --on-nan says to end.
         """
-        # [1] Nothing of the step before may be left in what rides along with the gradients.
-        self.sync.start_step()
-        begin_replays(self._config)
-        self._replicas.write(self._sums[_CHECK:_METRICS], work.step)
-        self._copies.write(work.step)
-        self._forward_state.begin_step()
+        # [1]
+        share, self._begun = self._begun or self._begin(work.step), None
         # [2] Forwards and backwards; buckets leave during the last backward.
-        share = _share_in(self._sums, self._metrics)
         self.bundle.train(
             work,
             batches,
@@ -208,30 +206,71 @@ class Trainer:
         # [3] All sums are there. From here on every replica decides by the same numbers.
         self.sync.finish()
         reading = self.sync.start_read(self._told, self._update.norms())
-        # Behind the numbers, so that a GPU has something to do while this thread wakes up.
-        if self.sync.is_all_used and not self._forward_state.writes_parameters:
-            with self._meters.phase("optimizer"), torch.no_grad():
-                self._update.go_ahead(work.step, steps_per_epoch)
-        told, norms, *copies = reading()
-        sums, counts = told[: len(self._sums)], told[len(self._sums) :]
-        num_stops, _, _, num_found, *check = sums[_STOP:_METRICS]
+        # [4] Behind the numbers, so that a GPU has something to do while this thread looks at them.
+        self._go_ahead(work, steps_per_epoch)
+        if following is not None and self._has_moved:
+            self._begin_ahead(following, batches)
+        numbers, norms, *copies = reading()
+        told, counts = Told(numbers[: self._num_sums]), numbers[self._num_sums :]
         # First of all: replicas that differ must not reach a snapshot.
-        self._replicas.check(check, work.step)
+        self._replicas.check(told.comparison, work.step)
         self._copies.check(copies, work.step)
         self._forward_state.settle(
-            num_found, is_first=self._does_first(work), has_stepped=self._update.is_ahead
+            told.num_found,
+            is_first=self._does_first(work),
+            has_stepped=self._update.is_ahead,
+            has_begun=self._begun is not None,
         )
         loss_scale, _ = self.loss_scale.kept
-        has_changed = self._apply(work, _loss_of(sums), norms, counts, steps_per_epoch)
+        has_changed = self._apply(work, told, norms, counts, steps_per_epoch)
         self._check_changed(work.step)
-        read = self._read_sums(sums, share, work, self._metrics)
+        read = self._read_sums(told, share, work, self._metrics)
         return StepResult(
             sums=read if self._is_last else None,
             num_unreadable=share.num_unreadable,
             has_changed=has_changed,
-            heard_stop=num_stops > 0,
+            heard_stop=told.is_stop,
             loss_scale=loss_scale,
         )
+
+    def _begin(self, step: int) -> StepShare:
+        """Begins a step; nothing of the one before may be left in what rides along with it."""
+        self.sync.start_step()
+        begin_replays(self._config)
+        self._replicas.write(self._sums.comparison, step)
+        self._copies.write(step)
+        self._forward_state.begin_step()
+        return self._sums.share()
+
+    def _go_ahead(self, work: StepWork, steps_per_epoch: int) -> None:
+        """Changes parameters and statistics before anybody knows the numbers, where that can be."""
+        self._has_moved, self._changed = False, None
+        if not self.sync.is_all_used or self._forward_state.writes_parameters:
+            return
+        with self._meters.phase("optimizer"), torch.no_grad():
+            self._update.go_ahead(work.step, steps_per_epoch)
+            if self._update.is_ahead and self._statistics.may_go_ahead:
+                self._statistics.apply(None)
+                self._has_moved = True
+
+    def _begin_ahead(self, work: StepWork, batches: Iterator[Batch]) -> None:
+        """Gives the device the first forward of the next step, where nothing can come of that.
+
+        It gets all its work in the order in which it would get it otherwise, so it computes the
+        same. A forward that may write state is not among it: what it leaves is not for this step.
+        """
+        is_quiet = self._forward_state.is_quiet and not self._config.verify_replicas
+        if is_quiet and self.bundle.can_begin(work, batches):
+            self._changed = door.mark(self._session.device)
+            self._begun = self._begin(work.step)
+            self.bundle.begin(work, batches, self._begun)
+
+    def changed(self) -> Event | None:
+        """A mark after the last change of the state on a GPU; None: all that it was given so far.
+
+        A copy of the state begins there, beside the first forward of the next step.
+        """
+        return self._changed
 
     def _check_changed(self, step: int) -> None:
         """Looks at the state that the step has left."""
@@ -246,7 +285,7 @@ class Trainer:
     def _apply(
         self,
         work: StepWork,
-        loss: StepLoss,
+        told: Told,
         norms: Sequence[float],
         counts: Sequence[float],
         steps_per_epoch: int,
@@ -255,13 +294,13 @@ class Trainer:
         scale = self.loss_scale.value
         with self._meters.phase("optimizer"), torch.no_grad():
             has_changed = self._update.apply(
-                loss,
+                told.loss,
                 norms,
                 num_samples=work.num_samples,
                 step=work.step,
                 steps_per_epoch=steps_per_epoch,
             )
-            if has_changed:
+            if has_changed and not self._has_moved:
                 self._statistics.apply(counts)
             # What rounding kept back was of these gradients, at this scale.
             if self.loss_scale.value != scale or self._update.is_weighted or not has_changed:
@@ -270,10 +309,10 @@ class Trainer:
 
     def _forwards_done(self, share: StepShare, wants_stop: Callable[[], bool]) -> None:
         """The small sums of the step are complete."""
-        self._complete(self._sums, share, self._metrics)
+        self._sums.complete(share, self._forward_state.count_found())
         # Asked as late as possible: what is said here is heard by all ranks after this very step.
         if wants_stop():
-            self._sums[_STOP] = 1.0
+            self._sums.ask_to_stop()
 
     def evaluate(
         self, works: Sequence[StepWork], batches: Iterator[Batch], *, is_told: Callable[[], bool]
@@ -291,9 +330,11 @@ class Trainer:
         """
         self._forward_state.begin_step()
         metrics = self._metric_sums()
-        num_sums = _METRICS + metrics.num_slots
-        sums = torch.zeros(num_sums, dtype=torch.float64, device=self._session.device)
-        share = _share_in(sums, metrics)
+        numbers = torch.zeros(
+            SmallSums.size(metrics), dtype=torch.float64, device=self._session.device
+        )
+        sums = SmallSums(numbers, metrics)
+        share = sums.share()
         for work in works:
             # One answer for all ranks: a rank that stopped alone would leave the others in a sum.
             if any(self.total([float(is_told())])):
@@ -301,10 +342,10 @@ class Trainer:
                 return None
             begin_replays(self._config)
             self.bundle.evaluate(work, batches, share)
-        self._complete(sums, share, metrics)
-        found = self.sync.all_sum(sums).tolist()
-        self._forward_state.settle(found[_FOUND], is_first=self._does_first(works[0]))
-        read = self._read_sums(found, share, works[0], metrics)
+        sums.complete(share, self._forward_state.count_found())
+        told = Told(self.sync.all_sum(numbers).tolist())
+        self._forward_state.settle(told.num_found, is_first=self._does_first(works[0]))
+        read = self._read_sums(told, share, works[0], metrics)
         if not self._is_last:
             return read
         return replace(read, score=self._declared.best.score(read.loss, read.metrics))
@@ -313,26 +354,16 @@ class Trainer:
         """Whether this rank does micro-batch 0 of the step, of all replicas of its stage."""
         return bool(work.sizes) and work.first == 0 and self._session.place.replica == 0
 
-    def _complete(self, sums: Tensor, share: StepShare, metrics: MetricSums) -> None:
-        """Puts in what else this rank has to say of the step, once its forwards are done."""
-        num_found = self._forward_state.count_found()
-        if num_found:  # else zero, as the step begins with
-            sums[_FOUND] = float(num_found)
-        metrics.check(share)
-        if share.weight is not None:
-            sums[_WEIGHT] = share.weight
-            sums[_WEIGHT + 1] = 1.0
-
     def _read_sums(
-        self, sums: Sequence[float], share: StepShare, work: StepWork, metrics: MetricSums
+        self, told: Told, share: StepShare, work: StepWork, metrics: MetricSums
     ) -> StepSums:
         """What the sums over all bundles say; `share` is this rank's part of `work`."""
-        slots, is_first = sums[_METRICS:], self._does_first(work)
-        totals = metrics.totals(slots, share, is_first=is_first, all_sum=self.sync.all_sum)
-        loss = _loss_of(sums).mean(work.num_samples)
+        is_first = self._does_first(work)
+        totals = metrics.totals(told.metrics, share, is_first=is_first, all_sum=self.sync.all_sum)
+        loss = told.loss.mean(work.num_samples)
         means = {name: total / max(1, work.num_samples) for name, total in totals.items()}
-        told = self._declared.told(loss, means) if self._is_last else means
-        return StepSums(loss=loss, metrics=told)
+        named = self._declared.told(loss, means) if self._is_last else means
+        return StepSums(loss=loss, metrics=named)
 
     def total(self, values: Sequence[float]) -> list[float]:
         """Sums numbers over all active ranks of the job.
@@ -388,12 +419,3 @@ class Trainer:
     def close(self) -> None:
         """Ends the threads."""
         self.sync.close()
-
-
-def _share_in(sums: Tensor, metrics: MetricSums) -> StepShare:
-    """A share whose loss and metrics are added up among the small sums of a step, all zeros."""
-    return StepShare(loss_slot=sums[0], metric_slots=metrics.slots(sums[_METRICS:]))
-
-
-def _loss_of(sums: Sequence[float]) -> StepLoss:
-    return StepLoss(sums[0], sums[_WEIGHT], sums[_WEIGHT + 1])

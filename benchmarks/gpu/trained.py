@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -123,9 +124,15 @@ class PlainLoop:
 
 
 class Ours:
-    """The trainer, alone in its job."""
+    """The trainer, alone in its job.
 
-    def __init__(self, load: Load) -> None:
+    Args:
+        load: what is trained.
+        is_loop: whether each step is told which comes next, as in a run, so that a GPU has the
+            first forward of that one before the numbers of this one are read.
+    """
+
+    def __init__(self, load: Load, *, is_loop: bool = False) -> None:
         self._load = load
         config = TrainConfig(
             data="synthetic",
@@ -149,6 +156,7 @@ class Ours:
         self._batches = [
             Batch((images,), targets, 0) for images, targets in load.batches(session.device)
         ]
+        self._all_batches = cycle(self._batches) if is_loop else None
         self.count = 0
 
     def shorten(self, size: int) -> None:
@@ -156,12 +164,21 @@ class Ours:
         (images,), targets, _ = self._batches[-1]
         self._batches[-1] = Batch((images[:size],), targets[:size], 0)
 
-    def step(self) -> StepResult:
-        """One step; its result."""
-        sizes = [len(batch.target) for batch in self._batches]
-        work = StepWork(seed=0, step=self.count, first=0, sizes=sizes, num_samples=sum(sizes))
+    def step(self, *, is_last: bool = False) -> StepResult:
+        """One step; its result.
+
+        Args:
+            is_last: whether none is told to come next, so that nothing of it is begun.
+        """
+        work = self._work()
         self.count += 1
-        return self.trainer.step(work, iter(self._batches), _STEPS_PER_EPOCH)
+        following = None if is_last or self._all_batches is None else self._work()
+        batches = self._all_batches or iter(self._batches)
+        return self.trainer.step(work, batches, _STEPS_PER_EPOCH, following=following)
+
+    def _work(self) -> StepWork:
+        sizes = [len(batch.target) for batch in self._batches]
+        return StepWork(seed=0, step=self.count, first=0, sizes=sizes, num_samples=sum(sizes))
 
     def close(self) -> None:
         """Ends the trainer."""

@@ -121,7 +121,19 @@ class ForwardState:
         """Whether forwards write any, as far as this rank knows; after the forwards of a step."""
         return any(self._places[i].is_parameter for i in (*self._written, *self._found))
 
-    def settle(self, num_found: float, *, is_first: bool, has_stepped: bool = False) -> None:
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no forward writes anything, as far as this rank knows."""
+        return not self._written and not self._found
+
+    def settle(
+        self,
+        num_found: float,
+        *,
+        is_first: bool,
+        has_stepped: bool = False,
+        has_begun: bool = False,
+    ) -> None:
         """Gives every replica what the step's micro-batch 0 has left.
 
         Collective: every replica of the stage, after the sums of the step.
@@ -131,18 +143,19 @@ class ForwardState:
             is_first: whether this rank has done micro-batch 0.
             has_stepped: whether the optimizer has changed parameters already; not where
                 `writes_parameters`, as it begins with what forwards have left there.
+            has_begun: whether the next step has its first forward already; only where `is_quiet`.
 
         Raises:
-            RuntimeError: it has, and a parameter was written on another replica.
+            RuntimeError: one of them, and another replica has written what must come before it.
         """
         # Rare: in a step of which some replica has found something new.
         if num_found:
             self._agree()
-            if has_stepped and self.writes_parameters:
+            if has_begun or (has_stepped and self.writes_parameters):
                 raise RuntimeError(
-                    "a forward on another replica is the first one to write to a parameter, which "
-                    "the optimizer has changed here already; another start does this step again, "
-                    "as it should be done"
+                    "a forward on another replica is the first one to write to the model's state, "
+                    "which this rank has used already for what comes after it; another start does "
+                    "this step again, as it should be done"
                 )
         if not self._written:
             return

@@ -47,6 +47,11 @@ class Ahead:
         """Whether there is anything to `look` for."""
         self._next: _Copied | None = None
 
+    @property
+    def is_ahead(self) -> bool:
+        """Whether `take` waits for no loader."""
+        return self._next is not None
+
     def take(self) -> Batch:
         """The next one, on the device for the current stream."""
         if not self.reads_ahead:

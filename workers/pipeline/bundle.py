@@ -92,6 +92,8 @@ class _Step:
     share: StepShare
     split: frozenset[tuple[int, int]] = frozenset()
     """Whose backward is in two passes."""
+    failure: Exception | None = None
+    """What went wrong in its first forward, where that was begun ahead."""
     in_flight: dict[tuple[int, int], _InFlight] = field(default_factory=dict)
     half_done: dict[tuple[int, int], WeightPass] = field(default_factory=dict)
 
@@ -136,10 +138,30 @@ class Bundle:
         self._arithmetic = arithmetic
         self._meters = meters
         self._plans: dict[int, _Plan] = {}
+        self._begun: _Step | None = None
 
     def watch_losses(self, check: LossCheck) -> None:
         """From the next step on, `check` looks at what the last stage finds in training."""
         self._loss_check = check
+
+    def can_begin(self, work: StepWork, batches: Iterator[Batch]) -> bool:
+        """Whether `begin` needs nobody else: neither another stage nor a loader that is late."""
+        return self._last_chunk == 0 and bool(work.sizes) and self._reader(batches).is_ahead
+
+    def begin(self, work: StepWork, batches: Iterator[Batch], share: StepShare) -> None:
+        """Does the first forward of the step that `train` is called for next.
+
+        What goes wrong in it is raised there: by then the step before is settled.
+        """
+        step = self._begun = self._new(work, batches, share)
+        try:
+            self._forward(step, self._plan(len(work.sizes)).order[0])
+        except Exception as exc:
+            step.failure = exc
+
+    def _new(self, work: StepWork, batches: Iterator[Batch], share: StepShare) -> _Step:
+        split = self._plan(len(work.sizes)).split
+        return _Step(work=work, batches=self._reader(batches), share=share, split=split)
 
     def train(
         self,
@@ -166,8 +188,10 @@ class Bundle:
         if not self._is_training:
             self._is_training = True
             self.stage.train()
+        step, self._begun = self._begun or self._new(work, batches, share), None
+        if step.failure is not None:
+            raise step.failure
         plan = self._plan(len(work.sizes))
-        step = _Step(work=work, batches=self._reader(batches), share=share, split=plan.split)
         self._perform(step, plan, before_last_backward, on_forwards_done)
 
     @torch.no_grad()
@@ -220,7 +244,12 @@ class Bundle:
                 before_last_backward(plan.last[index])
             match action.kind:
                 case Pass.FORWARD:
-                    self._forward(step, action)
+                    # It may have been begun ahead.
+                    if action.key not in step.in_flight:
+                        self._forward(step, action)
+                    if step.batches.reads_ahead and not self._wires.chunk(action):
+                        with self._meters.phase("data"):
+                            step.batches.look()
                     num_left -= 1
                     if not num_left:
                         on_forwards_done()
@@ -267,9 +296,6 @@ class Bundle:
             inputs = _trained(_tensors(arguments))
             is_split = action.key in step.split
             step.in_flight[action.key] = _in_flight(inputs, _trained(outputs), is_last, is_split)
-        if chunk == 0 and step.batches.reads_ahead:
-            with self._meters.phase("data"):
-                step.batches.look()
 
     def _input(self, step: _Step, chunk: int, j: int) -> tuple[tuple[Any, ...], object]:
         """What a chunk is called with, and for the last one the target."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import chain, pairwise
 from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
@@ -90,14 +91,19 @@ class Run:
         self._measures.restart()
         self._audience.start_epoch(epoch, first)
         works, batches = feed.epoch(epoch, first)
-        for work in works:
-            if self._has_all_steps:
+        for work, following in pairwise(chain(works, [None])):
+            if self._has_all_steps or work is None:
                 break
             start = time.perf_counter()
             # [1]
             self._stopping.begin_step()
+            is_last = self._step + 1 == self._config.max_steps
             result = self._trainer.step(
-                work, batches, feed.steps_per_epoch, self._stopping.is_wanted
+                work,
+                batches,
+                feed.steps_per_epoch,
+                self._stopping.is_wanted,
+                None if is_last else following,
             )
             self._step += 1
             self._after_step(work, result, start)

@@ -259,6 +259,7 @@ def make_snapshots(
             state=trainer.state,
             feedback=trainer.sync.feedback,
             situation=trainer.sync.feedback_situation,
+            changed=trainer.changed,
         ),
         meters=meters,
         # Of the job, not of this rank: all take theirs after the same steps.

@@ -27,6 +27,7 @@ from torch import Tensor
 from bundlerun.launcher.errors import CheckpointError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.device.host_memory import Registration
+from bundlerun.workers.device.interface import Event
 from bundlerun.workers.pipeline.helper import Helper
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
@@ -61,11 +62,13 @@ class Source:
             begins, and copied in a thread of its own while that runs.
         feedback: gives what the exchange of this rank keeps from step to step, by name.
         situation: what the feedback is for; short.
+        changed: a mark after the last change of the state on a GPU; None: all that it was given.
     """
 
     state: Callable[[], Mapping[str, Tensor]]
     feedback: Callable[[], Mapping[str, Tensor]] = dict
     situation: str = ""
+    changed: Callable[[], Event | None] = lambda: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +162,8 @@ class Snapshots:
         self._newest = progress.step
         # Named here and not in the thread: the next forward lends buffers of batch norms.
         tensors = self._named_state()
-        copy = DeviceCopy.after_now(self._session.device)
+        device, changed = self._session.device, self._source.changed()
+        copy = DeviceCopy.after_now(device) if changed is None else DeviceCopy(device, changed)
         # [1] The feedback comes first: the first bucket of the next sync changes it.
         self._fed = self._helper.add(partial(self._copy_feedback, progress, copy, self._num_saved))
         self._copied = self._helper.add(partial(self._copy_share, progress, copy, tensors))

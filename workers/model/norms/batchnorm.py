@@ -89,14 +89,20 @@ class StatisticsPool:
         """
         return partial(self._gather, forward) if self._layers else forward
 
-    def apply(self, counts: Sequence[float]) -> None:
+    @property
+    def may_go_ahead(self) -> bool:
+        """Whether `apply` can do without the numbers of `counts`, as all norms have seen some."""
+        return self._all is None or (self._only_torchs and self._all.has_seen_all)
+
+    def apply(self, counts: Sequence[float] | None) -> None:
         """Moves all running statistics by the summed vector, once, as torch would.
 
         Args:
-            counts: the numbers of `counts`, summed.
+            counts: the numbers of `counts`, summed; None: nobody has read them yet, and
+                `may_go_ahead`.
         """
         if self._all is not None:
-            self._all.move(tuple(counts))
+            self._all.move(None if counts is None else tuple(counts))
 
     def _gather(self, forward: Forward, *inputs: Tensor) -> Any:  # noqa: ANN401 - any output
         # Without gradients it is an evaluation: running statistics do not move.

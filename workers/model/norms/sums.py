@@ -80,11 +80,14 @@ class StatisticsSums:
         self._pooled = [float(not isinstance(layer, _InstanceNorm)) for layer in layers]
         self._is_pooled = self._on_device(self._of_channels(self._pooled))
         self._made: dict[object, tuple[Tensor, ...]] = {}
+        self.has_seen_all = False
+        """Whether each layer was called in a forward of this step, here: then none has count 0."""
 
     @torch.no_grad()
     def add(self, done: Pass) -> None:
         """Adds what one forward has left."""
         self._add(done.counts, done.before, done.after)
+        self.has_seen_all |= all(done.counts)
         for index, count, left in done.more:
             # Rare: a layer called twice, or one that puts other tensors into its buffers.
             after = torch.zeros_like(done.after) if done.before is None else done.before.clone()
@@ -124,17 +127,31 @@ class StatisticsSums:
         return seen, n, (n - self._is_pooled).clamp_(min=0)
 
     @torch.no_grad()
-    def move(self, counts: tuple[float, ...]) -> None:
-        """Moves the running statistics; those of a layer that saw nothing stay."""
-        n, correction = self._kept(("all", counts), lambda _: self._of_sums(counts))
+    def move(self, counts: tuple[float, ...] | None) -> None:
+        """Moves the running statistics; those of a layer that saw nothing stay.
+
+        Args:
+            counts: as they are after the sum; None: they are on the device only, and none is 0.
+        """
+        self.has_seen_all = False
+        if counts is None:
+            n, correction = self._of_unread()
+        else:
+            n, correction = self._kept(("all", counts), lambda _: self._of_sums(counts))
         means = self._moments.view(2, -1) / n
         mean, variance = means.unbind()
         # Biased, over all values of the step; small negative numbers are rounding.
         variance.addcmul_(self._where_pooled(mean), mean, value=-1).clamp_(min=0).mul_(correction)
-        is_seen = [float(count > 0) for count in counts]
+        is_seen = [float(count > 0) for count in counts or [1] * len(self._layers)]
         rate = self._rate(is_seen)
         moved = torch.lerp(_flat(self._layers).to(means).view(2, -1), means, rate).view(-1)
         torch._foreach_copy_(_buffers(self._layers), moved.split_with_sizes(self._sizes))
+
+    def _of_unread(self) -> tuple[Tensor, Tensor]:
+        """As `_of_sums`, of the counts on the device."""
+        (owner,) = self._kept("owner", self._owner)
+        n = self._counts.index_select(0, owner)
+        return n, n / (n - self._is_pooled).clamp_(min=1)
 
     def _of_sums(self, counts: tuple[float, ...]) -> list[Tensor]:
         """What sums are divided by, and what makes a variance unbiased, for each channel."""

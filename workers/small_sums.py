@@ -1,0 +1,99 @@
+"""The small sums of a step, which ride along with the gradients: who puts in what, and where.
+
+    loss | ranks told to stop | weight, ranks that said one | found | comparison | metrics
+
+`found` counts tensors that a forward was seen to write, the comparison is that of the replicas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from bundlerun.workers.model import replica_check
+from bundlerun.workers.optim.update import StepLoss
+from bundlerun.workers.report.metric_sums import MetricSums
+from bundlerun.workers.step import StepShare
+
+_STOP = 1
+_WEIGHT = _STOP + 1
+_FOUND = _WEIGHT + 2
+_CHECK = _FOUND + 1
+_METRICS = _CHECK + replica_check.NUM_SUMS
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the sums over all bundles say.
+
+    Args:
+        numbers: of them, in their order.
+    """
+
+    numbers: Sequence[float]
+
+    @property
+    def loss(self) -> StepLoss:
+        """Of the step."""
+        return StepLoss(self.numbers[0], self.numbers[_WEIGHT], self.numbers[_WEIGHT + 1])
+
+    @property
+    def is_stop(self) -> bool:
+        """Whether a bundle wants to stop."""
+        return self.numbers[_STOP] > 0
+
+    @property
+    def num_found(self) -> float:
+        """Tensors that a forward was seen to write, over all replicas."""
+        return self.numbers[_FOUND]
+
+    @property
+    def comparison(self) -> Sequence[float]:
+        """For `ReplicaCheck.check`."""
+        return self.numbers[_CHECK:_METRICS]
+
+    @property
+    def metrics(self) -> Sequence[float]:
+        """For `MetricSums.totals`."""
+        return self.numbers[_METRICS:]
+
+
+class SmallSums:
+    """The part of them that one rank has.
+
+    Args:
+        numbers: float64, (size(metrics),), zeros as a step begins.
+        metrics: what of them is the recipe's.
+    """
+
+    def __init__(self, numbers: Tensor, metrics: MetricSums) -> None:
+        self.numbers = numbers
+        self.comparison = numbers[_CHECK:_METRICS]
+        self._metrics = metrics
+        self._stop, self._found = numbers[_STOP], numbers[_FOUND]
+        self._weight = numbers[_WEIGHT : _WEIGHT + 2]
+        self._loss_slot, self._metric_slots = numbers[0], metrics.slots(numbers[_METRICS:])
+
+    @staticmethod
+    def size(metrics: MetricSums) -> int:
+        """How many there are."""
+        return _METRICS + metrics.num_slots
+
+    def share(self) -> StepShare:
+        """A share whose loss and metrics are added up in here; one for each step."""
+        return StepShare(loss_slot=self._loss_slot, metric_slots=self._metric_slots)
+
+    def complete(self, share: StepShare, num_found: int) -> None:
+        """Puts in what else there is to say of a step, once its forwards are done."""
+        if num_found:  # else zero, as the step begins with
+            self._found.fill_(float(num_found))
+        self._metrics.check(share)
+        if share.weight is not None:
+            self._weight[0] = share.weight
+            self._weight[1] = 1.0
+
+    def ask_to_stop(self) -> None:
+        """Says that this rank's bundle wants to."""
+        self._stop.fill_(1.0)
