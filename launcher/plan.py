@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bundlerun.launcher.agreement.agreed import Terms, terms_of, terms_of_script
@@ -21,13 +20,13 @@ from bundlerun.launcher.layout.hardware import (
     choose_devices,
     rank_layouts,
 )
-from bundlerun.launcher.layout.idle import Batch, idle_share, num_workless, warnings
+from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.loaders import num_loaders
 from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
 from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import Costs, Timeline, simulate
-from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.meeting.addresses import nccl_interface
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.one_device import for_one_device, in_one_stage
@@ -178,92 +177,6 @@ class LaunchPlan:
         alone = self.topology.num_nodes == 1
         endpoint = launch.rdzv_endpoint or ("" if alone else "HOST:29400")
         return [f"--nnodes={nodes}", *([f"--rdzv-endpoint={endpoint}"] if endpoint else [])]
-
-    def to_json(self) -> str:
-        """The plan as one JSON document."""
-        return json.dumps(plan_document(self), indent=2)
-
-
-def plan_document(plan: LaunchPlan) -> dict[str, object]:
-    """The plan as plain values."""
-    topology = plan.topology
-    return {
-        "shape": list(topology.shape.widths),
-        "devices_per_node": list(topology.devices_per_node),
-        "num_bundles": topology.num_bundles,
-        "ranks": [_place(place) for place in topology.places],
-        "collect": [asdict(group) for group in topology.sync_groups],
-        "distribute": [asdict(group) for group in topology.sync_groups],
-        "exchange": [
-            {"stage": stage, "ranks": list(ranks)}
-            for stage, ranks in enumerate(topology.exchange_groups)
-        ],
-        "links": [{**link._asdict(), "kind": link.kind.value} for link in topology.links],
-        "schedule": _schedule(plan),
-        "idle": _idle(plan),
-        "node": _node(plan.node) if plan.node else None,
-        "module": plan.module,
-        "argv": plan.argv,
-        "commands": plan.commands(),
-        "torchrun": plan.torchrun_commands(),
-        "config": _values(plan.train),
-        "launch": _values(plan.launch),
-    }
-
-
-def _node(node: NodePlan) -> dict[str, object]:
-    first, *others = node.meeting.endpoints
-    meeting = {
-        "address": first.host,
-        "port": first.port,
-        "is_here": node.meeting.is_here,
-        "local_addr": node.meeting.local_addr,
-        "others": list(map(str, others)),
-    }
-    return {**asdict(node), "meeting": meeting}
-
-
-def _schedule(plan: LaunchPlan) -> dict[str, object]:
-    pipeline, timeline = plan.pipeline, plan.timeline
-    return {
-        "name": pipeline.schedule,
-        "chunks": pipeline.chunks_per_stage,
-        "microbatches_per_bundle": plan.bundle_microbatches,
-        "bubble": timeline.bubble,
-        "ranks": [
-            {
-                "stage": stage,
-                "replica": replica,
-                "in_flight": timeline.in_flight[stage, replica],
-                "order": [str(span.action) for span in spans],
-            }
-            for (stage, replica), spans in timeline.spans.items()
-        ],
-    }
-
-
-def _idle(plan: LaunchPlan) -> dict[str, object]:
-    batch, num_bundles = plan.batch, plan.topology.num_bundles
-    return {
-        "devices": plan.num_idle + len(plan.topology.spare_ranks),
-        "bundles_without_work": num_workless(batch, num_bundles),
-        "share_of_time": idle_share(plan.pipeline, batch, num_bundles),
-        "samples_per_microbatch": batch.samples,
-        "warnings": plan.warnings(),
-    }
-
-
-def _place(place: Place) -> dict[str, object]:
-    return {**place._asdict(), "is_spare": place.is_spare}
-
-
-def _values(resolved: Resolved[TrainConfig] | Resolved[LaunchConfig]) -> dict[str, object]:
-    value = resolved.value
-    plain = value.to_plain() if isinstance(value, TrainConfig) else {}
-    values = {name: plain.get(name, getattr(value, name)) for name in resolved.sources}
-    return {
-        name: {"value": values[name], "source": source} for name, source in resolved.sources.items()
-    }
 
 
 def plan_elsewhere(

@@ -47,6 +47,7 @@ from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.open_store import open_store
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
 from bundlerun.workers.rank.said_once import said_once
 from bundlerun.workers.rank.session import (
@@ -54,7 +55,6 @@ from bundlerun.workers.rank.session import (
     End,
     arrive,
     join,
-    open_store,
     tell_end,
     wait_for_end,
 )

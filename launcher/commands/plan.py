@@ -15,7 +15,8 @@ from bundlerun.launcher.commands.run import add_config_arguments, make_plan, rea
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.picture import plan_text
-from bundlerun.launcher.plan import LaunchPlan, plan_document, plan_elsewhere
+from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
+from bundlerun.launcher.plan_document import plan_document
 
 CONFIGURED = "the configured schedule"
 """What a bare --schedule stands for."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping
@@ -32,6 +33,7 @@ from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
+from bundlerun.launcher.plan_document import plan_document
 from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -178,7 +180,7 @@ def run(args: argparse.Namespace) -> int:
     with planned(train, launch, os.environ) as start:
         plan = start.plan
         if args.dry_run:
-            print(plan.to_json() if args.json else plan_text(plan))
+            print(json.dumps(plan_document(plan), indent=2) if args.json else plan_text(plan))
             return EXIT_DONE
         check_torch()
         check_model(train.value.model, train.value.recipe)

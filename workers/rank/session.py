@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -16,15 +14,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
-from torch._C._distributed_c10d import HashStore, PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from bundlerun.launcher.agreement.agreed import difference, terms_of
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import ConfigError, NodeError
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.topology import Place, Topology
-from bundlerun.launcher.options.endpoints import bracketed
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
@@ -34,7 +30,6 @@ from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import Groups, Members, make_groups
 from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
 from bundlerun.workers.rank.nccl_settings import prepare_nccl
-from bundlerun.workers.rank.round_store import own_part
 from bundlerun.workers.rank.settled import settled_samples
 
 log = logging.getLogger(__name__)
@@ -46,11 +41,6 @@ End = Literal["lost", "safe", "stopped", "unsaved", "failed"]
 ("failed")."""
 _LONGEST_WAIT = timedelta(days=20)
 """About as many milliseconds as the store can count."""
-
-_STORE_POLL_S = 0.02
-NAME_S = 30.0
-"""How long the first node's name may have no address, seconds."""
-_NAME_POLL_S = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,77 +148,6 @@ class Session:
         """
         group = self.groups.bundle
         return [value] if group is None else group.all_gather_json(value)
-
-
-def open_store(env: RankEnv, timeout_s: float) -> Store:
-    """The store of this round; a private one when this is the only process.
-
-    Raises:
-        NodeError: the first node's store did not answer in time, or has no address.
-    """
-    if not env.is_launched:
-        return HashStore()
-    wait_for_name(env.master_addr, min(timeout_s, NAME_S))
-    timeout = timedelta(seconds=timeout_s)
-    # Rank 0 makes it, in the call below or its agent before.
-    if env.rank != 0:
-        _wait_for_store(env, timeout_s)
-    try:
-        # torch lists the iterator's element untyped.
-        where = f"tcp://{bracketed(env.master_addr)}:{env.master_port}"
-        store: Store = next(rendezvous(where, env.rank, env.world_size, timeout=timeout))[0]
-    except (RuntimeError, ValueError) as exc:
-        raise NodeError(
-            f"the first node's store at {env.master_addr}:{env.master_port} cannot be reached "
-            f"({exc}); is the address right and open between the nodes?"
-        ) from exc
-    store.set_timeout(timeout)
-    return own_part(store, env, timeout_s)
-
-
-def wait_for_name(
-    name: str, limit_s: float, *, resolve: Callable[..., object] = socket.getaddrinfo
-) -> None:
-    """Returns once the first node's name has an address: a cluster's name server may be late.
-
-    torch would try for the whole time that a collective may take, and say nothing.
-
-    Raises:
-        NodeError: it has none within the limit.
-    """
-    deadline, has_said = time.monotonic() + limit_s, False
-    while True:
-        try:
-            resolve(name, None)
-            return
-        except (OSError, UnicodeError) as exc:
-            reason = getattr(exc, "strerror", None) or exc
-            if time.monotonic() >= deadline:
-                raise NodeError(
-                    f"MASTER_ADDR {name!r} cannot be resolved: {reason}; set it to an address of "
-                    "the first node"
-                ) from exc
-        if not has_said:
-            log.warning("waiting up to %g s for an address of MASTER_ADDR %r", limit_s, name)
-        has_said = True
-        time.sleep(min(_NAME_POLL_S, limit_s))
-
-
-def _wait_for_store(env: RankEnv, timeout_s: float) -> None:
-    """Returns once the first rank's store answers, or the time is up.
-
-    torch waits half a second and more before it tries a second time.
-    """
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        # A bare connection: whoever tries it too early is refused at once.
-        try:
-            with socket.create_connection((env.master_addr, env.master_port), timeout=timeout_s):
-                return
-        except ConnectionRefusedError:
-            time.sleep(_STORE_POLL_S)
-        except OSError:
-            return  # torch says what is wrong
 
 
 def arrive(

@@ -25,9 +25,10 @@ from bundlerun.workers.own.process.user_group import group_variables
 from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.open_store import open_store
 from bundlerun.workers.rank.round_store import own_part
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
-from bundlerun.workers.rank.session import Session, arrive, join, meet, open_store
+from bundlerun.workers.rank.session import Session, arrive, join, meet
 from bundlerun.workers.sync.schemes import ways_of
 
 FOLDER_VARIABLE = "BUNDLERUN_RUN_DIR"

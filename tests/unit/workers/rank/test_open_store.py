@@ -8,7 +8,7 @@ from torch._C._distributed_c10d import HashStore
 from bundlerun.launcher.errors import NodeError
 from bundlerun.workers.rank import session
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.session import wait_for_name
+from bundlerun.workers.rank.open_store import wait_for_name
 
 
 def test_a_name_that_has_no_address_is_one_line_within_a_limit(
