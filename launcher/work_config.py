@@ -36,8 +36,8 @@ class WorkConfig:
 
     recipe: str = option(
         OF_IMAGES,
-        "image-classification, segmentation, language-model, sequence-classification, characters, "
-        "or your own path/to/file.py",
+        "image-classification, segmentation, detection, language-model, sequence-classification, "
+        "characters, or your own path/to/file.py",
         group=_WHAT,
     )
     model: str = option(

@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.launcher.models.name import OF_IMAGES, OF_PIXELS, OF_TEXT, OF_TEXTS
+from bundlerun.launcher.models.name import OF_BOXES, OF_IMAGES, OF_PIXELS, OF_TEXT, OF_TEXTS
 from bundlerun.launcher.models.user_file import module_from_file, users_code
 
 BUILT_IN = {
     OF_IMAGES: "bundlerun.workers.recipes.image_classification",
     OF_TEXT: "bundlerun.workers.recipes.language_model",
     OF_PIXELS: "bundlerun.workers.recipes.segmentation",
+    OF_BOXES: "bundlerun.workers.recipes.detection",
     OF_TEXTS: "bundlerun.workers.recipes.sequence_classification",
     "characters": "bundlerun.workers.recipes.characters",
 }
@@ -119,6 +120,14 @@ class Recipe(Protocol):
 
     Then `best` and `shares` are about what that gives.
 
+    A metric of a validation that is no sum over samples, such as one by rank, has two more:
+
+        evidence(output, target)         tensors (rows, columns) by name, of one micro-batch
+        judged(evidence)                 floats by name, of the rows of the whole validation, on
+                                         every replica; their order depends on who did what
+
+    `best` and `shares` may name these, where there is `final_metrics` or no `metric_names`.
+
     And `on_device(*inputs)`: what the model is called with, made of a micro-batch's inputs where it
     computes: so pixels travel as whole numbers, and are normalised there. It gives one value, or a
     tuple of several, as samples do; see `model_inputs`.
@@ -140,11 +149,12 @@ class Recipe(Protocol):
         launcher's check of the cuts.
         """
 
-    def loss(self, output: Any, target: Any) -> Tensor | tuple[Tensor, Tensor | float]:  # noqa: ANN401
+    def loss(self, output: Any, target: Any) -> Tensor | tuple[Tensor, Tensor | float] | None:  # noqa: ANN401
         """Scalar mean over the samples of one micro-batch; or (sum, weight).
 
         The latter is for a mean over anything else, such as labelled pixels: the loss of a step is
-        the sum of all its sums over the sum of all its weights.
+        the sum of all its sums over the sum of all its weights. None in a validation: the model
+        tells none there.
         """
 
     def metrics(self, output: object, target: Any) -> dict[str, Tensor]:  # noqa: ANN401

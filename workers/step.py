@@ -56,6 +56,8 @@ class StepShare:
     """Of its micro-batches' losses, where they say one."""
     metrics: dict[str, Tensor] = field(default_factory=dict)
     """Sums over this rank's samples."""
+    evidence: list[Mapping[str, Tensor]] = field(default_factory=list)
+    """Of each micro-batch of a validation, see `bundlerun.workers.report.evidence`."""
     num_unreadable: int = 0
 
     def add(self, share: Share, metrics: Mapping[str, Tensor]) -> None:
@@ -101,7 +103,8 @@ class StepSums:
     """The result of one step, or one evaluation, over all bundles; known on the last stage."""
 
     loss: float
-    """Mean over the samples, or over what the recipe's losses weigh."""
+    """Mean over the samples, or over what the recipe's losses weigh; NaN where a validation had no
+    loss."""
     metrics: dict[str, float]
     """Means over the samples, such as {"top1": 0.97}."""
     score: float | None = None

@@ -40,6 +40,7 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.report.declared import Declared
+from bundlerun.workers.report.evidence import judged
 from bundlerun.workers.report.metric_sums import MetricSums
 from bundlerun.workers.small_sums import SmallSums, Told
 from bundlerun.workers.state.named import load_state_tensors, state_tensors
@@ -348,6 +349,9 @@ class Trainer:
         read = self._read_sums(told, share, works[0], metrics)
         if not self._is_last:
             return read
+        more = judged(self._recipe, share, self._session, self.sync.all_sum)
+        loss = math.nan if told.loss.is_of_nothing else read.loss
+        read = StepSums(loss=loss, metrics=read.metrics | more)
         return replace(read, score=self._declared.best.score(read.loss, read.metrics))
 
     def _does_first(self, work: StepWork) -> bool:

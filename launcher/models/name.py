@@ -27,8 +27,9 @@ OF_IMAGES = "image-classification"
 """The default recipe."""
 OF_TEXT = "language-model"
 OF_PIXELS = "segmentation"
+OF_BOXES = "detection"
 OF_TEXTS = "sequence-classification"
-BUILDING = (OF_IMAGES, OF_TEXT, OF_TEXTS, OF_PIXELS)
+BUILDING = (OF_IMAGES, OF_TEXT, OF_TEXTS, OF_PIXELS, OF_BOXES)
 """The recipes that come with bundlerun and build what `--model` names."""
 Library = Literal["torchvision", "timm", "hf"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)

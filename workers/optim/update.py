@@ -53,6 +53,11 @@ class StepLoss(NamedTuple):
             return 1.0
         return num_samples / self.weight if self.weight else 0.0
 
+    @property
+    def is_of_nothing(self) -> bool:
+        """Whether there were losses, and nothing in them counts."""
+        return self.num_weighted > 0 and not self.weight
+
     def mean(self, num_samples: int) -> float:
         """The loss of the step."""
         return self.share * self.scale(num_samples)

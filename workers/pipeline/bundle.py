@@ -331,12 +331,16 @@ class Bundle:
         """One micro-batch's share of the loss of the step."""
         size = step.work.sizes[j]
         found = self._recipe.loss(result, target)
-        share = share_of(found, size, step.work.num_samples)
+        is_training = self._is_training
+        share = share_of(found, size, step.work.num_samples, may_be_none=not is_training)
         with torch.no_grad():
             step.share.add(share, self._recipe.metrics(result, target))
-        if self._loss_check is not None and self._is_training:
+            look = None if is_training else getattr(self._recipe, "evidence", None)
+            if look is not None:
+                step.share.evidence.append(look(result, target))
+        if self._loss_check is not None and is_training:
             self._loss_check.look(found, result, target, size)
-        return self._arithmetic.loss_scale.scaled(share.loss) if self._is_training else share.loss
+        return self._arithmetic.loss_scale.scaled(share.loss) if is_training else share.loss
 
     def _backward(self, step: _Step, action: Action) -> None:
         chunk, j = self._wires.chunk(action), action.microbatch

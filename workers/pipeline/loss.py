@@ -34,17 +34,20 @@ _MOST_COPIED_BYTES = 64 << 20
 _RIGHT = "a mean over the samples, a scalar tensor, or (sum, weight)"
 
 
-def share_of(found: object, size: int, num_samples: int) -> Share:
+def share_of(found: object, size: int, num_samples: int, *, may_be_none: bool = False) -> Share:
     """The share of a micro-batch.
 
     Args:
         found: what `Recipe.loss` gave.
         size: samples of the micro-batch.
         num_samples: of the step, over all bundles.
+        may_be_none: whether there need not be any, as in a validation.
 
     Raises:
         ConfigError: it is neither a scalar nor (sum, weight).
     """
+    if found is None and may_be_none:
+        return Share(torch.zeros(()), 0.0)
     if isinstance(found, Tensor) and found.numel() == 1:
         return Share(found * (size / num_samples), None)
     pair = found if isinstance(found, (tuple, list)) and len(found) == 2 else None

@@ -256,7 +256,9 @@ class Reporter:
 
     def validated(self, epoch: int, step: int, sums: StepSums) -> None:
         """Reports one validation."""
-        values = {**sums.metrics, "loss": sums.loss}
+        # A model may tell its losses in training only.
+        has_loss = not math.isnan(sums.loss)
+        values = {**sums.metrics, **({"loss": sums.loss} if has_loss else {})}
         self._summary.validation = values
         name = self._best.decides(sums.metrics)
         before = self._score(name, self._summary.best)
@@ -264,11 +266,11 @@ class Reporter:
         if math.isnan(before) or self._score(name, values) > before:
             self._summary.best = {**values, "epoch": epoch}
         self._tell_best(name)
-        self._writer.write("eval", step=step, epoch=epoch, loss=sums.loss, metrics=sums.metrics)
-        log.info(
-            "%s  validation  loss %.4f  %s",
-            self._course.epoch_text(epoch), sums.loss, self._course.metrics_text(sums.metrics),
-        )  # fmt: skip
+        loss = sums.loss if has_loss else None
+        self._writer.write("eval", step=step, epoch=epoch, loss=loss, metrics=sums.metrics)
+        texts = [f"loss {loss:.4f}"] if loss is not None else []
+        texts.append(self._course.metrics_text(sums.metrics))
+        log.info("%s  validation  %s", self._course.epoch_text(epoch), "  ".join(texts))
 
     def _score(self, name: str, values: Mapping[str, float]) -> float:
         """How good a validation was, by `name`; NaN where it, of another recipe, has no such value.
@@ -277,7 +279,7 @@ class Reporter:
         """
         if name not in values:
             return math.nan
-        return self._best.score(values["loss"], {name: values[name]})
+        return self._best.score(values.get(LOSS, math.nan), {name: values[name]})
 
     def _tell_best(self, name: str) -> None:
         """Says once by what the best checkpoint is found, where nobody has said it."""
@@ -358,9 +360,10 @@ def summary_lines(summary: Summary, course: Course) -> list[str]:
     steps = f"{_count(summary.steps, 'step')} of {course.num_steps}"
     lines = [f"done         {steps}, epoch {summary.epochs} of {course.epochs}"]
     if summary.validation:
-        values, loss = dict(summary.validation), summary.validation["loss"]
-        del values["loss"]
-        text = "  ".join(filter(None, [course.metrics_text(values), f"loss {loss:.4f}"]))
+        values = dict(summary.validation)
+        loss = values.pop(LOSS, None)
+        shown = "" if loss is None else f"loss {loss:.4f}"
+        text = "  ".join(filter(None, [course.metrics_text(values), shown]))
         lines.append(f"validation   {text}")
     lines.append(
         f"throughput   {summary.samples_per_s:.1f} {course.unit}/s over {summary.train_s:.1f} s"

@@ -92,6 +92,7 @@ def test_weights_of_another_architecture_are_told_before_a_rank_starts(tmp_path:
             "is text, and needs a --tokenizer",
         ),
         (["--recipe=segmentation", "/"], "DATA '/' has no folder 'train/images'; images and"),
+        (["--recipe=detection", "/"], "DATA '/' has no annotations for"),
         (["--shape=0", "synthetic"], "--shape 0 has a stage without a device"),
         (["--shape=1,b", "synthetic"], "--shape '1,b' is not whole numbers"),
         (["--batch-size=20", "--microbatch-size=7", "synthetic"], "is not a multiple of"),
