@@ -3,7 +3,7 @@
 Cost: two ranks of ResNet-18, 32 images of 128 pixels and one thread each, protected and plain steps
 in turn in one job; a snapshot after each protected step. Beside other work the same steps differ by
 more than it costs, so what is done for a step is counted, too, by itself. A killed rank: the same,
-of a small net, under `bundlerun script` and torchrun.
+of a small net, under `bundlerun script` and torchrun, and what the time goes into.
 """
 
 from __future__ import annotations
@@ -31,8 +31,16 @@ _SCRIPT = "benchmarks/workload/protected.py"
 _BIN = Path(sys.executable).parent
 _RANKS = 2
 OURS = "bundlerun script"
+WARM = "torchrun, bundlerun.warm"
+PARTS = ("process", "imports", "group", "DDP", "protect", "step")
+"""What a new rank has behind it, in order: it exists; its modules are there; the ranks have met;
+DDP is made, which imports torch._dynamo; the state is back; a step is done."""
 LAUNCHERS = {
     OURS: (str(_BIN / "bundlerun"), "script", "--devices=cpu", f"--slots={_RANKS}"),
+    WARM: (
+        str(_BIN / "torchrun"), "--standalone", f"--nproc-per-node={_RANKS}", "--max-restarts=100",
+        "-m", "bundlerun.warm",
+    ),
     "torchrun, backend bundle": (
         str(_BIN / "torchrun"), "--rdzv-backend=bundle", "--rdzv-endpoint=127.0.0.1",
         f"--nproc-per-node={_RANKS}", "--max-restarts=100",
@@ -62,7 +70,7 @@ def run(options: Options) -> None:
     print(f"a plain step: {step_ms:.0f} ms", flush=True)
     kills = {}
     for name, words in LAUNCHERS.items():
-        count = NUM_KILLS if name == OURS else NUM_KILLS_OTHERS
+        count = NUM_KILLS if name in (OURS, WARM) else NUM_KILLS_OTHERS
         kills[name] = _kills(words, min(count, options.rounds_or(count)))
     print_table(
         ("killed rank to next step", "median s", "worst s", "steps lost", "done again"),
@@ -76,6 +84,10 @@ def run(options: Options) -> None:
             )
             for name, found in kills.items()
         ],
+    )
+    print_table(
+        ("seconds until, median", *PARTS),
+        [(name, *(median(k[p] for k in found) for p in PARTS)) for name, found in kills.items()],
     )
     ours = kills[OURS]
     checks = [
@@ -135,7 +147,9 @@ def _kill(folder: Path, rank: int) -> dict[str, float]:
         new = next((step for step in steps if step.at > at and step.pid != pid), None)
         if new is not None:
             last = max(step.number for step in steps if step.pid == pid)
+            times = json.loads((folder / f"start{new.pid}").read_text())
             return {
+                **{part: times[part] - at for part in PARTS},
                 "seconds": new.at - at,
                 # Who was told a step knows that all ranks have the one before.
                 "lost": max(0, last - new.number),

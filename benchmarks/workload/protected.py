@@ -1,7 +1,8 @@
 """A script with a loop of its own: DDP, and `protect` around it; what `protect` measures starts it.
 
 turns     protected and plain steps in turn, in one loop; rank 0 writes the seconds of each
-train     protected steps until it is ended; each rank writes its process, rank 0 each step
+train     protected steps until it is ended; each rank writes its process, rank 0 each step, and
+          when it was how far on the way to its first
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torchvision.models import resnet18
 
 from benchmarks.workload.small_cnn import build
 from bundlerun import Protection, protect
+from bundlerun.workers.rank.liveness import process_age_s
 
 _MANY = 1_000_000
 _WARM_STEPS = 6
@@ -40,16 +42,21 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="of an image, pixels")
     parser.add_argument("--samples", type=int, default=32, help="of a rank")
     args = parser.parse_args()
+    now = time.monotonic
+    at = {"process": now() - process_age_s(), "imports": now()}
     dist.init_process_group("gloo")
+    at["group"] = now()
     rank = dist.get_rank()
     torch.manual_seed(0)
     model = resnet18(num_classes=10) if args.what == "turns" else build(10)
     side = args.side if args.what == "turns" else 16
     trained = DistributedDataParallel(model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    at["DDP"] = now()
     step = _step(trained, optimizer, args.samples, side)
     kept = Protection(snapshot_steps=1)
     with protect(model, optimizer, run_dir=args.folder / "run", protection=kept) as run:
+        at["protect"] = now()
         if args.what == "turns":
             steps = run.steps(_MANY)
             found = _turns(steps, step, args.turns, args.steps)
@@ -62,7 +69,11 @@ def main() -> None:
             for number in run.steps(_MANY):
                 step()
                 if rank == 0:
-                    log.write(f"{number} {time.monotonic()} {os.getpid()}\n")
+                    if "step" not in at:
+                        at["step"] = now()
+                        # Before the step's line, for which is waited.
+                        (args.folder / f"start{os.getpid()}").write_text(json.dumps(at))
+                    log.write(f"{number} {now()} {os.getpid()}\n")
 
 
 def _step(
