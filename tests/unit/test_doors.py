@@ -3,17 +3,38 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
 
 import bundlerun
+from bundlerun.workers.own.protect import Run
 
 ROOT = Path(__file__).parents[2]
+DOORS = {
+    "protect": "objects run_dir each_rank protection",
+    "Protection": "snapshot_steps snapshot_dir checkpoint_steps keep timeout_s",
+    "Cut": "shape at cutter chunks schedule microbatch_size recompute precision sync "
+    "exchange_dtype seed timeout_s",
+    "Bundle.of": "model loss example batch_size metrics cut",
+    "Bundle.step": "self inputs targets",
+    "Bundle.evaluate": "self inputs targets num_samples",
+    "Bundle.clip_grad_norm_": "self max_norm",
+    "Bundle.save": "self folder optimizer keep",
+    "Bundle.load": "self folder optimizer",
+    "Bundle.close": "self",
+    "Bundle.parameters": "self",
+    "Bundle.named_parameters": "self",
+    "Run.steps": "self num_steps",
+    "Run.note": "self values",
+}
+"""What people's programs call, by which names; new ones come at the end, with a default."""
 
 
 def test_the_names_are_those_of_the_stubs() -> None:
@@ -69,6 +90,31 @@ def test_the_examples_have_few_lines_of_ours() -> None:
     assert marked == lines("protected_ddp.py", r"import protect|protect\(|\brun\.")
     assert len(marked) <= 5
     assert len(lines("pipelined_loop.py", r"\b[Bb]undle\b")) <= 25
+
+
+def public(name: str) -> Any:
+    """By its name in `DOORS`."""
+    first, _, rest = name.partition(".")
+    found = Run if first == "Run" else getattr(bundlerun, first)
+    return getattr(found, rest) if rest else found
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_what_programs_call_is_as_it_was(name: str) -> None:
+    had = DOORS[name].split()
+    now = inspect.signature(public(name)).parameters
+    assert [*now][: len(had)] == had
+    assert all(now[new].default is not inspect.Parameter.empty for new in [*now][len(had) :])
+
+
+@pytest.mark.parametrize("kind", [bundlerun.Bundle, Run])
+def test_all_that_is_public_is_documented(kind: type) -> None:
+    page = (ROOT / "docs" / "own_loop.md").read_text()
+    names = [name for name in vars(kind) if not name.startswith("_")]
+    assert len(names) >= 5
+    for name in names:
+        assert getattr(kind, name).__doc__, name
+        assert re.search(rf"`[^`]*\b{name}\b[^`]*`", page), f"{name} is not in the page"
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

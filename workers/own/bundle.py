@@ -92,8 +92,8 @@ class Bundle:
     ) -> Bundle:
         """Cuts a model; each rank gets its stage, all replicas the parameters of the first.
 
-        Collective: every rank of the job, which a launcher has started. One process without a
-        launcher has the whole model.
+        Collective: every rank of the job, which a launcher has started. One process by itself has
+        the whole model.
 
         Args:
             model: unsplit, in CPU memory, made alike on all ranks (the same seed before it). Stages
@@ -109,7 +109,7 @@ class Bundle:
             NodeError: a rank cannot be reached.
         """
         env = read_env()
-        if not env.is_launched:
+        if env.world_size == 1:
             cut = replace(cut, shape=(1,), at=(), chunks=1, schedule="auto", recompute="none")
         config = cut.config(env, batch_size)
         # What it notes down for a next start is of no use to it; its user says where it is saved.
