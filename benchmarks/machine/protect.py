@@ -52,7 +52,15 @@ LAUNCHERS = {
 
 
 def run(options: Options) -> None:
-    """Measures both."""
+    """Measures both; `--only cost` and `--only kill` one of them."""
+    measured = {"cost": _cost, "kill": _killed}
+    results = [measure(options) for name, measure in measured.items() if options.wants(name)]
+    result = {key: value for found, _ in results for key, value in found.items()}
+    options.record("protect", result, [check for _, checks in results for check in checks])
+
+
+def _cost(options: Options) -> tuple[dict[str, object], list[Check]]:
+    """What a step costs more."""
     turns = _turns(options.rounds_or(NUM_TURNS))
     cost = {
         name: more_percent(
@@ -68,6 +76,14 @@ def run(options: Options) -> None:
         [(name, *percent) for name, percent in cost.items()],
     )
     print(f"a plain step: {step_ms:.0f} ms", flush=True)
+    return {"step_ms": step_ms, "cost_percent": cost, "turns": turns}, [
+        Check("percent of a step, counted, at most", cost["counted"][1], MOST_PERCENT),
+        Check("percent of a step, in turns, at most", cost["processor time"][1], MOST_PERCENT),
+    ]
+
+
+def _killed(options: Options) -> tuple[dict[str, object], list[Check]]:
+    """What a killed rank costs, under each launcher."""
     kills = {}
     for name, words in LAUNCHERS.items():
         count = NUM_KILLS if name in (OURS, WARM) else NUM_KILLS_OTHERS
@@ -89,15 +105,12 @@ def run(options: Options) -> None:
         ("seconds until, median", *PARTS),
         [(name, *(median(k[p] for k in found) for p in PARTS)) for name, found in kills.items()],
     )
-    ours = kills[OURS]
-    checks = [
-        Check("percent of a step, counted, at most", cost["counted"][1], MOST_PERCENT),
-        Check("percent of a step, in turns, at most", cost["processor time"][1], MOST_PERCENT),
-        Check("killed rank to next step, s, at most", median(k["seconds"] for k in ours), MOST_S),
-        Check("steps lost, at most", max(k["lost"] for k in ours), 0),
-    ]
-    result = {"step_ms": step_ms, "cost_percent": cost, "kills": kills, "turns": turns}
-    options.record("protect", result, checks)
+    checks = []
+    for name in (OURS, WARM):
+        seconds = median(k["seconds"] for k in kills[name])
+        checks.append(Check(f"{name}: killed rank to next step, s, at most", seconds, MOST_S))
+    lost = max(k["lost"] for found in kills.values() for k in found)
+    return {"kills": kills}, [*checks, Check("steps lost, at most", lost, 0)]
 
 
 def _environment() -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from bundlerun.launcher.errors import CheckpointError, ConfigError
@@ -247,6 +248,14 @@ class Objects:
 
     def check(self) -> None:
         """Raises ConfigError for what no checkpoint could hold."""
+        for name, each in self._named.items():
+            parameters = each.named_parameters() if isinstance(each, nn.Module) else ()
+            lazy = next((key for key, value in parameters if is_lazy(value)), None)
+            if lazy is not None:
+                raise ConfigError(
+                    f"protect() got {name}.{lazy}, which has no values before a first forward (a "
+                    "lazy module); let a batch through the model before"
+                )
         try:
             check_dtypes({key: value for key, value, _ in self._tensors()})
         except CheckpointError as exc:

@@ -76,6 +76,14 @@ def protect(
     Raises:
         ConfigError: an object has no state, or one that cannot be kept.
     """
+    if not isinstance(protection, Protection | None):
+        raise ConfigError(
+            f"protection={protection!r} is no Protection; give it such as Protection(keep=5)"
+        )
+    if not isinstance(each_rank, Sequence):
+        raise ConfigError(
+            f"each_rank is a {type(each_rank).__name__}; give a list of objects: each_rank=[loader]"
+        )
     return Run(objects, run_dir=str(run_dir), each_rank=each_rank, protection=protection)
 
 

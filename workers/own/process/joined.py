@@ -17,7 +17,7 @@ from torch.distributed import distributed_c10d
 
 from bundlerun.launcher.agreement.agreed import Terms, terms_of_script
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import BundleError
+from bundlerun.launcher.errors import BundleError, ConfigError
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
 from bundlerun.workers.own.process.told_errors import tell_errors
@@ -33,6 +33,9 @@ from bundlerun.workers.sync.schemes import ways_of
 
 FOLDER_VARIABLE = "BUNDLERUN_RUN_DIR"
 """The run folder, where the script does not say; under `bundlerun script` its agent says."""
+
+_OPEN: set[str] = set()
+"""Folders of the loops that are open: a fact of the process, which its claim cannot tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ def joined(config: TrainConfig, env: RankEnv, device: torch.device, held: ExitSt
     """
     board = Board.open(os.environ) if env.is_launched else None
     config = with_run_folder(config, env, board.run_dir if board else None)
+    held.enter_context(_only_here(config.run_dir))
     env = replace(env, terms=env.terms or json.dumps(_terms()))
     life = held.enter_context(life_of(Path(config.run_dir), env, board))
     # An error inside ends the process: unwinding would wait for ranks that are gone.
@@ -79,6 +83,26 @@ def joined(config: TrainConfig, env: RankEnv, device: torch.device, held: ExitSt
         session = join(config, arrival, ())
     life.events.note("met", {"rank": session.place.rank})
     return Joined(config=config, env=env, session=session, life=life, has_board=board is not None)
+
+
+@contextmanager
+def _only_here(run_dir: str) -> Iterator[None]:
+    """Has the folder for one open loop of this process.
+
+    Raises:
+        ConfigError: another one is open.
+    """
+    folder = str(Path(run_dir).absolute())
+    if folder in _OPEN:
+        raise ConfigError(
+            f"run folder {run_dir!r} is that of a loop which is open in this process; end its "
+            "`with` before, or give each a run_dir of its own"
+        )
+    _OPEN.add(folder)
+    try:
+        yield
+    finally:
+        _OPEN.discard(folder)
 
 
 def as_rank(config: TrainConfig, env: RankEnv) -> Session:

@@ -200,6 +200,28 @@ def test_what_is_no_loop_is_refused_with_what_would_be_right(tmp_path: Path) -> 
         protect(kept)
 
 
+def test_what_is_no_list_of_objects_or_no_protection_is_refused() -> None:
+    model = nn.Linear(3, 2)
+    with pytest.raises(ConfigError, match="each_rank is a Linear; give a list of objects"):
+        protect(model, each_rank=nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"protection=\{'keep': 1\} is no Protection"):
+        protect(model, protection={"keep": 1})  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"model\.weight, which has no values before a"):
+        protect(nn.LazyLinear(3))
+
+
+def test_a_folder_has_one_open_loop_of_a_process_at_a_time(tmp_path: Path) -> None:
+    for _ in range(2):  # one after the other is no matter
+        with protect(nn.Linear(3, 2), run_dir=tmp_path / "run"):
+            with (
+                pytest.raises(ConfigError, match="is that of a loop which is open in this process"),
+                protect(nn.Linear(3, 2), run_dir=tmp_path / "run"),
+            ):
+                pass
+            with protect(nn.Linear(3, 2), run_dir=tmp_path / "other"):
+                pass
+
+
 def print_nothing() -> None:
     pass
 
