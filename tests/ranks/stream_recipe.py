@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -24,6 +25,8 @@ class Streamed(IterableDataset[Sample]):
 
     def __iter__(self) -> Iterator[Sample]:
         order = sample_order(self._seed, self._epoch, len(self._samples))
+        # As data sets do that look at RANK.
+        order = order[int(os.environ.get("PART_OF_STREAM", "0")) :]
         return (self._samples[index] for index in order)
 
 

@@ -1,6 +1,7 @@
 """Checks that all nodes, and all starts of a run, read the same data; once the data is open.
 
-[1] first rank of stage 0 of a node     sizes, names of the samples       data/NODE
+[1] ranks of stage 0 that read a stream its first samples                 data/of-RANK
+    first rank of stage 0 of a node     sizes, names of the samples       data/NODE
 [2] the reporter                        compares, with the run folder too data
 [3] all                                 continue, or end with the difference
 """
@@ -10,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from contextlib import suppress
+from pathlib import Path
 
 from bundlerun.launcher.agreement.agreed import Terms, changes, difference
+from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.data.readers import Source, is_stream, names_digest
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets
 
@@ -25,7 +29,12 @@ _KEPT = (_SAMPLES, _CLASSES, _LIST)
 
 
 def check_same_data(
-    info: DataInfo, data: DataSets | None, session: Session, paths: RunPaths, *, is_new: bool
+    info: DataInfo,
+    data: DataSets | None,
+    session: Session,
+    config: TrainConfig,
+    *,
+    is_new: bool,
 ) -> None:
     """Raises ConfigError, on all ranks, where nodes have other data, or this start has.
 
@@ -34,23 +43,35 @@ def check_same_data(
     Args:
         info: sizes of the data.
         data: the samples, on stage 0.
-        paths: of the run, which keep what its first start has seen.
+        config: of the run, whose folder keeps what its first start has seen.
         is_new: whether the run begins.
     """
     topology, place, store = session.topology, session.place, session.store
     nodes = sorted({p.node for p in topology.places if p.stage == 0 and not p.is_spare})
     # [1] One rank per node: ranks of a node see the same disks.
-    if data is not None and topology.collect_ranks(0, place.node)[0] == place.rank:
-        said = [session.arrival.node_name, terms_of_data(info, data)]
-        store.set(f"data/{place.node}", json.dumps(said))
+    paths = RunPaths(Path(config.run_dir))
+    if data is not None:
+        first, *others = topology.collect_ranks(0, place.node)
+        # But a stream may look at the rank, and give each another part.
+        others = others if is_stream(data.train) else []
+        if place.rank in others:
+            store.set(f"data/of-{place.rank}", json.dumps(terms_of_data(info, data, config)))
+        elif place.rank == first:
+            own = terms_of_data(info, data, config)
+            theirs = {f"rank {r}": json.loads(store.get(f"data/of-{r}")) for r in others}
+            unlike = difference({f"rank {first}": own, **theirs})
+            store.set(f"data/{place.node}", json.dumps([session.arrival.node_name, own, unlike]))
     if session.is_reporter:
         # [2] Waits for all nodes that read; the others have nothing to compare.
-        by_node = {}
+        by_node, inside = {}, ""
         for node in nodes:
-            name, terms = json.loads(store.get(f"data/{node}"))
+            name, terms, unlike = json.loads(store.get(f"data/{node}"))
+            inside = inside or unlike
             # Several agents of one machine have one name.
             by_node[f"{name} (node {node})" if name in by_node else name] = terms
-        unlike = difference(by_node) or _unlike_before(paths, terms, is_new=is_new)
+        if inside:
+            inside = f"a stream must be the same on all ranks: {inside}"
+        unlike = inside or difference(by_node) or _unlike_before(paths, terms, is_new=is_new)
         store.set("data", json.dumps(unlike))
     # [3] All hear the same text, and end alike.
     unlike = json.loads(store.get("data"))
@@ -75,7 +96,7 @@ def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
     return f"this run has other DATA: {found}; {way}" if found else ""
 
 
-def terms_of_data(info: DataInfo, data: DataSets) -> dict[str, str]:
+def terms_of_data(info: DataInfo, data: DataSets, config: TrainConfig) -> dict[str, str]:
     """What is compared, as `bundlerun.launcher.agreement.agreed` has it."""
     # A digest: names of classes may be thousands, and this is shown where it differs.
     about = hashlib.sha256(json.dumps(info.about, sort_keys=True).encode()).hexdigest()[:12]
@@ -85,8 +106,8 @@ def terms_of_data(info: DataInfo, data: DataSets) -> dict[str, str]:
         _CLASSES: str(info.num_outputs),
         "what is known of DATA": about,
     }
-    for part, samples in (("training", data.train), ("validation", data.val)):
-        names = getattr(samples, "names_digest", None)
-        if callable(names):
-            terms[f"the list of {part} samples"] = str(names())
+    for part, source in (("training", Source.train(data)), ("validation", Source.val(data))):
+        names = names_digest(source, config) if source is not None else None
+        if names is not None:
+            terms[f"the list of {part} samples"] = names
     return terms

@@ -21,9 +21,11 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.data.sample_digest import digest_of
 from bundlerun.workers.data.samples import Answer, Batch, Request
 from bundlerun.workers.recipe import Sample, Stream, UnreadableSample
 
+_NUM_DIGESTED = 3
 _BEGIN = -1
 """In place of a sample's number: what is random before the first."""
 
@@ -67,6 +69,16 @@ class StreamReader:
         except ConfigError as exc:
             return Answer(None, (str(exc),))
         return Answer(Batch(inputs, target, 0), ())
+
+    def digest(self) -> str:
+        """Of the first samples of the first epoch.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        with kept_random_state(), _alone():
+            first = range(min(_NUM_DIGESTED, self._count))
+            return "-".join(digest_of(self._at(0, index))[:6] for index in first)
 
     def _at(self, epoch: int, index: int) -> Sample:
         if self._pass is None or (epoch, index) < (self._epoch, self._next) or epoch > self._epoch:

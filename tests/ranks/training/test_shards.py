@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.order import block_order
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.train import train
 from tests.ranks import reference
+from tests.ranks.harness import outcomes
 from tests.ranks.reference import train_unsplit
 from tests.ranks.training.test_bad_input import MODEL, end_of
 from tests.ranks.training.test_parity import CONFIG, assert_close, bundle_run, losses_of
@@ -91,6 +97,19 @@ def test_a_stream_of_the_users_goes_on_in_the_middle_of_an_epoch_on_other_ranks(
         state = bundle_run(stopped, (num_ranks,), tmp_path)
     assert losses_of(tmp_path) == pytest.approx(wanted.losses, rel=1e-10)
     assert_close(state, wanted.state, 1e-10)
+
+
+def test_a_stream_that_looks_at_the_rank_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    config = replace(CONFIG, shape=Shape((1,)), recipe=STREAMED, run_dir=str(tmp_path / "run"))
+
+    def main(env: RankEnv, store: Store) -> None:
+        os.environ["PART_OF_STREAM"] = str(env.rank)
+        train(config, env, store)
+
+    failures = outcomes((2,), main, tmp_path, 60)
+    for rank in range(2):
+        assert "a stream must be the same on all ranks: the list of training" in failures[rank]
+    assert not RunPaths(tmp_path / "run").metrics.exists() or not losses_of(tmp_path)
 
 
 def test_a_shard_that_is_cut_off_is_one_line_before_the_first_step(

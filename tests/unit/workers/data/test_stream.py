@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -22,6 +24,7 @@ from bundlerun.workers.data.readers import (
     num_samples_of,
     read_first,
 )
+from bundlerun.workers.data.sample_digest import digest_of
 from bundlerun.workers.data.samples import Batch, Request
 from bundlerun.workers.data.stream import StreamReader
 from bundlerun.workers.recipe import DataSets, UnreadableSample
@@ -194,3 +197,24 @@ def test_what_is_a_stream_and_how_long_it_is() -> None:
 def test_what_has_neither_numbers_nor_a_length_is_refused_by_name(data: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         check_samples(DataSets(**data, num_outputs=1))
+
+
+def test_a_digest_tells_samples_and_not_how_they_round() -> None:
+    generator = torch.Generator().manual_seed(1)
+    x, image = torch.randn(100, generator=generator), Image.new("RGB", (9, 9), (1, 2, 3))
+    sample = ({"x": x, "image": image, "text": "a"}, np.int64(3))
+    same = ({"x": x * (1 + 1e-7), "image": image.copy(), "text": "a"}, np.int64(3))
+    assert digest_of(sample) == digest_of(same)
+    others = [
+        ({"x": x, "image": image, "text": "b"}, np.int64(3)),
+        ({"x": x, "image": image, "text": "a"}, np.int64(4)),
+        ({"x": x.flip(0) + 0.1, "image": image, "text": "a"}, np.int64(3)),
+        ({"x": x, "image": Image.new("RGB", (9, 9), (9, 2, 3)), "text": "a"}, np.int64(3)),
+        ({"y": x, "image": image, "text": "a"}, np.int64(3)),
+    ]
+    assert len({digest_of(each) for each in (sample, *others)}) == 6
+    for odd in (x.bfloat16(), torch.randn(3, dtype=torch.cfloat), object(), [], 1.5, {1: b"x"}):
+        assert digest_of(odd) == digest_of(odd)
+    first = StreamReader(Stream(), num_samples=NUM, seed=1).digest()
+    assert first == StreamReader(Stream(), num_samples=NUM, seed=1).digest()
+    assert first != StreamReader(Stream(), num_samples=NUM, seed=2).digest()
