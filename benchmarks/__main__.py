@@ -31,6 +31,7 @@ NETWORK = (
     "pipeline",
     "own_loop",
     "in_flight",
+    "replay",
     "shapes",
     "resnet",
     "convergence",
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery: faults, in_flight: models whose name has it",
+        help="recovery: faults; in_flight, replay: models whose name has it",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -54,8 +54,9 @@ class Alive(TorchDispatchMode):
 
     def _see(self, tensor: Tensor) -> None:
         key = _key(tensor)
-        if key not in self._left_out and key not in self._seen:
-            storage = tensor.untyped_storage()
+        storage = tensor.untyped_storage()
+        # What has no numbers takes no memory.
+        if storage.device.type != "meta" and key not in self._left_out and key not in self._seen:
             self._seen[key] = StorageWeakRef(storage), storage.nbytes()
             self._seen_bytes += storage.nbytes()
 

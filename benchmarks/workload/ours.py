@@ -129,6 +129,7 @@ class Pipe:
         parts: of the model on this rank, in order.
         schedule: its name.
         recomputes: whether the activations are computed again in the backward.
+        name: of one of several that are alike in all else.
     """
 
     def __init__(
@@ -139,9 +140,11 @@ class Pipe:
         schedule: ScheduleName,
         *,
         recomputes: bool = False,
+        name: str = "",
     ) -> None:
         place = topology.places[seat.env.rank]
-        network = seat.network(f"pipe/{schedule}/{topology.chunks_per_stage}/{recomputes}")
+        what = f"{schedule}/{topology.chunks_per_stage}/{recomputes}/{name}"
+        network = seat.network(f"pipe/{what}")
         self._num_mine = topology.shape.widths[place.stage]
         self._place = place
         links = make_links(topology, place, network)
