@@ -15,7 +15,7 @@ from torch.optim import SGD, AdamW
 from bundlerun import Bundle, Cut
 from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.workers.rank.env import RankEnv
-from tests.ranks.harness import free_port, run_ranks
+from tests.ranks.harness import run_ranks
 from tests.ranks.own.launching import launched
 
 BATCH, STEPS = 8, 3
@@ -84,8 +84,8 @@ def test_a_loop_over_two_bundles_does_what_plain_torch_does_with_the_whole_model
 ) -> None:
     losses, norms, parameters, evaluated, hits = whole(2)
 
-    def main(env: RankEnv, _: Store) -> None:
-        launched(env, port)
+    def main(env: RankEnv, store: Store) -> None:
+        launched(env, store)
         drawn = torch.get_rng_state()
         net, example = model(), batch(0, 0)[0]
         torch.set_rng_state(drawn)
@@ -113,7 +113,6 @@ def test_a_loop_over_two_bundles_does_what_plain_torch_does_with_the_whole_model
         with pytest.raises(ConfigError, match="this bundle is closed"):
             bundle.step(*given)
 
-    port = free_port()
     run_ranks((2, 2), main, tmp_path)
     again(tmp_path / "kept", parameters)
 
@@ -216,8 +215,8 @@ def test_what_two_stages_share_counts_once_in_a_norm_and_stays_equal(tmp_path: P
         wanted.append((loss.item(), float(clip_grad_norm_(net.parameters(), 0.2))))
         optimizer.step()
 
-    def main(env: RankEnv, _: Store) -> None:
-        launched(env, port)
+    def main(env: RankEnv, store: Store) -> None:
+        launched(env, store)
         whole = Tied().double()
         whole.load_state_dict(named, strict=False)
         cut = Cut(shape=(1, 1), at=("second",), microbatch_size=2, precision="float64")
@@ -232,7 +231,6 @@ def test_what_two_stages_share_counts_once_in_a_norm_and_stays_equal(tmp_path: P
             for name, parameter in found.items():
                 assert torch.allclose(parameter, net.get_parameter(name), rtol=1e-9), name
 
-    port = free_port()
     run_ranks((2,), main, tmp_path)
 
 
@@ -280,10 +278,9 @@ def test_what_cannot_be_a_bundle_is_refused_on_all_ranks(case: str, tmp_path: Pa
     made = Cut(shape=cut) if isinstance(cut, tuple) else cut
     example = torch.randn(2, 2) if case == "value" else batch(0, 0)[0]
 
-    def main(env: RankEnv, _: Store) -> None:
-        launched(env, port)
+    def main(env: RankEnv, store: Store) -> None:
+        launched(env, store)
         with pytest.raises(ConfigError, match=text):
             Bundle.of(net, cross_entropy, example, batch_size=BATCH, cut=made)
 
-    port = free_port()
     run_ranks((2,), main, tmp_path)

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bundlerun import Protection, protect
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.rank.env import RankEnv
-from tests.ranks.harness import free_port, run_ranks
+from tests.ranks.harness import run_ranks
 from tests.ranks.own.launching import launched
 
 FIRST, ALL = 4, 7
@@ -59,12 +59,11 @@ def trained(folder: Path, rank: int, num_steps: int, fail_at: int = -1) -> list[
 def start(tmp_path: Path, name: str, fail_at: int = -1, nodes: tuple[int, ...] = (1, 1)) -> None:
     """Trains in a folder; each rank leaves what has come of it, and from which step on."""
 
-    def main(env: RankEnv, _: Store) -> None:
-        launched(env, port)
+    def main(env: RankEnv, store: Store) -> None:
+        launched(env, store)
         found = trained(tmp_path / name, env.rank, ALL, fail_at)
         torch.save(found, tmp_path / f"{name}-{env.rank}.pt")
 
-    port = free_port()
     run_ranks(nodes, main, tmp_path)
 
 
@@ -96,13 +95,12 @@ def test_other_ranks_go_on_with_what_all_have_alike(tmp_path: Path) -> None:
 
 
 def test_a_process_may_protect_one_loop_after_another(tmp_path: Path) -> None:
-    def main(env: RankEnv, _: Store) -> None:
-        launched(env, port)
+    def main(env: RankEnv, store: Store) -> None:
+        launched(env, store)
         for name in ("first", "second"):
             found = trained(tmp_path / name, env.rank, 2)
             assert len(found[-2]) == 2
 
-    port = free_port()
     run_ranks((2,), main, tmp_path)
 
 
@@ -110,8 +108,8 @@ def test_a_process_may_protect_one_loop_after_another(tmp_path: Path) -> None:
 def test_ranks_that_differ_in_what_they_should_have_alike_are_refused(
     what: str, tmp_path: Path
 ) -> None:
-    def main(env: RankEnv, _: Store) -> None:
-        launched(env, port)
+    def main(env: RankEnv, store: Store) -> None:
+        launched(env, store)
         model, seen = nn.Linear(2, 3 + (env.rank if what == "shape" else 0)), Seen()
         seen.numbers = [float(env.rank)] if what == "form" else []
         text = r"'model.bias': it is \(3,\) float32 on rank 0 on node0 and \(4,\) float32 on rank"
@@ -123,5 +121,4 @@ def test_ranks_that_differ_in_what_they_should_have_alike_are_refused(
         ):
             pass
 
-    port = free_port()
     run_ranks((2,), main, tmp_path)
