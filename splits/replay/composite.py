@@ -6,6 +6,7 @@ modes is on, each call of theirs is one numbered call, and what happens inside h
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -22,17 +23,17 @@ from torch.overrides import (
 _vmap: Any = apis
 
 
-class Watch(TorchFunctionMode):
+class Watch(TorchFunctionMode, ABC):
     """A mode that counts the calls of a forward."""
 
     is_noting = False
     """Whether calls give what was noted, and nothing is done."""
 
+    @abstractmethod
     def whole(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:  # noqa: ANN401 - any result
         """One call of `func`, whatever it does inside."""
-        raise NotImplementedError
 
 
 def is_noting() -> bool:

@@ -3,7 +3,7 @@
 batch norms lend their buffers          once per micro-batch
 what a forward writes is watched      once per micro-batch
 recomputation: --recompute          in the forward, and again in the backward
-torch.compile
+torch.compile                       not of a stage that replays
 the model
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.splits.replay.stage import ReplayStage
 from bundlerun.splits.stage import Forward, chunk_forwards
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.model.compiled import compiled
@@ -46,7 +47,9 @@ def forwards_of(
     """
     forwards = []
     for chunk, own in enumerate(chunk_forwards(stage, config.chunks)):
-        forward = compiled(own, config.compile_mode)
+        # What replays leaves its forward in the middle, which torch.compile knows nothing of.
+        mode = "off" if isinstance(stage, ReplayStage) else config.compile_mode
+        forward = compiled(own, mode)
         if recomputes:
             forward = Recomputed(forward, device, begin_again=state.undo)
         forwards.append(statistics.around(state.watched(chunk, forward)))

@@ -26,6 +26,7 @@ from bundlerun.splits.cutter import NoExample
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.modes import modes_kept
+from bundlerun.splits.replay.stage import ReplayStage
 from bundlerun.splits.sources.build import check_importable
 from bundlerun.splits.weights.freezing import freeze
 from bundlerun.splits.weights.loading import Initial
@@ -181,6 +182,11 @@ def cut_model(
         remarks.append(said)
     remarks += [freeze(model, config.freeze)] if config.freeze else []
     stages = _stages(config, model, example, remarks.append)
+    if config.compile != "off" and any(isinstance(stage, ReplayStage) for stage in stages):
+        remarks.append(
+            f"--compile={config.compile} compiles no stage that is cut by replay: each runs the "
+            "model's own Python, and leaves it in the middle; --cutter graph has stages that can be"
+        )
     return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks, remarks=remarks)
 
 

@@ -16,7 +16,6 @@ from torch.distributed import PrefixStore, Store
 from benchmarks.cluster.forked import launcher_variables
 from bundlerun.workers.rank.env import RankEnv
 
-
 LIMIT = timedelta(seconds=60)
 
 

@@ -237,8 +237,8 @@ def test_what_two_stages_share_counts_once_in_a_norm_and_stays_equal(tmp_path: P
 def test_a_launcher_s_only_rank_has_the_whole_model(tmp_path: Path) -> None:
     losses = whole(1)[0]
 
-    def main(env: RankEnv, _: Store) -> None:
-        launched(env, port)
+    def main(env: RankEnv, store: Store) -> None:
+        launched(env, store)
         net = model()
         with Bundle.of(net, cross_entropy, batch(0, 0)[0], batch_size=BATCH, cut=CUT) as bundle:
             assert bundle.is_first
@@ -246,7 +246,6 @@ def test_a_launcher_s_only_rank_has_the_whole_model(tmp_path: Path) -> None:
             assert len([*bundle.parameters()]) == len([*net.parameters()])
             assert bundle.step(*batch(0, 0)) == pytest.approx(losses[0], rel=1e-12)
 
-    port = free_port()
     run_ranks((1,), main, tmp_path)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from tests.ranks.state.killed_runs import (
 )
 from tests.ranks.training.test_parity import losses_of, run_state
 
+UNTRACED = f"{Path(__file__).parents[1] / 'untraced_model.py'}:build"
 pytestmark = pytest.mark.usefixtures("memory_that_shows")
 
 
@@ -70,6 +72,19 @@ def test_other_nodes_and_another_shape_go_on_without_losing_a_step(
     state = run_state(shaped(after[0], tmp_path), after[1], tmp_path)
     assert restarts(tmp_path) == [(KILLED_AT, "snapshot")]
     assert_like_one_that_was_not(state, tmp_path, reference)
+    assert list(shared_memory.iterdir()) == []
+
+
+def test_stages_that_replay_and_recompute_go_on_with_another_cut(
+    shared_memory: Path, tmp_path: Path
+) -> None:
+    how = {"model": UNTRACED, "cutter": "replay", "recompute": "all"}
+    unsplit = train_unsplit(replace(SNAPSHOTS, model=UNTRACED), NUM_STEPS)
+    killed_run(shaped((1, 1), tmp_path, **how, cut=("norm1",)), (2,), tmp_path, "optimizer", 0)
+    # By the model's own names, which other stages have now.
+    state = run_state(shaped((1, 1, 1), tmp_path, **how), (3,), tmp_path)
+    assert restarts(tmp_path) == [(KILLED_AT, "snapshot")]
+    assert_like_one_that_was_not(state, tmp_path, unsplit)
     assert list(shared_memory.iterdir()) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,10 @@ from torch import nn
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
+from bundlerun.workers.model.example import Example
+from bundlerun.workers.model.forward_state import ForwardState
+from bundlerun.workers.model.forwards import forwards_of
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.model.stage import check_stages, cut_model, make_stage
 from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe
 
@@ -143,3 +148,22 @@ def test_a_models_file_that_is_no_use_is_told_before_any_rank_starts(
         check_stages(config, load_recipe(config))
     own = replace(config, recipe="own.py")  # may read --model as it likes
     check_stages(own, load_recipe(config))
+
+
+def test_stages_that_replay_are_not_compiled_and_the_run_says_so() -> None:
+    example = Example(inputs=(torch.ones(2, 4, device="meta"),))
+    parts = {"front": nn.Linear(4, 4), "rear": nn.Linear(4, 2)}
+    recipe = with_model(lambda _: nn.Sequential(OrderedDict(parts)))
+    config = replace(CONFIG, cut=("rear",), compile="default", cutter="replay")
+    made = cut_model(config, recipe, INFO, example=example)
+    assert [text.partition(":")[0] for text in made.remarks] == [
+        "cut by replay at rear",
+        "--compile=default compiles no stage that is cut by replay",
+    ]
+    stage = made.stages[0]
+    statistics = StatisticsPool(stage, torch.zeros(StatisticsPool.size(stage), dtype=torch.float64))
+    state = ForwardState(stage, 1, lambda numbers: numbers)
+    device = torch.device("cpu")
+    forwards_of(stage, config, statistics, state, device, recomputes=False)[0](torch.ones(3, 4))
+    told = cut_model(replace(config, cutter="graph"), recipe, INFO, example=example).remarks
+    assert told == ["cut by graph at rear: --cutter graph"]
