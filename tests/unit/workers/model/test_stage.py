@@ -164,6 +164,8 @@ def test_stages_that_replay_are_not_compiled_and_the_run_says_so() -> None:
     statistics = StatisticsPool(stage, torch.zeros(StatisticsPool.size(stage), dtype=torch.float64))
     state = ForwardState(stage, 1, lambda numbers: numbers)
     device = torch.device("cpu")
-    forwards_of(stage, config, statistics, state, device, recomputes=False)[0](torch.ones(3, 4))
+    (forward,) = forwards_of(stage, config, statistics, state, device, recomputes=False)
+    state.begin_step()
+    assert torch.equal(forward(torch.ones(3, 4))[0], stage(torch.ones(3, 4))[0])
     told = cut_model(replace(config, cutter="graph"), recipe, INFO, example=example).remarks
     assert told == ["cut by graph at rear: --cutter graph"]
