@@ -16,7 +16,7 @@ from bundlerun.launcher.models.user_file import users_code
 from bundlerun.launcher.models.weight_files import WeightFiles, find_weights
 from bundlerun.splits.weights.lora import is_adapter, plain_name
 from bundlerun.splits.weights.matching import Match, Outline, lines_of, match
-from bundlerun.splits.weights.reading import InMemory, Weights, open_weights
+from bundlerun.splits.weights.reading import InMemory, Piece, Weights, open_weights
 
 
 class Initial:
@@ -79,9 +79,13 @@ class Initial:
                 if pieces is None or id(tensor) in done:
                     continue
                 done.add(id(tensor))
-                found = [self._weights.read(piece) for piece in pieces]
+                found = [self._read(piece) for piece in pieces]
                 joined = torch.cat(found) if len(found) > 1 else found[0]
                 tensor.copy_(joined.reshape(tensor.shape))
+
+    def _read(self, piece: Piece) -> Tensor:
+        found = self._weights.read(piece)
+        return torch.zeros_like(found) if piece.is_zeros else found
 
 
 def _by_transformers(model: nn.Module, files: WeightFiles) -> Weights | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
 from bundlerun.splits.weights.reading import Piece, Shape
-from bundlerun.splits.weights.renaming import Renaming, best_renaming, fits, joined_shape
+from bundlerun.splits.weights.renaming import Renaming, best_renaming, joined_shape
 
 AUTO, LAST, NONE = "auto", "last", "off"
 """What --new-head says besides names."""
@@ -118,7 +118,7 @@ def match(outline: Outline, given: Mapping[str, Shape], new_head: str, source: s
     renaming = best_renaming(outline.shapes, given)
     found = {name: joined_shape(p, given) for name, p in renaming.sources.items()}
     chosen = _chosen(outline, new_head)
-    other = [n for n, shape in found.items() if not fits(outline.shapes[n], shape)]
+    other = [n for n, shape in found.items() if not renaming.fits(outline.shapes[n], shape)]
     bad = [n for n in other if n not in chosen]
     fresh = set(chosen)
     if bad and new_head == AUTO and _is_other_head(outline, {n: found[n] for n in bad}):

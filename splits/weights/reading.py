@@ -33,11 +33,13 @@ _HOLDERS = (
 
 
 class Piece(NamedTuple):
-    """A tensor of a file, or one of several equal parts of it along its first dimension."""
+    """A tensor of a file, one of several equal parts of it along its first dimension, or zeros."""
 
     name: str
     part: int = 0
     of: int = 1
+    is_zeros: bool = False
+    """Of the shape of the tensor of that name."""
 
 
 class Weights(Protocol):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import prod
 
-from bundlerun.splits.weights.dialects import DIALECTS, Dialect
 from bundlerun.splits.weights.reading import Piece, Shape
+from bundlerun.splits.weights.tables.dialects import DIALECTS, Dialect, in_a_row
 
 _DEEPEST = 3
 """Modules that may hold a whole model of another program, one in the other."""
@@ -25,15 +26,27 @@ class Renaming:
     Args:
         rule: in words.
         sources: of each name of the model the pieces that it is joined of; whatever their shapes.
+        may_be_flat: whether a layer may be a convolution in one of them and linear in the other.
     """
 
     rule: str
     sources: Mapping[str, tuple[Piece, ...]]
+    may_be_flat: bool = False
+
+    def fits(self, own: Shape, given: Shape) -> bool:
+        """Whether the numbers are the same ones; dimensions of 1 are written or not."""
+        if [n for n in own if n != 1] == [n for n in given if n != 1]:
+            return True
+        if not (self.may_be_flat and own and given and own[0] == given[0]):
+            return False
+        # A convolution over all of its input does what a linear layer does after flattening.
+        return {len(own), len(given)} == {2, 4} and prod(own) == prod(given)
 
     def fitting(self, own: Mapping[str, Shape], given: Mapping[str, Shape]) -> int:
         """Tensors of the model for which there is one of the same shape."""
         return sum(
-            fits(own[name], joined_shape(pieces, given)) for name, pieces in self.sources.items()
+            self.fits(own[name], joined_shape(pieces, given))
+            for name, pieces in self.sources.items()
         )
 
 
@@ -43,11 +56,6 @@ def joined_shape(pieces: Sequence[Piece], given: Mapping[str, Shape]) -> Shape:
     if not first:
         return first
     return (sum(given[p.name][0] // p.of for p in pieces), *first[1:])
-
-
-def fits(own: Shape, given: Shape) -> bool:
-    """Whether the numbers are the same ones; dimensions of 1 are written or not."""
-    return [n for n in own if n != 1] == [n for n in given if n != 1]
 
 
 def best_renaming(own: Mapping[str, Shape], given: Mapping[str, Shape]) -> Renaming:
@@ -72,10 +80,11 @@ def _candidates(own: Mapping[str, Shape], given: Mapping[str, Shape]) -> Iterato
     for add in own_prefixes:
         for drop in given_prefixes:
             yield _by_prefix(own, given, drop, add)
-    for library, of_own in _spoken(own, own_prefixes):
-        for other, of_given in _spoken(given, given_prefixes):
-            if library.family == other.family and library is not other:
-                yield _by_library(library, of_own, other, of_given, given)
+    theirs = list(_spoken(given, given_prefixes))
+    for ours in _spoken(own, own_prefixes) if theirs else ():
+        for other in theirs:
+            if ours.dialect.family == other.dialect.family and ours.dialect is not other.dialect:
+                yield _by_library(ours, other, given)
 
 
 def _prefixes(names: Mapping[str, Shape]) -> list[str]:
@@ -91,14 +100,26 @@ def _by_prefix(
     own: Mapping[str, Shape], given: Mapping[str, Shape], drop: str, add: str
 ) -> Renaming:
     sources = {}
+    rule = _prefix_rule(drop, add)
     for name in given:
+        known = _of_norm(name)
         # What is outside of that module, such as a head, is not renamed.
-        renamed = add + name[len(drop) :] if name.startswith(drop) else name
+        renamed = add + known[len(drop) :] if known.startswith(drop) else known
         if renamed in own:
             sources[renamed] = (Piece(name),)
-        elif name in own:
-            sources.setdefault(name, (Piece(name),))
-    return Renaming(rule=_prefix_rule(drop, add), sources=sources)
+        elif known in own:
+            sources.setdefault(known, (Piece(name),))
+        if known != name:
+            rule = f"{_prefix_rule(drop, add)}, gamma and beta of norms as weight and bias"
+    return Renaming(rule=rule, sources=sources)
+
+
+def _of_norm(name: str) -> str:
+    """What the oldest files of BERT and its like, made for TensorFlow, call otherwise."""
+    for old, new in (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias")):
+        if name.endswith(old):
+            return name.removesuffix(old) + new
+    return name
 
 
 def _prefix_rule(drop: str, add: str) -> str:
@@ -109,50 +130,64 @@ def _prefix_rule(drop: str, add: str) -> str:
     return "names as they are"
 
 
-def _spoken(
-    names: Mapping[str, Shape], prefixes: Sequence[str]
-) -> Iterator[tuple[Dialect, dict[str, tuple[str, ...]]]]:
-    """Yields the libraries that call most of these tensors so, and what we call them."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Spoken:
+    """Tensors that a library calls so: what we call them, and what is zeros of their shape."""
+
+    dialect: Dialect
+    tensors: Mapping[str, tuple[str, ...]]
+    zeros: Mapping[str, tuple[str, ...]]
+
+
+def _spoken(names: Mapping[str, Shape], prefixes: Sequence[str]) -> Iterator[_Spoken]:
+    """Yields the libraries that call most of these tensors so."""
     for dialect in DIALECTS:
         for prefix in prefixes:
             # A head is often outside of the module that holds the rest.
             outer = [p for p in prefixes if prefix.startswith(p) and p != prefix]
-            read = {name: _read(dialect, name, [prefix, *outer]) for name in names}
-            known = {name: ours for name, ours in read.items() if ours}
-            if len(known) >= _RECOGNISED * len(names):
-                yield dialect, known
+            read = _read(dialect.read, names, [prefix, *outer])
+            if len(read) < _RECOGNISED * len(names):
+                continue
+            zeros = _read(dialect.zeros_like, names, [prefix, *outer])
+            every = (our for found in (read, zeros) for ours in found.values() for our in ours)
+            placed = in_a_row(every)
+            tensors, left_out = (
+                {name: tuple(placed[our] for our in ours) for name, ours in found.items()}
+                for found in (read, zeros)
+            )
+            yield _Spoken(dialect=dialect, tensors=tensors, zeros=left_out)
 
 
-def _read(dialect: Dialect, name: str, prefixes: Sequence[str]) -> tuple[str, ...]:
-    found = (dialect.read(name.removeprefix(prefix)) for prefix in prefixes)
-    return next((ours for ours in found if ours), ())
+def _read(
+    read: Callable[[str], tuple[str, ...]], names: Iterable[str], prefixes: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    found = {}
+    for name in names:
+        tried = (read(name.removeprefix(prefix)) for prefix in prefixes)
+        found[name] = next((ours for ours in tried if ours), ())
+    return {name: ours for name, ours in found.items() if ours}
 
 
-def _by_library(
-    library: Dialect,
-    of_own: Mapping[str, tuple[str, ...]],
-    other: Dialect,
-    of_given: Mapping[str, tuple[str, ...]],
-    given: Mapping[str, Shape],
-) -> Renaming:
-    pieces: dict[str, Piece] = {}
-    for name, ours in of_given.items():
+def _by_library(own: _Spoken, other: _Spoken, given: Mapping[str, Shape]) -> Renaming:
+    pieces = {our: Piece(n, is_zeros=True) for n, ours in other.zeros.items() for our in ours}
+    for name, ours in other.tensors.items():
         count = len(ours)
         # Equal parts along the first dimension, or it is another thing than its name says.
         if count == 1 or (given[name] and given[name][0] % count == 0):
             pieces |= {our: Piece(name, index, count) for index, our in enumerate(ours)}
     sources = {
         name: _joined([pieces[our] for our in ours])
-        for name, ours in of_own.items()
+        for name, ours in own.tensors.items()
         if all(our in pieces for our in ours)
     }
-    rule = f"names of a {library.family} of {other.library} as {library.library} has them"
-    return Renaming(rule=rule, sources=sources)
+    of, to = other.dialect, own.dialect
+    rule = f"names of a {to.family} of {of.library} as {to.library} has them"
+    return Renaming(rule=rule, sources=sources, may_be_flat=True)
 
 
 def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
     """The pieces; all parts of one tensor in order are that tensor."""
     first = pieces[0]
-    if [tuple(p) for p in pieces] == [(first.name, n, first.of) for n in range(first.of)]:
+    if pieces == [Piece(first.name, n, first.of) for n in range(first.of)]:
         return (Piece(first.name),)
     return tuple(pieces)

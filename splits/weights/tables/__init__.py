@@ -1,0 +1,1 @@
+"""How libraries call the same tensors: a table for each family of models."""
