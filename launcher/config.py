@@ -369,9 +369,10 @@ class TrainConfig(WorkConfig):
         """Raises ConfigError for what no device of this kind does."""
         if kind == "cpu" and self.tf32 == "on":
             raise ConfigError("--tf32 is for GPUs, and this would run on the CPU; leave it out")
-        if kind == "cpu" and self.transport == "ipc":
+        if kind == "cpu" and self.transport in ("nccl", "ipc"):
             raise ConfigError(
-                "--transport ipc is for GPUs, and this would run on the CPU; use --transport auto"
+                f"--transport {self.transport} is for GPUs, and this would run on the CPU; use "
+                "--transport auto"
             )
         if kind == "cpu" and self.precision == "float16":
             raise ConfigError(

@@ -59,16 +59,17 @@ def without_numbers(build: Callable[[], object]) -> nn.Module:
     return model.to("meta")
 
 
-def share_of_larger(model: nn.Module, size: int) -> float:
-    """The part of all operations that the more loaded of two stages has.
+def share_of_larger(model: nn.Module, size: int) -> tuple[float, str]:
+    """The part of all operations that the more loaded of two stages has; how the model is cut.
 
     Raises:
         Exception: it cannot be cut in two, or its operations need numbers.
     """
     image = torch.empty(2, 3, size, size, device="meta")
-    stages = make_stages(model, cut=("2",), num_stages=2, inputs=(image,))
+    said: list[str] = []
+    stages = make_stages(model, cut=("2",), num_stages=2, inputs=(image,), tell=said.append)
     operations = [cost.operations for cost in costs_of_stages(stages, (image,))]
-    return max(operations) / sum(operations)
+    return max(operations) / sum(operations), said[0].split(":")[0]
 
 
 LIBRARIES = {"torchvision": (torchvision_names, of_torchvision), "timm": (timm_names, of_timm)}
@@ -83,8 +84,8 @@ def look_at(library: str, names: Sequence[str]) -> tuple[dict[str, float], list[
         name = family
         try:
             name, model, size = build(family)
-            shares[family] = share_of_larger(model, size)
-            text = f"{shares[family]:4.0%}"
+            shares[family], how = share_of_larger(model, size)
+            text = f"{shares[family]:4.0%}  {how}"
         except Exception as exc:
             others.append(family)
             text = f"   - {first_line(exc) or type(exc).__name__}"

@@ -1,6 +1,6 @@
 """Compares models of torchvision and timm, prepared whole and cut in two, with plain torch.
 
-    python -m tests.sweep_models [--library torchvision|timm] [--cutter graph|replay] [NAME ...]
+    python -m tests.sweep_models [--library LIBRARY] [--cutter auto|graph|replay] [NAME ...]
     make sweep
 
 For each model: loss and gradients of one training step, with dropout and drop path drawn alike,
@@ -28,9 +28,9 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bundlerun.launcher.choices import Cutter
+from bundlerun.launcher.choices import CutterChoice
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.models import cuttable
+from bundlerun.splits.models import make_stages
 from bundlerun.splits.sources.build import build_model
 from bundlerun.splits.stage import chunk_forwards
 from bundlerun.workers.model.fidelity import check_fidelity
@@ -169,19 +169,21 @@ def verdict(model: nn.Module, stages: Sequence[nn.Module], image: Tensor, own: S
     return found
 
 
-def check_model(model: nn.Module, size: int, cutter: Cutter = "graph") -> list[str]:
-    """The verdicts on the model uncut, and cut into two equal parts."""
+def check_model(model: nn.Module, size: int, cutter: CutterChoice = "auto") -> list[str]:
+    """The verdicts on the model uncut, and cut into two equal parts; how it is cut."""
     image = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
     own = plain_step(model, image)
     found = [verdict(model, [model], image, own)]
+    said: list[str] = []
     try:
-        found_in = cuttable(model, cutter, (image,))
-        stages = found_in.cut(found_in.equal_cuts(2))
+        stages = make_stages(
+            model, cut=("2",), num_stages=2, inputs=(image,), cutter=cutter, tell=said.append
+        )
     except ConfigError as exc:
-        return [*found, f"refused: {first_line(exc)}"]
+        return [*found, f"refused: {first_line(exc)}", ""]
     except Exception as exc:
-        return [*found, f"DIFFERS: the cut raises {type(exc).__name__}: {first_line(exc)}"]
-    return [*found, verdict(model, stages, image, own)]
+        return [*found, f"DIFFERS: the cut raises {type(exc).__name__}: {first_line(exc)}", ""]
+    return [*found, verdict(model, stages, image, own), said[0].split(":")[0]]
 
 
 def first_line(exc: Exception) -> str:
@@ -277,22 +279,25 @@ def part(library: str, which: str) -> list[str]:
     return LIBRARIES[library][0]()[first::count]
 
 
-def lines(library: str, names: Iterable[str], cutter: Cutter) -> Iterator[tuple[list[str], str]]:
+def lines(
+    library: str, names: Iterable[str], cutter: CutterChoice
+) -> Iterator[tuple[list[str], str]]:
     _, build = LIBRARIES[library]
     for name in names:
         start = time.perf_counter()
         try:
             found = check_model(*build(name), cutter)
         except Exception as exc:
-            found = [f"plain torch raises {type(exc).__name__}: {first_line(exc)}"] * 2
+            found = [*[f"plain torch raises {type(exc).__name__}: {first_line(exc)}"] * 2, ""]
         took = time.perf_counter() - start
-        yield found, f"{name:32} {took:5.1f} s   whole: {found[0]}; cut: {found[1]}"
+        whole, cut, how = found
+        yield [whole, cut], f"{name:32} {took:5.1f} s   whole: {whole}; {how or 'cut'}: {cut}"
 
 
 def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--library", choices=LIBRARIES, action="append")
-    parser.add_argument("--cutter", choices=("graph", "replay"), default="graph")
+    parser.add_argument("--cutter", choices=("auto", "graph", "replay"), default="auto")
     parser.add_argument("--part", default="0/1", help="1/3: the second third of them")
     parser.add_argument("names", nargs="*")
     args = parser.parse_args(argv)

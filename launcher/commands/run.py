@@ -34,7 +34,13 @@ from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
 from bundlerun.launcher.plan_document import plan_document
-from bundlerun.launcher.preflight import check_data, check_torch, check_writable
+from bundlerun.launcher.preflight import (
+    check_data,
+    check_recipe,
+    check_tensorboard,
+    check_torch,
+    check_writable,
+)
 from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import add_train_arguments, toml_of, train_config
@@ -143,6 +149,9 @@ class Planned:
         paths = RunPaths(Path(self.plan.train.value.run_dir))
         check_writable(paths.root, "--run-dir")
         check_writable(Path(self.plan.here.log_dir), "--log-dir")
+        train = self.plan.train.value
+        if train.snapshot == "on" and train.snapshot_dir:
+            check_writable(Path(train.snapshot_dir), "--snapshot-dir")
         claim = Claim(paths, self.holder, say)
         claim.check()
         for line in changed_lines(paths, terms):
@@ -184,7 +193,9 @@ def run(args: argparse.Namespace) -> int:
             return EXIT_DONE
         check_torch()
         check_model(train.value.model, train.value.recipe)
+        check_recipe(train.value.recipe, train.value.tokenizer)
         check_data(train.value.data, train.value.recipe)
+        check_tensorboard(train.value.tensorboard)
         check_adapters(train.value.lora)
         source = source_of(train.value.init_from, train.value.model, train.value.recipe)
         if source and not has_begun(paths):

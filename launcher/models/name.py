@@ -31,6 +31,8 @@ OF_BOXES = "detection"
 OF_TEXTS = "sequence-classification"
 BUILDING = (OF_IMAGES, OF_TEXT, OF_TEXTS, OF_PIXELS, OF_BOXES)
 """The recipes that come with bundlerun and build what `--model` names."""
+RECIPES = (*BUILDING, "characters")
+"""All that come with it."""
 Library = Literal["torchvision", "timm", "hf"]
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 HF_CONFIG = "config.json"

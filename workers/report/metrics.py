@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.preflight import no_tensorboard
 from bundlerun.launcher.run_folder.files import is_absent
 from bundlerun.launcher.run_folder.history import Row, row_of
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -325,10 +326,7 @@ def _summary_writer(paths: RunPaths) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as exc:
-        raise ConfigError(
-            "--tensorboard needs the package tensorboard, which is not installed; "
-            "pip install 'bundlerun[tensorboard]'"
-        ) from exc
+        raise no_tensorboard() from exc
     try:
         return SummaryWriter(log_dir=str(paths.tensorboard))
     except OSError as exc:

@@ -77,7 +77,10 @@ def test_what_only_gpus_do_is_refused_on_a_cpu() -> None:
         TrainConfig(data="d", precision="float16").check_kind("cpu")
     with pytest.raises(ConfigError, match="--transport ipc is for GPUs"):
         TrainConfig(data="d", transport="ipc").check_kind("cpu")
+    with pytest.raises(ConfigError, match="--transport nccl is for GPUs"):
+        TrainConfig(data="d", transport="nccl").check_kind("cpu")
     TrainConfig(data="d", transport="ipc").check_kind("gpu")
+    TrainConfig(data="d", transport="nccl").check_kind("gpu")
     TrainConfig(data="d", precision="float16").check_kind("gpu")
     TrainConfig(data="d", tf32="on").check_kind("gpu")
     TrainConfig(data="d", tf32="off").check_kind("cpu")

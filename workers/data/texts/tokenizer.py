@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.preflight import data_path
+from bundlerun.launcher.preflight import RIGHT_TOKENIZER, TOKENIZER_FILE, tokenizer_path
 from bundlerun.launcher.run_folder.files import name_beside
 from bundlerun.workers.data.texts.tokens import Tokens
 
-FILE = "tokenizer.json"
+FILE = TOKENIZER_FILE
 _SETTINGS = "tokenizer_config.json"
 _OTHERS = (_SETTINGS, "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
 """Files of a folder whose tokenizer only transformers reads."""
@@ -37,12 +37,7 @@ def find_tokenizer(given: str) -> Path:
     Raises:
         ConfigError: it is not there, or the package that reads it is not installed.
     """
-    path = data_path(given)
-    right = (
-        f"give a tokenizers file such as {FILE}, or a folder that has one; nothing is downloaded"
-    )
-    if not path.exists():
-        raise ConfigError(f"--tokenizer {given!r}: no such file or folder; {right}")
+    path = tokenizer_path(given)
     needs, extra = "tokenizers", "text"
     if path.is_dir():
         if (path / FILE).is_file():
@@ -50,7 +45,9 @@ def find_tokenizer(given: str) -> Path:
         elif has_tokenizer(path):
             needs, extra = "transformers", "hf"
         else:
-            raise ConfigError(f"--tokenizer {given!r}: the folder has no tokenizer; {right}")
+            raise ConfigError(
+                f"--tokenizer {given!r}: the folder has no tokenizer; {RIGHT_TOKENIZER}"
+            )
     if importlib.util.find_spec(needs) is None:
         raise ConfigError(
             f"--tokenizer {given!r} needs the package {needs}, which is not installed; pip install "
