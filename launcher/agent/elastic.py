@@ -83,7 +83,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     terms = dict(plan.terms)
     os.environ[TERMS_VARIABLE] = json.dumps(terms)
     if claim is not None:
-        os.environ[CLAIM_VARIABLE] = "1"
+        os.environ[CLAIM_VARIABLE] = claim.job
     node, launch_options = plan.here, plan.launch.value
     with StopSignals(board, exit_now) as signals:
         if not signals.is_heard:

@@ -36,7 +36,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import forget_request
 
 CLAIM_VARIABLE = "BUNDLERUN_CLAIMED"
-"""Tells ranks that their agent holds the run folder."""
+"""Tells ranks that their agent holds the run folder, and for which job."""
 BEAT_S = 2.0
 TAKE_OVER_S = 6.0
 """Silence of a holder after which another node of its job makes a new claim."""
@@ -180,6 +180,11 @@ class Claim:
         self._is_over = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def job(self) -> str:
+        """Whose it is: the same on all nodes."""
+        return self._me.job
+
     def check(self, *, watch_s: float | None = None) -> list[_Found]:
         """Looks, and writes nothing; returns the claims that are there, none of which binds us.
 
@@ -218,7 +223,7 @@ class Claim:
         self._silent[found.path] = touched_at  # it need not be watched again, to take the folder
         return False
 
-    def take(self, *, watch_s: float | None = None) -> Self:
+    def take(self, *, watch_s: float | None = None, begins_run: bool = True) -> Self:
         """Makes a claim, or joins that of this process's own job.
 
         Who makes it begins a start of the run, early: what an earlier one has left of its end
@@ -228,6 +233,7 @@ class Claim:
 
         Args:
             watch_s: see `check`.
+            begins_run: whether this is a start of a run; else what one has left there stays.
 
         Raises:
             ConfigError: another run has the folder.
@@ -239,7 +245,7 @@ class Claim:
             time.sleep(random.uniform(0.01, 0.1))  # another came at once: one of the two is first
         else:
             raise NodeError(f"cannot claim {str(self._paths.root)!r}: it changes all the time")
-        if self._is_begun:
+        if self._is_begun and begins_run:
             with suppress(OSError):  # a full disk: said by what needs it
                 self._clear()
         return self
@@ -263,6 +269,10 @@ class Claim:
             with suppress(OSError):  # a full disk
                 keep_terms(self._paths, terms)
             point_latest(self._paths.root)
+        return self.hold()
+
+    def hold(self) -> Self:
+        """Touches the claim until it is released, and writes nothing else."""
         self._thread = threading.Thread(target=self._keep, name="bundlerun-claim", daemon=True)
         self._thread.start()
         return self

@@ -39,6 +39,7 @@ from bundlerun.workers.own.as_recipe import LoopRecipe, Loss, Metrics
 from bundlerun.workers.own.batches import arguments_of, cut_batch
 from bundlerun.workers.own.cut import Cut
 from bundlerun.workers.own.process.joined import as_rank, read_env
+from bundlerun.workers.own.saved_folders import SavedFolders
 from bundlerun.workers.own.stage_state import StageState
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
@@ -58,6 +59,7 @@ class Bundle:
         session: this rank's place.
         trainer: has its stage.
         batch_size: samples of one bundle's step.
+        saved: the folders that it saves to.
         keeps: what ends with it.
     """
 
@@ -67,12 +69,14 @@ class Bundle:
         session: Session,
         trainer: Trainer,
         batch_size: int,
+        saved: SavedFolders,
         keeps: ExitStack,
     ) -> None:
         self._config = config
         self._session = session
         self._trainer = trainer
         self._batch_size = batch_size
+        self._saved = saved
         self._keeps = keeps
         self._is_closed = False
         self._step = 0
@@ -133,7 +137,8 @@ class Bundle:
                 trainer = Trainer(config, session, stage, recipe, Meters.of(session.device))
             made.callback(trainer.close)
             trainer.copy_from_first()
-            return cls(config, session, trainer, batch_size, made.pop_all())
+            kept = made.pop_all()
+        return cls(config, session, trainer, batch_size, SavedFolders(env, kept), kept)
 
     # --- what is here
 
@@ -283,6 +288,7 @@ class Bundle:
     ) -> Path:
         """Writes a checkpoint of the steps so far: of any shape and cut, by the model's own names.
 
+        The folder is this job's until the bundle is closed.
         Collective: every rank.
 
         Args:
@@ -294,8 +300,11 @@ class Bundle:
             The folder of the checkpoint.
 
         Raises:
+            ConfigError: another program, or a run, has the folder.
             CheckpointError: it cannot be written; the older ones stay.
         """
+        self._check_open()
+        self._claim(Path(folder))
         keeper = self._keeper(replace(self._config, run_dir=str(folder), keep=keep), optimizer)
         name = "" if optimizer is None else type(optimizer).__name__
         keeper.save(
@@ -308,6 +317,14 @@ class Bundle:
         if any(self._trainer.total([float(is_missing)])):
             raise CheckpointError(f"no checkpoint of step {self._step}: {keeper.why_unsaved}")
         return RunPaths(Path(folder)).checkpoint(self._step)
+
+    def _claim(self, folder: Path) -> None:
+        """Makes a folder this job's; collective, so that no rank waits for one that is refused."""
+        refusal = self._saved.refusal(folder) if self.is_reporter else None
+        if any(self._trainer.total([float(refusal is not None)])):
+            raise refusal or ConfigError(
+                f"cannot save to {str(folder)!r}: the rank that reports says why"
+            )
 
     def load(self, folder: str | Path, optimizer: Optimizer | None = None) -> int:
         """Takes up the newest whole checkpoint in a folder, whichever shape has written it.

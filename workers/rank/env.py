@@ -40,10 +40,15 @@ class RankEnv:
     """Bundles of the job once all its nodes have come; 0 where the agent does not tell."""
     run_id: str = ""
     """The job's name if torch's agent started this rank; else empty."""
-    is_claimed: bool = False
-    """Whether the agent holds the run folder."""
+    claimed_job: str = ""
+    """The job for which the agent holds the run folder; empty where it does not."""
     terms: str = ""
     """What this node must have like all others, as JSON; empty where the agent does not tell."""
+
+    @property
+    def is_claimed(self) -> bool:
+        """Whether the agent holds the run folder."""
+        return bool(self.claimed_job)
 
     @classmethod
     def from_mapping(cls, environ: Mapping[str, str]) -> RankEnv:
@@ -88,7 +93,7 @@ class RankEnv:
             is_launched=True,
             has_agents_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
             run_id=environ.get("TORCHELASTIC_RUN_ID", ""),
-            is_claimed=CLAIM_VARIABLE in environ,
+            claimed_job=environ.get(CLAIM_VARIABLE, ""),
             terms=environ.get(TERMS_VARIABLE, ""),
             planned_bundles=_number(environ, BUNDLES_VARIABLE, "0"),
         )

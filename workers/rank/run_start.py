@@ -107,7 +107,7 @@ def claimed_folder(
         return
     paths = RunPaths(Path(config.run_dir))
     terms = terms_of(config) if terms is None else terms
-    claim = Claim(paths, _holder(env, how), log.warning)
+    claim = Claim(paths, holder_of_rank(env, how), log.warning)
     with _told_of_nobody(env):
         claim.check()
     # Compared before `keep` replaces the terms of the last start.
@@ -144,9 +144,17 @@ def _is_one_node(env: RankEnv) -> bool:
     return env.local_world_size == env.world_size
 
 
-def _holder(env: RankEnv, how: str = _WORKER) -> Holder:
+def holder_of_rank(env: RankEnv, how: str = _WORKER) -> Holder:
+    """Who claims a folder for the job of a rank.
+
+    Args:
+        env: of the rank.
+        how: what somebody has started who starts one process by itself.
+    """
     if not env.is_launched:
         return Holder.of_process(job_of_one_node(), how)
+    if env.claimed_job:  # so that a folder may be the one that the agent holds
+        return Holder.of_process(env.claimed_job, "a rank of bundlerun", node=env.node_name)
     if not env.run_id:
         job = f"at {env.master_addr}:{env.master_port}"
         if is_loopback(env.master_addr):

@@ -13,7 +13,10 @@ from torch.nn.utils import clip_grad_norm_
 from torch.optim import SGD, AdamW
 
 from bundlerun import Bundle, Cut
+from bundlerun.launcher.agreement.claim import Claim
 from bundlerun.launcher.errors import CheckpointError, ConfigError
+from bundlerun.launcher.run_folder.holder import Holder
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
 from tests.ranks.harness import run_ranks
 from tests.ranks.own.launching import launched
@@ -108,12 +111,17 @@ def test_a_loop_over_two_bundles_does_what_plain_torch_does_with_the_whole_model
             found = bundle.evaluate(*batch(99, bundle.number, 5), num_samples=5)
             assert found == pytest.approx(evaluated, rel=1e-9)
             assert bundle.metrics == {"right": pytest.approx(hits)}
+            with pytest.raises(ConfigError, match=r"cannot save to '.*taken'"):
+                bundle.save(tmp_path / "taken", optimizer)
             path = bundle.save(tmp_path / "kept", optimizer)
             assert (path / "manifest.json").is_file()
         with pytest.raises(ConfigError, match="this bundle is closed"):
             bundle.step(*given)
 
-    run_ranks((2, 2), main, tmp_path)
+    # By this process, which the ranks take for another program's.
+    taken = Claim(RunPaths(tmp_path / "taken"), Holder.of_process("other", "a test"), print)
+    with taken.take():
+        run_ranks((2, 2), main, tmp_path)
     again(tmp_path / "kept", parameters)
 
 

@@ -11,7 +11,7 @@ from bundlerun.launcher.run_folder.holder import process_tag
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank import run_start
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.run_start import _holder, claimed_folder, with_run_folder
+from bundlerun.workers.rank.run_start import claimed_folder, holder_of_rank, with_run_folder
 
 
 def env(num_nodes: int = 1, run_id: str = "none", **more: str) -> RankEnv:
@@ -68,11 +68,11 @@ def test_the_link_to_the_newest_run_is_entered_once_by_an_agents_attempts(
 
 
 def test_the_claim_of_torchrun_is_its_agents_on_whatever_node_the_first_rank_is() -> None:
-    assert _holder(env()).pid == os.getppid()
-    assert process_tag(os.getppid()) in _holder(env()).job
-    assert _holder(env(2)).job == "torchrun none"
-    assert _holder(env(2, "job")).job == "torchrun job"
-    assert _holder(env(2, "")).pid == os.getpid()
+    assert holder_of_rank(env()).pid == os.getppid()
+    assert process_tag(os.getppid()) in holder_of_rank(env()).job
+    assert holder_of_rank(env(2)).job == "torchrun none"
+    assert holder_of_rank(env(2, "job")).job == "torchrun job"
+    assert holder_of_rank(env(2, "")).pid == os.getpid()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_ranks_that_meet_at_loopback_on_two_machines_are_two_jobs(
     jobs = set()
     for machine in ("a", "b"):
         monkeypatch.setattr(run_start, "this_machine", lambda name=machine: name)
-        jobs.add(_holder(env(1, "", MASTER_ADDR=address)).job)
+        jobs.add(holder_of_rank(env(1, "", MASTER_ADDR=address)).job)
     assert (len(jobs) == 1) == is_one
 
 
