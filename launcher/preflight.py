@@ -9,9 +9,8 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-from bundlerun.launcher.models.name import OF_TEXT, OF_TEXTS, RECIPES
-
 from bundlerun.launcher.errors import ConfigError, NodeError, nearest
+from bundlerun.launcher.models.name import OF_TEXT, OF_TEXTS, RECIPES
 
 TOKENIZER_FILE = "tokenizer.json"
 RIGHT_TOKENIZER = (
