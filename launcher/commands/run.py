@@ -27,6 +27,7 @@ from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
 from bundlerun.launcher.meeting.node_name import claimed_name
 from bundlerun.launcher.meeting.site import site_defaults, site_job
 from bundlerun.launcher.models.name import check_adapters, check_model
+from bundlerun.launcher.models.recipes import check_recipe
 from bundlerun.launcher.models.weight_files import find_weights, source_of
 from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
 from bundlerun.launcher.options.endpoints import text_of_endpoints
@@ -36,7 +37,6 @@ from bundlerun.launcher.plan import LaunchPlan, plan_here
 from bundlerun.launcher.plan_document import plan_document
 from bundlerun.launcher.preflight import (
     check_data,
-    check_recipe,
     check_tensorboard,
     check_torch,
     check_writable,

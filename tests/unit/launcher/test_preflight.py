@@ -11,7 +11,6 @@ from bundlerun.launcher.agreement.data_card import data_card
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.preflight import (
     check_data,
-    check_recipe,
     check_tensorboard,
     check_torch,
     check_writable,
@@ -73,22 +72,6 @@ def test_data_below_the_home_folder_may_be_given_by_a_variable(
     with pytest.raises(ConfigError, match="no data at '~nobody-here/x'"):
         check_data("~nobody-here/x", "image-classification")
     assert data_card("~nobody-here/x") == ""
-
-
-def test_a_recipe_that_does_not_exist_is_refused_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"unknown --recipe 'langage-model'; nearest: language"):
-        check_recipe("langage-model", "")
-    check_recipe("characters", "")
-    check_recipe("my/own.py", "")
-
-
-def test_a_tokenizer_that_is_not_there_is_refused_where_a_recipe_reads_it(tmp_path: Path) -> None:
-    missing = str(tmp_path / "none.json")
-    for recipe in ("language-model", "sequence-classification"):
-        with pytest.raises(ConfigError, match=r"--tokenizer .*none.json': no such file or folder"):
-            check_recipe(recipe, missing)
-    # What a recipe of the user's makes of it is not known here.
-    check_recipe("my/own.py", missing)
 
 
 def test_tensorboard_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

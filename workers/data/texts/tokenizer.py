@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.preflight import RIGHT_TOKENIZER, TOKENIZER_FILE, tokenizer_path
+from bundlerun.launcher.models.recipes import RIGHT_TOKENIZER, TOKENIZER_FILE, tokenizer_path
 from bundlerun.launcher.run_folder.files import name_beside
 from bundlerun.workers.data.texts.tokens import Tokens
 
