@@ -14,6 +14,7 @@ ONE_MACHINE = (
     "loop",
     "operations",
     "loader",
+    "shards",
     "checks",
     "start",
     "memory",

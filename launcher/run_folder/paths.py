@@ -82,6 +82,11 @@ class RunPaths:
         return self.root / "shard-indexes"
 
     @property
+    def stream_places(self) -> Path:
+        """States of streams at some places of an epoch, a JSON file each."""
+        return self.root / "stream-places"
+
+    @property
     def tokens(self) -> Path:
         """What tokenizers have made of texts, a file of numbers per text."""
         return self.root / "tokens"

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol, TypeGuard
 
 from torch.utils.data import IterableDataset
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.samples import Answer, Reader, Request
-from bundlerun.workers.data.stream import StreamReader
+from bundlerun.workers.data.streams.places import Places
+from bundlerun.workers.data.streams.reader import StreamReader
 from bundlerun.workers.recipe import DataSets, SampleSet, Stream
 
 
@@ -51,17 +54,22 @@ class Readers:
     """
 
     def __init__(self, sources: Sequence[Source], config: TrainConfig) -> None:
-        self._readers = [_reader(source, config) for source in sources]
+        self._readers = [_reader(source, config, number) for number, source in enumerate(sources)]
 
     def __getitem__(self, request: Request) -> Answer:
         """What the reader of the request's source answers."""
         return self._readers[request.source][request]
 
 
-def _reader(source: Source, config: TrainConfig) -> _MicrobatchReader:
+def _reader(source: Source, config: TrainConfig, number: int) -> _MicrobatchReader:
     if is_stream(source.samples):
+        folder = RunPaths(Path(config.run_dir)).stream_places if config.run_dir else None
         return StreamReader(
-            source.samples, num_samples=source.num_samples, seed=config.seed, collate=source.collate
+            source.samples,
+            num_samples=source.num_samples,
+            seed=config.seed,
+            collate=source.collate,
+            places=Places(folder, number, num_samples_of(source)) if folder is not None else None,
         )
     assert is_indexed(source.samples)
     return Reader(

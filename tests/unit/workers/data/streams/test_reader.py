@@ -24,9 +24,9 @@ from bundlerun.workers.data.readers import (
     num_samples_of,
     read_first,
 )
-from bundlerun.workers.data.sample_digest import digest_of
 from bundlerun.workers.data.samples import Batch, Request
-from bundlerun.workers.data.stream import StreamReader
+from bundlerun.workers.data.streams.digest import digest_of
+from bundlerun.workers.data.streams.reader import StreamReader
 from bundlerun.workers.recipe import DataSets, UnreadableSample
 
 CONFIG = TrainConfig(data="made-up", seed=7, timeout_s=20)

@@ -6,13 +6,15 @@ Every process reads the whole stream, and keeps what it is asked for by place:
     this process                   . . 2 3 . . 6 7 . .
 
 So which sample is whose does not depend on who reads, and a run goes on at any place: what comes
-before it is read once more and let go.
+before it is read once more and let go, from the nearest place that the stream has a state of.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch.utils.data import _utils
@@ -21,11 +23,13 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
-from bundlerun.workers.data.sample_digest import digest_of
 from bundlerun.workers.data.samples import Answer, Batch, Request
+from bundlerun.workers.data.streams.digest import digest_of
+from bundlerun.workers.data.streams.places import NUM_COMPARED, Place, Places
 from bundlerun.workers.recipe import Sample, Stream, UnreadableSample
 
 _NUM_DIGESTED = 3
+_STATES = ("state_dict", "load_state_dict")
 _BEGIN = -1
 """In place of a sample's number: what is random before the first."""
 
@@ -40,6 +44,7 @@ class StreamReader:
         num_samples: of an epoch; None: the stream says it, and has no more of them.
         seed: of the run.
         collate: joins the samples of a micro-batch.
+        places: where the states of a stream that has `state_dict` are kept; None: nowhere.
     """
 
     def __init__(
@@ -49,12 +54,18 @@ class StreamReader:
         num_samples: int | None,
         seed: int,
         collate: Collate = Collate(),  # noqa: B008 (frozen)
+        places: Places | None = None,
     ) -> None:
         self._stream = stream
         self._is_exact = num_samples is None
         self._count = len(stream) if num_samples is None else num_samples  # type: ignore[arg-type] # has one
         self._seed = seed
         self._collate = collate
+        has_states = all(callable(getattr(stream, name, None)) for name in _STATES)
+        self._places = places if has_states else None
+        self._due: Place | None = None
+        self._source: Any = stream
+        """What the pass is of: the stream, or a copy that has taken up a state."""
         self._pass: Iterator[Sample] | None = None
         self._epoch = 0
         self._next = 0
@@ -82,7 +93,7 @@ class StreamReader:
 
     def _at(self, epoch: int, index: int) -> Sample:
         if self._pass is None or (epoch, index) < (self._epoch, self._next) or epoch > self._epoch:
-            self._begin(epoch)
+            self._begin_near(epoch, index)
         while self._next < index:
             self._read()
         sample = self._read()
@@ -90,15 +101,46 @@ class StreamReader:
             self._check_end()
         return sample
 
-    def _begin(self, epoch: int) -> None:
+    def _begin_near(self, epoch: int, index: int) -> None:
+        """Begins a pass at the nearest place before a sample that the stream can begin at."""
+        if self._places is not None:
+            self._places.forget_before(epoch - 1)
+            place = next(self._places.before(epoch, index), None)
+            if place is not None and self._takes_up(place):
+                return
+            if place is not None:
+                # The others would fail alike, and each refills whatever the stream shuffles in.
+                self._places = None
+        self._begin(self._stream, epoch, 0)
+
+    def _takes_up(self, place: Place) -> bool:
+        # Whatever goes wrong in a state that is not as the stream has it now: there is another way.
+        with suppress(Exception):
+            if self._copy_at(place):
+                found = [digest_of(self._read(), is_exact=True) for _ in place.following]
+                # Once more, as these have been read.
+                return found == place.following and self._copy_at(place)
+        return False
+
+    def _copy_at(self, place: Place) -> bool:
+        # A copy, so that the stream itself still begins at its beginning.
+        copied: Any = copy.deepcopy(self._stream)
+        self._begin(copied, place.epoch, place.number, place.state)
+        return True
+
+    def _begin(self, source: Any, epoch: int, number: int, state: object = None) -> None:  # noqa: ANN401 (a user's)
         seed_random(mix_seed(self._seed, epoch, _BEGIN))
-        set_epoch = getattr(self._stream, "set_epoch", None)
+        set_epoch = getattr(source, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
-        self._pass, self._epoch, self._next = iter(self._stream), epoch, 0
+        if state is not None:
+            source.load_state_dict(state)
+        self._source, self._due = source, None
+        self._pass, self._epoch, self._next = iter(source), epoch, number
 
     def _read(self) -> Sample:
         assert self._pass is not None
+        self._note_state()
         # What the stream draws for it; also where it is let go, as drawing has moved the stream.
         seed_random(mix_seed(self._seed, self._epoch, self._next))
         try:
@@ -115,7 +157,27 @@ class StreamReader:
                 f"{exc}; a stream has no other sample for it: leave it out where the stream is made"
             ) from exc
         self._next += 1
+        if self._due is not None and self._places is not None:
+            self._due.following.append(digest_of(sample, is_exact=True))
+            if len(self._due.following) == NUM_COMPARED:
+                self._places.keep(self._due)
+                self._due = None
         return sample
+
+    def _note_state(self) -> None:
+        """Takes the state of the stream, where it is to be kept."""
+        if self._places is None or not self._places.is_due(self._epoch, self._next):
+            return
+        state = self._source.state_dict()
+        try:
+            kept = json.loads(json.dumps(state))
+        except (TypeError, ValueError):
+            kept = None
+        if kept is None or kept != state:
+            # Its passes are read from their beginning.
+            self._places = None
+            return
+        self._due = Place(self._epoch, self._next, kept, [])
 
     def _check_end(self) -> None:
         assert self._pass is not None
