@@ -73,8 +73,12 @@ def check_trained(folder: Path, num_bundles: int) -> None:
     assert [path.suffix for path in paths.claims.iterdir()] == [".over"]
 
 
-def check_master(words: str) -> None:
-    """Skips dlrover without the master that it needs; all others start by themselves."""
+def check_ready(words: str) -> None:
+    """Skips dlrover without its master and srun without its Slurm; others need only themselves."""
+    if words.startswith("srun") and (
+        shutil.which("sinfo") is None or subprocess.run(["sinfo"], timeout=30).returncode
+    ):
+        pytest.skip("here is no Slurm")
     if words.startswith("dlrover") and "DLROVER_MASTER_ADDR" not in os.environ:
         pytest.skip("DLROVER_MASTER_ADDR is not set: its own master does not start with torch 2.14")
 
@@ -154,8 +158,7 @@ def test_mpirun_of_bundlerun_is_one_per_node(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_srun_alone_trains(tmp_path: Path) -> None:
-    if shutil.which("sinfo") is None or subprocess.run(["sinfo"], timeout=30).returncode:
-        pytest.skip("here is no Slurm")
+    check_ready("srun")
     assert launched(["srun", "-N1", "-n2", *WORKER], tmp_path).returncode == 0
     check_trained(tmp_path, 2)
 
@@ -177,7 +180,7 @@ def test_srun_alone_trains(tmp_path: Path) -> None:
     ids=lambda words: words.split()[0],
 )
 def test_a_launcher_of_others_starts_two_ranks(words: str, tmp_path: Path) -> None:
-    check_master(words)
+    check_ready(words)
     done = launched(words.split(), tmp_path, {"MASTER_PORT": free_port()})
     assert done.returncode == 0
     check_trained(tmp_path, 2)
@@ -258,11 +261,12 @@ if __name__ == "__main__":
         "fabric run --accelerator=cpu --devices=2",
         f"{' '.join(MPI)} -np 2 {PYTHON}",
         f"{' '.join(MPICH)} {PYTHON}",
+        f"srun -N1 -n2 {PYTHON}",
     ],
     ids=lambda words: words.split()[0],
 )
 def test_a_loop_of_ones_own_has_two_ranks(words: str, tmp_path: Path) -> None:
-    check_master(words)
+    check_ready(words)
     program = str(Path(__file__).with_name("own_loop.py"))
     split = [program if word == "PROGRAM" else word for word in words.split()]
     split = split if program in split else [*split, program]

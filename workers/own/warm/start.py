@@ -37,6 +37,7 @@ PASSED_ON = (
     signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
 )  # fmt: skip
 ANSWER_BYTES = 64
+_PRELOAD = "--preload="
 _CREDENTIALS = struct.Struct("3i")
 _MOST_BYTES = 1 << 17
 """Of a request, most of which is the environment; sockets take as much."""
@@ -46,12 +47,18 @@ def main(argv: Sequence[str]) -> NoReturn:
     """Runs a program as this rank and ends as it ends.
 
     Args:
-        argv: the program, a file; its arguments.
+        argv: `--preload=`, modules that the server is to have, too; the program, a file; its
+            arguments.
     """
-    if not argv:
-        print("error: give the program: python -m bundlerun.warm FILE.py ...", file=sys.stderr)  # noqa: T201
+    names: list[str] = []
+    if argv and argv[0].startswith(_PRELOAD):
+        names = [name for name in argv[0][len(_PRELOAD) :].split(",") if name]
+        argv = argv[1:]
+    if not argv or argv[0].startswith("-"):
+        usage = "python -m bundlerun.warm [--preload=MODULE,MODULE] FILE.py ..."
+        print(f"error: give the program: {usage}", file=sys.stderr)  # noqa: T201
         raise SystemExit(2)
-    begin(argv, _loaded)
+    begin(argv, lambda: _loaded(names))
 
 
 def begin(argv: Sequence[str], load: Callable[[], Program]) -> NoReturn:
@@ -69,10 +76,10 @@ def begin(argv: Sequence[str], load: Callable[[], Program]) -> NoReturn:
     raise SystemExit(program(argv[0], argv[1:]))
 
 
-def _loaded() -> Program:
+def _loaded(more: Sequence[str]) -> Program:
     from bundlerun.workers.own.warm.loaded import load
 
-    return load()
+    return load(more)
 
 
 def address_of(agent: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -9,12 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import psutil
 import pytest
 
 from bundlerun.launcher.process import AGENT_VARIABLE, agent_pid
+from bundlerun.workers import own
+from bundlerun.workers.own.warm import loaded
 from bundlerun.workers.own.warm.start import _reached, address_of
 from tests.waiting import wait_until
 
@@ -202,9 +206,28 @@ def test_a_program_s_children_are_not_what_it_is(monkeypatch: pytest.MonkeyPatch
     assert agent_pid() == os.getppid()
 
 
-def test_without_a_program_it_is_one_line() -> None:
+@pytest.mark.parametrize("words", [(), ("--preload=json",), ("-x", "file.py")])
+def test_without_a_program_it_is_one_line(words: tuple[str, ...]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "bundlerun.warm"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "bundlerun.warm", *words], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 2
-    assert done.stderr == "error: give the program: python -m bundlerun.warm FILE.py ...\n"
+    assert done.stderr.startswith("error: give the program: python -m bundlerun.warm [--preload=M")
+    assert done.stderr.count("\n") == 1
+
+
+def test_modules_to_keep_are_imported_or_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The real ones take seconds to import.
+    monkeypatch.setattr(own, "script", ModuleType("script"), raising=False)
+    monkeypatch.setattr(loaded, "find_spec", lambda _: None)
+    monkeypatch.setattr(gc, "freeze", lambda: None)
+    loaded.load(["wave"])
+    assert "wave" in sys.modules
+    with pytest.raises(SystemExit) as end:
+        loaded.load(["json", "no_such_module"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --preload no_such_module: No module named 'no_such_module'\n"
+    )
