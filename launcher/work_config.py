@@ -90,8 +90,8 @@ class WorkConfig:
     )
     lora: int = option(
         0,
-        "rank of adapters beside linear layers, which are trained in place of all but the last "
-        "layer (0: none); needs the extra lora",
+        "rank of adapters beside linear layers or convolutions, which are trained in place of all "
+        "but the last layer (0: none); needs the extra lora",
         group=_WHAT,
         parse=int,
         kept=True,
@@ -105,8 +105,8 @@ class WorkConfig:
     )
     lora_targets: tuple[str, ...] = option(
         (),
-        "linear layers that have an adapter, by their names or those of modules, * stands for "
-        "anything (default: all but the last)",
+        "layers that have an adapter, by their names or those of modules, * stands for anything "
+        "(default: all linear ones but the last; in a model without any, its convolutions)",
         group=_WHAT,
         parse=Reader(text_list, metavar="GLOB[,GLOB...]"),
         kept=True,

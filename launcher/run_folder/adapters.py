@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BASE, _A, _B = ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
+_TRANSPOSED = ".lora_transposed"
 
 
 def merged(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -26,7 +27,12 @@ def merged(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, 
     for name, a in state.items():
         if name.endswith(_A):
             layer = name.removesuffix(_A)
-            added = state[layer + _B].double() @ a.double() * scale
+            # Of a convolution: (rank, channels, size, ...) and (channels, rank, 1, ...).
+            added = state[layer + _B].double().flatten(1) @ a.double().flatten(1) * scale
             weight = found[f"{layer}.weight"]
-            found[f"{layer}.weight"] = (weight.double() + added).to(weight.dtype)
+            if layer + _TRANSPOSED in state:
+                added = added.T
+            found[f"{layer}.weight"] = (weight.double() + added.reshape(weight.shape)).to(
+                weight.dtype
+            )
     return found

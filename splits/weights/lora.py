@@ -1,8 +1,12 @@
-"""Adapters of low rank beside linear layers, by peft; all else of a model is frozen but its head.
+"""Adapters of low rank beside layers, by peft; all else of a model is frozen but its head.
 
     blocks.3.mlp.fc1.base_layer.weight          as before, frozen
     blocks.3.mlp.fc1.lora_A.default.weight      trained, (rank, inputs)
     blocks.3.mlp.fc1.lora_B.default.weight      trained, (outputs, rank), zeros at first
+
+Beside a convolution, the first is one of the same size to as many channels as the rank, the second
+one of size 1. Weights of transformers' Conv1D are (inputs, outputs), which a mark says that is
+saved with them: `lora_transposed`.
 
 Source: Hu et al., 2021. `bundlerun export` adds them to the weights that they are beside.
 """
@@ -11,10 +15,13 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
@@ -23,7 +30,9 @@ from bundlerun.splits.weights.matching import is_under
 
 Model = nn.Module | Sequence[nn.Module]
 BASE = ".base_layer."
+TRANSPOSED = ".lora_transposed"
 _ADAPTER = ".lora_"
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,8 +42,9 @@ class Lora:
     Args:
         rank: of each.
         alpha: their results are multiplied by alpha / rank.
-        targets: linear layers that have one, by patterns of their names or of modules with all
-            linear layers that they hold; nothing: all but the last layer.
+        targets: layers that have one, by patterns of their names or of modules with all that they
+            hold; nothing: all linear layers but the last layer, in a model without any its
+            convolutions.
     """
 
     rank: int
@@ -60,21 +70,12 @@ def add_adapters(model: Model, lora: Lora) -> tuple[Model, str]:
         lora: which.
 
     Raises:
-        ConfigError: peft is not installed, or no linear layer has such a name.
+        ConfigError: peft is not installed, or no layer that can have one has such a name.
     """
     # One module over the stages: whose names count, and which keeps them.
     root = model if isinstance(model, nn.Module) else nn.Sequential(*model)
-    linear, last = _linear_layers(root), _last_layer(root)
-    targets = [
-        name
-        for name in linear
-        if any(is_under(name, p) for p in lora.targets) or (not lora.targets and name != last)
-    ]
-    for pattern in lora.targets or ("*",):
-        if not any(is_under(name, pattern) for name in targets):
-            raise ConfigError(
-                f"--lora-targets {pattern!r} names no linear layer; {nearest(pattern, linear)}"
-            )
+    layers, last = dict(_walk(root, "")), _last_layer(root)
+    targets = _targets(layers, last, lora.targets)
     peft: Any = importlib.import_module("peft")
     settings = peft.LoraConfig(
         r=lora.rank,
@@ -82,7 +83,14 @@ def add_adapters(model: Model, lora: Lora) -> tuple[Model, str]:
         # A pattern has to fit a whole name; of a list the ends of names would do.
         target_modules="|".join(map(re.escape, targets)),
     )
-    peft.inject_adapter_in_model(settings, root)
+    with warnings.catch_warnings():
+        # Of layers that are linear and of Conv1D next to each other, which it tells apart itself.
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        peft.inject_adapter_in_model(settings, root)
+    for name in targets:
+        if _is_transposed(layers[name]):
+            mark = torch.ones(1, dtype=torch.int64)
+            root.get_submodule(name).register_buffer(TRANSPOSED.removeprefix("."), mark)
     for name, parameter in root.named_parameters():
         is_head = name.rpartition(".")[0] == last and last not in targets
         parameter.requires_grad_(is_adapter(name) or is_head)
@@ -91,25 +99,75 @@ def add_adapters(model: Model, lora: Lora) -> tuple[Model, str]:
     every = sum(p.numel() for p in root.parameters())
     head = f", and {last}" if last not in targets else ""
     said = (
-        f"adapters of rank {lora.rank} beside {len(targets)} linear layers{head}: "
+        f"adapters of rank {lora.rank} beside {_counted(layers, targets)}{head}: "
         f"{trained / 1e6:.3g} of {every / 1e6:.3g} million numbers are trained"
     )
     # A stage that is a linear layer is another module now.
     return (root if root is model else list(root.children())), said
 
 
-def _linear_layers(root: nn.Module) -> list[str]:
-    return list(_walk(root, ""))
+def _targets(layers: Mapping[str, nn.Module], last: str, patterns: Sequence[str]) -> list[str]:
+    if patterns:
+        for pattern in patterns:
+            if not any(is_under(name, pattern) for name in layers):
+                raise ConfigError(
+                    f"--lora-targets {pattern!r} names no layer that can have an adapter (linear, "
+                    "or a convolution without groups and dilation, whose weight no other layer "
+                    f"has); {nearest(pattern, layers)}"
+                )
+        return [name for name in layers if any(is_under(name, p) for p in patterns)]
+    inner = [name for name in layers if name != last]
+    linear = [name for name in inner if not isinstance(layers[name], _CONVOLUTIONS)]
+    if not inner:
+        raise ConfigError("--lora finds no layer that can have an adapter; leave it out")
+    return linear or inner
 
 
-def _walk(module: nn.Module, prefix: str) -> Iterator[str]:
+def _counted(layers: Mapping[str, nn.Module], targets: Sequence[str]) -> str:
+    num_convolutions = sum(isinstance(layers[name], _CONVOLUTIONS) for name in targets)
+    counts = (len(targets) - num_convolutions, "linear layers"), (num_convolutions, "convolutions")
+    return " and ".join(f"{count} {what}" for count, what in counts if count)
+
+
+def _walk(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    """The layers that can have an adapter, by name."""
+    owners = Counter(
+        id(parameter)
+        for module in root.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    for name, layer in _inside(root, prefix):
+        # Another layer would use the weight without what is added to it.
+        if owners[id(layer.weight)] == 1:
+            yield name, layer
+
+
+def _inside(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_children():
         path = prefix + name
-        if type(child) is nn.Linear:
-            yield path
+        if type(child) is nn.Linear or _is_transposed(child) or _is_plain_convolution(child):
+            yield path, child
         # Its weights are used without calling the layer, so that no adapter would be.
         elif not isinstance(child, nn.MultiheadAttention):
-            yield from _walk(child, f"{path}.")
+            yield from _inside(child, f"{path}.")
+
+
+def _is_plain_convolution(module: nn.Module) -> bool:
+    """Whether what peft puts beside a convolution is a convolution like it."""
+    # peft's has neither its dilation nor its padding mode, and cannot be added to one with groups.
+    return (
+        type(module) in _CONVOLUTIONS
+        and module.groups == 1
+        and set(cast(tuple[int, ...], module.dilation)) == {1}
+        and module.padding_mode == "zeros"
+    )
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether it is transformers' Conv1D, a linear layer of another form; loads nothing."""
+    kind = type(module)
+    return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
 def _last_layer(root: nn.Module) -> str:
