@@ -19,7 +19,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -155,13 +155,11 @@ def _inside(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
 
 def _is_plain_convolution(module: nn.Module) -> bool:
     """Whether what peft puts beside a convolution is a convolution like it."""
+    if not isinstance(module, _CONVOLUTIONS) or type(module) not in _CONVOLUTIONS:
+        return False
     # peft's has neither its dilation nor its padding mode, and cannot be added to one with groups.
-    return (
-        type(module) in _CONVOLUTIONS
-        and module.groups == 1
-        and set(cast(tuple[int, ...], module.dilation)) == {1}
-        and module.padding_mode == "zeros"
-    )
+    is_dense = module.groups == 1 and all(step == 1 for step in module.dilation)
+    return is_dense and module.padding_mode == "zeros"
 
 
 def _is_transposed(module: nn.Module) -> bool:
