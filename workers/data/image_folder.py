@@ -20,7 +20,10 @@ from bundlerun.workers.data.jpeg import MARK, pixels_of_jpeg
 from bundlerun.workers.data.pixels import as_rgb
 from bundlerun.workers.recipe import UnreadableSample
 
-_LAYOUT = "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE"
+_LAYOUT = (
+    "an ImageFolder root is laid out as DATA/train/CLASS/IMAGE and DATA/val/CLASS/IMAGE (or give a "
+    "folder of shards, DATA/train/*.tar or *.parquet)"
+)
 _OUT_OF_FILES = {errno.EMFILE, errno.ENFILE}
 _NUM_SHOWN = 3
 T = TypeVar("T")

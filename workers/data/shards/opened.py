@@ -85,7 +85,7 @@ def open_shards(
         val=val,
         num_classes=count,
         classes=names or [str(number) for number in range(count)],
-        remarks=_remarks(train),
+        remarks=[*records.remarks(), *_remarks(train)],
     )
 
 

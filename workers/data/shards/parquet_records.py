@@ -83,6 +83,17 @@ class ParquetRecords:
         self._kept: OrderedDict[int, Any] = OrderedDict()
         self._most_kept = min(len(self.blocks), _groups_of(self.blocks, self.window or count) + 1)
 
+    def remarks(self) -> list[str]:
+        """What is told of groups that are too large for what is done with them."""
+        most = max(self._sizes)
+        if most <= WINDOW_BYTES:
+            return []
+        return [
+            f"a group of rows in the shards takes {most / 1e6:.0f} MB, and each loading process "
+            "decodes and keeps whole groups; write the files with smaller ones, such as "
+            "row_group_size=100"
+        ]
+
     def read(self, index: int, /) -> bytes:
         """The file of an image."""
         group, row = self._find(index)

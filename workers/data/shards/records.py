@@ -37,6 +37,10 @@ class Records(Protocol):
         """Where it is, for messages."""
         ...
 
+    def remarks(self) -> list[str]:
+        """Lines about how they are stored."""
+        ...
+
     def digest(self) -> str:
         """Of all that tells these images from others, wherever the shards are stored."""
         ...

@@ -41,6 +41,10 @@ class TarRecords:
         self._ends = list(accumulate(self.blocks))
         self._open: OrderedDict[int, int] = OrderedDict()
 
+    def remarks(self) -> list[str]:
+        """None."""
+        return []
+
     def read(self, index: int, /) -> bytes:
         """The file of an image."""
         shard, offset, size = self._find(index)

@@ -78,6 +78,15 @@ def test_the_window_is_what_fits_so_many_bytes(
     assert ParquetRecords(shards, 9).window == 9
 
 
+def test_groups_that_are_too_large_are_told(
+    shards: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ParquetRecords(shards, -1).remarks() == []
+    monkeypatch.setattr("bundlerun.workers.data.shards.parquet_records.WINDOW_BYTES", 9)
+    (remark,) = ParquetRecords(shards, -1).remarks()
+    assert "row_group_size=100" in remark
+
+
 def test_a_process_that_was_forked_reads_with_files_of_its_own(shards: list[Path]) -> None:
     records = ParquetRecords(shards, 0)
     records.read(0)
