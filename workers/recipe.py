@@ -128,6 +128,10 @@ class Recipe(Protocol):
 
     `best` and `shares` may name these, where there is `final_metrics` or no `metric_names`.
 
+    And `shapes_vary = True`, where samples are of other shapes from one micro-batch to the next
+    also across a cut: then what crosses is described with each message. The model is then told of
+    small inputs (of at most 1024 numbers, such as boxes) by their numbers where it is cut.
+
     And `on_device(*inputs)`: what the model is called with, made of a micro-batch's inputs where it
     computes: so pixels travel as whole numbers, and are normalised there. It gives one value, or a
     tuple of several, as samples do; see `model_inputs`.
@@ -183,6 +187,11 @@ def model_inputs(recipe: Recipe, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     if len(inputs) == 1 and found is inputs[0]:
         return inputs
     return tuple(found) if isinstance(found, tuple) else (found,)
+
+
+def shapes_vary(recipe: Recipe) -> bool:
+    """Whether micro-batches differ in the shapes of their tensors, see `Recipe`."""
+    return bool(getattr(recipe, "shapes_vary", False))
 
 
 def load_recipe(config: TrainConfig) -> Recipe:

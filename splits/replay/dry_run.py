@@ -60,6 +60,7 @@ class DryRun(Watch):
         until: the name of a module at whose first entry to end; nothing: go on to the end.
         is_high: whether random numbers between limits are the highest there are, or the lowest.
         known: what calls give that read numbers, by the number of the call.
+        said: the same by the line of the user's code that calls, where the number is another one.
         counts: whether to count operations.
     """
 
@@ -71,6 +72,7 @@ class DryRun(Watch):
         until: str = "",
         is_high: bool = False,
         known: Mapping[int, object] = MappingProxyType({}),
+        said: Mapping[str, object] = MappingProxyType({}),
         counts: bool = False,
     ) -> None:
         super().__init__()
@@ -80,6 +82,8 @@ class DryRun(Watch):
         self._until = until
         self._is_high = is_high
         self._known = known
+        self._said = said
+        self._ambiguous: set[str] = set()
         self._names: dict[int, str] = {}
         for name, module in model.named_modules():
             self._names.setdefault(id(module), name)
@@ -136,12 +140,12 @@ class DryRun(Watch):
     def fail(self, why: str) -> None:
         """The forward has ended early: what its frames still hold may be used behind that."""
         self.record.failure = why
-        results = [leaf for call in self.record.calls for leaf in tree_leaves(call.result)]
-        held = Counter(map(id, results))
-        del results
+        results = (leaf for call in self.record.calls for leaf in tree_leaves(call.result))
+        ours = (self._kept, self.record.looks.values(), self._originals.values(), results)
+        held = Counter(id(tensor) for tensors in ours for tensor in tensors)
         for tensor in self._kept:
-            # By the loop, by the argument, by the list; and by the results of calls.
-            if sys.getrefcount(tensor) > 3 + held[id(tensor)] and id(tensor) in self._keys:
+            # By the loop, and by the argument.
+            if sys.getrefcount(tensor) > 2 + held[id(tensor)] and id(tensor) in self._keys:
                 self.record.last_use[self._keys[id(tensor)]] = _END
 
     # --- calls
@@ -232,11 +236,13 @@ class DryRun(Watch):
         if not any(self._is_numberless(leaf) for leaf in leaves):
             return self._for_real(func, leaves, args, kwargs)
         if reads(func):
+            line = users_line()
             number = len(self.record.calls) - 1
             if number in self._known and not self._depth:
-                self.record.read.add(number)
-                return self._known[number]
-            raise Unforeseen(f"reads the numbers of a tensor at {users_line()}")
+                return self._read(line, self._known[number])
+            if line in self._said and not self._depth:
+                return self._read(line, self._said[line])
+            raise Unforeseen(f"reads the numbers of a tensor at {line}")
         given: tuple[Any, Any] = tree_map(self._faked, (tuple(args), dict(kwargs)))
         before = [(t, t._version) for t in tree_leaves(given) if isinstance(t, FakeTensor)]
         try:
@@ -266,7 +272,7 @@ class DryRun(Watch):
         is_drawn = draws(func) or any(id(leaf) in self._drawn for leaf in leaves)
         result = func(*args, **kwargs)
         if reads(func) and not self._depth:
-            self.record.read.add(len(self.record.calls) - 1)
+            self._read(users_line(), result)
         if draws(func):
             self._settle_draw(func, result, args)
         for leaf in tree_leaves(result):
@@ -279,6 +285,18 @@ class DryRun(Watch):
             for target in (args[0] if args else None, kwargs.get("out")):
                 self._draw_into(target)
         return result
+
+    def _read(self, line: str, value: object) -> object:
+        """A number that a line of the user's code goes by."""
+        self.record.read.add(len(self.record.calls) - 1)
+        said = self.record.said
+        # What one call there is given is no guess for another one, if they differ.
+        if said.get(line, value) != value:
+            self._ambiguous.add(line)
+        said[line] = value
+        if line in self._ambiguous:
+            del said[line]
+        return value
 
     def _settle_draw(self, func: Callable[..., Any], result: Any, args: Sequence[Any]) -> None:  # noqa: ANN401
         """The lowest or highest number in place of a random one: what is decided by it shows."""

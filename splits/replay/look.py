@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from bundlerun.splits.random_state import kept_random_state, seed_random
+from bundlerun.splits.replay.alike import undecided, unlike
 from bundlerun.splits.replay.composite import composites_shown
 from bundlerun.splits.replay.dry_run import DryRun
 from bundlerun.splits.replay.record import Reached, Record, Unforeseen
@@ -28,6 +29,7 @@ def look(
     until: str = "",
     is_high: bool = False,
     known: Mapping[int, object] = MappingProxyType({}),
+    said: Mapping[str, object] = MappingProxyType({}),
     counts: bool = False,
 ) -> Record:
     """What a forward of `model` does, in the mode that it is in; it is left as it was.
@@ -39,12 +41,13 @@ def look(
         until: a module at whose first entry to end.
         is_high: which random numbers to take, see `DryRun`.
         known: numbers that are read, see `DryRun`.
+        said: the same, see there.
         counts: whether to count operations.
 
     Raises:
         Exception: any that the forward raises.
     """
-    run = DryRun(model, device, until=until, is_high=is_high, known=known, counts=counts)
+    run = DryRun(model, device, until=until, is_high=is_high, known=known, said=said, counts=counts)
     with ExitStack() as stack:
         stack.enter_context(members_kept([model]))
         for module in model.modules():
@@ -71,6 +74,34 @@ def look(
             except Unforeseen as exc:
                 run.fail(str(exc))
     return run.record
+
+
+def look_twice(
+    model: nn.Module,
+    inputs: Any,  # noqa: ANN401 - any nested value
+    device: torch.device,
+    *,
+    said: Mapping[str, object] = MappingProxyType({}),
+    counts: bool = False,
+) -> tuple[Record, str]:
+    """What a forward does, and in words what it does otherwise with other random numbers.
+
+    Args:
+        model: see `look`, as all that follows.
+        inputs: see there.
+        device: see there.
+        said: see there.
+        counts: see there.
+
+    Raises:
+        Exception: any that the forward raises.
+    """
+    found = look(model, inputs, device, said=said, counts=counts)
+    again = look(model, inputs, device, said=said, is_high=True)
+    why = unlike(found, again)
+    if not why:
+        found.undecided = undecided(found, again)
+    return found, why
 
 
 def _same(tensor: Tensor) -> Tensor:

@@ -17,12 +17,18 @@ from bundlerun.splits.balance import Option, cheapest_options
 from bundlerun.splits.costs import StageCosts
 from bundlerun.splits.cutter import Place, Places
 from bundlerun.splits.modes import modes_kept
-from bundlerun.splits.replay.alike import undecided, unlike
-from bundlerun.splits.replay.look import look
+from bundlerun.splits.replay.look import look_twice
 from bundlerun.splits.replay.record import Record
 from bundlerun.splits.replay.replica import Switch, replica_of
 from bundlerun.splits.replay.script import Route
-from bundlerun.splits.replay.stage import Cutting, Kind, ReplayStage, kind_of
+from bundlerun.splits.replay.stage import (
+    Cutting,
+    Kind,
+    ReplayStage,
+    described,
+    form_in,
+    kind_of,
+)
 from bundlerun.splits.shared import settle_shared
 from bundlerun.splits.state import named_state, names_by_id
 
@@ -74,23 +80,19 @@ class ReplayedModel:
 
     def _looked(self) -> Record:
         try:
-            found = look(self.model, self._inputs, self._device, counts=True)
-            # Again, with other random numbers: what they decide differs.
-            again = look(self.model, self._inputs, self._device, is_high=True)
+            found, why = look_twice(self.model, self._inputs, self._device, counts=True)
         except Exception as exc:
             raise ConfigError(
                 f"cannot cut {self._name} by replay: its forward does not run without numbers "
                 f"({type(exc).__name__}: {(str(exc).splitlines() or [''])[0]}); return the list "
                 "of stages from build, or use --shape 1"
             ) from exc
-        why = unlike(found, again)
         if why:
             raise ConfigError(
                 f"cannot cut {self._name} by replay: its forward {why}, by random numbers or by "
                 "what an earlier call has left; let it depend on its configuration only, or use "
                 "--shape 1"
             )
-        found.undecided = undecided(found, again)
         return found
 
     @property
@@ -297,7 +299,8 @@ class ReplayedModel:
         """
         places = self._sorted(cuts)
         names = [place.names[0] for place in places]
-        routes = {self._kinds[m]: Route.of(self._records[m], names) for m in _MODES}
+        form = form_in(described(self._inputs))
+        routes = {(self._kinds[m], form): Route.of(self._records[m], names) for m in _MODES}
         owners = dict(self._owners(places))
         chunks = Chunks((len(cuts) + 1) // chunks_per_stage, chunks_per_stage)
         stages: list[nn.Module] = [
@@ -353,7 +356,7 @@ class ReplayedModel:
         self,
         places: Sequence[Entry],
         names: Sequence[str],
-        routes: dict[Kind, Route],
+        routes: dict[tuple[Kind, str], Route],
         owners: dict[int, set[int]],
         parts: Sequence[int],
     ) -> ReplayStage:

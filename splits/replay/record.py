@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,17 @@ class Unforeseen(BaseException):
 
 class Reached(BaseException):
     """The forward has come as far as it was to come."""
+
+
+def agreed(said: Iterable[Mapping[str, object]]) -> dict[str, object]:
+    """What is in several, without what is not the same in all that have it."""
+    found: dict[str, object] = {}
+    unlike: set[str] = set()
+    for each in said:
+        for line, value in each.items():
+            if found.setdefault(line, value) != value:
+                unlike.add(line)
+    return {line: value for line, value in found.items() if line not in unlike}
 
 
 @dataclass(slots=True)
@@ -74,6 +85,9 @@ class Record:
     """Tensors of no input that a later call writes to."""
     read: set[int] = field(default_factory=set)
     """Numbers of the calls that make a plain value of numbers that are known."""
+    said: dict[str, object] = field(default_factory=dict)
+    """What lines of the user's code have read of numbers; of one that did not always read the same,
+    nothing."""
     undecided: Undecided = field(default_factory=Undecided)
     failure: str = ""
     """Why the forward has not come to its end; nothing where it has."""

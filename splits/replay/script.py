@@ -49,6 +49,8 @@ class Route:
     plain: Mapping[int, object]
     """Of these, what is to be the same each time."""
     rewritten: frozenset[Key]
+    said: Mapping[str, object]
+    """What lines of the user's code have read, see `Record`."""
 
     @classmethod
     def of(cls, record: Record, cuts: Sequence[str]) -> Route:
@@ -61,6 +63,7 @@ class Route:
             known={n: record.calls[n].result for n in record.read},
             plain={n: record.calls[n].result for n in record.read - record.undecided.reads},
             rewritten=frozenset(record.rewritten),
+            said=record.said,
         )
 
 

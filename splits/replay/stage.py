@@ -17,12 +17,14 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.costs import StageCosts
 from bundlerun.splits.replay.composite import composites_shown
 from bundlerun.splits.replay.ghosts import Ghost
-from bundlerun.splits.replay.look import look
-from bundlerun.splits.replay.record import Key, Record
+from bundlerun.splits.replay.look import look, look_twice
+from bundlerun.splits.replay.record import Key, Record, agreed
 from bundlerun.splits.replay.replica import Switch, convert_stand_ins
 from bundlerun.splits.replay.script import Acting, Finished, Route, Script
 from bundlerun.splits.stage import overwritable
 
+_MOST_KEPT = 64
+"""Scripts, each for inputs of other sizes."""
 _PLAIN = (bool, int, float, str, type(None))
 Kind = tuple[object, ...]
 """Modes, device and precision that a forward is done in."""
@@ -34,13 +36,13 @@ class Cutting:
 
     cuts: names of modules, in order.
     parts: those of the stage, by number.
-    routes: of the kinds of forwards that are known.
+    routes: of the kinds of forwards, and the forms of their inputs, that are known.
     model_name: for messages.
     """
 
     cuts: Sequence[str]
     parts: Sequence[int]
-    routes: Mapping[Kind, Route]
+    routes: Mapping[tuple[Kind, str], Route]
     model_name: str
 
 
@@ -177,6 +179,8 @@ class ReplayStage(nn.Module):
         known = self._scripts.get((kind, part, text))
         if known is None:
             known = self._made(kind, part, device, text)
+            if len(self._scripts) >= _MOST_KEPT:
+                del self._scripts[next(iter(self._scripts))]
             self._scripts[kind, part, text] = known
         return known
 
@@ -184,9 +188,10 @@ class ReplayStage(nn.Module):
         replica: nn.Module = vars(self)["replica"]
         inputs = _inputs_of(text, {}, device)
         with self._switch.on():
-            if kind not in self._routes:
-                self._routes[kind] = Route.of(look(replica, inputs, device), self._cutting.cuts)
-            route = self._routes[kind]
+            key = kind, form_in(text)
+            if key not in self._routes:
+                self._routes[key] = self._route(inputs, device)
+            route = self._routes[key]
             if not part:
                 return Script.of(route, 0, Record())
             until = self._cutting.cuts[part - 1]
@@ -200,6 +205,21 @@ class ReplayStage(nn.Module):
                 "graph, or --shape 1"
             )
         return Script.of(route, part, record)
+
+    def _route(self, inputs: Sequence[Any], device: torch.device) -> Route:
+        """Of another kind of forward, or of inputs in another form, such as of more images."""
+        replica: nn.Module = vars(self)["replica"]
+        cuts, name = self._cutting.cuts, self._cutting.model_name
+        said = agreed(route.said for route in self._routes.values())
+        record, why = look_twice(replica, inputs, device, said=said)
+        lost = next((cut for cut in cuts if cut not in record.entries), "")
+        if why or lost:
+            why = why or f"{record.failure or 'ends'} before the cut {lost!r}"
+            raise ConfigError(
+                f"the forward of {name} {why}, for inputs in another form than those by which it "
+                "was cut; let micro-batches be alike, or use --shape 1"
+            )
+        return Route.of(record, cuts)
 
     def _device(self, inputs: Sequence[Any]) -> torch.device:
         for tensor in (*self.parameters(), *_tensors(inputs), *self.buffers()):
@@ -215,6 +235,8 @@ class ReplayStage(nn.Module):
             known = None
         if known is None:
             known = described(inputs)
+            if len(self._texts) >= _MOST_KEPT:
+                self._texts.clear()
             self._texts[key] = known
         return known
 
@@ -239,6 +261,11 @@ def _tensors(value: object) -> list[Tensor]:
 
 def _look(value: object) -> object:
     return (value.shape, value.dtype, value.requires_grad) if isinstance(value, Tensor) else value
+
+
+def form_in(text: str) -> str:
+    """How the inputs that a text describes are nested."""
+    return str(json.loads(text)[0])
 
 
 def described(inputs: Sequence[Any]) -> str:

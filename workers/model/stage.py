@@ -39,7 +39,7 @@ from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, exam
 from bundlerun.workers.model.memory_format import check_has_images
 from bundlerun.workers.model.trial import Subject
 from bundlerun.workers.rank.session import Session
-from bundlerun.workers.recipe import BUILT_IN, DataInfo, DataSets, Recipe, model_inputs
+from bundlerun.workers.recipe import BUILT_IN, DataInfo, DataSets, Recipe, model_inputs, shapes_vary
 
 log = logging.getLogger(__name__)
 
@@ -317,7 +317,8 @@ def example_inputs(config: TrainConfig, recipe: Recipe) -> tuple[Example, DataIn
     batch, messages = read_first(data, config, NUM_SAMPLES)
     if batch is None:
         raise ConfigError(messages[0])
-    return example_of(describe(model_inputs(recipe, batch.inputs))), info_of(data)
+    inputs = model_inputs(recipe, batch.inputs)
+    return example_of(describe(inputs, varies=shapes_vary(recipe))), info_of(data)
 
 
 def unfilled_model(recipe: Recipe, info: DataInfo) -> nn.Module | Sequence[nn.Module]:

@@ -32,7 +32,7 @@ from bundlerun.workers.pipeline.loss import LossCheck, share_of
 from bundlerun.workers.pipeline.split_backward import WeightPass, input_pass
 from bundlerun.workers.pipeline.wires import Goods, Wires
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.recipe import Recipe, model_inputs
+from bundlerun.workers.recipe import Recipe, model_inputs, shapes_vary
 from bundlerun.workers.step import StepShare, StepWork
 from bundlerun.workers.values.module_tensors import copied_buffers, tensor_places
 from bundlerun.workers.values.nest import built, form_sent, leaf_values, mapped
@@ -135,6 +135,7 @@ class Bundle:
         self._last_chunk = wires.last_chunk
         self._forwards = forwards
         self._recipe = recipe
+        self._shapes_vary = shapes_vary(recipe)
         self._arithmetic = arithmetic
         self._meters = meters
         self._plans: dict[int, _Plan] = {}
@@ -259,7 +260,7 @@ class Bundle:
                     self._weight_pass(step, action)
 
     def _message(self, work: StepWork, j: int) -> Kind:
-        return Kind(self._is_training, work.sizes[j])
+        return Kind(self._is_training, work.sizes[j], j if self._shapes_vary else None)
 
     def _receive(self, kind: LinkKind, chunk: int, j: int) -> Goods:
         with self._meters.phase("receive"):

@@ -5,7 +5,8 @@
 
 Both ends know the kind of every message (training or not, how many samples), so from the second
 message of a kind on the receiver posts its buffers before the data is there, where the transport
-lets it.
+lets it. Where samples differ in shape, each message is of a kind of its own: described, and posted
+when that has come.
 
 Why ranks cannot wait for each other in a circle:
 
@@ -91,15 +92,19 @@ class OutLink:
         if self._tells_specs:
             specs = self._told_specs(kind, specs, form)
         # A graph ends at a cut: each stage goes back through its own.
-        self._sender.send(
-            [as_it_lies(t.detach(), spec) for t, spec in zip(tensors, specs, strict=True)]
-        )
+        pairs = zip(tensors, specs, strict=True)
+        # Empty ones do not travel: gloo would wait for them for ever.
+        self._sender.send([as_it_lies(t.detach(), s) for t, s in pairs if not s.is_empty])
         if not kind.training:
             # An evaluation has no backward that holds the sender back. Some messages may be specs.
-            self._sender.wait(self._max_ahead + len(self._told))
+            num_specs = len(self._told) if kind.microbatch is None else self._max_ahead
+            self._sender.wait(self._max_ahead + num_specs)
 
     def _told_specs(self, kind: Kind, specs: Specs, form: Form) -> Specs:
         """What the receiver has been told of this kind; tells it now, if this is the first."""
+        if kind.microbatch is not None:
+            self._sender.send([packed(specs, form)])
+            return specs
         if kind not in self._told:
             self._told[kind] = specs, form
             self._sender.send([packed(specs, form)])
@@ -149,6 +154,7 @@ class InLink:
 
     def __init__(self, group: Group, device: torch.device, *, is_told_specs: bool) -> None:
         self._receiver = open_receiver(group, device)
+        self._device = device
         self._is_told = is_told_specs
         self._specs: dict[Kind, tuple[Specs, Form]] = {}
         self._expected: deque[Kind] = deque()
@@ -183,7 +189,8 @@ class InLink:
             # A transport that posts nothing ahead (NCCL) has to now.
             self._post(at_least=1)
         specs, form, arrived = self._posted.popleft()
-        tensors = arrived()
+        found = iter(arrived())
+        tensors = [self._empty(spec) if spec.is_empty else next(found) for spec in specs]
         # The next one may arrive while the rank works on this one.
         self._post()
         for tensor, spec in zip(tensors, specs, strict=True):
@@ -191,10 +198,16 @@ class InLink:
             tensor.requires_grad_(spec.requires_grad)
         return tensors, form
 
+    def _empty(self, spec: TensorSpec) -> Tensor:
+        return torch.empty(spec.shape, dtype=spec.dtype, device=self._device)
+
     def _post(self, at_least: int = 0) -> None:
         most = max(self._receiver.posts_ahead, at_least)
         # Never past a kind without specs: what comes next on the wire is its spec, not the message.
         while self._expected and len(self._posted) < most and self._expected[0] in self._specs:
-            specs, form = self._specs[self._expected.popleft()]
-            arrived = self._receiver.post(tuple(spec.in_memory for spec in specs))
+            kind = self._expected.popleft()
+            # Of a message that is like no other, they are of no use to the next one.
+            found = self._specs[kind] if kind.microbatch is None else self._specs.pop(kind)
+            specs, form = found
+            arrived = self._receiver.post(tuple(s.in_memory for s in specs if not s.is_empty))
             self._posted.append(_Posted(specs, form, arrived))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -24,6 +25,8 @@ class Kind(NamedTuple):
 
     training: bool
     num_samples: int
+    microbatch: int | None = None
+    """Its number in the step where messages differ, so that each is described; else None."""
 
 
 class TensorSpec(NamedTuple):
@@ -34,6 +37,11 @@ class TensorSpec(NamedTuple):
     requires_grad: bool
     strides: tuple[int, ...]
     """As the sender has it where its elements fill their memory without gaps; else row-major."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no elements."""
+        return 0 in self.shape
 
     @property
     def is_row_major(self) -> bool:
@@ -95,16 +103,19 @@ def packed(specs: Specs, form: Form = None) -> Tensor:
     """
     rows = [(list(s.shape), name_of_dtype(s.dtype), s.requires_grad, s.strides) for s in specs]
     data = json.dumps([rows, form]).encode()
+    data = zlib.compress(data, level=1)
     if len(data) > _SPEC_BYTES:
         raise RuntimeError(f"{len(specs)} tensors cross one cut, more than a message can describe")
-    # Always that long: the receiver knows nothing else yet. JSON ignores spaces at the end.
-    found = torch.full((_SPEC_BYTES,), ord(" "), dtype=torch.uint8)
+    # Always that long: the receiver knows nothing else yet.
+    found = torch.zeros(_SPEC_BYTES, dtype=torch.uint8)
     found[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     return found
 
 
 def unpacked(tensor: Tensor) -> tuple[Specs, Form]:
     """The specs and the form that `packed` was given."""
-    rows, form = json.loads(tensor.cpu().numpy().tobytes())
+    # What comes after the end of what was compressed is left alone.
+    data = zlib.decompressobj().decompress(tensor.cpu().numpy().tobytes())
+    rows, form = json.loads(data)
     specs = (TensorSpec(tuple(n), dtype_named(name), grad, tuple(s)) for n, name, grad, s in rows)
     return tuple(specs), form

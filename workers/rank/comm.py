@@ -214,7 +214,8 @@ class Group:
 
 def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
     # Both ends cut alike, since they have tensors of one size.
-    flat = tensor.view(-1).view(torch.uint8)
+    # Contiguous is also what has one element and any stride, which is no bytes in a row for `view`.
+    flat = tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
     return (flat,) if door.is_on_gpu(flat) else flat.split(_SAFE_CHUNK_BYTES)
 
 

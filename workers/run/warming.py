@@ -43,7 +43,7 @@ from bundlerun.workers.model.example import NUM_SAMPLES, describe, example_of
 from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.stage import cut_model, info_of
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
-from bundlerun.workers.recipe import BUILT_IN, load_recipe
+from bundlerun.workers.recipe import BUILT_IN, load_recipe, model_inputs, shapes_vary
 from bundlerun.workers.values.nest import leaves, mapped
 
 log = logging.getLogger(__name__)
@@ -186,10 +186,11 @@ def step_of(config: TrainConfig, own_stage: int, device: torch.device) -> None:
     batch, messages = read_first(data, config, num_samples)
     if batch is None:
         raise BundleError(messages[0])
-    example = example_of(describe(batch.inputs))
+    inputs = model_inputs(recipe, batch.inputs)
+    example = example_of(describe(inputs, varies=shapes_vary(recipe)))
     stages = cut_model(config, recipe, info_of(data), example=example).stages
     _check_gpu_room(stages[own_stage], device)
-    _pass(config, stages, own_stage, device, batch.inputs)
+    _pass(config, stages, own_stage, device, inputs)
     parameters = [(n, p) for n, p in stages[own_stage].named_parameters() if p.requires_grad]
     recipe.optimizer(parameters).step()
 

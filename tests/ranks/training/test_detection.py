@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,10 +75,14 @@ def test_detection_learns_the_same_through_any_bundles(tmp_path: Path) -> None:
         microbatch_size=2,
     )
     wanted = plain_losses(config)
-    runs = {"alone": (Shape((1,)), (1,)), "two": (Shape((1,)), (2,))}
+    # Micro-batches of one image, too, of which fewer boxes cross than of those of two.
+    cut: dict[str, Any] = {"shape": Shape((1, 1)), "cut": ("backbone.4",)}
+    runs: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+        "alone": ({}, (1,)), "cut": (cut, (2, 2)), "far": (cut, (1, 1)),
+    }  # fmt: skip
     validations = []
-    for name, (shape, devices) in runs.items():
-        changed = replace(config, shape=shape, run_dir=str(tmp_path / name / "run"))
+    for name, (changes, devices) in runs.items():
+        changed = replace(config, **changes, run_dir=str(tmp_path / name / "run"))
         run_ranks(devices, trains(changed), tmp_path / name)
         assert losses_of(tmp_path / name) == pytest.approx(wanted, rel=1e-10), name
         rows = [row for row in history(tmp_path / name) if row["kind"] == "eval"]

@@ -13,7 +13,7 @@ NAMES = {3: "red", 7: "green"}
 
 
 def write_boxed(root: Path, *, train: int = 4, val: int = 2, side: int = 32) -> None:
-    """Images of other sizes, in which a red or green box is annotated, with its mask."""
+    """Images of other sizes, with a red box and every second time a green one, and their masks."""
     numbers = np.random.default_rng(3)
     (root / "annotations").mkdir(parents=True)
     for part, count in (("train2017", train), ("val2017", val)):
@@ -22,7 +22,9 @@ def write_boxed(root: Path, *, train: int = 4, val: int = 2, side: int = 32) -> 
         for n in range(count):
             width, height = (int(v) for v in numbers.integers(side // 2, side + 1, 2))
             pixels = np.full((height, width, 3), 40, np.uint8)
-            for colour in range(1 + n % 2):
+            # One of those to validate on has nothing in it.
+            is_empty = part == "val2017" and n == count - 1
+            for colour in range(0 if is_empty else 1 + n % 2):
                 w, h = (int(v) for v in numbers.integers(6, 10, 2))
                 x, y = int(numbers.integers(0, width - w)), int(numbers.integers(0, height - h))
                 pixels[y : y + h, x : x + w] = np.eye(3)[colour] * 255

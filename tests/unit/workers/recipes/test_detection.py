@@ -22,7 +22,7 @@ MODEL = Path(__file__).parents[3] / "ranks/tiny_detector.py"
 
 @pytest.fixture
 def config(tmp_path: Path) -> TrainConfig:
-    write_boxed(tmp_path / "data")
+    write_boxed(tmp_path / "data", val=3)
     return TrainConfig(
         data=str(tmp_path / "data"),
         recipe="detection",
