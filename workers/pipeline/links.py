@@ -92,9 +92,9 @@ class OutLink:
         if self._tells_specs:
             specs = self._told_specs(kind, specs, form)
         # A graph ends at a cut: each stage goes back through its own.
-        pairs = zip(tensors, specs, strict=True)
-        # Empty ones do not travel: gloo would wait for them for ever.
-        self._sender.send([as_it_lies(t.detach(), s) for t, s in pairs if not s.is_empty])
+        self._sender.send(
+            [as_it_lies(t.detach(), spec) for t, spec in zip(tensors, specs, strict=True)]
+        )
         if not kind.training:
             # An evaluation has no backward that holds the sender back. Some messages may be specs.
             num_specs = len(self._told) if kind.microbatch is None else self._max_ahead
@@ -154,7 +154,6 @@ class InLink:
 
     def __init__(self, group: Group, device: torch.device, *, is_told_specs: bool) -> None:
         self._receiver = open_receiver(group, device)
-        self._device = device
         self._is_told = is_told_specs
         self._specs: dict[Kind, tuple[Specs, Form]] = {}
         self._expected: deque[Kind] = deque()
@@ -189,17 +188,13 @@ class InLink:
             # A transport that posts nothing ahead (NCCL) has to now.
             self._post(at_least=1)
         specs, form, arrived = self._posted.popleft()
-        found = iter(arrived())
-        tensors = [self._empty(spec) if spec.is_empty else next(found) for spec in specs]
+        tensors = arrived()
         # The next one may arrive while the rank works on this one.
         self._post()
         for tensor, spec in zip(tensors, specs, strict=True):
             restore_strides(tensor, spec)
             tensor.requires_grad_(spec.requires_grad)
         return tensors, form
-
-    def _empty(self, spec: TensorSpec) -> Tensor:
-        return torch.empty(spec.shape, dtype=spec.dtype, device=self._device)
 
     def _post(self, at_least: int = 0) -> None:
         most = max(self._receiver.posts_ahead, at_least)
@@ -209,5 +204,5 @@ class InLink:
             # Of a message that is like no other, they are of no use to the next one.
             found = self._specs[kind] if kind.microbatch is None else self._specs.pop(kind)
             specs, form = found
-            arrived = self._receiver.post(tuple(s.in_memory for s in specs if not s.is_empty))
+            arrived = self._receiver.post(tuple(spec.in_memory for spec in specs))
             self._posted.append(_Posted(specs, form, arrived))

@@ -39,11 +39,6 @@ class TensorSpec(NamedTuple):
     """As the sender has it where its elements fill their memory without gaps; else row-major."""
 
     @property
-    def is_empty(self) -> bool:
-        """Whether it has no elements."""
-        return 0 in self.shape
-
-    @property
     def is_row_major(self) -> bool:
         """Whether the last dimension is the one that changes from element to element."""
         return are_alike(self.shape, self.strides, row_major(self.shape))

@@ -80,6 +80,7 @@ def message(number: int) -> list[Tensor]:
         torch.empty(0, 3),
         torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last),
         torch.randn(4, 1, generator=generator).expand(4, 3),
+        torch.randn(1, 4, generator=generator)[:, 2],  # contiguous, whatever its stride
     ]
 
 
@@ -120,6 +121,30 @@ def test_training_and_evaluation_may_send_different_tensors(shares: bool, tmp_pa
             if number == 2:
                 link.expect(kinds[3:])
             assert_message(link.receive(), made[kind](number))
+
+    run_ranks((2,), link_ends(send, receive, shares), tmp_path)
+
+
+@BOTH
+def test_messages_of_other_shapes_are_described_one_by_one(shares: bool, tmp_path: Path) -> None:
+    def kinds(step: int) -> list[Kind]:
+        return [Kind(step % 2 == 0, 2, number) for number in range(4)]
+
+    def made(step: int, number: int) -> list[Tensor]:
+        return [torch.full((step + number, 3), float(number)), *message(number)[: number + 1]]
+
+    def send(out: OutLink) -> None:
+        for step in range(6):
+            for number, kind in enumerate(kinds(step)):
+                out.send(kind, made(step, number), ["is", f"{step} {number}"])
+
+    def receive(link: InLink) -> None:
+        for step in range(6):
+            link.expect(kinds(step))
+            for number in range(4):
+                found, form = link.receive_formed()
+                assert_message(found, made(step, number))
+                assert form == ["is", f"{step} {number}"]
 
     run_ranks((2,), link_ends(send, receive, shares), tmp_path)
 
