@@ -78,8 +78,8 @@ def test_no_more_crosses_than_is_held() -> None:
     front, _ = cut_detector(batch_of((9, 7, 1), (8, 8, 2))).stages
     *tensors, text = front(*batch_of((9, 7, 1), (8, 8, 2)))
     assert isinstance(text, str)
-    # The inputs, their batch and the last view of it, which the forward still has, and what goes on;
-    # no comparison of boxes, and nothing that was on the way.
+    # The inputs, their batch and the last view of it, which the forward still has, and what goes
+    # on; no comparison of boxes, and nothing that was on the way.
     images, going_on = [(3, 9, 7), (3, 8, 8)], (2, 4, 7, 6)
     held = [*images, (1, 4), (2, 4), (2, 3, 9, 8), (3, 9, 8), going_on]
     assert sorted(tuple(t.shape) for t in tensors) == sorted(held)
