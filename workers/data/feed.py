@@ -17,14 +17,18 @@ from bundlerun.workers.data.loader import MicrobatchLoader
 from bundlerun.workers.data.order import num_steps, sample_order, share_out, step_microbatches
 from bundlerun.workers.data.readers import Source, is_stream
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.data.streams.digest import digest_of
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.step import StepWork
 
-_VALIDATION = 1
-"""Second of the loader's sources."""
+_SOURCES = ("training", "validation")
+"""Of the loader, in order."""
+_VALIDATION = _SOURCES.index("validation")
+_NUM_DIGESTED = 3
+"""Samples of a stream."""
 _FORWARDS_OF_A_STEP = 3
 """A step's forwards and backwards take about three times as long as its forwards alone."""
 
@@ -49,7 +53,7 @@ class Feed:
         self._info = info
         self._speeds = [1.0] * session.topology.num_bundles
         self._begun: tuple[Iterator[StepWork], Iterator[Batch]] | None = None
-        self._samples = data.train if data is not None else None
+        self._data = data
         self._loader = _loader(config, session, data) if data is not None else None
 
     @property
@@ -155,6 +159,38 @@ class Feed:
         indices = range(min(num_samples, self._info.num_train))
         return next(self._loader.batches([indices], epoch=0)).inputs
 
+    def digests(self) -> dict[str, str]:
+        """What tells the samples of each part from others; on stage 0.
+
+        As they say it themselves; of streams, what the first ones are.
+
+        Raises:
+            BundleError: a stream cannot be read.
+        """
+        found = {}
+        for part, source, count in self._parts():
+            names = getattr(source.samples, "names_digest", None)
+            if callable(names):
+                found[part] = str(names())
+            elif is_stream(source.samples):
+                found[part] = self._first_digest(part, count)
+        return found
+
+    def _parts(self) -> list[tuple[str, Source, int]]:
+        """Name, samples and their number."""
+        data = self._data
+        assert data is not None, "only stage 0 reads"
+        val = Source.val(data)
+        others = [] if val is None else [("validation", val, self._info.num_val)]
+        return [("training", Source.train(data), self._info.num_train), *others]
+
+    def _first_digest(self, part: str, count: int) -> str:
+        # By the loader: what a stream opens at its first sample belongs to a loading process.
+        assert self._loader is not None, "only stage 0 reads"
+        source, first = _SOURCES.index(part), range(min(_NUM_DIGESTED, count))
+        batch = next(self._loader.batches([first], epoch=0, source=source))
+        return digest_of((batch.inputs, batch.target))
+
     def close(self) -> None:
         """Ends the loading processes."""
         if self._loader is not None:
@@ -163,15 +199,16 @@ class Feed:
     def _order(self, epoch: int) -> Sequence[int]:
         """The samples of an epoch in order; where nobody reads, only their number counts."""
         count = self._info.num_train
-        if self._samples is None or is_stream(self._samples):
+        if self._data is None or is_stream(self._data.train):
             return range(count)  # a stream is shuffled by who has made it
-        own = getattr(self._samples, "epoch_order", None)
+        samples = self._data.train
+        own = getattr(samples, "epoch_order", None)
         if own is None:
             return sample_order(self._config.seed, epoch, count)
         order: Sequence[int] = own(self._config.seed, epoch)
         if not np.array_equal(np.sort(np.asarray(order)), np.arange(count)):
             raise ConfigError(
-                f"epoch_order({self._config.seed}, {epoch}) of {type(self._samples).__name__} does "
+                f"epoch_order({self._config.seed}, {epoch}) of {type(samples).__name__} does "
                 f"not have each of the numbers 0 to {count - 1} once"
             )
         return order

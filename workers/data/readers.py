@@ -80,20 +80,6 @@ def _reader(source: Source, config: TrainConfig, number: int) -> _MicrobatchRead
     )
 
 
-def names_digest(source: Source, config: TrainConfig) -> str | None:
-    """What tells these samples from others, as they say it; of a stream, its first samples.
-
-    Raises:
-        ConfigError: a stream cannot be read.
-    """
-    names = getattr(source.samples, "names_digest", None)
-    if callable(names):
-        return str(names())
-    if not is_stream(source.samples):
-        return None
-    return StreamReader(source.samples, num_samples=source.num_samples, seed=config.seed).digest()
-
-
 def read_first(data: DataSets, config: TrainConfig, num_samples: int) -> Answer:
     """The first training samples as a micro-batch, or as many as there are."""
     count = min(num_samples, num_samples_of(Source.train(data)))

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 from bundlerun.launcher.agreement.agreed import Terms, changes, difference
-from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.workers.data.readers import Source, is_stream, names_digest
+from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.readers import is_stream
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets
 
@@ -32,7 +32,8 @@ def check_same_data(
     info: DataInfo,
     data: DataSets | None,
     session: Session,
-    config: TrainConfig,
+    feed: Feed,
+    paths: RunPaths,
     *,
     is_new: bool,
 ) -> None:
@@ -43,21 +44,21 @@ def check_same_data(
     Args:
         info: sizes of the data.
         data: the samples, on stage 0.
-        config: of the run, whose folder keeps what its first start has seen.
+        feed: of the samples.
+        paths: of the run, which keep what its first start has seen.
         is_new: whether the run begins.
     """
     topology, place, store = session.topology, session.place, session.store
     nodes = sorted({p.node for p in topology.places if p.stage == 0 and not p.is_spare})
     # [1] One rank per node: ranks of a node see the same disks.
-    paths = RunPaths(Path(config.run_dir))
     if data is not None:
         first, *others = topology.collect_ranks(0, place.node)
         # But a stream may look at the rank, and give each another part.
         others = others if is_stream(data.train) else []
         if place.rank in others:
-            store.set(f"data/of-{place.rank}", json.dumps(terms_of_data(info, data, config)))
+            store.set(f"data/of-{place.rank}", json.dumps(terms_of_data(info, feed.digests())))
         elif place.rank == first:
-            own = terms_of_data(info, data, config)
+            own = terms_of_data(info, feed.digests())
             theirs = {f"rank {r}": json.loads(store.get(f"data/of-{r}")) for r in others}
             unlike = difference({f"rank {first}": own, **theirs})
             store.set(f"data/{place.node}", json.dumps([session.arrival.node_name, own, unlike]))
@@ -96,8 +97,13 @@ def _unlike_before(paths: RunPaths, terms: Terms, *, is_new: bool) -> str:
     return f"this run has other DATA: {found}; {way}" if found else ""
 
 
-def terms_of_data(info: DataInfo, data: DataSets, config: TrainConfig) -> dict[str, str]:
-    """What is compared, as `bundlerun.launcher.agreement.agreed` has it."""
+def terms_of_data(info: DataInfo, digests: Mapping[str, str]) -> dict[str, str]:
+    """What is compared, as `bundlerun.launcher.agreement.agreed` has it.
+
+    Args:
+        info: sizes of the data.
+        digests: of the samples of each part.
+    """
     # A digest: names of classes may be thousands, and this is shown where it differs.
     about = hashlib.sha256(json.dumps(info.about, sort_keys=True).encode()).hexdigest()[:12]
     terms = {
@@ -106,8 +112,6 @@ def terms_of_data(info: DataInfo, data: DataSets, config: TrainConfig) -> dict[s
         _CLASSES: str(info.num_outputs),
         "what is known of DATA": about,
     }
-    for part, source in (("training", Source.train(data)), ("validation", Source.val(data))):
-        names = names_digest(source, config) if source is not None else None
-        if names is not None:
-            terms[f"the list of {part} samples"] = names
+    for part, digest in digests.items():
+        terms[f"the list of {part} samples"] = digest
     return terms

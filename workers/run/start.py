@@ -78,7 +78,7 @@ def train_rank(
         restore = _open_restore(config, session, stack)
         # Before the stage: a state that will be loaded for sure needs no initialisation.
         found = look(config, session, restore)
-        check_same_data(info, data, session, config, is_new=found.is_nothing)
+        check_same_data(info, data, session, feed, paths, is_new=found.is_nothing)
         stage, initial = _own_stage(
             config, session, recipe, feed, info, found, is_first_start=is_first_start
         )

@@ -28,7 +28,6 @@ from bundlerun.workers.data.streams.digest import digest_of
 from bundlerun.workers.data.streams.places import NUM_COMPARED, Place, Places
 from bundlerun.workers.recipe import Sample, Stream, UnreadableSample
 
-_NUM_DIGESTED = 3
 _STATES = ("state_dict", "load_state_dict")
 _BEGIN = -1
 """In place of a sample's number: what is random before the first."""
@@ -80,16 +79,6 @@ class StreamReader:
         except ConfigError as exc:
             return Answer(None, (str(exc),))
         return Answer(Batch(inputs, target, 0), ())
-
-    def digest(self) -> str:
-        """Of the first samples of the first epoch.
-
-        Raises:
-            ConfigError: there are none.
-        """
-        with kept_random_state(), _alone():
-            first = range(min(_NUM_DIGESTED, self._count))
-            return "-".join(digest_of(self._at(0, index))[:6] for index in first)
 
     def _at(self, epoch: int, index: int) -> Sample:
         if self._pass is None or (epoch, index) < (self._epoch, self._next) or epoch > self._epoch:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
 import torch
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -30,7 +33,7 @@ class Counted:
         return torch.full((2,), float(index)) + torch.rand(2), index % 3
 
 
-def feed_of(samples: Counted) -> Feed:
+def feed_of(samples: Any) -> Feed:
     config = TrainConfig(
         data="x", batch_size=4, microbatch_size=2, loader_workers=0, validate=False
     )
@@ -66,3 +69,48 @@ def test_a_run_that_goes_on_elsewhere_drops_it() -> None:
     found = [batch.target for batch in feed.epoch(0, 1)[1]]
     assert sum(map(len, found)) == 6
     assert len(list(feed.epoch(0, 0)[1])) == 5
+
+
+class Ordered(Counted):
+    """Says its own order."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self._order = order
+
+    def epoch_order(self, seed: int, epoch: int) -> list[int]:
+        return self._order[epoch:] + self._order[:epoch]
+
+    def names_digest(self) -> str:
+        return "mine"
+
+
+def test_samples_may_say_the_order_of_an_epoch() -> None:
+    samples = Ordered([3, 1, 4, 0, 5, 9, 2, 6, 8, 7])
+    feed = feed_of(samples)
+    list(feed.epoch(1, 0)[1])
+    assert samples.reads == [1, 4, 0, 5, 9, 2, 6, 8, 7, 3]
+    assert feed.digests() == {"training": "mine"}
+
+
+@pytest.mark.parametrize("order", [[0] * 10, list(range(9)), list(range(1, 11))])
+def test_an_order_that_does_not_have_each_sample_once_is_refused(order: list[int]) -> None:
+    with pytest.raises(ConfigError, match="of Ordered does not have each of the numbers 0 to 9 on"):
+        feed_of(Ordered(order)).epoch(0, 0)
+
+
+def test_streams_are_told_from_others_by_their_first_samples() -> None:
+    class Stream:
+        def __init__(self, first: int) -> None:
+            self._first = first
+
+        def __len__(self) -> int:
+            return 10
+
+        def __iter__(self) -> Iterator[Sample]:
+            return (([float(n)], n) for n in range(self._first, self._first + 10))
+
+    feeds = [feed_of(Stream(first)) for first in (0, 0, 1)]
+    assert feeds[0].digests() == feeds[1].digests() != feeds[2].digests()
+    targets = [batch.target.tolist() for batch in feeds[0].epoch(0, 1)[1]]
+    assert targets == [[4, 5], [6, 7], [8, 9]]
