@@ -14,7 +14,9 @@ from tests.sweep_models import check_model, plain_step, torchvision_model, verdi
     ["mobilenet_v3_small", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_y_400mf"],
 )
 def test_a_step_of_a_torchvision_model_is_plain_torchs(name: str) -> None:
-    assert check_model(*torchvision_model(name)) == ["equal", "equal"]
+    whole, cut, how = check_model(*torchvision_model(name))
+    assert (whole, cut) == ("equal", "equal")
+    assert how.startswith("cut by graph at ")
 
 
 def test_stages_that_are_not_the_model_are_seen() -> None:
