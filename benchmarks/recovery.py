@@ -7,7 +7,7 @@ import signal
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
 from benchmarks.faults.chaos import leader
-from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
+from benchmarks.faults.job import Job, NodeOf, host_nodes, loopback_nodes, opened
 from benchmarks.faults.stock import StockJob
 from benchmarks.results.draw import Bars, draw_bars
 from benchmarks.results.record import Check, Options, print_table
@@ -75,6 +75,24 @@ def _kill_all(job: Job) -> None:
         job.start(node.name)
 
 
+STANDBY_ROUNDS = 5
+STANDBY_REPEATS = 2
+"""Faults of a job before the other kind has its turn."""
+STANDBY_LIMIT_S = 180.0
+"""Until all standbys are ready: they begin one after the other, each on what the ranks leave."""
+WARM: dict[str, object] = {
+    "model": "shufflenet_v2_x0_5",
+    "cut": "",
+    "image-size": 32,
+    "batch-size": 12,
+    "microbatch-size": 2,
+}
+"""What is trained beside standbys: of a model in a user's file they do no step."""
+WAYS: Mapping[str, Mapping[str, Any]] = {
+    "forked": {"options": WARM},
+    "--standby": {"options": WARM, "environ": {"BUNDLERUN_STANDBY": "1"}},
+}
+
 CASES = (
     Case("kill a worker", _kill_worker, 1.5),
     Case("kill a node", lambda job: job.kill_node("n1"), 3),
@@ -86,6 +104,11 @@ CASES = (
     Case("a node joins", lambda job: job.start("n1"), 2, is_join=True),
     Case("kill all, start again", _kill_all, NEVER),
 )
+STANDBY_CASES = (
+    Case("kill a worker, --standby", _kill_worker, NEVER),
+    Case("kill a node, --standby", lambda job: job.kill_node("n1"), NEVER),
+)
+"""With standbys and without, in turn: what they save shows next to each other only."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +130,7 @@ def run(options: Options) -> None:
         for case in CASES
         if options.wants(case.name) and not (case.needs_links and without_links)
     ]
+    warm_cases = [case for case in STANDBY_CASES if options.wants(case.name)]
     repeats = options.rounds_or(REPEATS)
     found: dict[str, dict[str, list[Result]]] = {}
     network = nullcontext() if without_links else open_hosts(len(SLOTS), WIRE)
@@ -117,21 +141,48 @@ def run(options: Options) -> None:
             mine["torchrun"] = _repeat(StockJob, case, min(repeats, STOCK_REPEATS), hosts)
             for who, results in mine.items():
                 print(f"{case.name}, {who}: {_times(results)}", flush=True)
-    _report(options, cases, found, repeats)
+        warm = {
+            case: _in_turn(case, options.rounds_or(STANDBY_ROUNDS), hosts) for case in warm_cases
+        }
+    recorded = _standby_report(warm)
+    _report(options, cases, found, repeats, recorded)
 
 
-def _repeat(kind: type[Job], case: Case, repeats: int, hosts: Hosts | None) -> list[Result]:
+def _in_turn(case: Case, rounds: int, hosts: Hosts | None) -> dict[str, list[Result]]:
+    """A fault with standbys and without: jobs in turn, the other kind first each time."""
+    found: dict[str, list[Result]] = {who: [] for who in WAYS}
+    for number in range(rounds):
+        for who in list(WAYS)[:: 1 if number % 2 else -1]:
+            results = _repeat(Job, case, STANDBY_REPEATS, hosts, **WAYS[who])
+            print(f"{case.name}, {who}: {_times(results)}", flush=True)
+            found[who] += results
+    return found
+
+
+def _repeat(
+    kind: type[Job],
+    case: Case,
+    repeats: int,
+    hosts: Hosts | None,
+    **ways: Any,  # noqa: ANN401 (of the job)
+) -> list[Result]:
     """The same fault again and again in one run; ends where the run does not continue."""
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="bundlerun-recovery-") as folder:
         nodes = loopback_nodes(SLOTS) if hosts is None else host_nodes(hosts, SLOTS)
-        job = kind(Path(folder), nodes, hosts=hosts)
+        job = kind(Path(folder), nodes, hosts=hosts, **ways)
         _heal(job)  # a run before it that stood still may have left a link down
         with opened(job):
             job.wait_for_step(10, 120)
             for _ in range(repeats):
                 # One job that stands still must not cost what all others have shown.
                 try:
+                    if ways.get("environ"):
+                        job.wait_until(
+                            lambda: are_ready(job.nodes, read_events(RunPaths(job.run_dir).events)),
+                            "standbys",
+                            STANDBY_LIMIT_S,
+                        )
                     results.append(_measure(job, case))
                     # Later repeats would measure a run that is not whole.
                     if results[-1].took_s == NEVER or not _is_whole_again(job):
@@ -194,6 +245,17 @@ def _is_whole_again(job: Job) -> bool:
     return True
 
 
+def are_ready(nodes: Sequence[NodeOf], events: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each rank of the nodes has a standby that came after it."""
+    last = {(row["node"], row.get("local_rank"), name_of(row)): row["t_s"] for row in events}
+    return all(
+        last.get((node.name, rank, "standby ready"), 0.0)
+        > last.get((node.name, rank, "starts"), math.inf)
+        for node in nodes
+        for rank in range(node.slots)
+    )
+
+
 def _heal(job: Job) -> None:
     for node in job.nodes if job.hosts else ():
         job.link(node.name, "up")
@@ -212,14 +274,48 @@ def _times(results: list[Result]) -> str:
     return ", ".join("never" if r.took_s == NEVER else f"{r.took_s:.2f}" for r in results)
 
 
+def _standby_report(found: Mapping[Case, dict[str, list[Result]]]) -> dict[str, object]:
+    """Prints what standbys save; what is to be recorded of it."""
+    rows: list[list[object]] = []
+    recorded: dict[str, object] = {}
+    for case, ways in found.items():
+        for who, results in ways.items():
+            times = [r.took_s for r in results]
+            ends = [r.phases for r in results if {"starts", "first step"} <= r.phases.keys()]
+            inside = [each["first step"] - each["starts"] for each in ends]
+            median = statistics.median(inside) if inside else "-"
+            shown = _shown(statistics.median(times)), _shown(max(times))
+            rows.append([case.name, who, *shown, max(r.lost for r in results), median])
+            recorded[f"{case.name}, {who}"] = _recorded(results)
+    if rows:
+        head = ["fault", "next start", "median s", "worst", "lost", "from its start to a step s"]
+        print_table(head, rows)
+    return recorded
+
+
+def _recorded(results: Sequence[Result]) -> dict[str, object]:
+    return {
+        "seconds": [None if r.took_s == NEVER else round(r.took_s, 3) for r in results],
+        "lost": [r.lost for r in results],
+        "phases": [r.phases for r in results],
+    }
+
+
 def _report(
-    options: Options, cases: list[Case], found: dict[str, dict[str, list[Result]]], repeats: int
+    options: Options,
+    cases: list[Case],
+    found: dict[str, dict[str, list[Result]]],
+    repeats: int,
+    besides: Mapping[str, object],
 ) -> None:
     rows, checks = [], []
     bars = Bars("s", f"fault to next finished step, median; {LIMIT_S:g} s is never")
     recorded: dict[str, object] = {
-        "repeats": repeats, "stock_repeats": min(repeats, STOCK_REPEATS), "limit_s": LIMIT_S
-    }  # fmt: skip
+        "repeats": repeats,
+        "stock_repeats": min(repeats, STOCK_REPEATS),
+        "limit_s": LIMIT_S,
+        **besides,
+    }
     for case in cases:
         row: list[object] = [case.name]
         for who, results in found[case.name].items():
@@ -227,11 +323,7 @@ def _report(
             lost = max(r.lost for r in results)
             row += [_shown(statistics.median(times)), _shown(max(times)), lost]
             bars.add(case.name, who, min(LIMIT_S, statistics.median(times)))
-            recorded[f"{case.name}, {who}"] = {
-                "seconds": [None if t == NEVER else round(t, 3) for t in times],
-                "lost": [r.lost for r in results],
-                "phases": [r.phases for r in results],
-            }
+            recorded[f"{case.name}, {who}"] = _recorded(results)
         ours = found[case.name]["bundlerun"]
         rows.append(row)
         if case.target_s < NEVER:
@@ -241,6 +333,9 @@ def _report(
                 Check(f"{case.name}: seconds, at most", min(LIMIT_S, median), case.target_s)
             )
             checks.append(Check(f"{case.name}: steps lost, at most", max(r.lost for r in ours), 0))
+    if not rows:  # of standbys only: there is nothing to draw
+        options.record("recovery", recorded)
+        return
     print_table(["fault", "ours s", "worst", "lost", "stock s", "worst", "lost"], rows)
     phase_rows = []
     for case in cases:

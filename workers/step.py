@@ -82,11 +82,12 @@ class StepShare:
                 f"metrics() gives {name!r} for some micro-batches only; let it give the same names "
                 "for all, with a tensor of 0 where there is nothing to count"
             )
-        self.loss += _scalar(share.loss.detach())
+        # One call for all: of a small model it is what a micro-batch takes.
+        totals = [self.loss, *self.metrics.values()]
+        found = [share.loss.detach(), *(metrics[name] for name in self.metrics)]
+        torch._foreach_add_(totals, [_scalar(value) for value in found])
         if share.weight is not None:
             self.weight = share.weight + (0.0 if self.weight is None else self.weight)
-        for name, value in metrics.items():
-            self.metrics[name] += _scalar(value)
 
 
 def _total(slot: Tensor | None, value: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ class Job:
     """The agents of a run, started, killed and started again by whoever calls.
 
     folder: of all that the run leaves. options: in addition to RUN and JOB, as typed.
-    starter: of the agents.
+    environ: in addition to that of this process. starter: of the agents.
     """
 
     folder: Path
@@ -107,6 +107,7 @@ class Job:
     port: int = PORT
     hosts: Hosts | None = None
     options: dict[str, object] = field(default_factory=dict)
+    environ: dict[str, str] = field(default_factory=dict)
     starter: Starter = subprocess.Popen
     agents: dict[str, Program] = field(default_factory=dict)
     faults: Folder = field(init=False)
@@ -138,12 +139,16 @@ class Job:
             "--rdzv-conf=first_wait=60", f"--run-dir={self.run_dir}",
             f"--snapshot-dir={self.folder / 'memory'}", *words_of({**RUN, **JOB, **self.options}),
         ]  # fmt: skip
-        environ = os.environ | {
-            FOLDER_VARIABLE: str(self.faults.root),
-            NODE_VARIABLE: name,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
-        }
+        environ = (
+            os.environ
+            | self.environ
+            | {
+                FOLDER_VARIABLE: str(self.faults.root),
+                NODE_VARIABLE: name,
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+            }
+        )
         with self._log.open("ab") as log:
             self.agents[name] = self.starter(
                 words, stdout=log, stderr=log, env=environ, cwd=Path.cwd(), start_new_session=True

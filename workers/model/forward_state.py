@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.shared import shared_parameters
 from bundlerun.splits.stage import Forward
-from bundlerun.workers.model.small_copies import SmallCopies, version
+from bundlerun.workers.model.small_copies import SmallCopies, versions
 from bundlerun.workers.values.flat import name_of_dtype
 from bundlerun.workers.values.module_tensors import (
     TensorPlace,
@@ -81,7 +81,7 @@ class ForwardState:
         self._kept.clear()
         self._start = {i: self._places[i].tensor.detach().clone() for i in self._written}
         # As of now: what the optimizer has written before belongs to the start.
-        self._versions = [version(place) for place in self._places]
+        self._versions = versions(self._places)
         self._small.refresh()
 
     def watched(self, chunk: int, forward: Forward) -> Forward:
@@ -209,10 +209,11 @@ class ForwardState:
             ConfigError: a forward changes the shape or dtype of what a checkpoint has to keep.
         """
         self._notice_small()
-        known = {*self._written, *self._caches}
-        for i, (place, before) in enumerate(zip(self._places, self._versions, strict=True)):
-            if version(place) != before and i not in known:
-                self._found.add(i)
+        now = versions(self._places)
+        if now != self._versions:
+            known = {*self._written, *self._caches}
+            pairs = enumerate(zip(now, self._versions, strict=True))
+            self._found |= {i for i, (new, old) in pairs if new != old and i not in known}
         for i in list(self._found):
             place = self._places[i]
             if (place.tensor.shape, place.tensor.dtype) == self._layouts[i]:

@@ -64,6 +64,14 @@ class SmallCopies:
                 yield i, self._copies[i].value
 
 
+def versions(places: Sequence[TensorPlace]) -> list[int]:
+    """Those of many tensors, as `version`."""
+    try:
+        return [place.tensor._version for place in places]
+    except RuntimeError:  # of torch: one of them counts no writes
+        return [version(place) for place in places]
+
+
 def version(place: TensorPlace) -> int:
     """The version of the tensor there, which each write to it raises.
 

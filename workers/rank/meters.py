@@ -7,8 +7,8 @@ between two marks in its stream; what launching that takes the rank is a phase o
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Final, Literal, get_args
 
 import torch
@@ -71,6 +71,36 @@ class _Timed:
         self._seconds[self._phase] += self._clock() - self._start
 
 
+class _TimedOnDevice:
+    """The same on a GPU, between two marks in its stream; what launching takes apart."""
+
+    __slots__ = ("_clock", "_mark", "_phase", "_seconds", "_start", "_timer")
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        seconds: dict[Phase, float],
+        phase: Phase,
+        timer: StreamTimer[Phase],
+    ) -> None:
+        self._clock = clock
+        self._seconds = seconds
+        self._phase: Phase = phase
+        self._timer = timer
+
+    def __enter__(self) -> None:
+        self._start = self._clock()
+        self._mark = self._timer.begin()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # Not where it fails: a GPU that has failed takes no more marks, and would hide why.
+        if kind is not None:
+            return
+        self._timer.end(self._phase, self._mark)
+        if _LAUNCHED[self._phase]:
+            self._seconds[LAUNCH] += self._clock() - self._start
+
+
 class Meters:
     """Adds up seconds per phase; each phase may be timed by one thread.
 
@@ -96,17 +126,8 @@ class Meters:
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """Adds the time spent inside to `phase`."""
         if self._timer is not None and phase in _LAUNCHED:
-            return self._on_device(phase, self._timer)
+            return _TimedOnDevice(self._clock, self._seconds, phase, self._timer)
         return _Timed(self._clock, self._seconds, phase)
-
-    @contextmanager
-    def _on_device(self, phase: Phase, timer: StreamTimer[Phase]) -> Iterator[None]:
-        start, mark = self._clock(), timer.begin()
-        # Not where it fails: a GPU that has failed takes no more marks, and would hide why.
-        yield
-        timer.end(phase, mark)
-        if _LAUNCHED[phase]:
-            self._seconds[LAUNCH] += self._clock() - start
 
     def seconds(self) -> dict[Phase, float]:
         """Seconds of each phase since the last `restart`; waits for what a GPU is doing."""

@@ -16,7 +16,7 @@ Source: deferred batch normalisation, torchgpipe (Kim et al., 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -186,17 +186,19 @@ class _LentForward:
         layer = self._layer
         if not layer.training or not layer.track_running_stats:
             return self.own(*args, **kwargs)
+        # A stage may number the model's calls, see splits/replay: these are not the model's.
+        is_watched = _has_modes()
         # Another chunk does it: this one has its result already.
-        if _has_modes() and is_noting():
+        if is_watched and is_noting():
             return self.own(*args, **kwargs)
-        with _unseen():
-            count = _count(layer, args[0] if args else next(iter(kwargs.values())))
+        unseen = torch._C.DisableTorchFunction if is_watched else nullcontext
         # Not by name: a module looks for parameters and buffers in each value that it is given.
         buffers, fields = layer._buffers, vars(layer)
         momentum = fields["momentum"]
         mean, variance, counter = buffers[MEAN], buffers[VAR], buffers.get(TRACKED)
         # [1]
-        with _unseen():
+        with unseen():
+            count = _count(layer, args[0] if args else next(iter(kwargs.values())))
             buffers[MEAN], buffers[VAR] = self._pool.lend(self._index)
         buffers[TRACKED] = self._counter
         fields["momentum"] = 1.0
@@ -212,7 +214,7 @@ class _LentForward:
             # [3] Whatever happens: the user's module is as before, errors included.
             buffers[MEAN], buffers[VAR], buffers[TRACKED] = mean, variance, counter
             fields["momentum"] = momentum
-        with _unseen():
+        with unseen():
             self._pool.take_back(self._index, count, cast(Pair, left))
         return result
 
@@ -222,11 +224,6 @@ class _LentForward:
             "each, from a micro-batch of 1 sample (an epoch's last may be that small); use another "
             "--microbatch-size or --batch-size, or a larger --image-size"
         )
-
-
-def _unseen() -> AbstractContextManager[object]:
-    """For calls that are not the model's: a stage may number its own, see splits/replay."""
-    return torch._C.DisableTorchFunction() if _has_modes() else nullcontext()
 
 
 def _has_modes() -> bool:

@@ -34,11 +34,12 @@ class Pass:
         """Of the first call of each layer."""
         self.more: list[tuple[int, int, Pair]] = []
         """Layer, count and statistics of other calls."""
-        self.after = _flat(layers)
+        buffers = _buffers(layers)
+        self.after = torch.cat(buffers)
         self.before = self.after.clone() if may_only_read else None
         # Views of one tensor: what all norms leave is added up in one operation at the end.
         self._parts = self.after.split_with_sizes(sizes)
-        self._is_uniform = _dtype(layers) is not None
+        self._is_uniform = all(buffer.dtype is self.after.dtype for buffer in buffers)
 
     def lend(self, index: int) -> Pair:
         """What one call of a layer may write its statistics into."""
@@ -212,7 +213,8 @@ class StatisticsSums:
 
 def _buffers(layers: Sequence[_NormBase]) -> list[Tensor]:
     """The running means of all layers, then the variances."""
-    return [cast(Tensor, layer._buffers[name]) for name in (MEAN, VAR) for layer in layers]
+    all_buffers: list[Any] = [layer._buffers for layer in layers]
+    return [own[name] for name in (MEAN, VAR) for own in all_buffers]
 
 
 def sizes_of(layers: Sequence[_NormBase]) -> list[int]:
@@ -223,12 +225,6 @@ def sizes_of(layers: Sequence[_NormBase]) -> list[int]:
 def _flat(layers: Sequence[_NormBase]) -> Tensor:
     """The running statistics of all layers, one after the other, flat."""
     return torch.cat(_buffers(layers))
-
-
-def _dtype(layers: Sequence[_NormBase]) -> torch.dtype | None:
-    """Of all running statistics; None where they are not of one."""
-    dtypes = {buffer.dtype for buffer in _buffers(layers)}
-    return dtypes.pop() if len(dtypes) == 1 else None
 
 
 def cloned_statistics(layer: _NormBase) -> Pair:
