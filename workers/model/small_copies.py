@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -66,8 +67,10 @@ class SmallCopies:
 
 def versions(places: Sequence[TensorPlace]) -> list[int]:
     """Those of many tensors, as `version`."""
+    # Not by `place.tensor`: they are hundreds, several times in each step.
+    tensors: list[Any] = [place.owner[place.key] for place in places]
     try:
-        return [place.tensor._version for place in places]
+        return [tensor._version for tensor in tensors]
     except RuntimeError:  # of torch: one of them counts no writes
         return [version(place) for place in places]
 

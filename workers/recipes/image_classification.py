@@ -174,7 +174,7 @@ def _remarks(hidden: Sequence[str]) -> list[str]:
 
 def heads(output: object) -> tuple[Tensor, list[Tensor]]:
     """The logits of a torchvision model's output, and those of its auxiliary heads."""
-    if isinstance(output, Mapping):  # of transformers
+    if not isinstance(output, Tensor) and isinstance(output, Mapping):  # of transformers
         output = output.get("logits")
     if isinstance(output, Tensor):
         return output, []

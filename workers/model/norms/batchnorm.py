@@ -16,7 +16,6 @@ Source: deferred batch normalisation, torchgpipe (Kim et al., 2020).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -173,6 +172,8 @@ class _LentForward:
         self._index = index
         self._name = name
         self._layer = layer
+        self._num_channels = num_channels(layer)
+        self._is_of_samples = isinstance(layer, _InstanceNorm)
         self.own = own
         # torch's own forward does without the counter, which then costs nothing.
         is_torchs = getattr(own, "__func__", None) is _BatchNorm.forward
@@ -191,21 +192,24 @@ class _LentForward:
         # Another chunk does it: this one has its result already.
         if is_watched and is_noting():
             return self.own(*args, **kwargs)
-        unseen = torch._C.DisableTorchFunction if is_watched else nullcontext
         # Not by name: a module looks for parameters and buffers in each value that it is given.
         buffers, fields = layer._buffers, vars(layer)
         momentum = fields["momentum"]
         mean, variance, counter = buffers[MEAN], buffers[VAR], buffers.get(TRACKED)
         # [1]
-        with unseen():
-            count = _count(layer, args[0] if args else next(iter(kwargs.values())))
-            buffers[MEAN], buffers[VAR] = self._pool.lend(self._index)
+        given = args[0] if args else next(iter(kwargs.values()))
+        if is_watched:
+            with torch._C.DisableTorchFunction():
+                count, lent = self._count(given), self._pool.lend(self._index)
+        else:
+            count, lent = self._count(given), self._pool.lend(self._index)
+        buffers[MEAN], buffers[VAR] = lent
         buffers[TRACKED] = self._counter
         fields["momentum"] = 1.0
         try:
             # [2]
             result = self.own(*args, **kwargs)
-            left = (buffers[MEAN], buffers[VAR])
+            left: Any = buffers[MEAN], buffers[VAR]
         except ValueError as exc:
             if count == 1 and isinstance(layer, _BatchNorm):
                 raise ConfigError(self._of_one_value()) from exc
@@ -214,9 +218,21 @@ class _LentForward:
             # [3] Whatever happens: the user's module is as before, errors included.
             buffers[MEAN], buffers[VAR], buffers[TRACKED] = mean, variance, counter
             fields["momentum"] = momentum
-        with unseen():
-            self._pool.take_back(self._index, count, cast(Pair, left))
+        if is_watched:
+            with torch._C.DisableTorchFunction():
+                self._pool.take_back(self._index, count, left)
+        else:
+            self._pool.take_back(self._index, count, left)
         return result
+
+    def _count(self, given: object) -> int:
+        """Values per channel in the input of a call; samples for an instance norm."""
+        if not isinstance(given, Tensor):
+            return 1
+        if not self._is_of_samples:
+            return given.numel() // self._num_channels
+        layer = cast(_InstanceNorm, self._layer)
+        return given.size(0) if given.dim() > layer._get_no_batch_dim() else 1
 
     def _of_one_value(self) -> str:
         return (
@@ -228,12 +244,3 @@ class _LentForward:
 
 def _has_modes() -> bool:
     return not torch.compiler.is_compiling() and bool(torch._C._len_torch_function_stack())
-
-
-def _count(layer: _NormBase, given: object) -> int:
-    """Values per channel in the input of a call; samples for an instance norm."""
-    if not isinstance(given, Tensor):
-        return 1
-    if isinstance(layer, _InstanceNorm):
-        return given.size(0) if given.dim() > layer._get_no_batch_dim() else 1
-    return given.numel() // num_channels(layer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from bundlerun.workers.device import accelerator as door
 
 MEAN, VAR, TRACKED = "running_mean", "running_var", "num_batches_tracked"
+_DTYPE = attrgetter("dtype")
 Pair = tuple[Tensor, Tensor]
 """Mean and variance per channel."""
 
@@ -39,7 +41,7 @@ class Pass:
         self.before = self.after.clone() if may_only_read else None
         # Views of one tensor: what all norms leave is added up in one operation at the end.
         self._parts = self.after.split_with_sizes(sizes)
-        self._is_uniform = all(buffer.dtype is self.after.dtype for buffer in buffers)
+        self._is_uniform = len(set(map(_DTYPE, buffers))) == 1
 
     def lend(self, index: int) -> Pair:
         """What one call of a layer may write its statistics into."""
