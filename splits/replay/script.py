@@ -21,6 +21,7 @@ from bundlerun.splits.replay.calls import (
     is_counter,
     name_of,
     one_of,
+    reads,
     reads_counter,
     users_line,
 )
@@ -87,6 +88,8 @@ class Script:
     """Calls for real among whose results is something to send."""
     raised: frozenset[int] = frozenset()
     """Calls that have raised."""
+    special: frozenset[int] = frozenset()
+    """Calls of which more has to be known than their number; all others take a short way."""
 
     @classmethod
     def of(cls, route: Route, part: int, record: Record) -> Script:
@@ -119,6 +122,13 @@ class Script:
                 made.wanted.setdefault(key[0], []).append((key[1], key))
         again = {key[0] for key in route.rewritten} - set(made.received_in)
         made.cloned = sorted(n for n in again if n < made.start)
+        lists = {n for n, value in enumerate(values) if type(value) is list}
+        unnumbered = {n for n, func in enumerate(route.funcs) if func is Tensor.add_ or reads(func)}
+        made.special = frozenset(
+            {*made.cloned, *made.received_in, *made.wanted, *made.raised, *route.plain}
+            | lists
+            | unnumbered
+        )
         return made
 
 
@@ -141,8 +151,11 @@ class Acting(Watch):
         self._entered: set[int] = set()
         self._script = script
         self._funcs = script.route.funcs
+        self._count = len(self._funcs)
         self._plain = script.route.plain
         self._start = script.start
+        self._values = script.values
+        self._special = script.special
         self._received = received
         self._model_name = model_name
         self._number = 0
@@ -198,6 +211,12 @@ class Acting(Watch):
         if self._depth:
             return func(*args, **(kwargs or {}))
         number = self._number
+        # Each call of the forward comes here: a usual one is to cost little.
+        if number < self._count and number not in self._special and func == self._funcs[number]:
+            self._number = number + 1
+            if number < self._start:
+                return self._values[number]
+            return func(*args, **kwargs) if kwargs else func(*args)
         if number < self._start:
             if is_counter(func, args):
                 return args[0]
