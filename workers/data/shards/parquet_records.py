@@ -193,7 +193,8 @@ def _refuse_bare(table: Table, path: str) -> None:
     if bare:
         raise ConfigError(
             f"{bare} of {table.num_rows} images of the shard {str(table.path)!r} have no bytes in "
-            f"it, perhaps only paths of files; give it {_RIGHT}"
+            f"it, perhaps only paths of files, as to_parquet() of datasets leaves them; give it "
+            f"{_RIGHT}"
         )
 
 
