@@ -11,13 +11,15 @@ import hashlib
 import heapq
 import math
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from statistics import fmean
+from typing import TypeVar
 
 import torch
 
 from bundlerun.launcher.layout.rounding import divided_up
 
+T = TypeVar("T")
 NEAR_EQUAL = 1.1
 """Bundles whose times differ by a smaller factor share alike: such differences are noise."""
 
@@ -37,7 +39,9 @@ def sample_order(seed: int, epoch: int, num_samples: int) -> list[int]:
     return order
 
 
-def block_order(seed: int, epoch: int, sizes: Sequence[int], window: int) -> list[int]:
+def block_order(
+    seed: int, epoch: int, sizes: Sequence[int], window: int, run: int = 1
+) -> list[int]:
     """As `sample_order`, where samples that are stored together are used at about the same time.
 
     stored        0 1 2 | 3 4 5 | 6 7 | 8 9 10      blocks
@@ -49,6 +53,8 @@ def block_order(seed: int, epoch: int, sizes: Sequence[int], window: int) -> lis
         seed, epoch: of the run.
         sizes: samples of each block; samples are numbered through all blocks.
         window: samples that are shuffled together, at least; 0: all.
+        run: samples of a block, in a random order, that stay next to each other in a window. So a
+            micro-batch is of few blocks, and each block is read for few micro-batches.
     """
     total = sum(sizes)
     if not window or window >= total:
@@ -56,17 +62,23 @@ def block_order(seed: int, epoch: int, sizes: Sequence[int], window: int) -> lis
     generator = torch.Generator().manual_seed(mix_seed(seed, epoch))
     ends = list(accumulate(sizes))
     order: list[int] = []
-    held: list[int] = []
+    runs: list[Sequence[int]] = []
+    num_held = 0
     for block in torch.randperm(len(sizes), generator=generator).tolist():
-        held += range(ends[block] - sizes[block], ends[block])
-        if len(held) >= window:
-            order += _shuffled(held, generator)
-            held = []
-    return order + _shuffled(held, generator)
+        samples: Sequence[int] = range(ends[block] - sizes[block], ends[block])
+        if run > 1:
+            samples = _shuffled(samples, generator)
+        runs += [samples[first : first + run] for first in range(0, len(samples), run)]
+        num_held += len(samples)
+        if num_held >= window:
+            order += chain.from_iterable(_shuffled(runs, generator))
+            runs, num_held = [], 0
+    order += chain.from_iterable(_shuffled(runs, generator))
+    return order
 
 
-def _shuffled(numbers: Sequence[int], generator: torch.Generator) -> list[int]:
-    return [numbers[i] for i in torch.randperm(len(numbers), generator=generator).tolist()]
+def _shuffled(items: Sequence[T], generator: torch.Generator) -> list[T]:
+    return [items[i] for i in torch.randperm(len(items), generator=generator).tolist()]
 
 
 def num_steps(num_samples: int, batch_size: int) -> int:

@@ -13,6 +13,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.order import block_order
+from bundlerun.workers.data.shards.parquet_records import RUN
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.train import train
 from tests.ranks import reference
@@ -69,14 +70,16 @@ def test_shards_are_class_folders_on_two_stages_and_three_bundles(
 def test_a_run_goes_on_in_the_middle_of_an_epoch_on_other_ranks(
     kind: str, roots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run = 1
     if kind == "parquet":
+        run = RUN
         images = [jpeg(n, 9) for n in range(NUM)]
         path = roots / "parquet" / "train" / "0.parquet"
         write_parquet(path, images, [n // 7 for n in range(NUM)], group=EACH)
     sizes = [min(EACH, NUM - n) for n in range(0, NUM, EACH)]
     config = config_of(roots / kind, loader_workers=1, shuffle_window=7)
     monkeypatch.setattr(
-        reference, "sample_order", lambda seed, epoch, _: block_order(seed, epoch, sizes, 7)
+        reference, "sample_order", lambda seed, epoch, _: block_order(seed, epoch, sizes, 7, run)
     )
     wanted = train_unsplit(config, NUM_STEPS)
     for max_steps, num_ranks in ((2, 1), (5, 3), (NUM_STEPS, 2)):

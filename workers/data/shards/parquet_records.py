@@ -24,6 +24,8 @@ from bundlerun.workers.data.shards.tables import Table
 
 WINDOW_BYTES = 256 << 20
 """Of a window, unless the user says how many images it has."""
+RUN = 16
+"""With 1, every process of a job would need every group; so about 10 need one of 100 rows."""
 _IMAGES, _LABELS = ("image", "img"), ("label", "labels", "cls")
 _RIGHT = "a column `image` with the bytes of a file and a column `label` with whole numbers"
 
@@ -45,6 +47,8 @@ class ParquetRecords:
     Raises:
         ConfigError: a shard cannot be read, or has no such columns or values.
     """
+
+    run = RUN
 
     def __init__(self, shards: Sequence[Path], window: int) -> None:
         self._shards = shards

@@ -24,6 +24,8 @@ class Records(Protocol):
     """Images of each piece of the shards that is read, or near, together, in order."""
     window: int
     """Images that are shuffled together, unless the user says it; 0: all."""
+    run: int
+    """Images of a block that stay next to each other in a window."""
 
     def read(self, index: int, /) -> bytes:
         """The file of an image.
@@ -80,7 +82,7 @@ class ShardImages:
 
     def epoch_order(self, seed: int, epoch: int) -> list[int]:
         """The order in which an epoch uses them; see `bundlerun.workers.recipe.SampleSet`."""
-        return block_order(seed, epoch, self._records.blocks, self._window)
+        return block_order(seed, epoch, self._records.blocks, self._window, self._records.run)
 
     def names_digest(self) -> str:
         """For `bundlerun.workers.data.same_data`."""

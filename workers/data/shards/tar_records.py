@@ -33,6 +33,8 @@ class TarRecords:
     window = 0
     """A disk finds any image as quickly: they are shuffled like files in folders."""
 
+    run = 1
+
     def __init__(self, shards: Sequence[Path], kept_in: Path | None) -> None:
         self._shards = shards
         self._indexes = open_indexes(shards, kept_in)

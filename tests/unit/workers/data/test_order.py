@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -37,13 +38,18 @@ def test_the_order_depends_on_seed_and_epoch_and_on_nothing_else() -> None:
     assert sample_order(1, 2, 8) == [2, 1, 0, 4, 5, 6, 3, 7]
 
 
-@given(st.integers(0, 2**40), st.lists(st.integers(0, 9), max_size=20), st.integers(0, 60))
+@given(
+    st.integers(0, 2**40),
+    st.lists(st.integers(0, 9), max_size=20),
+    st.integers(0, 60),
+    st.integers(1, 10),
+)
 def test_an_order_of_blocks_has_every_sample_once_and_keeps_blocks_together(
-    seed: int, sizes: list[int], window: int
+    seed: int, sizes: list[int], window: int, run: int
 ) -> None:
-    order = block_order(seed, 3, sizes, window)
+    order = block_order(seed, 3, sizes, window, run)
     assert sorted(order) == list(range(sum(sizes)))
-    assert order == block_order(seed, 3, sizes, window)
+    assert order == block_order(seed, 3, sizes, window, run)
 
     # A window ends as soon as it has enough samples: it is longer by less than a block.
     longest = window + max(sizes, default=0)
@@ -51,6 +57,18 @@ def test_an_order_of_blocks_has_every_sample_once_and_keeps_blocks_together(
     for block in range(len(sizes) if window else 0):
         places = [place for place, index in enumerate(order) if block_of[index] == block]
         assert not places or places[-1] - places[0] < longest
+
+
+def test_runs_of_a_block_stay_next_to_each_other() -> None:
+    sizes = [10] * 30
+    order = block_order(1, 2, sizes, 100, 5)
+    runs = [order[first : first + 5] for first in range(0, 300, 5)]
+    assert all(len({index // 10 for index in run}) == 1 for run in runs)
+    assert any(run != sorted(run) for run in runs)
+    # The halves of most blocks are apart, and other windows and seeds have others.
+    pairs = [one[0] // 10 == two[0] // 10 for one, two in pairwise(runs)]
+    assert sum(pairs) < 15
+    assert order != block_order(2, 2, sizes, 100, 5) != block_order(2, 3, sizes, 100, 5)
 
 
 def test_a_window_of_all_is_the_order_of_samples_that_are_files() -> None:
