@@ -14,9 +14,9 @@ import pytest
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
-from tests.e2e.test_runs import BIN, LIMIT_S, Agents, agents
+from tests.e2e.test_runs import BIN, LIMIT_S, Agents, agents, warm_agents
 
-__all__ = ["agents"]  # a fixture
+__all__ = ["agents", "warm_agents"]  # fixtures
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROTECTED = str(EXAMPLES / "protected_ddp.py")
@@ -55,33 +55,33 @@ def checked(lines: list[str], num_steps: int) -> None:
 
 
 def test_a_protected_loop_goes_on_to_the_same_bits_when_a_rank_is_killed_and_after_a_stop(
-    agents: Agents, tmp_path: Path
+    warm_agents: Agents, tmp_path: Path
 ) -> None:
     run_dir = tmp_path / "run"
     words = ["--devices=cpu", "--slots=2", f"--run-dir={run_dir}", PROTECTED]
     command = [str(BIN / "bundlerun"), "script", *words, "--steps"]
     # As many as are not done before the run is told to stop.
-    agent = agents.start([*command, str(_LONG)])
-    wait_for_lines(agents, 40)
+    agent = warm_agents.start([*command, str(_LONG)])
+    wait_for_lines(warm_agents, 40)
     os.kill(a_rank(agent.pid), signal.SIGKILL)
-    done = len(step_lines(agents.text()))
-    wait_for_lines(agents, done + 40)
+    done = len(step_lines(warm_agents.text()))
+    wait_for_lines(warm_agents, done + 40)
     request_stop(RunPaths(run_dir), "a test")
-    assert agents.wait() == [75], agents.text()
+    assert warm_agents.wait() == [75], warm_agents.text()
     outcome = read_outcome(RunPaths(run_dir))
     assert outcome is not None
     assert outcome.state == "stopped"
-    assert "from a snapshot" in agents.text()
-    checked(step_lines(agents.text()), outcome.step)
-    agents.start([*command, str(_LONG)])
-    wait_for_lines(agents, len(step_lines(agents.text())) + 3)
-    agents.running[-1].send_signal(signal.SIGTERM)
-    assert agents.wait() == [75, 75], agents.text()
-    assert f"resumes after step {outcome.step}, from a checkpoint" in agents.text()
+    assert "from a snapshot" in warm_agents.text()
+    checked(step_lines(warm_agents.text()), outcome.step)
+    warm_agents.start([*command, str(_LONG)])
+    wait_for_lines(warm_agents, len(step_lines(warm_agents.text())) + 3)
+    warm_agents.running[-1].send_signal(signal.SIGTERM)
+    assert warm_agents.wait() == [75, 75], warm_agents.text()
+    assert f"resumes after step {outcome.step}, from a checkpoint" in warm_agents.text()
 
 
 def test_an_error_of_the_script_ends_the_run_with_its_traceback(
-    agents: Agents, tmp_path: Path
+    warm_agents: Agents, tmp_path: Path
 ) -> None:
     script = tmp_path / "wrong.py"
     script.write_text(
@@ -94,10 +94,10 @@ def test_an_error_of_the_script_ends_the_run_with_its_traceback(
         "        raise KeyError(sys.argv[1])\n"
     )
     words = ["--devices=cpu", "--slots=1", f"--run-dir={tmp_path / 'run'}"]
-    agents.start([str(BIN / "bundlerun"), "script", *words, str(script), "--my_word"])
-    assert agents.wait() == [1]
-    assert "KeyError: '--my_word'" in agents.text()
-    assert f'File "{script}", line 7' in agents.text()
+    warm_agents.start([str(BIN / "bundlerun"), "script", *words, str(script), "--my_word"])
+    assert warm_agents.wait() == [1]
+    assert "KeyError: '--my_word'" in warm_agents.text()
+    assert f'File "{script}", line 7' in warm_agents.text()
 
 
 @pytest.mark.slow  # each rank of torchrun imports torch anew
@@ -129,13 +129,15 @@ def test_the_example_runs_by_itself(agents: Agents, tmp_path: Path) -> None:
     assert len(step_lines(agents.text())) == 3
 
 
-def test_a_pipelined_loop_prints_what_one_process_does(agents: Agents, tmp_path: Path) -> None:
+def test_a_pipelined_loop_prints_what_one_process_does(warm_agents: Agents, tmp_path: Path) -> None:
     words = ["--steps=4", f"--folder={tmp_path}"]
     ranks = ["--devices=cpu", "--slots=2", f"--run-dir={tmp_path / 'run'}"]
-    agents.start([str(BIN / "bundlerun"), "script", *ranks, PIPELINED, *words])
-    agents.start([sys.executable, PIPELINED, *words])
-    assert agents.wait() == [0, 0], agents.text()
-    told = sorted(line for line in agents.text().splitlines() if line.startswith(("step", "eval")))
+    warm_agents.start([str(BIN / "bundlerun"), "script", *ranks, PIPELINED, *words])
+    warm_agents.start([sys.executable, PIPELINED, *words])
+    assert warm_agents.wait() == [0, 0], warm_agents.text()
+    told = sorted(
+        line for line in warm_agents.text().splitlines() if line.startswith(("step", "eval"))
+    )
     losses = [float(line.split(" loss ")[1].split()[0].rstrip(",")) for line in told]
     assert len(losses) == 10
     # By a rounding of the last digit that is printed.
