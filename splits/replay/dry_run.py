@@ -41,6 +41,7 @@ from bundlerun.splits.replay.calls import (
 )
 from bundlerun.splits.replay.composite import Watch, seen_again, unseen
 from bundlerun.splits.replay.ghosts import Ghost, fake_like, fake_mode
+from bundlerun.splits.replay.memo import Memo, key_of
 from bundlerun.splits.replay.operations import OperationCounter
 from bundlerun.splits.replay.record import Call, Key, Reached, Record, Unforeseen
 from bundlerun.splits.replay.state import state_of
@@ -62,6 +63,7 @@ class DryRun(Watch):
         known: what calls give that read numbers, by the number of the call.
         said: the same by the line of the user's code that calls, where the number is another one.
         counts: whether to count operations.
+        memo: of what calls give, where only their results are wanted.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class DryRun(Watch):
         known: Mapping[int, object] = MappingProxyType({}),
         said: Mapping[str, object] = MappingProxyType({}),
         counts: bool = False,
+        memo: Memo | None = None,
     ) -> None:
         super().__init__()
         self.record = Record()
@@ -84,6 +87,8 @@ class DryRun(Watch):
         self._known = known
         self._said = said
         self._ambiguous: set[str] = set()
+        self._memo = memo
+        self._remembered: set[int] = set()
         self._names: dict[int, str] = {}
         for name, module in model.named_modules():
             self._names.setdefault(id(module), name)
@@ -210,7 +215,10 @@ class DryRun(Watch):
         if id(tensor) in self._keys or id(tensor) in self._constants:
             return
         self._kept.append(tensor)  # an id is its own while it lives
-        if id(tensor) in self._fakes or id(tensor) in self._drawn:
+        if id(tensor) in self._remembered:
+            self._keys[id(tensor)] = key
+            self.record.looks[key] = tensor
+        elif id(tensor) in self._fakes or id(tensor) in self._drawn:
             self._keys[id(tensor)] = key
             self.record.looks[key] = tensor
             self.record.memory[key] = self._memory(tensor)
@@ -243,6 +251,21 @@ class DryRun(Watch):
             if line in self._said and not self._depth:
                 return self._read(line, self._said[line])
             raise Unforeseen(f"reads the numbers of a tensor at {line}")
+        if self._memo is None or self._depth:
+            return self._thought(func, args, kwargs)
+        key = key_of(func, args, kwargs, self._is_numberless)
+        known = None if key is None else self._memo.get(key)
+        if known is not None:
+            return known.built(leaves, self._remember)
+        result = self._thought(func, args, kwargs)
+        if key is not None:
+            self._memo.put(key, result, leaves)
+        return result
+
+    def _thought(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> Any:  # noqa: ANN401
+        """What a call on fakes gives."""
         given: tuple[Any, Any] = tree_map(self._faked, (tuple(args), dict(kwargs)))
         before = [(t, t._version) for t in tree_leaves(given) if isinstance(t, FakeTensor)]
         try:
@@ -259,7 +282,8 @@ class DryRun(Watch):
         return tree_map(self._back, result)
 
     def _is_numberless(self, value: object) -> bool:
-        is_known = id(value) in self._fakes or id(value) in self._state
+        key = id(value)
+        is_known = key in self._fakes or key in self._state or key in self._remembered
         return is_known or isinstance(value, FakeTensor)
 
     def _for_real(
@@ -326,6 +350,13 @@ class DryRun(Watch):
 
     # --- ghosts and fakes
 
+    def _remember(self, look: Ghost) -> Tensor:
+        """A ghost of a known look, which has no fake yet: maybe nothing is done with it."""
+        ghost = Ghost.of(look)
+        self._kept.append(ghost)
+        self._remembered.add(id(ghost))
+        return ghost
+
     def _ghost(self, fake: FakeTensor) -> Tensor:
         ghost = Ghost.of(fake)
         self._kept.append(ghost)
@@ -350,6 +381,11 @@ class DryRun(Watch):
     def _faked(self, value: Any) -> Any:  # noqa: ANN401 - any argument
         if not isinstance(value, Tensor):
             return value
+        if id(value) in self._remembered and id(value) not in self._fakes:
+            # No leaf, as it comes of others: what would need a gradient may be overwritten then.
+            made = fake_like(self._mode, value, self.device).clone()
+            assert isinstance(made, FakeTensor)
+            self._pair(value, made)
         if id(value) not in self._fakes and (id(value) in self._state or value.is_meta):
             if id(value) not in self._state:
                 self._kept.append(value)

@@ -17,6 +17,7 @@ from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.splits.replay.alike import undecided, unlike
 from bundlerun.splits.replay.composite import composites_shown
 from bundlerun.splits.replay.dry_run import DryRun
+from bundlerun.splits.replay.memo import Memo
 from bundlerun.splits.replay.record import Reached, Record, Unforeseen
 from bundlerun.splits.tracing.undo import members_kept
 
@@ -31,6 +32,7 @@ def look(
     known: Mapping[int, object] = MappingProxyType({}),
     said: Mapping[str, object] = MappingProxyType({}),
     counts: bool = False,
+    memo: Memo | None = None,
 ) -> Record:
     """What a forward of `model` does, in the mode that it is in; it is left as it was.
 
@@ -43,11 +45,21 @@ def look(
         known: numbers that are read, see `DryRun`.
         said: the same, see there.
         counts: whether to count operations.
+        memo: see there; of such a forward nothing is known but the results of its calls.
 
     Raises:
         Exception: any that the forward raises.
     """
-    run = DryRun(model, device, until=until, is_high=is_high, known=known, said=said, counts=counts)
+    run = DryRun(
+        model,
+        device,
+        until=until,
+        is_high=is_high,
+        known=known,
+        said=said,
+        counts=counts,
+        memo=memo,
+    )
     with ExitStack() as stack:
         stack.enter_context(members_kept([model]))
         for module in model.modules():

@@ -19,6 +19,7 @@ from bundlerun.splits.costs import StageCosts
 from bundlerun.splits.replay.composite import composites_shown
 from bundlerun.splits.replay.ghosts import Ghost
 from bundlerun.splits.replay.look import look, look_twice
+from bundlerun.splits.replay.memo import Memo
 from bundlerun.splits.replay.record import Key, Record, agreed
 from bundlerun.splits.replay.replica import Switch, convert_stand_ins
 from bundlerun.splits.replay.script import Acting, Finished, Route, Script
@@ -93,6 +94,7 @@ class ReplayStage(nn.Module):
         self._routes = dict(cutting.routes)
         self._scripts: dict[tuple[Kind, int, str], Script] = {}
         self._texts: dict[object, str] = {}
+        self._memos: dict[Kind, Memo] = {}
         self._acting: Acting | None = None
         self._watch_entries()
 
@@ -136,6 +138,7 @@ class ReplayStage(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         convert_stand_ins(vars(self)["replica"], fn)
         self._scripts.clear()
+        self._memos.clear()
         return self
 
     def forward(self, *inputs: Any, chunk: int = 0) -> Any:  # noqa: ANN401 - as the model's
@@ -196,7 +199,8 @@ class ReplayStage(nn.Module):
             if not part:
                 return Script.of(route, 0, Record())
             until = self._cutting.cuts[part - 1]
-            record = look(replica, inputs, device, until=until, known=route.known)
+            memo = self._memos.setdefault(kind, Memo())
+            record = look(replica, inputs, device, until=until, known=route.known, memo=memo)
         # Other sizes, such as an epoch's last micro-batch: the same calls, or it is refused.
         start = route.starts[part - 1]
         if [call.func for call in record.calls] != list(route.funcs[:start]):
