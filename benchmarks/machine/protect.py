@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 from benchmarks.machine.snapshot import more_percent
 from benchmarks.results.record import ROOT, Check, Options, print_table
+from bundlerun.launcher.process import follow_parent
 
 CLAIM = "a plain DDP loop that is protected costs at most 1 % more, and a killed rank 2 s, no step"
 MOST_PERCENT, MOST_S = 1.0, 2.0
@@ -123,7 +124,7 @@ def _turns(num_turns: int) -> dict[str, list[list[float]]]:
     with tempfile.TemporaryDirectory(prefix="bundlerun-") as name:
         words = [*LAUNCHERS[OURS], f"--run-dir={name}/run", _SCRIPT, "turns", name]
         words.append(f"--turns={num_turns}")
-        with subprocess.Popen(words, cwd=ROOT, env=_environment()) as job:
+        with subprocess.Popen(words, cwd=ROOT, env=_environment(), preexec_fn=follow_parent) as job:
             try:
                 assert job.wait() == 0
             finally:
@@ -140,6 +141,7 @@ def _kills(words: Sequence[str], count: int) -> list[dict[str, float]]:
             job = subprocess.Popen(
                 [*words, _SCRIPT, "train", name],
                 cwd=ROOT, env=_environment(), stdout=log, stderr=log, start_new_session=True,
+                preexec_fn=follow_parent,  # a timeout that ends this process undoes nothing
             )  # fmt: skip
             try:
                 return [_kill(folder, number % _RANKS) for number in range(count)]
