@@ -77,6 +77,9 @@ def look(
         stack.enter_context(composites_shown())
         stack.enter_context(_quiet())
         stack.callback(register_module_forward_pre_hook(run.enter).remove)
+        if torch.get_default_device().type == "meta":
+            # Where no parameter is made: but what comes of no input has its numbers, as in a run.
+            stack.enter_context(torch.device(device))
         ghosts = run.ghosts_of(inputs)
         with suppress(Reached):
             try:

@@ -74,6 +74,21 @@ def test_what_a_line_has_read_is_looked_at_in_other_forms_too() -> None:
         subject.stages[0](*wrong)
 
 
+def test_a_model_without_numbers_is_cut_where_the_model_is() -> None:
+    class Sized(Detector):
+        def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> Any:
+            # As torchvision works out how large an image becomes: of no input, and read.
+            smallest = torch.min(torch.tensor(images[0].shape[1:])).item()
+            return super().forward([image * smallest for image in images], targets)
+
+    images, targets = batch_of((9, 7, 1), (8, 8, 2))
+    inputs = [image.to("meta") for image in images], targets
+    wanted = ReplayedModel(Sized(), inputs).names
+    with torch.device("meta"):
+        assert ReplayedModel(Sized(), inputs).names == wanted
+    assert "second" in wanted
+
+
 def test_no_more_crosses_than_is_held() -> None:
     front, _ = cut_detector(batch_of((9, 7, 1), (8, 8, 2))).stages
     *tensors, text = front(*batch_of((9, 7, 1), (8, 8, 2)))
