@@ -24,9 +24,9 @@ def newest_step(paths: RunPaths) -> int:
     return max(steps + [step for step in told if isinstance(step, int)][-1:])
 
 
-def has_begun(paths: RunPaths) -> bool:
+def has_begun(paths: RunPaths | None) -> bool:
     """Whether there is something in the folder that a start would continue from."""
-    return newest_step(paths) > 0
+    return paths is not None and newest_step(paths) > 0
 
 
 def changed_lines(paths: RunPaths, terms: Terms) -> list[str]:

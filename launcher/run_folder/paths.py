@@ -224,3 +224,8 @@ class SnapshotPaths:
     def pieces(self) -> list[Path]:
         """The files of all pieces, sorted."""
         return sorted(self.folder.glob("*.piece"))
+
+
+def run_paths(run_dir: str) -> RunPaths | None:
+    """The paths of a run; None: it has no folder, and none is made where its process stands."""
+    return RunPaths(Path(run_dir)) if run_dir else None

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple, Protocol, TypeGuard
 
 from torch.utils.data import IterableDataset
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import run_paths
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.samples import Answer, Reader, Request
 from bundlerun.workers.data.streams.places import Places
@@ -63,13 +62,13 @@ class Readers:
 
 def _reader(source: Source, config: TrainConfig, number: int) -> _MicrobatchReader:
     if is_stream(source.samples):
-        folder = RunPaths(Path(config.run_dir)).stream_places if config.run_dir else None
+        paths = run_paths(config.run_dir)
         return StreamReader(
             source.samples,
             num_samples=source.num_samples,
             seed=config.seed,
             collate=source.collate,
-            places=Places(folder, number, num_samples_of(source)) if folder is not None else None,
+            places=Places(paths.stream_places, number, num_samples_of(source)) if paths else None,
         )
     assert is_indexed(source.samples)
     return Reader(

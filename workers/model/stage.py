@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.models.name import BUILDING, check_adapters
 from bundlerun.launcher.models.user_file import users_code
 from bundlerun.launcher.models.weight_files import source_of
-from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import run_paths
 from bundlerun.splits.cutter import NoExample
 from bundlerun.splits.meta import build_on_default_device
 from bundlerun.splits.models import make_stages
@@ -273,7 +272,7 @@ def check_stages(config: TrainConfig, recipe: Recipe) -> None:
     # Shapes only: a check of the cut needs no memory for parameters.
     with torch.device("meta"), suppress(_NotOpenYet, NoExample):
         made = cut_model(config, recipe, info)
-        if begins_with and not has_begun(RunPaths(Path(config.run_dir))):
+        if begins_with and not has_begun(run_paths(config.run_dir)):
             made.initial(config, info)
 
 

@@ -10,7 +10,6 @@ what the models says of each micro-batch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.models.name import OfLibrary, check_named, parse_model
 from bundlerun.launcher.preflight import data_path
-from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import run_paths
 from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.data.boxes.annotations import (
     Annotations,
@@ -87,7 +86,7 @@ class Detection:
         if config.validate:
             val, more = self._opened("val", categories)
             remarks += more
-        if not has_begun(RunPaths(Path(config.run_dir))):
+        if not has_begun(run_paths(config.run_dir)):
             for samples in (train, *([val] if val else ())):
                 samples.check_there()
         return DataSets(

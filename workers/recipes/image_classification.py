@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.models.name import check_named
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
-from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import run_paths
 from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.data.image_folder import ImageSamples, check_folder
 from bundlerun.workers.data.order import mix_seed
@@ -81,7 +80,8 @@ class ImageClassification:
             return self._shards((train, val))
         classes = check_folder(self._root, needs_val=self._config.validate)
         self._check_num_classes(len(classes))
-        kept_in = RunPaths(Path(self._config.run_dir)).image_lists
+        paths = run_paths(self._config.run_dir)
+        kept_in = paths.image_lists if paths else None
         has_val = self._config.validate
         images = partial(ImageSamples, kept_in=kept_in, is_fast=self._config.decode == "fast")
         train_images = images(self._root / "train", train)
@@ -135,6 +135,7 @@ class ImageClassification:
 
     def _shards(self, both: tuple[View, View]) -> DataSets:
         config = self._config
+        paths = run_paths(config.run_dir)
         found = open_shards(
             self._root,
             both,
@@ -142,7 +143,7 @@ class ImageClassification:
             is_fast=config.decode == "fast",
             window=config.shuffle_window,
             num_classes=config.num_classes,
-            kept_in=RunPaths(Path(config.run_dir)).shard_indexes if config.run_dir else None,
+            kept_in=paths.shard_indexes if paths else None,
         )
         return DataSets(
             train=found.train,

@@ -21,7 +21,7 @@ from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.preflight import data_path
-from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import run_paths
 from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.data.texts.corpus import TRAIN_PART, Corpus, find_corpus, read_documents
 from bundlerun.workers.data.texts.tokenizer import Tokenizer, find_tokenizer
@@ -95,7 +95,7 @@ class LanguageModel:
         parts = [*train, *(val if of_val is not None else ())]
         if not vocabulary:
             vocabulary = 1 + largest(parts, 0)
-        elif not has_begun(RunPaths(Path(config.run_dir))):
+        elif not has_begun(run_paths(config.run_dir)):
             # A run that goes on has done so: its tokens are compared by a digest.
             largest(parts, vocabulary)
         return DataSets(
@@ -172,8 +172,8 @@ class LanguageModel:
 
     def _encoded(self, files: Sequence[Path]) -> Tokens:
         texts = [text for file in files for text in read_documents(file)]
-        kept_in = RunPaths(Path(self._config.run_dir)).tokens
-        return self._tokenizer().encode_all(texts, kept_in)
+        paths = run_paths(self._config.run_dir)
+        return self._tokenizer().encode_all(texts, paths.tokens if paths else None)
 
     def _refuse_short(self, part: str, count: int) -> None:
         raise ConfigError(

@@ -8,7 +8,6 @@ The loss is a mean over the pixels that are not ignored: it says its sum and the
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.models.name import check_named
 from bundlerun.launcher.preflight import data_path
-from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.paths import run_paths
 from bundlerun.splits.sources.build import build_model
 from bundlerun.workers.data.masked_images import LAYOUT, MaskedImages
 from bundlerun.workers.optimizer import make_optimizer
@@ -96,7 +95,7 @@ class Segmentation:
             )
             for part in (("train", "val") if config.validate else ("train",))
         ]
-        if not has_begun(RunPaths(Path(config.run_dir))):
+        if not has_begun(run_paths(config.run_dir)):
             for samples in made:
                 samples.look(_NUM_LOOKED)
         size = config.image_size

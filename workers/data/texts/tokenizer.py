@@ -116,21 +116,18 @@ class Tokenizer:
             self._made.enable_truncation(max_length=most)
         return list(self._made.encode(text, add_special_tokens=special).ids)
 
-    def encode_all(self, texts: Sequence[str], kept_in: Path) -> Tokens:
+    def encode_all(self, texts: Sequence[str], kept_in: Path | None) -> Tokens:
         """The tokens of texts one after the other, with `end` between two.
 
         Args:
-            kept_in: a folder in which an earlier start may have kept them.
+            kept_in: a folder in which an earlier start may have kept them; None: none is.
         """
+        if kept_in is None:
+            return self._encoded(texts)
         path = kept_in / f"{self._digest(texts)}.npy"
         with suppress(OSError, ValueError):
             return np.asanyarray(np.load(path, mmap_mode="r", allow_pickle=False))
-        found: list[int] = []
-        for number, text in enumerate(texts):
-            if number and self.end is not None:
-                found.append(self.end)
-            found += self.encode(text)
-        tokens = np.asarray(found, dtype=np.uint32)
+        tokens = self._encoded(texts)
         with suppress(OSError):  # a full disk ends no run here: they are made again
             path.parent.mkdir(parents=True, exist_ok=True)
             beside = name_beside(path)
@@ -138,6 +135,14 @@ class Tokenizer:
                 np.save(file, tokens)
             beside.replace(path)
         return tokens
+
+    def _encoded(self, texts: Sequence[str]) -> Tokens:
+        found: list[int] = []
+        for number, text in enumerate(texts):
+            if number and self.end is not None:
+                found.append(self.end)
+            found += self.encode(text)
+        return np.asarray(found, dtype=np.uint32)
 
     def _special(self, name: str) -> int | None:
         if not self._is_file:

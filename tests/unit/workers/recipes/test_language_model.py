@@ -127,6 +127,17 @@ def test_texts_become_tokens_once(
     assert len(calls) == 1
 
 
+def test_without_a_run_folder_no_tokens_are_kept(
+    tmp_path: Path, words_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, here = tmp_path / "book.txt", tmp_path / "here"
+    text.write_text(" ".join(WORDS * 30))
+    here.mkdir()
+    monkeypatch.chdir(here)
+    opened(config_of(tmp_path, text, tokenizer=str(words_file), run_dir=""))
+    assert not list(here.iterdir())
+
+
 def test_documents_end_with_the_token_that_the_folder_says(
     tmp_path: Path, words_file: Path
 ) -> None:

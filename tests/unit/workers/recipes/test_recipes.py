@@ -187,6 +187,15 @@ class TestImageClassification:
             load_recipe(TrainConfig(data=root, num_classes=2)).check()
         assert load_recipe(TrainConfig(data=root, num_classes=9)).open_data().num_outputs == 9
 
+    def test_without_a_run_folder_no_list_of_images_is_kept(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        here = tmp_path / "here"
+        here.mkdir()
+        monkeypatch.chdir(here)
+        load_recipe(TrainConfig(data=str(image_folder(tmp_path / "data")))).open_data()
+        assert not list(here.iterdir())
+
     def test_a_missing_folder_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"DATA '/nowhere' does not exist"):
             load_recipe(TrainConfig(data="/nowhere")).check()
