@@ -24,15 +24,15 @@ class Reached(BaseException):
     """The forward has come as far as it was to come."""
 
 
-def agreed(said: Iterable[Mapping[str, object]]) -> dict[str, object]:
+def agreed(mappings: Iterable[Mapping[str, object]]) -> dict[str, object]:
     """What is in several, without what is not the same in all that have it."""
     found: dict[str, object] = {}
-    unlike: set[str] = set()
-    for each in said:
-        for line, value in each.items():
-            if found.setdefault(line, value) != value:
-                unlike.add(line)
-    return {line: value for line, value in found.items() if line not in unlike}
+    differing: set[str] = set()
+    for each in mappings:
+        for key, value in each.items():
+            if found.setdefault(key, value) != value:
+                differing.add(key)
+    return {key: value for key, value in found.items() if key not in differing}
 
 
 @dataclass(slots=True)
