@@ -19,6 +19,8 @@ from bundlerun.splits.replay.model import ReplayedModel
 
 WORST_LOAD = 1.3
 """Of the most loaded device over the mean, before it is a warning: 65:35 in two equal stages."""
+_EVEN_LOAD = 1.2
+"""The same, up to which no other way to cut is looked for: 60:40 in two equal stages."""
 Model = nn.Module | Sequence[nn.Module]
 
 
@@ -193,7 +195,7 @@ def _better(
 ) -> Choice:
     """The graph, or replay where that divides the work much better."""
     load = graph.way.places(inputs).worst_load(graph.cuts, shares)
-    if 0 < load <= WORST_LOAD:
+    if 0 < load <= _EVEN_LOAD:
         return graph
     try:
         way = cuttable(model, "replay", inputs)

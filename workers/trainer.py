@@ -14,17 +14,15 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, ConfigError
-from bundlerun.launcher.layout.schedule import Pipeline
-from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.shared import kept_elsewhere, model_parameters
+from bundlerun.workers.bundle_made import make_bundle
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.interface import Event
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.compiled import begin_replays
 from bundlerun.workers.model.forward_state import ForwardState
-from bundlerun.workers.model.forwards import forwards_of
 from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.model.replica_check import CopyChecks, ReplicaCheck
@@ -33,9 +31,7 @@ from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import Update
 from bundlerun.workers.optimizer import check_optimizer
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
-from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.pipeline.loss import LossCheck
-from bundlerun.workers.pipeline.wires import Wires
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import Recipe
@@ -87,9 +83,7 @@ class Trainer:
         if config.precision == "float64":
             stage = stage.double()
         self.stage = moved(stage, session.device)
-        self._memory_format = arrange(
-            self.stage, config.memory_format, has_gpus=session.arrival.has_gpus
-        )
+        memory_format = arrange(self.stage, config.memory_format, has_gpus=session.arrival.has_gpus)
         self.stage.train()  # a model's own may say which parameters are trained: see them so
         # After `.to`: an optimizer keeps the tensors that it is given.
         self.optimizer = recipe.optimizer(model_parameters(self.stage))
@@ -129,24 +123,15 @@ class Trainer:
         self._forward_state = ForwardState(
             self.stage, config.chunks, self.sync.all_sum, speaks=session.is_writer
         )
-        self.bundle = self._make_bundle()
-
-    def _make_bundle(self) -> Bundle:
-        config, session, stage = self._config, self._session, self._session.place.stage
-        pipeline = Pipeline.of(session.topology, config.schedule)
-        count = math.ceil(config.num_microbatches / session.topology.num_bundles)  # or about that
-        is_recomputed = config.recomputes(stage, max_in_flight(pipeline.order(stage, 0, count)))
-        around = self._statistics, self._forward_state, session.device
-        forwards = forwards_of(self.stage, config, *around, recomputes=is_recomputed)
-        links, device = session.groups.links, session.device
-        return Bundle(
-            wires=Wires(session.topology, session.place, links, pipeline, device),
-            pipeline=pipeline,
-            stage=self.stage,
-            forwards=forwards,
-            recipe=self._recipe,
-            arithmetic=Arithmetic(device, config.precision, self._memory_format, self.loss_scale),
-            meters=self._meters,
+        self.bundle = make_bundle(
+            config,
+            session,
+            self.stage,
+            recipe,
+            Arithmetic(session.device, config.precision, memory_format, self.loss_scale),
+            self._statistics,
+            self._forward_state,
+            meters,
         )
 
     def _metric_sums(self) -> MetricSums:
