@@ -62,8 +62,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is not asked for, or cannot run here, and says so."""
+    """Skips what is not asked for, or cannot run here, and says so.
+
+    Raises:
+        pytest.UsageError: the name of a test has an address, so that each process has another.
+    """
     for item in items:
+        if " at 0x" in item.nodeid:
+            raise pytest.UsageError(f"name the parameters with ids=...: {item.nodeid}")
         reason = _why_slow(item) or _why_gpu(item)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))

@@ -133,7 +133,6 @@ def test_columns_are_found_by_their_names_and_by_notes(tmp_path: Path) -> None:
         ({"image": [{"bytes": "text"}], "label": [1]}, "type struct<bytes: string>, and not"),
         ({"image": pa.array([], pa.binary()), "label": pa.array([], pa.int8())}, "has no rows"),
     ],
-    ids=str,
 )
 def test_a_file_without_images_and_classes_is_refused(
     columns: dict[str, Any], message: str, tmp_path: Path

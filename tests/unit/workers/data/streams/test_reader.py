@@ -192,7 +192,6 @@ def test_what_is_a_stream_and_how_long_it_is() -> None:
         ),
         ({"train": 7, "val": None}, r"train=\.\.\.\) is a int, which gives no samples by number"),
     ],
-    ids=str,
 )
 def test_what_has_neither_numbers_nor_a_length_is_refused_by_name(data: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
