@@ -16,7 +16,7 @@ from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step
 from bundlerun.workers.data.samples import Reader, Request
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.recipe import DataInfo, load_recipe, model_inputs
+from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, load_recipe, model_inputs
 from tests.ranks.harness import run_ranks
 
 
@@ -46,13 +46,19 @@ def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
     return Reference(state, losses)
 
 
-def _train(config: TrainConfig, num_steps_wanted: int) -> Reference:
+def made(config: TrainConfig) -> tuple[Recipe, DataSets, nn.Module]:
+    """A recipe, its data, and its whole model with the numbers that a run begins with."""
     recipe = load_recipe(config)
     data = recipe.open_data()
     torch.manual_seed(mix_seed(config.seed))
     info = DataInfo(num_train=len(data.train), num_val=0, num_outputs=data.num_outputs)
     model = recipe.model(info)
     assert isinstance(model, nn.Module)
+    return recipe, data, model
+
+
+def _train(config: TrainConfig, num_steps_wanted: int) -> Reference:
+    recipe, data, model = made(config)
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     model.to(dtype).train()
     seen = _watch_batchnorms(model)

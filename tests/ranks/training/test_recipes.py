@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.collate import Collate
-from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from bundlerun.workers.data.order import num_steps, sample_order, step_microbatches
 from bundlerun.workers.optim.lr import lr_factor
-from bundlerun.workers.recipe import DataInfo, load_recipe, model_inputs
+from bundlerun.workers.recipe import model_inputs
 from tests.ranks.harness import run_ranks
+from tests.ranks.reference import made
 from tests.ranks.state.test_resume import history, trains
 from tests.ranks.training.test_parity import losses_of
 
@@ -48,12 +49,7 @@ def doubled(value: object) -> Any:
 
 def plain_run(config: TrainConfig) -> tuple[list[float], nn.Module]:
     """The losses of a loop over whole batches, and the model after it."""
-    recipe = load_recipe(config)
-    data = recipe.open_data()
-    torch.manual_seed(mix_seed(config.seed))
-    info = DataInfo(num_train=len(data.train), num_val=0, num_outputs=data.num_outputs)
-    model = recipe.model(info)
-    assert isinstance(model, nn.Module)
+    recipe, data, model = made(config)
     model.double()
     optimizer = recipe.optimizer(model.named_parameters())
     highest = optimizer.param_groups[0]["lr"]
