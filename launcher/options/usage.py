@@ -13,6 +13,7 @@ from bundlerun.launcher.options.declared import ENV_PREFIX, options_of
 DATA_VARIABLE = "BUNDLERUN_DATA"
 NOT_OPTIONS = frozenset(
     {
+        "BUNDLERUN_AGENT_OF",
         "BUNDLERUN_BOARD",
         "BUNDLERUN_CLAIMED",
         "BUNDLERUN_CPU_ONLY",
