@@ -330,8 +330,11 @@ class Job:
     def damage(self) -> list[str]:
         """What is wrong with the checkpoints."""
         surveyed = survey(RunPaths(self.run_dir))
-        found = (find_damage(checkpoint) for checkpoint in surveyed.found)
-        return [*map(str, surveyed.broken), *(text for text in found if text)]
+        found = [(checkpoint, find_damage(checkpoint)) for checkpoint in surveyed.found]
+        # The run goes on meanwhile, and removes the older ones: such a one was not damaged.
+        there = survey(RunPaths(self.run_dir)).found
+        damaged = [text for checkpoint, text in found if text and checkpoint in there]
+        return [*map(str, surveyed.broken), *damaged]
 
     def end(self) -> None:
         """Ends what is left, by its mark."""
