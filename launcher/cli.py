@@ -44,7 +44,7 @@ COMMANDS = {
         f"{_OURS}.classic", "run with the options of the original Bundle_HybridParallelism"
     ),
     "status": Command(
-        f"{_OURS}.status", "show how a run fares: step, nodes, failures, checkpoints"
+        f"{_OURS}.look.status", "show how a run fares: step, nodes, failures, checkpoints"
     ),
     "drain": Command(f"{_OURS}.drain", "ask a run to finish its step, write a checkpoint and stop"),
     "submit": Command(
@@ -52,7 +52,7 @@ COMMANDS = {
         "send a run to Slurm, after checking what can be checked before the queue",
     ),
     "export": Command(
-        f"{_OURS}.export", "write a trained model as one file that plain torchvision loads"
+        f"{_OURS}.use.export", "write a trained model as one file that plain torchvision loads"
     ),
 }
 """Subcommands in the order of `--help`."""

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 from torchvision.transforms import InterpolationMode, v2
 
-from bundlerun.launcher.commands import export
+from bundlerun.launcher.commands.use import export
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import Progress

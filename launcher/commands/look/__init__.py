@@ -1,0 +1,1 @@
+"""Subcommands that look at a run or a machine and change nothing; none imports torch."""
