@@ -134,8 +134,12 @@ def name_of(row: Mapping[str, Any]) -> EventName:
 
 def read_events(folder: Path) -> list[Row]:
     """The lines of all nodes by wall clock; one that a crash cut short is left out."""
-    found = [row for file in sorted(folder.glob("*.jsonl")) for row in _events(read_rows(file))]
-    return sorted(found, key=lambda row: str(row.get("wall", "")))
+    return of_events(row for file in sorted(folder.glob("*.jsonl")) for row in read_rows(file))
+
+
+def of_events(rows: Iterable[Row]) -> list[Row]:
+    """Those among the lines of all nodes that tell of an event, by wall clock."""
+    return sorted(_events(rows), key=lambda row: str(row.get("wall", "")))
 
 
 def read_tail(file: Path) -> list[Row]:

@@ -52,10 +52,14 @@ class Status:
 
     state: "running", "quiet" (no word for a while), "lost" (gone without an outcome), "done",
     "stopped", "failed" or "not begun".
-    step: finished steps. nodes: of the last round, in order.
+    step: finished steps. num_steps: of the whole run; None where its history does not say.
+    nodes: of the last round, in order.
     quiet_s: seconds since the last word. step_s: median seconds of a step.
+    samples_per_s: of the last steps, in `unit`, which is what a sample is called.
     goodput: share of the time since the beginning that went into steps that stay; None before two.
-    checkpoint: finished steps in the newest one, None without one.
+    checkpoint: finished steps in the newest one, None without one. checkpoints: in each, newest
+    first. metrics: of the last step. validation: of the last one, with its loss.
+    last_events: what happened last at the nodes, oldest first.
     """
 
     state: str
@@ -72,6 +76,13 @@ class Status:
     checkpoint: int | None
     failures: tuple[str, ...]
     recoveries: tuple[Recovery, ...]
+    num_steps: int | None = None
+    samples_per_s: float | None = None
+    unit: str = "samples"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, float] = field(default_factory=dict)
+    checkpoints: tuple[int, ...] = ()
+    last_events: tuple[str, ...] = ()
 
 
 def status_of(
@@ -79,18 +90,20 @@ def status_of(
     events: Rows,
     outcome: Outcome | None,
     *,
-    checkpoint: int | None,
+    checkpoints: Sequence[int] = (),
     now: float,
     gone: str = "",
     num_failures: int = 5,
+    num_events: int = 5,
 ) -> Status:
     """The status.
 
     Args:
         metrics: the history. events: of all nodes, by wall clock.
+        checkpoints: finished steps in each, newest first.
         now: seconds since the epoch.
         gone: who ran it and is gone without an outcome; empty while somebody runs it.
-        num_failures: how many of the last failures to tell.
+        num_failures: how many of the last failures to tell. num_events: likewise.
     """
     steps = [row for row in metrics if row.get("kind") == "step"]
     last = steps[-1] if steps else {}
@@ -99,6 +112,8 @@ def status_of(
     step_s = _median_step(metrics)
     state, reason = _state(outcome, gone, quiet_s)
     rounds = [row for row in events if name_of(row) == "coordinator: round"]
+    start = next((row for row in reversed(metrics) if row.get("kind") == "start"), {})
+    evaluated = next((row for row in reversed(metrics) if row.get("kind") == "eval"), {})
     return Status(
         state=state,
         reason=reason,
@@ -111,11 +126,18 @@ def status_of(
         quiet_s=quiet_s,
         step_s=step_s,
         goodput=_goodput(metrics, step_s),
-        checkpoint=checkpoint,
+        checkpoint=checkpoints[0] if checkpoints else None,
         failures=tuple(_failure_text(row) for found in incidents(events) for row in found)[
             -num_failures:
         ],
         recoveries=tuple(recoveries(events))[-num_failures:],
+        num_steps=start.get("steps"),
+        samples_per_s=_samples_per_s(metrics),
+        unit=str(start.get("unit", "samples")),
+        metrics=last.get("metrics") or {},
+        validation=_validation(evaluated),
+        checkpoints=tuple(checkpoints),
+        last_events=tuple(map(event_text, _told(events)))[-num_events:] if num_events else (),
     )
 
 
@@ -139,6 +161,69 @@ def _median_step(metrics: Rows) -> float | None:
         if before.get("kind") == after.get("kind") == "step"
     ]
     return float(statistics.median(gaps)) if gaps else None
+
+
+_RECENT = 50
+"""Steps whose speed is told."""
+
+
+def _samples_per_s(metrics: Rows) -> float | None:
+    """Of the last steps that follow each other, over the time between them."""
+    rows = list(itertools.islice(reversed(metrics), _RECENT + 1))[::-1]
+    samples = seconds = 0.0
+    for before, after in itertools.pairwise(rows):
+        if before.get("kind") == after.get("kind") == "step":
+            samples += float(after.get("samples", 0))
+            seconds += float(after["time"]) - float(before["time"])
+    return samples / seconds if samples and seconds > 0 else None
+
+
+def _validation(row: Mapping[str, Any]) -> Mapping[str, float]:
+    loss = row.get("loss")
+    return {**(row.get("metrics") or {}), **({"loss": loss} if loss is not None else {})}
+
+
+_TOLD: Mapping[EventName, str] = {
+    "coordinator: round": "round {round}: {nodes}",
+    "coordinator: lost": "{lost} was lost: {why}",
+    "coordinator: refuses a node": "a node was refused: {why}",
+    "coordinator: fenced": "stopped by the fence",
+    "rank gone": "local rank {local_rank} died: {why}",
+    "rank stopped": "local rank {local_rank} was stopped: {why}",
+    "rank silent": "local rank {local_rank} was silent: {why}",
+    "failed": "local rank {local_rank} failed: {text}",
+    "told to stop": "told to stop",
+    "cut off": "cut off: {why}",
+    "slurm: signal": "signal of Slurm",
+    "slurm: requeues": "Slurm queues the job again",
+}
+"""What is told of events that a reader should know of."""
+
+
+class _Known(dict[str, object]):
+    """What a line of an event log lacks is left out."""
+
+    def __missing__(self, key: str) -> str:
+        return ""
+
+
+def _told(events: Rows) -> list[Event]:
+    return [row for row in events if name_of(row) in _TOLD]
+
+
+def event_text(row: Event) -> str:
+    """An event for people, in one line: when, where, what."""
+    known = {name: _last_line(value) for name, value in row.items()}
+    text = _TOLD.get(name_of(row), name_of(row)).format_map(_Known(known)).rstrip(": ")
+    return f"{row.get('wall', '')[:19]}  {row.get('node')}: {text}"
+
+
+def _last_line(value: object) -> object:
+    """Of a text, such as a traceback; of several names, all."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    lines = value.strip().splitlines() if isinstance(value, str) else []
+    return lines[-1] if lines else value
 
 
 def _goodput(metrics: Rows, step_s: float | None) -> float | None:

@@ -110,6 +110,9 @@ class Reporter:
             bundles=topology.num_bundles,
             nodes=topology.num_nodes,
             shape=f"{topology.shape}",
+            chunks=topology.chunks_per_stage,
+            steps=course.num_steps,
+            unit=course.unit,
         )
 
     def resumed(self, progress: Progress, source: str) -> None:

@@ -4,79 +4,109 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import os
+import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from bundlerun.launcher.agreement.claim import gone_holder
 from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
-from bundlerun.launcher.errors import EXIT_DONE
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.meeting.site import site_reports
-from bundlerun.launcher.run_folder.checkpoints import survey
-from bundlerun.launcher.run_folder.events import read_events
-from bundlerun.launcher.run_folder.history import read_rows
-from bundlerun.launcher.run_folder.outcome import read_outcome
-from bundlerun.launcher.run_folder.status import Status, status_of
+from bundlerun.launcher.report.look import RunLook
+from bundlerun.launcher.report.status_text import status_lines
+from bundlerun.launcher.report.watch import watch
+from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.status import Status
+from bundlerun.launcher.terminal import Terminal
+
+LINE_EVERY_S = 10.0
+"""Without a terminal: seconds between two lines that tell of steps alone."""
+JOB_EVERY_S = 15.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun status`."""
-    parser.description = "Show how a run fares: step, nodes, failures, checkpoints, goodput."
+    parser.description = (
+        "Show how a run fares: step, speed, members, failures, checkpoints, goodput."
+    )
     add_run_argument(parser)
     parser.add_argument("--json", action="store_true", help="print it as one JSON document")
+    parser.add_argument(
+        "--watch",
+        action="store_true",
+        help="until the run has ended: drawn in place on a terminal, else a line for each change",
+    )
+    parser.add_argument(
+        "--every",
+        type=float,
+        default=1.0,
+        metavar="SECONDS",
+        help="with --watch: between two looks (default: %(default)s)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the status.
 
     Raises:
-        ConfigError: there is no such run.
+        ConfigError: there is no such run, or the options do not go together.
     """
+    if args.watch and args.json:
+        raise ConfigError("--watch shows a run to people; for programs call --json again and again")
+    if not 0.1 <= args.every <= 3600:
+        raise ConfigError(f"--every {args.every:g} is not from 0.1 to 3600 seconds")
     paths = run_paths(args.run_dir)
-    # Manifests and sizes only: a status reads no weights.
-    found = survey(paths).found
-    status = status_of(
-        read_rows(paths.metrics),
-        read_events(paths.events),
-        read_outcome(paths),
-        checkpoint=found[0].step if found else None,
-        now=time.time(),
-        gone=gone_holder(paths),
-    )
-    jobs = site_reports(paths)
-    if args.json:
-        print(json.dumps({**asdict(status), **jobs}, indent=2))
+    view = _View(paths)
+    if args.watch:
+        status = watch(
+            view.look.status,
+            view.lines,
+            sys.stdout,
+            _terminal,
+            every_s=args.every,
+            line_every_s=max(args.every, LINE_EVERY_S),
+        )
+        # The screen of its own is gone: what became of the run stays to be read.
+        if _terminal().is_live:
+            print("\n".join(view.lines(status, _terminal())))
         return EXIT_DONE
-    print(status_text(status))
-    for site, job in jobs.items():
-        if job is not None:
-            print(f"{site} job".ljust(12), job["text"])
+    status = view.look.status()
+    if args.json:
+        members = {node.name: node.ranks for node in view.look.members()}
+        print(json.dumps({**asdict(status), "members": members, **site_reports(paths)}, indent=2))
+        return EXIT_DONE
+    print("\n".join(view.lines(status, _terminal())))
     return EXIT_DONE
 
 
-def status_text(status: Status) -> str:
-    """The status for people."""
-    reason = f" ({status.reason})" if status.reason else ""
-    lines = [f"state        {status.state}{reason}"]
-    loss = "" if status.loss is None else f", loss {_number(status.loss)}"
-    lines.append(f"step         {status.step}, epoch {status.epoch + 1}{loss}")
-    if status.step_s is not None:
-        lines.append(f"speed        {status.step_s:.3g} s a step")
-    if status.goodput is not None:
-        lines.append(f"goodput      {status.goodput:.1%} of the time went into steps that stay")
-    if status.quiet_s is not None and status.state in ("running", "quiet", "lost"):
-        lines.append(f"last word    {status.quiet_s:.1f} s ago")
-    lines.append(f"nodes        {', '.join(status.nodes) or 'none'} (round {status.round})")
-    kept = "none" if status.checkpoint is None else f"step {status.checkpoint}"
-    lines.append(f"checkpoint   {kept}")
-    lines.append(f"restarts     {status.num_restarts}")
-    lines += [f"failure      {text}" for text in status.failures]
-    for recovery in status.recoveries:
-        phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in recovery.phases.items())
-        lines.append(
-            f"recovery     {recovery.when[:19]}  {recovery.node}, {recovery.why}: {phases} s"
+def _terminal() -> Terminal:
+    return Terminal.of(sys.stdout, os.environ)
+
+
+class _View:
+    """A run as lines."""
+
+    def __init__(self, paths: RunPaths) -> None:
+        self._paths = paths
+        self.look = RunLook(paths, time.time)
+        self._jobs: Mapping[str, Mapping[str, object] | None] = {}
+        self._asked_at = -math.inf
+
+    def lines(self, status: Status, terminal: Terminal) -> Sequence[str]:
+        # A batch system is not asked at each redraw.
+        if time.monotonic() - self._asked_at >= JOB_EVERY_S:
+            self._jobs, self._asked_at = site_reports(self._paths), time.monotonic()
+        return status_lines(
+            status,
+            self.look.members(),
+            terminal,
+            shape=self.look.shape,
+            chunks=self.look.chunks,
+            extra=[
+                (f"{site} job", str(job["text"]))
+                for site, job in self._jobs.items()
+                if job is not None
+            ],
         )
-    return "\n".join(lines)
-
-
-def _number(value: float | str) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)

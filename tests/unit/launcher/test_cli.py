@@ -92,7 +92,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(
         ),
         ("run --max-step=3 synthetic", "run [OPTIONS] [DATA]", "--max-step; nearest: --max-steps"),
         ("plan --node 2x2", "plan [OPTIONS] [DATA]", "unknown option --node; nearest: --nodes"),
-        ("status a b", "status [-h] [--json] [RUN_DIR|JOB]", "one argument too many: 'b'"),
+        ("status a b", "status [-h] [--json] [--watch]", "one argument too many: 'b'"),
         ("drain x --wiat 3", "drain [-h]", "unknown option --wiat; nearest: --wait"),
         ("export x -o y.pt --besst", "export [-h]", "unknown option --besst; nearest: --best"),
         ("submit -- --modle x y", "submit ... -- [OPTIONS] [DATA]", "--modle; nearest: --model"),

@@ -49,7 +49,7 @@ EVENTS = [
 
 
 def test_a_running_run_is_told_with_goodput_and_recovery() -> None:
-    status = status_of(HISTORY, EVENTS, None, checkpoint=2, now=110.0)
+    status = status_of(HISTORY, EVENTS, None, checkpoints=[2], now=110.0)
     assert (status.state, status.step, status.num_restarts) == ("running", 4, 1)
     assert (status.nodes, status.round, status.checkpoint) == (("a",), 2, 2)
     assert status.step_s == 1.0
@@ -74,11 +74,11 @@ def test_a_node_that_was_started_again_goes_on_after_what_it_did_before() -> Non
         at("two", 5.0, "01:01.000", "in a round"),
         at("two", 6.0, "01:02.000", "first step"),
     ]
-    (recovery,) = status_of(HISTORY, events, None, checkpoint=2, now=110.0).recoveries
+    (recovery,) = status_of(HISTORY, events, None, checkpoints=[2], now=110.0).recoveries
     assert recovery.phases == {"workers stopped": 58.0, "round": 59.0, "first step": 60.0}
     # Within one start of the machine a wall clock that jumps back changes nothing.
     events[4]["wall"] = events[5]["wall"] = "2026-01-01T00:00:30.000"
-    (recovery,) = status_of(HISTORY, events, None, checkpoint=2, now=110.0).recoveries
+    (recovery,) = status_of(HISTORY, events, None, checkpoints=[2], now=110.0).recoveries
     assert list(recovery.phases) == ["workers stopped", "round", "first step"]
 
 
@@ -95,7 +95,7 @@ NODE_KILLED = [
 
 
 def test_a_lost_node_is_named_and_not_the_survivor_that_noticed() -> None:
-    status = status_of(HISTORY, NODE_KILLED, None, checkpoint=2, now=110.0)
+    status = status_of(HISTORY, NODE_KILLED, None, checkpoints=[2], now=110.0)
     assert status.failures == ("2026-01-01T00:00:05  b was lost: node b is silent",)
     (recovery,) = status.recoveries
     assert (recovery.node, recovery.why) == ("a", "node b was lost")
@@ -104,27 +104,27 @@ def test_a_lost_node_is_named_and_not_the_survivor_that_noticed() -> None:
 def test_a_rank_that_died_elsewhere_is_named_with_its_node() -> None:
     elsewhere = event(4.9, "rank gone", local_rank=1, why="it was killed") | {"node": "b"}
     events = sorted([*NODE_KILLED[:4], elsewhere, *NODE_KILLED[5:]], key=lambda row: row["wall"])
-    status = status_of(HISTORY, events, None, checkpoint=2, now=110.0)
+    status = status_of(HISTORY, events, None, checkpoints=[2], now=110.0)
     assert [recovery.why for recovery in status.recoveries] == ["local rank 1 of node b died"]
     assert status.failures == ("2026-01-01T00:00:04  b, local rank 1 died: it was killed",)
 
 
 def test_a_run_that_says_nothing_is_not_called_running() -> None:
-    assert status_of(HISTORY, [], None, checkpoint=None, now=1000.0).state == "quiet"
-    assert status_of([], [], None, checkpoint=None, now=1000.0).state == "not begun"
+    assert status_of(HISTORY, [], None, checkpoints=[], now=1000.0).state == "quiet"
+    assert status_of([], [], None, checkpoints=[], now=1000.0).state == "not begun"
 
 
 def test_a_run_whose_holder_is_gone_without_an_end_is_lost() -> None:
     gone = "killed or lost: process 7 on node a"
-    found = status_of(HISTORY, [], None, checkpoint=None, now=110.0, gone=gone)
+    found = status_of(HISTORY, [], None, checkpoints=[], now=110.0, gone=gone)
     assert (found.state, found.reason) == ("lost", gone)
     outcome = Outcome(state="done", exit_code=0, reason="all", step=4)
-    assert status_of(HISTORY, [], outcome, checkpoint=4, now=110.0, gone=gone).state == "done"
+    assert status_of(HISTORY, [], outcome, checkpoints=[4], now=110.0, gone=gone).state == "done"
 
 
 def test_the_outcome_has_the_last_word() -> None:
     outcome = Outcome(state="failed", exit_code=1, reason="3 attempts", step=4)
-    assert status_of(HISTORY, EVENTS, outcome, checkpoint=2, now=110.0).reason == "3 attempts"
+    assert status_of(HISTORY, EVENTS, outcome, checkpoints=[2], now=110.0).reason == "3 attempts"
 
 
 def test_the_command_prints_text_and_one_json_document(
