@@ -64,8 +64,8 @@ class Cuttable(Protocol):
     def places(self, inputs: Sequence[object] = ()) -> Places:
         """Where it can be cut; `inputs`: what it is called with."""
 
-    def check_names(self, cuts: Sequence[str], also: Sequence[str] = ()) -> None:
-        """Raises ConfigError where one of `cuts` is no boundary."""
+    def find(self, name: str, also: Sequence[str] = ()) -> object:
+        """The boundary of that name; raises ConfigError, which may propose names of `also`, too."""
 
     def equal_cuts(
         self, num_parts: int, *, shares: Sequence[float] = (), inputs: Sequence[object] = ()

@@ -277,7 +277,8 @@ def choose_cuts(
     named = family.named_cuts(traced.model) if family else {}
     # Checked before they are counted: a mistyped name is the more useful complaint.
     names = tuple(named.get(name, name) for name in cut)
-    traced.check_names(names, also=list(named))
+    for name in names:
+        traced.find(name, also=list(named))
     if len(names) != num_stages - 1:
         raise ConfigError(
             f"--cut {','.join(cut)} makes {len(cut) + 1} stages and the shape has {num_stages}; "

@@ -175,7 +175,7 @@ class TracedModel:
         """
         found = self._run(inputs)
         for cut in cuts:
-            for node in self._train.crossing(self._find(cut).train):
+            for node in self._train.crossing(self.find(cut).train):
                 name = self._train.qualified_names[node]
                 if found is not None and node in found.lost:
                     return f"{name!r} crosses {cut!r}, and is no tensor but {found.lost[node]}"
@@ -228,7 +228,7 @@ class TracedModel:
         given: dict[int, str] = {}
         places: list[Boundary] = []
         for name in cuts:
-            boundary = self._find(name)
+            boundary = self.find(name)
             if boundary.train in given:
                 raise ConfigError(
                     f"cuts {given[boundary.train]!r} and {name!r} are the same boundary; give "
@@ -238,17 +238,8 @@ class TracedModel:
             places.append(boundary)
         return sorted(places, key=lambda b: b.train)
 
-    def check_names(self, cuts: Sequence[str], also: Sequence[str] = ()) -> None:
-        """Raises ConfigError where one of `cuts` is no boundary.
-
-        Args:
-            cuts: names.
-            also: other names that the message may propose.
-        """
-        for name in cuts:
-            self._find(name, also)
-
-    def _find(self, name: str, also: Sequence[str] = ()) -> Boundary:
+    def find(self, name: str, also: Sequence[str] = ()) -> Boundary:
+        """The boundary of that name; raises ConfigError, which may propose names of `also`, too."""
         by_name = {name: b for b in self.boundaries for name in b.names}
         if name in by_name:
             return by_name[name]

@@ -171,17 +171,8 @@ class ReplayedModel:
         """The valid cut names."""
         return [name for boundary in self.boundaries for name in boundary.names]
 
-    def check_names(self, cuts: Sequence[str], also: Sequence[str] = ()) -> None:
-        """Raises ConfigError where one of `cuts` is no boundary.
-
-        Args:
-            cuts: names.
-            also: other names that the message may propose.
-        """
-        for name in cuts:
-            self._find(name, also)
-
-    def _find(self, name: str, also: Sequence[str] = ()) -> Entry:
+    def find(self, name: str, also: Sequence[str] = ()) -> Entry:
+        """The boundary of that name; raises ConfigError, which may propose names of `also`, too."""
         for boundary in self.boundaries:
             if name in boundary.names:
                 return boundary
@@ -315,13 +306,13 @@ class ReplayedModel:
     def _sorted(self, cuts: Sequence[str]) -> list[Entry]:
         given: dict[int, str] = {}
         for name in cuts:
-            place = self._find(name).train
+            place = self.find(name).train
             if place in given:
                 raise ConfigError(
                     f"cuts {given[place]!r} and {name!r} are the same boundary; give each once"
                 )
             given[place] = name
-        return sorted(map(self._find, cuts), key=lambda entry: entry.train)
+        return sorted(map(self.find, cuts), key=lambda entry: entry.train)
 
     def _owners(self, places: Sequence[Entry]) -> Iterator[tuple[int, set[int]]]:
         """The parts that use each parameter and buffer, by its identity."""

@@ -135,7 +135,7 @@ class Counting(nn.Module):
 def test_a_buffer_in_two_stages_is_refused_by_name() -> None:
     for way in (TracedModel(Counting()), ReplayedModel(Counting(), [torch.ones(2, 4)])):
         with pytest.raises(ConfigError, match="'inner' puts factor into two stages"):
-            way.check_names(["inner"])
+            way.find("inner")
     norm = nn.BatchNorm1d(4)
     with pytest.raises(ConfigError, match=r"0.running_mean = 1.running_mean is a buffer that"):
         make_stages([norm, norm], cut=(), num_stages=2)
