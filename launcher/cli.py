@@ -46,6 +46,9 @@ COMMANDS = {
     "status": Command(
         f"{_OURS}.look.status", "show how a run fares: step, nodes, failures, checkpoints"
     ),
+    "doctor": Command(
+        f"{_OURS}.look.doctor", "examine machines, network and folders before a run; starts nothing"
+    ),
     "drain": Command(f"{_OURS}.drain", "ask a run to finish its step, write a checkpoint and stop"),
     "submit": Command(
         "bundlerun.slurm.submit",

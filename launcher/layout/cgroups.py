@@ -21,19 +21,29 @@ def cpu_quota(own: str, mounts: Path) -> float | None:
         own: the text of /proc/self/cgroup.
         mounts: where control groups are mounted, /sys/fs/cgroup.
     """
-    groups = [folder for line in own.splitlines() for folder in _groups(line, mounts)]
+    groups = group_folders(own, mounts, "cpu")
     limits = [limit for folder in groups if (limit := _limit(folder)) is not None]
     return min(limits, default=None)
 
 
-def _groups(line: str, mounts: Path) -> Iterator[Path]:
-    """The folders that may say something about processor time, by one line of the file."""
+def group_folders(own: str, mounts: Path, controller: str) -> list[Path]:
+    """The folders that may have limits of a controller, such as cpu, memory or pids.
+
+    Args:
+        own: the text of /proc/self/cgroup.
+        mounts: where control groups are mounted, /sys/fs/cgroup.
+    """
+    return [f for line in own.splitlines() for f in _groups(line, mounts, controller)]
+
+
+def _groups(line: str, mounts: Path, controller: str) -> Iterator[Path]:
+    """The folders that may say something about a controller, by one line of the file."""
     _, controllers, path = (*line.split(":", 2), "", "")[:3]
     # Version 2 has one line without controllers; `unified` is its mount in hybrid setups.
     if not controllers:
         roots = [mounts, mounts / "unified"]
-    elif "cpu" in controllers.split(","):
-        roots = [mounts / controllers, mounts / "cpu"]
+    elif controller in controllers.split(","):
+        roots = [mounts / controllers, mounts / controller]
     else:
         return
     own = Path(path.lstrip("/"))

@@ -226,6 +226,15 @@ class SnapshotPaths:
         return sorted(self.folder.glob("*.piece"))
 
 
+def trial_folder(base: Path, nonce: str) -> Path:
+    """Where `bundlerun doctor` tries what a file system does; hidden, below a folder that exists.
+
+    Args:
+        nonce: what no other examination has; `*` for all of them.
+    """
+    return base / f".bundlerun-doctor-{nonce}"
+
+
 def run_paths(run_dir: str) -> RunPaths | None:
     """The paths of a run; None: it has no folder, and none is made where its process stands."""
     return RunPaths(Path(run_dir)) if run_dir else None

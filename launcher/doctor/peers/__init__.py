@@ -1,0 +1,1 @@
+"""Several nodes examined together: they meet, and measure every link both ways."""
