@@ -144,6 +144,26 @@ class RunPaths:
         return self.root / "data.json"
 
     @property
+    def options(self) -> Path:
+        """What the last start was asked for, each option with where it came from, JSON."""
+        return self.root / "options.json"
+
+    @property
+    def report(self) -> Path:
+        """The run as one page, HTML."""
+        return self.root / "report.html"
+
+    @property
+    def measured_steps(self) -> Path:
+        """Steps as ranks have measured them, a folder each."""
+        return self.root / "measured-steps"
+
+    def measured_rank(self, step: int, bundle: int, stage: int, replica: int) -> Path:
+        """What one rank has measured of a step, JSON."""
+        name = f"bundle-{bundle}-stage-{stage}-replica-{replica}.json"
+        return self.measured_steps / f"step-{step:09d}" / name
+
+    @property
     def is_used(self) -> bool:
         """Whether a run has begun here, or is queued."""
         marks = (

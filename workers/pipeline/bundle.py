@@ -274,6 +274,7 @@ class Bundle:
 
     def _forward(self, step: _Step, action: Action) -> None:
         work, chunk, j = step.work, self._wires.chunk(action), action.microbatch
+        self._meters.does(action, work.step)
         if self._is_training:
             # Dropout depends on these alone, not on the topology (I1); so does what a recipe draws.
             number = mix_seed(work.seed, work.step, work.first + j, chunk)
@@ -345,6 +346,7 @@ class Bundle:
 
     def _backward(self, step: _Step, action: Action) -> None:
         chunk, j = self._wires.chunk(action), action.microbatch
+        self._meters.does(action, step.work.step)
         flight = step.in_flight.pop(action.key)
         edges, inputs, gradients = flight.edges, flight.inputs, flight.gradients
         # [5]
@@ -375,6 +377,7 @@ class Bundle:
         # None where the backward was not cut in two after all.
         rest = step.half_done.pop(action.key, None)
         if rest is not None:
+            self._meters.does(action, step.work.step)
             with self._meters.phase("backward"):
                 rest.run()
 

@@ -13,8 +13,10 @@ from typing import Final, Literal, get_args
 
 import torch
 
+from bundlerun.launcher.layout.schedule import Action
 from bundlerun.workers.device.accelerator import is_gpu
 from bundlerun.workers.device.timers import StreamTimer
+from bundlerun.workers.rank.recording import Recording
 
 Phase = Literal[
     "data",
@@ -117,6 +119,8 @@ class Meters:
         self._clock = clock
         self._timer = timer
         self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
+        self.recording: Recording | None = None
+        """Gets what is done from now on, with its times; None: only seconds are added up."""
 
     @classmethod
     def of(cls, device: torch.device) -> Meters:
@@ -125,9 +129,18 @@ class Meters:
 
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """Adds the time spent inside to `phase`."""
+        timed: _Timed | _TimedOnDevice
         if self._timer is not None and phase in _LAUNCHED:
-            return _TimedOnDevice(self._clock, self._seconds, phase, self._timer)
-        return _Timed(self._clock, self._seconds, phase)
+            timed = _TimedOnDevice(self._clock, self._seconds, phase, self._timer)
+        else:
+            timed = _Timed(self._clock, self._seconds, phase)
+        recording = self.recording
+        return timed if recording is None else recording.of(phase, timed, phase in _LAUNCHED)
+
+    def does(self, action: Action, step: int) -> None:
+        """Which pass of which step the rank's own thread is at from now on."""
+        if self.recording is not None:
+            self.recording.action = action, step
 
     def seconds(self) -> dict[Phase, float]:
         """Seconds of each phase since the last `restart`; waits for what a GPU is doing."""

@@ -16,6 +16,7 @@ from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.rank.stopping import Stopping
 from bundlerun.workers.report.audience import Audience
+from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.state.ending import Ending
@@ -32,6 +33,7 @@ class Run:
         trainer: does a step.
         saving: takes snapshots and writes checkpoints.
         measures: where the time goes.
+        measured: steps that are measured action by action.
         stopping: whether this step is the last.
         audience: agent, history and console.
     """
@@ -43,6 +45,7 @@ class Run:
         trainer: Trainer,
         saving: Saving,
         measures: Measures,
+        measured: MeasuredSteps,
         stopping: Stopping,
         audience: Audience,
     ) -> None:
@@ -51,6 +54,7 @@ class Run:
         self._trainer = trainer
         self._saving = saving
         self._measures = measures
+        self._measured = measured
         self._stopping = stopping
         self._audience = audience
         self._epoch = 0
@@ -97,6 +101,9 @@ class Run:
             start = time.perf_counter()
             # [1]
             self._stopping.begin_step()
+            num_done = self._step_in_epoch - first
+            num_in_pass = feed.steps_per_epoch - first
+            self._measured.begin(self._step, num_done=num_done, num_in_pass=num_in_pass)
             is_last = self._step + 1 == self._config.max_steps
             result = self._trainer.step(
                 work,
@@ -105,6 +112,7 @@ class Run:
                 self._stopping.is_wanted,
                 None if is_last else following,
             )
+            self._measured.end()
             self._step += 1
             self._after_step(work, result, start)
             # [5] All ranks agree on this, so all leave the loop after the same step.

@@ -30,6 +30,7 @@ from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe, model_inputs
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.declared import Declared
+from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.words import Course
@@ -104,8 +105,11 @@ def train_rank(
         looks_lost = reporter.looks_lost if reporter is not None else None
         saving = Saving(keeper, snapshots, trainer.total, meters, looks_lost)
         measures = Measures(session, meters, trainer.total)
+        measured = MeasuredSteps(paths, session, meters)
+        stack.callback(measured.close)
         stopping = _stopping(paths, session, life, reporter)
-        run = Run(config, feed, trainer, saving, measures, stopping, Audience(life, reporter))
+        audience = Audience(life, reporter)
+        run = Run(config, feed, trainer, saving, measures, measured, stopping, audience)
         ending = run.train_from(progress)
         if restore is not None and ending.kept == "disk":
             # Memory that outlives the process (I7) is given back once the disk has the same.
