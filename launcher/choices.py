@@ -20,11 +20,17 @@ Cutter = Literal["graph", "replay"]
 CutterChoice = Literal["auto", Cutter]
 Share = Literal["equal", "measured"]
 """How bundles share out the micro-batches of a step."""
-OptimizerName = Literal["sgd", "adamw"]
-LrSchedule = Literal["constant", "cosine", "step", "one-cycle"]
+OptimizerName = Literal["sgd", "sgd-nesterov", "rmsprop", "adamw"]
+LrSchedule = Literal["constant", "cosine", "step", "exponential", "one-cycle"]
+LrBy = Literal["step", "epoch"]
+"""When the learning rate changes."""
+WarmupMethod = Literal["linear", "constant"]
 OnNan = Literal["stop", "skip", "ignore"]
 """What becomes of a step whose loss is no finite number."""
 Augment = Literal["imagenet", "none"]
+AutoAugment = Literal["none", "ra", "ta-wide", "augmix", "imagenet", "cifar10", "svhn"]
+"""What is done to a training image besides."""
+Interpolation = Literal["bilinear", "bicubic", "nearest"]
 Decode = Literal["fast", "exact"]
 """How images become pixels of the size that the model takes."""
 OnOff = Literal["on", "off"]

@@ -10,16 +10,11 @@ from bundlerun.launcher.choices import (
     BY_TIMING,
     WITH_GRAPHS,
     WITHOUT_EXCHANGE,
-    Augment,
     CompileMode,
-    Decode,
     DeviceKind,
     ExchangeDtype,
-    LrSchedule,
     MemoryFormatChoice,
-    OnNan,
     OnOff,
-    OptimizerName,
     Precision,
     SchemeChoice,
     TF32Choice,
@@ -28,11 +23,8 @@ from bundlerun.launcher.choices import (
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
 from bundlerun.launcher.options.declared import Reader, argv_of, option, text_list, yes_or_no
-from bundlerun.launcher.work_config import WorkConfig
+from bundlerun.launcher.training.images import ImageConfig
 
-AS_ALL = -1.0
-"""A weight decay that is that of all parameters."""
-_OPTIM = "optimizer"
 _DATA = "data"
 _RUN = "run"
 _SNAPSHOT = "snapshot"
@@ -40,78 +32,13 @@ _TUNE = "execution"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig(WorkConfig):
+class TrainConfig(ImageConfig):
     """What a training run does, the same on every rank.
 
     Raises:
         ConfigError: a value is out of range or two values contradict each other.
     """
 
-    epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int)
-    max_steps: int = option(0, "stop after this many steps (0: never)", group=_OPTIM, parse=int)
-    optimizer: OptimizerName = option(
-        "sgd",
-        "optimizer of the recipes that come with bundlerun",
-        group=_OPTIM,
-        choices=get_args(OptimizerName),
-        kept=True,
-    )
-    lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
-    momentum: float = option(0.9, "momentum of SGD", group=_OPTIM, parse=float)
-    weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
-    norm_weight_decay: float = option(
-        AS_ALL,
-        "weight decay of the scales and biases of norms (-1: as --weight-decay)",
-        group=_OPTIM,
-        parse=float,
-    )
-    bias_weight_decay: float = option(
-        AS_ALL,
-        "weight decay of biases, those of norms included (-1: as --weight-decay)",
-        group=_OPTIM,
-        parse=float,
-    )
-    lr_schedule: LrSchedule = option(
-        "cosine",
-        "how the learning rate changes during the run",
-        group=_OPTIM,
-        choices=get_args(LrSchedule),
-    )
-    warmup_epochs: float = option(
-        0.0,
-        "epochs of linear warm-up (one-cycle: length of the rise, 0 means 30 % of the run)",
-        group=_OPTIM,
-        parse=float,
-    )
-    lr_step_epochs: int = option(30, "step schedule: epochs per step", group=_OPTIM, parse=int)
-    lr_gamma: float = option(0.1, "step schedule: factor per step", group=_OPTIM, parse=float)
-    label_smoothing: float = option(
-        0.0, "share of the target to spread over all classes", group=_OPTIM, parse=float
-    )
-    clip_norm: float = option(
-        0.0, "clip the gradient to this global norm (0: no clipping)", group=_OPTIM, parse=float
-    )
-    on_nan: OnNan = option(
-        "stop",
-        "if the loss of a step is not finite: end the run, leave the step out, or ignore it",
-        group=_OPTIM,
-        choices=get_args(OnNan),
-    )
-
-    image_size: int = option(224, "side of the image, pixels", group=_DATA, parse=int)
-    augment: Augment = option(
-        "imagenet",
-        "imagenet: random resized crop and flip; none: resize only",
-        group=_DATA,
-        choices=get_args(Augment),
-    )
-    decode: Decode = option(
-        "fast",
-        "JPEG files by simplejpeg, where it is installed, and torch (fast: within 1 of 255 of the "
-        "other), or all by Pillow (exact: as torchvision's ImageFolder)",
-        group=_DATA,
-        choices=get_args(Decode),
-    )
     seq_len: int = option(
         512, "tokens of a sequence; the most of a text", group=_DATA, parse=int, kept=True
     )
@@ -280,31 +207,19 @@ class TrainConfig(WorkConfig):
     )
 
     def __post_init__(self) -> None:
-        WorkConfig.__post_init__(self)  # not super(): slots make a class anew
-        at_least(1, self, "epochs", "keep", "log_steps", "image_size", "seq_len")
-        at_least(1, self, "lr_step_epochs", "synthetic_samples", "prefetch")
-        at_least(0, self, "max_steps", "checkpoint_steps", "threads")
-        at_least(0, self, "lr", "momentum", "weight_decay", "clip_norm", "seed")
-        at_least(0, self, "warmup_epochs", "label_smoothing", "lr_gamma", "snapshot_steps")
+        ImageConfig.__post_init__(self)  # not super(): slots make a class anew
+        at_least(1, self, "keep", "log_steps", "seq_len", "synthetic_samples", "prefetch")
+        at_least(0, self, "checkpoint_steps", "threads", "seed", "snapshot_steps", "bucket_mb")
         at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window")
-        at_least(0, self, "bucket_mb")
         finite_above_0(self, "timeout_s")
-        if self.label_smoothing > 1:
-            raise ConfigError(f"--label-smoothing {self.label_smoothing} must be 1 or less")
         if self.sync in WITHOUT_EXCHANGE and self.exchange_dtype != "float32":
             raise ConfigError(
                 f"--exchange-dtype {self.exchange_dtype} rounds what travels between nodes, and "
                 f"--sync {self.sync} has no step of its own for that; use --sync local-master or "
                 "auto"
             )
-        self._check_decays()
         self._check_compile()
         self._check_recompute()
-
-    def _check_decays(self) -> None:
-        for name in ("norm_weight_decay", "bias_weight_decay"):
-            if getattr(self, name) != AS_ALL:
-                at_least(0, self, name)
 
     def _check_compile(self) -> None:
         if self.schedule == "zero-bubble" and self.compile != "off":

@@ -8,29 +8,50 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW, Optimizer, SparseAdam
+from torch.optim import SGD, AdamW, Optimizer, RMSprop, SparseAdam
 
-from bundlerun.launcher.config import AS_ALL, TrainConfig
+from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.training.optim import AS_ALL
 from bundlerun.workers.device.traits import has_fused_step
+
+_RMSPROP_ALPHA, _RMSPROP_EPS = 0.9, 0.0316
+"""As the nets that are trained with it want them (Inception v3, MobileNets), and torchvision's
+references have them."""
+_EMBEDDINGS = {
+    *("class_token", "cls_token", "pos_embedding", "pos_embed", "position_embedding"),
+    *("position_embeddings", "relative_position_bias_table"),
+}
+"""What torchvision, timm and transformers call class tokens and embeddings of positions."""
 
 
 def make_optimizer(
     config: TrainConfig, parameters: Iterable[tuple[str, nn.Parameter]]
 ) -> Optimizer:
-    """SGD with momentum, or AdamW, over the named parameters of one stage.
+    """The optimizer that --optimizer names, over the named parameters of one stage.
 
-    Weight decay for all, but for what --norm-weight-decay and --bias-weight-decay say.
+    Weight decay for all, but for what --norm-weight-decay, --bias-weight-decay and
+    --embedding-weight-decay say.
     """
     named = dict(parameters)
     groups, fused = _groups(config, named), _has_fused(named.values())
     if config.optimizer == "adamw":
         return AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=fused)
+    if config.optimizer == "rmsprop":
+        return RMSprop(
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            alpha=_RMSPROP_ALPHA,
+            eps=_RMSPROP_EPS,
+        )
     made = SGD(
         groups,
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
+        nesterov=config.optimizer == "sgd-nesterov",
         fused=fused,
     )
     if fused:
@@ -71,6 +92,8 @@ def _groups(config: TrainConfig, named: Mapping[str, nn.Parameter]) -> list[dict
 def _decay(config: TrainConfig, name: str, named: Mapping[str, nn.Parameter]) -> float:
     if config.bias_weight_decay != AS_ALL and name.rpartition(".")[2] == "bias":
         return config.bias_weight_decay
+    if config.embedding_weight_decay != AS_ALL and name.rpartition(".")[2] in _EMBEDDINGS:
+        return config.embedding_weight_decay
     if config.norm_weight_decay != AS_ALL and _is_of_norm(name, named):
         return config.norm_weight_decay
     return config.weight_decay

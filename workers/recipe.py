@@ -86,6 +86,9 @@ class DataSets:
     else leaf by leaf."""
     split: Callable[[Any], tuple[Any, Any]] | None = None
     """Gives (input, target) of what `collate` gives, or of a sample where there is no collate."""
+    mix: Callable[[tuple[Any, ...], Any], tuple[tuple[Any, ...], Any]] | None = None
+    """What becomes of a joined micro-batch of the training samples, (inputs, target) of these two,
+    such as mixup. What it draws is seeded by (seed, epoch, samples)."""
     about: Mapping[str, Any] = field(default_factory=dict)
     """What a user of the trained model has to know of the data, such as the names of the classes;
     what JSON can say. It is in each checkpoint, and in a file next to each export."""

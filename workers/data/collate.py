@@ -46,10 +46,12 @@ class Collate:
         own: the data set's or the recipe's way; None: stacked leaf by leaf.
         split: gives (input, target) of what `own` gives, or else of a sample; None: by the
             sample's own form.
+        mix: what becomes of the joined inputs and targets; None: they stay as they are.
     """
 
     own: Callable[[list[Any]], Any] | None = None
     split: Callable[[Any], Any] | None = None
+    mix: Callable[[tuple[Any, ...], Any], tuple[tuple[Any, ...], Any]] | None = None
 
     @classmethod
     def of(cls, data: DataSets, samples: SampleSet | Stream) -> Collate:
@@ -58,7 +60,7 @@ class Collate:
         for name in _OWN_COLLATES:
             # The recipe's own comes first; a data set of another library may bring one.
             found = found or getattr(samples, name, None)
-        return cls(found, data.split)
+        return cls(found, data.split, data.mix if samples is data.train else None)
 
     def __call__(self, samples: Sequence[object], indices: Sequence[int]) -> Parts:
         """The micro-batch; `indices` names the samples in what goes wrong.
@@ -67,6 +69,15 @@ class Collate:
             ConfigError: a sample is no (input, target), holds what cannot be sent, or is of
                 another shape than the others.
         """
+        joined = self._joined(samples, indices)
+        if self.mix is None:
+            return joined
+        inputs, target = self.mix(*joined)
+        who = f"what mix gives of the samples {_list_of(indices)}"
+        found = _all_tensors(inputs, f"the input of {who}")
+        return Parts(_arguments(found), _all_tensors(target, f"the target of {who}"))
+
+    def _joined(self, samples: Sequence[object], indices: Sequence[int]) -> Parts:
         if self.own is not None:
             who = f"the micro-batch that collate made of the samples {_list_of(indices)}"
             batch, target = self._halves(self.own(list(samples)), who)

@@ -18,6 +18,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.image_index import is_hidden, open_index, walk
 from bundlerun.workers.data.jpeg import MARK, pixels_of_jpeg
 from bundlerun.workers.data.pixels import as_rgb
+from bundlerun.workers.data.views import Seen
 from bundlerun.workers.recipe import UnreadableSample
 
 _LAYOUT = (
@@ -45,7 +46,7 @@ class ImageSamples:
     def __init__(
         self,
         folder: Path,
-        view: Callable[[Any], Tensor],
+        view: Callable[[Any], Seen],
         kept_in: Path | None = None,
         *,
         is_fast: bool = False,
@@ -66,7 +67,7 @@ class ImageSamples:
         """For `bundlerun.workers.data.same_data`."""
         return self._images.digest()
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int, /) -> tuple[Seen, int]:
         """What is seen of the image, and its class.
 
         Raises:

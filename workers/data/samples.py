@@ -12,6 +12,8 @@ from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.recipe import Sample, SampleSet, UnreadableSample
 
 MAX_UNREADABLE_IN_A_ROW = 1000
+_JOINED = -1
+"""No number of a sample."""
 
 
 class Batch(NamedTuple):
@@ -39,6 +41,11 @@ class Answer(NamedTuple):
     batch: Batch | None
     messages: tuple[str, ...]
     """One per unreadable sample; the reason, where there is no batch."""
+
+
+def seed_of_joining(seed: int, request: Request) -> int:
+    """For what is random about a micro-batch as a whole, whichever bundle has it (I1)."""
+    return mix_seed(seed, request.epoch, _JOINED, *request.indices)
 
 
 class Reader:
@@ -77,6 +84,7 @@ class Reader:
                     sample, message = self._read(index, request.epoch)
                     samples.append(sample)
                     unreadable += message
+                seed_random(seed_of_joining(self._seed, request))
                 inputs, target = self._collate(samples, request.indices)
         except ConfigError as exc:
             # As a value, see `MicrobatchLoader._next`.

@@ -17,6 +17,8 @@ from bundlerun.launcher.models.name import check_named
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
 from bundlerun.launcher.run_folder.paths import run_paths
 from bundlerun.splits.sources.build import build_model
+from bundlerun.workers.data.augment.images import ERASED, ErasingView, erased, policy_of
+from bundlerun.workers.data.augment.mixing import BOX, SHARE, Mix, is_mixed, mixed, soft_target
 from bundlerun.workers.data.image_folder import ImageSamples, check_folder
 from bundlerun.workers.data.order import mix_seed
 from bundlerun.workers.data.shards.classes import names_of
@@ -49,7 +51,7 @@ class ImageClassification:
         self._config = config
         self._root = data_path(config.data)
         # Pixels are normalised where the model computes; synthetic numbers are left as they are.
-        self.on_device = Scale()
+        self._scale = Scale()
 
     def check(self) -> None:
         """Raises ConfigError for an unknown model, or images not laid out as they should be."""
@@ -89,36 +91,58 @@ class ImageClassification:
         return DataSets(
             train=train_images,
             val=val_images,
+            mix=self._mix,
             remarks=_remarks([*train_images.hidden, *(val_images.hidden if val_images else ())]),
             num_outputs=self._config.num_classes or len(classes),
             about={"classes": classes, "preprocessing": preprocessing(self._config)},
         )
 
+    def on_device(self, images: Tensor, how: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Pixels as the model takes them, with what is to be erased and mixed in training."""
+        found = self._scale(images)
+        if how is None:
+            return found
+        if ERASED in how:
+            found = erased(found, how[ERASED])
+        return mixed(found, how[BOX], how[SHARE]) if BOX in how else found
+
     def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
         """The model that --model names, or its stages where a user's file has cut it."""
         return build_model(self._config.model, info.num_outputs)
 
-    def loss(self, output: object, target: Tensor) -> Tensor:
+    def loss(self, output: object, target: Tensor | dict[str, Tensor]) -> Tensor:
         """Mean cross entropy; auxiliary heads are added with their usual weight."""
         logits, auxiliary = heads(output)
+        target = _as_tensor(target, logits)
         total = self._cross_entropy(logits, target)
         for head in auxiliary:
             # By number of heads, which tells the two models apart.
             total = total + _AUX_WEIGHTS[len(auxiliary)] * self._cross_entropy(head, target)
         return total
 
-    def metrics(self, output: object, target: Tensor) -> dict[str, Tensor]:
-        """How many are right at the first guess, and within five."""
+    def metrics(self, output: object, target: Tensor | dict[str, Tensor]) -> dict[str, Tensor]:
+        """How many are right at the first guess, and within five.
+
+        Of a mixed image the class that it has most of is right, as in torchvision's reference.
+        """
         logits, _ = heads(output)
+        classes = _as_tensor(target, logits)
+        if is_mixed(target):
+            classes = classes.max(1).indices
         # With fewer than five classes, all of them are within five.
         guesses = logits.topk(min(5, logits.shape[1]), dim=1).indices
-        right = guesses == target.unsqueeze(1)
+        right = guesses == classes.unsqueeze(1)
         # No two guesses are the same: at most one of them is right.
         return {"top1": right.select(1, 0).sum(), "top5": right.sum()}
 
     def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
         """The optimizer that --optimizer names."""
         return make_optimizer(self._config, parameters)
+
+    @property
+    def _mix(self) -> Mix | None:
+        config = self._config
+        return Mix(config.mixup_alpha, config.cutmix_alpha) if config.mixes else None
 
     @property
     def _is_synthetic(self) -> bool:
@@ -131,7 +155,12 @@ class ImageClassification:
         train = SyntheticImages(config.synthetic_samples, num_classes, config.image_size)
         # Numbered after the training images, so that no image is in both.
         val = SyntheticImages(num_val, num_classes, config.image_size, first=len(train))
-        return DataSets(train=train, val=val if config.validate else None, num_outputs=num_classes)
+        return DataSets(
+            train=train,
+            val=val if config.validate else None,
+            num_outputs=num_classes,
+            mix=self._mix,
+        )
 
     def _shards(self, both: tuple[View, View]) -> DataSets:
         config = self._config
@@ -148,6 +177,7 @@ class ImageClassification:
         return DataSets(
             train=found.train,
             val=found.val,
+            mix=self._mix,
             num_outputs=found.num_classes,
             remarks=found.remarks,
             about={"classes": found.classes, "preprocessing": preprocessing(config)},
@@ -195,14 +225,12 @@ def preprocessing(config: TrainConfig) -> dict[str, Any]:
     Image in RGB, `resize` (one number: the shorter side), the middle `center_crop`, each of
     0 to 255 divided by 255, then normalised by `mean` and `std`.
     """
-    size = config.image_size
-    is_plain = config.augment == "none"
     return {
         "color": "RGB",
-        "resize": [size, size] if is_plain else round(size * 256 / 224),
-        "interpolation": "bilinear",
+        "resize": config.val_resize,
+        "interpolation": config.interpolation,
         "antialias": True,
-        "center_crop": size,
+        "center_crop": config.val_crop,
         "scale": WHITE,
         "mean": list(MEAN),
         "std": list(STD),
@@ -211,9 +239,23 @@ def preprocessing(config: TrainConfig) -> dict[str, Any]:
 
 def views(config: TrainConfig) -> tuple[View, View]:
     """What the model sees of an image, in training and in validation; then it is normalised."""
-    known = preprocessing(config)
-    val = MiddleView(known["resize"], known["center_crop"])
-    return (val if config.augment == "none" else RandomView(config.image_size)), val
+    val = MiddleView(config.val_resize, config.val_crop, interpolation=config.interpolation)
+    size, policy = config.image_size, policy_of(config)
+    view: View
+    if config.augment != "none":
+        view = RandomView(size, interpolation=config.interpolation, policy=policy)
+    else:
+        view = MiddleView([size, size], size, interpolation=config.interpolation, policy=policy)
+    return (ErasingView(view, config.random_erase) if config.random_erase else view), val
+
+
+def _as_tensor(target: Tensor | dict[str, Tensor], logits: Tensor) -> Tensor:
+    """The class of each image, (batch,), or how much of each, (batch, classes)."""
+    if not is_mixed(target):
+        assert isinstance(target, Tensor)
+        return target
+    dtype = logits.dtype if logits.dtype is torch.float64 else torch.float32
+    return soft_target(target, logits.shape[1], dtype)
 
 
 class SyntheticImages:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.optim import SGD, AdamW
-from torchvision.models import convnext_tiny, resnet18, vit_b_16
+from torch.optim import SGD, AdamW, RMSprop
+from torchvision.models import convnext_tiny, resnet18, swin_t, vit_b_16
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.optimizer import begin_momenta, make_optimizer
@@ -55,6 +55,32 @@ def test_norms_and_biases_have_a_weight_decay_of_their_own() -> None:
     assert {name for name, decay in found.items() if decay == 0.25} == biases
     assert {name for name, decay in found.items() if decay == 0.0} == norms - biases
     assert set(decays(Small(), norm_weight_decay=0.5).values()) == {0.5}
+
+
+def test_embeddings_of_transformers_have_a_weight_decay_of_their_own() -> None:
+    with torch.device("meta"):
+        vit, swin = vit_b_16(), swin_t()
+    found = decays(vit, embedding_weight_decay=0.0)
+    assert {n for n, d in found.items() if d == 0.0} == {"class_token", "encoder.pos_embedding"}
+    found = decays(swin, embedding_weight_decay=0.0, norm_weight_decay=0.1)
+    tables = {n for n, d in found.items() if d == 0.0}
+    assert tables
+    assert all(name.endswith("relative_position_bias_table") for name in tables)
+
+
+def test_the_other_optimizers_are_those_of_torchvisions_reference() -> None:
+    nesterov, rmsprop = (
+        make_optimizer(
+            TrainConfig(data="x", optimizer=name, lr=0.3, momentum=0.8),  # type: ignore[arg-type]
+            Small().named_parameters(),
+        )
+        for name in ("sgd-nesterov", "rmsprop")
+    )
+    assert type(nesterov) is SGD
+    assert (nesterov.defaults["nesterov"], nesterov.defaults["momentum"]) == (True, 0.8)
+    assert type(rmsprop) is RMSprop
+    wanted = {"lr": 0.3, "momentum": 0.8, "weight_decay": 1e-4, "alpha": 0.9, "eps": 0.0316}
+    assert rmsprop.defaults.items() >= wanted.items()
 
 
 @pytest.mark.parametrize("make", [resnet18, convnext_tiny, vit_b_16])

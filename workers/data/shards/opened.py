@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
 
 from bundlerun.workers.data.shards.classes import check_classes, count_classes, is_sorted, names_of
 from bundlerun.workers.data.shards.find import find_shards
@@ -16,8 +13,7 @@ from bundlerun.workers.data.shards.parquet_records import ParquetRecords
 from bundlerun.workers.data.shards.records import Records, ShardImages
 from bundlerun.workers.data.shards.tables import check_pyarrow
 from bundlerun.workers.data.shards.tar_records import TarRecords
-
-View = Callable[[Any], Tensor]
+from bundlerun.workers.data.views import View
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

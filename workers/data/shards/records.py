@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from bundlerun.workers.data.image_folder import image_of, readable
 from bundlerun.workers.data.order import block_order
+from bundlerun.workers.data.views import Seen
 
 Labels = np.ndarray[Any, np.dtype[np.int64]]
 """(samples,): the number of the class of each."""
@@ -59,7 +59,7 @@ class ShardImages:
     """
 
     def __init__(
-        self, records: Records, view: Callable[[Any], Tensor], *, is_fast: bool, window: int
+        self, records: Records, view: Callable[[Any], Seen], *, is_fast: bool, window: int
     ) -> None:
         self._records = records
         self._view = view
@@ -69,7 +69,7 @@ class ShardImages:
     def __len__(self) -> int:
         return len(self._records.labels)
 
-    def __getitem__(self, index: int, /) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int, /) -> tuple[Seen, int]:
         """What is seen of the image, and its class.
 
         Raises:

@@ -23,7 +23,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.random_state import kept_random_state, seed_random
 from bundlerun.workers.data.collate import Collate
 from bundlerun.workers.data.order import mix_seed
-from bundlerun.workers.data.samples import Answer, Batch, Request
+from bundlerun.workers.data.samples import Answer, Batch, Request, seed_of_joining
 from bundlerun.workers.data.streams.digest import digest_of
 from bundlerun.workers.data.streams.places import NUM_COMPARED, Place, Places
 from bundlerun.workers.recipe import Sample, Stream, UnreadableSample
@@ -75,6 +75,7 @@ class StreamReader:
             # Without loading processes this one trains, too, with the same generators.
             with kept_random_state(), _alone():
                 samples = [self._at(request.epoch, index) for index in request.indices]
+                seed_random(seed_of_joining(self._seed, request))
                 inputs, target = self._collate(samples, request.indices)
         except ConfigError as exc:
             return Answer(None, (str(exc),))

@@ -1,0 +1,1 @@
+"""Options of a training run by subject: each class has those of the one before, and its own."""
