@@ -133,8 +133,11 @@ class Stage(nn.Module):
     def set_part(self, part: StagePart, *, training: bool, chunk: int = 0) -> None:
         """Sets what a chunk does in one mode; its submodules must be there."""
         # fx makes a class per graph, whose forward looks submodules up by name on each call: here
-        # it acts on this module, so that a replaced submodule is the one that runs.
-        self._forwards[chunk, training] = type(fx.GraphModule(self, part.graph)).forward
+        # it acts on this module, so that a replaced submodule is the one that runs. The class is
+        # made without submodules: one called `code` or `graph` would hide what fx needs.
+        made = fx.GraphModule({}, fx.Graph())
+        made.graph = part.graph
+        self._forwards[chunk, training] = type(made).forward
         self._outputs[chunk, training] = part.outputs
         self._paths.setdefault(chunk, []).extend(state_paths(part.graph))
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 Function = Callable[..., Any]
@@ -70,6 +72,8 @@ _DRAWS = {
 _ROOM = str(Path(__file__).parent) + os.sep
 _NORMS = str(torch.nn.modules.batchnorm.__file__)
 _LIBRARY = str(Path(torch.__file__).parent) + os.sep
+_CHECKPOINT = str(torch.utils.checkpoint.__file__)
+_LOOK = _ROOM + "look.py"
 
 
 def name_of(func: Function) -> str:
@@ -139,9 +143,32 @@ def users_line() -> str:
     outermost = ""
     while frame is not None:
         file = frame.f_code.co_filename
-        if not file.startswith((_ROOM, _LIBRARY)) and not file.startswith("<"):
+        if _is_users(file):
             return f"{file}:{frame.f_lineno}"
         if not file.startswith(_ROOM) and not outermost:
             outermost = f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return outermost or "unknown"
+
+
+def line_of(exc: BaseException) -> str:
+    """`file:line` of the user's code that has made the call which has raised."""
+    calls = [(f.f_code.co_filename, line) for f, line in traceback.walk_tb(exc.__traceback__)]
+    return next((f"{file}:{line}" for file, line in reversed(calls) if _is_users(file)), "unknown")
+
+
+def _is_users(file: str) -> bool:
+    return not file.startswith((_ROOM, _LIBRARY)) and not file.startswith("<")
+
+
+def checkpointed() -> FrameType | None:
+    """The outermost call of `torch.utils.checkpoint` that the forward of a dry run is in now."""
+    frame: FrameType | None = sys._getframe(1)
+    found = None
+    while frame is not None and frame.f_code.co_filename != _LOOK:
+        code = frame.f_code
+        # Of a sequence each segment is a call of its own.
+        if code.co_filename == _CHECKPOINT and code.co_name != "checkpoint_sequential":
+            found = frame
+        frame = frame.f_back
+    return found

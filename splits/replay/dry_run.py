@@ -17,7 +17,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from types import FrameType, MappingProxyType
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._pytree import tree_leaves, tree_map
 
 from bundlerun.splits.replay.calls import (
+    checkpointed,
     describes,
     draws,
     is_counter,
@@ -93,6 +94,8 @@ class DryRun(Watch):
         for name, module in model.named_modules():
             self._names.setdefault(id(module), name)
         self._state = {id(t): t for m in model.modules() for t in state_of(m)}
+        places = ((m, name, b) for m in model.modules() for name, b in m._buffers.items())
+        self._buffers = [place for place in places if place[2] is not None]
         self._mode = fake_mode()
         self._fakes: dict[int, FakeTensor] = {}
         self._originals: dict[int, Tensor] = {}
@@ -101,6 +104,8 @@ class DryRun(Watch):
         self._constants: dict[int, Key] = {}
         self._kept: list[Tensor] = []
         self._depth = 0
+        self._checkpoint: FrameType | None = None
+        self._num_checkpoints = 0
 
     # --- what it is told
 
@@ -127,17 +132,47 @@ class DryRun(Watch):
             Reached: it is the one at which to end.
         """
         name = self._names.get(id(module))
-        if not name or name in self.record.entries or name in self.record.inside:
+        record = self.record
+        if not name or any(name in seen for seen in (record.entries, record.inside)):
             return
         if self._depth:
             self.record.inside.add(name)
+            return
+        self._note_replaced()
+        if self._is_recomputed():
+            self.record.recomputed.add(name)
             return
         self.record.entries[name] = len(self.record.calls)
         if name == self._until:
             raise Reached
 
+    def _is_recomputed(self) -> bool:
+        """Whether a stage that began here would have to recompute calls of the one before."""
+        region = self._region()
+        done = (call for call in reversed(self.record.calls) if not describes(call.func))
+        last = next(done, None)
+        return region > 0 and last is not None and last.region == region
+
+    def _region(self) -> int:
+        frame = checkpointed()
+        if frame is not None and frame is not self._checkpoint:
+            self._num_checkpoints += 1
+            self._checkpoint = frame  # a frame is itself as long as somebody holds it
+        return 0 if frame is None else self._num_checkpoints
+
+    def _note_replaced(self) -> None:
+        """Counts buffers as written that another tensor has been put in the place of by now."""
+        changed = [b for b in self._buffers if b[0]._buffers.get(b[1]) is not b[2]]
+        for *_, before in changed:
+            self.record.state_uses.setdefault(id(before), []).append(len(self.record.calls) - 1)
+            self.record.state_writes.add(id(before))
+        if changed:
+            known = set(map(id, changed))
+            self._buffers = [place for place in self._buffers if id(place) not in known]
+
     def end(self, result: object) -> None:
         """The forward has returned `result`."""
+        self._note_replaced()
         for leaf in tree_leaves(result):
             if id(leaf) in self._keys:
                 self.record.last_use[self._keys[id(leaf)]] = len(self.record.calls)
@@ -195,7 +230,9 @@ class DryRun(Watch):
             return self._numbered(getattr(func, "__func__", func), inside)
 
     def _numbered(self, func: Callable[..., Any], do: Callable[[], Any]) -> Any:  # noqa: ANN401
-        number, call = len(self.record.calls), Call(func)
+        # Where only results are wanted, the cuts are known.
+        region = 0 if self._memo is not None else self._region()
+        number, call = len(self.record.calls), Call(func, region=region)
         self.record.calls.append(call)
         before = self.counter.total if self.counter else 0
         try:
@@ -284,7 +321,8 @@ class DryRun(Watch):
     def _is_numberless(self, value: object) -> bool:
         key = id(value)
         is_known = key in self._fakes or key in self._state or key in self._remembered
-        return is_known or isinstance(value, FakeTensor)
+        # A ghost that is not known is one that an earlier forward has left in an attribute.
+        return is_known or isinstance(value, (FakeTensor, Ghost))
 
     def _for_real(
         self,
@@ -386,7 +424,8 @@ class DryRun(Watch):
             made = fake_like(self._mode, value, self.device).clone()
             assert isinstance(made, FakeTensor)
             self._pair(value, made)
-        if id(value) not in self._fakes and (id(value) in self._state or value.is_meta):
+        is_look = value.is_meta or isinstance(value, Ghost)
+        if id(value) not in self._fakes and (id(value) in self._state or is_look):
             if id(value) not in self._state:
                 self._kept.append(value)
             self._pair(value, fake_like(self._mode, value, self.device))

@@ -187,6 +187,11 @@ class ReplayedModel:
         for record in records:
             if name in record.inside:
                 return f"cut {name!r} is inside an autograd function or torch.vmap"
+            if name in record.recomputed:
+                return (
+                    f"cut {name!r} is inside a call of torch.utils.checkpoint, which would be "
+                    "recomputed in both stages"
+                )
             if name not in record.entries and record.failure and self._has(name):
                 return (
                     f"cut {name!r} comes after the model {record.failure}, which stages behind it "

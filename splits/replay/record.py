@@ -45,6 +45,8 @@ class Call:
     operations: int = 0
     plain: Sequence[object] = ()
     """Its arguments that are no tensors."""
+    region: int = 0
+    """The activation checkpoint that it is done in, by number; 0: in none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,8 @@ class Record:
     """Calls before a module was entered first, by its name, in the order of the entries."""
     inside: set[str] = field(default_factory=set)
     """Modules that were entered first inside a call."""
+    recomputed: set[str] = field(default_factory=set)
+    """Modules that were entered first in an activation checkpoint, behind other calls in it."""
     last_use: dict[Key, int] = field(default_factory=dict)
     looks: dict[Key, Tensor] = field(default_factory=dict)
     """A tensor that looks like what has the name."""

@@ -151,7 +151,8 @@ class Acting(Watch):
         self._entered: set[int] = set()
         self._script = script
         self._funcs = script.route.funcs
-        self._count = len(self._funcs)
+        # The part ends there: a call behind it is not one of the dry run's.
+        self._count = len(self._funcs) if script.end is None else script.end
         self._plain = script.route.plain
         self._start = script.start
         self._values = script.values
@@ -247,6 +248,8 @@ class Acting(Watch):
 
     def _advance(self, func: Function) -> None:
         number = self._number
+        if number == self._script.end:
+            raise self._diverged(f"calls {name_of(func)!r} where it entered the next stage")
         if number >= len(self._funcs):
             # The dry run has ended before: nothing is known of what follows.
             self._number = number + 1

@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.costs import StageCosts
+from bundlerun.splits.replay.calls import line_of
 from bundlerun.splits.replay.composite import composites_shown
-from bundlerun.splits.replay.ghosts import Ghost
+from bundlerun.splits.replay.ghosts import Ghost, GhostUsed
 from bundlerun.splits.replay.look import look, look_twice
 from bundlerun.splits.replay.memo import Memo
 from bundlerun.splits.replay.record import Key, Record, agreed
@@ -72,6 +73,16 @@ class ReplayStage(nn.Module):
         costs: of the stage.
     """
 
+    costs: StageCosts | None
+    _switch: Switch
+    _cutting: Cutting
+    _used: Sequence[Sequence[Parameter]]
+    _routes: dict[tuple[Kind, str], Route]
+    _scripts: dict[tuple[Kind, int, str], Script]
+    _texts: dict[object, str]
+    _memos: dict[Kind, Memo]
+    _acting: Acting | None
+
     def __init__(
         self,
         replica: nn.Module,
@@ -86,16 +97,19 @@ class ReplayStage(nn.Module):
             vars(self)[holder] = vars(replica)[holder]
         # Not as a submodule, which would add to the names.
         vars(self)["replica"] = replica
-        self._switch = switch
-        self._cutting = cutting
-        self._used = used
-        self.costs = costs
         self.training = replica.training
-        self._routes = dict(cutting.routes)
-        self._scripts: dict[tuple[Kind, int, str], Script] = {}
-        self._texts: dict[object, str] = {}
-        self._memos: dict[Kind, Memo] = {}
-        self._acting: Acting | None = None
+        # A module of the model may have one of these names.
+        vars(self).update(
+            _switch=switch,
+            _cutting=cutting,
+            _used=used,
+            costs=costs,
+            _routes=dict(cutting.routes),
+            _scripts={},
+            _texts={},
+            _memos={},
+            _acting=None,
+        )
         self._watch_entries()
 
     def _watch_entries(self) -> None:
@@ -158,13 +172,14 @@ class ReplayStage(nn.Module):
         acting = Acting(script, part, received, self._cutting.model_name)
         for place, leaf in enumerate(_tensors(arguments)):
             acting.got[-1, place] = leaf
-        before, self._acting = self._acting, acting
+        before = self._acting
+        vars(self)["_acting"] = acting
         try:
             result = self._run(acting, arguments)
         except Finished:
             return (*acting.sent(), text)
         finally:
-            self._acting = before
+            vars(self)["_acting"] = before
         if script.end is not None:
             raise ConfigError(
                 f"the forward of {self._cutting.model_name} has ended before the cut "
@@ -174,7 +189,15 @@ class ReplayStage(nn.Module):
 
     def _run(self, acting: Acting, arguments: Sequence[Any]) -> Any:  # noqa: ANN401
         with self._switch.on(), composites_shown(), _On(acting):
-            return vars(self)["replica"](*arguments)
+            try:
+                return vars(self)["replica"](*arguments)
+            except GhostUsed as exc:
+                raise ConfigError(
+                    f"the forward of {self._cutting.model_name} computes with what another stage "
+                    f"has: it has kept a tensor of an earlier call, and uses it at "
+                    f"{line_of(exc)} ({exc}); give such a tensor to the model as an input, cut "
+                    "elsewhere, or use --shape 1"
+                ) from exc
 
     # --- what is known of a kind of forward
 

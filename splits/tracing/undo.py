@@ -19,7 +19,7 @@ def members_kept(roots: Sequence[nn.Module]) -> Iterator[None]:
     Members are attributes, parameters, buffers, submodules, hooks, modes, and what is in a list, a
     dict, a set or a deque among the attributes. Of tensors this is not the numbers in them.
     """
-    modules = dict.fromkeys(module for root in roots for module in root.modules())
+    modules = modules_under(roots)
     attributes = [(vars(module), dict(vars(module))) for module in modules]
     values = [value for _, kept in attributes for value in kept.values()]
     holders = [(v, v.copy() if v else ()) for v in values if isinstance(v, _HOLDERS)]
@@ -28,6 +28,18 @@ def members_kept(roots: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for now, before in [*attributes, *holders]:
             _refill(now, before)
+
+
+def modules_under(roots: Sequence[nn.Module]) -> list[nn.Module]:
+    """All modules whose members a forward of `roots` may change, each once, in order."""
+    found: dict[nn.Module, None] = {}
+    for root in roots:
+        for module in root.modules():
+            found[module] = None
+            # A stage that replays runs the forward of one that is no submodule of it.
+            if isinstance(replica := vars(module).get("replica"), nn.Module):
+                found[replica] = None
+    return list(found)
 
 
 def _refill(now: Any, before: Any) -> None:  # noqa: ANN401 - any holder

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from bundlerun.splits.tracing.undo import members_kept
+from bundlerun.splits.tracing.undo import members_kept, modules_under
 from bundlerun.workers.values.module_tensors import (
     limited_embeddings,
     may_be_written,
@@ -24,7 +24,7 @@ def rolled_back(roots: Sequence[nn.Module]) -> Iterator[None]:
     embedding with a largest norm, is not undone.
     """
     # A stage may share modules with the whole model: each once, in order.
-    modules = list(dict.fromkeys(module for root in roots for module in root.modules()))
+    modules = modules_under(roots)
     values = [value for module in modules for value in vars(module).values()]
     parameters = [(p, p.grad, p.requires_grad) for root in roots for p in root.parameters()]
     # Plain tensor attributes, too: a forward may write these in place.
