@@ -6,13 +6,10 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib import metadata
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
-from bundlerun.launcher.agent.init import stand_before
 from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
-from bundlerun.launcher.options.usage import parsed, shorten
-from bundlerun.launcher.train_argv import train_words
+from bundlerun.launcher.options.parser import Parser
 
 _OURS = "bundlerun.launcher.commands"
 
@@ -20,25 +17,41 @@ _OURS = "bundlerun.launcher.commands"
 class Command(NamedTuple):
     """A subcommand.
 
-    module: has `add_arguments(parser)` and `run(args) -> int`; imported when it is asked for.
+    module: has `run(args) -> int`; imported when it is to run.
     text: one line of what it does.
+    arguments: has `add_arguments(parser)`; empty: `module` has it, too.
     """
 
     module: str
     text: str
+    arguments: str = ""
+
+    @property
+    def parser_module(self) -> str:
+        """The module with the arguments, which `--help` loads."""
+        return self.arguments or self.module
 
 
 COMMANDS = {
-    "run": Command(f"{_OURS}.run", "start this node's part of a training run"),
+    "run": Command(
+        f"{_OURS}.run",
+        "start this node's part of a training run",
+        f"{_OURS}.arguments.run",
+    ),
     "script": Command(
-        f"{_OURS}.script", "start this node's ranks of a program of your own, as torchrun would"
+        f"{_OURS}.script",
+        "start this node's ranks of a program of your own, as torchrun would",
+        f"{_OURS}.arguments.script",
     ),
     "plan": Command(
         f"{_OURS}.plan",
         "show what would run where, for this machine or for others; starts nothing",
+        f"{_OURS}.arguments.plan",
     ),
     "cuts": Command(
-        f"{_OURS}.cuts", "show where a model can be cut, and what each cut means; starts nothing"
+        f"{_OURS}.cuts",
+        "show where a model can be cut, and what each cut means; starts nothing",
+        f"{_OURS}.arguments.cuts",
     ),
     "classic": Command(
         f"{_OURS}.classic", "run with the options of the original Bundle_HybridParallelism"
@@ -63,25 +76,31 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
-    words = our_words(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     # Only these start ranks, whose signals and orphans process 1 of a container must handle.
     if words[:1] in (["run"], ["script"], ["classic"]):
+        from bundlerun.launcher.agent.init import stand_before
+
         ended = stand_before()
         if ended is not None:
             return ended
     command = words[0] if words else ""
-    parser = _parser(command)
+    parser = command_parser(command)
     # Before argparse, whose own message lists all commands and no nearest one.
     if command and command not in COMMANDS and not command.startswith("-"):
         text = f"error: unknown command {command!r}; {nearest(command, COMMANDS)}"
         print(text, file=sys.stderr)
         return EXIT_CONFIG
-    args = parsed(parser, words)
-    if not hasattr(args, "perform"):
+    if not command or words in (["--help"], ["-h"]):
         parser.print_help()
         return 0
+    # Not above: the help of the program needs no option to be read.
+    from bundlerun.launcher.options.usage import parsed
+
+    args = parsed(parser, our_words(words))
+    module = importlib.import_module(COMMANDS[command].module)
     try:
-        return int(args.perform(args))
+        return int(module.run(args))
     except BundleError as exc:
         print(f"error: {exc}", file=sys.stderr)
         return exc.exit_code
@@ -97,35 +116,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def our_words(argv: Sequence[str]) -> list[str]:
     """The words that argparse reads; what a script is called with stays as it is typed."""
+    from bundlerun.launcher.train_argv import train_words
+
     if argv[:1] != ["script"]:
         return train_words(argv)
     end = next((i for i, word in enumerate(argv) if word.endswith(".py")), len(argv))
     return [*train_words(argv[:end]), *argv[end:]]
 
 
-def _parser(command: str) -> argparse.ArgumentParser:
-    """The parser; only the module of `command` is imported."""
-    parser = argparse.ArgumentParser(
+def command_parser(command: str) -> Parser:
+    """The parser; only the arguments of `command` are loaded."""
+    parser = Parser(
         prog="bundlerun",
         description="Train a model that is cut into stages, on bundles of devices.",
         epilog="bundlerun COMMAND --help shows the options of a command.",
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, (path, text) in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    for name, known in COMMANDS.items():
+        sub = commands.add_parser(name, help=known.text, description=known.text)
         # Other subcommands would cost the import of their module, only for options nobody sees.
         if name == command:
-            module = importlib.import_module(path)
-            module.add_arguments(sub)
-            shorten(sub)
-            sub.set_defaults(perform=module.run, parser=sub)
+            importlib.import_module(known.parser_module).add_arguments(sub)
+            sub.complete()
+            sub.set_defaults(parser=sub)
     return parser
 
 
-def _version() -> str:
-    try:
-        return f"bundlerun {metadata.version('bundlerun')}"
-    except metadata.PackageNotFoundError:
-        return "bundlerun (not installed)"
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        # Loaded for this only: it takes as long as all the rest of `--help`.
+        from importlib import metadata
+
+        try:
+            text = f"bundlerun {metadata.version('bundlerun')}"
+        except metadata.PackageNotFoundError:
+            text = "bundlerun (not installed)"
+        print(text)
+        parser.exit()

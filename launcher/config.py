@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from typing import get_args
 
@@ -83,6 +82,7 @@ class TrainConfig(ImageConfig):
         "runs/latest)",
         group=_RUN,
         per_node=True,
+        common=True,
     )
     seed: int = option(0, "seed of everything random", group=_RUN, parse=int, kept=True)
     log_steps: int = option(
@@ -122,6 +122,7 @@ class TrainConfig(ImageConfig):
         "float32, float64, or by autocast bfloat16, or float16 with a loss scale (GPUs)",
         group=_TUNE,
         choices=get_args(Precision),
+        common=True,
     )
     tf32: TF32Choice = option(
         "auto",
@@ -317,4 +318,6 @@ class TrainConfig(ImageConfig):
 
     def to_json(self) -> str:
         """The configuration as a JSON document."""
+        import json  # `--help` writes none
+
         return json.dumps(self.to_plain(), indent=2)

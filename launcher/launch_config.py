@@ -35,7 +35,11 @@ class LaunchConfig:
     """
 
     nnodes: str = option(
-        "1", "number of nodes, or MIN:MAX", group=_NODES, parse=Reader(metavar="MIN:MAX")
+        "1",
+        "number of nodes, or MIN:MAX",
+        group=_NODES,
+        parse=Reader(metavar="MIN:MAX"),
+        common=True,
     )
     nproc_per_node: str = option(
         "auto",
@@ -49,6 +53,7 @@ class LaunchConfig:
         "what a rank runs on; auto: GPUs where there are any",
         group=_NODES,
         choices=get_args(DeviceChoice),
+        common=True,
     )
     slots: int = option(
         0,
@@ -73,6 +78,7 @@ class LaunchConfig:
         "dies, the next one takes over",
         group=_RDZV,
         parse=Reader(metavar="HOST[:PORT][,...]"),
+        common=True,
     )
     rdzv_id: str = option("bundlerun", "name of the job, the same for all nodes", group=_RDZV)
     rdzv_conf: str = option(

@@ -22,7 +22,7 @@ from bundlerun.launcher.layout.hardware import (
 )
 from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.loaders import num_loaders
-from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples, kept_samples
+from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples
 from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import Costs, Timeline, simulate
@@ -31,6 +31,7 @@ from bundlerun.launcher.meeting.addresses import nccl_interface
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.one_device import for_one_device, in_one_stage
 from bundlerun.launcher.options.declared import Resolved, argv_of
+from bundlerun.launcher.run_folder.microbatch import kept_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 WORKER_MODULE = "bundlerun.workers.train"

@@ -19,7 +19,9 @@ from bundlerun.launcher.options.declared import (
     resolve,
     with_values,
 )
-from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables, parsed, shorten
+from bundlerun.launcher.options.like import Like
+from bundlerun.launcher.options.parser import Parser
+from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables, parsed
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,11 +63,13 @@ def train_config(
     toml: Mapping[str, object],
     toml_name: str,
     default_data: str = "",
+    like: Like | None = None,
 ) -> Resolved[TrainConfig]:
     """The training configuration that `args`, the environment and the TOML file say.
 
     Args:
         default_data: DATA where nobody gives one.
+        like: an earlier run, whose options hold where nobody gives others.
 
     Raises:
         ConfigError: DATA is missing or a value is wrong.
@@ -74,12 +78,16 @@ def train_config(
         (args.data, "option"),
         (environ.get(DATA_VARIABLE), f"environment {DATA_VARIABLE}"),
         (toml.get("data"), toml_name),
+        (like.data or None if like else None, like.name if like else ""),
         (default_data, "default"),
     )
     data, source = next((data, source) for data, source in places if data is not None)
     if not data:
         raise ConfigError("DATA is missing; give an ImageFolder root, or `synthetic`")
-    resolved = resolve(TrainConfig, vars(args), environ=environ, toml=toml, toml_name=toml_name)
+    site = like.train if like else None
+    resolved = resolve(
+        TrainConfig, vars(args), environ=environ, toml=toml, toml_name=toml_name, site=site
+    )
     value = replace(resolved.value, data=str(data))
     return Resolved(value, {"data": source, **resolved.sources})
 
@@ -91,15 +99,14 @@ def read_train_argv(argv: Sequence[str], environ: Mapping[str, str]) -> Resolved
         ConfigError: a value is wrong.
         SystemExit: an option is unknown (argparse prints usage, code 2).
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m bundlerun.workers.train",
         description="Train one rank of a bundle; torchrun starts one per device.",
-        allow_abbrev=False,
     )
     add_train_arguments(parser)
     # What deepspeed and torch's old launcher append; the environment says it too.
     parser.add_argument("--local-rank", help=argparse.SUPPRESS)
-    shorten(parser)
+    parser.complete()
     args = parsed(parser, train_words(argv))
     local_rank = environ.get("LOCAL_RANK", args.local_rank)
     if args.local_rank not in (None, local_rank):

@@ -39,6 +39,7 @@ class WorkConfig:
         "image-classification, segmentation, detection, language-model, sequence-classification, "
         "characters, or your own path/to/file.py",
         group=_WHAT,
+        common=True,
     )
     model: str = option(
         "resnet18",
@@ -46,6 +47,7 @@ class WorkConfig:
         "or your own path/to/file.py:build or package.module:build",
         group=_WHAT,
         kept=True,
+        common=True,
     )
     cut: tuple[str, ...] = option(
         (),
@@ -117,9 +119,15 @@ class WorkConfig:
         "devices per stage of a bundle; 1 is data parallel only (default on a single device: 1)",
         group=_BATCH,
         parse=Reader(Shape.parse, "whole numbers separated by commas", "W[,W...]"),
+        common=True,
     )
     batch_size: int = option(
-        256, "samples of one step, over all bundles", group=_BATCH, parse=int, kept=True
+        256,
+        "samples of one step, over all bundles",
+        group=_BATCH,
+        parse=int,
+        kept=True,
+        common=True,
     )
     microbatch_size: int = option(
         0,

@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 
-from bundlerun.launcher.commands.run import add_config_arguments, read_configs
+from bundlerun.launcher.commands.arguments.run import add_config_arguments
+from bundlerun.launcher.commands.run import read_configs
 from bundlerun.launcher.errors import EXIT_FAILED, BundleError, ConfigError
 from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.process import die_with_parent

@@ -10,13 +10,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from bundlerun.launcher.commands.run import add_config_arguments, read_configs
+from bundlerun.launcher.commands.arguments.run import add_config_arguments
+from bundlerun.launcher.commands.run import read_configs
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import node_range
 from bundlerun.launcher.meeting.default_folder import new_folder
 from bundlerun.launcher.models.name import check_model
 from bundlerun.launcher.one_device import in_one_stage
-from bundlerun.launcher.options.usage import parsed, shorten
+from bundlerun.launcher.options.parser import Parser
+from bundlerun.launcher.options.usage import parsed
 from bundlerun.launcher.plan import WORKER_MODULE, plan_elsewhere
 from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -71,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
     """
     words = train_words(args.words)
     request = request_of(args, tuple(without_run_dir(words)))
-    parser = argparse.ArgumentParser(prog="bundlerun submit ... --", allow_abbrev=False)
+    parser = Parser(prog="bundlerun submit ... --")
     add_config_arguments(parser)
-    shorten(parser)
+    parser.complete()
     train, launch = read_configs(parsed(parser, words), os.environ)
     run_dir = Path(train.value.run_dir or new_folder()).absolute()
     # The plan is for the cluster's nodes: this machine, a login node, may have no GPU at all.

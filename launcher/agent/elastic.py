@@ -23,6 +23,7 @@ from bundlerun.launcher.agent.limits import check_shared_memory, raise_open_file
 from bundlerun.launcher.agent.tracker import outlive_tracker
 from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
 from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE, Claim
+from bundlerun.launcher.agreement.options import keep_options
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import (
     EXIT_DONE,
@@ -93,6 +94,9 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
                 keeps_store = _prepare(plan, say)
                 if claim is not None:
                     claim.keep(terms)  # by a thread, which a process that forks must not have
+                    if not plan.script:
+                        paths = RunPaths(Path(plan.train.value.run_dir))
+                        keep_options(paths, node.name, plan.train, plan.launch)
                 keep_agent_log(Path(node.log_dir))
                 for line in plan.warnings():
                     say(line)

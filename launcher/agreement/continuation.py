@@ -35,7 +35,7 @@ def changed_lines(paths: RunPaths, terms: Terms) -> list[str]:
     Raises:
         ConfigError: something has changed that a run must keep when it continues.
     """
-    kept = _read(paths)
+    kept = read_terms(paths)
     if not kept or not has_begun(paths):
         return []
     changed = changes(kept, terms)
@@ -57,7 +57,14 @@ def keep_terms(paths: RunPaths, terms: Terms) -> None:
     write_text(paths.terms, json.dumps(dict(terms), indent=1) + "\n")
 
 
-def _read(paths: RunPaths) -> dict[str, str]:
+def unlike_lines(paths: RunPaths, terms: Terms) -> list[str]:
+    """What a run that repeats the one in `paths` has not alike besides options, a line each."""
+    changed = changes(read_terms(paths), terms)
+    return [text for name, text in changed.items() if not name.startswith("--")]
+
+
+def read_terms(paths: RunPaths) -> dict[str, str]:
+    """Those of the last start in this folder; nothing where there was none."""
     try:
         found = json.loads(paths.terms.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -16,6 +16,7 @@ from typing import get_args
 
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.commands import run as run_command
+from bundlerun.launcher.commands.arguments.run import add_arguments as add_run_arguments
 from bundlerun.launcher.commands.run import say
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.layout.shape import Shape
@@ -141,5 +142,5 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     say(command)
     parser = argparse.ArgumentParser(prog="bundlerun run", allow_abbrev=False)
-    run_command.add_arguments(parser)
+    add_run_arguments(parser)
     return run_command.run(parser.parse_args(words))

@@ -6,6 +6,7 @@ import argparse
 import importlib
 import json
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,14 @@ from pathlib import Path
 
 from bundlerun.launcher.agreement.agreed import Terms, terms_of
 from bundlerun.launcher.agreement.claim import Claim
-from bundlerun.launcher.agreement.continuation import changed_lines, has_begun, why_done
+from bundlerun.launcher.agreement.continuation import (
+    changed_lines,
+    has_begun,
+    unlike_lines,
+    why_done,
+)
+from bundlerun.launcher.agreement.options import read_like
+from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import open_console, tell
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
@@ -29,8 +37,9 @@ from bundlerun.launcher.meeting.site import site_defaults, site_job
 from bundlerun.launcher.models.name import check_adapters, check_model
 from bundlerun.launcher.models.recipes import check_recipe
 from bundlerun.launcher.models.weight_files import find_weights, source_of
-from bundlerun.launcher.options.declared import Resolved, add_options, resolve, said
+from bundlerun.launcher.options.declared import Resolved, options_of, resolve, said
 from bundlerun.launcher.options.endpoints import text_of_endpoints
+from bundlerun.launcher.options.like import Like
 from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
@@ -43,21 +52,7 @@ from bundlerun.launcher.preflight import (
 )
 from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.launcher.train_argv import add_train_arguments, toml_of, train_config
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun run`."""
-    parser.description = "Start this node's part of a training run; with --nnodes, on every node."
-    add_config_arguments(parser)
-    parser.add_argument("--dry-run", action="store_true", help="show the plan, start nothing")
-    parser.add_argument("--json", action="store_true", help="with --dry-run: as JSON")
-
-
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that a plan is made of."""
-    add_train_arguments(parser)
-    add_options(parser, LaunchConfig)
+from bundlerun.launcher.train_argv import toml_of, train_config
 
 
 def read_configs(
@@ -73,14 +68,35 @@ def read_configs(
     """
     check_variables(environ, (TrainConfig, LaunchConfig))
     toml, name = toml_of(args, TrainConfig, LaunchConfig)
+    like = like_of(args, environ, toml)
     train = train_config(
-        args, environ=environ, toml=toml, toml_name=name, default_data=default_data
+        args, environ=environ, toml=toml, toml_name=name, default_data=default_data, like=like
     )
-    site = site_options(environ, vars(args), toml)
+    # What the batch system has given this job is not that of an earlier one.
+    site = {**like.launch, **site_options(environ, vars(args), toml)}
     launch = resolve(
         LaunchConfig, vars(args), environ=environ, toml=toml, toml_name=name, site=site
     )
     return with_folder(train, launch, environ), launch
+
+
+def like_of(
+    args: argparse.Namespace, environ: Mapping[str, str], toml: Mapping[str, object]
+) -> Like:
+    """What `--like` takes over.
+
+    Raises:
+        ConfigError: there is no such run.
+    """
+    if not args.like:
+        return Like()
+    typed = partial(said, given=vars(args), environ=environ, toml=toml)
+    is_said = {f.name: bool(typed(f.name)) for f in options_of(TrainConfig)}
+    node = typed("node_name") or socket.gethostname()
+    like = read_like(run_paths(args.like), node, is_said)
+    for option in like.unknown:
+        say(f"{like.name}: option {option!r} is none of this version, and is left out")
+    return like
 
 
 def with_folder(
@@ -200,7 +216,11 @@ def run(args: argparse.Namespace) -> int:
         source = source_of(train.value.init_from, train.value.model, train.value.recipe)
         if source and not has_begun(paths):
             find_weights(source)
-        claim = start.claim(terms_of(train.value))
+        terms = terms_of(train.value)
+        claim = start.claim(terms)
+        if args.like:
+            for line in unlike_lines(run_paths(args.like), terms):
+                say(f"not as in {args.like}: {line}")
         done = why_done(paths, train.value)
         if done:
             # No rank will look at its input; what is wrong with that is not to be hidden.

@@ -18,36 +18,10 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.options.declared import Resolved, add_options, resolve
+from bundlerun.launcher.options.declared import Resolved, resolve
 from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.plan import SCRIPT_MODULE, LaunchPlan
 from bundlerun.launcher.preflight import check_torch
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun script`."""
-    parser.description = (
-        "Start this node's ranks of a program of your own, with torchrun's variables; with "
-        "--nnodes, on every node. What comes after FILE.py goes to the program."
-    )
-    parser.add_argument("script", metavar="FILE.py", help="the program, a Python file")
-    parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the program"
-    )
-    parser.add_argument(
-        "--run-dir",
-        default="",
-        help="run folder, for logs and what protect() keeps (default: a new one in runs/)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=0,
-        help="compute threads per rank (0: OMP_NUM_THREADS if set, else 1, or all cores if the "
-        "node has one rank)",
-    )
-    parser.add_argument("--dry-run", action="store_true", help="say what would run, start nothing")
-    add_options(parser, LaunchConfig)
 
 
 def read_options(

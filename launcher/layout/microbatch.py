@@ -8,20 +8,10 @@ does not fit into a GPU, the next start has smaller ones.
 
 from __future__ import annotations
 
-import errno
-import json
-import logging
 import math
-from pathlib import Path
 
-from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.layout.rounding import divided_up
-from bundlerun.launcher.run_folder.files import write_text
-from bundlerun.launcher.run_folder.paths import RunPaths
 
-log = logging.getLogger(__name__)
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 BUNDLES_VARIABLE = "BUNDLERUN_PLANNED_BUNDLES"
 """How an agent tells its ranks the number of bundles once all nodes have come."""
 MOST_SAMPLES = 32
@@ -79,39 +69,3 @@ def idle_about(num_microbatches: int, num_stages: int, num_bundles: int) -> floa
     """The share of the devices' time that is idle in 1f1b, where all stages are equally long."""
     longest = divided_up(num_microbatches, num_bundles) + num_stages - 1
     return 1 - num_microbatches / (num_bundles * longest)
-
-
-def kept_samples(run_dir: str, batch_size: int) -> int:
-    """What an earlier start of the run has settled for this batch size; 0 where none has."""
-    if not run_dir:
-        return 0  # the folder that we are in may be another run's
-    try:
-        kept = json.loads(RunPaths(Path(run_dir)).microbatch.read_text(encoding="utf-8"))
-        samples = int(kept["samples"])
-        # Settled for another batch size it says nothing about this one.
-        return samples if kept["batch_size"] == batch_size and batch_size % samples == 0 else 0
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        return 0
-
-
-def keep_samples(paths: RunPaths, batch_size: int, samples: int) -> None:
-    """Keeps for later starts what this one has settled.
-
-    Raises:
-        NodeError: the run folder cannot be written; a full disk only gives a warning.
-    """
-    text = json.dumps({"batch_size": batch_size, "samples": samples})
-    try:
-        write_text(paths.microbatch, text + "\n")
-    except OSError as exc:
-        if exc.errno not in _FULL:
-            raise NodeError(
-                f"cannot write --run-dir {str(paths.root)!r}: {exc.strerror}; give a folder that "
-                "you may write"
-            ) from exc
-        log.warning(
-            "cannot write %s: %s; give later starts --microbatch-size %d",
-            paths.microbatch,
-            exc.strerror,
-            samples,
-        )

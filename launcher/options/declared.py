@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.options.parser import hide
 
 ENV_PREFIX = "BUNDLERUN_"
 _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
@@ -70,6 +70,7 @@ def option(
     bare: str = "",
     per_node: bool = False,
     kept: bool = False,
+    common: bool = False,
 ) -> T:
     """Declares one option of a configuration dataclass.
 
@@ -82,6 +83,7 @@ def option(
         bare: the value where only the name is typed; then --no-NAME gives "off".
         per_node: each node may have its own value; it does not change the result.
         kept: a run that is resumed needs the value that it began with.
+        common: `--help` shows it; else only `--help-all` does.
     """
     reader = parse if isinstance(parse, Reader) else Reader(parse)
     metadata = {
@@ -94,6 +96,7 @@ def option(
         "metavar": reader.metavar,
         "per_node": per_node,
         "kept": kept,
+        "common": common,
     }
     value: T = dataclasses.field(default=default, metadata=metadata)
     return value
@@ -127,17 +130,19 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
         # argparse formats help texts with %.
         text = (meta["help"] + shown).replace("%", "%%")
         if meta["parse"] is yes_or_no:
-            group.add_argument(
+            action = group.add_argument(
                 flag_of(field.name),
                 action=argparse.BooleanOptionalAction,
                 default=argparse.SUPPRESS,
                 help=text,
             )
-            continue
-        # As text, whatever the type: `_converted` checks all places with the same messages.
-        group.add_argument(
-            flag_of(field.name), default=argparse.SUPPRESS, metavar=_metavar(field), help=text
-        )
+        else:
+            # As text, whatever the type: `_converted` checks all places with the same messages.
+            action = group.add_argument(
+                flag_of(field.name), default=argparse.SUPPRESS, metavar=_metavar(field), help=text
+            )
+        if not meta["common"]:
+            hide(parser, action)
 
 
 def _metavar(field: dataclasses.Field[Any]) -> str | None:
@@ -206,6 +211,8 @@ def read_toml(path: Path) -> dict[str, object]:
     Raises:
         ConfigError: the file is missing or no TOML.
     """
+    import tomllib  # `--help` reads no file
+
     try:
         with path.open("rb") as file:
             return tomllib.load(file)
@@ -230,7 +237,7 @@ def resolve(
     environ: Mapping[str, str],
     toml: Mapping[str, object],
     toml_name: str = "TOML file",
-    site: Mapping[str, tuple[str, str]] | None = None,
+    site: Mapping[str, tuple[str, Any]] | None = None,
 ) -> Resolved[T]:
     """Layers option, environment, TOML file, the site's and our default into one `cls`.
 
@@ -238,7 +245,8 @@ def resolve(
         given: what argparse found, by field name.
         environ: the environment; `BUNDLERUN_<FIELD>` is read.
         toml: keys of the TOML file, in either spelling; keys of other classes are ignored.
-        site: what the batch system says, by field name: who says it, and the text.
+        site: what the batch system, or an earlier run, says, by field name: who says it, and
+            the value.
 
     Raises:
         ConfigError: a value does not fit its option; `cls` may raise it too.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from bundlerun.launcher.errors import EXIT_CONFIG, ConfigError, nearest
 from bundlerun.launcher.options.declared import ENV_PREFIX, options_of
+from bundlerun.launcher.options.parser import Parser
 
 DATA_VARIABLE = "BUNDLERUN_DATA"
 NOT_OPTIONS = frozenset(
@@ -31,8 +32,6 @@ NOT_OPTIONS = frozenset(
 _FOR_TESTS = ("BUNDLERUN_TEST_", "BUNDLERUN_FAULTS")
 _KUBERNETES = re.compile(r".*_SERVICE_(HOST|PORT(_\w+)?)|.*_PORT(_\d+_(TCP|UDP)(_\w+)?)?")
 """What Kubernetes sets in every container for a service whose name begins with bundlerun."""
-_LONG = 10
-"""Options above which the usage line does not list them."""
 
 
 def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
@@ -57,21 +56,8 @@ def refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
     else:
         text = f"one argument too many: {unknown[0]!r}"
     parser.print_usage(sys.stderr)
-    parser.exit(EXIT_CONFIG, f"error: {text} ({parser.prog} --help lists all)\n")
-
-
-def shorten(parser: argparse.ArgumentParser) -> None:
-    """Leaves a usage of one line where there are many options."""
-    actions = parser._actions
-    if sum(bool(action.option_strings) for action in actions) <= _LONG:
-        return
-    shown = [_shown(action) for action in actions if not action.option_strings]
-    parser.usage = " ".join([parser.prog, "[OPTIONS]", *shown]).replace("%", "%%")
-
-
-def _shown(action: argparse.Action) -> str:
-    name = str(action.metavar or action.dest)
-    return f"[{name}]" if action.nargs in ("?", "*") else name
+    lists = "--help-all" if isinstance(parser, Parser) and parser.hidden else "--help"
+    parser.exit(EXIT_CONFIG, f"error: {text} ({parser.prog} {lists} lists all)\n")
 
 
 def check_variables(environ: Mapping[str, str], classes: Iterable[type]) -> None:

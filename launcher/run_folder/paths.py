@@ -23,6 +23,15 @@ class RunPaths:
         return self.root / "config.json"
 
     @property
+    def given_options(self) -> Path:
+        """The options that each node was started with, and who gave them, a file per node."""
+        return self.root / "given-options"
+
+    def node_options(self, node_name: str) -> Path:
+        """Those of one node, JSON."""
+        return self.given_options / f"{node_name}.json"
+
+    @property
     def metrics(self) -> Path:
         """The history of the run, JSON Lines."""
         return self.root / "metrics.jsonl"

@@ -26,7 +26,7 @@ class OptimConfig(WorkConfig):
         ConfigError: a value is out of range or two values contradict each other.
     """
 
-    epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int)
+    epochs: int = option(90, "passes over the training data", group=_OPTIM, parse=int, common=True)
     max_steps: int = option(0, "stop after this many steps (0: never)", group=_OPTIM, parse=int)
     optimizer: OptimizerName = option(
         "sgd",
@@ -35,7 +35,7 @@ class OptimConfig(WorkConfig):
         choices=get_args(OptimizerName),
         kept=True,
     )
-    lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float)
+    lr: float = option(0.1, "highest learning rate", group=_OPTIM, parse=float, common=True)
     momentum: float = option(0.9, "momentum of SGD and RMSprop", group=_OPTIM, parse=float)
     weight_decay: float = option(1e-4, "weight decay", group=_OPTIM, parse=float)
     norm_weight_decay: float = option(

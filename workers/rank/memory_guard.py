@@ -12,7 +12,8 @@ import torch
 from bundlerun.launcher.agreement.continuation import has_begun
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
-from bundlerun.launcher.layout.microbatch import keep_samples, smaller_samples
+from bundlerun.launcher.layout.microbatch import smaller_samples
+from bundlerun.launcher.run_folder.microbatch import keep_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from torch._C._distributed_c10d import Store
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.layout.microbatch import default_samples, keep_samples, kept_samples
+from bundlerun.launcher.layout.microbatch import default_samples
+from bundlerun.launcher.run_folder.microbatch import keep_samples, kept_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
 

@@ -29,9 +29,9 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.hardware import rank_layout, read_cpus
-from bundlerun.launcher.layout.microbatch import kept_samples
 from bundlerun.launcher.models.name import is_own
 from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.run_folder.microbatch import kept_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.random_state import kept_random_state
 from bundlerun.splits.stage import chunk_forwards

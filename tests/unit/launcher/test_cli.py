@@ -17,6 +17,7 @@ from bundlerun.launcher.commands.plan import parse_nodes
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.options.declared import flag_of, options_of
 from bundlerun.launcher.options.usage import check_variables
 
 
@@ -25,6 +26,7 @@ from bundlerun.launcher.options.usage import check_variables
     [
         "--help",
         "run --help",
+        "run --help-all",
         "plan --help",
         "classic --help",
         "export --help",
@@ -52,9 +54,60 @@ def test_help_and_plans_do_not_import_torch(words: str) -> None:
 
 def test_every_command_has_a_module_with_the_two_functions() -> None:
     for command in COMMANDS.values():
-        module = importlib.import_module(command.module)
-        assert callable(module.add_arguments)
-        assert callable(module.run)
+        assert callable(importlib.import_module(command.parser_module).add_arguments)
+        assert callable(importlib.import_module(command.module).run)
+
+
+def test_help_shows_what_most_need_and_help_all_every_option(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    texts = {}
+    for flag in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as exited:
+            main(["run", flag])
+        assert exited.value.code == 0
+        texts[flag] = capsys.readouterr().out
+    every = [flag_of(f.name) for cls in (TrainConfig, LaunchConfig) for f in options_of(cls)]
+    assert all(
+        f"{flag} " in texts["--help-all"] or f"{flag}," in texts["--help-all"] for flag in every
+    )
+    shown = [flag for flag in every if re.search(rf"^  {flag} ", texts["--help"], re.MULTILINE)]
+    assert {"--model", "--shape", "--batch-size", "--lr", "--run-dir"} <= set(shown)
+    assert len(shown) <= 14
+    assert "bundlerun run --help-all" in " ".join(texts["--help"].split())
+    # By group, as options are declared.
+    assert "\nrendezvous:\n" in texts["--help-all"]
+
+
+def test_a_short_command_has_one_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["drain", "--help"])
+    shown = capsys.readouterr().out
+    assert "--wait" in shown
+    assert "--help-all" not in shown
+
+
+def test_the_help_of_a_command_loads_nothing_that_only_its_work_needs() -> None:
+    """What takes long to load is why `--help` is slow; times would differ between machines."""
+    script = (
+        "import sys; from bundlerun.launcher.cli import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    heavy = {"psutil", "json", "tomllib", "logging", "socket", "hashlib", "numpy", "subprocess"}
+    # What a .pth file of the environment loads is not ours.
+    bare = subprocess.run(
+        [sys.executable, "-c", "import sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert not (heavy & set(done.stderr.split())) - set(bare.stdout.split())
 
 
 @pytest.mark.parametrize(

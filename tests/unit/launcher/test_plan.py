@@ -14,7 +14,6 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
-from bundlerun.launcher.layout.microbatch import keep_samples
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.options.declared import Resolved, options_of
@@ -28,6 +27,7 @@ from bundlerun.launcher.plan import (
     plan_here,
 )
 from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.run_folder.microbatch import keep_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import read_train_argv
 

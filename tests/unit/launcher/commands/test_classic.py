@@ -5,8 +5,9 @@ import pytest
 
 from bundlerun.launcher.cli import main
 from bundlerun.launcher.commands import classic
+from bundlerun.launcher.commands.arguments.run import add_arguments
 from bundlerun.launcher.commands.classic import microbatch_size, plain_model, run_argv
-from bundlerun.launcher.commands.run import add_arguments, read_configs
+from bundlerun.launcher.commands.run import read_configs
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.endpoints import Endpoint

@@ -1,14 +1,9 @@
 from __future__ import annotations
 
-import errno
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundlerun.launcher.errors import NodeError
-from bundlerun.launcher.layout import microbatch
 from bundlerun.launcher.layout.microbatch import (
     LEAST_SAMPLES,
     MOST_IDLE,
@@ -18,11 +13,8 @@ from bundlerun.launcher.layout.microbatch import (
     divisors,
     enough_microbatches,
     idle_about,
-    keep_samples,
-    kept_samples,
     smaller_samples,
 )
-from bundlerun.launcher.run_folder.paths import RunPaths
 
 
 @pytest.mark.parametrize(
@@ -109,31 +101,3 @@ def test_enough_is_four_per_stage_and_little_idle(num_stages: int) -> None:
     count = enough_microbatches(num_stages)
     assert idle_about(count, num_stages, 1) <= MOST_IDLE + 1e-9
     assert num_stages == 1 or count >= 4 * num_stages
-
-
-def test_what_is_kept_is_for_one_batch_size(tmp_path: Path) -> None:
-    paths = RunPaths(tmp_path / "run")
-    assert kept_samples(str(paths.root), 256) == 0
-    keep_samples(paths, 256, 8)
-    assert kept_samples(str(paths.root), 256) == 8
-    assert kept_samples(str(paths.root), 128) == 0
-    for damaged in ('{"batch_size": 256}', "[]", "7", '{"batch_size": 256, "samples": 0}', ""):
-        paths.microbatch.write_text(damaged)
-        assert kept_samples(str(paths.root), 256) == 0
-
-
-def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "run").touch()
-    with pytest.raises(NodeError, match="cannot write --run-dir"):
-        keep_samples(RunPaths(tmp_path / "run"), 256, 8)
-
-
-def test_a_full_disk_is_told_and_no_more(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(path: Path, text: str) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(microbatch, "write_text", full)
-    keep_samples(RunPaths(tmp_path / "run"), 256, 8)
-    assert "--microbatch-size 8" in caplog.text

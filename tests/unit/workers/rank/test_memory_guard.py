@@ -8,8 +8,8 @@ import torch
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
-from bundlerun.launcher.layout.microbatch import keep_samples, kept_samples
 from bundlerun.launcher.ranks.budget import FINAL_CODES
+from bundlerun.launcher.run_folder.microbatch import keep_samples, kept_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.memory_guard import MemoryGuard, MemoryUse, why_out_of_memory
