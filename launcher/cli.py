@@ -33,6 +33,9 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
+    "init": Command(
+        f"{_OURS}.init", "write a commented file of options for this machine and your data"
+    ),
     "run": Command(
         f"{_OURS}.run",
         "start this node's part of a training run",

@@ -1,0 +1,82 @@
+"""`bundlerun init`: writes a commented file of options for this machine and this data."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
+from bundlerun.launcher.models.name import check_model
+from bundlerun.launcher.models.recipes import check_recipe
+from bundlerun.launcher.preflight import SYNTHETIC
+from bundlerun.launcher.proposal.data_look import look_at_data
+from bundlerun.launcher.proposal.machine_look import look_at_machine
+from bundlerun.launcher.proposal.proposal import propose
+from bundlerun.launcher.proposal.toml_file import toml_text
+from bundlerun.launcher.run_folder.files import create_text, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun init`."""
+    parser.description = (
+        "Look at this machine and at DATA, and write a file of options for them, each with the "
+        "reason for its value; bundlerun run --config FILE takes it as it is. Starts nothing."
+    )
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default=SYNTHETIC,
+        metavar="DATA",
+        help="what you want to train with (default: %(default)s)",
+    )
+    parser.add_argument(
+        "-o", "--output", default="run.toml", metavar="FILE", help="file to write (%(default)s)"
+    )
+    parser.add_argument("--model", default="", help="as for bundlerun run (default: by the data)")
+    parser.add_argument("--recipe", default="", help="as for bundlerun run (default: by the data)")
+    parser.add_argument("--force", action="store_true", help="replace FILE where there is one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the file.
+
+    Raises:
+        ConfigError: there is no such data, model or recipe, or the file is there already.
+        NodeError: it cannot be written.
+    """
+    output = Path(args.output)
+    if output.exists() and not args.force:
+        raise _is_there(output)
+    if not output.parent.is_dir():
+        raise ConfigError(
+            f"folder {str(output.parent)!r} of --output does not exist; make it first"
+        )
+    data = look_at_data(args.data, synthetic_samples=TrainConfig().synthetic_samples)
+    recipe = args.recipe or data.recipe
+    check_recipe(recipe, "")
+    if args.model:
+        check_model(args.model, recipe)
+    machine = look_at_machine(os.environ, Path.cwd())
+    parts = propose(machine, data, model=args.model, recipe=recipe)
+    name = shlex.quote(str(output))
+    text = toml_text(parts, name=name)
+    try:
+        if args.force:
+            write_text(output, text)
+        elif not create_text(output, text):
+            raise _is_there(output)
+    except OSError as exc:
+        raise NodeError(f"cannot write --output {str(output)!r}: {exc.strerror}") from exc
+    print(f"{output}: options for {args.data} on this machine; look at it, then")
+    print(f"    bundlerun plan --config {name}")
+    print(f"    bundlerun run --config {name}")
+    return EXIT_DONE
+
+
+def _is_there(output: Path) -> ConfigError:
+    return ConfigError(
+        f"{str(output)!r} is there already; give --force to replace it, or another --output"
+    )
