@@ -80,4 +80,4 @@ def nearest(name: str, valid: Iterable[str], *, limit: int = 5) -> str:
         return "nearest: " + ", ".join(close)
     shown = ", ".join(names[:limit])
     more = f", ... ({len(names)} in all)" if len(names) > limit else ""
-    return f"valid: {shown}{more}" if names else "there is none"
+    return f"valid: {shown}{more}" if names else "there is no valid one"

@@ -51,8 +51,10 @@ def settle_shared(stages: Sequence[nn.Module], names: Mapping[int, Sequence[str]
             which stages may have copies that nobody keeps equal.
 
     Raises:
-        ConfigError: two stages hold one buffer, which would have to be kept equal.
+        ConfigError: two stages hold one buffer, which would have to be kept equal; or two
+            parameters, each in another stage, lie in the same memory.
     """
+    _check_memory(stages, names)
     users: dict[int, list[int]] = {}
     for index, stage in enumerate(stages):
         for key in dict.fromkeys(id(tensor) for tensor in tensors_of(stage)):
@@ -76,6 +78,29 @@ def settle_shared(stages: Sequence[nn.Module], names: Mapping[int, Sequence[str]
                     attach(stage, name, parameters[key])
         found = [Shared(names=tuple(names[k]), stages=tuple(used)) for k, used in own.items()]
         setattr(stage, _MARK, tuple(found))
+
+
+def _check_memory(stages: Sequence[nn.Module], names: Mapping[int, Sequence[str]]) -> None:
+    """Raises ConfigError where a step of one stage would have to move another one's parameter.
+
+    `head.weight.data = embedding.weight.data` makes two parameters of the same numbers. In one
+    process what one's step does to them the other one sees, but not in another.
+    """
+    lying: dict[int, list[tuple[int, int, int, Parameter]]] = {}
+    for index, stage in enumerate(stages):
+        for parameter in stage.parameters():
+            begin = parameter.storage_offset() * parameter.element_size()
+            end = begin + parameter.nbytes
+            others = lying.setdefault(parameter.untyped_storage()._cdata, [])
+            for first, last, elsewhere, other in others:
+                if elsewhere != index and other is not parameter and begin < last and first < end:
+                    a, b = (names.get(id(p), ["a parameter"])[0] for p in (other, parameter))
+                    raise ConfigError(
+                        f"{a} of stage {elsewhere} and {b} of stage {index} are two parameters in "
+                        "the same memory, which two stages cannot share; make them one "
+                        f"({b} = {a}, not by .data), or cut where both are on one side"
+                    )
+            others.append((begin, end, index, parameter))
 
 
 def shared_of(stage: nn.Module) -> tuple[Shared, ...]:

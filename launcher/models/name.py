@@ -14,6 +14,7 @@ name has to be reported at once.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -200,6 +201,18 @@ def _check_hf_folder(model: str, folder: str) -> None:
         raise ConfigError(
             f"--model {model!r}: the folder has no {HF_CONFIG}; give the folder that a model of "
             "transformers was saved to with save_pretrained"
+        )
+    try:
+        config = json.loads((path / HF_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as exc:
+        raise ConfigError(
+            f"--model {model!r}: its {HF_CONFIG} cannot be read as JSON ({exc}); save the model "
+            "once more with save_pretrained"
+        ) from exc
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise ConfigError(
+            f"--model {model!r}: its {HF_CONFIG} names no model_type; give the folder that a model "
+            "of transformers was saved to with save_pretrained"
         )
 
 

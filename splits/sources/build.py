@@ -16,7 +16,7 @@ IMAGES = "AutoModelForImageClassification"
 
 
 def build_model(
-    name: str, num_outputs: int, *, hf_class: str = IMAGES
+    name: str, num_outputs: int, *, hf_class: str = IMAGES, hf_takes: str = ""
 ) -> nn.Module | list[nn.Module]:
     """The model that `--model` names, freshly initialised; one of the user's as they make it.
 
@@ -24,6 +24,8 @@ def build_model(
         name: see `bundlerun.launcher.models.name`.
         num_outputs: classes; 0: as many as the model has by itself.
         hf_class: of transformers, for a model of it whose config.json names no head.
+        hf_takes: what a model of transformers is going to be called with, as its
+            `main_input_name` says it; nothing: not known.
 
     Returns:
         The model, or its stages in order where the user's code has cut it.
@@ -41,7 +43,7 @@ def build_model(
         case OfLibrary("timm", known):
             return of_timm(known, num_outputs)
         case OfLibrary("hf", folder):
-            return of_hf(folder, num_outputs, hf_class)
+            return of_hf(folder, num_outputs, hf_class, hf_takes)
         case OfLibrary(_, known):
             return of_torchvision(known, num_outputs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import torchvision
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.models.name import HF_CONFIG
 from bundlerun.launcher.models.user_file import users_code
 
 # Their constructors warn unless the initialisation is chosen; this is the one of torchvision's
@@ -48,7 +50,7 @@ def of_timm(name: str, num_outputs: int) -> nn.Module:
         return cast(nn.Module, timm.create_model(name, pretrained=False, **options))
 
 
-def of_hf(folder: str, num_outputs: int, default_class: str) -> nn.Module:
+def of_hf(folder: str, num_outputs: int, default_class: str, takes: str = "") -> nn.Module:
     """The model of transformers that a folder's config.json describes.
 
     Its class is the one that config.json names, where that has a head.
@@ -57,12 +59,21 @@ def of_hf(folder: str, num_outputs: int, default_class: str) -> nn.Module:
         folder: local.
         num_outputs: of a head that classifies; others have what config.json says.
         default_class: where config.json names none with a head.
+        takes: what it is going to be called with, in transformers' words; nothing: not known.
 
     Raises:
-        ConfigError: transformers does not know the model, or not with this head.
+        ConfigError: transformers does not know the model, or not with this head; or it is called
+            with something else.
     """
     transformers = importlib.import_module("transformers")
     path = Path(folder).expanduser()
+    kind = json.loads((path / HF_CONFIG).read_text(encoding="utf-8"))["model_type"]
+    if kind not in transformers.CONFIG_MAPPING:
+        raise ConfigError(
+            f"--model {'hf:' + folder!r}: transformers {transformers.__version__} has no model of "
+            f"type {kind!r}; {nearest(kind, transformers.CONFIG_MAPPING)}; or install another "
+            "version of it"
+        )
     with users_code(f"the config.json of --model {'hf:' + folder!r}"):
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
     name = _class_name(config, default_class)
@@ -71,6 +82,19 @@ def of_hf(folder: str, num_outputs: int, default_class: str) -> nn.Module:
         raise ConfigError(
             f"--model {'hf:' + folder!r}: transformers {transformers.__version__} has no {name!r}; "
             f"{nearest(name, dir(transformers))}; or install another version of it"
+        )
+    # What an Auto class has a class for; it raises a page of them all.
+    has = getattr(made_by, "_model_mapping", None)
+    if has is not None and type(config) not in has:
+        raise ConfigError(
+            f"--model {'hf:' + folder!r} is of type {kind!r}, for which transformers has no {name}; "
+            "give another model, or another --recipe"
+        )
+    wanted = getattr(made_by, "main_input_name", takes) or takes
+    if takes and wanted != takes:
+        raise ConfigError(
+            f"--model {'hf:' + folder!r} is a {name}, which takes {wanted}, and this recipe has "
+            f"{takes}; give another model, or another --recipe"
         )
     if num_outputs and "Classification" in name:
         config.num_labels = num_outputs

@@ -180,6 +180,7 @@ def cut_model(
         model, said = add_adapters(model, lora_of(config))
         remarks.append(said)
     remarks += [freeze(model, config.freeze)] if config.freeze else []
+    _refuse_untrained(model)
     stages = _stages(config, model, example, remarks.append)
     if config.compile != "off" and any(isinstance(stage, ReplayStage) for stage in stages):
         remarks.append(
@@ -198,6 +199,23 @@ def lora_of(config: TrainConfig) -> Lora:
     check_adapters(config.lora)
     alpha = config.lora_alpha or 2.0 * config.lora
     return Lora(rank=config.lora, alpha=alpha, targets=config.lora_targets)
+
+
+def _refuse_untrained(model: nn.Module | Sequence[nn.Module]) -> None:
+    roots = [model] if isinstance(model, nn.Module) else model
+    if not any(map(_is_trained, roots)):
+        raise ConfigError(
+            "the model has no parameter that is trained: each has requires_grad=False, or there is "
+            "none; let build return a model with some"
+        )
+
+
+def _is_trained(root: nn.Module) -> bool:
+    if any(p.requires_grad for p in root.parameters()):
+        return True
+    with modes_kept(root):
+        root.train()  # which may thaw some
+        return any(p.requires_grad for p in root.parameters())
 
 
 def _refuse_lazy(model: nn.Module | Sequence[nn.Module]) -> None:

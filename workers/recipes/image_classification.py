@@ -27,7 +27,7 @@ from bundlerun.workers.data.shards.opened import check_shards, open_shards
 from bundlerun.workers.data.views import MiddleView, RandomView, View
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
-from bundlerun.workers.recipes.pixels_scale import MEAN, STD, WHITE, Scale
+from bundlerun.workers.recipes.pixels_scale import MEAN, PIXELS, STD, WHITE, Scale
 
 SYNTHETIC_CLASSES = 10
 _PATTERN_SIZE = 4
@@ -108,7 +108,7 @@ class ImageClassification:
 
     def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
         """The model that --model names, or its stages where a user's file has cut it."""
-        return build_model(self._config.model, info.num_outputs)
+        return build_model(self._config.model, info.num_outputs, hf_takes=PIXELS)
 
     def loss(self, output: object, target: Tensor | dict[str, Tensor]) -> Tensor:
         """Mean cross entropy; auxiliary heads are added with their usual weight."""

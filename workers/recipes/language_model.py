@@ -29,6 +29,7 @@ from bundlerun.workers.data.texts.tokens import Sequences, Tokens, largest, read
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.recipes.of_text import (
+    TOKENS,
     check_embedding,
     check_length,
     check_text_model,
@@ -114,7 +115,8 @@ class LanguageModel:
         Raises:
             ConfigError: it has no embedding for so many tokens.
         """
-        made = build_model(self._config.model, info.num_outputs, hf_class=_CAUSAL)
+        name = self._config.model
+        made = build_model(name, info.num_outputs, hf_class=_CAUSAL, hf_takes=TOKENS)
         whole = made if isinstance(made, nn.Module) else nn.ModuleList(made)
         way = "say with --num-classes how many there are"
         check_embedding(whole, info.num_outputs, self._config.model, way)

@@ -12,6 +12,8 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.models.name import HF_CONFIG, OfLibrary, check_named, parse_model
 from bundlerun.workers.data.texts.tokenizer import has_tokenizer
 
+TOKENS = "input_ids"
+"""What models of transformers that read text are called with."""
 _POSITIONS = ("n_positions", "max_position_embeddings")
 
 

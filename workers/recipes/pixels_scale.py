@@ -8,6 +8,8 @@ from torch import Tensor
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's colours, red, green and blue
 STD = (0.229, 0.224, 0.225)
 WHITE = 255
+PIXELS = "pixel_values"
+"""What models of transformers that see images are called with."""
 
 
 class Scale:

@@ -25,7 +25,7 @@ from bundlerun.workers.data.masked_images import LAYOUT, MaskedImages
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.recipes.outputs import logits_of
-from bundlerun.workers.recipes.pixels_scale import MEAN, STD, WHITE, Scale
+from bundlerun.workers.recipes.pixels_scale import MEAN, PIXELS, STD, WHITE, Scale
 
 CLASSES = "classes.txt"
 """A name per line, in order of their numbers."""
@@ -120,7 +120,8 @@ class Segmentation:
 
     def model(self, info: DataInfo) -> nn.Module | Sequence[nn.Module]:
         """The model that --model names, or its stages where a user's file has cut it."""
-        return build_model(self._config.model, info.num_outputs, hf_class=_HF_CLASS)
+        name = self._config.model
+        return build_model(name, info.num_outputs, hf_class=_HF_CLASS, hf_takes=PIXELS)
 
     def loss(self, output: object, target: Tensor) -> tuple[Tensor, Tensor]:
         """The sum of the cross entropies of all pixels that count, and their number.

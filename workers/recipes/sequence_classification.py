@@ -32,6 +32,7 @@ from bundlerun.workers.data.texts.tokenizer import Tokenizer, find_tokenizer
 from bundlerun.workers.optimizer import make_optimizer
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.recipes.of_text import (
+    TOKENS,
     check_embedding,
     check_length,
     check_text_model,
@@ -107,7 +108,7 @@ class SequenceClassification:
             ConfigError: it has no embedding for each token, or takes no mask after the tokens.
         """
         name = self._config.model
-        made = build_model(name, info.num_outputs, hf_class=_HF_CLASS)
+        made = build_model(name, info.num_outputs, hf_class=_HF_CLASS, hf_takes=TOKENS)
         whole = made if isinstance(made, nn.Module) else nn.ModuleList(made)
         tokenizer = self._tokenizer()
         check_embedding(whole, tokenizer.size, name, "use another --tokenizer")

@@ -21,7 +21,7 @@ def test_each_kind_of_error_has_its_exit_code() -> None:
         ("resnet81", ["vgg16", "resnet18"], "nearest: resnet18"),
         ("zzz", ["a", "b"], "valid: a, b"),
         ("zzz", list("abcdefg"), "valid: a, b, c, d, e, ... (7 in all)"),
-        ("zzz", [], "there is none"),
+        ("zzz", [], "there is no valid one"),
     ],
 )
 def test_nearest_names_what_is_close_else_the_first_few(

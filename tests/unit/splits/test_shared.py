@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.graph.model import TracedModel, cut_model
-from bundlerun.splits.models import make_stages
+from bundlerun.splits.models import cuttable, make_stages
 from bundlerun.splits.replay.model import ReplayedModel
 from bundlerun.splits.shared import (
     Shared,
@@ -139,6 +139,22 @@ def test_a_buffer_in_two_stages_is_refused_by_name() -> None:
     norm = nn.BatchNorm1d(4)
     with pytest.raises(ConfigError, match=r"0.running_mean = 1.running_mean is a buffer that"):
         make_stages([norm, norm], cut=(), num_stages=2)
+
+
+def test_two_parameters_in_the_same_memory_are_refused_in_two_stages() -> None:
+    def model() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+
+    flat = nn.Parameter(torch.zeros(32))
+    beside, within = model(), model()
+    for n in (0, 2):
+        beside[n].weight.data = flat.data[n * 8 : n * 8 + 16].view(4, 4)
+    within[2].weight.data = within[0].weight.data[:]
+    x = [torch.ones(2, 4)]
+    for way in (cuttable(within, "graph", x), cuttable(within, "replay", x)):
+        with pytest.raises(ConfigError, match=r"0\.weight of stage 0 and 2\.weight of stage 1 are"):
+            way.cut(["2"])
+    assert len(cuttable(beside, "graph", x).cut(["2"])) == 2
 
 
 def test_of_equal_cuts_the_one_is_taken_that_divides_nothing_shared() -> None:

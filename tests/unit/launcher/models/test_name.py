@@ -114,7 +114,7 @@ def test_a_missing_package_is_named_with_its_extra(
     name: str, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.json").touch()
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     (package,) = package_behind(name)
     message = rf"--model '{name}' needs the package {package}.*pip install 'bundlerun\[{extra}\]'"
@@ -132,7 +132,12 @@ def test_a_folder_of_transformers_needs_its_config(
         check_model(f"hf:{tmp_path}/none", IMAGES)
     with pytest.raises(ConfigError, match=r"the folder has no config.json; give the folder that"):
         check_model(f"hf:{tmp_path}", IMAGES)
-    (tmp_path / "config.json").touch()
+    config = tmp_path / "config.json"
+    for text, told in (("{no", "cannot be read as JSON"), ('{"a": 1}', "names no model_type")):
+        config.write_text(text)
+        with pytest.raises(ConfigError, match=told):
+            check_model(f"hf:{tmp_path}", IMAGES)
+    config.write_text('{"model_type": "vit"}')
     check_model(f"hf:{tmp_path}", IMAGES)
 
 

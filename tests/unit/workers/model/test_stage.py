@@ -118,6 +118,12 @@ def test_a_parameter_without_a_shape_is_named() -> None:
         make_stage(TrainConfig(data="x", shape=Shape((1,))), recipe, INFO, 0)
 
 
+def test_a_model_without_anything_to_train_is_refused() -> None:
+    for build in (lambda _: nn.Flatten(), lambda _: nn.Linear(2, 2).requires_grad_(False)):
+        with pytest.raises(ConfigError, match="no parameter that is trained"):
+            make_stage(TrainConfig(data="x", shape=Shape((1,))), with_model(build), INFO, 0)
+
+
 def test_an_optimizer_is_tried_on_what_the_model_s_train_lets_be_trained() -> None:
     class Thawed(nn.Sequential):
         def train(self, mode: bool = True) -> Self:

@@ -152,5 +152,17 @@ def test_models_of_transformers_get_tokens_and_mask(config: TrainConfig, tmp_pat
     gpt = transformers.GPT2Config(vocab_size=10, n_embd=8, n_layer=1, n_head=1, n_positions=8)
     gpt.save_pretrained(tmp_path / "gpt")
     found = replace(config, model=f"hf:{tmp_path}/gpt")
+    info = DataInfo(num_train=3, num_val=1, num_outputs=2)
     with pytest.raises(ConfigError, match="takes input_ids, past_key_values, "):
-        load_recipe(found).model(DataInfo(num_train=3, num_val=1, num_outputs=2))
+        load_recipe(found).model(info)
+    vit = transformers.ViTConfig()
+    vit.save_pretrained(tmp_path / "gpt")
+    with pytest.raises(ConfigError, match=r"has no AutoModelForSequenceClassification; give"):
+        load_recipe(found).model(info)
+    vit.architectures = ["ViTForImageClassification"]
+    vit.save_pretrained(tmp_path / "gpt")
+    with pytest.raises(ConfigError, match=r"takes pixel_values, and this recipe has input_ids"):
+        load_recipe(found).model(info)
+    (tmp_path / "gpt" / "config.json").write_text('{"model_type": "gpt99"}')
+    with pytest.raises(ConfigError, match=r"no model of type 'gpt99'; nearest: gpt"):
+        load_recipe(found).model(info)
