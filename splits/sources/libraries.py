@@ -87,8 +87,8 @@ def of_hf(folder: str, num_outputs: int, default_class: str, takes: str = "") ->
     has = getattr(made_by, "_model_mapping", None)
     if has is not None and type(config) not in has:
         raise ConfigError(
-            f"--model {'hf:' + folder!r} is of type {kind!r}, for which transformers has no {name}; "
-            "give another model, or another --recipe"
+            f"--model {'hf:' + folder!r} is of type {kind!r}, for which transformers has no "
+            f"{name}; give another model, or another --recipe"
         )
     wanted = getattr(made_by, "main_input_name", takes) or takes
     if takes and wanted != takes:
