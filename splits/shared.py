@@ -89,8 +89,8 @@ def _check_memory(stages: Sequence[nn.Module], names: Mapping[int, Sequence[str]
     lying: dict[int, list[tuple[int, int, int, Parameter]]] = {}
     for index, stage in enumerate(stages):
         for parameter in stage.parameters():
-            begin = parameter.storage_offset() * parameter.element_size()
-            end = begin + parameter.nbytes
+            begin = int(parameter.storage_offset()) * parameter.element_size()
+            end = begin + int(parameter.nbytes)
             others = lying.setdefault(parameter.untyped_storage()._cdata, [])
             for first, last, elsewhere, other in others:
                 if elsewhere != index and other is not parameter and begin < last and first < end:
