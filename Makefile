@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
-EXTRAS := demo,tensorboard,fast,bench,timm,hf,lora,text,parquet,dev
+EXTRAS := demo,tensorboard,fast,bench,timm,hf,lora,text,parquet,completion,dev
 SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
 
 # Ranks bring their own threads; tests and benchmarks run many ranks on few cores.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
@@ -73,6 +74,9 @@ COMMANDS = {
     "export": Command(
         f"{_OURS}.use.export", "write a trained model as one file that plain torchvision loads"
     ),
+    "completion": Command(
+        f"{_OURS}.completion", "make bash, zsh or fish complete the command line"
+    ),
 }
 """Subcommands in the order of `--help`."""
 
@@ -80,6 +84,11 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    # A shell asks how a line may go on.
+    if "_ARGCOMPLETE" in os.environ:
+        from bundlerun.launcher.commands.completion import complete
+
+        complete(command_parser, os.environ.get("COMP_LINE", ""))
     # Only these start ranks, whose signals and orphans process 1 of a container must handle.
     if words[:1] in (["run"], ["script"], ["classic"]):
         from bundlerun.launcher.agent.init import stand_before
