@@ -63,6 +63,7 @@ COMMANDS = {
     "status": Command(
         f"{_OURS}.look.status", "show how a run fares: step, nodes, failures, checkpoints"
     ),
+    "why": Command(f"{_OURS}.look.why", "say why a run is slow, or stands, and who holds it up"),
     "doctor": Command(
         f"{_OURS}.look.doctor", "examine machines, network and folders before a run; starts nothing"
     ),

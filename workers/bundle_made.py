@@ -48,7 +48,14 @@ def make_bundle(
     is_recomputed = config.recomputes(number, max_in_flight(pipeline.order(number, 0, count)))
     around = statistics, forward_state, device
     return Bundle(
-        wires=Wires(session.topology, session.place, session.groups.links, pipeline, device),
+        wires=Wires(
+            session.topology,
+            session.place,
+            session.groups.links,
+            pipeline,
+            device,
+            meters.sheet,
+        ),
         pipeline=pipeline,
         stage=stage,
         forwards=forwards_of(stage, config, *around, recomputes=is_recomputed),

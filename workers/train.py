@@ -159,7 +159,7 @@ def train(
     life = life or Liveness.none()
     # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
     with ExitStack() as held, ExitStack() as made, life:
-        arrival = arrive(config, env, store, start)
+        arrival = arrive(config, env, store, start, life.sheet)
         if claim is not None:
             held.enter_context(claim)
         # An option of 0 lets the run choose; from here on it is the number chosen.

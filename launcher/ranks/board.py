@@ -5,6 +5,7 @@
       agreed  <---------------------------------------  once all ranks stop; outlives their end
       ending  ---------------------------------------->  read at SIGTERM: it is the agent's
       watch, budget, outcome  <-----------------------  a row each: pid, beat, steps, exit code
+      why  <------------------------------------------  a sheet each: what it does, seconds
 
 The page has no name in any file system, so nothing is left of it whoever dies, and whenever. Ranks
 find it by the variable BUNDLERUN_BOARD, which every way of starting them hands on.
@@ -18,6 +19,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from bundlerun.launcher.ranks.fault import Fault, FaultKind
+from bundlerun.launcher.why import sheet
+from bundlerun.launcher.why.sheet import Sheet
 
 BOARD_VARIABLE = "BUNDLERUN_BOARD"
 NUM_ROWS = 1024
@@ -33,7 +36,10 @@ before the agent looks. So it sees the killed one first, and ends the others whi
 _HEAD = 8
 _ROW = 8
 _TEXT_BYTES = 4096
-_BYTES = 8 * (_HEAD + _ROW * NUM_ROWS) + _TEXT_BYTES
+_WORDS_BYTES = 8 * (_HEAD + _ROW * NUM_ROWS)
+_SHEETS = _WORDS_BYTES + _TEXT_BYTES
+_BYTES = _SHEETS + sheet.BYTES * NUM_ROWS
+"""The sheets take no memory before a rank writes on its own."""
 _STOP, _AGREED, _ENDING, _STARTS = range(4)
 _PID, _BEAT, _STEPS, _STEP, _VERDICT, _FAULT, _PLACE, _SPARE = range(_ROW)
 
@@ -135,7 +141,7 @@ class Board:
         """How another process of this node opens it."""
         self._memory = mmap.mmap(fd, _BYTES)
         # Words of 64 bits, each written at once, so that agent and ranks need no lock.
-        self._words = memoryview(self._memory)[: _BYTES - _TEXT_BYTES].cast("q")
+        self._words = memoryview(self._memory)[:_WORDS_BYTES].cast("q")
 
     @classmethod
     def create(cls) -> Board:
@@ -175,6 +181,13 @@ class Board:
         begin = _HEAD + _ROW * local_rank
         return Row(self._words[begin : begin + _ROW])
 
+    def sheet(self, local_rank: int) -> Sheet | None:
+        """What a rank does right now; None where there are too many of them."""
+        if not 0 <= local_rank < NUM_ROWS:
+            return None
+        begin = _SHEETS + sheet.BYTES * local_rank
+        return Sheet(memoryview(self._memory)[begin : begin + sheet.BYTES].cast("d"))
+
     def rows(self) -> list[tuple[int, Row]]:
         """Local rank and row of all that have come."""
         words, found = self._words, []
@@ -213,19 +226,21 @@ class Board:
     @property
     def run_dir(self) -> str:
         """The run folder, once a rank has said it."""
-        text = self._memory[_BYTES - _TEXT_BYTES :]
+        text = self._memory[_WORDS_BYTES:_SHEETS]
         return os.fsdecode(text[: text.index(0)])
 
     @run_dir.setter
     def run_dir(self, path: str) -> None:
         # A zero byte is left after the text: it ends there.
         data = os.fsencode(path)[: _TEXT_BYTES - 1]
-        self._memory[_BYTES - _TEXT_BYTES : _BYTES - _TEXT_BYTES + len(data)] = data
+        self._memory[_WORDS_BYTES : _WORDS_BYTES + len(data)] = data
 
     def clear_rows(self) -> None:
         """For the next start of the workers; the ranks of the last have ended."""
-        for _, row in self.rows():
+        for local_rank, row in self.rows():
             row.clear()
+            if (used := self.sheet(local_rank)) is not None:
+                used.clear()
         self._words[_ENDING] = 0
         self._words[_STARTS] += 1
 

@@ -17,6 +17,7 @@ from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, 
 from bundlerun.launcher.ranks.budget import Attempt, Budget, code_of_failed
 from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.ranks.fork_server import is_server_gone
+from bundlerun.launcher.ranks.onlooker import Onlooker
 from bundlerun.launcher.ranks.watch import Watch
 from bundlerun.launcher.run_folder.events import Events, read_tail
 from bundlerun.launcher.run_folder.outcome import (
@@ -58,6 +59,7 @@ class Ranks:
         self._events = events
         self._budget = Budget(most=give_up_after)
         self._watch = Watch(board, events, lease_s=lease_s)
+        self._onlooker = Onlooker(board, events.node)
         self._is_running = False
         self._begun_s = 0.0
         self.has_run = False
@@ -117,6 +119,7 @@ class Ranks:
         if not self._is_running:
             return ""
         self._is_running = False
+        self._tell_hang()
         if is_server_gone():
             self._events.note("fork server gone", {"why": "it was killed, its ranks with it"})
             log.warning(
@@ -136,6 +139,13 @@ class Ranks:
         )
         self._budget = self._budget.after(attempt)
         return self._budget.verdict(attempt)
+
+    def _tell_hang(self) -> None:
+        """Says why the ranks stood, where they did."""
+        text, _ = self._onlooker.verdict()
+        if text:
+            self._events.note("stood", {"why": text})
+            log.error("the run stood: %s; `bundlerun why RUN_DIR` shows all ranks", text)
 
     def story(self, node_name: str) -> str:
         """What went wrong here in the last start, which is to be followed by another one.
@@ -177,9 +187,13 @@ class Ranks:
 
     def __enter__(self) -> Self:
         self._watch.start()
+        self._onlooker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        if self._is_running:  # no other start follows, before which it would be told
+            self._tell_hang()
+        self._onlooker.stop()
         self._watch.stop()
 
 

@@ -31,6 +31,7 @@ EventName: TypeAlias = Literal[
     "rank gone",
     "rank stopped",
     "rank silent",
+    "stood",
     "fork server gone",
     "standby ready",
     "standby missing",

@@ -21,8 +21,13 @@ def name_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{os.urandom(4).hex()}")
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, is_lasting: bool = True) -> None:
     """Puts `text` in place whole: a reader, or a crash, meets the old file or the new one.
+
+    Args:
+        path: of the file.
+        text: of all of it.
+        is_lasting: whether it is to outlive a crash of the machine, for which the disk is waited.
 
     Raises:
         OSError: the folder cannot be written or the disk is full; the old file stays.
@@ -34,7 +39,8 @@ def write_text(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             # Before the rename, or a crash of the machine could leave an empty file in its place.
-            os.fsync(file.fileno())
+            if is_lasting:
+                os.fsync(file.fileno())
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

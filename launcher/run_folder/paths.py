@@ -118,6 +118,22 @@ class RunPaths:
         """What a process had begun when a collective of NCCL did not end; torch adds a number."""
         return self.node_logs(node_name) / "nccl" / f"process-{pid}-"
 
+    def stands(self, node_name: str) -> Path:
+        """Where ranks of one node stood when they waited too long, a JSON file each."""
+        return self.node_logs(node_name) / "stands"
+
+    def now(self, node_name: str) -> Path:
+        """What the ranks of one node are doing, JSON; written again and again."""
+        return self.node_logs(node_name) / "now.json"
+
+    def all_nows(self) -> list[Path]:
+        """The same of all nodes, sorted."""
+        return sorted(self.logs.glob("*/now.json"))
+
+    def all_stands(self) -> list[Path]:
+        """The files of all ranks that stood, of all nodes, sorted."""
+        return sorted(self.logs.glob("*/stands/*.json"))
+
     @property
     def fence(self) -> Path:
         """Which half of a cut network continues, a folder per job; the rendezvous keeps it."""

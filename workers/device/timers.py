@@ -60,6 +60,10 @@ class StreamTimer(Generic[K]):
         self._seconds[span.key] += span.start.elapsed_time(span.end) / 1000
         self._spare += [span.start, span.end]
 
+    def known(self, key: K) -> float:
+        """The spans of a key that are over, as far as has been looked; waits for none."""
+        return self._seconds[key]
+
     def seconds(self, key: K) -> float:
         """All spans of a key since the last `restart`; waits for those under way."""
         while self._under_way:

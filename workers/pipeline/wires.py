@@ -10,12 +10,18 @@ from torch import Tensor
 
 from bundlerun.launcher.layout.schedule import Action, Order, Pass, Pipeline
 from bundlerun.launcher.layout.topology import Link, LinkKind, Place, Topology
+from bundlerun.launcher.why.sheet import Message, Sheet
 from bundlerun.workers.pipeline.links import InLink, Kind, OutLink, specs_of
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.values.nest import Form
 
 Edge = tuple[LinkKind, int, int]
 """Kind and chunk of a link, and the replica at its other end."""
+_MESSAGES = {
+    LinkKind.ACTIVATION: Message.ACTIVATION,
+    LinkKind.GRADIENT: Message.GRADIENT,
+    LinkKind.TARGET: Message.TARGET,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +48,7 @@ class Wires:
         links: the communicator of each link of this rank.
         pipeline: says how far a sender may be ahead.
         device: where received tensors are wanted.
+        sheet: is told whom this rank waits for; None: nobody looks.
     """
 
     def __init__(
@@ -51,12 +58,15 @@ class Wires:
         links: Mapping[Link, Group],
         pipeline: Pipeline,
         device: torch.device,
+        sheet: Sheet | None = None,
     ) -> None:
         self.place = place
         self.last_chunk = topology.num_chunks - 1
         self._widths = topology.shape.widths
         self._chunks = topology.chunks
+        self._sheet = sheet or Sheet.private()
         self._in: dict[Edge, InLink] = {}
+        self._senders: dict[Edge, int] = {}
         self._out: dict[Edge, OutLink] = {}
         for link, group in links.items():
             # Gradients look like the outputs they are for: the receiver has made those itself.
@@ -69,6 +79,7 @@ class Wires:
             else:
                 peer = topology.places[link.src].replica
                 self._in[link.kind, link.chunk, peer] = InLink(group, device, is_told_specs=told)
+                self._senders[link.kind, link.chunk, peer] = link.src
 
     def chunk(self, action: Action) -> int:
         """The chunk of the model that an action of this rank is about."""
@@ -103,7 +114,9 @@ class Wires:
 
     def receive(self, kind: LinkKind, chunk: int, j: int) -> Goods:
         """Waits for what `chunk` needs for micro-batch `j`."""
-        return Goods(*self._source(kind, chunk, j).receive_formed())
+        edge = self._edge(kind, chunk, j)
+        self._sheet.awaits(_MESSAGES[kind], self._senders[edge], j)
+        return Goods(*self._in[edge].receive_formed())
 
     def send(self, kind: LinkKind, chunk: int, j: int, message: Kind, goods: Goods) -> None:
         """Sends what `chunk` has for micro-batch `j`; see `OutLink.send`."""
@@ -128,7 +141,10 @@ class Wires:
 
     def _source(self, kind: LinkKind, chunk: int, j: int) -> InLink:
         """The link that brings what `chunk` needs for micro-batch `j`."""
+        return self._in[self._edge(kind, chunk, j)]
+
+    def _edge(self, kind: LinkKind, chunk: int, j: int) -> Edge:
         if kind is LinkKind.TARGET:
-            return self._in[kind, 0, self._peer(0, j)]
+            return kind, 0, self._peer(0, j)
         sender = chunk - 1 if kind is LinkKind.ACTIVATION else chunk + 1
-        return self._in[kind, sender, self._peer(sender, j)]
+        return kind, sender, self._peer(sender, j)

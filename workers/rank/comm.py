@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
@@ -32,6 +33,7 @@ from torch._C._distributed_c10d import (
 
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.meeting.addresses import source_address
+from bundlerun.launcher.why.sheet import Sheet, Talk
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.env import RankEnv
 
@@ -63,6 +65,8 @@ class Network:
     address: str = ""
     device: torch.device = _CPU
     tries_ipc: bool = False
+    sheet: Sheet = field(default_factory=Sheet.private)
+    """Where this rank says what it does right now."""
 
 
 class _Backend(Protocol):
@@ -121,6 +125,7 @@ class Group:
         self.timeout_s = network.timeout_s
         self.device = network.device if backend == "nccl" else _CPU
         """Where tensors must be: NCCL takes none of the CPU's, gloo none of a GPU's."""
+        self._sheet = network.sheet
         self._at_close: list[Callable[[], None]] = []
         # The name keeps what the members of two groups write in one store apart.
         store = PrefixStore(f"group/{name}", network.store)
@@ -165,8 +170,18 @@ class Group:
     def all_gather(self, tensor: Tensor) -> list[Tensor]:
         """The tensors of all members, in order of `ranks`; same shape and dtype everywhere."""
         found = [torch.empty_like(tensor) for _ in self.ranks]
-        self._pg.allgather([found], [tensor], AllgatherOptions()).wait()
+        with self.talking():
+            self._pg.allgather([found], [tensor], AllgatherOptions()).wait()
         return found
+
+    @contextmanager
+    def talking(self) -> Iterator[None]:
+        """Says, for who looks on, that inside this rank waits for the others."""
+        before = self._sheet.talk
+        self._sheet.talks(Talk.BUNDLE)
+        yield
+        # Not where it fails: that is where it stands, for who asks why.
+        self._sheet.talks(before)
 
     def reduce_scatter(self, flat: Tensor) -> Work:
         """Sums into this member's part of a flat tensor; what the others then are is undefined.

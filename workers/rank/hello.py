@@ -17,6 +17,7 @@ class Hello:
     Args:
         name: of the node.
         num_ranks: that it has.
+        address: where others reach it; empty where only torch knows.
         has_nccl: whether its torch has NCCL.
         gpus: of its ranks, by names that are unique in the world; empty on the CPU.
         has_gpus: whether it has any; known, as the next, once all nodes have told theirs.
@@ -26,6 +27,7 @@ class Hello:
 
     name: str
     num_ranks: int
+    address: str = ""
     has_nccl: bool = False
     gpus: Sequence[str] = ()
     has_gpus: bool = False

@@ -35,6 +35,8 @@ from bundlerun.launcher.ranks.fault import fault_of, is_follower
 from bundlerun.launcher.ranks.rank_signals import AgentsWord
 from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
 from bundlerun.launcher.run_folder.events import Events
+from bundlerun.launcher.why.sheet import Sheet
+from bundlerun.workers.rank.standing import Standing
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +70,10 @@ class Liveness:
         self._before_end: Callable[[float], None] = lambda _: None
         self._on_stop: Callable[[], None] | None = None
         self._has_told_failure = False
+        sheet = None if board is None else board.sheet(local_rank)
+        self.sheet = sheet or Sheet.private()
+        """What this rank does right now."""
+        self._standing = Standing(self.sheet, events.node, local_rank)
         if is_launched:
             self._begin()
 
@@ -83,6 +89,8 @@ class Liveness:
             self._follow(self._board.agent_pid)
         elif "TORCHELASTIC_RUN_ID" in os.environ:  # torch's own rendezvous; another launcher's
             self._follow(agent_pid())  # ranks may have a parent that ends on purpose
+        self.sheet.clear()
+        self._standing.answer_signals()
         signals_r, signals_w = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         self._signals = signals_r
         if threading.current_thread() is threading.main_thread():
@@ -126,6 +134,7 @@ class Liveness:
             # [1]
             if self._row is not None:
                 self._row.beat(time.monotonic_ns())
+            self._standing.look()
             if self._on_stop is not None and self.is_told_to_stop:
                 self._try(self._on_stop)
 
@@ -168,6 +177,7 @@ class Liveness:
 
     def tell_run_dir(self, run_dir: Path) -> None:
         """Lets the agent know where the run folder is; torchrun's agent is not told."""
+        self._standing.tell_run_dir(run_dir.absolute())
         if self._board is not None:
             self._board.run_dir = str(run_dir.absolute())
 
@@ -179,6 +189,7 @@ class Liveness:
         """Tells how many steps of the run were finished when this start of it began."""
         if self._row is not None:
             self._row.begin_at(step)
+        self.sheet.finish(step)
 
     def stands_by(self) -> None:
         """Tells that no bundle needs this rank."""
@@ -189,6 +200,7 @@ class Liveness:
         """Tells that a step is finished, and that the run has `step` of them."""
         if self._row is not None:
             self._row.finish(step)
+        self.sheet.finish(step)
         self._num_steps += 1
         if self._num_steps == 1:
             self.events.note("first step", {"step": step})
@@ -218,6 +230,8 @@ class Liveness:
     def end_now(self, exit_code: int) -> None:
         """Ends the process, save for a copy of the state that is under way; never returns."""
         with suppress(Exception):
+            self._standing.end()
+        with suppress(Exception):
             self._before_end(LAST_COPY_S)
         self.ends(exit_code)
         os._exit(exit_code)
@@ -230,6 +244,8 @@ class Liveness:
         """Ends the process if the error has no message for users, that is, is no `BundleError`."""
         if not self.is_launched or not isinstance(error, Exception):
             return
+        with suppress(Exception):
+            self._standing.end()
         if isinstance(error, BundleError):
             return
         # [4] The agent first, which decides by it; then torch's file, the history and the console.

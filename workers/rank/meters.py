@@ -9,36 +9,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 
 from bundlerun.launcher.layout.schedule import Action
+from bundlerun.launcher.why.sheet import BESIDE, LEFT, PHASES, SINCE, TOTAL, Phase, Sheet
 from bundlerun.workers.device.accelerator import is_gpu
 from bundlerun.workers.device.timers import StreamTimer
 from bundlerun.workers.rank.recording import Recording
 
-Phase = Literal[
-    "data",
-    "forward",
-    "backward",
-    "send",
-    "receive",
-    "collect",
-    "exchange",
-    "gather",
-    "distribute",
-    "sync_wait",
-    "optimizer",
-    "snapshot",
-    "snapshot_wait",
-    "checkpoint",
-    "validate",
-    "launch",
-]
-PHASES: tuple[Phase, ...] = get_args(Phase)
-"""The legs of the sync, `collect` to `distribute`, run while the others do: `sync_wait` is the
-part that is not hidden. So do the copies of a snapshot, with `snapshot_wait`."""
+__all__ = ["EPOCH_END_PHASES", "LAUNCH", "PHASES", "Meters", "Phase"]
+
 LAUNCH: Final = "launch"
 """On a GPU only: what the rank spends on giving it forwards, backwards and the optimizer."""
 _LAUNCHED: Mapping[Phase, bool] = {
@@ -56,85 +38,100 @@ EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 class _Timed:
     """Adds the seconds spent inside to those of a phase; entered several times per micro-batch."""
 
-    __slots__ = ("_clock", "_phase", "_seconds", "_start")
+    __slots__ = ("_clock", "_is_beside", "_since", "_start", "_total", "_words")
 
-    def __init__(
-        self, clock: Callable[[], float], seconds: dict[Phase, float], phase: Phase
-    ) -> None:
+    def __init__(self, clock: Callable[[], float], words: memoryview[float], phase: Phase) -> None:
         self._clock = clock
-        self._seconds = seconds
-        self._phase: Phase = phase
+        self._words = words
+        self._since = SINCE[phase]
+        self._total = TOTAL[phase]
+        self._is_beside = phase in BESIDE
         self._start = 0.0
 
     def __enter__(self) -> None:
-        self._start = self._clock()
+        self._start = self._words[self._since] = self._clock()
 
-    def __exit__(self, *error: object) -> None:
-        self._seconds[self._phase] += self._clock() - self._start
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        words, now = self._words, self._clock()
+        words[self._total] += now - self._start
+        # What fails is where the rank stood, for who asks why.
+        if kind is not None:
+            return
+        if not self._is_beside:
+            words[LEFT] = now
+        words[self._since] = 0.0
 
 
 class _TimedOnDevice:
     """The same on a GPU, between two marks in its stream; what launching takes apart."""
 
-    __slots__ = ("_clock", "_mark", "_phase", "_seconds", "_start", "_timer")
+    __slots__ = ("_clock", "_mark", "_phase", "_start", "_timer", "_words")
 
     def __init__(
         self,
         clock: Callable[[], float],
-        seconds: dict[Phase, float],
+        words: memoryview[float],
         phase: Phase,
         timer: StreamTimer[Phase],
     ) -> None:
         self._clock = clock
-        self._seconds = seconds
+        self._words = words
         self._phase: Phase = phase
         self._timer = timer
 
     def __enter__(self) -> None:
-        self._start = self._clock()
+        self._start = self._words[SINCE[self._phase]] = self._clock()
         self._mark = self._timer.begin()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # Not where it fails: a GPU that has failed takes no more marks, and would hide why.
         if kind is not None:
             return
+        words, now = self._words, self._clock()
         self._timer.end(self._phase, self._mark)
+        # What has been timed so far, for who looks on; `Meters.seconds` waits for the rest.
+        words[TOTAL[self._phase]] = self._timer.known(self._phase)
         if _LAUNCHED[self._phase]:
-            self._seconds[LAUNCH] += self._clock() - self._start
+            words[TOTAL[LAUNCH]] += now - self._start
+        words[LEFT] = now
+        words[SINCE[self._phase]] = 0.0
 
 
 class Meters:
     """Adds up seconds per phase; each phase may be timed by one thread.
 
     Args:
-        clock: of the rank.
+        clock: of the rank; other processes that read the sheet know `time.perf_counter` only.
         timer: of its GPU; None: it computes on the CPU.
+        sheet: where the numbers are; None: where only this process sees them.
     """
 
     def __init__(
         self,
         clock: Callable[[], float] = time.perf_counter,
         timer: StreamTimer[Phase] | None = None,
+        sheet: Sheet | None = None,
     ) -> None:
         self._clock = clock
         self._timer = timer
-        self._seconds: dict[Phase, float] = dict.fromkeys(PHASES, 0.0)
         self.recording: Recording | None = None
         """Gets what is done from now on, with its times; None: only seconds are added up."""
+        self.sheet = sheet or Sheet.private()
+        """What this rank does right now."""
+        self._words = self.sheet.words
+        # Made once: no phase is inside itself, and making one takes as long as using it.
+        self._timed: dict[Phase, AbstractContextManager[None]] = {
+            phase: self._make(phase) for phase in PHASES
+        }
 
     @classmethod
-    def of(cls, device: torch.device) -> Meters:
+    def of(cls, device: torch.device, sheet: Sheet | None = None) -> Meters:
         """Those of a rank that computes on `device`."""
-        return cls(timer=StreamTimer(device) if is_gpu(device) else None)
+        return cls(timer=StreamTimer(device) if is_gpu(device) else None, sheet=sheet)
 
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """Adds the time spent inside to `phase`."""
-        timed: _Timed | _TimedOnDevice
-        if self._timer is not None and phase in _LAUNCHED:
-            timed = _TimedOnDevice(self._clock, self._seconds, phase, self._timer)
-        else:
-            timed = _Timed(self._clock, self._seconds, phase)
-        recording = self.recording
+        timed, recording = self._timed[phase], self.recording
         return timed if recording is None else recording.of(phase, timed, phase in _LAUNCHED)
 
     def does(self, action: Action, step: int) -> None:
@@ -142,16 +139,26 @@ class Meters:
         if self.recording is not None:
             self.recording.action = action, step
 
+    def _make(self, phase: Phase) -> AbstractContextManager[None]:
+        if self._timer is not None and phase in _LAUNCHED:
+            return _TimedOnDevice(self._clock, self._words, phase, self._timer)
+        return _Timed(self._clock, self._words, phase)
+
     def seconds(self) -> dict[Phase, float]:
         """Seconds of each phase since the last `restart`; waits for what a GPU is doing."""
-        found = dict(self._seconds)
+        found = {phase: float(self._words[TOTAL[phase]]) for phase in PHASES}
         if self._timer is not None:
             found |= {phase: self._timer.seconds(phase) for phase in _LAUNCHED}
         return found
 
+    def wall_s(self) -> float:
+        """Seconds since the last `restart`."""
+        return self._clock() - self.sheet.begun_s
+
     def restart(self) -> None:
         """Sets all phases to zero."""
-        for phase in PHASES:
-            self._seconds[phase] = 0.0
+        for index in TOTAL.values():
+            self._words[index] = 0.0
         if self._timer is not None:
             self._timer.restart()
+        self.sheet.begin_epoch(self._clock())

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch._C._distributed_c10d import PrefixStore, Store
@@ -22,6 +23,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.why.sheet import Seat, Sheet
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import set_switches
@@ -41,6 +43,13 @@ End = Literal["lost", "safe", "stopped", "unsaved", "failed"]
 ("failed")."""
 _LONGEST_WAIT = timedelta(days=20)
 """About as many milliseconds as the store can count."""
+
+
+class Node(NamedTuple):
+    """A node of the round; the address is empty where only torch knows it."""
+
+    name: str
+    address: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +74,8 @@ class Arrival:
     """Whether several ranks use one GPU on this node."""
     note: str = ""
     """What the user should know of how the ranks talk."""
+    nodes: tuple[Node, ...] = ()
+    """Of the round, in order."""
 
     @property
     def is_speaker(self) -> bool:
@@ -88,6 +99,11 @@ class Session:
     def place(self) -> Place:
         """Where this rank is in the layout."""
         return self.arrival.place
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Of the round, in order."""
+        return self.arrival.nodes
 
     @property
     def device(self) -> torch.device:
@@ -151,7 +167,11 @@ class Session:
 
 
 def arrive(
-    config: TrainConfig, env: RankEnv, store: Store, start: DeviceStart | None = None
+    config: TrainConfig,
+    env: RankEnv,
+    store: Store,
+    start: DeviceStart | None = None,
+    sheet: Sheet | None = None,
 ) -> Arrival:
     """Starts this rank's device, and says what it is in the round, which may be spare.
 
@@ -162,6 +182,7 @@ def arrive(
         env: what the agent told this rank.
         store: where the ranks of the round meet.
         start: of this rank's device; None: it is started here.
+        sheet: of this rank, for who looks on; None: nobody does.
 
     Raises:
         ConfigError: see `meet`; or this rank's device does not do what the options ask.
@@ -169,10 +190,16 @@ def arrive(
     """
     device = (start or DeviceStart(env.local_rank)).take()
     set_switches(config, device, speaks=env.local_rank == 0)
-    return meet(config, env, store, device)
+    return meet(config, env, store, device, sheet)
 
 
-def meet(config: TrainConfig, env: RankEnv, store: Store, device: torch.device) -> Arrival:
+def meet(
+    config: TrainConfig,
+    env: RankEnv,
+    store: Store,
+    device: torch.device,
+    sheet: Sheet | None = None,
+) -> Arrival:
     """What this rank is in the round, which may be spare.
 
     Collective: every rank. The store sees a few keys per node.
@@ -182,6 +209,7 @@ def meet(config: TrainConfig, env: RankEnv, store: Store, device: torch.device) 
         env: what the agent told this rank.
         store: where the ranks of the round meet.
         device: of this rank, started.
+        sheet: see `arrive`.
 
     Raises:
         ConfigError: nodes have other options, files, data or versions, or the devices of all
@@ -191,8 +219,10 @@ def meet(config: TrainConfig, env: RankEnv, store: Store, device: torch.device) 
     gpu = door.name_of(device)
     if gpu:
         store.set(f"gpu/{env.rank}", gpu)
+    address = own_address(env)
     hello = Hello(
         name=env.node_name,
+        address=address,
         num_ranks=env.local_world_size,
         has_nccl=door.has_nccl(device),
         gpus=_gpus_of_node(env, store) if gpu else (),
@@ -206,18 +236,22 @@ def meet(config: TrainConfig, env: RankEnv, store: Store, device: torch.device) 
     )
     if backend == "nccl":
         prepare_nccl(RunPaths(Path(config.run_dir)), env.node_name)
+    place = topology.places[env.rank]
+    sheet = sheet or Sheet.private()
+    sheet.enter(_seat(place, topology.world_size, config.timeout_s, token), time.perf_counter())
     network = Network(
         store=PrefixStore("groups", store),
         rank=env.rank,
         backend=backend,
         timeout_s=config.timeout_s,
-        address=own_address(env),
+        address=address,
         device=device,
         tries_ipc=config.transport == "ipc",
+        sheet=sheet,
     )
     return Arrival(
         topology=topology,
-        place=topology.places[env.rank],
+        place=place,
         network=network,
         device=device,
         store=store,
@@ -225,11 +259,26 @@ def meet(config: TrainConfig, env: RankEnv, store: Store, device: torch.device) 
         token=token,
         cores=env.cores,
         has_gpus=has_gpus,
-        shares_gpu=nodes[topology.places[env.rank].node].is_shared,
+        shares_gpu=nodes[place.node].is_shared,
+        nodes=tuple(Node(node.name, node.address) for node in nodes),
         note=note,
         samples_per_microbatch=settled_samples(
             config, env, store, topology.num_bundles, has_gpus=has_gpus
         ),
+    )
+
+
+def _seat(place: Place, world_size: int, limit_s: float, token: str) -> Seat:
+    """Which rank this is, for who looks on."""
+    return Seat(
+        rank=place.rank,
+        world_size=world_size,
+        node=place.node,
+        bundle=place.bundle,
+        stage=place.stage,
+        replica=place.replica,
+        limit_s=limit_s,
+        token=int(token, 16),
     )
 
 

@@ -103,7 +103,9 @@ class StopWord:
         """Whether any rank of the bundle has heard of a request."""
         # None in a bundle of one rank: its own word is the sum.
         if self._work is not None:
-            self._work.wait()
+            assert self._group is not None
+            with self._group.talking():
+                self._work.wait()
             self._work = None
         return bool(self._word.item())
 

@@ -60,6 +60,11 @@ class Audience:
         if self._reporter is not None:
             self._reporter.add_phases(phases)
 
+    def tell_why(self, epoch: int, step: int, end: Mapping[str, float]) -> None:
+        """What the epoch's time went for; what came after its training took that long."""
+        if self._reporter is not None:
+            self._reporter.tell_why(epoch, step, end)
+
     def validated(self, epoch: int, step: int, sums: StepSums) -> None:
         """The result of a validation."""
         if self._reporter is not None:

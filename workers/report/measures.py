@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from bundlerun.launcher.why.sockets import Traffic, growth, traffic
+from bundlerun.launcher.why.sums import RankSums, Sent
 from bundlerun.workers.device.accelerator import is_gpu, memory
 from bundlerun.workers.rank.meters import EPOCH_END_PHASES, LAUNCH, PHASES, Meters, Phase
 from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.standing import note_scheduled
+
+MOST_RANKS = 1024
+"""Of more, nobody is told what each did at an epoch's end; each agent still writes it down."""
+_TRAFFIC_S = 5.0
+_NUM_SUMS = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +50,8 @@ class Shared:
     busy_s: Sequence[float]
     phases: dict[str, float]
     gpus: Gpus | None = None
+    ranks: tuple[RankSums, ...] = ()
+    """What each active rank did; nothing where there are more than `MOST_RANKS`."""
 
 
 class Measures:
@@ -65,17 +76,36 @@ class Measures:
         self._total = total
         self._num_unreadable = 0
         self._num_microbatches = 0
+        self._nodes = session.nodes
+        self._traffic_before: Mapping[str, Traffic] = {}
+        self._traffic_at = 0.0
 
     def restart(self) -> None:
         """An epoch begins."""
         self._num_unreadable = 0
         self._num_microbatches = 0
         self._meters.restart()
+        self._traffic_before = traffic() if len(self._nodes) > 1 else {}
 
     def count(self, *, num_microbatches: int, num_unreadable: int) -> None:
         """Counts a step: micro-batches of the bundle, samples that this rank could not read."""
         self._num_microbatches += num_microbatches
         self._num_unreadable += num_unreadable
+        self._meters.sheet.count(num_microbatches)
+        # Seldom: it asks the kernel about each connection.
+        if len(self._nodes) > 1 and time.monotonic() - self._traffic_at >= _TRAFFIC_S:
+            self._note_traffic()
+
+    def _note_traffic(self) -> None:
+        """Notes what this rank has sent to the node whose wire took it longest."""
+        self._traffic_at = time.monotonic()
+        grown = growth(traffic(), self._traffic_before)
+        addresses = {node.address: number for number, node in enumerate(self._nodes)}
+        to = {addresses[a]: each for a, each in grown.items() if a in addresses}
+        to.pop(self._place.node, None)
+        if to:
+            node = max(to, key=lambda number: to[number].wire_s)
+            self._meters.sheet.sends(node, to[node].num_bytes, to[node].wire_s)
 
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """Adds the time spent inside to `phase`."""
@@ -86,7 +116,10 @@ class Measures:
 
         Collective: every active rank.
         """
-        seconds = self._meters.seconds()
+        if len(self._nodes) > 1:
+            self._note_traffic()
+        note_scheduled(self._meters.sheet)
+        seconds, own = self._meters.seconds(), self._own_sums()
         self._meters.restart()
         # Per micro-batch, as bundles do different numbers of them.
         busy = (seconds["forward"] + seconds["backward"]) / max(1, self._num_microbatches)
@@ -98,15 +131,69 @@ class Measures:
             [seconds[phase] for phase in PHASES],
             [float(is_gpu(self._device))],
             _only(ranks.index(self._place.rank), len(ranks), self._peak_bytes()),
+            self._block(ranks, [*own, *seconds.values()]),
         ]
         totals = iter(self._total(list(chain(*parts))))
-        unreadable, busy_s, phases, gpus, peaks = (list(islice(totals, len(p))) for p in parts)
+        unreadable, busy_s, phases, gpus, peaks, blocks = (
+            list(islice(totals, len(p))) for p in parts
+        )
         return Shared(
             num_unreadable=int(unreadable[0]),
             busy_s=busy_s,
             phases=self._means(PHASES, phases),
             gpus=self._gpus(int(gpus[0]), peaks),
+            ranks=self._rank_sums(ranks, blocks),
         )
+
+    def _own_sums(self) -> list[float]:
+        """What is told of this rank besides its phases, `_NUM_SUMS` numbers."""
+        sheet = self._meters.sheet
+        return [
+            self._meters.wall_s(),
+            float(self._num_microbatches),
+            sheet.cpu_s,
+            sheet.run_delay_s,
+            *map(float, sheet.sent),
+        ]
+
+    def _block(self, ranks: Sequence[int], own: Sequence[float]) -> list[float]:
+        """The numbers of all ranks one after the other, this one's filled in."""
+        if len(ranks) > MOST_RANKS:
+            return []
+        index = ranks.index(self._place.rank) * len(own)
+        found = [0.0] * (len(ranks) * len(own))
+        found[index : index + len(own)] = own
+        return found
+
+    def _rank_sums(self, ranks: Sequence[int], blocks: Sequence[float]) -> tuple[RankSums, ...]:
+        size = len(blocks) // len(ranks)
+        return tuple(
+            self._sums_of(rank, blocks[i * size : (i + 1) * size])
+            for i, rank in enumerate(ranks)
+            if size
+        )
+
+    def _sums_of(self, rank: int, numbers: Sequence[float]) -> RankSums:
+        place = self._topology.places[rank]
+        wall_s, num_microbatches, cpu_s, run_delay_s, node, num_bytes, wire_s = numbers[:_NUM_SUMS]
+        return RankSums(
+            rank=rank,
+            node=place.node,
+            node_name=self._name(place.node),
+            local_rank=place.local_rank,
+            bundle=place.bundle,
+            stage=place.stage,
+            replica=place.replica,
+            wall_s=wall_s,
+            seconds=dict(zip(PHASES, numbers[_NUM_SUMS:], strict=True)),
+            num_microbatches=int(num_microbatches),
+            cpu_s=cpu_s,
+            run_delay_s=run_delay_s,
+            sent=Sent(self._name(int(node)), num_bytes, wire_s) if wire_s else None,
+        )
+
+    def _name(self, node: int) -> str:
+        return self._nodes[node].name if node < len(self._nodes) else str(node)
 
     def _peak_bytes(self) -> float:
         found = memory(self._device)

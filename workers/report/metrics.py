@@ -26,7 +26,7 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Kind = Literal["start", "step", "epoch", "eval", "restart", "stop", "end"]
+Kind = Literal["start", "step", "epoch", "eval", "why", "restart", "stop", "end"]
 
 _MOST_LATE = 10_000
 """Lines that are kept for a disk that is full: some megabytes."""
@@ -301,7 +301,7 @@ def _is_after(line: bytes, step: int, with_ends: bool) -> bool:
     row = _row(line)
     if row.get("kind") == "step":
         return bool(row["step"] >= step)
-    if row.get("kind") in ("epoch", "eval"):
+    if row.get("kind") in ("epoch", "eval", "why"):
         # These carry the number of finished steps, not that of a row: hence > where a row has >=.
         return bool(row["step"] > step or (with_ends and row["step"] == step))
     return False

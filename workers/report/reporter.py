@@ -21,6 +21,10 @@ from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.outcome import Outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.why.pace import pace_of
+from bundlerun.launcher.why.pace_words import pace_text
+from bundlerun.launcher.why.rows import why_row
+from bundlerun.launcher.why.sums import RankSums
 from bundlerun.workers.report.best import LOSS, Best
 from bundlerun.workers.report.measures import Gpus, Shared
 from bundlerun.workers.report.metrics import MetricsWriter
@@ -91,6 +95,8 @@ class Reporter:
         self._summary = Summary()
         self._epoch = _Epoch(first_step=0)
         self._untold = ""
+        self._num_bundles = topology.num_bundles
+        self._ranks: tuple[RankSums, ...] = ()
         self._finished: Mapping[str, Any] | None = None
         self._has_lost_folder = False
         self._bar: tqdm[NoReturn] | None = None
@@ -245,6 +251,7 @@ class Reporter:
         summary.train_s += seconds
         summary.samples_per_s = trained / summary.train_s
         self.add_phases(shared.phases)
+        self._ranks = shared.ranks
         self._writer.write(
             "epoch", step=step, epoch=epoch, seconds=seconds,
             samples_per_s=samples / seconds, phases=dict(shared.phases),
@@ -256,6 +263,23 @@ class Reporter:
         for phase, seconds in phases.items():
             total = self._summary.phases.get(phase, 0.0)
             self._summary.phases[phase] = total + seconds
+
+    def tell_why(self, epoch: int, step: int, end: Mapping[str, float]) -> None:
+        """Says what the time of the epoch went for.
+
+        Args:
+            epoch: whose training has been told.
+            step: finished steps.
+            end: seconds of what followed it, mean over the ranks.
+        """
+        # Only the ranks of one bundle write checkpoints: of them it is the mean that counts.
+        took = {**end, "checkpoint": end.get("checkpoint", 0.0) * self._num_bundles}
+        pace = pace_of(self._ranks, took)
+        if pace is None:
+            return
+        text = pace_text(pace, self._ranks)
+        self._writer.write("why", **why_row(epoch, step, pace, self._ranks, took, text))
+        log.info("%s  %s", self._course.epoch_text(epoch), text)
 
     def validated(self, epoch: int, step: int, sums: StepSums) -> None:
         """Reports one validation."""

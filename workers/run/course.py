@@ -209,7 +209,9 @@ class Run:
         # [9]
         self._saving.checkpoint(progress)
         # [10] After the epoch's row, as [8] and [9] are not in it.
-        self._audience.add_phases(self._measures.share_end())
+        end = self._measures.share_end()
+        self._audience.add_phases(end)
+        self._audience.tell_why(self._epoch, self._step, end)
         return True
 
     def _validate(self) -> StepSums | None:

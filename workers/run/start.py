@@ -15,6 +15,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.why.sheet import Talk
 from bundlerun.splits.weights.loading import Initial
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.same_data import check_same_data
@@ -65,7 +66,7 @@ def train_rank(
     Args:
         may_shrink: see `MemoryGuard`.
     """
-    recipe, meters = load_recipe(config), Meters.of(session.device)
+    recipe, meters = load_recipe(config), Meters.of(session.device, life.sheet)
     paths = RunPaths(Path(config.run_dir))
     finished = lambda: life.num_finished  # noqa: E731
     shares_gpu = session.arrival.shares_gpu
@@ -110,6 +111,7 @@ def train_rank(
         stopping = _stopping(paths, session, life, reporter)
         audience = Audience(life, reporter)
         run = Run(config, feed, trainer, saving, measures, measured, stopping, audience)
+        life.sheet.talks(Talk.NONE)
         ending = run.train_from(progress)
         if restore is not None and ending.kept == "disk":
             # Memory that outlives the process (I7) is given back once the disk has the same.

@@ -321,7 +321,8 @@ class GradientSync:
         bucket.extra[: values.numel()] = values
         bucket.close()
         chain.launch(bucket)
-        chain.take().wait_ready()
+        with self._meters.phase("sync_wait"):
+            chain.take().wait_ready()
         sums: Tensor = bucket.extra[: values.numel()].clone()
         return sums
 

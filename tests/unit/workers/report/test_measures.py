@@ -9,6 +9,7 @@ import torch
 
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.why.sheet import TOTAL
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.meters import PHASES, Meters
 from bundlerun.workers.report.measures import Gpus, Measures
@@ -31,7 +32,7 @@ def measures(bundle: int, clock: Clock, device: torch.device = CPU) -> tuple[Mea
     """Those of one rank of two bundles of two ranks, where all measure the same."""
     topology = Topology(Shape((1, 1)), (4,))
     place = next(place for place in topology.places if place.bundle == bundle)
-    session: Any = SimpleNamespace(topology=topology, place=place, device=device)
+    session: Any = SimpleNamespace(topology=topology, place=place, device=device, nodes=())
 
     def total(values: Sequence[float]) -> list[float]:
         return [4 * value for value in values]
@@ -83,7 +84,7 @@ def test_gpus_are_counted_and_their_memory_is_told_by_stage(
     found = door.Memory(peak=700, own=1, free=1, capacity=1)
     monkeypatch.setattr("bundlerun.workers.report.measures.memory", lambda device: found)
     own, meters = measures(1, Clock(), GPU)
-    meters._seconds["launch"] = 2.0
+    meters.sheet.words[TOTAL["launch"]] = 2.0
     shared = own.share()
     assert shared.phases["launch"] == 2.0
     # Rank 2 has stage 0 of bundle 1; of the others the stand-in for the sum says nothing.

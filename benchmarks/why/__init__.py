@@ -1,0 +1,1 @@
+"""Causes planted into small runs, and what `bundlerun why` says of each."""

@@ -1,0 +1,178 @@
+"""A recipe into which a cause is planted: it is slow, or stands, at a place of one rank.
+
+PLANT    {"place": "forward", "act": "sleep", "seconds": 0.03, "node": "n1", "stage": 1}
+
+It begins once the file PLANT_FILE is there, so that the run is under way by then. What is not
+planted takes its time asleep: the machine of a benchmark may be busy with other things.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from benchmarks.faults.inject import NODE_VARIABLE
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.recipe import DataInfo, DataSets
+
+PLANT_VARIABLE = "WHY_PLANT"
+FILE_VARIABLE = "WHY_PLANT_FILE"
+_PAUSE_S = 0.004
+"""A forward of a stage, and a backward."""
+_NUM_SAMPLES = 4000
+ANY = -1
+
+
+def stuck() -> None:
+    """Waits for what never comes."""
+    while True:
+        time.sleep(1.0)
+
+
+def held() -> None:
+    """Never gives the interpreter back."""
+    re.match("(a+)+$", "a" * 60 + "b")  # in C, and for longer than anybody lives
+
+
+class Plant:
+    """What is planted, if it is meant for this process."""
+
+    def __init__(self) -> None:
+        told: dict[str, Any] = json.loads(os.environ.get(PLANT_VARIABLE, "{}"))
+        self._place = told.get("place", "")
+        self._act = told.get("act", "")
+        self._seconds = float(told.get("seconds", 0.0))
+        self._file = Path(os.environ.get(FILE_VARIABLE, "/nonexistent"))
+        self._stage = int(told.get("stage", ANY))
+        is_node = told.get("node") in (None, os.environ.get(NODE_VARIABLE))
+        is_rank = told.get("local_rank") in (None, int(os.environ.get("LOCAL_RANK", "0")))
+        self._is_here = is_node and is_rank
+
+    def pass_by(self, place: str, stage: int = ANY) -> None:
+        """Does what is planted at `place`, where it is."""
+        if place != self._place or not self._is_here or self._stage not in (ANY, stage):
+            return
+        if not self._file.exists():
+            return
+        if self._act == "sleep":
+            time.sleep(self._seconds)
+        elif self._act == "stuck":
+            stuck()
+        elif self._act == "held":
+            held()
+        elif self._act == "pipe":
+            pipe = self._file.with_suffix(".pipe")
+            if not pipe.exists():
+                os.mkfifo(pipe)
+            pipe.read_bytes()  # nobody writes
+
+
+class _Timed(torch.autograd.Function):
+    """Takes its time in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, plant: Plant, stage: int) -> Tensor:  # noqa: ANN401
+        ctx.plant, ctx.stage = plant, stage
+        time.sleep(_PAUSE_S)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
+        time.sleep(_PAUSE_S)
+        ctx.plant.pass_by("backward", ctx.stage)
+        return gradients[0], None, None
+
+
+class Stage(nn.Module):
+    """One stage: a small layer, and one that is only there to be sent."""
+
+    def __init__(self, plant: Plant, stage: int, width: int, ballast: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, width)
+        self.ballast = nn.Parameter(torch.zeros(ballast)) if ballast else None
+        self._plant, self._number = plant, stage
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, width) to the same."""
+        self._plant.pass_by("forward", self._number)
+        x = self.layer(_Timed.apply(x, self._plant, self._number))
+        return x if self.ballast is None else x + self.ballast.sum()
+
+
+class Samples:
+    """Numbers."""
+
+    def __init__(self, plant: Plant, count: int, width: int) -> None:
+        self._plant, self._count, self._width = plant, count, width
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        self._plant.pass_by("data", 0)
+        return torch.full((self._width,), float(index % 7)), torch.tensor(float(index % 3))
+
+
+class Slowed(SGD):
+    """An optimizer with a place for a cause."""
+
+    plant: Plant
+
+    def step(self, closure: Any = None) -> Any:  # noqa: ANN401
+        """See SGD."""
+        self.plant.pass_by("optimizer")
+        return super().step(closure)
+
+
+class Planted:
+    """The recipe."""
+
+    unit = "samples"
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config = config
+        self._plant = Plant()
+        self._width = int(os.environ.get("WHY_WIDTH", "16"))
+        self._ballast = int(os.environ.get("WHY_BALLAST", "0"))
+
+    def check(self) -> None:
+        """Nothing to look for."""
+
+    def open_data(self) -> DataSets:
+        """Nothing to read."""
+        return DataSets(
+            train=Samples(self._plant, _NUM_SAMPLES, self._width), val=None, num_outputs=1
+        )
+
+    def model(self, info: DataInfo) -> Sequence[nn.Module]:
+        """Two stages."""
+        return [Stage(self._plant, i, self._width, self._ballast) for i in range(2)]
+
+    def loss(self, output: Tensor, target: Tensor) -> Tensor:
+        """Of nothing in particular."""
+        self._plant.pass_by("loss")
+        return ((output.mean(1) - target) ** 2).mean()
+
+    def metrics(self, output: object, target: Tensor) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def optimizer(self, parameters: Iterable[tuple[str, nn.Parameter]]) -> Optimizer:
+        """With a place for a cause."""
+        made = Slowed([p for _, p in parameters], lr=1e-6)
+        made.plant = self._plant
+        return made
+
+
+def recipe(config: TrainConfig) -> Planted:
+    """The recipe."""
+    return Planted(config)
