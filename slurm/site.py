@@ -19,7 +19,7 @@ from pathlib import Path
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.layout.gpus import count_gpus
 from bundlerun.launcher.meeting.addresses import is_loopback, resolve, route_to
-from bundlerun.launcher.meeting.site import SiteJob
+from bundlerun.launcher.meeting.site import SiteJob, SitePeers
 from bundlerun.launcher.options.backend import BUNDLE, backend_of
 from bundlerun.launcher.options.endpoints import Endpoint, text_of_endpoints
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -135,6 +135,40 @@ def rank_meeting(environ: Mapping[str, str], names: Names | None = None) -> tupl
     return _address(task, task.nodes[0], names or Names(known_address=node_address)), str(task.port)
 
 
+def peers_of(environ: Mapping[str, str], names: Names | None = None) -> SitePeers | None:
+    """All nodes of this process's step, with their addresses; None for one, or outside of a step.
+
+    Raises:
+        ConfigError: a node has no address that others reach.
+    """
+    task = SlurmTask.from_environ(environ)
+    if task is None or len(task.nodes) < 2:
+        return None
+    names = names or Names(known_address=node_address)
+    hosts = [_address(task, node, names) for node in task.nodes]
+    return SitePeers(
+        name=task.node,
+        index=task.nodes.index(task.node),
+        endpoints=tuple(Endpoint(host=host, port=task.port) for host in hosts),
+    )
+
+
+def everywhere(environ: Mapping[str, str], words: Sequence[str]) -> list[str]:
+    """The srun that starts `words` once on each node of this process's allocation.
+
+    Empty outside of one, in one of a single node, and in a task of such an srun.
+    """
+    nodes = environ.get("SLURM_JOB_NUM_NODES", environ.get("SLURM_NNODES", ""))
+    task = SlurmTask.from_environ(environ)
+    # A shell that `srun --pty` started is the only task of its step, and may start others.
+    is_task = task is not None and not task.is_one_task
+    if "SLURM_JOB_ID" not in environ or is_task or not nodes.isdecimal() or int(nodes) < 2:
+        return []
+    # It shares the cores with the batch script, or with the shell, that waits for it.
+    shape = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--overlap"]
+    return ["srun", *shape, "--cpu-bind=none", "--kill-on-bad-exit=0", *words]
+
+
 def node_address(node: str) -> str:
     """What Slurm itself connects to, an address or a name; empty where it does not say."""
     words = ["scontrol", "--oneliner", "show", "node", node]
@@ -214,6 +248,14 @@ class SlurmSite:
     def meeting(self, environ: Mapping[str, str]) -> tuple[str, str] | None:
         """See `rank_meeting`."""
         return rank_meeting(environ)
+
+    def peers(self, environ: Mapping[str, str]) -> SitePeers | None:
+        """See `peers_of`."""
+        return peers_of(environ)
+
+    def everywhere(self, environ: Mapping[str, str], words: Sequence[str]) -> list[str]:
+        """See `everywhere`."""
+        return everywhere(environ, words)
 
     def run_dir_of_job(self, number: int) -> Path:
         """See `report.run_dir_of_job`."""

@@ -81,6 +81,12 @@ def _versions(more: Iterable[str] = ()) -> dict[str, str]:
     return terms | {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
 
+def terms_of_node(data: str) -> dict[str, str]:
+    """What this node brings to any run: its versions, and what can be seen of DATA."""
+    card = data_card(data) if data else ""
+    return ({DATA: card} if card else {}) | _versions()
+
+
 def kept_terms() -> set[str]:
     """Those that must not change when a run continues; a mended model file is the same model."""
     return {DATA} | {flag_of(f.name) for f in options_of(TrainConfig) if f.metadata["kept"]}
@@ -148,14 +154,19 @@ def difference(by_node: Mapping[str, Terms]) -> str:
 
     Something that is unknown on a node counts as equal to anything.
     """
-    # A dict and not a set: the message keeps the order of the terms.
-    names = {key: None for terms in by_node.values() for key in terms}
-    found = [text for key in names if (text := _one_difference(key, by_node))]
+    found = list(differences(by_node).values())
     if not found:
         return ""
     more = f"; and {len(found) - _NUM_SHOWN} more differ" if len(found) > _NUM_SHOWN else ""
     what = "; ".join(found[:_NUM_SHOWN]) + more
     return f"{what}; give all nodes the same options, files, data and versions"
+
+
+def differences(by_node: Mapping[str, Terms]) -> dict[str, str]:
+    """What nodes do not have alike, a line each by its name."""
+    # A dict and not a set: the message keeps the order of the terms.
+    names = {key: None for terms in by_node.values() for key in terms}
+    return {key: text for key in names if (text := _one_difference(key, by_node))}
 
 
 def _one_difference(key: str, by_node: Mapping[str, Terms]) -> str:

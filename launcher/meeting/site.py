@@ -6,11 +6,12 @@ Each is a package of its own that imports this one; so this file only names it, 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 SITES = {"Slurm": "bundlerun.slurm.site"}
@@ -43,6 +44,18 @@ class SiteJob:
         return f"{self.site.lower()} {self.id}"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SitePeers:
+    """The nodes that a site started together, this one among them.
+
+    name: this node's, in the site's words. index: its place among the endpoints.
+    """
+
+    name: str
+    index: int
+    endpoints: tuple[Endpoint, ...]
+
+
 class Site(Protocol):
     """A batch system."""
 
@@ -70,6 +83,19 @@ class Site(Protocol):
 
         Raises:
             ConfigError: the first node has no address for others.
+        """
+
+    def peers(self, environ: Mapping[str, str]) -> SitePeers | None:
+        """All nodes that it started this process on; None where that is one, or it did not.
+
+        Raises:
+            ConfigError: a node has no address for others.
+        """
+
+    def everywhere(self, environ: Mapping[str, str], words: Sequence[str]) -> list[str]:
+        """The command that starts `words` on each node of what it has given this process.
+
+        Empty where it gave nothing, or one node, or has started this process on each already.
         """
 
     def run_dir_of_job(self, number: int) -> Path:
@@ -110,6 +136,16 @@ def site_defaults(
 def site_meeting(environ: Mapping[str, str]) -> tuple[str, str] | None:
     """Address and port where ranks that a site started can meet; None: no site did."""
     return next((place for site in sites() if (place := site.meeting(environ)) is not None), None)
+
+
+def site_peers(environ: Mapping[str, str]) -> SitePeers | None:
+    """The nodes that a site started together with this one; None where none did."""
+    return next((found for site in sites() if (found := site.peers(environ)) is not None), None)
+
+
+def site_everywhere(environ: Mapping[str, str], words: Sequence[str]) -> list[str]:
+    """The command that starts `words` on all nodes that a site has given; empty: on none."""
+    return next((found for site in sites() if (found := site.everywhere(environ, words))), [])
 
 
 def run_dir_of_job(number: int) -> Path:

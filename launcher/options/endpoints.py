@@ -35,29 +35,32 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def parse_endpoints(text: str, *, may_be_free: bool = False) -> tuple[Endpoint, ...]:
+def parse_endpoints(
+    text: str, *, may_be_free: bool = False, option: str = "--rdzv-endpoint"
+) -> tuple[Endpoint, ...]:
     """Reads `a:29400,b,[::1]:5`; the first is where the nodes meet, the others take over in order.
 
     Args:
         may_be_free: whether a single endpoint may have port 0.
+        option: what gives the text.
 
     Raises:
         ConfigError: it is written otherwise, or names one endpoint twice.
     """
     parts = text.split(",")
     least = 0 if may_be_free and len(parts) == 1 else 1
-    found = tuple(_endpoint(part.strip(), least) for part in parts)
+    found = tuple(_endpoint(part.strip(), least, option) for part in parts)
     # Compared as read: `a` and `a:29400` are one endpoint.
     if len(set(found)) < len(found):
-        raise ConfigError(f"--rdzv-endpoint {text!r} names an endpoint twice")
+        raise ConfigError(f"{option} {text!r} names an endpoint twice")
     return found
 
 
-def _endpoint(text: str, least_port: int) -> Endpoint:
+def _endpoint(text: str, least_port: int, option: str) -> Endpoint:
     match = re.fullmatch(_ENDPOINT, text)
     port = int(match["port"] or DEFAULT_PORT) if match else 0
     if not match or not least_port <= port < 65536:
-        raise ConfigError(f"--rdzv-endpoint {text!r} is not HOST:PORT")
+        raise ConfigError(f"{option} {text!r} is not HOST:PORT")
     return Endpoint(host=match["bracketed"] or match["host"], port=port)
 
 

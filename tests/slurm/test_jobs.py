@@ -279,6 +279,18 @@ def test_a_used_up_budget_ends_the_job(jobs: Jobs) -> None:
 
 
 @slow
+def test_a_doctor_examines_the_nodes_of_its_allocation(jobs: Jobs) -> None:
+    bundlerun = str(Path(sys.executable).with_name("bundlerun"))
+    words = [bundlerun, "doctor", "--json", "--devices=cpu", f"--run-dir={jobs.folder / 'run'}"]
+    salloc = ("salloc", "--nodes=3", "--mincpus=2", "--time=5")
+    report = json.loads(jobs.cluster.run(*salloc, *words, limit_s=180))
+    assert len({node["name"] for node in report["nodes"]}) == 3
+    assert len(report["links"]) == 6
+    assert {link["port"] for link in report["links"]} == {"ok"}
+    assert [each for each in report["between"] if each["level"] == "error"] == []
+
+
+@slow
 def test_srun_alone(jobs: Jobs, wanted_loss: float) -> None:
     """No script: bundlerun, and then a bare torchrun."""
     folder, bundlerun = jobs.folder, str(Path(sys.executable).with_name("bundlerun"))

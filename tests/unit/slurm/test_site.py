@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping
 import pytest
 
 from bundlerun.launcher.errors import ConfigError, NodeError
-from bundlerun.slurm.site import Names, candidate_addresses, slurm_defaults
+from bundlerun.slurm.site import (
+    Names,
+    candidate_addresses,
+    everywhere,
+    peers_of,
+    slurm_defaults,
+)
 from tests.unit.slurm.test_task import STEP, task
 
 ADDRESSES = {f"n{i}": f"10.0.0.{10 + i}" for i in range(1, 6)}
@@ -118,3 +124,32 @@ def test_a_node_without_an_address_is_named() -> None:
         candidate_addresses(task(), names)
     with pytest.raises(ConfigError, match="node 'n1' has no address"):
         candidate_addresses(task(), Names(resolve=book({}), known_address=nobody))
+
+
+def test_the_peers_of_a_step_are_all_its_nodes() -> None:
+    found = peers_of(STEP, Names(resolve=book(ADDRESSES), known_address=nobody))
+    assert found is not None
+    assert (found.name, found.index) == ("n2", 1)
+    port = task().port
+    assert [str(each) for each in found.endpoints] == [
+        f"10.0.0.{10 + i}:{port}" for i in range(1, len(task().nodes) + 1)
+    ]
+    assert peers_of(STEP | {"SLURM_STEP_NODELIST": "n2"}) is None
+    assert peers_of({}) is None
+
+
+@pytest.mark.parametrize(
+    ("environ", "is_there"),
+    [
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "3"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_NNODES": "3"}, True),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NUM_NODES": "1"}, False),
+        ({"SLURM_JOB_NUM_NODES": "3"}, False),
+        (STEP | {"SLURM_JOB_NUM_NODES": "4"}, False),
+        ({}, False),
+    ],
+)
+def test_an_allocation_that_no_srun_has_entered_has_a_command_for_all_nodes(
+    environ: dict[str, str], is_there: bool
+) -> None:
+    assert (everywhere(environ, ["x"])[:2] == ["srun", "--nodes=3"]) is is_there

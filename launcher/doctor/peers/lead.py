@@ -1,0 +1,368 @@
+"""The first node's part: it finds the others, has them measure, and makes the findings of all."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from bundlerun.launcher.agreement.agreed import differences
+from bundlerun.launcher.doctor.findings import Finding, error, warning
+from bundlerun.launcher.doctor.folder import SharedFacts, check_shared
+from bundlerun.launcher.doctor.peers.links import (
+    Measured,
+    Pair,
+    check_clocks,
+    check_links,
+    seconds_each,
+    slow_links,
+    turns_of,
+)
+from bundlerun.launcher.doctor.peers.measure import STALL_S
+from bundlerun.launcher.doctor.peers.member import FINDINGS_S, SEE_S, Member
+from bundlerun.launcher.doctor.peers.wire import Link, Reach, Unreached, Words, connect
+from bundlerun.launcher.doctor.read_folder import trial
+from bundlerun.launcher.options.endpoints import Endpoint, text_of_endpoints
+
+ORDER_S = 10.0
+MEASURE_S = 30.0
+_POLL_S = 0.2
+_NUM_CLOCKS = 5
+_AGAIN = 2
+"""Times that a slow link is measured again: the best of all counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReport:
+    """What one node found about itself."""
+
+    name: str
+    endpoint: str
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Together:
+    """What all nodes found, and what was found between them."""
+
+    nodes: tuple[NodeReport, ...]
+    between: tuple[Finding, ...]
+    links: tuple[Measured, ...]
+    names: Mapping[int, str]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All of them."""
+        return [*(each for node in self.nodes for each in node.findings), *self.between]
+
+
+class Peer(Protocol):
+    """A node that answers orders."""
+
+    def ask(self, order: Words, limit_s: float) -> dict[str, Any]:
+        """Raises Unreached where it is gone."""
+
+
+class Remote:
+    """Another node."""
+
+    def __init__(self, link: Link, hello: Words) -> None:
+        self._link, self.hello = link, hello
+
+    def ask(self, order: Words, limit_s: float) -> dict[str, Any]:
+        """See `Peer`."""
+        self._link.send(order)
+        return self._link.read(limit_s)
+
+
+class Here:
+    """The lead itself, as one of the nodes."""
+
+    def __init__(self, member: Member) -> None:
+        self._member, self.hello = member, member.hello
+
+    def ask(self, order: Words, limit_s: float) -> dict[str, Any]:
+        """See `Peer`."""
+        del limit_s
+        return self._member.answer(order)
+
+
+class Lead:
+    """Leads an examination.
+
+    Args:
+        member: this node's own part; its door is open.
+        wait_s: how long the others may take to come, seconds.
+        run_dir: the run folder; None: none is shared.
+    """
+
+    def __init__(self, member: Member, wait_s: float, run_dir: Path | None) -> None:
+        self._member, self._wait_s, self._run_dir = member, wait_s, run_dir
+        self._peers: dict[int, Peer] = {}
+        self._lock = threading.Lock()
+        self._is_over = threading.Event()
+        self._last: dict[int, Reach] = {}
+        self._odd: list[str] = []
+
+    # ------------------------------------------------------------------ who is there
+
+    def take(self, link: Link, hello: Words) -> None:
+        """A node that has come by itself; returns when all is over."""
+        if self._let_in(link, hello):
+            self._is_over.wait()
+
+    def _let_in(self, link: Link, hello: Words) -> bool:
+        index = hello.get("index")
+        if not isinstance(index, int) or not 0 < index < len(self._member.peers):
+            return False
+        if hello.get("count") != len(self._member.peers):
+            self._odd.append(f"node {index + 1} of the list has a list of {hello.get('count')}")
+            return False
+        with self._lock:
+            is_new = index not in self._peers
+            if is_new:
+                self._peers[index] = remote = Remote(link, hello)
+        if is_new:
+            # So that it knows: it has been found, and waits for the others, too.
+            with suppress(Unreached):
+                remote.ask({"order": "welcome"}, ORDER_S)
+        return is_new
+
+    def _fetch(self, index: int, peer: Endpoint) -> None:
+        """Goes to a node, as packets may pass in one direction only."""
+        while not self._is_over.is_set() and index not in self._peers:
+            try:
+                link = connect(peer.host, peer.port, self._member.secret, limit_s=2.0)
+                link.send({"hello": "lead"})
+                if not self._let_in(link, link.read(ORDER_S)):
+                    link.close()
+                return
+            except Unreached as exc:
+                self._last[index] = exc.reach
+            if self._member.door is not None:
+                self._member.door.call(0, peer.host, peer.port)
+            self._is_over.wait(_POLL_S)
+
+    def meet(self) -> None:
+        """Waits until all are there, or for as long as they may take."""
+        self._peers[0] = Here(self._member)
+        deadline = time.monotonic() + self._wait_s
+        for index, peer in enumerate(self._member.peers):
+            if index and peer is not None:
+                threading.Thread(target=self._fetch, args=(index, peer), daemon=True).start()
+        while len(self._peers) < len(self._member.peers) and time.monotonic() < deadline:
+            time.sleep(_POLL_S / 4)
+
+    # ------------------------------------------------------------------ the examination
+
+    def examine(self) -> Together:
+        """All that is to be found; the nodes that are there have been met."""
+        with self._lock:
+            there = dict(sorted(self._peers.items()))
+        between = [*self._missing(there), *self._lists()]
+        reports = self._ask_all(there, {"order": "findings"}, FINDINGS_S)
+        there = {index: peer for index, peer in there.items() if reports.get(index)}
+        names = _names({index: str(reports[index].get("name", "")) for index in there})
+        nodes = [self._node(index, names, reports[index]) for index in there]
+        terms = {names[index]: dict(reports[index].get("terms", {})) for index in there}
+        between += _unlike(terms)
+        measures, heard = self._measure(there)
+        if len(there) > 1:
+            between.append(check_clocks(names, self._clocks(there)))
+            between += check_links(names, measures, heard)
+            between += self._shared(there, names)
+        return Together(
+            nodes=tuple(nodes), between=tuple(between), links=tuple(measures), names=names
+        )
+
+    def end(self, verdict: Words) -> None:
+        """Tells all nodes, and lets them go."""
+        with self._lock:
+            there = dict(self._peers)
+        self._ask_all(there, {"order": "done", **verdict}, ORDER_S)
+        self._is_over.set()
+
+    def _ask_all(
+        self, there: Mapping[int, Peer], order: Words, limit_s: float
+    ) -> dict[int, dict[str, Any]]:
+        """The answers of all, side by side; a node that is gone gives none."""
+
+        def ask(peer: Peer) -> dict[str, Any]:
+            with suppress(Unreached):
+                return peer.ask(order, limit_s)
+            return {}
+
+        with ThreadPoolExecutor(max_workers=max(1, len(there))) as pool:
+            return dict(zip(there, pool.map(ask, there.values()), strict=True))
+
+    def _missing(self, there: Iterable[int]) -> Iterable[Finding]:
+        heard = self._member.door.heard if self._member.door is not None else frozenset()
+        for index, peer in enumerate(self._member.peers):
+            if index in there:
+                continue
+            subject = f"node {index + 1}"
+            if peer is None:
+                yield error(subject, "its name stands for no address here", "give its address")
+            elif index in heard:
+                text = f"{peer} did not come: its packets arrive here, and ours do not arrive there"
+                yield error(subject, text, "let packets of this node in at its firewall")
+            else:
+                why = self._last.get(index, Reach.DROPPED)
+                text = f"{peer} did not come within {self._wait_s:g} s ({why})"
+                mend = "start bundlerun doctor there with the same --peers; open its port"
+                yield error(subject, text, mend)
+
+    def _lists(self) -> Iterable[Finding]:
+        for text in sorted(set(self._odd)):
+            wanted = text_of_endpoints(p for p in self._member.peers if p is not None)
+            yield error("--peers", text, f"give all nodes the same: {wanted}")
+
+    def _node(self, index: int, names: Mapping[int, str], report: Words) -> NodeReport:
+        found: list[Finding] = []
+        with suppress(KeyError, ValueError, TypeError):  # of another version
+            found = [Finding.of_plain(each) for each in report["findings"]]
+        return NodeReport(
+            name=names[index], endpoint=str(self._member.peers[index]), findings=tuple(found)
+        )
+
+    # ------------------------------------------------------------------ links
+
+    def _measure(self, there: Mapping[int, Peer]) -> tuple[list[Measured], dict[Pair, bool]]:
+        indices, found = list(there), dict[Pair, Measured]()
+        seconds = seconds_each(len(indices))
+        for turn in turns_of(len(indices)):
+            pairs = [(indices[a], indices[b]) for a, b in turn]
+            found |= self._measure_at_once(there, pairs, seconds)
+        # Other work on a node may have slowed one down: what is slow again and again is the link.
+        for _ in range(_AGAIN):
+            for slow in slow_links(list(found.values())):
+                again = self._measure_at_once(there, [slow.pair], seconds)[slow.pair]
+                if (again.bytes_per_s or 0.0) > (slow.bytes_per_s or 0.0):
+                    found[slow.pair] = again
+        return list(found.values()), self._heard(there, found)
+
+    def _measure_at_once(
+        self, there: Mapping[int, Peer], pairs: list[Pair], seconds: float
+    ) -> dict[Pair, Measured]:
+        def one(pair: Pair) -> Measured:
+            source, target = pair
+            hello: Words = getattr(there[target], "hello", {})
+            order = {
+                "order": "measure", "to": target, "seconds": seconds,
+                "free_port": int(hello.get("free_port", 0)),
+            }  # fmt: skip
+            try:
+                answer = there[source].ask(order, MEASURE_S + seconds + STALL_S)
+                return Measured(
+                    source=source,
+                    target=target,
+                    port=Reach(answer["port"]),
+                    free=Reach(answer["free"]),
+                    rtt_s=answer.get("rtt_s"),
+                    bytes_per_s=answer.get("bytes_per_s"),
+                )
+            except (Unreached, KeyError, ValueError):
+                return Measured(source=source, target=target, port=Reach.BROKEN, free=Reach.BROKEN)
+
+        with ThreadPoolExecutor(max_workers=len(pairs)) as pool:
+            return dict(zip(pairs, pool.map(one, pairs), strict=True))
+
+    def _heard(self, there: Mapping[int, Peer], found: Mapping[Pair, Measured]) -> dict[Pair, bool]:
+        """Whether datagrams arrive where no connection is made in either direction."""
+        shut = [
+            pair
+            for pair, measured in found.items()
+            if measured.port is Reach.DROPPED
+            and pair[::-1] in found
+            and found[pair[::-1]].port is Reach.DROPPED
+        ]
+        heard = {}
+        for source, target in shut:
+            with suppress(Unreached):
+                there[source].ask({"order": "call", "to": target}, ORDER_S)
+                answer = there[target].ask({"order": "heard"}, ORDER_S)
+                heard[source, target] = source in answer.get("heard", [])
+        return heard
+
+    def _clocks(self, there: Mapping[int, Peer]) -> dict[int, float]:
+        """How far each clock is ahead of ours, by the quickest of several answers."""
+        ahead = {}
+        for index, peer in there.items():
+            best = None
+            with suppress(Unreached):
+                for _ in range(_NUM_CLOCKS if index else 0):
+                    before, start = time.time(), time.monotonic()
+                    theirs = float(peer.ask({"order": "clock"}, ORDER_S).get("time", before))
+                    took_s = time.monotonic() - start
+                    if best is None or took_s < best[0]:
+                        best = (took_s, theirs - before - took_s / 2)
+            if best is not None:
+                ahead[index] = best[1]
+        return ahead
+
+    # ------------------------------------------------------------------ the folder
+
+    def _shared(self, there: Mapping[int, Peer], names: Mapping[int, str]) -> Iterable[Finding]:
+        if self._run_dir is None:
+            return []
+        nonce = os.urandom(8).hex()
+        others = {index: peer for index, peer in there.items() if index}
+        try:
+            with trial(self._run_dir, nonce):
+                common = {"nonce": nonce}
+                there[0].ask({"order": "write", **common}, ORDER_S)
+                limit_s = SEE_S + ORDER_S
+                seen = self._ask_all(others, {"order": "see", "of": 0, **common}, limit_s)
+                self._ask_all(others, {"order": "write", **common}, ORDER_S)
+                back = {
+                    index: there[0].ask({"order": "see", "of": index, **common}, limit_s)
+                    for index in others
+                    if seen[index].get("seen_s") is not None
+                }
+                firsts = self._ask_all(there, {"order": "first", **common}, ORDER_S)
+        except OSError:
+            return []  # said of this node already
+        return check_shared(
+            SharedFacts(
+                path=str(self._run_dir),
+                lead=names[0],
+                seen_s=tuple((names[i], seen[i].get("seen_s")) for i in others),
+                back_s=tuple((names[i], back[i].get("seen_s")) for i in back),
+                firsts=tuple(names[i] for i in there if firsts[i].get("is_first")),
+                wait_s=SEE_S,
+            )
+        )
+
+
+def _names(given: Mapping[int, str]) -> dict[int, str]:
+    """A name for each node; those that share one are told apart by their place in the list."""
+    shared = {name for name in given.values() if list(given.values()).count(name) > 1}
+    return {
+        i: f"{name}({i + 1})" if name in shared or not name else name for i, name in given.items()
+    }
+
+
+def _unlike(terms: Mapping[str, Mapping[str, str]]) -> Iterable[Finding]:
+    """Versions and data that are not the same on all nodes: such nodes refuse each other."""
+    for subject, text in differences(terms).items():
+        yield error(subject, text, "install the same everywhere; nodes that differ are refused")
+
+
+def no_lead(lead: Endpoint, wait_s: float, why: Reach, *, is_heard: bool) -> Finding:
+    """What a node says that the lead and it have not found each other."""
+    if is_heard:
+        text = f"{lead} is there: its packets arrive here, and ours do not arrive there"
+        return error("first node", text, "let packets of this node in at its firewall")
+    text = f"{lead} did not come within {wait_s:g} s ({why})"
+    return error("first node", text, "start bundlerun doctor there with the same --peers")
+
+
+def lead_gone(lead: Endpoint) -> Finding:
+    """What a node says that was left alone."""
+    return warning("first node", f"{lead} went away before it was done", "see what it says there")
