@@ -16,7 +16,7 @@ from bundlerun.launcher.cli import main
 from bundlerun.launcher.doctor.document import document, text
 from bundlerun.launcher.doctor.findings import Finding, Level, ok
 from bundlerun.launcher.doctor.local import Wanted
-from bundlerun.launcher.doctor.peers import member, together
+from bundlerun.launcher.doctor.peers import lead, member, together
 from bundlerun.launcher.doctor.peers.door import Door
 from bundlerun.launcher.doctor.peers.places import Places, parse_peers, places_of
 from bundlerun.launcher.doctor.peers.together import Group, Outcome, examine_together
@@ -61,12 +61,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         return [ok("alike", "on all"), ok("address", wanted.address)]
 
     monkeypatch.setattr(together, "examine", found)
+    monkeypatch.setattr(lead, "seconds_each", lambda num_nodes: 0.05)
 
 
 def run(members: Sequence[Group]) -> list[Outcome]:
-    wanted = Wanted(run_dir=Path("unused"))
-
     def one(group: Group) -> Outcome:
+        wanted = Wanted(run_dir=Path("unused"), data=group.name)
         return examine_together(group, wanted, {}, lambda line: None)
 
     with ThreadPoolExecutor(max_workers=len(members)) as pool:
@@ -79,8 +79,8 @@ def subjects(outcome: Outcome) -> dict[str, Level]:
 
 
 def test_three_nodes_measure_every_link_and_see_one_folder(tmp_path: Path) -> None:
-    lead, *others = run(groups(tmp_path, 3))
-    report = lead.together
+    first, *others = run(groups(tmp_path, 3))
+    report = first.together
     assert report is not None
     assert [node.name for node in report.nodes] == ["n0", "n1", "n2"]
     assert len(report.links) == 6
@@ -88,8 +88,8 @@ def test_three_nodes_measure_every_link_and_see_one_folder(tmp_path: Path) -> No
         assert (link.port, link.free) == (Reach.OK, Reach.OK)
         assert link.bytes_per_s
         assert link.rtt_s
-    assert subjects(lead).keys() >= {"clocks", "rates", "latency", "shared folder"}
-    assert subjects(lead)["shared folder"] is Level.OK
+    assert subjects(first).keys() >= {"clocks", "rates", "latency", "shared folder"}
+    assert subjects(first)["shared folder"] is Level.OK
     assert [other.verdict["errors"] for other in others] == [0, 0]
     assert list(tmp_path.iterdir()) == []
     plain = json.loads(json.dumps(document(report, 1.0)))
@@ -100,37 +100,47 @@ def test_three_nodes_measure_every_link_and_see_one_folder(tmp_path: Path) -> No
     assert sum("alike" in line for line in lines) == 1
 
 
-def test_who_does_not_come_has_another_secret_or_sees_no_folder_is_named(
+def test_who_sees_another_folder_or_has_another_torch_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    terms = (({"torch": version}) for version in ("2.14.1", "2.14.1", "2.15.0", "2.14.1"))
-    monkeypatch.setattr(together, "terms_of_node", lambda data: next(terms))
+    def terms(name: str) -> dict[str, str]:
+        return {"torch": "2.15.0" if name == "n2" else "2.14.1"}
+
+    monkeypatch.setattr(together, "terms_of_node", terms)
     monkeypatch.setattr(member, "SEE_S", 0.3)
-    first, second, third, stranger, _ = groups(tmp_path, 5, wait_s=1.5)
+    first, second, third = groups(tmp_path, 3)
     (tmp_path / "elsewhere").mkdir()
     third = replace(third, shared=tmp_path / "elsewhere" / "run")
-    stranger = replace(stranger, secret=Secret(b"theirs"))
-    lead, left, _, alone = run([first, second, third, stranger])
-    found = subjects(lead)
-    assert (found["node 4"], found["node 5"]) == (Level.ERROR, Level.ERROR)
-    assert lead.together is not None
-    texts = {each.subject: each.text for each in lead.together.between}
-    assert "another secret" in texts["node 4"]
-    assert "nothing listens there" in texts["node 5"]
-    assert "n2 does not see" in texts["shared folder"]
-    assert "torch is 2.14.1 on" in texts["torch"]
-    assert left.verdict["errors"] == 4
+    told, left, _ = run([first, second, third])
+    assert told.together is not None
+    errors = {e.subject: e.text for e in told.together.between if e.level is Level.ERROR}
+    assert errors.keys() == {"torch", "shared folder"}
+    assert errors["torch"] == "torch is 2.14.1 on n0, n1 and 2.15.0 on n2"
+    assert "n2 does not see" in errors["shared folder"]
+    assert left.verdict["errors"] == 2
+
+
+def test_who_does_not_come_or_has_another_secret_is_named(tmp_path: Path) -> None:
+    first, stranger, _ = groups(tmp_path, 3, wait_s=1.5)
+    told, alone = run([first, replace(stranger, secret=Secret(b"theirs"))])
+    found = subjects(told)
+    assert (found["node 2"], found["node 3"]) == (Level.ERROR, Level.ERROR)
+    assert told.together is not None
+    texts = {each.subject: each.text for each in told.together.between}
+    assert "another secret" in texts["node 2"]
+    assert "nothing listens there" in texts["node 3"]
+    assert alone.verdict == {}
     assert alone.own[-1].level is Level.ERROR
     assert "another secret" in alone.own[-1].text
 
 
 def test_a_list_that_differs_is_told(tmp_path: Path) -> None:
-    first, second = groups(tmp_path, 2, wait_s=1.0)
+    first, second = groups(tmp_path, 2, wait_s=1.5)
     longer = (*second.places.endpoints, Endpoint(host=LOOPBACK, port=1))
     second = replace(second, places=replace(second.places, endpoints=longer))
-    lead, _ = run([first, second])
-    assert lead.together is not None
-    assert "node 2 of the list has a list of 3" in [e.text for e in lead.together.between]
+    told, _ = run([first, second])
+    assert told.together is not None
+    assert "node 2 of the list has a list of 3" in [e.text for e in told.together.between]
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
