@@ -67,6 +67,9 @@ COMMANDS = {
     "doctor": Command(
         f"{_OURS}.look.doctor", "examine machines, network and folders before a run; starts nothing"
     ),
+    "track": Command(
+        f"{_OURS}.look.track", "tell trackers (TensorBoard, W&B, ...) what they lack of a run"
+    ),
     "drain": Command(f"{_OURS}.drain", "ask a run to finish its step, write a checkpoint and stop"),
     "submit": Command(
         "bundlerun.slurm.submit",

@@ -93,8 +93,16 @@ class TrainConfig(ImageConfig):
     )
     keep: int = option(3, "newest checkpoints to keep; the best is kept too", group=_RUN, parse=int)
     validate: bool = option(True, "validate after each epoch", group=_RUN, parse=yes_or_no)
+    tracker: tuple[str, ...] = option(
+        (),
+        "where else each step is told: tensorboard, wandb, mlflow, trackio, or one that another "
+        "package adds; may be repeated",
+        group=_RUN,
+        parse=Reader(text_list, metavar="NAME[,NAME...]", repeats=True),
+        per_node=True,
+    )
     tensorboard: bool = option(
-        False, "write TensorBoard events too", group=_RUN, parse=yes_or_no, per_node=True
+        False, "short for --tracker tensorboard", group=_RUN, parse=yes_or_no, per_node=True
     )
 
     snapshot: OnOff = option(
@@ -258,6 +266,12 @@ class TrainConfig(ImageConfig):
             raise ConfigError(
                 f"--recompute {self.recompute!r} is not none, all, or some of {','.join(stages)}"
             )
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Where else each step is told, each once."""
+        short = ("tensorboard",) if self.tensorboard else ()
+        return tuple(dict.fromkeys((*short, *self.tracker)))
 
     @property
     def _stages(self) -> range:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections.abc import Callable
@@ -70,17 +69,3 @@ def check_data(data: str, recipe: str) -> None:
             f"no data at {data!r}: no such file or folder; give an ImageFolder root with train/ "
             f"and val/, shards, what --recipe reads, such as a text file, or {SYNTHETIC}"
         )
-
-
-def check_tensorboard(is_wanted: bool) -> None:
-    """Raises ConfigError where TensorBoard is to have the metrics, and no package writes them."""
-    if is_wanted and importlib.util.find_spec("tensorboard") is None:
-        raise no_tensorboard()
-
-
-def no_tensorboard() -> ConfigError:
-    """What is to be said where its package is missing."""
-    return ConfigError(
-        "--tensorboard needs the package tensorboard, which is not installed; pip install "
-        "'bundlerun[tensorboard]'"
-    )

@@ -46,12 +46,12 @@ from bundlerun.launcher.plan import LaunchPlan, plan_here
 from bundlerun.launcher.plan_document import plan_document
 from bundlerun.launcher.preflight import (
     check_data,
-    check_tensorboard,
     check_torch,
     check_writable,
 )
 from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.trackers.known import check_trackers
 from bundlerun.launcher.train_argv import toml_of, train_config
 
 
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace) -> int:
         check_model(train.value.model, train.value.recipe)
         check_recipe(train.value.recipe, train.value.tokenizer)
         check_data(train.value.data, train.value.recipe)
-        check_tensorboard(train.value.tensorboard)
+        check_trackers(train.value.trackers)
         check_adapters(train.value.lora)
         source = source_of(train.value.init_from, train.value.model, train.value.recipe)
         if source and not has_begun(paths):

@@ -53,11 +53,13 @@ class Reader:
             `--name/--no-name` switch.
         kind: what a text must be, for the message about a wrong one; empty: by `parse`.
         metavar: stands for the value in `--help`; None: the name of the option, or N for a number.
+        repeats: the option may be typed several times; the texts are joined by commas.
     """
 
     parse: Callable[[str], object] = str
     kind: str = ""
     metavar: str | None = None
+    repeats: bool = False
 
 
 def option(
@@ -94,6 +96,7 @@ def option(
         "choices": tuple(choices),
         "bare": bare,
         "metavar": reader.metavar,
+        "repeats": reader.repeats,
         "per_node": per_node,
         "kept": kept,
         "common": common,
@@ -139,10 +142,28 @@ def add_options(parser: argparse.ArgumentParser, cls: type) -> None:
         else:
             # As text, whatever the type: `_converted` checks all places with the same messages.
             action = group.add_argument(
-                flag_of(field.name), default=argparse.SUPPRESS, metavar=_metavar(field), help=text
+                flag_of(field.name),
+                default=argparse.SUPPRESS,
+                metavar=_metavar(field),
+                help=text,
+                action=_Joined if meta["repeats"] else "store",
             )
         if not meta["common"]:
             hide(parser, action)
+
+
+class _Joined(argparse.Action):
+    """Keeps all texts of an option that is typed several times."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        before = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{before},{values}" if before else values)
 
 
 def _metavar(field: dataclasses.Field[Any]) -> str | None:

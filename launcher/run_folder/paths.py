@@ -105,6 +105,22 @@ class RunPaths:
         """Event files for TensorBoard."""
         return self.root / "tensorboard"
 
+    def tracker_files(self, name: str) -> Path:
+        """What a tracker keeps in the run folder, if anything."""
+        return self.tensorboard if name == "tensorboard" else self.root / "trackers" / name
+
+    def tracker_journal(self, name: str) -> Path:
+        """What a tracker was told of the history, JSON Lines."""
+        return self.root / "trackers" / f"{name}.jsonl"
+
+    def tracker_lock(self, name: str) -> Path:
+        """Held by the process that tells a tracker; empty."""
+        return self.root / "trackers" / f"{name}.lock"
+
+    def tracker_log(self, name: str) -> Path:
+        """What the library of a tracker prints, text."""
+        return self.root / "trackers" / f"{name}.log"
+
     @property
     def logs(self) -> Path:
         """One folder per node."""

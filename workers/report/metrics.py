@@ -1,4 +1,4 @@
-"""The history of a run: JSON Lines always, TensorBoard events when asked.
+"""The history of a run: JSON Lines, which trackers follow.
 
 {"time": 1760000000.0, "kind": "step", "step": 10, "loss": 1.93, "seconds": {"forward": 0.2}}
 """
@@ -12,19 +12,15 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.preflight import no_tensorboard
 from bundlerun.launcher.run_folder.files import is_absent
 from bundlerun.launcher.run_folder.history import Row, row_of
 from bundlerun.launcher.run_folder.paths import RunPaths
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 Kind = Literal["start", "step", "epoch", "eval", "why", "restart", "stop", "end"]
 
@@ -41,17 +37,15 @@ class MetricsWriter:
 
     Args:
         paths: of the run.
-        tensorboard: write event files too.
         clock: seconds since the epoch.
 
     Raises:
-        ConfigError: the run folder cannot be written, or tensorboard is not installed.
+        ConfigError: the run folder cannot be written.
     """
 
     def __init__(
         self,
         paths: RunPaths,
-        tensorboard: bool = False,
         *,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -60,8 +54,7 @@ class MetricsWriter:
         self._clock = clock
         self._warned = False
         self._late: deque[bytes] = deque(maxlen=_MOST_LATE)
-        self._held: tuple[bytes, Kind, Mapping[str, object]] | None = None
-        self._events = _summary_writer(paths) if tensorboard else None
+        self._held: bytes | None = None
         try:
             self._file, self._beside = _open(paths)
             self._torn = _ends_torn(paths)
@@ -91,7 +84,7 @@ class MetricsWriter:
         with lost, Path(f"/proc/self/fd/{lost.fileno()}").open("rb") as old:
             shutil.copyfileobj(old, file)
         if self._held is not None:
-            os.pwrite(beside, self._held[0], 0)
+            os.pwrite(beside, self._held, 0)
 
     def write(self, kind: Kind, **values: object) -> None:
         """Appends one line that another process can read at once.
@@ -99,9 +92,9 @@ class MetricsWriter:
         Args:
             kind: what the line is about.
             values: numbers, texts, scalar tensors, and mappings or lists of them. Where there is a
-                `step`, the numbers become TensorBoard scalars named `kind/name`.
+                `step`, trackers have the numbers of steps, epochs and validations as `kind/name`.
         """
-        self._put(self._line(kind, values), kind, values)
+        self._put(self._line(kind, values))
 
     def hold(self, kind: Kind, **values: object) -> None:
         """Keeps one line back until `release`: a failure may still undo what it is about.
@@ -109,7 +102,7 @@ class MetricsWriter:
         A copy is in a second file; the next start uses it if the step was not undone.
         """
         line = self._line(kind, values)
-        self._held = (line, kind, values)
+        self._held = line
         try:
             # Over the line before, which is in the history by now; then cut to its own length.
             os.pwrite(self._beside, line, 0)
@@ -120,19 +113,18 @@ class MetricsWriter:
     def release(self) -> None:
         """Appends the line that is kept back, if one is."""
         if self._held is not None:
-            self._put(*self._held)
+            self._put(self._held)
             self._held = None
 
     def _line(self, kind: Kind, values: Mapping[str, object]) -> bytes:
         line = {"time": self._clock(), "kind": kind} | {n: plain(v) for n, v in values.items()}
         return (json.dumps(line, allow_nan=False) + "\n").encode()
 
-    def _put(self, line: bytes, kind: Kind, values: Mapping[str, object]) -> None:
+    def _put(self, line: bytes) -> None:
         # Through the queue, even if there is room: lines that wait come first.
         self._late.append(line)
         try:
             self._write_late()
-            self._write_events(kind, values)
         except OSError as exc:
             self._warn_once(exc)
 
@@ -184,15 +176,6 @@ class MetricsWriter:
             whole = whole[self._file.write(whole) :]
         self._torn = False
 
-    def _write_events(self, kind: str, values: Mapping[str, object]) -> None:
-        step = values.get("step")
-        if self._events is None or not isinstance(step, int):
-            return
-        for name, number in _numbers(kind, values):
-            self._events.add_scalar(name, number, step)
-        # Another process may be looking, as at the JSON Lines.
-        self._events.flush()
-
     def _warn_once(self, exc: OSError) -> None:
         if not self._warned:
             log.warning(
@@ -214,11 +197,6 @@ class MetricsWriter:
             )  # fmt: skip
         self._file.close()
         os.close(self._beside)
-        try:
-            if self._events is not None:
-                self._events.close()
-        except OSError as exc:
-            self._warn_once(exc)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -247,15 +225,6 @@ def plain(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
-
-
-def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, float]]:
-    for name, value in values.items():
-        number = value.item() if hasattr(value, "item") else value
-        if isinstance(number, Mapping):
-            yield from _numbers(f"{prefix}/{name}", number)
-        elif isinstance(number, (int, float)) and name != "step":
-            yield f"{prefix}/{name}", float(number)
 
 
 _BLOCK_BYTES = 64 << 10
@@ -320,17 +289,3 @@ def _ends_torn(paths: RunPaths) -> bool:
             return False
         file.seek(-1, 2)
         return file.read(1) != b"\n"
-
-
-def _summary_writer(paths: RunPaths) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as exc:
-        raise no_tensorboard() from exc
-    try:
-        return SummaryWriter(log_dir=str(paths.tensorboard))
-    except OSError as exc:
-        raise ConfigError(
-            f"cannot write {str(paths.tensorboard)!r}: {exc.strerror}; give a --run-dir that you "
-            "may write"
-        ) from exc

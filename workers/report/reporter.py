@@ -21,6 +21,7 @@ from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.outcome import Outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.trackers.started import StartedTrackers
 from bundlerun.launcher.why.pace import pace_of
 from bundlerun.launcher.why.pace_words import pace_text
 from bundlerun.launcher.why.rows import why_row
@@ -100,8 +101,9 @@ class Reporter:
         self._finished: Mapping[str, Any] | None = None
         self._has_lost_folder = False
         self._bar: tqdm[NoReturn] | None = None
-        self._writer = MetricsWriter(self._paths, config.tensorboard)
+        self._writer = MetricsWriter(self._paths)
         _write(self._paths.config, config.to_json())
+        self._trackers = StartedTrackers(self._paths, config.trackers)
         log.info(
             "%s of shape %s on %s; global batch %d = %s of %d",
             _count(topology.num_bundles, "bundle"),
@@ -352,6 +354,7 @@ class Reporter:
         if self._bar is not None:
             self._bar.close()
         self._writer.close()
+        self._trackers.close()
 
 
 def _of_gpus(gpus: Gpus | None, samples_per_s: float) -> dict[str, object]:

@@ -11,7 +11,6 @@ from bundlerun.launcher.agreement.data_card import data_card
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.preflight import (
     check_data,
-    check_tensorboard,
     check_torch,
     check_writable,
 )
@@ -72,10 +71,3 @@ def test_data_below_the_home_folder_may_be_given_by_a_variable(
     with pytest.raises(ConfigError, match="no data at '~nobody-here/x'"):
         check_data("~nobody-here/x", "image-classification")
     assert data_card("~nobody-here/x") == ""
-
-
-def test_tensorboard_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    check_tensorboard(False)
-    with pytest.raises(ConfigError, match=r"--tensorboard needs .*bundlerun\[tensorboard\]"):
-        check_tensorboard(True)

@@ -32,6 +32,15 @@ def test_an_option_beats_the_environment_and_that_beats_the_toml_file(tmp_path: 
     assert (config.data, config.shape, config.validate) == ("here", Shape((2, 1)), False)
 
 
+def test_trackers_may_be_typed_in_one_option_or_in_several() -> None:
+    argv = ["x", "--tracker=wandb,mlflow", "--tracker", "mine", "--tensorboard"]
+    config = read_train_argv(argv, {}).value
+    assert config.tracker == ("wandb", "mlflow", "mine")
+    assert config.trackers == ("tensorboard", "wandb", "mlflow", "mine")
+    assert read_train_argv(config.to_argv(), {}).value == config
+    assert read_train_argv(["x"], {"BUNDLERUN_TRACKER": "wandb"}).value.trackers == ("wandb",)
+
+
 def test_underscores_are_read_as_torchrun_reads_them() -> None:
     assert read_train_argv(["--batch_size=64", "--no_validate", "x_y"], {}).value == TrainConfig(
         data="x_y", batch_size=64, validate=False

@@ -1,10 +1,8 @@
-import errno
 import json
 import logging
 import math
 import resource
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,49 +109,6 @@ def test_a_run_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Pat
 
     with pytest.raises(ConfigError, match=r"--run-dir .*file.*; give a folder"):
         MetricsWriter(RunPaths(tmp_path / "file" / "run"))
-
-
-def test_tensorboard_gets_the_numbers_of_a_step(paths: RunPaths) -> None:
-    pytest.importorskip("tensorboard", reason="the extra bundlerun[tensorboard] is not installed")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    with MetricsWriter(paths, tensorboard=True) as writer:
-        writer.write("step", step=7, loss=0.25, seconds={"forward": 0.5}, text="no number")
-
-    events = EventAccumulator(str(paths.tensorboard)).Reload()
-    assert set(events.Tags()["scalars"]) == {"step/loss", "step/seconds/forward"}
-    assert [(e.step, e.value) for e in events.Scalars("step/loss")] == [(7, 0.25)]
-
-
-def test_without_tensorboard_the_extra_is_named(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-
-    with pytest.raises(ConfigError, match=r"bundlerun\[tensorboard\]"):
-        MetricsWriter(paths, tensorboard=True)
-
-
-def test_a_full_disk_under_tensorboard_does_not_end_the_run(
-    paths: RunPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    class FullEvents:
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-        def close(self) -> None:
-            raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(
-        "bundlerun.workers.report.metrics._summary_writer", lambda paths: FullEvents()
-    )
-
-    with MetricsWriter(paths, tensorboard=True) as writer:
-        writer.write("step", step=1, loss=1.0)
-        writer.write("step", step=2, loss=1.0)
-
-    assert [line["step"] for line in lines_of(paths)] == [1, 2]
-    assert caplog.text.count("No space left") == 1
 
 
 def test_nested_values_become_plain_ones() -> None:
