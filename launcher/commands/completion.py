@@ -62,9 +62,9 @@ def run(args: argparse.Namespace) -> int:
             f"completion needs the package {_LIBRARY}, which is not installed; pip install "
             "'bundlerun[completion]'"
         )
-    import argcomplete
+    from argcomplete.shell_integration import shellcode
 
-    print(argcomplete.shellcode(["bundlerun"], shell=args.shell))
+    print(shellcode(["bundlerun"], shell=args.shell))
     return EXIT_DONE
 
 
