@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bundlerun.launcher.commands.arguments.run import add_config_arguments
 from bundlerun.launcher.commands.run import read_configs
+from bundlerun.launcher.doctor.start import check_installed
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import node_range
 from bundlerun.launcher.meeting.default_folder import new_folder
@@ -96,6 +97,7 @@ def run(args: argparse.Namespace) -> int:
     for note in site_notes(slurm.config()):
         say(f"note: {note}")
     check_torch()
+    check_installed(os.environ, say)
     check_model(train.value.model, train.value.recipe)
     check_data(train.value.data, train.value.recipe)
     check_writable(run_dir, "--run-dir")

@@ -207,7 +207,10 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run:
             print(json.dumps(plan_document(plan), indent=2) if args.json else plan_text(plan))
             return EXIT_DONE
+        from bundlerun.launcher.doctor.start import check_start  # not for --help
+
         check_torch()
+        check_start(os.environ, gpus_of(plan), say)
         check_model(train.value.model, train.value.recipe)
         check_recipe(train.value.recipe, train.value.tokenizer)
         check_data(train.value.data, train.value.recipe)
@@ -232,6 +235,11 @@ def run(args: argparse.Namespace) -> int:
         from bundlerun.launcher.agent import elastic
 
         return elastic.launch(plan, say=say, claim=claim)
+
+
+def gpus_of(plan: LaunchPlan) -> int:
+    """GPUs that the ranks of this node run on; 0 for the CPU."""
+    return plan.here.devices.count if plan.here.devices.kind == "gpu" else 0
 
 
 def holder_of(

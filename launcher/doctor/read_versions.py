@@ -17,18 +17,19 @@ from bundlerun.launcher.layout.gpus import count_gpus
 _COMPAT = ("usr/local/cuda/compat/libcuda.so.1", "usr/lib/cuda-compat/libcuda.so.1")
 
 
-def read_versions(environ: Mapping[str, str], root: Path = Path("/")) -> VersionFacts:
+def read_versions(
+    environ: Mapping[str, str], root: Path = Path("/"), *, num_gpus: int | None = None
+) -> VersionFacts:
     """What is installed here.
 
     Args:
         environ: of the ranks.
         root: of the file system.
+        num_gpus: that ranks would see; None counts them.
     """
     torch = values_of_module("torch")
-    try:
-        num_gpus = count_gpus(environ, root)
-    except NodeError:  # a variable names a GPU that is not there; said by what looks at devices
-        num_gpus = 0
+    if num_gpus is None:
+        num_gpus = _count_gpus(environ, root)
     return VersionFacts(
         python=tuple(sys.version_info[:3]),
         torch=torch.get("__version__", "") or _version("torch"),
@@ -37,7 +38,7 @@ def read_versions(environ: Mapping[str, str], root: Path = Path("/")) -> Version
         torchvision=values_of_module("torchvision").get("__version__", "")
         or _version("torchvision"),
         torchvision_needs=_needs_torch(),
-        nccl=_nccl(),
+        nccl=_nccl() if num_gpus else "",  # looking for it takes longer than all the rest
         driver=driver_version(root),
         has_compat=any((root / name).exists() for name in _COMPAT)
         or "compat" in environ.get("LD_LIBRARY_PATH", ""),
@@ -46,6 +47,13 @@ def read_versions(environ: Mapping[str, str], root: Path = Path("/")) -> Version
             bool(re.fullmatch(r"nvidia\d+", each.name)) for each in (root / "dev").glob("nvidia*")
         ),
     )
+
+
+def _count_gpus(environ: Mapping[str, str], root: Path) -> int:
+    try:
+        return count_gpus(environ, root)
+    except NodeError:  # a variable names a GPU that is not there; said by what looks at devices
+        return 0
 
 
 def values_of_module(package: str) -> dict[str, str]:
