@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
+
+RAW = "raw_"
+"""How metrics of the weights themselves begin, where those of their average have the names."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +113,12 @@ class StepSums:
     """Means over the samples, such as {"top1": 0.97}."""
     score: float | None = None
     """How good a validation was, higher is better; known where the metrics are."""
+
+
+def with_raw(averaged: StepSums, raw: StepSums) -> StepSums:
+    """A validation of averaged weights, with that of the weights themselves under `raw_...`."""
+    beside = {"loss": raw.loss, **raw.metrics}
+    return replace(averaged, metrics=averaged.metrics | {RAW + n: v for n, v in beside.items()})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

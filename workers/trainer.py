@@ -26,6 +26,7 @@ from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.model.replica_check import CopyChecks, ReplicaCheck
+from bundlerun.workers.optim.average import Average
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
 from bundlerun.workers.optim.update import Update
@@ -90,6 +91,7 @@ class Trainer:
         check_optimizer(self.optimizer, self.stage)
         self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
         self.loss_scale = LossScale.of(config)
+        self.average = Average(config, self.stage, speaks=session.is_writer)
         self._update = Update(
             config, session, self.stage, self.optimizer, self.groups, self.loss_scale
         )
@@ -194,6 +196,7 @@ class Trainer:
         reading = self.sync.start_read(self._told, self._update.norms())
         # [4] Behind the numbers, so that a GPU has something to do while this thread looks at them.
         self._go_ahead(work, steps_per_epoch)
+        self.average.expect(work.step, steps_per_epoch)
         if following is not None and self._has_moved:
             self._begin_ahead(following, batches)
         numbers, norms, *copies = reading()
@@ -247,6 +250,7 @@ class Trainer:
         """
         is_quiet = self._forward_state.is_quiet and not self._config.verify_replicas
         if is_quiet and self.bundle.can_begin(work, batches):
+            self.average.follow()
             self._changed = door.mark(self._session.device)
             self._begun = self._begin(work.step)
             self.bundle.begin(work, batches, self._begun)
@@ -288,6 +292,7 @@ class Trainer:
             )
             if has_changed and not self._has_moved:
                 self._statistics.apply(counts)
+            self.average.follow()
             # What rounding kept back was of these gradients, at this scale.
             if self.loss_scale.value != scale or self._update.is_weighted or not has_changed:
                 self.sync.drop_feedback()
@@ -382,7 +387,8 @@ class Trainer:
         tensors = state_tensors(
             self.stage, self.optimizer, self.groups, without=self._kept_elsewhere
         )
-        return self._forward_state.apart(tensors)
+        average = self.average.state(without=self._kept_elsewhere)
+        return self._forward_state.apart({**tensors, **average})
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes up what `state` gave, for the names of this stage.
@@ -391,6 +397,7 @@ class Trainer:
             CheckpointError: it is of another model.
         """
         load_state_tensors(self.stage, self.optimizer, tensors, self.groups)
+        self.average.load(tensors)
 
     def check_finite(self) -> None:
         """Raises CheckpointError where a parameter is not; --on-nan ignore lets it be."""

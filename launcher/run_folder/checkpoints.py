@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model."
+AVERAGE = "ema."
 """With it begin the names of tensors that are the model's own, and no optimizer's."""
 _FOLDER = re.compile(r"step-\d{9,}")
 

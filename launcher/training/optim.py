@@ -8,7 +8,7 @@ from typing import get_args
 from bundlerun.launcher.choices import LrBy, LrSchedule, OnNan, OptimizerName, WarmupMethod
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.options.bounds import at_least
-from bundlerun.launcher.options.declared import flag_of, option, options_of
+from bundlerun.launcher.options.declared import flag_of, option, options_of, yes_or_no
 from bundlerun.launcher.work_config import WorkConfig
 
 AS_ALL = -1.0
@@ -105,6 +105,22 @@ class OptimConfig(WorkConfig):
     clip_norm: float = option(
         0.0, "clip the gradient to this global norm (0: no clipping)", group=_OPTIM, parse=float
     )
+    model_ema: bool = option(
+        False,
+        "keep a moving average of the weights, which validation takes and `export --ema` writes",
+        group=_OPTIM,
+        parse=yes_or_no,
+    )
+    model_ema_steps: int = option(
+        32, "steps between two moves of the average", group=_OPTIM, parse=int
+    )
+    model_ema_decay: float = option(
+        0.99998,
+        "share of the average that a move keeps, if an epoch were a batch of one sample: what is "
+        "added is --batch-size times --model-ema-steps over --epochs as much",
+        group=_OPTIM,
+        parse=float,
+    )
     on_nan: OnNan = option(
         "stop",
         "if the loss of a step is not finite: end the run, leave the step out, or ignore it",
@@ -128,6 +144,7 @@ class OptimConfig(WorkConfig):
                 "--momentum 0.9, or --optimizer sgd"
             )
         self._check_lr()
+        self._check_average()
 
     def _check_lr(self) -> None:
         if self.lr_min > self.lr:
@@ -151,6 +168,22 @@ class OptimConfig(WorkConfig):
                         f"{flag_of(field.name)} {value} is not for --lr-schedule one-cycle, whose "
                         "rise is its own; leave it out"
                     )
+
+    def _check_average(self) -> None:
+        at_least(1, self, "model_ema_steps")
+        at_least(0, self, "model_ema_decay")
+        if self.model_ema_decay > 1:
+            raise ConfigError(f"--model-ema-decay {self.model_ema_decay} must be 1 or less")
+
+    @property
+    def model_ema_weight(self) -> float:
+        """What a move of the average adds of the weights, 0 to 1.
+
+        Source: torchvision's references, after pycls: so that the decay need not change with batch
+        size and epochs.
+        """
+        adjusted = self.batch_size * self.model_ema_steps / self.epochs
+        return min(1.0, (1.0 - self.model_ema_decay) * adjusted)
 
     @property
     def warmup_start(self) -> float | None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from math import nan
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed import Store
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from bundlerun.workers.data.readers import Source
 from bundlerun.workers.data.samples import Reader, Request
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, load_recipe, model_inputs
+from bundlerun.workers.values.nest import mapped
 from tests.ranks.harness import run_ranks
 
 
@@ -26,6 +31,10 @@ class Reference:
 
     state: dict[str, Tensor]
     losses: list[float] = field(default_factory=list)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    """Of the weights; as the state, where --model-ema is not given."""
+    val_losses: tuple[float, float] = (nan, nan)
+    """Of the average and of the weights, where there is a validation."""
 
 
 def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
@@ -39,11 +48,10 @@ def train_unsplit(config: TrainConfig, num_steps_wanted: int) -> Reference:
 
         def main(env: RankEnv, store: Store) -> None:
             found = _train(config, num_steps_wanted)
-            torch.save((found.state, found.losses), path)
+            torch.save(astuple(found), path)
 
         run_ranks((1,), main, Path(folder))
-        state, losses = torch.load(path)
-    return Reference(state, losses)
+        return Reference(*torch.load(path))
 
 
 def made(config: TrainConfig) -> tuple[Recipe, DataSets, nn.Module]:
@@ -65,7 +73,9 @@ def _train(config: TrainConfig, num_steps_wanted: int) -> Reference:
     optimizer = recipe.optimizer(model.named_parameters())
     highest = optimizer.param_groups[0]["lr"]
     per_epoch = num_steps(len(data.train), config.batch_size)
-    reader = Reader(data.train, seed=config.seed, skip_unreadable=False)
+    collate = Source.train(data).collate
+    reader = Reader(data.train, seed=config.seed, skip_unreadable=False, collate=collate)
+    averaged = averaged_model(config, model)
     result = Reference({})
     for step in range(num_steps_wanted):
         epoch, in_epoch = divmod(step, per_epoch)
@@ -82,7 +92,8 @@ def _train(config: TrainConfig, num_steps_wanted: int) -> Reference:
         for indices in microbatches:
             batch = reader[Request(epoch, indices)].batch
             assert batch is not None
-            seen_by_model = model_inputs(recipe, batch.inputs)[0].to(dtype)
+            inputs = mapped(lambda t: t.to(dtype) if t.is_floating_point() else t, batch.inputs)
+            seen_by_model = model_inputs(recipe, inputs)[0].to(dtype)
             loss = recipe.loss(model(seen_by_model), batch.target)
             (loss * (len(indices) / total)).backward()
             loss_sum += loss.item() * len(indices) / total
@@ -93,8 +104,37 @@ def _train(config: TrainConfig, num_steps_wanted: int) -> Reference:
             group["lr"] = highest * lr_factor(config, step, per_epoch)
         optimizer.step()
         result.losses.append(loss_sum)
+        if in_epoch % config.model_ema_steps == 0:
+            averaged.update_parameters(model)
+            if epoch < config.warmup_epochs:
+                averaged.n_averaged.fill_(0)
     result.state = model.state_dict()
+    result.average = averaged.module.state_dict() if config.model_ema else result.state
+    if data.val is not None:
+        of_average, of_weights = (val_loss(each, recipe, data.val) for each in (averaged, model))
+        result.val_losses = of_average, of_weights
     return result
+
+
+@torch.no_grad()
+def val_loss(model: nn.Module, recipe: Recipe, samples: Any) -> float:
+    """The loss of all validation samples at once."""
+    parts = [samples[index] for index in range(len(samples))]
+    images, classes = torch.stack([p[0] for p in parts]), torch.tensor([p[1] for p in parts])
+    dtype = next(model.parameters()).dtype
+    loss: Any = recipe.loss(model.eval()(images.to(dtype)), classes)
+    return float(loss)
+
+
+def averaged_model(config: TrainConfig, model: nn.Module) -> AveragedModel:
+    """The average of the weights as torchvision's references define it."""
+    per_epoch = config.batch_size * config.model_ema_steps / config.epochs
+    decay = 1.0 - min(1.0, (1.0 - config.model_ema_decay) * per_epoch)
+
+    def average(mean: Tensor, new: Tensor, num_averaged: Tensor | int) -> Tensor:
+        return decay * mean + (1 - decay) * new
+
+    return AveragedModel(model, avg_fn=average, use_buffers=True)
 
 
 def _watch_batchnorms(model: nn.Module) -> dict[_BatchNorm, list[Tensor]]:

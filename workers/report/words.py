@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.step import RAW
 
 _MOST_TOLD = 8
 """Metrics in a line."""
@@ -56,10 +57,13 @@ class Course:
         """People count epochs from 1, files from 0."""
         return f"epoch {epoch + 1}/{self.epochs}"
 
+    def _is_share(self, name: str) -> bool:
+        return name.removeprefix(RAW) in self.shares
+
     def metrics_text(self, metrics: Mapping[str, float]) -> str:
         """The first metrics, shares in percent and others as they are; the history has all."""
         return "  ".join(
-            f"{name} {value:.2%}" if name in self.shares else f"{name} {value:.4g}"
+            f"{name} {value:.2%}" if self._is_share(name) else f"{name} {value:.4g}"
             for name, value in islice(metrics.items(), _MOST_TOLD)
         )
 

@@ -20,7 +20,7 @@ from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.state.ending import Ending
-from bundlerun.workers.step import StepResult, StepSums, StepWork
+from bundlerun.workers.step import StepResult, StepSums, StepWork, with_raw
 from bundlerun.workers.trainer import Trainer
 
 
@@ -215,11 +215,24 @@ class Run:
         return True
 
     def _validate(self) -> StepSums | None:
-        """The result of the validation; None where a rank was told to stop."""
+        """The result of the validation; None where a rank was told to stop.
+
+        Where the weights are averaged, it is that of the average; that of the weights is beside it.
+        """
         with self._measures.phase("validate"):
-            works, batches = self._feed.validation()
-            is_told = lambda: self._stopping.is_heard  # noqa: E731
-            return self._trainer.evaluate(works, batches, is_told=is_told)
+            found = self._evaluate()
+            if found is None or not self._trainer.average.is_kept:
+                return found
+            # The average takes the place of the weights, which a snapshot may still be copying.
+            self._saving.settle()
+            with self._trainer.average.in_place():
+                averaged = self._evaluate()
+            return None if averaged is None else with_raw(averaged, found)
+
+    def _evaluate(self) -> StepSums | None:
+        works, batches = self._feed.validation()
+        is_told = lambda: self._stopping.is_heard  # noqa: E731
+        return self._trainer.evaluate(works, batches, is_told=is_told)
 
     def _share_measures(self) -> None:
         """Every bundle learns how fast all are; the reporter learns where the time went."""

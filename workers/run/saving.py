@@ -45,6 +45,14 @@ class Saving:
             return AfterStep(is_kept=False)
         return self._snapshots.after_step(progress, step_s, self._total)
 
+    def settle(self) -> None:
+        """Returns once nobody is copying the state any more.
+
+        Collective: the bundle.
+        """
+        if self._snapshots is not None:
+            self._snapshots.before_last()
+
     def checkpoint(self, progress: Progress) -> None:
         """Writes a checkpoint; if that fails, says so and continues without it.
 

@@ -31,7 +31,9 @@ class Trained:
 
     def names(self, available: Iterable[str]) -> list[str]:
         """Those of this rank's stage."""
-        return stage_names(self._trainer.stage, available)
+        all_names = list(available)
+        average = self._trainer.average.names(all_names)
+        return [*stage_names(self._trainer.stage, all_names), *average]
 
     def load(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
         """Into stage, optimizer and loss scale."""

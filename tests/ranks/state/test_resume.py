@@ -20,8 +20,10 @@ from tests.ranks.harness import RankMain, outcomes, run_ranks
 from tests.ranks.reference import train_unsplit
 from tests.ranks.training.test_parity import (
     CONFIG,
+    MIXED,
     NUM_STEPS,
     assert_close,
+    assert_same_average,
     bundle_run,
     losses_of,
 )
@@ -44,13 +46,14 @@ ADAMW = {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.1}
 def test_another_split_shape_and_number_of_nodes_may_resume(
     first: Layout, then: Layout, optimizer: dict[str, Any], tmp_path: Path
 ) -> None:
-    config = replace(CONFIG, **optimizer)
+    config = replace(MIXED, **optimizer)
     bundle_run(replace(config, shape=Shape(first[0]), max_steps=STOP_AT), first[1], tmp_path)
     assert len(losses_of(tmp_path)) == STOP_AT
     state = bundle_run(replace(config, shape=Shape(then[0])), then[1], tmp_path)
     reference = train_unsplit(config, NUM_STEPS)
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
+    assert_same_average(tmp_path, reference)
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path: Path) -> None:

@@ -44,6 +44,10 @@ CONFIG = TrainConfig(
     clip_norm=0.5,
     sync="local-master",
 )
+MIXED = replace(
+    CONFIG, mixup_alpha=0.4, cutmix_alpha=1.0, label_smoothing=0.1, model_ema=True,
+    model_ema_steps=2, model_ema_decay=0.98, validate=True,
+)  # fmt: skip
 CUTS = {1: (), 2: ("second",), 3: ("second", "third")}
 LAYOUTS = [
     ((1,), (1,)),
@@ -62,6 +66,11 @@ LAYOUTS = [
 @pytest.fixture(scope="module")
 def reference() -> Reference:
     return train_unsplit(CONFIG, NUM_STEPS)
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Reference:
+    return train_unsplit(MIXED, NUM_STEPS)
 
 
 def bundle_run(
@@ -105,6 +114,20 @@ def assert_close(found: dict[str, Tensor], wanted: dict[str, Tensor], tolerance:
         assert error <= tolerance, f"{name}: relative error {error:.2e}"
 
 
+def assert_same_average(folder: Path, reference: Reference) -> None:
+    """Of the weights, but for whole numbers: torch averages those and cuts the rest off."""
+    found = {n.removeprefix("ema."): t for n, t in final_tensors(folder).items() if "ema." in n}
+    assert found.keys() == reference.average.keys()
+    assert any(not torch.equal(found[n], t) for n, t in reference.state.items())
+    real = [name for name, tensor in found.items() if tensor.is_floating_point()]
+    assert_close({n: found[n] for n in real}, {n: reference.average[n] for n in real}, 1e-10)
+    rows = map(json.loads, RunPaths(folder / "run").metrics.read_text().splitlines())
+    *_, last = (row for row in rows if row["kind"] == "eval")
+    losses = last["loss"], last["metrics"]["raw_loss"]
+    assert losses == pytest.approx(reference.val_losses, rel=1e-10)
+    assert losses[0] != losses[1]
+
+
 def assert_keeps_single_precision_and_learns(precision: Precision, folder: Path) -> None:
     """A run whose arithmetic is in fewer bits than its parameters."""
     config = replace(
@@ -124,11 +147,12 @@ def assert_keeps_single_precision_and_learns(precision: Precision, folder: Path)
 
 @pytest.mark.parametrize(("shape", "nodes"), LAYOUTS, ids=str)
 def test_every_layout_trains_like_the_unsplit_model(
-    shape: tuple[int, ...], nodes: tuple[int, ...], reference: Reference, tmp_path: Path
+    shape: tuple[int, ...], nodes: tuple[int, ...], mixed: Reference, tmp_path: Path
 ) -> None:
-    state = bundle_run(replace(CONFIG, shape=Shape(shape)), nodes, tmp_path)
-    assert_close(state, reference.state, 1e-10)
-    assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
+    state = bundle_run(replace(MIXED, shape=Shape(shape)), nodes, tmp_path)
+    assert_close(state, mixed.state, 1e-10)
+    assert losses_of(tmp_path) == pytest.approx(mixed.losses, rel=1e-10)
+    assert_same_average(tmp_path, mixed)
 
 
 def test_single_precision_trains_like_the_unsplit_model(tmp_path: Path) -> None:
