@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
-
-RAW = "raw_"
-"""How metrics of the weights themselves begin, where those of their average have the names."""
+from bundlerun.launcher.run_folder.checkpoints import RAW
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

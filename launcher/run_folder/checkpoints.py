@@ -29,8 +29,11 @@ if TYPE_CHECKING:
 FORMAT = 1
 MANIFEST = "manifest.json"
 MODEL = "model."
-AVERAGE = "ema."
 """With it begin the names of tensors that are the model's own, and no optimizer's."""
+AVERAGE = "ema."
+"""Likewise, of the moving average of those."""
+RAW = "raw_"
+"""How metrics of the weights themselves begin, where those of their average have the names."""
 _FOLDER = re.compile(r"step-\d{9,}")
 
 log = logging.getLogger(__name__)

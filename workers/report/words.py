@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.workers.step import RAW
+from bundlerun.launcher.run_folder.checkpoints import RAW
 
 _MOST_TOLD = 8
 """Metrics in a line."""

@@ -16,7 +16,9 @@ from bundlerun.launcher.errors import EXIT_DONE, CheckpointError, ConfigError, N
 from bundlerun.launcher.meeting.default_folder import LATEST
 from bundlerun.launcher.run_folder.adapters import merged
 from bundlerun.launcher.run_folder.checkpoints import (
+    AVERAGE,
     MODEL,
+    RAW,
     Checkpoint,
     best_of,
     choose,
@@ -63,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the checkpoint with the best validation, by what the recipe says is best",
     )
+    parser.add_argument(
+        "--ema",
+        action="store_true",
+        help="the average of the weights, of a run with --model-ema, in place of them",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -81,13 +88,13 @@ def run(args: argparse.Namespace) -> int:
             f"run folder {args.run_folder!r} does not exist; give the --run-dir of a run"
         )
     checkpoint = pick(paths, step=args.step, best=args.best)
-    state = model_state(checkpoint)
+    state = model_state(checkpoint, average=args.ema)
     beside = output.with_name(f"{output.name}.json")
     with ExitStack() as stack:
         stack.enter_context(_failures(output))
         # An export that fails leaves an older one as it was.
         weights = stack.enter_context(_written(output, _writer(output, state)))
-        about = stack.enter_context(_written(beside, partial(_write_about, checkpoint)))
+        about = stack.enter_context(_written(beside, partial(_write_about, checkpoint, args.ema)))
         # A kill in between leaves weights without words about them, never with those of others.
         beside.unlink(missing_ok=True)
         weights.replace(output)
@@ -164,30 +171,52 @@ def _undamaged(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
-def model_state(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The state_dict of the unsplit model, in CPU memory; adapters are added to its weights."""
-    names = [name for name in checkpoint.weight_map if name.startswith(MODEL)]
+def model_state(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, Tensor]:
+    """The state_dict of the unsplit model, in CPU memory; adapters are added to its weights.
+
+    Args:
+        average: of the weights, in place of them.
+
+    Raises:
+        ConfigError: there is no average.
+    """
+    prefix = AVERAGE if average else MODEL
+    names = [name for name in checkpoint.weight_map if name.startswith(prefix)]
+    if average and not names:
+        raise ConfigError(
+            f"checkpoint {str(checkpoint.folder)!r} has no average of the weights; leave --ema "
+            "out, or train with --model-ema"
+        )
     tensors = read_tensors(checkpoint, names)
-    state = {name[len(MODEL) :]: tensors[name] for name in names}
+    state = {name[len(prefix) :]: tensors[name] for name in names}
     return merged(state, checkpoint.config)
 
 
-def about_model(checkpoint: Checkpoint) -> dict[str, object]:
-    """What who uses the model has to know: which it is, its classes, what is done to the input."""
+def about_model(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, object]:
+    """What who uses the model has to know: which it is, its classes, what is done to the input.
+
+    Args:
+        average: it is that of the weights.
+    """
     config, progress = checkpoint.config, checkpoint.progress
+    metrics = {name: value for name, value in progress.metrics.items() if isfinite(value)}
+    raw = {name[len(RAW) :]: v for name, v in metrics.items() if name.startswith(RAW)}
+    if raw:  # both were validated
+        metrics = {n: v for n, v in metrics.items() if not n.startswith(RAW)} if average else raw
     return {
         "recipe": config.get("recipe"),
         "model": config.get("model"),
         "step": progress.step,
         "epoch": progress.epoch,
-        "metrics": {name: value for name, value in progress.metrics.items() if isfinite(value)},
+        "metrics": metrics,
         "versions": dict(checkpoint.versions),
         **checkpoint.about,
     }
 
 
-def _write_about(checkpoint: Checkpoint, path: Path) -> None:
-    path.write_text(json.dumps(about_model(checkpoint), indent=2) + "\n", encoding="utf-8")
+def _write_about(checkpoint: Checkpoint, average: bool, path: Path) -> None:
+    about = about_model(checkpoint, average=average)
+    path.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def _writer(output: Path, state: dict[str, Tensor]) -> Callable[[Path], None]:

@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 from bundlerun.launcher.commands.use import export
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
-from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.checkpoints import Checkpoint, Progress
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.model.stage import checked_about
 from bundlerun.workers.recipe import load_recipe, model_inputs
@@ -44,6 +44,7 @@ def run_folder(tmp_path: Path) -> Path:
         part = {
             "model.a": torch.tensor([float(step)]),
             "optimizer.a.momentum_buffer": torch.ones(1),
+            **({"ema.a": torch.tensor([step + 0.5])} if step > 1 else {}),
         }
         write(RunPaths(folder), step, part, top1=top1)
     return folder
@@ -125,7 +126,9 @@ def test_the_exports_json_has_the_classes_and_rebuilds_the_preprocessing(
 
 
 @pytest.mark.parametrize(
-    ("options", "step"), [((), 3), (("--best",), 2), (("--step", "1"), 1)], ids=str
+    ("options", "step"),
+    [((), 3), (("--best",), 2), (("--step", "1"), 1), (("--ema",), 3), (("--best", "--ema"), 2)],
+    ids=str,
 )
 def test_the_checkpoint_can_be_chosen(
     run_folder: Path, options: tuple[str, ...], step: int, capsys: pytest.CaptureFixture[str]
@@ -134,8 +137,16 @@ def test_the_checkpoint_can_be_chosen(
 
     export.run(parse(str(run_folder), "-o", str(output), *options))
 
-    assert load_file(output)["a"].item() == step
+    assert load_file(output)["a"].item() == step + ("--ema" in options) / 2
     assert capsys.readouterr().out.startswith(f"{output}: 1 tensors of step {step};")
+
+
+def test_metrics_are_those_of_what_is_exported() -> None:
+    both = {"top1": 0.9, "raw_top1": 0.8, "raw_loss": 0.7}
+    progress = Progress(step=1, epoch=1, step_in_epoch=0, samples_seen=0, metrics=both)
+    checkpoint = Checkpoint(folder=Path("x"), progress=progress, parts=(), config={}, versions={})
+    assert export.about_model(checkpoint)["metrics"] == {"top1": 0.8, "loss": 0.7}
+    assert export.about_model(checkpoint, average=True)["metrics"] == {"top1": 0.9}
 
 
 def test_a_damaged_newest_one_is_passed_over_but_not_one_asked_for(run_folder: Path) -> None:
@@ -158,8 +169,9 @@ def test_a_damaged_newest_one_is_passed_over_but_not_one_asked_for(run_folder: P
         (("{run}/no", "-o", "{run}/m.pt"), ConfigError, "run folder .* does not exist"),
         (("{run}/..", "-o", "{run}/m.pt"), CheckpointError, "there is no checkpoint in"),
         (("{run}", "-o", "{run}/m.pt", "--step", "7"), ConfigError, "there are: 1, 2, 3"),
+        (("{run}", "-o", "{run}/m.pt", "--step=1", "--ema"), ConfigError, "no average of the w"),
     ],
-    ids=["suffix", "output folder", "run folder", "no checkpoint", "step"],
+    ids=["suffix", "output folder", "run folder", "no checkpoint", "step", "average"],
 )
 def test_what_cannot_be_exported_is_said(
     run_folder: Path, argv: tuple[str, ...], kind: type[BundleError], says: str
