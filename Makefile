@@ -96,5 +96,7 @@ $(READY): pyproject.toml constraints.txt
 	       "use make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { \
 	  echo "error: $(PYTHON) cannot make $(VENV); on Debian install python3-venv" >&2; exit 2; }
-	$(RUN) -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	$(RUN) -m pip install --quiet --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
+# By all cores; pip compiles with one. Packages ship files that no Python here compiles: no failure.
+	@$(RUN) -m compileall -q -j 0 $(VENV)/lib >/dev/null 2>&1 || true
 	@touch $@
