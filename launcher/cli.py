@@ -70,6 +70,9 @@ COMMANDS = {
     "track": Command(
         f"{_OURS}.look.track", "tell trackers (TensorBoard, W&B, ...) what they lack of a run"
     ),
+    "report": Command(
+        f"{_OURS}.look.report", "write one HTML file that shows runs: curves, times, what happened"
+    ),
     "drain": Command(f"{_OURS}.drain", "ask a run to finish its step, write a checkpoint and stop"),
     "submit": Command(
         "bundlerun.slurm.submit",

@@ -120,6 +120,13 @@ class LaunchConfig:
     monitor_interval: float = option(
         0.1, "seconds between checks of the workers", group=_AGENT, parse=float
     )
+    report_every: float = option(
+        60.0,
+        "seconds between two writings of RUN_DIR/report.html, at least; needs the extra report "
+        "(0: never)",
+        group=_AGENT,
+        parse=float,
+    )
     log_dir: str = option(
         "", "folder of this node's logs (default: RUN_DIR/logs/NODE_NAME)", group=_AGENT
     )
@@ -150,6 +157,8 @@ class LaunchConfig:
             raise ConfigError(f"--max-restarts {self.max_restarts} must be -1 or more")
         if not 0 < self.monitor_interval < math.inf:
             raise ConfigError(f"--monitor-interval {self.monitor_interval} must be above 0")
+        if not 0 <= self.report_every < math.inf:
+            raise ConfigError(f"--report-every {self.report_every} must be 0 or more")
         for name in ("redirects", "tee"):
             _check_streams(flag_of(name), getattr(self, name))
         if "/" in self.node_name or self.node_name in (".", ".."):

@@ -19,6 +19,7 @@ from bundlerun.launcher.agent.endpoint import is_store, keeps_endpoint, meet_by_
 from bundlerun.launcher.agent.entry import run_worker
 from bundlerun.launcher.agent.failure import explain, explain_end
 from bundlerun.launcher.agent.gpus import check_gpus
+from bundlerun.launcher.agent.kept_report import kept_report
 from bundlerun.launcher.agent.limits import check_shared_memory, raise_open_files
 from bundlerun.launcher.agent.tracker import outlive_tracker
 from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
@@ -104,7 +105,9 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
                     meet_by_torch(plan, say)
                 # From here on there may be ranks to end; before, this process could just exit.
                 signals.end_by(leave_agent)
-                code = _run(plan, Start(keeps_store, board, signals), say)
+                paths = RunPaths(Path(plan.train.value.run_dir))
+                with kept_report(paths, claim, every_s=launch_options.report_every):
+                    code = _run(plan, Start(keeps_store, board, signals), say)
         finally:
             kill_fork_server()
     if launch_options.max_nodes > 1:

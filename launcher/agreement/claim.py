@@ -185,6 +185,11 @@ class Claim:
         """Whose it is: the same on all nodes."""
         return self._me.job
 
+    @property
+    def is_own(self) -> bool:
+        """Whether this process has made it, and not another node of its job."""
+        return self._own is not None
+
     def check(self, *, watch_s: float | None = None) -> list[_Found]:
         """Looks, and writes nothing; returns the claims that are there, none of which binds us.
 

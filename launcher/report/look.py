@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bundlerun.launcher.agreement.claim import gone_holder
 from bundlerun.launcher.report.members import NodeMembers, members_of
+from bundlerun.launcher.run_folder import events, status
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.events import of_events
 from bundlerun.launcher.run_folder.growing import Growing
@@ -27,9 +28,10 @@ class RunLook:
     def __init__(self, paths: RunPaths, clock: Callable[[], float]) -> None:
         self._paths = paths
         self._clock = clock
-        self._metrics = Growing(paths.metrics)
+        self._metrics = Growing(paths.metrics, status.is_fit)
         self._nodes: dict[Path, Growing] = {}
-        self._events: list[Row] = []
+        self.events: list[Row] = []
+        """Of all nodes, as of the last `status`."""
 
     def status(self) -> Status:
         """How the run fares now.
@@ -44,7 +46,7 @@ class RunLook:
         self._look_at_events()
         return status_of(
             self._metrics.rows,
-            self._events,
+            self.events,
             outcome,
             # Manifests and sizes only: a status reads no weights.
             checkpoints=[found.step for found in survey(self._paths).found],
@@ -54,14 +56,19 @@ class RunLook:
 
     def _look_at_events(self) -> None:
         for file in sorted(self._paths.events.glob("*.jsonl")):
-            self._nodes.setdefault(file, Growing(file))
+            self._nodes.setdefault(file, Growing(file, events.is_fit))
         # All of them: `any` on a generator would stop at the first that has changed.
         if any([log.look() for log in self._nodes.values()]):
-            self._events = of_events(row for log in self._nodes.values() for row in log.rows)
+            self.events = of_events(row for log in self._nodes.values() for row in log.rows)
 
     def members(self) -> list[NodeMembers]:
         """Who takes part, as of the last `status`."""
-        return members_of(self._events)
+        return members_of(self.events)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The history, as of the last `status`."""
+        return self._metrics.rows
 
     @property
     def shape(self) -> str:

@@ -60,13 +60,11 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
     yield "state", f"{status.state}{reason}"
     yield "step", progress_text(status)
     if status.metrics:
-        yield "metrics", _metrics_text(status.metrics)
+        yield "metrics", metrics_text(status.metrics)
     if status.validation:
-        yield "validation", _metrics_text(status.validation)
+        yield "validation", metrics_text(status.validation)
     if status.step_s is not None:
-        rate = status.samples_per_s
-        speed = "" if rate is None else f"{_short(rate)} {status.unit}/s, "
-        yield "speed", f"{speed}{status.step_s:.3g} s a step"
+        yield "speed", rate_text(status)
     if status.goodput is not None:
         yield "goodput", f"{status.goodput:.1%} of the time went into steps that stay"
     if status.quiet_s is not None and status.state in ("running", "quiet", "lost"):
@@ -97,6 +95,13 @@ def progress_text(status: Status) -> str:
     return f"{status.step}{of}, epoch {status.epoch + 1}{loss}{left}"
 
 
+def rate_text(status: Status) -> str:
+    """Samples per second of the last steps, and what a step takes; empty before two steps."""
+    rate = status.samples_per_s
+    speed = "" if rate is None else f"{_short(rate)} {status.unit}/s, "
+    return "" if status.step_s is None else f"{speed}{status.step_s:.3g} s a step"
+
+
 def change_line(status: Status, when: str) -> str:
     """The status in one line, for a log.
 
@@ -114,7 +119,8 @@ def change_line(status: Status, when: str) -> str:
     return "  ".join(parts)
 
 
-def _metrics_text(metrics: Mapping[str, float]) -> str:
+def metrics_text(metrics: Mapping[str, float]) -> str:
+    """The first metrics."""
     shown = list(metrics.items())[:_MOST_METRICS]
     more = len(metrics) - len(shown)
     text = ", ".join(f"{name} {_number(value)}" for name, value in shown)

@@ -143,6 +143,15 @@ def of_events(rows: Iterable[Row]) -> list[Row]:
     return sorted(_events(rows), key=lambda row: str(row.get("wall", "")))
 
 
+def is_fit(row: Row) -> bool:
+    """Whether a line is one of an event log, with both of its times."""
+    try:
+        datetime.fromisoformat(row["wall"])
+    except (KeyError, TypeError, ValueError):
+        return False
+    return isinstance(row.get("t_s"), (int, float)) and isinstance(row.get("event"), str)
+
+
 def read_tail(file: Path) -> list[Row]:
     """The last lines of one node; none where the file cannot be read."""
     return _events(read_last_rows(file, _TAIL_BYTES))

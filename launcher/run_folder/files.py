@@ -32,11 +32,20 @@ def write_text(path: Path, text: str, *, is_lasting: bool = True) -> None:
     Raises:
         OSError: the folder cannot be written or the disk is full; the old file stays.
     """
+    write_bytes(path, text.encode(), is_lasting=is_lasting)
+
+
+def write_bytes(path: Path, data: bytes, *, is_lasting: bool = True) -> None:
+    """The same for bytes.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full; the old file stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = name_beside(path)
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(data)
             file.flush()
             # Before the rename, or a crash of the machine could leave an empty file in its place.
             if is_lasting:

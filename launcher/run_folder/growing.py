@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from bundlerun.launcher.run_folder.history import Row, rows_of
@@ -14,10 +15,12 @@ class Growing:
 
     Args:
         file: which need not be there yet.
+        is_fit: whether a line is what its readers count on; others are left out.
     """
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, is_fit: Callable[[Row], bool]) -> None:
         self._file = file
+        self._is_fit = is_fit
         self.rows: list[Row] = []
         """As of the last `look`."""
         self._begin_again()
@@ -51,7 +54,7 @@ class Growing:
         data = data[: data.rfind(b"\n") + 1]
         if not data:
             return changed
-        self.rows += rows_of(data)
+        self.rows += filter(self._is_fit, rows_of(data))
         self._offset += len(data)
         self._mark = (self._mark + data)[-_MARK_BYTES:]
         return True

@@ -23,7 +23,16 @@ def row_of(line: bytes) -> Row:
 
 def rows_of(data: bytes) -> Iterator[Row]:
     """The values of all whole lines."""
-    return filter(None, map(row_of, data.splitlines()))
+    lines = data.splitlines()
+    # All in one go takes two thirds of the time of one by one. Lines that a crash has cut short
+    # make no list of as many objects, whatever they are.
+    try:
+        rows = json.loads(b"[" + b",".join(lines) + b"]")
+    except ValueError:
+        rows = []
+    if len(rows) == len(lines) and all(isinstance(row, dict) for row in rows):
+        return filter(None, rows)
+    return filter(None, map(row_of, lines))
 
 
 def read_rows(file: Path) -> list[Row]:

@@ -73,9 +73,8 @@ def write_measured(paths: RunPaths, rank: MeasuredRank) -> None:
     place = (rank.bundle, rank.stage, rank.replica)
     # A microsecond is more than the clocks tell apart; it halves the file.
     spans = [(s.phase, round(s.begin_s, 6), round(s.end_s, 6), *s[3:]) for s in rank.spans]
-    write_text(
-        paths.measured_rank(rank.step, *place), json.dumps({**asdict(rank), "spans": spans}) + "\n"
-    )
+    text = json.dumps({**asdict(rank), "spans": spans}) + "\n"
+    write_text(paths.measured_rank(rank.step, *place), text, is_lasting=False)
 
 
 def prune_measured(paths: RunPaths, *, keep: int = NUM_STEPS) -> None:

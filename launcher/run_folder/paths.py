@@ -185,11 +185,6 @@ class RunPaths:
         return self.root / "data.json"
 
     @property
-    def options(self) -> Path:
-        """What the last start was asked for, each option with where it came from, JSON."""
-        return self.root / "options.json"
-
-    @property
     def report(self) -> Path:
         """The run as one page, HTML."""
         return self.root / "report.html"

@@ -21,6 +21,13 @@ from bundlerun.launcher.run_folder.outcome import (
 
 Rows = Sequence[Mapping[str, Any]]
 
+
+def is_fit(row: Mapping[str, Any]) -> bool:
+    """Whether a line of the history is one; a crash leaves lines that only look like it."""
+    is_whole = isinstance(row.get("step"), int) or row.get("kind") not in ("step", "epoch", "eval")
+    return is_whole and isinstance(row.get("time"), (int, float))
+
+
 _WORDS: Mapping[EventName, str] = {
     "rank gone": "died",
     "rank stopped": "was stopped",
@@ -127,7 +134,7 @@ def status_of(
         step_s=step_s,
         goodput=_goodput(metrics, step_s),
         checkpoint=checkpoints[0] if checkpoints else None,
-        failures=tuple(_failure_text(row) for found in incidents(events) for row in found)[
+        failures=tuple(failure_text(row) for found in incidents(events) for row in found)[
             -num_failures:
         ],
         recoveries=tuple(recoveries(events))[-num_failures:],
@@ -239,7 +246,8 @@ def _goodput(metrics: Rows, step_s: float | None) -> float | None:
     return min(1.0, num_steps * step_s / (times[-1] - times[0]))
 
 
-def _failure_text(row: Event) -> str:
+def failure_text(row: Event) -> str:
+    """A failure for people: when, where, what."""
     lost = lost_node(row)
     if lost:
         return f"{row.get('wall', '')[:19]}  {lost} was lost: {row.get('why')}"

@@ -1,0 +1,76 @@
+"""`bundlerun report`: runs as one HTML file, made from their folders; needs the extra report."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from bundlerun.launcher.commands.run_folder import run_paths
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
+from bundlerun.launcher.meeting.default_folder import LATEST
+
+_MOST_RUNS = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun report`."""
+    parser.description = (
+        "Write one HTML file that shows a run, or several side by side: loss and metrics, speed, "
+        "where the time goes, rounds, failures and recoveries, steps action by action, memory, "
+        "configuration. It holds all it needs and can be mailed; a run that goes on has it too."
+    )
+    parser.add_argument(
+        "run_dir",
+        nargs="*",
+        default=[str(LATEST)],
+        metavar="RUN_DIR|JOB",
+        help=f"run folders, or jobs that have them (default: {LATEST})",
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="where to (default: RUN_DIR/report.html; of several runs report.html here)",
+    )
+    parser.add_argument("--png", metavar="FOLDER", help="write each figure there as a PNG, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Writes the report and prints its path.
+
+    Raises:
+        ConfigError: there is no such run, or matplotlib is not installed.
+        NodeError: the file cannot be written, or a folder not be read.
+    """
+    if len(args.run_dir) > _MOST_RUNS:
+        raise ConfigError(
+            f"{len(args.run_dir)} runs are more than one page shows; give {_MOST_RUNS} at most"
+        )
+    if args.output is not None and Path(args.output).is_dir():
+        raise ConfigError(f"-o {args.output!r} is a folder; give a file, such as report.html")
+    folders = [run_paths(text) for text in args.run_dir]
+    if find_spec("matplotlib") is None:
+        raise ConfigError(
+            "a report needs the package matplotlib, which is not installed; pip install "
+            "'bundlerun[report]'"
+        )
+    # Late: it takes most of a second, and --help needs none of it.
+    from bundlerun.launcher.report.make import write_pngs, write_report
+
+    alone = folders[0].report if len(folders) == 1 else Path("report.html")
+    output = Path(args.output) if args.output is not None else alone
+    try:
+        # Before the work: what cannot be written is said at once.
+        output.absolute().parent.mkdir(parents=True, exist_ok=True)
+        runs = write_report(folders, output)
+        print(output)
+        if args.png is not None:
+            for path in write_pngs(runs, Path(args.png)):
+                print(path)
+    except OSError as exc:
+        raise NodeError(
+            f"cannot make the report: {str(exc.filename or output)!r}: {exc.strerror}; give "
+            "another -o"
+        ) from exc
+    return EXIT_DONE
