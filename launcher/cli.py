@@ -67,6 +67,7 @@ COMMANDS = {
     "doctor": Command(
         f"{_OURS}.look.doctor", "examine machines, network and folders before a run; starts nothing"
     ),
+    "logs": Command(f"{_OURS}.look.logs", "show what the ranks of a run have printed"),
     "track": Command(
         f"{_OURS}.look.track", "tell trackers (TensorBoard, W&B, ...) what they lack of a run"
     ),

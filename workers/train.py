@@ -173,7 +173,7 @@ def train(
         if arrival.place.is_spare:
             return SPARE_CODES[stand_by(config, arrival, life)]
         session = join(config, arrival, ways_of(config, arrival).members)
-        life.events.note("met", {"rank": session.place.rank})
+        life.events.note("met", {"rank": session.place.rank, "log": env.log_folder})
         ending = train_rank(
             config,
             session,

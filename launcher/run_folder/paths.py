@@ -130,6 +130,10 @@ class RunPaths:
         """The agent's and the workers' logs of one node."""
         return self.logs / node_name
 
+    def rank_logs(self) -> Iterator[Path]:
+        """What ranks have printed: logs/NODE/START/attempt_N/LOCAL_RANK/NAME.log, in no order."""
+        return self.logs.glob("*/*/attempt_*/*/*.log")
+
     def flight_record(self, node_name: str, pid: int) -> Path:
         """What a process had begun when a collective of NCCL did not end; torch adds a number."""
         return self.node_logs(node_name) / "nccl" / f"process-{pid}-"

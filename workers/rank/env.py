@@ -38,6 +38,8 @@ class RankEnv:
     """Whether the store at the master's address is one that an agent keeps over all restarts."""
     planned_bundles: int = 0
     """Bundles of the job once all its nodes have come; 0 where the agent does not tell."""
+    log_folder: str = ""
+    """What its agent keeps of this rank, as START/attempt_N/LOCAL_RANK; empty without an agent."""
     run_id: str = ""
     """The job's name if torch's agent started this rank; else empty."""
     claimed_job: str = ""
@@ -92,6 +94,7 @@ class RankEnv:
             master_port=_number(environ, "MASTER_PORT"),
             is_launched=True,
             has_agents_store=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
+            log_folder="/".join(Path(environ.get(ERROR_FILE, "")).parts[-4:-1]),
             run_id=environ.get("TORCHELASTIC_RUN_ID", ""),
             claimed_job=environ.get(CLAIM_VARIABLE, ""),
             terms=environ.get(TERMS_VARIABLE, ""),

@@ -81,7 +81,7 @@ def joined(config: TrainConfig, env: RankEnv, device: torch.device, held: ExitSt
         arrival = meet(config, env, store, device)
         held.enter_context(claimed_folder(config, env, json.loads(env.terms), _how()))
         session = join(config, arrival, ())
-    life.events.note("met", {"rank": session.place.rank})
+    life.events.note("met", {"rank": session.place.rank, "log": env.log_folder})
     return Joined(config=config, env=env, session=session, life=life, has_board=board is not None)
 
 
