@@ -91,6 +91,14 @@ class ImageConfig(OptimConfig):
         group=_IMAGES,
         parse=float,
     )
+    ra_reps: int = option(
+        1,
+        "times that an epoch takes each of its training samples, with other random changes; it has "
+        "as many fewer of them (repeated augmentation)",
+        group=_IMAGES,
+        parse=int,
+        kept=True,
+    )
     decode: Decode = option(
         "fast",
         "JPEG files by simplejpeg, where it is installed, and torch (fast: within 1 of 255 of the "
@@ -101,7 +109,7 @@ class ImageConfig(OptimConfig):
 
     def __post_init__(self) -> None:
         OptimConfig.__post_init__(self)  # not super(): slots make a class anew
-        at_least(1, self, "image_size")
+        at_least(1, self, "image_size", "ra_reps")
         at_least(0, self, "val_resize_size", "val_crop_size", "ra_magnitude")
         at_least(0, self, "random_erase", "mixup_alpha", "cutmix_alpha")
         if self.random_erase > 1:

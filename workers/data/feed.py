@@ -14,14 +14,21 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import loaders_of
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.loader import MicrobatchLoader
-from bundlerun.workers.data.order import num_steps, sample_order, share_out, step_microbatches
+from bundlerun.workers.data.order import (
+    dealt_microbatches,
+    num_steps,
+    repeated_order,
+    sample_order,
+    share_out,
+    step_microbatches,
+)
 from bundlerun.workers.data.readers import Source, is_stream
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.data.streams.digest import digest_of
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.session import Session
-from bundlerun.workers.recipe import DataInfo, DataSets
+from bundlerun.workers.recipe import DataInfo, DataSets, SampleSet, Stream
 from bundlerun.workers.step import StepWork
 
 _SOURCES = ("training", "validation")
@@ -54,6 +61,11 @@ class Feed:
         self._speeds = [1.0] * session.topology.num_bundles
         self._begun: tuple[Iterator[StepWork], Iterator[Batch]] | None = None
         self._data = data
+        if config.ra_reps > 1 and data is not None and is_stream(data.train):
+            raise ConfigError(
+                f"--ra-reps {config.ra_reps} takes each sample several times, and the training "
+                "samples are a stream; leave it out"
+            )
         self._loader = _loader(config, session, data) if data is not None else None
 
     @property
@@ -201,7 +213,13 @@ class Feed:
         count = self._info.num_train
         if self._data is None or is_stream(self._data.train):
             return range(count)  # a stream is shuffled by who has made it
-        samples = self._data.train
+        order = self._single_order(epoch, self._data.train)
+        repeats = self._config.ra_reps
+        return order if repeats == 1 else repeated_order(order, repeats)
+
+    def _single_order(self, epoch: int, samples: SampleSet | Stream) -> Sequence[int]:
+        """Each sample once."""
+        count = self._info.num_train
         own = getattr(samples, "epoch_order", None)
         if own is None:
             return sample_order(self._config.seed, epoch, count)
@@ -214,7 +232,8 @@ class Feed:
         return order
 
     def _cut(self, order: Sequence[int], step: int) -> list[list[int]]:
-        return step_microbatches(
+        cut = step_microbatches if self._config.ra_reps == 1 else dealt_microbatches
+        return cut(
             order,
             step,
             batch_size=self._config.batch_size,

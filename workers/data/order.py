@@ -102,6 +102,39 @@ def step_microbatches(
     return [list(order[start : min(start + microbatch_size, end)]) for start in starts]
 
 
+def repeated_order(order: Sequence[int], repeats: int) -> list[int]:
+    """An epoch that has each of its samples several times in a row, each time otherwise random.
+
+    of 7 samples, 3 times   4 11 18  2 9 16  6         as many as there are samples
+
+    Returns:
+        The sample, plus the number of all samples for each time before.
+    """
+    count = len(order)
+    return [i + count * n for i in order[: divided_up(count, repeats)] for n in range(repeats)][
+        :count
+    ]
+
+
+def dealt_microbatches(
+    order: Sequence[int], step: int, *, batch_size: int, microbatch_size: int
+) -> list[list[int]]:
+    """As `step_microbatches`, but samples next to each other come into different micro-batches.
+
+    A micro-batch of copies of few samples would say little, and mixing would mix them with
+    themselves. So may ranks have them where each has a part of every batch.
+    """
+    plain = step_microbatches(order, step, batch_size=batch_size, microbatch_size=microbatch_size)
+    dealt: list[list[int]] = [[] for _ in plain]
+    samples = chain.from_iterable(plain)
+    # Round by round, one to each that is not full; only the last may be smaller.
+    for place in range(max(map(len, plain))):
+        for microbatch, whole in zip(dealt, plain, strict=True):
+            if place < len(whole):
+                microbatch.append(next(samples))
+    return dealt
+
+
 def share_out(num_microbatches: int, seconds_per_microbatch: Sequence[float]) -> list[int]:
     """How many micro-batches each bundle gets, so that the slowest is done as early as can be.
 

@@ -31,6 +31,7 @@ class Request(NamedTuple):
 
     epoch: int
     indices: Sequence[int]
+    """Plus the number of all samples for each time that the epoch has had it before."""
     source: int = 0
     """Which of a loader's."""
 
@@ -51,7 +52,8 @@ def seed_of_joining(seed: int, request: Request) -> int:
 class Reader:
     """A map-style data set of whole micro-batches: a request gives an answer.
 
-    What is random about sample i in epoch e is a function of (seed, e, i) only (I1).
+    What is random about sample i in epoch e is a function of (seed, e, i) only (I1), and of which
+    time it is, where an epoch has it several times.
 
     Args:
         samples: the single samples.
@@ -85,7 +87,8 @@ class Reader:
                     samples.append(sample)
                     unreadable += message
                 seed_random(seed_of_joining(self._seed, request))
-                inputs, target = self._collate(samples, request.indices)
+                numbers = [index % len(self._samples) for index in request.indices]
+                inputs, target = self._collate(samples, numbers)
         except ConfigError as exc:
             # As a value, see `MicrobatchLoader._next`.
             return Answer(None, (str(exc),))
@@ -94,10 +97,12 @@ class Reader:
     def _read(self, index: int, epoch: int) -> tuple[Sample, list[str]]:
         """The sample, or the next readable one in data-set order and why it stands there."""
         messages: list[str] = []
+        time, index = divmod(index, len(self._samples))
+        again = (time,) if time else ()
         for offset in range(min(len(self._samples), MAX_UNREADABLE_IN_A_ROW)):
             actual = (index + offset) % len(self._samples)
             # By the sample that is read, so that a substitute is drawn as in its own place.
-            seed_random(mix_seed(self._seed, epoch, actual))
+            seed_random(mix_seed(self._seed, epoch, actual, *again))
             try:
                 # Only the sample asked for counts as unreadable, not those skipped on the way.
                 return self._samples[actual], messages[:1]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch.utils.data import IterableDataset
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
@@ -33,9 +34,14 @@ class Counted:
         return torch.full((2,), float(index)) + torch.rand(2), index % 3
 
 
-def feed_of(samples: Any) -> Feed:
+class TensorStream(IterableDataset[Sample]):
+    def __iter__(self) -> Iterator[Sample]:
+        return ((torch.ones(1), 0) for _ in range(10))
+
+
+def feed_of(samples: Any, **options: Any) -> Feed:
     config = TrainConfig(
-        data="x", batch_size=4, microbatch_size=2, loader_workers=0, validate=False
+        data="x", batch_size=4, microbatch_size=2, loader_workers=0, validate=False, **options
     )
     topology = Topology(Shape((1,)), (1,))
     session: Any = SimpleNamespace(
@@ -83,6 +89,27 @@ class Ordered(Counted):
 
     def names_digest(self) -> str:
         return "mine"
+
+
+def test_a_sample_that_an_epoch_has_again_is_otherwise_random() -> None:
+    found = [b.inputs[0] for b in feed_of(Counted(), ra_reps=2).epoch(0, 0)[1]]
+    again = [b.inputs[0] for b in feed_of(Counted(), ra_reps=2).epoch(0, 0)[1]]
+    assert torch.equal(torch.cat(found), torch.cat(again))
+    numbers = torch.cat(found)[:, 0].floor().tolist()
+    assert len(numbers) == 10
+    assert sorted(numbers) == sorted([*set(numbers)] * 2)
+    # Of the two times, each micro-batch of a step has one.
+    for first, second in zip(found[::2], found[1::2], strict=False):
+        assert torch.equal(first.floor(), second.floor())
+        assert not torch.equal(first, second)
+    # What comes once is as it is without.
+    plain = torch.cat([b.inputs[0] for b in feed_of(Counted()).epoch(0, 0)[1]])
+    assert any(torch.equal(found[0][0], each) for each in plain)
+
+
+def test_a_stream_comes_once() -> None:
+    with pytest.raises(ConfigError, match="--ra-reps 2 takes each sample several times"):
+        feed_of(TensorStream(), ra_reps=2)
 
 
 def test_samples_may_say_the_order_of_an_epoch() -> None:

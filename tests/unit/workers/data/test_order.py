@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import pytest
 from hypothesis import given
@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from bundlerun.workers.data.order import (
     NEAR_EQUAL,
     block_order,
+    dealt_microbatches,
     mix_seed,
     num_steps,
+    repeated_order,
     sample_order,
     share_out,
     step_microbatches,
@@ -110,6 +112,34 @@ def test_the_last_step_and_its_last_microbatch_are_short() -> None:
     ]
 
     assert steps == [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10]]]
+
+
+@given(st.integers(1, 60), st.integers(1, 5))
+def test_a_repeated_order_has_each_of_its_samples_several_times(count: int, repeats: int) -> None:
+    order = sample_order(0, 0, count)
+    found = repeated_order(order, repeats)
+    assert len(found) == len(set(found)) == count
+    assert [i % count for i in found] == [i for i in order for _ in range(repeats)][:count]
+    assert [i // count for i in found] == ([*range(repeats)] * count)[:count]
+
+
+@given(st.integers(1, 200), st.integers(1, 6), st.integers(1, 8))
+def test_a_microbatch_has_what_a_rank_of_repeated_augmentation_has(
+    count: int, microbatch_size: int, num_ranks: int
+) -> None:
+    batch_size = microbatch_size * num_ranks
+    order = repeated_order(sample_order(0, 0, count), 3)
+    # As the sampler that torchvision's reference has from DeiT: each rank takes turns.
+    of_ranks = [order[rank::num_ranks] for rank in range(num_ranks)]
+    for step in range(num_steps(count, batch_size)):
+        cut = {"batch_size": batch_size, "microbatch_size": microbatch_size}
+        found = dealt_microbatches(order, step, **cut)
+        plain = step_microbatches(order, step, **cut)
+        assert [len(each) for each in found] == [len(each) for each in plain]
+        assert sorted(chain(*found)) == sorted(chain(*plain))
+        if sum(map(len, found)) == batch_size:
+            first = step * microbatch_size
+            assert found == [each[first : first + microbatch_size] for each in of_ranks]
 
 
 def test_equal_bundles_share_alike_and_the_first_get_what_is_left() -> None:
