@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from html import escape
@@ -23,6 +23,7 @@ from bundlerun.launcher.report.figures.svg import inline_svg
 from bundlerun.launcher.report.page import (
     Picture,
     Section,
+    bounds_html,
     columns,
     incidents_html,
     name_html,
@@ -48,6 +49,8 @@ _TITLES = {
     "memory": "Memory",
 }
 """Of the parts of the page, in order."""
+_WORDS: Mapping[str, Callable[[RunData], str]] = {"phases": bounds_html, "story": incidents_html}
+"""What is told of each run below the figures of a part."""
 _MOST_STEPS = 2
 """Measured steps that are shown of one run: the first and the last."""
 _PNG_DPI = 160
@@ -144,8 +147,8 @@ def _sections(runs: Sequence[RunData]) -> Iterator[tuple[str, list[str]]]:
         blocks = []
         for number, run in enumerate(runs):
             own = [pictures[p.name] for p in _plates(runs) if (p.kind, p.run) == (kind, number)]
-            if kind == "story":
-                own.append(incidents_html(run))
+            if kind in _WORDS:
+                own.append(_WORDS[kind](run))
             if any(own):
                 name = f"<h3>{name_html(number, run, len(runs))}</h3>" if several else ""
                 blocks.append(name + "".join(own))

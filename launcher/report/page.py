@@ -40,6 +40,7 @@ tr.differs td{background:var(--soft)}
 .key{display:inline-block;width:.8em;height:.8em;border-radius:2px;margin-right:.4em}
 details{margin:.6em 0}summary{cursor:pointer}code{font-size:.95em;overflow-wrap:anywhere}
 """
+_MOST_BOUNDS = 8
 _STATE_CLASSES = {
     "running": "good", "done": "good", "stopped": "doubt", "quiet": "doubt", "not begun": "doubt",
     "lost": "bad", "failed": "bad",
@@ -159,6 +160,12 @@ def _summary(runs: Sequence[RunData]) -> Iterator[tuple[str, list[str]]]:
         [", ".join(f"step {step}" for step in run.status.checkpoints[:6]) for run in runs],
     )
     yield "folder", [f"<code>{escape(str(run.root))}</code>" for run in runs]
+
+
+def bounds_html(run: RunData) -> str:
+    """What bound the steps of the last epochs."""
+    last = list(run.bounds.items())[-_MOST_BOUNDS:]
+    return table([[f"epoch {epoch + 1}", escape(text)] for epoch, text in last]) if last else ""
 
 
 def incidents_html(run: RunData) -> str:

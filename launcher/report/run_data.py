@@ -52,8 +52,8 @@ class RunData:
 
     name: for people. training, validation: curves by name; "loss" is one. speed: samples per second
     by step. phases: of each epoch its steps and the seconds that a step spent in each phase, mean
-    over the ranks. device_peaks: bytes by stage, where the device gives figures. marks: finished
-    steps at which the run was taken up again. begin_s: wall clock, seconds since the epoch.
+    over the ranks. bounds: what bound the steps of an epoch, in words. device_peaks: bytes by
+    stage, where the device gives figures. marks: finished steps at which the run was resumed.
     """
 
     name: str
@@ -63,6 +63,7 @@ class RunData:
     validation: Mapping[str, Curve]
     speed: Curve
     phases: Sequence[tuple[int, Mapping[str, float]]]
+    bounds: Mapping[int, str]
     device_peaks: Mapping[int, float]
     marks: Sequence[int]
     events: Sequence[Row]
@@ -99,6 +100,7 @@ def read_run(paths: RunPaths, *, clock: Callable[[], float], name: str = "") -> 
         validation=_curves(evaluated, ("loss",), offset=0),
         speed=_speed(rows),
         phases=_phases(rows),
+        bounds=_bounds(rows),
         device_peaks=_peaks(rows),
         marks=[
             int(r["step"]) for r in rows if r.get("kind") == "restart" and _is_whole(r.get("step"))
@@ -194,6 +196,15 @@ def _epochs(rows: Sequence[Row]) -> Iterable[tuple[Row, int]]:
             if _is_whole(row.get("step")):
                 yield row, num_steps
             num_steps = 0
+
+
+def _bounds(rows: Sequence[Row]) -> dict[int, str]:
+    # An epoch that was done again counts once, as it was at last.
+    return {
+        int(row["epoch"]): str(row["text"])
+        for row in rows
+        if row.get("kind") == "why" and _is_whole(row.get("epoch")) and row.get("text")
+    }
 
 
 def _peaks(rows: Sequence[Row]) -> dict[int, float]:

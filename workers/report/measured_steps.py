@@ -23,6 +23,8 @@ from bundlerun.workers.rank.session import Session
 
 EVERY = 1000
 """Steps between two measured ones inside a long epoch."""
+EVERY_EPOCHS = 10
+_FIRST_EPOCHS = (0, 1, 2, 5)
 _THIRD = 2
 """The first steps of a start are slower than those that follow: the third one, from 0."""
 _LAST_WAIT_S = 1.0
@@ -30,14 +32,20 @@ _LAST_WAIT_S = 1.0
 log = logging.getLogger(__name__)
 
 
-def is_measured(num_done: int, num_in_pass: int) -> bool:
-    """Pure: whether a step is measured.
+def is_measured(num_epochs: int, num_done: int, num_in_pass: int) -> bool:
+    """Pure: whether a step is measured, the same on all ranks.
+
+    Of an epoch of few short steps one would be too many, so not every epoch has one.
 
     Args:
+        num_epochs: that this start has done before.
         num_done: steps before it that this start has done of its epoch.
         num_in_pass: steps of the epoch that this start does.
     """
-    return num_done == min(_THIRD, num_in_pass - 1) or num_done % EVERY == EVERY - 1
+    if num_done % EVERY == EVERY - 1:
+        return True
+    has_one = num_epochs in _FIRST_EPOCHS or num_epochs % EVERY_EPOCHS == 0
+    return has_one and num_done == min(_THIRD, num_in_pass - 1)
 
 
 class MeasuredSteps:
@@ -56,9 +64,9 @@ class MeasuredSteps:
         self._thread: threading.Thread | None = None
         self._is_on = session.place.rank < NUM_RANKS
 
-    def begin(self, step: int, *, num_done: int, num_in_pass: int) -> None:
+    def begin(self, step: int, *, num_epochs: int, num_done: int, num_in_pass: int) -> None:
         """A step begins; see `is_measured`."""
-        if not self._is_on or not is_measured(num_done, num_in_pass):
+        if not self._is_on or not is_measured(num_epochs, num_done, num_in_pass):
             return
         # A folder that does not answer costs measurements, and no memory.
         if self._thread is None or not self._thread.is_alive():

@@ -58,6 +58,8 @@ class Run:
         self._stopping = stopping
         self._audience = audience
         self._epoch = 0
+        self._first_epoch = 0
+        """Of this start."""
         self._step = 0
         """Finished steps."""
 
@@ -67,6 +69,7 @@ class Run:
         Collective: every active rank.
         """
         self._step, self._epoch = progress.step, progress.epoch
+        self._first_epoch = progress.epoch
         is_stopped = False
         for epoch in range(progress.epoch, self._config.epochs):
             # Only the first epoch of this start may begin in its middle.
@@ -103,7 +106,12 @@ class Run:
             self._stopping.begin_step()
             num_done = self._step_in_epoch - first
             num_in_pass = feed.steps_per_epoch - first
-            self._measured.begin(self._step, num_done=num_done, num_in_pass=num_in_pass)
+            self._measured.begin(
+                self._step,
+                num_epochs=epoch - self._first_epoch,
+                num_done=num_done,
+                num_in_pass=num_in_pass,
+            )
             is_last = self._step + 1 == self._config.max_steps
             result = self._trainer.step(
                 work,

@@ -11,6 +11,7 @@ from typing import Any
 from bundlerun.launcher.run_folder.measured import MeasuredRank, Span, write_measured
 from bundlerun.launcher.run_folder.paths import RunPaths
 
+BOUND = "bound by data, 71% of the time"
 BEGIN_S = 1767225600.0
 FAILURE = 'RuntimeError: <launch> & "device" failed'
 
@@ -53,6 +54,9 @@ def _history(num_steps: int) -> list[dict[str, Any]]:
             end = {"step": step + 1, "epoch": step // half}
             rows.append({"time": at, "kind": "epoch", **end, "phases": phases})
             rows[-1]["gpu_peak_bytes"] = {"stage0": 3 << 30, "stage1": 2 << 30}
+            rows.append(
+                {"time": at, "kind": "why", **end, "text": "bound by data, 71% of the time"}
+            )
             rows.append({"time": at, "kind": "eval", **end, "loss": 2.0, "metrics": {"top1": 0.5}})
         if step + 1 == half:
             rows.append({"time": at + 14, "kind": "restart", "step": half, "source": "snapshot"})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -13,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.launcher.cli import main
+from bundlerun.launcher.cli import command_parser, main
 from bundlerun.launcher.commands.look import report as command
 from bundlerun.launcher.report import keep
 from bundlerun.launcher.report.make import read_runs
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.unit.launcher.report.browser import FOUND, browser
-from tests.unit.launcher.report.made_run import FAILURE, make_run
+from tests.unit.launcher.report.made_run import BOUND, FAILURE, make_run
 
 pytest.importorskip("matplotlib", reason="the extra report is not installed")
 
@@ -93,6 +94,7 @@ def test_it_tells_what_failed_what_followed_and_where_options_come_from(made: Ma
     assert any("a <run>" in text for text in texts)
     assert any(FAILURE in text for text in texts)
     assert "local rank 1 of node node-b failed" in texts
+    assert {"epoch 2", BOUND} <= {*texts}
     assert {"/data/<images>", "BUNDLERUN_SHAPE", "run.toml", "1 options by default"} <= {*texts}
     # What a pointer is told: of a node, and of a rank's passes by plan and as they were.
     assert any(re.fullmatch(r"node-b trains for .* s from .*", text) for text in texts)
@@ -182,12 +184,21 @@ def test_what_cannot_be_is_said_in_a_line(
 
 def test_help_loads_neither_torch_nor_matplotlib() -> None:
     code = (
-        "import sys; from bundlerun.launcher.cli import main\n"
+        "import sys; from bundlerun.launcher.cli import command_parser, main\n"
         "try: main(['report', '--help'])\n"
         "except SystemExit: pass\n"
         "sys.exit(bool({'torch', 'matplotlib', 'numpy'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+def test_the_commands_of_the_page_are_ones() -> None:
+    page = Path(__file__).parents[4] / "docs" / "report.md"
+    lines = re.findall(r"^    bundlerun (.*?)(?:  +#.*)?$", page.read_text(), re.MULTILINE)
+    assert len(lines) == 5
+    for line in lines:
+        words = shlex.split(line)
+        command_parser(words[0]).parse_args(words)
 
 
 READABLE = """(() => {
