@@ -39,13 +39,14 @@ NETWORK = (
     "slurm",
 )
 """These make hosts of network namespaces, as root."""
-FAULTS = ("recovery", "chaos", "alarms")
+FAULTS = ("recovery", "chaos", "alarms", "why")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 ALL = (*ONE_MACHINE, *NETWORK, "summary")
 NAMES = (*ALL, *FAULTS)
 _ROOMS = {
     **dict.fromkeys(ONE_MACHINE, "benchmarks.machine"),
     **dict.fromkeys(NETWORK, "benchmarks.network"),
+    "why": "benchmarks.why",
 }
 
 
@@ -83,13 +84,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="chaos: which faults")
     parser.add_argument("--faults", type=int, default=0, metavar="N", help="chaos: how many")
-    parser.add_argument("--minutes", type=float, default=0.0, help="alarms: how long")
+    parser.add_argument("--minutes", type=float, default=0.0, help="alarms, why: how long")
     parser.add_argument(
         "--only",
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery: faults; in_flight, replay: models whose name has it",
+        help="recovery: faults; why: causes, or quiet; in_flight, replay: models whose name has it",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

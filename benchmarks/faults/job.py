@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -109,6 +109,10 @@ class Job:
     options: dict[str, object] = field(default_factory=dict)
     environ: dict[str, str] = field(default_factory=dict)
     starter: Starter = subprocess.Popen
+    program: str = "benchmarks.faults.agent"
+    """The product's own agent, wrapped."""
+    work: Mapping[str, object] = field(default_factory=lambda: RUN)
+    """What is trained."""
     agents: dict[str, Program] = field(default_factory=dict)
     faults: Folder = field(init=False)
     tail: Tail = field(init=False)
@@ -132,12 +136,12 @@ class Job:
         nodes = f"1:{len(self.nodes)}"
         ends = ",".join(f"{n.address}:{self.port}" for n in self.nodes)
         words = [
-            # The product's own agent, with the places of faults wrapped.
-            *self._on(node), sys.executable, "-m", "benchmarks.faults.agent", "run",
+            *self._on(node), sys.executable, "-m", self.program, "run",
             f"--nnodes={nodes}", f"--rdzv-endpoint={ends}", f"--local-addr={node.address}",
             f"--node-name={name}", "--devices=cpu", f"--slots={node.slots}",
             "--rdzv-conf=first_wait=60", f"--run-dir={self.run_dir}",
-            f"--snapshot-dir={self.folder / 'memory'}", *words_of({**RUN, **JOB, **self.options}),
+            f"--snapshot-dir={self.folder / 'memory'}",
+            *words_of({**self.work, **JOB, **self.options}),
         ]  # fmt: skip
         environ = (
             os.environ

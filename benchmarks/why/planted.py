@@ -1,9 +1,9 @@
 """A recipe into which a cause is planted: it is slow, or stands, at a place of one rank.
 
-PLANT    {"place": "forward", "act": "sleep", "seconds": 0.03, "node": "n1", "stage": 1}
+the file WHY_PLANT_FILE    {"place": "forward", "act": "sleep", "seconds": 0.03, "node": "n1"}
 
-It begins once the file PLANT_FILE is there, so that the run is under way by then. What is not
-planted takes its time asleep: the machine of a benchmark may be busy with other things.
+It begins once the file is there, and ends with it. What is not planted takes its time asleep: the
+machine of a benchmark may be busy with other things.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ from benchmarks.faults.inject import NODE_VARIABLE
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.recipe import DataInfo, DataSets
 
-PLANT_VARIABLE = "WHY_PLANT"
 FILE_VARIABLE = "WHY_PLANT_FILE"
 _PAUSE_S = 0.004
 """A forward of a stage, and a backward."""
-_NUM_SAMPLES = 4000
+_IS_BUSY = bool(os.environ.get("WHY_BUSY"))
+"""It computes instead: what other programs on its core have to do with."""
+_NUM_SAMPLES = 640
+"""Of an epoch, which is told when it ends."""
 ANY = -1
 
 
@@ -38,39 +40,53 @@ def stuck() -> None:
         time.sleep(1.0)
 
 
+def pause() -> None:
+    """What a pass of a stage takes."""
+    if not _IS_BUSY:
+        time.sleep(_PAUSE_S)
+        return
+    until = time.thread_time() + _PAUSE_S
+    while time.thread_time() < until:
+        sum(range(1000))
+
+
 def held() -> None:
     """Never gives the interpreter back."""
     re.match("(a+)+$", "a" * 60 + "b")  # in C, and for longer than anybody lives
 
 
 class Plant:
-    """What is planted, if it is meant for this process."""
+    """What is planted at the moment, if it is meant for this process."""
 
     def __init__(self) -> None:
-        told: dict[str, Any] = json.loads(os.environ.get(PLANT_VARIABLE, "{}"))
-        self._place = told.get("place", "")
-        self._act = told.get("act", "")
-        self._seconds = float(told.get("seconds", 0.0))
         self._file = Path(os.environ.get(FILE_VARIABLE, "/nonexistent"))
-        self._stage = int(told.get("stage", ANY))
-        is_node = told.get("node") in (None, os.environ.get(NODE_VARIABLE))
-        is_rank = told.get("local_rank") in (None, int(os.environ.get("LOCAL_RANK", "0")))
-        self._is_here = is_node and is_rank
+        self._node = os.environ.get(NODE_VARIABLE)
+        self._local_rank = int(os.environ.get("LOCAL_RANK", "0"))
 
     def pass_by(self, place: str, stage: int = ANY) -> None:
         """Does what is planted at `place`, where it is."""
-        if place != self._place or not self._is_here or self._stage not in (ANY, stage):
+        try:
+            told: dict[str, Any] = json.loads(self._file.read_text())
+        except OSError:
             return
-        if not self._file.exists():
-            return
-        if self._act == "sleep":
-            time.sleep(self._seconds)
-        elif self._act == "stuck":
+        is_here = (
+            told["place"] == place
+            and told.get("node") in (None, self._node)
+            and told.get("local_rank") in (None, self._local_rank)
+            and told.get("stage") in (None, stage)
+        )
+        if is_here:
+            self._do(told["act"], float(told.get("seconds", 0.0)))
+
+    def _do(self, act: str, seconds: float) -> None:
+        if act == "sleep":
+            time.sleep(seconds)
+        elif act == "stuck":
             stuck()
-        elif self._act == "held":
+        elif act == "held":
             held()
-        elif self._act == "pipe":
-            pipe = self._file.with_suffix(".pipe")
+        elif act == "pipe":
+            pipe = self._file.with_name(f"pipe-{self._node}")
             if not pipe.exists():
                 os.mkfifo(pipe)
             pipe.read_bytes()  # nobody writes
@@ -82,12 +98,12 @@ class _Timed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, plant: Plant, stage: int) -> Tensor:  # noqa: ANN401
         ctx.plant, ctx.stage = plant, stage
-        time.sleep(_PAUSE_S)
+        pause()
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
-        time.sleep(_PAUSE_S)
+        pause()
         ctx.plant.pass_by("backward", ctx.stage)
         return gradients[0], None, None
 
@@ -104,7 +120,8 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, width) to the same."""
         self._plant.pass_by("forward", self._number)
-        x = self.layer(_Timed.apply(x, self._plant, self._number))
+        # After the layer: what goes into stage 0 has no backward.
+        x = _Timed.apply(self.layer(x), self._plant, self._number)
         return x if self.ballast is None else x + self.ballast.sum()
 
 

@@ -126,9 +126,19 @@ class Watch:
             rank.looks_silent = rank.looks_silent + 1 if is_silent else 0
             # Six looks are a lease.
             if rank.looks_stopped > 6:
-                self._kill(rank, "rank stopped", "the process is stopped (SIGSTOP or a debugger)")
+                why = f"the process is stopped (SIGSTOP or a debugger){self._where(rank)}"
+                self._kill(rank, "rank stopped", why)
             elif rank.looks_silent > self._silent_looks:
-                self._kill(rank, "rank silent", f"no sign of life for {silent_s:.0f} s")
+                why = f"no sign of life for {silent_s:.0f} s{self._where(rank)}"
+                self._kill(rank, "rank silent", why)
+
+    def _where(self, rank: _Rank) -> str:
+        """What a rank was doing, to be said after what is wrong with it."""
+        sheet = self._board.sheet(rank.local_rank)
+        if sheet is None or not sheet.is_filled:
+            return ""
+        phase = sheet.standing(time.perf_counter()).phase
+        return f", in {phase.replace('_', ' ')} of step {sheet.step}" if phase else ""
 
     def _meet(self, local_rank: int, row: Row) -> None:
         pid = row.pid

@@ -7,8 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from bundlerun.launcher.run_folder.events import read_events
 from bundlerun.launcher.run_folder.history import Row, read_rows
+from bundlerun.launcher.run_folder.outcome import incidents
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.status import failure_text
+from bundlerun.launcher.why.flight import Missed, missed, records_of
 from bundlerun.launcher.why.hang import Hang, hang_of, is_hang
 from bundlerun.launcher.why.now import Now, ranks_of, read_nows
 from bundlerun.launcher.why.pace import Pace, pace_of
@@ -19,6 +23,7 @@ from bundlerun.launcher.why.sums import RankSums
 _FRESH_S = 20.0
 """After how long without a word of the agents nobody is said to do anything now."""
 _PER_RANK_S = 0.03
+_NUM_FAILURES = 3
 STILL_S = 5.0
 """A rank that has been at one thing for so long is told to stand."""
 
@@ -30,12 +35,14 @@ class Stood:
     Args:
         wall_s: when, seconds since the epoch.
         hang: why. stands: where each rank was. files: with their stacks.
+        missed: operations of NCCL that some ranks had begun and others had not.
     """
 
     wall_s: float
     hang: Hang
     stands: tuple[Stand, ...]
     files: tuple[Path, ...]
+    missed: tuple[Missed, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +68,13 @@ class View:
 
     Args:
         epochs: in order. present: None where nobody says what it does. stood: the last time.
+        failures: the last ones, a line each: what ends a rank is why the others stood.
     """
 
     epochs: tuple[Epoch, ...]
     present: Present | None
     stood: Stood | None
+    failures: tuple[str, ...] = ()
 
 
 def view_of(paths: RunPaths, *, now_s: float) -> View:
@@ -78,7 +87,10 @@ def view_of(paths: RunPaths, *, now_s: float) -> View:
     return View(
         epochs=_epochs(rows),
         present=_present(read_nows(paths.all_nows()), now_s),
-        stood=_stood(paths.all_stands()),
+        stood=_stood(paths),
+        failures=tuple(
+            failure_text(row) for found in incidents(read_events(paths.events)) for row in found
+        )[-_NUM_FAILURES:],
     )
 
 
@@ -108,10 +120,10 @@ def _present(nows: Sequence[Now], now_s: float) -> Present | None:
     )
 
 
-def _stood(files: Sequence[Path]) -> Stood | None:
+def _stood(paths: RunPaths) -> Stood | None:
     """The newest round of which a wait ran out."""
     by_token: dict[str, list[Path]] = {}
-    for file in files:
+    for file in paths.all_stands():
         by_token.setdefault(file.name.partition("-")[0], []).append(file)
     found = []
     for own in by_token.values():
@@ -121,5 +133,21 @@ def _stood(files: Sequence[Path]) -> Stood | None:
         stands = read_stands(own)
         hang = hang_of(stands) if is_hang(stands) else None
         if hang is not None:
-            return Stood(wall_s=wall_s, hang=hang, stands=tuple(stands), files=tuple(own))
+            return Stood(
+                wall_s=wall_s,
+                hang=hang,
+                stands=tuple(stands),
+                files=tuple(own),
+                missed=tuple(missed(records_of(_records(paths, stands)))),
+            )
     return None
+
+
+def _records(paths: RunPaths, stands: Sequence[Stand]) -> list[tuple[int, Path]]:
+    """What torch's flight recorder has written, and of which rank."""
+    found = []
+    for stand in stands:
+        begin = paths.flight_record(stand.node_name, stand.pid)
+        with suppress(OSError):
+            found += [(stand.rank, file) for file in begin.parent.glob(f"{begin.name}*")]
+    return found

@@ -62,6 +62,20 @@ class _Timed:
         words[self._since] = 0.0
 
 
+class _TimedInBackward(_Timed):
+    """The same of a wait that a hook of the backward may be in: that is no computing.
+
+    Not on a GPU, whose backward is timed there.
+    """
+
+    __slots__ = ()
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._words[SINCE["backward"]] and kind is None:
+            self._words[TOTAL["backward"]] -= self._clock() - self._start
+        super().__exit__(kind, *rest)
+
+
 class _TimedOnDevice:
     """The same on a GPU, between two marks in its stream; what launching takes apart."""
 
@@ -142,6 +156,8 @@ class Meters:
     def _make(self, phase: Phase) -> AbstractContextManager[None]:
         if self._timer is not None and phase in _LAUNCHED:
             return _TimedOnDevice(self._clock, self._words, phase, self._timer)
+        if self._timer is None and phase == "snapshot_wait":
+            return _TimedInBackward(self._clock, self._words, phase)
         return _Timed(self._clock, self._words, phase)
 
     def seconds(self) -> dict[Phase, float]:

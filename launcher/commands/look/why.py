@@ -60,6 +60,7 @@ def lines_of(view: View, *, stacks: bool = False) -> list[str]:
     lines += [f"epoch {each.epoch + 1:<7}{each.text}" for each in earlier[-_NUM_EPOCHS:]]
     if view.stood is not None:
         lines += _stood_lines(view.stood, stacks=stacks)
+    lines += [f"failure      {text}" for text in view.failures]
     return lines or [
         "nothing to say yet: no epoch has ended, and no agent of bundlerun writes down what the "
         "ranks do"
@@ -86,5 +87,6 @@ def _stood_lines(stood: Stood, *, stacks: bool) -> Iterator[str]:
         yield f"             {line}"
         if stacks:
             yield from (f"               {each}" for each in stack_lines(stand))
+    yield from (f"NCCL         {missed.text}" for missed in stood.missed)
     if not stacks:
         yield f"stacks       {stood.files[0].parent} ... (--stacks shows them)"

@@ -31,3 +31,17 @@ def test_restart_sets_all_to_zero() -> None:
         pass
     meters.restart()
     assert not any(meters.seconds().values())
+
+
+def test_a_wait_inside_a_backward_is_no_computing() -> None:
+    now = 100.0
+    meters = Meters(lambda: now)
+    with meters.phase("backward"):
+        now += 3.0
+        with meters.phase("snapshot_wait"):
+            now += 7.0
+        now += 1.0
+    with meters.phase("snapshot_wait"):
+        now += 1.0
+    found = meters.seconds()
+    assert (found["backward"], found["snapshot_wait"]) == (4.0, 8.0)
