@@ -79,6 +79,10 @@ COMMANDS = {
         "bundlerun.slurm.submit",
         "send a run to Slurm, after checking what can be checked before the queue",
     ),
+    "evaluate": Command(
+        f"{_OURS}.use.evaluate", "loss and metrics of a checkpoint, on the run's data or other data"
+    ),
+    "predict": Command(f"{_OURS}.use.predict", "name the classes of images by a trained model"),
     "export": Command(
         f"{_OURS}.use.export", "write a trained model as one file that plain torchvision loads"
     ),

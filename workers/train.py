@@ -24,10 +24,7 @@ from bundlerun.launcher.agent.limits import raise_open_files
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
-from bundlerun.launcher.layout.gpu_places import gpu_numa_nodes
-from bundlerun.launcher.layout.hardware import apply_layout, rank_layouts, read_cpus
 from bundlerun.launcher.layout.idle import Batch, warnings
-from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -39,12 +36,12 @@ from bundlerun.launcher.ranks.fault import is_follower
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.launcher.train_argv import read_train_argv
-from bundlerun.workers.device.accelerator import unused_kind
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare
 from bundlerun.workers.model.cut_table import cut_table
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import life_of
+from bundlerun.workers.rank.cores import take_cores
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
 from bundlerun.workers.rank.open_store import open_store
@@ -235,7 +232,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = with_run_folder(config, env, board.run_dir if board else None)
             raise_open_files()  # where bundlerun's agent has not done so; it tells of a low one
             life = stack.enter_context(life_of(Path(config.run_dir), env, board))
-            env = _take_cores(config, env)
+            env = take_cores(config, env)
             prepare(config)
             # After the cores, which its thread inherits; the rest goes on meanwhile.
             start = DeviceStart(env.local_rank)
@@ -254,31 +251,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return exc.exit_code
         life.ends(code)
         return life.code_for_agent(code)
-
-
-def _take_cores(config: TrainConfig, env: RankEnv) -> RankEnv:
-    """Gives this rank its threads and its share of the cores."""
-    cpus = read_cpus()
-    layouts = rank_layouts(
-        env.local_world_size,
-        cpus,
-        threads=config.threads,
-        affinity=config.affinity and env.is_launched,
-        environ=os.environ,
-        gpu_nodes=gpu_numa_nodes(os.environ),
-    )
-    if not env.planned_bundles and env.local_rank == 0 and (kind := unused_kind()):
-        log.warning("bundlerun does not use devices of the kind %r: this is the CPU", kind)
-    cores = NodeCores(num_cores=cpus.num_cores, shares=tuple(layout.cpus for layout in layouts))
-    if not apply_layout(layouts[env.local_rank]):
-        cores = replace(cores, shares=())
-        if env.local_rank == 0:
-            log.warning(
-                "node %s: ranks of another agent of yours are pinned to CPUs that its ranks would "
-                "be: these are not pinned (--no-affinity says so from the start)",
-                env.node_name,
-            )
-    return replace(env, cores=cores)
 
 
 def _checked(config: TrainConfig, env: RankEnv) -> TrainConfig:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.run_folder.checkpoints import AVERAGE, MODEL, Checkpoint, read_tensors
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -36,3 +39,24 @@ def merged(state: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, 
                 weight.dtype
             )
     return found
+
+
+def model_state(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, Tensor]:
+    """The state_dict of the unsplit model, in CPU memory; adapters are added to its weights.
+
+    Args:
+        average: of the weights, in place of them.
+
+    Raises:
+        ConfigError: there is no average.
+    """
+    prefix = AVERAGE if average else MODEL
+    names = [name for name in checkpoint.weight_map if name.startswith(prefix)]
+    if average and not names:
+        raise ConfigError(
+            f"checkpoint {str(checkpoint.folder)!r} has no average of the weights; leave --ema "
+            "out, or train with --model-ema"
+        )
+    tensors = read_tensors(checkpoint, names)
+    state = {name[len(prefix) :]: tensors[name] for name in names}
+    return merged(state, checkpoint.config)

@@ -32,6 +32,16 @@ class RunPaths:
         return self.given_options / f"{node_name}.json"
 
     @property
+    def evaluation(self) -> Path:
+        """Which checkpoint is evaluated, JSON; in a folder made for that."""
+        return self.root / "evaluation.json"
+
+    @property
+    def evaluated(self) -> Path:
+        """What came of it, JSON."""
+        return self.root / "evaluated.json"
+
+    @property
     def metrics(self) -> Path:
         """The history of the run, JSON Lines."""
         return self.root / "metrics.jsonl"

@@ -12,21 +12,11 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bundlerun.launcher.errors import EXIT_DONE, CheckpointError, ConfigError, NodeError
+from bundlerun.launcher.commands.use.chosen import pick
+from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
 from bundlerun.launcher.meeting.default_folder import LATEST
-from bundlerun.launcher.run_folder.adapters import merged
-from bundlerun.launcher.run_folder.checkpoints import (
-    AVERAGE,
-    MODEL,
-    RAW,
-    Checkpoint,
-    best_of,
-    choose,
-    find_damage,
-    read_manifest,
-    read_tensors,
-    survey,
-)
+from bundlerun.launcher.run_folder.adapters import model_state
+from bundlerun.launcher.run_folder.checkpoints import RAW, Checkpoint
 from bundlerun.launcher.run_folder.files import name_beside
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -110,86 +100,6 @@ def _check_output(output: Path) -> None:
         raise ConfigError(
             f"folder {str(output.parent)!r} of --output does not exist; make it first"
         )
-
-
-def pick(paths: RunPaths, *, step: int | None = None, best: bool = False) -> Checkpoint:
-    """The checkpoint of `step`, the best, or the newest undamaged one.
-
-    Raises:
-        ConfigError: there are some, but not of `step`, or none with a validation.
-        CheckpointError: there is none, or the one asked for is damaged.
-    """
-    surveyed = survey(paths)
-    found = surveyed.found
-    if not found and not surveyed.broken:
-        raise CheckpointError(
-            f"there is no checkpoint in {str(paths.checkpoints)!r}; the first one is written at "
-            "the end of an epoch, or after --checkpoint-steps"
-        )
-    # A checkpoint that is asked for is never replaced by another; only the newest falls back.
-    if step is not None:
-        return _undamaged(_by_step(paths, found, step))
-    if best:
-        return _undamaged(_best(found))
-    chosen = choose(surveyed)
-    if chosen is None:
-        raise CheckpointError(
-            f"every checkpoint in {str(paths.checkpoints)!r} is damaged; train again into a new "
-            "--run-dir"
-        )
-    return chosen
-
-
-def _by_step(paths: RunPaths, found: list[Checkpoint], step: int) -> Checkpoint:
-    folder = paths.checkpoint(step)
-    if folder.is_dir():
-        try:
-            return read_manifest(folder)
-        except CheckpointError as exc:
-            raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {exc}") from exc
-    steps = ", ".join(str(c.step) for c in reversed(found))
-    raise ConfigError(f"there is no checkpoint of --step {step}; there are: {steps}")
-
-
-def _best(found: list[Checkpoint]) -> Checkpoint:
-    chosen = best_of(found)
-    if chosen is None:
-        raise ConfigError(
-            "--best needs a checkpoint with a validation, and none has one; leave it out for "
-            "the newest, or train with --validate"
-        )
-    return chosen
-
-
-def _undamaged(checkpoint: Checkpoint) -> Checkpoint:
-    damage = find_damage(checkpoint)
-    if damage is not None:
-        raise CheckpointError(
-            f"checkpoint {str(checkpoint.folder)!r} is damaged: {damage}; choose another --step, "
-            "or none for the newest that is not"
-        )
-    return checkpoint
-
-
-def model_state(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, Tensor]:
-    """The state_dict of the unsplit model, in CPU memory; adapters are added to its weights.
-
-    Args:
-        average: of the weights, in place of them.
-
-    Raises:
-        ConfigError: there is no average.
-    """
-    prefix = AVERAGE if average else MODEL
-    names = [name for name in checkpoint.weight_map if name.startswith(prefix)]
-    if average and not names:
-        raise ConfigError(
-            f"checkpoint {str(checkpoint.folder)!r} has no average of the weights; leave --ema "
-            "out, or train with --model-ema"
-        )
-    tensors = read_tensors(checkpoint, names)
-    state = {name[len(prefix) :]: tensors[name] for name in names}
-    return merged(state, checkpoint.config)
 
 
 def about_model(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, object]:

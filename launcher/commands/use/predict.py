@@ -1,0 +1,129 @@
+"""`bundlerun predict`: the likeliest classes of images, by name."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bundlerun.launcher.commands.run import say
+from bundlerun.launcher.commands.run_folder import run_paths
+from bundlerun.launcher.commands.use.chosen import add_checkpoint_argument, chosen, trained_config
+from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_DONE, ConfigError
+from bundlerun.launcher.models.name import check_model
+from bundlerun.launcher.preflight import check_torch
+
+MODULE = "bundlerun.workers.use.predict"
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `bundlerun predict`."""
+    parser.description = (
+        "Say what a trained model takes images for: its likeliest classes, by name. Images are "
+        "prepared as in the run's validation; it runs on one device. Exit code 2 where an image "
+        "cannot be read."
+    )
+    parser.add_argument("run_dir", metavar="RUN", help="run folder, such as runs/latest")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="image files, or folders of them"
+    )
+    add_checkpoint_argument(parser)
+    parser.add_argument(
+        "--top", type=int, default=5, metavar="N", help="classes of each image (default: 5)"
+    )
+    parser.add_argument(
+        "--devices", default="auto", choices=("auto", "gpu", "cpu"), metavar="{auto,gpu,cpu}",
+        help="what to compute on (default: auto)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", default="", metavar="NAME", help="another one than in training"
+    )
+    parser.add_argument("--json", action="store_true", help="print it as one JSON document")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Prints the classes; returns the exit code.
+
+    Raises:
+        ConfigError: run, checkpoint or images cannot be.
+        BundleError: it failed.
+    """
+    paths = run_paths(args.run_dir)
+    if args.top < 1:
+        raise ConfigError(f"--top {args.top} must be 1 or more")
+    files = list(image_files(args.images))
+    check_torch()
+    checkpoint = chosen(paths, args.checkpoint)
+    changes = {"shape": "1", **({"precision": args.precision} if args.precision else {})}
+    config = trained_config(checkpoint, changes)
+    check_model(config.model, config.recipe)
+    if args.devices == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    names = checkpoint.about.get("classes") or ()
+    if not names:
+        say("the checkpoint keeps no names of classes: their numbers are told")
+    answers = []
+    for found in importlib.import_module(MODULE).predict(config, checkpoint, files, top=args.top):
+        answers.append(_document(found, names))
+        if not args.json:
+            print(_text(answers[-1]), flush=True)
+        if found.unreadable:
+            say(f"error: {found.unreadable}")
+    if args.json:
+        about = {"run": str(paths.root), "checkpoint": checkpoint.folder.name}
+        print(json.dumps({**about, "images": answers}, indent=2, ensure_ascii=False))
+    return EXIT_CONFIG if any("unreadable" in each for each in answers) else EXIT_DONE
+
+
+def image_files(given: Sequence[str]) -> Iterator[str]:
+    """The files that are named, and those in folders that are, in order of their paths.
+
+    Raises:
+        ConfigError: a folder has no image.
+    """
+    for name in given:
+        folder = Path(name)
+        if not folder.is_dir():
+            yield name
+            continue
+        found = sorted(
+            str(path)
+            for path in folder.rglob("*")
+            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+        )
+        if not found:
+            raise ConfigError(
+                f"no image in the folder {name!r}; an image ends in one of: {' '.join(_SUFFIXES)}"
+            )
+        yield from found
+
+
+def _document(found: Any, names: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401
+    if found.unreadable:
+        return {"file": found.file, "unreadable": found.unreadable}
+    classes = [
+        {"class": class_name(guess.number, names), **_numbers(guess)} for guess in found.guesses
+    ]
+    return {"file": found.file, "classes": classes}
+
+
+def _numbers(guess: Any) -> dict[str, Any]:  # noqa: ANN401
+    return {"number": guess.number, "probability": guess.probability}
+
+
+def class_name(number: int, names: Sequence[str]) -> str:
+    """The name of a class; its number, where it has none."""
+    return str(names[number]) if number < len(names) else str(number)
+
+
+def _text(answer: dict[str, Any]) -> str:
+    if "unreadable" in answer:
+        return f"{answer['file']}\n  not read"
+    width = max(len(each["class"]) for each in answer["classes"])
+    rows = [f"  {e['class']:{width}}  {e['probability']:7.2%}" for e in answer["classes"]]
+    return "\n".join([answer["file"], *rows])
