@@ -6,30 +6,40 @@ An import that crashes, or a driver that hangs, ends that process only.
 from __future__ import annotations
 
 import json
+import os
+import select
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from bundlerun.launcher.doctor.asked import AskedTorch
 
-LIMIT_S = 60.0
+LIMIT_S = 150.0
+
+
+class NoAnswer(Exception):
+    """Why there is none, in a line."""
 
 
 class Question:
-    """Asks at once and answers when it is asked for, so that other things are read meanwhile."""
+    """Asks at once and answers when it is asked for, so that other things are read meanwhile.
 
-    def __init__(self, words: list[str] | None = None) -> None:
-        asked = words or [sys.executable, "-m", __name__]
+    Args:
+        module: is started; prints what `answer_now` gives as its first line, and may read more.
+    """
+
+    def __init__(self, module: str = __name__, words: Sequence[str] = ()) -> None:
+        asked = list(words) or [sys.executable, "-m", module]
         self._since = time.monotonic()
+        self._rest = b""
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed at the end)
         self._process = subprocess.Popen(
-            asked,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            asked, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
         )
 
     def answer(self, limit_s: float = LIMIT_S) -> AskedTorch:
@@ -38,16 +48,49 @@ class Question:
         Args:
             limit_s: since the question, seconds.
         """
-        left_s = max(0.1, limit_s - (time.monotonic() - self._since))
         try:
-            out, err = self._process.communicate(timeout=left_s)
-        except subprocess.TimeoutExpired:
-            return AskedTorch(why_not=f"importing torch takes more than {limit_s:g} s")
-        with suppress(ValueError, KeyError, TypeError):
-            if self._process.returncode == 0:
-                return AskedTorch.of_plain(json.loads(out.splitlines()[-1]))
-        last = (err.strip().splitlines() or ["no reason given"])[-1]
-        return AskedTorch(why_not=f"it ends with {self._process.returncode}: {last}")
+            plain = self._line(self._since + limit_s)
+            return AskedTorch.of_plain(plain, time.monotonic() - self._since)
+        except NoAnswer as exc:
+            return AskedTorch(why_not=str(exc))
+        except (KeyError, TypeError, ValueError) as exc:
+            return AskedTorch(why_not=f"it answers what nobody understands: {exc}")
+
+    def more(self, words: object, limit_s: float = LIMIT_S) -> dict[str, Any]:
+        """Sends a line to the same process, and gives its next one.
+
+        Raises:
+            NoAnswer: it has ended, or takes longer.
+        """
+        assert self._process.stdin is not None
+        with suppress(OSError):
+            self._process.stdin.write(json.dumps(words).encode() + b"\n")
+            self._process.stdin.flush()
+        return self._line(time.monotonic() + limit_s)
+
+    def _line(self, deadline: float) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        descriptor = self._process.stdout.fileno()
+        while b"\n" not in self._rest:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0 or not select.select([descriptor], [], [], left_s)[0]:
+                raise NoAnswer(f"no answer within {deadline - self._since:.0f} s")
+            data = os.read(descriptor, 65536)
+            if not data:
+                raise NoAnswer(self._why_ended())
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        try:
+            found = json.loads(line)
+        except ValueError:
+            found = {}  # something that a library prints
+        return found if isinstance(found, dict) and found else self._line(deadline)
+
+    def _why_ended(self) -> str:
+        code = self._process.wait(1.0) if self._process.stdout else 0
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return f"it ends with {code}: {(lines or ['no reason given'])[-1]}"
 
     def __enter__(self) -> Self:
         return self
@@ -58,18 +101,19 @@ class Question:
         exc: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
+        self._process.kill()
+        self._process.wait()
+        for file in (self._process.stdin, self._process.stdout, self._errors):
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
 
 
-def main() -> None:
-    """Prints the answer."""
-    start = time.perf_counter()
+def answer_now() -> dict[str, Any]:
+    """What torch finds in this process, which it is loaded into."""
     import torch
     import torchvision
 
-    seconds = time.perf_counter() - start
     cuda = torch.cuda
     has_cuda = cuda.is_available()
     numbers = range(cuda.device_count() if has_cuda else 0)
@@ -81,15 +125,18 @@ def main() -> None:
         gpus.append({"name": name, "capability": capability, "free": free, "total": total})
     apart = [(a, b) for a in numbers for b in numbers if a < b and not _reach(a, b)]
     is_nvidia = has_cuda and torch.version.hip is None
-    answer = {
-        "seconds": seconds,
+    return {
         "gpus": gpus,
         "built_for": cuda.get_arch_list() if is_nvidia else [],
         "nccl": ".".join(map(str, cuda.nccl.version())) if is_nvidia else "",
         "has_nms": _has_nms(torchvision.__version__),
         "apart": apart,
     }
-    print(json.dumps(answer))  # noqa: T201 (it is what the other process reads)
+
+
+def print_answer() -> None:
+    """Prints it as a line, at once."""
+    print(json.dumps(answer_now()), flush=True)  # noqa: T201 (the other process reads it)
 
 
 def _reach(a: int, b: int) -> bool:
@@ -108,4 +155,4 @@ def _has_nms(version: str) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    print_answer()

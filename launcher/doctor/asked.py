@@ -25,7 +25,7 @@ class AskedTorch:
     """What torch has answered.
 
     why_not: why it did not, in one line; else nothing.
-    seconds: to import torch and torchvision.
+    seconds: until a process had imported torch and torchvision.
     gpus: those that torch can use. built_for: capabilities that its binary has code for, and
     whether it can be compiled for later ones.
     nccl: the version that torch was linked with. has_nms: whether torchvision's operators load.
@@ -41,8 +41,11 @@ class AskedTorch:
     apart: tuple[tuple[int, int], ...] = ()
 
     @classmethod
-    def of_plain(cls, plain: Mapping[str, Any]) -> AskedTorch:
+    def of_plain(cls, plain: Mapping[str, Any], seconds: float) -> AskedTorch:
         """What `ask_torch` printed.
+
+        Args:
+            seconds: that it took.
 
         Raises:
             KeyError, TypeError, ValueError: it did not.
@@ -57,7 +60,7 @@ class AskedTorch:
             for each in plain["gpus"]
         )
         return cls(
-            seconds=float(plain["seconds"]),
+            seconds=seconds,
             gpus=gpus,
             built_for=tuple(map(str, plain["built_for"])),
             nccl=str(plain["nccl"]),
@@ -77,7 +80,7 @@ def check_asked(facts: AskedTorch, num_gpus: int) -> Iterator[Finding]:
         mend = "python -c 'import torch, torchvision' shows it whole; install both anew, as a pair"
         yield error(subject, facts.why_not, mend)
         return
-    text = f"torch and torchvision take {facts.seconds:.1f} s to import"
+    text = f"a process has torch and torchvision after {facts.seconds:.1f} s"
     yield ok(subject, text)
     if not facts.has_nms:
         text = "torchvision's operators do not load (nms): detection models cannot train"

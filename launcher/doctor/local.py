@@ -16,7 +16,7 @@ from bundlerun.launcher.doctor.findings import Finding
 from bundlerun.launcher.doctor.folder import check_folder
 from bundlerun.launcher.doctor.machine import check_machine
 from bundlerun.launcher.doctor.network import check_network
-from bundlerun.launcher.doctor.read_data import read_data
+from bundlerun.launcher.doctor.read_data import DECODER, is_read, read_data
 from bundlerun.launcher.doctor.read_devices import read_devices
 from bundlerun.launcher.doctor.read_folder import try_folder
 from bundlerun.launcher.doctor.read_machine import read_machine
@@ -47,7 +47,7 @@ def examine(wanted: Wanted, environ: Mapping[str, str]) -> list[Finding]:
     """All findings about this node; in the whole form takes a few seconds."""
     with ExitStack() as stack:
         # torch's import takes the longest: it goes on while other things are read.
-        question = None if wanted.is_quick else stack.enter_context(Question())
+        question = None if wanted.is_quick else stack.enter_context(_question(wanted.data))
         versions = read_versions(environ)
         devices = read_devices(environ, wanted.devices, is_quick=wanted.is_quick)
         found = [
@@ -62,6 +62,11 @@ def examine(wanted: Wanted, environ: Mapping[str, str]) -> list[Finding]:
             num_gpus = 0 if wanted.devices == "cpu" else devices.num_gpus
             found += [*check_asked(asked, num_gpus), *check_gpu_memory(asked)]
             # After torch has been imported: both would slow each other down.
-            if (data := read_data(wanted.data)) is not None:
-                found += check_data(data)
+            if is_read(wanted.data):
+                found += check_data(read_data(wanted.data, question))
     return found
+
+
+def _question(data: str) -> Question:
+    """One process has torch for all that needs it: its import takes the longest."""
+    return Question(DECODER) if is_read(data) else Question()

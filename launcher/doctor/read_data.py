@@ -6,17 +6,14 @@ of this node already, or on a far disk: the rate is that of now.
 
 from __future__ import annotations
 
-import json
 import os
 import random
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from bundlerun.launcher.doctor.ask_torch import NoAnswer, Question
 from bundlerun.launcher.doctor.data import DataFacts
 from bundlerun.launcher.doctor.read_folder import kind_of
 from bundlerun.launcher.layout.hardware import read_cpus
@@ -33,15 +30,19 @@ _IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 _DECODE_LIMIT_S = 60.0
 
 
-def read_data(data: str, *, seed: int = 0) -> DataFacts | None:
-    """A look at DATA; None where there is nothing to look at.
+def is_read(data: str) -> bool:
+    """Whether there is something to look at."""
+    return bool(data) and data != SYNTHETIC
+
+
+def read_data(data: str, question: Question, *, seed: int = 0) -> DataFacts:
+    """A look at DATA.
 
     Args:
-        data: as the user gives it.
+        data: as the user gives it, not empty and not `synthetic`.
+        question: a process of `DECODER`, which has given its first answer.
         seed: of the choice of files.
     """
-    if not data or data == SYNTHETIC:
-        return None
     path = data_path(data)
     if not path.exists():
         return DataFacts(path=data, is_there=False)
@@ -62,7 +63,7 @@ def read_data(data: str, *, seed: int = 0) -> DataFacts | None:
         return DataFacts(path=data, kind=kind, why_not=why_not)
     seconds = time.perf_counter() - start
     images = [file for file in read if file.suffix.lower() in _IMAGES]
-    decoded, decode_s, why_not = decode(images) if images else (0, 0.0, "")
+    decoded, decode_s, why_not = decode(images, question) if images else (0, 0.0, "")
     return DataFacts(
         path=data,
         kind=kind,
@@ -103,18 +104,12 @@ def _entries(folder: Path, *, is_folder: bool) -> list[Path]:
         return sorted(Path(e.path) for e in seen if e.is_dir() is is_folder)
 
 
-def decode(images: list[Path]) -> tuple[int, float, str]:
+def decode(images: list[Path], question: Question) -> tuple[int, float, str]:
     """Images that one core decodes, its seconds for them, and why it did not; else nothing."""
-    words = [sys.executable, "-m", DECODER]
-    names = json.dumps([str(image) for image in images])
     try:
-        done = subprocess.run(
-            words, input=names, capture_output=True, text=True, timeout=_DECODE_LIMIT_S
-        )
-    except subprocess.TimeoutExpired:
-        return 0, 0.0, f"decoding {len(images)} images takes more than {_DECODE_LIMIT_S:g} s"
-    with suppress(ValueError, KeyError, IndexError):
-        answer = json.loads(done.stdout.splitlines()[-1])
+        answer = question.more([str(image) for image in images], _DECODE_LIMIT_S)
         return int(answer["images"]), float(answer["seconds"]), str(answer["why_not"])
-    last = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-    return 0, 0.0, f"decoding ends with {done.returncode}: {last}"
+    except NoAnswer as exc:
+        return 0, 0.0, f"decoding: {exc}"
+    except (KeyError, TypeError, ValueError) as exc:
+        return 0, 0.0, f"decoding answers what nobody understands: {exc}"

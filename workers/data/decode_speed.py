@@ -1,7 +1,8 @@
 """`python -m bundlerun.workers.data.decode_speed`: how many images one core makes of files.
 
-Reads a JSON list of paths, and prints a JSON object: images, seconds of the processor, and why not.
-Each image is decoded, and cut and resized as in training; `bundlerun doctor` starts it.
+`bundlerun doctor` starts it. First it prints what torch finds (`launcher.doctor.ask_torch`). Then
+it reads JSON lists of paths, a line each, and prints for each a JSON object: images, seconds of the
+processor, and why not. Each image is decoded, and cut and resized as in training.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bundlerun.launcher.doctor.ask_torch import print_answer
 from bundlerun.workers.data.image_folder import image_of, readable
 from bundlerun.workers.data.views import RandomView
 from bundlerun.workers.recipe import UnreadableSample
@@ -65,9 +67,11 @@ def _decode(path: str, data: bytes, view: Callable[[Any], Tensor]) -> None:
 
 
 def main() -> None:
-    """Reads the names, prints the result."""
+    """Answers line by line."""
+    print_answer()
     torch.set_num_threads(1)
-    print(json.dumps(decode_speed(json.load(sys.stdin))))  # noqa: T201 (read by who started it)
+    for line in sys.stdin:
+        print(json.dumps(decode_speed(json.loads(line))), flush=True)  # noqa: T201 (it is read)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.run_folder.files import create_text, write_text
 from bundlerun.launcher.run_folder.paths import trial_folder
 
-FINDINGS_S = 180.0
+FINDINGS_S = 300.0
 """How long a node may take to examine itself."""
 SEE_S = 5.0
 """How long what one node wrote may take to be seen by another."""

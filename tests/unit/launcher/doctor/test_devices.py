@@ -103,8 +103,8 @@ def test_memory_in_use_by_others_is_told() -> None:
 def test_the_answer_comes_back_as_it_was_printed() -> None:
     gpu = {"name": "NVIDIA H200", "capability": [9, 0], "free": H200.free, "total": H200.total}
     plain = {
-        "seconds": 2, "gpus": [gpu], "built_for": ["sm_90"], "nccl": "2.30.7", "has_nms": True,
+        "gpus": [gpu], "built_for": ["sm_90"], "nccl": "2.30.7", "has_nms": True,
         "apart": [[0, 1]],
     }  # fmt: skip
-    facts = AskedTorch.of_plain(plain)
+    facts = AskedTorch.of_plain(plain, 2.0)
     assert (facts.gpus, facts.apart, facts.built_for) == ((H200,), ((0, 1),), ("sm_90",))

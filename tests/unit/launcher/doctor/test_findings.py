@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 
+from bundlerun.launcher.commands.look.doctor import add_arguments
 from bundlerun.launcher.doctor.findings import (
     Finding,
     count_text,
@@ -39,3 +45,13 @@ def test_the_mend_stands_below_the_text() -> None:
     assert mend.index("->") == second.index("slow")
     assert count_text([GOOD, BAD, WORSE, WORSE]) == "2 errors, 1 warning"
     assert count_text([GOOD]) == "all 1 findings are ok"
+
+
+def test_the_commands_of_the_page_are_understood() -> None:
+    page = (Path(__file__).parents[4] / "docs/doctor.md").read_text()
+    commands = re.findall(r"^    .*?bundlerun (doctor[^#\n]*)", page, re.MULTILINE)
+    assert len(commands) == 5
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for command in commands:
+        parser.parse_args(shlex.split(command)[1:])

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bundlerun.launcher.doctor.ask_torch import Question
 from bundlerun.launcher.doctor.data import DataFacts, check_data
 from bundlerun.launcher.doctor.findings import Level
 from bundlerun.launcher.doctor.folder import FolderFacts, SharedFacts, check_folder, check_shared
 from bundlerun.launcher.doctor.machine import GIB
 from bundlerun.launcher.doctor.network import Card, NetworkFacts, check_network
-from bundlerun.launcher.doctor.read_data import read_data, some_files
+from bundlerun.launcher.doctor.read_data import is_read, read_data, some_files
 from bundlerun.launcher.doctor.read_folder import OLD_S, nearest_folder, trial, try_folder
 from bundlerun.launcher.doctor.read_network import read_network
 
+NOBODY: Question = None  # type: ignore[assignment] # where no image is to be decoded
 LOOPBACK = Card(name="lo", addresses=("127.0.0.1",), mtu=65536)
 CARD = Card(name="eth0", addresses=("10.0.0.3",), mbit_per_s=10_000, mtu=9000)
 NETWORK = NetworkFacts(name="node-c", named="10.0.0.3", cards=(LOOPBACK, CARD))
@@ -137,12 +140,33 @@ def test_some_files_of_a_data_set_are_read(tmp_path: Path) -> None:
         folder.mkdir(parents=True)
         for number in range(3):
             (folder / f"{number}.txt").write_text("x" * 100)
-    facts = read_data(str(tmp_path))
-    assert facts is not None
+    facts = read_data(str(tmp_path), NOBODY)
     assert (facts.num_files, facts.num_bytes, facts.is_images) == (6, 600, False)
     one = list(some_files(tmp_path, random.Random(1)))
     assert one == list(some_files(tmp_path, random.Random(1)))
-    assert read_data("synthetic") is None
-    gone = read_data(str(tmp_path / "nothing"))
-    assert gone is not None
-    assert not gone.is_there
+    assert not read_data(str(tmp_path / "nothing"), NOBODY).is_there
+    assert [is_read(data) for data in ("", "synthetic", "x")] == [False, False, True]
+
+
+def program(text: str) -> Question:
+    return Question(words=[sys.executable, "-c", text])
+
+
+def test_images_are_decoded_by_the_process_that_has_torch(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("x")
+    answer = {"gpus": [], "built_for": [], "nccl": "", "has_nms": True, "apart": []}
+    text = f"print('noise'); print(json.dumps({answer!r}), flush=True); line = input()\n"
+    text += "print(json.dumps(dict(images=len(json.loads(line)), seconds=2.0, why_not='')))"
+    with program(f"import json\n{text}") as question:
+        assert question.answer().why_not == ""
+        facts = read_data(str(tmp_path), question)
+        assert (facts.decoded, facts.decode_s, facts.why_not_decoded) == (1, 2.0, "")
+        again = read_data(str(tmp_path), question)
+        assert again.why_not_decoded == "decoding: it ends with 0: no reason given"
+
+
+def test_why_torch_says_nothing_is_its_last_line() -> None:
+    with program("raise ImportError('libcudart.so.13')") as question:
+        assert question.answer().why_not == "it ends with 1: ImportError: libcudart.so.13"
+    with program("input()") as question:
+        assert question.answer(0.01).why_not == "no answer within 0 s"
