@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
@@ -22,6 +21,7 @@ from bundlerun.launcher.options.declared import (
 from bundlerun.launcher.options.like import Like
 from bundlerun.launcher.options.parser import Parser
 from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables, parsed
+from bundlerun.launcher.training.shipped import config_path, shipped_names
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,7 +33,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="ImageFolder root with train/ and val/, what --recipe reads, or synthetic",
     )
-    parser.add_argument("--config", metavar="FILE", help="TOML file of options")
+    parser.add_argument(
+        "--config",
+        metavar="FILE|NAME",
+        help="TOML file of options, or one that comes with bundlerun: "
+        + ", ".join(shipped_names()),
+    )
     add_options(parser, TrainConfig)
 
 
@@ -50,7 +55,7 @@ def toml_of(args: argparse.Namespace, *classes: type) -> tuple[dict[str, object]
     """
     if not args.config:
         return {}, "TOML file"
-    toml = read_toml(Path(args.config))
+    toml = read_toml(config_path(args.config))
     # DATA is an argument, no option of a class, but may be in the file.
     check_keys([key for key in toml if key != "data"], classes, args.config)
     return toml, args.config
