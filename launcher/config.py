@@ -22,6 +22,7 @@ from bundlerun.launcher.choices import (
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
 from bundlerun.launcher.options.declared import Reader, argv_of, option, text_list, yes_or_no
+from bundlerun.launcher.options.step_range import profile_steps
 from bundlerun.launcher.training.images import ImageConfig
 
 _DATA = "data"
@@ -99,6 +100,16 @@ class TrainConfig(ImageConfig):
         "package adds; may be repeated",
         group=_RUN,
         parse=Reader(text_list, metavar="NAME[,NAME...]", repeats=True),
+        per_node=True,
+    )
+    profile: str = option(
+        "",
+        "steps that torch's profiler sees, as 10:13, or a count of steps after the first two: a "
+        "trace per rank and one timeline of all in RUN_DIR/profile",
+        group=_RUN,
+        parse=Reader(
+            profile_steps, kind="a count of steps or from:to, 100 steps at most", metavar="FROM:TO"
+        ),
         per_node=True,
     )
     tensorboard: bool = option(

@@ -71,10 +71,14 @@ def write_measured(paths: RunPaths, rank: MeasuredRank) -> None:
         OSError: the folder cannot be written.
     """
     place = (rank.bundle, rank.stage, rank.replica)
+    write_text(paths.measured_rank(rank.step, *place), text_of_rank(rank), is_lasting=False)
+
+
+def text_of_rank(rank: MeasuredRank) -> str:
+    """What a rank has measured, as a line of JSON."""
     # A microsecond is more than the clocks tell apart; it halves the file.
     spans = [(s.phase, round(s.begin_s, 6), round(s.end_s, 6), *s[3:]) for s in rank.spans]
-    text = json.dumps({**asdict(rank), "spans": spans}) + "\n"
-    write_text(paths.measured_rank(rank.step, *place), text, is_lasting=False)
+    return json.dumps({**asdict(rank), "spans": spans}) + "\n"
 
 
 def prune_measured(paths: RunPaths, *, keep: int = NUM_STEPS) -> None:
@@ -105,14 +109,22 @@ def _folders(paths: RunPaths) -> Iterator[Path]:
 
 def _rank_of(file: Path) -> MeasuredRank | None:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        return rank_of_text(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def rank_of_text(text: str) -> MeasuredRank | None:
+    """What `text_of_rank` has written; None for anything else, and for a rank that did nothing."""
+    try:
+        values = json.loads(text)
         spans = tuple(
             Span(str(p), float(b), float(e), str(a), int(n)) for p, b, e, a, n in values["spans"]
         )
         rest: dict[str, Any] = {name: int(values[name]) for name in _INTS}
         rest |= {name: str(values[name]) for name in ("round", "node", "boot")}
         found = MeasuredRank(**rest, wall_s=float(values["wall_s"]), spans=spans)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError):
         return None
     return found if found.spans else None
 

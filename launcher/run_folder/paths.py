@@ -204,6 +204,24 @@ class RunPaths:
         return self.root / "report.html"
 
     @property
+    def profiles(self) -> Path:
+        """What `--profile` has written, a folder per range of steps."""
+        return self.root / "profile"
+
+    def rank_trace(self, folder: str, bundle: int, stage: int, replica: int) -> Path:
+        """The profile of one rank, JSON of torch's profiler, compressed."""
+        name = f"bundle-{bundle}-stage-{stage}-replica-{replica}.json.gz"
+        return self.profiles / folder / name
+
+    def rank_traces(self, folder: str) -> list[Path]:
+        """Those of all ranks that are there."""
+        return sorted((self.profiles / folder).glob("bundle-*.json.gz"))
+
+    def timeline(self, folder: str) -> Path:
+        """All ranks' profiles together, for Perfetto, compressed JSON."""
+        return self.profiles / folder / "timeline.json.gz"
+
+    @property
     def measured_steps(self) -> Path:
         """Steps as ranks have measured them, a folder each."""
         return self.root / "measured-steps"

@@ -84,23 +84,8 @@ class MeasuredSteps:
         self._thread.start()
 
     def _write(self, recording: Recording) -> None:
-        session, place = self._session, self._session.place
-        memory = door.memory(session.device)
-        rank = MeasuredRank(
-            step=recording.step,
-            round=hashlib.sha256(session.token.encode()).hexdigest()[:12],
-            node=session.arrival.node_name,
-            boot=boot_id(),
-            rank=place.rank,
-            bundle=place.bundle,
-            stage=place.stage,
-            replica=place.replica,
-            chunks=session.topology.chunks_per_stage,
-            wall_s=time.time() - time.perf_counter(),
-            host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            device_bytes=memory.peak if memory is not None else 0,
-            spans=recording.spans(),
-        )
+        rank = measured_rank(self._session, recording)
+        place = self._session.place
         try:
             write_measured(self._paths, rank)
             if place.rank == 0:
@@ -113,3 +98,24 @@ class MeasuredSteps:
         """Lets the last one be written, for a moment."""
         if self._thread is not None:
             self._thread.join(_LAST_WAIT_S)
+
+
+def measured_rank(session: Session, recording: Recording) -> MeasuredRank:
+    """What a rank has recorded of a step; waits for a GPU: not for the rank's own thread."""
+    place = session.place
+    memory = door.memory(session.device)
+    return MeasuredRank(
+        step=recording.step,
+        round=hashlib.sha256(session.token.encode()).hexdigest()[:12],
+        node=session.arrival.node_name,
+        boot=boot_id(),
+        rank=place.rank,
+        bundle=place.bundle,
+        stage=place.stage,
+        replica=place.replica,
+        chunks=session.topology.chunks_per_stage,
+        wall_s=time.time() - time.perf_counter(),
+        host_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        device_bytes=memory.peak if memory is not None else 0,
+        spans=recording.spans(),
+    )

@@ -18,6 +18,7 @@ from bundlerun.workers.rank.stopping import Stopping
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
+from bundlerun.workers.report.profiling import Profiling
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.state.ending import Ending
 from bundlerun.workers.step import StepResult, StepSums, StepWork, with_raw
@@ -34,6 +35,7 @@ class Run:
         saving: takes snapshots and writes checkpoints.
         measures: where the time goes.
         measured: steps that are measured action by action.
+        profiling: steps that torch's profiler sees.
         stopping: whether this step is the last.
         audience: agent, history and console.
     """
@@ -46,6 +48,7 @@ class Run:
         saving: Saving,
         measures: Measures,
         measured: MeasuredSteps,
+        profiling: Profiling,
         stopping: Stopping,
         audience: Audience,
     ) -> None:
@@ -55,6 +58,7 @@ class Run:
         self._saving = saving
         self._measures = measures
         self._measured = measured
+        self._profiling = profiling
         self._stopping = stopping
         self._audience = audience
         self._epoch = 0
@@ -112,6 +116,7 @@ class Run:
                 num_done=num_done,
                 num_in_pass=num_in_pass,
             )
+            self._profiling.begin(self._step)
             is_last = self._step + 1 == self._config.max_steps
             result = self._trainer.step(
                 work,
@@ -120,6 +125,7 @@ class Run:
                 self._stopping.is_wanted,
                 None if is_last else following,
             )
+            self._profiling.end()
             self._measured.end()
             self._step += 1
             self._after_step(work, result, start)

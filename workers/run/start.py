@@ -12,6 +12,7 @@ from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.options.step_range import StepRange
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
@@ -33,6 +34,7 @@ from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
+from bundlerun.workers.report.profiling import Profiling
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.run.course import Run
@@ -108,11 +110,14 @@ def train_rank(
         measures = Measures(session, meters, trainer.total)
         measured = MeasuredSteps(paths, session, meters)
         stack.callback(measured.close)
+        steps = StepRange.parse(config.profile) if config.profile else None
+        profiling = Profiling(paths, session, meters, steps, is_teller=session.is_reporter)
         stopping = _stopping(paths, session, life, reporter)
         audience = Audience(life, reporter)
-        run = Run(config, feed, trainer, saving, measures, measured, stopping, audience)
+        run = Run(config, feed, trainer, saving, measures, measured, profiling, stopping, audience)
         life.sheet.talks(Talk.NONE)
         ending = run.train_from(progress)
+        profiling.close()
         if restore is not None and ending.kept == "disk":
             # Memory that outlives the process (I7) is given back once the disk has the same.
             restore.room.give_up()
