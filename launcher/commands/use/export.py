@@ -1,10 +1,17 @@
-"""`bundlerun export`: a checkpoint becomes a file that the unsplit model loads."""
+"""`bundlerun export`: a checkpoint becomes what the unsplit model, or another program, loads.
+
+.safetensors, .pt, .pth    the plain state_dict, and FILE.json about it
+.onnx                      the model itself, and FILE.json
+--format library           a folder that the model's own library loads; about.json is in it
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -12,9 +19,10 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bundlerun.launcher.commands.use.chosen import pick
+from bundlerun.launcher.commands.use.chosen import pick, trained_config
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
 from bundlerun.launcher.meeting.default_folder import LATEST
+from bundlerun.launcher.models.name import check_model
 from bundlerun.launcher.run_folder.adapters import model_state
 from bundlerun.launcher.run_folder.checkpoints import RAW, Checkpoint
 from bundlerun.launcher.run_folder.files import name_beside
@@ -23,14 +31,20 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 if TYPE_CHECKING:
     from torch import Tensor
 
-SUFFIXES = (".safetensors", ".pt")
+SUFFIXES = (".safetensors", ".pt", ".pth")
+"""Of files with a state_dict."""
+ONNX = ".onnx"
+_ONNX_PACKAGES = ("onnx", "onnxscript")
+_ONNX_MODULE = "bundlerun.workers.use.onnx"
+_LAYOUT_MODULE = "bundlerun.workers.use.layouts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun export`."""
     parser.description = (
         "Write the model of a run as one plain state_dict, which the unsplit model loads with "
-        "strict=True, and FILE.json with its classes and the preprocessing of its input."
+        "strict=True, and FILE.json with its classes and the preprocessing of its input; or as "
+        "ONNX, or as the folder that timm or transformers load."
     )
     parser.add_argument(
         "run_folder",
@@ -43,8 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         required=True,
-        metavar="FILE",
-        help="file to write; its suffix says how: .safetensors or .pt",
+        metavar="FILE|FOLDER",
+        help="file to write; its suffix says how: .safetensors, .pt, .pth or .onnx",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("file", "library"),
+        default="file",
+        metavar="{file,library}",
+        help="library: a folder that the model's own library loads, timm or transformers "
+        "(default: %(default)s)",
     )
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
@@ -71,35 +93,94 @@ def run(args: argparse.Namespace) -> int:
         NodeError: the output cannot be written.
     """
     output = Path(args.output)
-    _check_output(output)
+    _check_output(output, args.format)
     paths = RunPaths(Path(args.run_folder))
     if not paths.root.is_dir():
         raise ConfigError(
             f"run folder {args.run_folder!r} does not exist; give the --run-dir of a run"
         )
     checkpoint = pick(paths, step=args.step, best=args.best)
-    state = model_state(checkpoint, average=args.ema)
+    if args.format == "library":
+        return _write_folder(output, checkpoint, average=args.ema)
+    if output.suffix == ONNX:
+        write: Callable[[Path], None] = _onnx_writer(checkpoint, average=args.ema)
+        what = "the model"
+    else:
+        state = model_state(checkpoint, average=args.ema)
+        write, what = _writer(output, state), f"{len(state)} tensors"
     beside = output.with_name(f"{output.name}.json")
     with ExitStack() as stack:
         stack.enter_context(_failures(output))
         # An export that fails leaves an older one as it was.
-        weights = stack.enter_context(_written(output, _writer(output, state)))
+        weights = stack.enter_context(_written(output, write))
         about = stack.enter_context(_written(beside, partial(_write_about, checkpoint, args.ema)))
         # A kill in between leaves weights without words about them, never with those of others.
         beside.unlink(missing_ok=True)
         weights.replace(output)
         about.replace(beside)
-    print(f"{output}: {len(state)} tensors of step {checkpoint.step}; {beside.name}: about them")
+    print(f"{output}: {what} of step {checkpoint.step}; {beside.name}: about them")
     return EXIT_DONE
 
 
-def _check_output(output: Path) -> None:
-    if output.suffix not in SUFFIXES:
-        raise ConfigError(f"--output {str(output)!r} must end in one of: {', '.join(SUFFIXES)}")
+def _check_output(output: Path, form: str) -> None:
+    suffixes = (*SUFFIXES, ONNX)
+    if form == "library":
+        if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+            raise ConfigError(
+                f"--output {str(output)!r} is there already; give the name of a new folder"
+            )
+    elif output.suffix not in suffixes:
+        raise ConfigError(
+            f"--output {str(output)!r} must end in one of: {', '.join(suffixes)}; a folder takes "
+            "--format library"
+        )
+    elif output.suffix == ONNX:
+        missing = [name for name in _ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ConfigError(
+                f"{ONNX} needs the package {missing[0]}, which is not installed; pip install "
+                "'bundlerun[onnx]'"
+            )
     if not output.parent.is_dir():
         raise ConfigError(
             f"folder {str(output.parent)!r} of --output does not exist; make it first"
         )
+
+
+def _write_folder(output: Path, checkpoint: Checkpoint, *, average: bool) -> int:
+    """Writes what the model's library loads."""
+    config = trained_config(checkpoint, {"shape": "1"})
+    check_model(config.model, config.recipe)
+    beside = name_beside(output)
+    with _failures(output):
+        try:
+            beside.mkdir()
+            write = importlib.import_module(_LAYOUT_MODULE).write
+            write(config, checkpoint, beside, average=average)
+            _write_about(checkpoint, average, beside / "about.json")
+            for path in (*beside.iterdir(), beside):
+                sync_to_disk(path)
+            beside.replace(output)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    print(f"{output}: the model of step {checkpoint.step}, as its library loads it")
+    return EXIT_DONE
+
+
+def sync_to_disk(path: Path) -> None:
+    """Returns once a file, or the names in a folder, would survive a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _onnx_writer(checkpoint: Checkpoint, *, average: bool) -> Callable[[Path], None]:
+    config = trained_config(checkpoint, {"shape": "1"})
+    check_model(config.model, config.recipe)
+    write = importlib.import_module(_ONNX_MODULE).write
+    return lambda path: write(config, checkpoint, path, average=average)
 
 
 def about_model(checkpoint: Checkpoint, *, average: bool = False) -> dict[str, object]:
@@ -130,7 +211,7 @@ def _write_about(checkpoint: Checkpoint, average: bool, path: Path) -> None:
 
 
 def _writer(output: Path, state: dict[str, Tensor]) -> Callable[[Path], None]:
-    if output.suffix == ".pt":
+    if output.suffix in (".pt", ".pth"):
         import torch
 
         return lambda path: torch.save(state, path)

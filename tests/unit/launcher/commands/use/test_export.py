@@ -164,7 +164,7 @@ def test_a_damaged_newest_one_is_passed_over_but_not_one_asked_for(run_folder: P
 @pytest.mark.parametrize(
     ("argv", "kind", "says"),
     [
-        (("{run}", "-o", "{run}/m.onnx"), ConfigError, "must end in one of: .safetensors, .pt"),
+        (("{run}", "-o", "{run}/m.bin"), ConfigError, "must end in one of: .safetensors, .pt"),
         (("{run}", "-o", "{run}/no/m.pt"), ConfigError, "/no' of --output does not exist"),
         (("{run}/no", "-o", "{run}/m.pt"), ConfigError, "run folder .* does not exist"),
         (("{run}/..", "-o", "{run}/m.pt"), CheckpointError, "there is no checkpoint in"),
