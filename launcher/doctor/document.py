@@ -11,6 +11,9 @@ from bundlerun.launcher.doctor.peers.lead import Together
 
 def text(together: Together, seconds: float) -> str:
     """For people: what all nodes have alike, then node by node, then what is between them."""
+    found = f"{count_text(together.findings)} ({seconds:.1f} s)"
+    if len(together.nodes) == 1 and not together.between:
+        return "\n".join([*lines_of(together.findings), found])
     alike = set.intersection(*(set(node.findings) for node in together.nodes))
     # In the order of the first node, whose findings they are, too.
     common = [each for each in together.nodes[0].findings if each in alike]
@@ -21,8 +24,7 @@ def text(together: Together, seconds: float) -> str:
     if together.between:
         lines += ["between the nodes", *lines_of(together.between), ""]
     num = len(together.nodes)
-    found = count_text(together.findings)
-    return "\n".join([*lines, f"{num} {noun_for(num, 'node')}: {found} ({seconds:.1f} s)"])
+    return "\n".join([*lines, f"{num} {noun_for(num, 'node')}: {found}"])
 
 
 def document(together: Together, seconds: float) -> dict[str, Any]:

@@ -11,14 +11,15 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.doctor.document import document, text
-from bundlerun.launcher.doctor.findings import count_text, exit_code_of, lines_of
+from bundlerun.launcher.doctor.findings import Finding, exit_code_of
 from bundlerun.launcher.doctor.local import Wanted, examine
+from bundlerun.launcher.doctor.peers.lead import NodeReport, Together
 from bundlerun.launcher.doctor.peers.places import Places, parse_peers, places_of
 from bundlerun.launcher.doctor.peers.together import Group, Outcome, examine_together
 from bundlerun.launcher.doctor.peers.wire import Secret
@@ -85,14 +86,7 @@ def run(args: argparse.Namespace) -> int:
         outcome = examine_together(group, wanted, os.environ, _say)
         return _show_together(outcome, time.monotonic() - start, is_json=args.json)
     found = examine(wanted, os.environ)
-    seconds = time.monotonic() - start
-    if args.json:
-        plain = [each.to_plain() for each in found]
-        print(json.dumps({"seconds": round(seconds, 3), "findings": plain}, indent=2))
-    else:
-        print(*lines_of(found), sep="\n")
-        print(f"{count_text(found)} ({seconds:.1f} s)")
-    return exit_code_of(found)
+    return _show(_alone(found), time.monotonic() - start, is_json=args.json)
 
 
 def _everywhere(args: argparse.Namespace, environ: Mapping[str, str]) -> list[str]:
@@ -123,19 +117,25 @@ def _group(args: argparse.Namespace, site: SitePeers | None, environ: Mapping[st
     )
 
 
+def _alone(found: Sequence[Finding]) -> Together:
+    """The same report, of one node."""
+    node = NodeReport(name=socket.gethostname(), endpoint="", findings=tuple(found))
+    return Together(nodes=(node,), between=(), links=(), names={})
+
+
 def _show_together(outcome: Outcome, seconds: float, *, is_json: bool) -> int:
     """The first node prints all of it; the others what they are told, on stderr."""
-    if outcome.together is not None:
-        shown = document(outcome.together, seconds)
-        print(json.dumps(shown, indent=2) if is_json else text(outcome.together, seconds))
-        return exit_code_of(outcome.together.findings)
-    if outcome.verdict:
+    if outcome.together is None and outcome.verdict:
         errors, warnings = outcome.verdict.get("errors"), outcome.verdict.get("warnings")
         _say(f"errors: {errors}, warnings: {warnings}; the report is on the first node")
         return EXIT_NODE if errors else EXIT_DONE
-    print(*lines_of(outcome.own), sep="\n")
-    print(f"{count_text(outcome.own)} ({seconds:.1f} s)")
-    return exit_code_of(outcome.own)
+    return _show(outcome.together or _alone(outcome.own), seconds, is_json=is_json)
+
+
+def _show(together: Together, seconds: float, *, is_json: bool) -> int:
+    shown = document(together, seconds)
+    print(json.dumps(shown, indent=2) if is_json else text(together, seconds))
+    return exit_code_of(together.findings)
 
 
 def _say(line: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from bundlerun.launcher.agreement.agreed import differences
+from bundlerun.launcher.agreement.agreed import DATA, differences
 from bundlerun.launcher.doctor.findings import Finding, error, warning
 from bundlerun.launcher.doctor.folder import SharedFacts, check_shared
 from bundlerun.launcher.doctor.peers.links import (
@@ -351,7 +351,8 @@ def _names(given: Mapping[int, str]) -> dict[int, str]:
 def _unlike(terms: Mapping[str, Mapping[str, str]]) -> Iterable[Finding]:
     """Versions and data that are not the same on all nodes: such nodes refuse each other."""
     for subject, text in differences(terms).items():
-        yield error(subject, text, "install the same everywhere; nodes that differ are refused")
+        mend = "give all nodes the same data" if subject == DATA else "install the same everywhere"
+        yield error(subject, text, f"{mend}; nodes that differ are refused")
 
 
 def no_lead(lead: Endpoint, wait_s: float, why: Reach, *, is_heard: bool) -> Finding:

@@ -21,7 +21,7 @@ FAR_S, FAR = 0.002, 5.0
 VERY_FAR_S = 0.005
 SKEW_S = 2.0
 _MOST_SHOWN = 12
-_ALL_S, _MOST_S, _LEAST_S = 8.0, 0.4, 0.1
+_ALL_S, _MOST_S, _LEAST_S = 8.0, 0.3, 0.1
 
 Pair = tuple[int, int]
 """Indices of source and target."""

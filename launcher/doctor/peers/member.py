@@ -28,7 +28,7 @@ FINDINGS_S = 300.0
 """How long a node may take to examine itself."""
 SEE_S = 5.0
 """How long what one node wrote may take to be seen by another."""
-CONNECT_S = 2.5
+CONNECT_S = 1.5
 """Long enough for a second packet, should the first one be lost."""
 _POLL_S = 0.02
 

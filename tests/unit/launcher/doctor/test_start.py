@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,3 +55,13 @@ def test_a_run_stops_at_an_error_before_it_claims_its_folder(
         "error: torchvision: 0.27.0 goes with torch 2.12, and torch is" in capsys.readouterr().err
     )
     assert not run_dir.exists()
+
+
+def test_one_node_prints_one_document(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code = main(["doctor", "--quick", "--json", "--devices", "cpu", "--run-dir", str(tmp_path)])
+    report = json.loads(capsys.readouterr().out)
+    assert report.keys() == {"seconds", "nodes", "between", "links"}
+    levels = {each["subject"]: each["level"] for each in report["nodes"][0]["findings"]}
+    assert levels.keys() >= {"python", "torch", "torchvision", "cores", "/dev/shm", "run folder"}
+    assert code == (3 if "error" in levels.values() else 0)
+    assert list(tmp_path.iterdir()) == []

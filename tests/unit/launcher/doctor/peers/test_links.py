@@ -142,7 +142,7 @@ def test_each_link_has_one_turn_and_a_node_is_in_one_link_at_a_time(num_nodes: i
         assert len(nodes) == len(set(nodes))
     if num_nodes > ONE_AT_A_TIME:
         assert len(turns) <= 2 * num_nodes
-    assert 0.1 <= seconds_each(num_nodes) <= 0.4
+    assert 0.1 <= seconds_each(num_nodes) <= 0.3
 
 
 @pytest.mark.parametrize(
