@@ -7,9 +7,12 @@ So on a terminal every line first wipes what stands there; the bar comes again w
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import suppress
 from typing import TextIO
+
+from bundlerun.launcher.terminal import Terminal
 
 _WIPE = "\r\x1b[K"
 log = logging.getLogger(__name__)
@@ -39,7 +42,8 @@ class ConsoleHandler(logging.StreamHandler):  # type: ignore[type-arg] # generic
     def emit(self, record: logging.LogRecord) -> None:
         """Writes one record."""
         with suppress(ValueError, OSError):  # a closed one: what follows says so, once
-            if self.stream.isatty():
+            # A terminal that cannot draw has no bar either.
+            if Terminal.of(self.stream, os.environ).is_live:
                 self.stream.write(_WIPE)
         super().emit(record)
 

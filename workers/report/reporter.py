@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
-
-from tqdm import tqdm
+from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import noun_for
@@ -26,6 +26,7 @@ from bundlerun.launcher.why.pace import pace_of
 from bundlerun.launcher.why.pace_words import pace_text
 from bundlerun.launcher.why.rows import why_row
 from bundlerun.launcher.why.sums import RankSums
+from bundlerun.workers.report.bar import ProgressBar
 from bundlerun.workers.report.best import LOSS, Best
 from bundlerun.workers.report.measures import Gpus, Shared
 from bundlerun.workers.report.metrics import MetricsWriter
@@ -100,7 +101,7 @@ class Reporter:
         self._ranks: tuple[RankSums, ...] = ()
         self._finished: Mapping[str, Any] | None = None
         self._has_lost_folder = False
-        self._bar: tqdm[NoReturn] | None = None
+        self._bar: ProgressBar | None = None
         self._writer = MetricsWriter(self._paths)
         _write(self._paths.config, config.to_json())
         self._trackers = StartedTrackers(self._paths, config.trackers)
@@ -185,15 +186,9 @@ class Reporter:
     def start_epoch(self, epoch: int, first_step: int) -> None:
         """Opens the progress bar where somebody watches."""
         self._epoch = _Epoch(first_step=epoch * self._course.steps_per_epoch + first_step)
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self._course.steps_in(epoch),
-                initial=first_step,
-                desc=self._course.epoch_text(epoch),
-                bar_format="{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}",
-                dynamic_ncols=True,
-                file=sys.stderr,
-            )
+        total = self._course.steps_in(epoch)
+        title = self._course.epoch_text(epoch)
+        self._bar = ProgressBar.where_drawn(sys.stderr, os.environ, title, total, first_step)
 
     def step(self, row: Mapping[str, Any], *, is_kept: bool = False) -> None:
         """Reports one step.
@@ -225,8 +220,7 @@ class Reporter:
         pace = (self._epoch.samples / seconds, step_s * (self._course.num_steps - step - 1))
         is_last = step + 1 == self._course.num_steps
         if self._bar is not None:
-            self._bar.set_postfix_str(self._course.bar_text(row, *pace), refresh=False)
-            self._bar.update()
+            self._bar.update(partial(self._course.bar_text, row, *pace))
             return
         # Kept even where it is not told now: a run that stops says how its last step was.
         self._untold = self._course.step_text(row, *pace)

@@ -85,12 +85,25 @@ class Course:
         ]
         return "  ".join(filter(None, parts))
 
-    def bar_text(self, row: Mapping[str, Any], samples_per_s: float, left_s: float) -> str:
-        """The same next to a bar, which shows the epoch itself."""
-        return (
-            f"step {row['step'] + 1}/{self.num_steps}, loss {row['loss']:.4f}, lr {row['lr']:.3g}, "
-            f"{samples_per_s:.1f} {self.unit}/s, {_duration(left_s)} left"
-        )
+    def bar_text(
+        self, row: Mapping[str, Any], samples_per_s: float, left_s: float, room: int = 0
+    ) -> str:
+        """The same next to a bar, which shows the epoch itself.
+
+        Args:
+            room: columns that it may take; 0: any number. The least needed go first.
+        """
+        parts = {
+            "step": f"step {row['step'] + 1}/{self.num_steps}",
+            "loss": f"loss {row['loss']:.4f}",
+            "lr": f"lr {row['lr']:.3g}",
+            "speed": f"{samples_per_s:.1f} {self.unit}/s",
+            "left": f"{_duration(left_s)} left",
+        }
+        for name in ("lr", "step", "speed", "loss"):
+            if room and len(", ".join(parts.values())) > room:
+                del parts[name]
+        return ", ".join(parts.values())
 
 
 def _duration(seconds: float) -> str:

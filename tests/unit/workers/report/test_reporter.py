@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,12 @@ def run(
         reporter.finish(Outcome(state=state, exit_code=0, reason="", step=max_steps or 6))
 
 
-def screen(monkeypatch: pytest.MonkeyPatch) -> Screen:
+def screen(monkeypatch: pytest.MonkeyPatch, *, term: str = "xterm", width: int = 120) -> Screen:
     """A terminal as stderr; not a fixture, as pytest sets stderr anew for the test itself."""
     made = Screen()
     monkeypatch.setattr("sys.stderr", made)
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((width, 24)))
     handler = ConsoleHandler()
     logger = logging.getLogger("bundlerun.workers.report.reporter")
     monkeypatch.setattr(logger, "handlers", [handler])
@@ -81,6 +84,31 @@ def test_the_bar_says_step_lr_speed_and_time_left_and_no_line_is_glued_to_it(
         last = line.rpartition("\r")[2]
         assert not ("warning" in last and "%|" in last), line
     assert text.count("\r\x1b[Ka warning of step ") == 6
+
+
+@pytest.mark.parametrize("width", [20, 40, 70, 80, 200])
+def test_the_bar_fits_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    terminal = screen(monkeypatch, width=width)
+    run(tmp_path)
+    drawn = [t for line in terminal.getvalue().split("\n") for t in line.split("\r") if "%" in t]
+    last = [text for text in drawn if text.startswith("epoch 2/2 100%")][-1]
+    assert "left" in last or width == 20
+    assert max(map(len, drawn)) <= width or width == 20
+    assert ("lr 0.1" in last) == (width == 200)
+
+
+def test_a_terminal_that_cannot_draw_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    terminal = screen(monkeypatch, term="dumb")
+    run(tmp_path)
+    assert "\r" not in terminal.getvalue()
+    assert "\x1b" not in terminal.getvalue()
+    assert terminal.getvalue().count("\n") >= 6
+    assert "%|" not in terminal.getvalue()
 
 
 @pytest.mark.parametrize(("is_stopped", "max_steps"), [(False, 4), (True, 0)])

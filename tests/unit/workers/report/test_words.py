@@ -19,6 +19,8 @@ def test_a_step_says_which_of_how_many_and_how_long_the_rest_takes() -> None:
     assert COURSE.bar_text(ROW, 60.25, 7.0) == (
         "step 130/9000, loss 1.2346, lr 0.05, 60.2 images/s, 0:00:07 left"
     )
+    assert COURSE.bar_text(ROW, 60.25, 7.0, room=30) == "loss 1.2346, 0:00:07 left"
+    assert COURSE.bar_text(ROW, 60.25, 7.0, room=1) == "0:00:07 left"
 
 
 def test_only_shares_are_told_in_percent() -> None:
