@@ -31,6 +31,7 @@ _IS_BUSY = bool(os.environ.get("WHY_BUSY"))
 """It computes instead: what other programs on its core have to do with."""
 _NUM_SAMPLES = 640
 """Of an epoch, which is told when it ends."""
+_WIDEST = 64
 ANY = -1
 
 
@@ -108,12 +109,22 @@ class _Timed(torch.autograd.Function):
         return gradients[0], None, None
 
 
+class _Scaled(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight
+
+
 class Stage(nn.Module):
     """One stage: a small layer, and one that is only there to be sent."""
 
     def __init__(self, plant: Plant, stage: int, width: int, ballast: int) -> None:
         super().__init__()
-        self.layer = nn.Linear(width, width)
+        # What is wide is there to be sent, and not to compute.
+        self.layer = nn.Linear(width, width) if width <= _WIDEST else _Scaled(width)
         self.ballast = nn.Parameter(torch.zeros(ballast)) if ballast else None
         self._plant, self._number = plant, stage
 

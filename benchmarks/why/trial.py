@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -38,7 +39,7 @@ WORK: dict[str, object] = {
     "seed": 1,
 }
 _MEASURED_S = 3.0
-_NUM_HOGS = 6
+_NUM_HOGS = 12
 _LONGEST_S = 60.0
 
 
@@ -107,8 +108,8 @@ def _try(case: Case, job: Job, plant: Path) -> Result:
     try:
         if case.is_hang:
             return _try_hang(case, job, plant)
-        _strike(case, job, plant)
         with _hogs(job) if case.outside == "hog" else nullcontext():
+            _strike(case, job, plant)
             return _try_slow(case, job)
     finally:
         plant.unlink(missing_ok=True)
@@ -127,13 +128,15 @@ def _try_slow(case: Case, job: Job) -> Result:
         time.sleep(0.5)
         job.tail.look()
         view = _look(job)
+        # The first one to end had begun before.
         ended = [epoch for epoch in view.epochs if epoch.epoch > first + 1]
         if ended:
             pace, ranks = ended[-1].pace, ended[-1].ranks
         elif view.present is not None and view.present.pace is not None:
             pace, ranks = view.present.pace, view.present.ranks
             # Begun before: what a run does first is not what it does.
-            if max(rank.wall_s for rank in ranks) >= time.monotonic() - begin:
+            is_planted = bool(case.plant or case.outside)
+            if is_planted and max(rank.wall_s for rank in ranks) >= time.monotonic() - begin:
                 continue
         else:
             continue
@@ -172,7 +175,10 @@ def _try_hang(case: Case, job: Job, plant: Path) -> Result:
         if not found:
             continue
         if case.told.event:
-            return Result(found[-1], "n1" in found[-1], after_s)
+            # Both halves of what was cut tell of the other.
+            if not any("n1" in each for each in found):
+                continue
+            return Result(" | ".join(found), is_named=True, after_s=after_s)
         stood = _look(job).stood
         if stood is not None:
             text = hang_text(stood.hang, stood.stands)
@@ -213,24 +219,14 @@ def _hogs(job: Job) -> Iterator[None]:
             for thread in psutil.Process(job.rank_pid(name, local_rank)).threads():
                 with suppress(ProcessLookupError):
                     os.sched_setaffinity(thread.id, {core})
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_spin, args=(cores[-1],), daemon=True) for _ in range(_NUM_HOGS)
-    ]
-    for process in processes:
-        process.start()
+    words = f"import os; os.sched_setaffinity(0, {{{cores[-1]}}})\nwhile True: pass"
+    processes = [subprocess.Popen([sys.executable, "-S", "-c", words]) for _ in range(_NUM_HOGS)]
     try:
         yield
     finally:
         for process in processes:
             process.kill()
-            process.join()
-
-
-def _spin(core: int) -> None:
-    os.sched_setaffinity(0, {core})
-    while True:
-        sum(range(100_000))
+            process.wait()
 
 
 def cases_of(cases: Sequence[Case], only: Sequence[str]) -> list[Case]:

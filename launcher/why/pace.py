@@ -131,7 +131,7 @@ _TIMES = 1.5
 """How much slower than its peers a rank has to be before it is told of."""
 _SHARE = 0.10
 """And that much of the time it has to cost: less is noise, and would not pay to mend."""
-_STARVED_SHARE = 0.25
+_STARVED_SHARE = 0.5
 _WIRE_SHARE = 0.5
 """A wait is for a wire that was busy for that much of it."""
 _LEAST_S = 2.0
@@ -264,11 +264,12 @@ def _slow(rank: RankSums, peers: Sequence[RankSums]) -> list[Slow]:
             found.append((why, times, excess))
     waits = rank.run_delay_s / rank.wall_s
     usual_waits = statistics.median(peer.run_delay_s / peer.wall_s for peer in peers)
-    is_starved = waits - usual_waits >= _STARVED_SHARE and usual_waits <= waits / 2
+    starved = waits - usual_waits
     return [
         Slow(
             rank=rank.rank,
-            why=SlowBy.PROCESSOR if is_starved and why is not SlowBy.DATA else why,
+            # Where that explains most of it.
+            why=SlowBy.PROCESSOR if starved >= _STARVED_SHARE * excess else why,
             times=round(min(times, 999.0), 2),
             share=round(excess, 4),
         )

@@ -17,7 +17,7 @@ from bundlerun.workers.rank.standing import note_scheduled
 
 MOST_RANKS = 1024
 """Of more, nobody is told what each did at an epoch's end; each agent still writes it down."""
-_TRAFFIC_S = 5.0
+_TRAFFIC_S = 2.0
 _NUM_SUMS = 7
 
 
