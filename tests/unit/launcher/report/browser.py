@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import select
@@ -48,7 +49,9 @@ class Browser:
         while b"\0" not in self._data:
             ready, _, _ = select.select([self._of], [], [], max(0.0, ends_at - time.monotonic()))
             assert ready, "the browser does not answer"
-            self._data += os.read(self._of, 1 << 20)
+            data = os.read(self._of, 1 << 20)
+            assert data, "the browser has ended"
+            self._data += data
         message, _, self._data = self._data.partition(b"\0")
         return dict(json.loads(message))
 
@@ -95,11 +98,22 @@ class Browser:
         return found
 
 
+def _pipe() -> tuple[int, int]:
+    """One whose numbers are none of those that the browser has for its own two."""
+    ends = os.pipe()
+    try:
+        first, last = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    finally:
+        for end in ends:
+            os.close(end)
+    return first, last
+
+
 @contextmanager
 def browser(folder: Path) -> Iterator[Browser]:
     """A browser that keeps its things in `folder`."""
-    of_us, to_it = os.pipe()
-    of_it, to_us = os.pipe()
+    of_us, to_it = _pipe()
+    of_it, to_us = _pipe()
     # It reads commands from 3 and answers on 4, whatever these are here.
     script = f'exec 3<&{of_us} 4>&{to_us} {of_us}<&- {to_us}>&-; exec "$@"'
     program = [
