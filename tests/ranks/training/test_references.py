@@ -40,7 +40,7 @@ PER_EPOCH = CLASSES * PER_CLASS // BATCH
 SMALL = (
     f"--batch-size={BATCH} --microbatch-size={BATCH} --epochs=8 --warmup-epochs=2 "
     f"--max-steps={STEPS} --model-ema-steps=2 --model-ema-decay=0.9 --precision=float64 "
-    "--shape=1 --decode=exact --loader-workers=0 --timeout-s=30"
+    "--decode=exact --loader-workers=0 --timeout-s=30"
 )
 RECIPES = {
     "resnet50-v2": "convolutions --image-size=24 --val-resize-size=40 --val-crop-size=36",
@@ -71,14 +71,17 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_twenty_steps_are_theirs(name: str, images: Path, tmp_path: Path) -> None:
-    words = [f"--config={name}", *SMALL.split(), f"--model={MODELS}:{RECIPES[name]}", str(images)]
-    config = read_train_argv([part for word in words for part in word.split(" ")], {}).value
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("resnet50-v2", "1"), ("vit-b-16", "1"), ("resnet50-v2", "1,1 --cut=2")],
+)
+def test_twenty_steps_are_theirs(name: str, shape: str, images: Path, tmp_path: Path) -> None:
+    text = f"--config={name} {SMALL} --shape={shape} --model={MODELS}:{RECIPES[name]}"
+    config = read_train_argv([*text.split(), str(images)], {}).value
     assert config.mixes
     assert config.model_ema
 
-    run_state(config, (1,), tmp_path)
+    run_state(config, (config.shape.size,), tmp_path)
 
     def main(env: RankEnv, store: Store) -> None:
         torch.save(asdict(theirs(config, images)), tmp_path / "theirs.pt")
