@@ -28,7 +28,13 @@ from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes
 from tests.ranks.reference import Reference
 from tests.ranks.state.test_resume import history
-from tests.ranks.training.test_parity import CONFIG, CUTS, assert_close, losses_of
+from tests.ranks.training.test_parity import (
+    CUTS,
+    MIXED,
+    assert_close,
+    assert_same_average,
+    losses_of,
+)
 
 NUM_STEPS = 7  # one epoch of five steps, and two
 
@@ -36,7 +42,7 @@ NUM_STEPS = 7  # one epoch of five steps, and two
 KILLED_AT = 3
 
 
-SNAPSHOTS = replace(CONFIG, max_steps=NUM_STEPS, snapshot_steps=1, share="equal")
+SNAPSHOTS = replace(MIXED, max_steps=NUM_STEPS, snapshot_steps=1, share="equal")
 
 
 Widths = tuple[int, ...]
@@ -163,3 +169,4 @@ def assert_like_one_that_was_not(
     assert losses_of(folder) == pytest.approx(reference.losses, rel=1e-10)
     steps = [row["step"] for row in history(folder) if row["kind"] == "step"]
     assert steps == list(range(NUM_STEPS)), "a step that is done again is reported once"
+    assert_same_average(folder, reference)
