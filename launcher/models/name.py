@@ -14,7 +14,6 @@ name has to be reported at once.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -202,6 +201,8 @@ def _check_hf_folder(model: str, folder: str) -> None:
             f"--model {model!r}: the folder has no {HF_CONFIG}; give the folder that a model of "
             "transformers was saved to with save_pretrained"
         )
+    import json  # `--help` needs none of it
+
     try:
         config = json.loads((path / HF_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:
