@@ -58,16 +58,18 @@ def members_of(events: Rows) -> list[NodeMembers]:
     # A node without our rendezvous has no rounds to tell of, only ranks.
     if not rounds:
         now = sorted({str(row.get("node")) for row in events if name_of(row) == "starts"})
+    own: dict[str, list[Mapping[str, Any]]] = {}
+    for row in events:
+        own.setdefault(str(row.get("node")), []).append(row)
     return [
-        NodeMembers(name=name, ranks=_ranks(events, name) if is_in else {}, is_in=is_in)
+        NodeMembers(name=name, ranks=_ranks(own.get(name, [])) if is_in else {}, is_in=is_in)
         for names, is_in in ((now, True), (sorted(gone), False))
         for name in names
     ]
 
 
-def _ranks(events: Rows, node: str) -> dict[int, str]:
+def _ranks(own: Rows) -> dict[int, str]:
     """What the ranks of a node do, by its own lines alone: their order is by one clock."""
-    own = [row for row in events if row.get("node") == node]
     begins = [i for i, row in enumerate(own) if name_of(row) == "in a round"]
     states: dict[int, str] = {}
     for row in own[begins[-1] :] if begins else own:

@@ -71,7 +71,11 @@ def story_of(events: Rows, *, end_s: float) -> Story:
     events = [row for row in events if math.isfinite(wall_s(row))]
     last_s = max([end_s, *(wall_s(row) for row in events)]) if events else end_s
     names = dict.fromkeys(str(row.get("node")) for row in events if name_of(row) in _BEGINS)
-    lanes = {name: _lane(name, events, last_s) for name in names}
+    about: dict[str, list[Mapping[str, Any]]] = {name: [] for name in names}
+    for row in events:
+        for name in {str(row.get("node")), lost_node(row)} & about.keys():
+            about[name].append(row)
+    lanes = {name: _lane(name, rows, last_s) for name, rows in about.items()}
     for row in (row for found in incidents(events) for row in found):
         lane = lanes.get(lost_node(row) or str(row.get("node")))
         if lane is not None:
@@ -80,6 +84,7 @@ def story_of(events: Rows, *, end_s: float) -> Story:
 
 
 def _lane(node: str, events: Rows, last_s: float) -> Lane:
+    """The lane of a node, from the events that it tells and those that tell of its end."""
     lane = Lane(node=node)
     doing: Doing | None = None
     since_s = 0.0

@@ -280,8 +280,11 @@ def recoveries(events: Rows) -> list[Recovery]:
     """Every interruption, from its first sign at a node to that node's next finished step."""
     causes = [row for found in incidents(events) for row in found]
     found = []
-    for node in sorted({str(row.get("node")) for row in events}):
-        found += _of_node(node, [row for row in events if row.get("node") == node], causes)
+    own: dict[str, list[Event]] = {}
+    for row in events:
+        own.setdefault(str(row.get("node")), []).append(row)
+    for node, rows in sorted(own.items()):
+        found += _of_node(node, rows, causes)
     return sorted(found, key=lambda recovery: recovery.when)
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullFormatter
 
-from bundlerun.launcher.report.figures.look import Look, new_figure, place_axes
+from bundlerun.launcher.report.figures.look import Look, literal, new_figure, place_axes
 from bundlerun.launcher.report.run_data import Curve, RunData
 from bundlerun.launcher.report.thin import smoothed, thinned, typical
 
@@ -57,7 +57,8 @@ def draw_metrics(runs: Sequence[RunData], look: Look) -> Figure | None:
         width, top = total
         box = (left / width, bottom / top, each / width, height / top)
         axes = figure.add_axes(box)
-        axes.set_title(name.removeprefix("metrics/").replace("lr", "learning rate"))
+        title = "learning rate" if name == "lr" else name.removeprefix("metrics/")
+        axes.set_title(literal(title))
         _draw(axes, runs, name, look, pixels=look.pixels // columns)
     return figure
 
@@ -76,7 +77,7 @@ def draw_speed(runs: Sequence[RunData], look: Look) -> Figure | None:
     axes.set_ylim(0, 1.15 * highest)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("finished steps")
-    axes.set_ylabel(f"{runs[0].status.unit}/s")
+    axes.set_ylabel(literal(f"{runs[0].status.unit}/s"))
     _legend(axes, runs, look)
     return figure
 
@@ -147,5 +148,7 @@ def _legend(axes: Axes, runs: Sequence[RunData], look: Look) -> None:
     names: Mapping[str, str] = {run.name: look.series(n) for n, run in enumerate(runs)}
     if len(names) > 1:
         for name, color in names.items():
-            axes.plot([], [], color=color, label=name if look.is_wide else name[:24])
+            # One that begins with an underscore would be left out.
+            label = f"\N{ZERO WIDTH SPACE}{name if look.is_wide else name[:24]}"
+            axes.plot([], [], color=color, label=literal(label))
         axes.legend(loc="upper right", ncols=min(len(names), 4 if look.is_wide else 1))

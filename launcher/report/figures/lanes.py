@@ -15,7 +15,7 @@ from bundlerun.launcher.layout.schedule import Pass
 from bundlerun.launcher.layout.timeline import Span as PlannedSpan
 from bundlerun.launcher.report.clocks import on_one_clock
 from bundlerun.launcher.report.figures.bars import BEHIND, PHASES
-from bundlerun.launcher.report.figures.look import Look, Name, new_figure, place_axes
+from bundlerun.launcher.report.figures.look import Look, Name, literal, new_figure, place_axes
 from bundlerun.launcher.report.planned import planned
 from bundlerun.launcher.report.story import Doing, Story
 from bundlerun.launcher.run_folder.measured import MeasuredRank
@@ -106,11 +106,13 @@ def draw_story(story: Story, look: Look, *, begin_s: float) -> Drawn | None:
         "rounds",
         *(n if len(n) <= most else f"…{n[1 - most :]}" for n in (lane.node for lane in lanes)),
     ]
-    axes.set_yticks(range(num_rows), names)
+    axes.set_yticks(range(num_rows), list(map(literal, names)))
     axes.set_ylim(num_rows - 0.4, -0.6)
     axes.set_xlim(0, 1.005 * length / unit_s)
     axes.xaxis.set_major_locator(MaxNLocator(10 if look.is_wide else 5))
     axes.grid(visible=False, axis="y")
+    if len(lanes) < len(story.lanes):
+        axes.set_ylabel(f"{len(lanes)} of {len(story.lanes)} nodes")
     axes.set_xlabel(f"{unit} since the run began")
     for name, words in _DOING.values():
         axes.plot([], [], color=look.named(name), linewidth=6, label=words)

@@ -117,6 +117,11 @@ class Look:
             yield
 
 
+def literal(text: str) -> str:
+    """A text of others for matplotlib, which takes what is between dollars for a formula."""
+    return text.replace("$", r"\$")
+
+
 def new_figure(look: Look, height: float) -> Figure:
     """An empty one. height: inches."""
     return Figure(figsize=(look.width, height))

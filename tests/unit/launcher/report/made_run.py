@@ -42,7 +42,9 @@ def _history(num_steps: int) -> list[dict[str, Any]]:
         at = BEGIN_S + 9 + step * 200 / num_steps + (14 if step >= half else 0)
         row = {"kind": "step", "step": step, "epoch": step // half, "lr": 0.1, "samples": 64}
         loss = 90.0 if step == num_steps // 3 else 3 * math.exp(-step / num_steps)
-        rows.append({"time": at, **row, "loss": loss, "metrics": {"top1": step / num_steps}})
+        rows.append(
+            {"time": at, **row, "loss": loss, "metrics": {"top1": step / num_steps, "$odd_$": 1.0}}
+        )
         if step + 1 in (half, num_steps):
             phases = {
                 "forward": 30.0,

@@ -94,7 +94,8 @@ def test_it_tells_what_failed_what_followed_and_where_options_come_from(made: Ma
     assert any("a <run>" in text for text in texts)
     assert any(FAILURE in text for text in texts)
     assert "local rank 1 of node node-b failed" in texts
-    assert {"epoch 2", BOUND} <= {*texts}
+    # Neither a name's dollar nor an underscore makes a formula of it.
+    assert {"epoch 2", BOUND, "$odd_$"} <= {*texts}
     assert {"/data/<images>", "BUNDLERUN_SHAPE", "run.toml", "1 options by default"} <= {*texts}
     # What a pointer is told: of a node, and of a rank's passes by plan and as they were.
     assert any(re.fullmatch(r"node-b trains for .* s from .*", text) for text in texts)
