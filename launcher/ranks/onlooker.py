@@ -9,9 +9,10 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.board import Board, Row
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.hang import hang_of, is_hang
 from bundlerun.launcher.why.hang_words import hang_text
@@ -85,8 +86,9 @@ class Onlooker:
             return
         now_s = self._clock()
         for local_rank, pid, sheet in ranks:
+            self._take_back(paths, local_rank, sheet)
             if self._cannot_tell(paths, local_rank, sheet, now_s):
-                self._told.add((pid, sheet.seat.token))
+                self._told.add((local_rank, sheet.seat.token))
                 stand = stand_of(
                     sheet,
                     sheet.standing(now_s),
@@ -101,13 +103,28 @@ class Onlooker:
             now = now_of(ranks, self._node_name, now_s=now_s, wall_s=time.time())
             write_now(paths, self._node_name, now)
 
+    def _take_back(self, paths: RunPaths, local_rank: int, sheet: Sheet) -> None:
+        """A rank for which this agent has told beats again: from here on it tells itself."""
+        key, row = (local_rank, sheet.seat.token), self._board.row(local_rank)
+        if key not in self._told or row is None or self._silent_s(row) > LOOK_S:
+            return
+        self._told.discard(key)
+        file = stand_file(paths, self._node_name, sheet.seat.token, local_rank)
+        if any(stand.by == "agent" for stand in read_stands([file])):
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
+
+    @staticmethod
+    def _silent_s(row: Row) -> float:
+        return (time.monotonic_ns() - row.beat_ns) / 1e9
+
     def _cannot_tell(self, paths: RunPaths, local_rank: int, sheet: Sheet, now_s: float) -> bool:
         """Whether a rank stands and has not said so, which this agent has not, either."""
         seat = sheet.seat
         row = self._board.row(local_rank)
-        if row is None or seat.bundle < 0 or (row.pid, seat.token) in self._told:
+        if row is None or seat.bundle < 0 or (local_rank, seat.token) in self._told:
             return False
-        silent_s = (time.monotonic_ns() - row.beat_ns) / 1e9
+        silent_s = self._silent_s(row)
         limit_s = seat.limit_s - margin_s(seat.limit_s) + _GRACE_S
         if silent_s < min(SILENT_S, limit_s):  # it is alive: it tells itself, or takes it back
             return False

@@ -199,6 +199,7 @@ _TOLD: Mapping[EventName, str] = {
     "rank stopped": "local rank {local_rank} was stopped: {why}",
     "rank silent": "local rank {local_rank} was silent: {why}",
     "failed": "local rank {local_rank} failed: {text}",
+    "stood": "the ranks stood: {why}",
     "told to stop": "told to stop",
     "cut off": "cut off: {why}",
     "slurm: signal": "signal of Slurm",

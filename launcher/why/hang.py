@@ -78,6 +78,10 @@ def is_hang(stands: Iterable[Stand]) -> bool:
 
 def is_waiting(stand: Stand) -> bool:
     """Whether a rank waited for another one."""
+    if stand.talk is Talk.MEETING and stand.threads:
+        # It makes the model and opens the data meanwhile, which may be what does not end.
+        place = told_place(stand.threads[0].frames)
+        return place is None or not is_users(place)
     return stand.talk is not Talk.NONE or stand.phase in _WAITS
 
 

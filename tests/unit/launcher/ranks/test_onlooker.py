@@ -62,6 +62,11 @@ def test_an_agent_says_where_a_rank_stands_that_has_lost_its_interpreter(tmp_pat
     text, _ = onlooker.verdict()
     # What its place is depends on what the process of the tests is doing.
     assert text.startswith("rank 1 (node n0, local rank 1, stage 1 of bundle 0) ")
+    row = board.row(1)
+    assert row is not None
+    row.beat(time.monotonic_ns())
+    onlooker.look()  # it can tell itself again
+    assert RunPaths(tmp_path).all_stands() == []
     board.clear_rows()
     assert onlooker.verdict() == ("", [])
 

@@ -96,6 +96,16 @@ def test_ranks_that_have_not_come_to_a_round_are_told() -> None:
     assert (hang.cause, hang.ranks) == (Cause.MEETING, (2,))
 
 
+def test_a_rank_that_still_makes_the_users_model_is_the_story_of_a_meeting() -> None:
+    stands = [
+        stand(0, "", talk=Talk.MEETING, threads=thread(OURS)),
+        stand(1, "", talk=Talk.MEETING, threads=thread(OURS, USERS)),
+    ]
+    hang = hang_of(stands)
+    assert hang is not None
+    assert (hang.cause, hang.ranks, hang.place) == (Cause.CODE, (1,), USERS)
+
+
 def test_a_word_of_the_bundle_waits_for_its_other_ranks() -> None:
     stands = [stand(0, "checkpoint", talk=Talk.BUNDLE), stand(1, "checkpoint", threads=())]
     hang = hang_of(stands)
