@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bundlerun.launcher.console import noun_for
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Place, Topology
@@ -120,7 +121,8 @@ def _node_rows(index: int, node: NodeMembers, topology: Topology | None) -> Iter
         return
     if topology is None:
         names = {rank: f"local rank {rank}" for rank in node.ranks}
-        yield f"{len(node.ranks)} ranks  {_odd_ones(node, names)}"
+        count = len(names)
+        yield f"{count} {noun_for(count, 'rank')}  {_odd_ones(node, names)}".rstrip()
         return
     places = [place for place in topology.places if place.node == index]
     for bundle in dict.fromkeys(place.bundle for place in places):

@@ -72,9 +72,9 @@ class RunData:
     measured: Sequence[Sequence[MeasuredRank]]
 
     @property
-    def is_over(self) -> bool:
-        """Whether nothing more will come."""
-        return self.status.state in ("done", "stopped", "failed", "lost")
+    def unit(self) -> str:
+        """What `speed` counts."""
+        return self.status.unit if self.status.samples_per_s is not None else "steps"
 
 
 def read_run(paths: RunPaths, *, clock: Callable[[], float], name: str = "") -> RunData:
@@ -96,7 +96,7 @@ def read_run(paths: RunPaths, *, clock: Callable[[], float], name: str = "") -> 
         name=name or paths.root.resolve().name,
         root=paths.root,
         status=status,
-        training=_curves(steps, ("loss", "lr", "loss_scale"), offset=1),
+        training=_curves(steps, ("loss", *_others(steps), "lr", "loss_scale"), offset=1),
         validation=_curves(evaluated, ("loss",), offset=0),
         speed=_speed(rows),
         phases=_phases(rows),
@@ -110,6 +110,16 @@ def read_run(paths: RunPaths, *, clock: Callable[[], float], name: str = "") -> 
         options=_options(paths),
         measured=list(read_measured(paths)),
     )
+
+
+_KNOWN = frozenset(
+    ("time", "kind", "step", "epoch", "loss", "lr", "loss_scale", "samples", "metrics", "left_out")
+)
+
+
+def _others(rows: Sequence[Row]) -> list[str]:
+    """What the steps of a user's own loop say besides."""
+    return sorted(set().union(*rows) - _KNOWN)
 
 
 def _is_whole(value: object) -> bool:
@@ -168,6 +178,8 @@ def _speed(rows: Sequence[Row]) -> Curve:
     )
     seconds = np.diff(times)
     kept = kinds[1:] & kinds[:-1] & (seconds > 0)
+    if not np.any(np.isfinite(samples)):
+        samples = np.ones(len(rows))  # of a user's own loop nobody knows them: steps per second
     with np.errstate(divide="ignore", invalid="ignore"):
         rates = samples[1:] / seconds
     return _curve(steps[1:][kept] + 1, rates[kept])

@@ -77,7 +77,7 @@ def draw_speed(runs: Sequence[RunData], look: Look) -> Figure | None:
     axes.set_ylim(0, 1.15 * highest)
     axes.yaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("finished steps")
-    axes.set_ylabel(literal(f"{runs[0].status.unit}/s"))
+    axes.set_ylabel(literal(f"{runs[0].unit}/s"))
     _legend(axes, runs, look)
     return figure
 

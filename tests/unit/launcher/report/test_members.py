@@ -47,7 +47,7 @@ def test_a_round_before_its_ranks_is_told_without_bundles() -> None:
     members = members_of([EVENTS[0], event("b", "in a round"), *ranks("b", 1, "starts")])
     assert topology_of(members, "1,1") is None
     assert topology_of(members, "nonsense") is None
-    assert next(member_lines(members, None)) == "b  1 ranks  local rank 0: starts"
+    assert next(member_lines(members, None)) == "b  1 rank  local rank 0: starts"
 
 
 def test_many_nodes_are_cut_short_and_nobody_is_a_picture_too() -> None:

@@ -125,6 +125,19 @@ def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(paths[:1])] == ["run"]
 
 
+def test_a_loop_of_a_users_own_has_its_values_and_steps_per_second(tmp_path: Path) -> None:
+    rows = [{"time": 10.0, "kind": "start", "ranks": 2, "nodes": 1}]
+    rows += [
+        {"time": 11.0 + 2 * step, "kind": "step", "step": step, "epoch": 0, "score": step / 4}
+        for step in range(4)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run,) = read_runs([RunPaths(tmp_path)])
+    assert list(run.training) == ["score"]
+    assert run.training["score"].values.tolist() == [0.0, 0.25, 0.5, 0.75]
+    assert (run.speed.values.tolist(), run.unit) == ([0.5, 0.5, 0.5], "steps")
+
+
 def test_a_run_that_has_only_just_begun_has_a_page_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
