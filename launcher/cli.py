@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, NoReturn
 
 from bundlerun.launcher.errors import EXIT_CONFIG, EXIT_NODE, BundleError, nearest
-from bundlerun.launcher.options.parser import Parser
+from bundlerun.launcher.options.parser import Parser, kebab, parsed
 
 _OURS = "bundlerun.launcher.commands"
 
@@ -35,7 +35,9 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "init": Command(
-        f"{_OURS}.init", "write a commented file of options for this machine and your data"
+        f"{_OURS}.init",
+        "write a commented file of options for this machine and your data",
+        f"{_OURS}.arguments.init",
     ),
     "run": Command(
         f"{_OURS}.run",
@@ -58,39 +60,65 @@ COMMANDS = {
         f"{_OURS}.arguments.cuts",
     ),
     "classic": Command(
-        f"{_OURS}.classic", "run with the options of the original Bundle_HybridParallelism"
+        f"{_OURS}.classic",
+        "run with the options of the original Bundle_HybridParallelism",
+        f"{_OURS}.arguments.classic",
     ),
     "status": Command(
-        f"{_OURS}.look.status", "show how a run fares: step, nodes, failures, checkpoints"
+        f"{_OURS}.look.status",
+        "show how a run fares: step, nodes, failures, checkpoints",
+        f"{_OURS}.arguments.status",
     ),
-    "why": Command(f"{_OURS}.look.why", "say why a run is slow, or stands, and who holds it up"),
+    "why": Command(
+        f"{_OURS}.look.why",
+        "say why a run is slow, or stands, and who holds it up",
+        f"{_OURS}.arguments.why",
+    ),
     "doctor": Command(
         f"{_OURS}.look.doctor", "examine machines, network and folders before a run; starts nothing"
     ),
-    "logs": Command(f"{_OURS}.look.logs", "show what the ranks of a run have printed"),
+    "logs": Command(
+        f"{_OURS}.look.logs", "show what the ranks of a run have printed", f"{_OURS}.arguments.logs"
+    ),
     "track": Command(
-        f"{_OURS}.look.track", "tell trackers (TensorBoard, W&B, ...) what they lack of a run"
+        f"{_OURS}.look.track",
+        "tell trackers (TensorBoard, W&B, ...) what they lack of a run",
+        f"{_OURS}.arguments.track",
     ),
     "report": Command(
         f"{_OURS}.look.report", "write one HTML file that shows runs: curves, times, what happened"
     ),
-    "drain": Command(f"{_OURS}.drain", "ask a run to finish its step, write a checkpoint and stop"),
+    "drain": Command(
+        f"{_OURS}.drain",
+        "ask a run to finish its step, write a checkpoint and stop",
+        f"{_OURS}.arguments.drain",
+    ),
     "submit": Command(
         "bundlerun.slurm.submit",
         "send a run to Slurm, after checking what can be checked before the queue",
     ),
     "evaluate": Command(
-        f"{_OURS}.use.evaluate", "loss and metrics of a checkpoint, on the run's data or other data"
+        f"{_OURS}.use.evaluate",
+        "loss and metrics of a checkpoint, on the run's data or other data",
+        f"{_OURS}.arguments.evaluate",
     ),
-    "predict": Command(f"{_OURS}.use.predict", "name the classes of images by a trained model"),
+    "predict": Command(
+        f"{_OURS}.use.predict",
+        "name the classes of images by a trained model",
+        f"{_OURS}.arguments.predict",
+    ),
     "export": Command(
-        f"{_OURS}.use.export", "write a trained model as one file that plain torchvision loads"
+        f"{_OURS}.use.export",
+        "write a trained model for torchvision, timm, transformers or ONNX",
+        f"{_OURS}.arguments.export",
     ),
     "completion": Command(
         f"{_OURS}.completion", "make bash, zsh or fish complete the command line"
     ),
 }
 """Subcommands in the order of `--help`."""
+_WITH_TRAINING = ("run", "plan", "cuts")
+"""Those that take the options of training, some of which may stand without their value."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -119,7 +147,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
     # Not above: the help of the program needs no option to be read.
-    from bundlerun.launcher.options.usage import parsed
 
     args = parsed(parser, our_words(words))
     module = importlib.import_module(COMMANDS[command].module)
@@ -140,12 +167,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def our_words(argv: Sequence[str]) -> list[str]:
     """The words that argparse reads; what a script is called with stays as it is typed."""
+    if argv[:1] == ["script"]:
+        end = next((i for i, word in enumerate(argv) if word.endswith(".py")), len(argv))
+        return [*kebab(argv[:end]), *argv[end:]]
+    if argv[0] not in _WITH_TRAINING:
+        return kebab(argv)
     from bundlerun.launcher.train_argv import train_words
 
-    if argv[:1] != ["script"]:
-        return train_words(argv)
-    end = next((i for i, word in enumerate(argv) if word.endswith(".py")), len(argv))
-    return [*train_words(argv[:end]), *argv[end:]]
+    return train_words(argv)
 
 
 def command_parser(command: str) -> Parser:

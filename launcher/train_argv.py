@@ -13,14 +13,13 @@ from bundlerun.launcher.options.declared import (
     Resolved,
     add_options,
     check_keys,
-    kebab,
     read_toml,
     resolve,
     with_values,
 )
 from bundlerun.launcher.options.like import Like
-from bundlerun.launcher.options.parser import Parser
-from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables, parsed
+from bundlerun.launcher.options.parser import Parser, kebab, parsed
+from bundlerun.launcher.options.usage import DATA_VARIABLE, check_variables
 from bundlerun.launcher.training.shipped import config_path, shipped_names
 
 

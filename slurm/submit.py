@@ -18,8 +18,7 @@ from bundlerun.launcher.launch_config import node_range
 from bundlerun.launcher.meeting.default_folder import new_folder
 from bundlerun.launcher.models.name import check_model
 from bundlerun.launcher.one_device import in_one_stage
-from bundlerun.launcher.options.parser import Parser
-from bundlerun.launcher.options.usage import parsed
+from bundlerun.launcher.options.parser import Parser, parsed
 from bundlerun.launcher.plan import WORKER_MODULE, plan_elsewhere
 from bundlerun.launcher.preflight import check_data, check_torch, check_writable
 from bundlerun.launcher.run_folder.paths import RunPaths

@@ -16,7 +16,6 @@ from pathlib import Path
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.meeting.default_folder import RUNS
 from bundlerun.launcher.models.name import (
     LIBRARIES,
     OF_IMAGES,
@@ -26,6 +25,7 @@ from bundlerun.launcher.models.name import (
 )
 from bundlerun.launcher.options.declared import options_of
 from bundlerun.launcher.preflight import SYNTHETIC
+from bundlerun.launcher.run_folder.latest import RUNS
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 SHELLS = ("bash", "zsh", "fish")

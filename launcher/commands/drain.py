@@ -7,29 +7,12 @@ import sys
 import time
 
 from bundlerun.launcher.agreement.claim import holder_now
-from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
+from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.stop_request import request_stop
 
 _POLL_S = 0.2
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun drain`."""
-    parser.description = (
-        "Ask a run to stop: all ranks finish the same step and write a checkpoint, and the "
-        "command of each node ends with exit code 75. The same command, with --run-dir RUN_DIR, "
-        "resumes there."
-    )
-    add_run_argument(parser)
-    parser.add_argument(
-        "--wait",
-        type=float,
-        default=0.0,
-        metavar="SECONDS",
-        help="wait up to this long until it has stopped (default: return at once)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

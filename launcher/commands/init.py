@@ -11,33 +11,11 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
 from bundlerun.launcher.models.name import check_model
 from bundlerun.launcher.models.recipes import check_recipe
-from bundlerun.launcher.preflight import SYNTHETIC
 from bundlerun.launcher.proposal.data_look import look_at_data
 from bundlerun.launcher.proposal.machine_look import look_at_machine
 from bundlerun.launcher.proposal.proposal import propose
 from bundlerun.launcher.proposal.toml_file import toml_text
 from bundlerun.launcher.run_folder.files import create_text, write_text
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun init`."""
-    parser.description = (
-        "Look at this machine and at DATA, and write a file of options for them, each with the "
-        "reason for its value; bundlerun run --config FILE takes it as it is. Starts nothing."
-    )
-    parser.add_argument(
-        "data",
-        nargs="?",
-        default=SYNTHETIC,
-        metavar="DATA",
-        help="what you want to train with (default: %(default)s)",
-    )
-    parser.add_argument(
-        "-o", "--output", default="run.toml", metavar="FILE", help="file to write (%(default)s)"
-    )
-    parser.add_argument("--model", default="", help="as for bundlerun run (default: by the data)")
-    parser.add_argument("--recipe", default="", help="as for bundlerun run (default: by the data)")
-    parser.add_argument("--force", action="store_true", help="replace FILE where there is one")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.meeting.default_folder import LATEST, entered
-from bundlerun.launcher.meeting.site import SITES, run_dir_of_job
+from bundlerun.launcher.meeting.default_folder import entered
+from bundlerun.launcher.meeting.site import run_dir_of_job
 from bundlerun.launcher.run_folder.paths import RunPaths
-
-
-def add_run_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds the argument that `run_paths` reads."""
-    parser.add_argument(
-        "run_dir",
-        nargs="?",
-        default=str(LATEST),
-        metavar="RUN_DIR|JOB",
-        help=f"run folder, or {' or '.join(SITES)} job (default: %(default)s)",
-    )
 
 
 def run_paths(text: str) -> RunPaths:

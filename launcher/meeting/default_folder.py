@@ -19,9 +19,8 @@ from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.meeting.site import site_job
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.run_folder.files import name_beside
+from bundlerun.launcher.run_folder.latest import LATEST, RUNS
 
-RUNS = Path("runs")
-LATEST = RUNS / "latest"
 NO_FOLDER = (
     "several nodes need one run folder, and nothing here says which; give all of them the same "
     "--run-dir, on a file system that they share"

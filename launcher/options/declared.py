@@ -175,17 +175,6 @@ def _metavar(field: dataclasses.Field[Any]) -> str | None:
     return meta["metavar"] or ("N" if is_number else None)
 
 
-def kebab(argv: Iterable[str]) -> list[str]:
-    """Rewrites `--batch_size=3` to `--batch-size=3`, as torchrun takes both forms."""
-    result: list[str] = []
-    for word in argv:
-        if word.startswith("--") and "_" in word.split("=", 1)[0]:
-            name, sign, value = word.partition("=")
-            word = name.replace("_", "-") + sign + value
-        result.append(word)
-    return result
-
-
 def with_values(argv: Iterable[str], cls: type) -> list[str]:
     """Rewrites options of `cls` that stand without their value: `--compile` to `--compile=default`.
 

@@ -10,7 +10,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
+
+from bundlerun.launcher.errors import EXIT_CONFIG, nearest
 
 LONG = 12
 """Options above which a command has `--help-all`, and a usage line that lists none."""
@@ -87,3 +90,40 @@ def hide(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
 def _shown(action: argparse.Action) -> str:
     name = str(action.metavar or action.dest)
     return f"[{name}]" if action.nargs in ("?", "*") else name
+
+
+def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The arguments that `parser` reads, or the parser of a subcommand, which sets `parser`.
+
+    Raises:
+        SystemExit: something is unknown, missing or wrong: code 2, after the usage and one line.
+    """
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        refuse(getattr(args, "parser", parser), unknown)
+    return args
+
+
+def refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
+    """Ends the program with the nearest name for the first word that `parser` does not know."""
+    # Options first: an unknown one also leaves its value among the unknown words.
+    flags = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"]
+    if flags:
+        valid = [each for action in parser._actions for each in action.option_strings]
+        text = f"unknown option {flags[0]}; {nearest(flags[0], valid, limit=3)}"
+    else:
+        text = f"one argument too many: {unknown[0]!r}"
+    parser.print_usage(sys.stderr)
+    lists = "--help-all" if isinstance(parser, Parser) and parser.hidden else "--help"
+    parser.exit(EXIT_CONFIG, f"error: {text} ({parser.prog} {lists} lists all)\n")
+
+
+def kebab(argv: Iterable[str]) -> list[str]:
+    """Rewrites `--batch_size=3` to `--batch-size=3`, as torchrun takes both forms."""
+    result: list[str] = []
+    for word in argv:
+        if word.startswith("--") and "_" in word.split("=", 1)[0]:
+            name, sign, value = word.partition("=")
+            word = name.replace("_", "-") + sign + value
+        result.append(word)
+    return result

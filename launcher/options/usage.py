@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
-from bundlerun.launcher.errors import EXIT_CONFIG, ConfigError, nearest
+from bundlerun.launcher.errors import ConfigError, nearest
 from bundlerun.launcher.options.declared import ENV_PREFIX, options_of
-from bundlerun.launcher.options.parser import Parser
 
 DATA_VARIABLE = "BUNDLERUN_DATA"
 NOT_OPTIONS = frozenset(
@@ -32,32 +29,6 @@ NOT_OPTIONS = frozenset(
 _FOR_TESTS = ("BUNDLERUN_TEST_", "BUNDLERUN_FAULTS")
 _KUBERNETES = re.compile(r".*_SERVICE_(HOST|PORT(_\w+)?)|.*_PORT(_\d+_(TCP|UDP)(_\w+)?)?")
 """What Kubernetes sets in every container for a service whose name begins with bundlerun."""
-
-
-def parsed(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
-    """The arguments that `parser` reads, or the parser of a subcommand, which sets `parser`.
-
-    Raises:
-        SystemExit: something is unknown, missing or wrong: code 2, after the usage and one line.
-    """
-    args, unknown = parser.parse_known_args(words)
-    if unknown:
-        refuse(getattr(args, "parser", parser), unknown)
-    return args
-
-
-def refuse(parser: argparse.ArgumentParser, unknown: Sequence[str]) -> None:
-    """Ends the program with the nearest name for the first word that `parser` does not know."""
-    # Options first: an unknown one also leaves its value among the unknown words.
-    flags = [word.partition("=")[0] for word in unknown if word.startswith("-") and word != "-"]
-    if flags:
-        valid = [each for action in parser._actions for each in action.option_strings]
-        text = f"unknown option {flags[0]}; {nearest(flags[0], valid, limit=3)}"
-    else:
-        text = f"one argument too many: {unknown[0]!r}"
-    parser.print_usage(sys.stderr)
-    lists = "--help-all" if isinstance(parser, Parser) and parser.hidden else "--help"
-    parser.exit(EXIT_CONFIG, f"error: {text} ({parser.prog} {lists} lists all)\n")
 
 
 def check_variables(environ: Mapping[str, str], classes: Iterable[type]) -> None:

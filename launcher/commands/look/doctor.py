@@ -24,9 +24,9 @@ from bundlerun.launcher.doctor.peers.places import Places, parse_peers, places_o
 from bundlerun.launcher.doctor.peers.together import Group, Outcome, examine_together
 from bundlerun.launcher.doctor.peers.wire import Secret
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_NODE, ConfigError
-from bundlerun.launcher.meeting.default_folder import RUNS
 from bundlerun.launcher.meeting.site import SitePeers, site_everywhere, site_peers
 from bundlerun.launcher.rendezvous.settings import TOKEN_VARIABLE
+from bundlerun.launcher.run_folder.latest import RUNS
 
 WAIT_S = 30.0
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
+from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError, nearest
 from bundlerun.launcher.run_folder.events import read_events
 from bundlerun.launcher.run_folder.outcome import read_outcome
@@ -20,34 +20,7 @@ from bundlerun.launcher.run_folder.rank_logs import (
     rank_logs,
 )
 
-LINES = 20
 PERIOD_S = 0.5
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun logs`."""
-    parser.description = (
-        "Show what the ranks of a run have printed: the end of each one's last attempt, or more."
-    )
-    add_run_argument(parser)
-    parser.add_argument("--node", default="", metavar="NAME", help="of this node only")
-    parser.add_argument(
-        "--rank", type=int, metavar="N", help="of this rank only; with --node: its local rank too"
-    )
-    parser.add_argument(
-        "--attempt", default="last", metavar="N|last|all", help="which attempt (default: last)"
-    )
-    parser.add_argument(
-        "-n",
-        "--lines",
-        type=int,
-        default=LINES,
-        metavar="N",
-        help="last lines of each file, 0: all (default: %(default)s)",
-    )
-    parser.add_argument(
-        "-f", "--follow", action="store_true", help="go on showing new lines until the run ends"
-    )
 
 
 def run(args: argparse.Namespace) -> int:

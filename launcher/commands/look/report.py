@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
-from bundlerun.launcher.meeting.default_folder import LATEST
+from bundlerun.launcher.run_folder.latest import LATEST
 
 _MOST_RUNS = 12
 

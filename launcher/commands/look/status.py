@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
+from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.meeting.site import site_reports
 from bundlerun.launcher.report.look import RunLook
@@ -24,27 +24,6 @@ from bundlerun.launcher.terminal import Terminal
 LINE_EVERY_S = 10.0
 """Without a terminal: seconds between two lines that tell of steps alone."""
 JOB_EVERY_S = 15.0
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun status`."""
-    parser.description = (
-        "Show how a run fares: step, speed, members, failures, checkpoints, goodput."
-    )
-    add_run_argument(parser)
-    parser.add_argument("--json", action="store_true", help="print it as one JSON document")
-    parser.add_argument(
-        "--watch",
-        action="store_true",
-        help="until the run has ended: drawn in place on a terminal, else a line for each change",
-    )
-    parser.add_argument(
-        "--every",
-        type=float,
-        default=1.0,
-        metavar="SECONDS",
-        help="with --watch: between two looks (default: %(default)s)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,35 +6,12 @@ import argparse
 import sys
 import time
 
-from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
+from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, ConfigError
 from bundlerun.launcher.options.declared import text_list
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.trackers.__main__ import follow
 from bundlerun.launcher.trackers.known import check_trackers
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun track`."""
-    parser.description = (
-        "Tell trackers what they do not have of a run: one that ended before they had all of it, "
-        "or that was started without them."
-    )
-    add_run_argument(parser)
-    parser.add_argument(
-        "--tracker",
-        action="append",
-        required=True,
-        metavar="NAME[,NAME...]",
-        help="tensorboard, wandb, mlflow, trackio, or that of another package",
-    )
-    parser.add_argument(
-        "--timeout-s",
-        type=float,
-        default=600.0,
-        metavar="N",
-        help="longest time for each of them, seconds (default: %(default)g)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:

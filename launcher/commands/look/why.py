@@ -9,26 +9,13 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import datetime
 
-from bundlerun.launcher.commands.run_folder import add_run_argument, run_paths
+from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.errors import EXIT_DONE
 from bundlerun.launcher.why.hang_words import hang_text, stack_lines, standing_lines
 from bundlerun.launcher.why.pace_words import pace_lines
 from bundlerun.launcher.why.view import STILL_S, Present, Stood, View, view_of
 
 _NUM_EPOCHS = 5
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun why`."""
-    parser.description = (
-        "Say what bounds the steps of a run, which rank or link holds the others up, and, where "
-        "it stands, who waits for whom."
-    )
-    add_run_argument(parser)
-    parser.add_argument(
-        "--stacks", action="store_true", help="where it stood: the stacks of each rank, too"
-    )
-    parser.add_argument("--json", action="store_true", help="print it as one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:

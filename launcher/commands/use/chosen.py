@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from bundlerun.launcher.commands.arguments.run_folder import BEST, NEWEST
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.launcher.options.declared import options_of, resolve
@@ -20,7 +20,6 @@ from bundlerun.launcher.run_folder.checkpoints import (
 )
 from bundlerun.launcher.run_folder.paths import RunPaths
 
-BEST, NEWEST = "best", "newest"
 _NOT_REPEATED: Mapping[str, Any] = {
     "run_dir": "",
     "init_from": "",
@@ -38,17 +37,6 @@ _OF_A_CUT: Mapping[str, Any] = {
     "schedule": "auto",
     "recompute": "none",
 }
-
-
-def add_checkpoint_argument(parser: argparse.ArgumentParser) -> None:
-    """Adds `--checkpoint`, which `chosen` reads."""
-    parser.add_argument(
-        "--checkpoint",
-        default=NEWEST,
-        metavar="best|newest|STEP",
-        help="the checkpoint with the best validation, the newest that is undamaged, or that of a "
-        "step (default: %(default)s)",
-    )
 
 
 def chosen(paths: RunPaths, which: str) -> Checkpoint:

@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.cli import COMMANDS, main
+from bundlerun.launcher.commands.arguments.run_folder import BATCH_SYSTEMS
 from bundlerun.launcher.commands.plan import parse_nodes
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.meeting.site import SITES
 from bundlerun.launcher.options.declared import flag_of, options_of
 from bundlerun.launcher.options.usage import check_variables
 
@@ -262,3 +264,7 @@ def test_without_a_command_the_help_names_all(capsys: pytest.CaptureFixture[str]
     assert main([]) == 0
     text = capsys.readouterr().out
     assert set(COMMANDS) <= set(re.findall(r"^    (\S+)", text, re.MULTILINE))
+
+
+def test_help_names_the_batch_systems_that_there_are() -> None:
+    assert tuple(SITES) == BATCH_SYSTEMS

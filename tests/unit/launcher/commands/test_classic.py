@@ -4,7 +4,7 @@ import shlex
 import pytest
 
 from bundlerun.launcher.cli import main
-from bundlerun.launcher.commands import classic
+from bundlerun.launcher.commands.arguments.classic import add_arguments as add_classic_arguments
 from bundlerun.launcher.commands.arguments.run import add_arguments
 from bundlerun.launcher.commands.classic import microbatch_size, plain_model, run_argv
 from bundlerun.launcher.commands.run import read_configs
@@ -15,7 +15,7 @@ from bundlerun.launcher.options.endpoints import Endpoint
 
 def words_of(text: str) -> list[str]:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    classic.add_arguments(parser)
+    add_classic_arguments(parser)
     return run_argv(parser.parse_args(shlex.split(text)))
 
 

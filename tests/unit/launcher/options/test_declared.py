@@ -8,12 +8,12 @@ from bundlerun.launcher.options.declared import (
     add_options,
     argv_of,
     groups_of,
-    kebab,
     option,
     resolve,
     text_list,
     yes_or_no,
 )
+from bundlerun.launcher.options.parser import kebab
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 from torchvision.transforms import InterpolationMode, v2
 
+from bundlerun.launcher.commands.arguments.export import add_arguments
 from bundlerun.launcher.commands.use import export
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, CheckpointError, ConfigError, NodeError
@@ -23,7 +24,7 @@ from bundlerun.workers.state.named import state_tensors
 
 def parse(*argv: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    export.add_arguments(parser)
+    add_arguments(parser)
     return parser.parse_args(argv)
 
 
