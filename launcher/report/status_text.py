@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 
 from bundlerun.launcher.report.members import NodeMembers, member_lines, topology_of
@@ -19,6 +19,7 @@ _INKS: Mapping[str, Ink] = {
     "failed": Ink.BAD,
 }
 _MOST_METRICS = 4
+_LONG_S = 120.0
 _MOST_CHECKPOINTS = 6
 
 
@@ -47,12 +48,17 @@ def status_lines(
             ink = Ink.BAD
         # The name stays as it is, so that colours are no news by themselves.
         lines.append(line[:13] + terminal.inked(line[13:], ink) if ink else line)
-    drawn = list(member_lines(members, topology_of(members, shape, chunks) if shape else None))
-    for index, row in enumerate(drawn):
-        name = "members" if not index else ""
-        line = terminal.cut(f"{name:<12} {row}")
-        lines.append(terminal.inked(line, Ink.BAD) if "!" in row else line)
+        if name == "nodes":
+            # Above what happened: of a small terminal the lower lines are cut off.
+            topology = topology_of(members, shape, chunks) if shape else None
+            lines += _drawn(member_lines(members, topology), terminal)
     return lines
+
+
+def _drawn(rows: Iterable[str], terminal: Terminal) -> Iterator[str]:
+    for index, row in enumerate(rows):
+        line = terminal.cut(f"{'' if index else 'members':<12} {row}")
+        yield terminal.inked(line, Ink.BAD) if "!" in row else line
 
 
 def _rows(status: Status) -> Iterator[tuple[str, str]]:
@@ -68,7 +74,11 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
     if status.goodput is not None:
         yield "goodput", f"{status.goodput:.1%} of the time went into steps that stay"
     if status.quiet_s is not None and status.state in ("running", "quiet", "lost"):
-        yield "last word", f"{status.quiet_s:.1f} s ago"
+        is_long = status.quiet_s >= _LONG_S
+        ago = (
+            str(timedelta(seconds=round(status.quiet_s))) if is_long else f"{status.quiet_s:.1f} s"
+        )
+        yield "last word", f"{ago} ago"
     yield "nodes", f"{', '.join(status.nodes) or 'none'} (round {status.round})"
     kept = [f"step {step}" for step in status.checkpoints[:_MOST_CHECKPOINTS]]
     more = len(status.checkpoints) - len(kept)

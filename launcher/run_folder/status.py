@@ -216,7 +216,8 @@ class _Known(dict[str, object]):
 
 
 def _told(events: Rows) -> list[Event]:
-    return [row for row in events if name_of(row) in _TOLD]
+    # What only follows from another failure is no news.
+    return [row for row in events if name_of(row) in _TOLD and not row.get("is_follower")]
 
 
 def event_text(row: Event) -> str:

@@ -97,6 +97,7 @@ NODE_KILLED = [
 def test_a_lost_node_is_named_and_not_the_survivor_that_noticed() -> None:
     status = status_of(HISTORY, NODE_KILLED, None, checkpoints=[2], now=110.0)
     assert status.failures == ("2026-01-01T00:00:05  b was lost: node b is silent",)
+    assert status.last_events == ("2026-01-01T00:00:05  a: b was lost: node b is silent",)
     (recovery,) = status.recoveries
     assert (recovery.node, recovery.why) == ("a", "node b was lost")
 
