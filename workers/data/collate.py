@@ -72,7 +72,13 @@ class Collate:
         joined = self._joined(samples, indices)
         if self.mix is None:
             return joined
-        inputs, target = self.mix(*joined)
+        mixed: object = self.mix(*joined)
+        if not isinstance(mixed, (tuple, list)) or len(mixed) != 2:
+            raise ConfigError(
+                f"DataSets(mix=...) gives a {type(mixed).__name__}, not (inputs, target); return "
+                "these two, such as they are given"
+            )
+        inputs, target = mixed
         who = f"what mix gives of the samples {_list_of(indices)}"
         found = _all_tensors(inputs, f"the input of {who}")
         return Parts(_arguments(found), _all_tensors(target, f"the target of {who}"))

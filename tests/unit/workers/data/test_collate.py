@@ -30,6 +30,31 @@ def test_tensors_and_numbers_are_stacked() -> None:
     assert target.tolist() == [1, 4]
 
 
+def test_what_is_joined_may_be_mixed() -> None:
+    samples = ((torch.zeros(2), 1), (torch.ones(2), 4))
+
+    def rolled(inputs: tuple[Tensor, ...], target: Tensor) -> Any:
+        return (*inputs, inputs[0].roll(1, 0)), {"own": target, "other": target.roll(1)}
+
+    inputs, target = join(*samples, mix=rolled)
+    assert [i[:, 0].tolist() for i in inputs] == [[0, 1], [1, 0]]
+    assert {name: t.tolist() for name, t in target.items()} == {"own": [1, 4], "other": [4, 1]}
+    inputs, target = join(*samples, mix=lambda inputs, target: [inputs[0] + 1, 0.5])
+    assert (inputs[0][:, 0].tolist(), target.item()) == ([1, 2], 0.5)
+
+
+@pytest.mark.parametrize(
+    ("mix", "says"),
+    [
+        (lambda inputs, target: inputs, "gives a tuple, not \\(inputs, target\\)"),
+        (lambda inputs, target: (inputs, "x"), "the target of what mix gives of the samples 10"),
+    ],
+)
+def test_what_mix_may_not_give_is_said(mix: Any, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        join((torch.zeros(2), 1), mix=mix)
+
+
 def test_a_tuple_is_several_inputs_and_a_dict_is_one() -> None:
     inputs, _ = join(((1, [2, 3]), 0), ((4, [5, 6]), 0))
     assert [i.tolist() for i in inputs] == [[1, 4], [[2, 3], [5, 6]]]
