@@ -167,7 +167,8 @@ class Lead:
             there = dict(sorted(self._peers.items()))
         between = [*self._missing(there), *self._lists()]
         reports = self._ask_all(there, {"order": "findings"}, FINDINGS_S)
-        there = {index: peer for index, peer in there.items() if reports.get(index)}
+        between += [self._gone(index) for index in there if not reports[index]]
+        there = {index: peer for index, peer in there.items() if reports[index]}
         names = _names({index: str(reports[index].get("name", "")) for index in there})
         nodes = [self._node(index, names, reports[index]) for index in there]
         terms = {names[index]: dict(reports[index].get("terms", {})) for index in there}
@@ -217,6 +218,10 @@ class Lead:
                 text = f"{peer} did not come within {self._wait_s:g} s ({why})"
                 mend = "start bundlerun doctor there with the same --peers; open its port"
                 yield error(subject, text, mend)
+
+    def _gone(self, index: int) -> Finding:
+        text = f"{self._member.peers[index]} came, and went away while it was examined"
+        return error(f"node {index + 1}", text, "see what it says there, and its memory")
 
     def _lists(self) -> Iterable[Finding]:
         for text in sorted(set(self._odd)):

@@ -134,6 +134,23 @@ def test_who_does_not_come_or_has_another_secret_is_named(tmp_path: Path) -> Non
     assert "another secret" in alone.own[-1].text
 
 
+def test_who_goes_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = groups(tmp_path, 2)
+
+    def fail(data: str) -> dict[str, str]:
+        if data == "n1":
+            raise MemoryError
+        return {}
+
+    monkeypatch.setattr(together, "terms_of_node", fail)
+    monkeypatch.setattr(member, "FINDINGS_S", 0.2)
+    with ThreadPoolExecutor() as pool:
+        told, gone = (pool.submit(run, [group]) for group in (first, second))
+        assert isinstance(gone.exception(), MemoryError)
+        (outcome,) = told.result()
+    assert subjects(outcome) == {"node 2": Level.ERROR}
+
+
 def test_a_list_that_differs_is_told(tmp_path: Path) -> None:
     first, second = groups(tmp_path, 2, wait_s=1.5)
     longer = (*second.places.endpoints, Endpoint(host=LOOPBACK, port=1))
