@@ -33,6 +33,8 @@ from bundlerun.launcher.options.usage import check_variables
         "classic --help",
         "export --help",
         "submit --help",
+        "doctor --help",
+        "doctor --quick --devices cpu",
         "plan --nodes 4x8,2x4 --shape 1,1",
         "plan --json --devices cpu",
         "plan --nodes 1x6 --shape 2,1 --schedule zero-bubble",
