@@ -151,3 +151,27 @@ def test_for_people_there_is_a_line_for_each_class(trained: Trained) -> None:
     assert first == str(file)
     assert len(rows) == 2
     assert all(row.split()[0] in CLASSES and row.endswith("%") for row in rows)
+
+
+def test_what_cannot_be_is_one_line(trained: Trained) -> None:
+    run = str(trained.paths.root)
+    for words, message in (
+        (("evaluate", run, "--checkpoint=7"), "no checkpoint of step 7; there are: 2, 4"),
+        (("evaluate", run, "--checkpoint=bset"), "is none of: best, newest, a step's number"),
+        (("evaluate", run, "--precision=half"), "--precision 'half' is not one of: float32"),
+        (("evaluate", run, "/nowhere"), "no data at '/nowhere'"),
+        (("predict", run, run), "no image in the folder"),
+    ):
+        done = trained.call(*words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert done.stderr.startswith("error: ")
+        assert message in done.stderr
+
+
+def test_the_run_is_repeated_with_the_options_of_its_nodes(trained: Trained) -> None:
+    found = trained.json("run", f"--like={trained.paths.root}", "--lr=0.5", "--dry-run")
+    like = f"--like {trained.paths.root}"
+    assert found["launch"]["slots"] == {"value": 2, "source": like}
+    assert found["config"]["model"] == {"value": MODEL, "source": like}
+    assert found["config"]["lr"] == {"value": 0.5, "source": "option"}
+    assert found["config"]["run_dir"]["source"] == "default"

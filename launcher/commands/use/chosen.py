@@ -80,11 +80,10 @@ def trained_config(
     values |= _NOT_REPEATED
     if "shape" in changes:
         values |= _OF_A_CUT
-    values |= changes
     values = {name: value for name, value in values.items() if name in options and value != ()}
     found = resolve(
         TrainConfig,
-        {},
+        changes,
         environ={},
         toml={name: value for name, value in values.items() if value != []},
         toml_name=f"checkpoint {checkpoint.folder.name}",
@@ -128,7 +127,7 @@ def _by_step(paths: RunPaths, found: list[Checkpoint], step: int) -> Checkpoint:
         except CheckpointError as exc:
             raise CheckpointError(f"checkpoint {str(folder)!r} is damaged: {exc}") from exc
     steps = ", ".join(str(c.step) for c in reversed(found))
-    raise ConfigError(f"there is no checkpoint of --step {step}; there are: {steps}")
+    raise ConfigError(f"there is no checkpoint of step {step}; there are: {steps}")
 
 
 def _best(found: list[Checkpoint]) -> Checkpoint:
