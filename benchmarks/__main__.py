@@ -21,6 +21,7 @@ ONE_MACHINE = (
     "links",
     "snapshot",
     "protect",
+    "watching",
 )
 NETWORK = (
     "wire",
@@ -39,7 +40,7 @@ NETWORK = (
     "slurm",
 )
 """These make hosts of network namespaces, as root."""
-FAULTS = ("recovery", "chaos", "alarms", "why")
+FAULTS = ("recovery", "chaos", "alarms", "why", "trackers")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 ALL = (*ONE_MACHINE, *NETWORK, "summary")
 NAMES = (*ALL, *FAULTS)
@@ -90,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery: faults; why: causes, or quiet; in_flight, replay: models whose name has it",
+        help="recovery: faults; trackers: names; why: causes, or quiet; in_flight, replay: models "
+        "whose name has it",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

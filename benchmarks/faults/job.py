@@ -150,7 +150,7 @@ class Job:
                 FOLDER_VARIABLE: str(self.faults.root),
                 NODE_VARIABLE: name,
                 "OMP_NUM_THREADS": "1",
-                "PYTHONPATH": str(ROOT),
+                "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
             }
         )
         with self._log.open("ab") as log:

@@ -37,6 +37,7 @@ def follow(
     is_over: Callable[[float], bool],
     say: Callable[[str], None],
     limit_s: float = LONGEST_END_S,
+    is_all: bool = False,
 ) -> bool:
     """Tells a tracker the history until it is over.
 
@@ -46,6 +47,7 @@ def follow(
         is_over: waits so many seconds at most; whether nothing more will come.
         say: shows a line to the user.
         limit_s: for what is left then.
+        is_all: see `Follower`.
 
     Returns:
         Whether the tracker has everything.
@@ -58,7 +60,7 @@ def follow(
     while True:
         try:
             if follower is None and lock.taken():
-                follower = Follower(paths, name, opener_of(name))
+                follower = Follower(paths, name, opener_of(name), is_all=is_all)
             is_idle = follower is None or not follower.step()
             if has_warned and follower is not None:
                 say(f"tracker {name}: answers again")

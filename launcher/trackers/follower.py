@@ -22,7 +22,7 @@ from bundlerun.launcher.run_folder.history import read_last_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.trackers.interface import Ending, Row, Tracker, TrackerRun
 from bundlerun.launcher.trackers.journal import Batch, Journal, digest_of
-from bundlerun.launcher.trackers.rows import rows_from, rows_with_places
+from bundlerun.launcher.trackers.rows import rows_from, rows_with_places, up_to_kept
 
 _BLOCK_BYTES = 256 << 10
 """Of the history at a time: about a thousand rows."""
@@ -36,12 +36,22 @@ class Follower:
         paths: of the run.
         name: of the tracker.
         opener: opens a run of the tracker.
+        is_all: tells also what a death may take back of a tracker that cannot take back.
     """
 
-    def __init__(self, paths: RunPaths, name: str, opener: Callable[[TrackerRun], Tracker]) -> None:
+    def __init__(
+        self,
+        paths: RunPaths,
+        name: str,
+        opener: Callable[[TrackerRun], Tracker],
+        *,
+        is_all: bool = False,
+    ) -> None:
         self._paths = paths
         self._name = name
         self._opener = opener
+        # Without snapshots nothing says what stays.
+        self._is_all = is_all or _config(paths).get("snapshot") != "on"
         self._journal = Journal(paths.tracker_journal(name))
         self._tracker: Tracker | None = None
 
@@ -73,7 +83,7 @@ class Follower:
             self._take_back(tracker, first_wrong)
             return True
         begin = self._journal.end
-        data, rows = self._next(begin)
+        data, rows = self._next(begin, is_all=tracker.can_take_back or self._is_all)
         if not rows:
             return False
         self._journal.intend(Batch.of(begin, data, rows))
@@ -150,10 +160,11 @@ class Follower:
         """Steps are done again: takes out what was told of them, or begins a new run."""
         journal = self._journal
         step = min(batch.step for batch in journal.batches[wrong:])
-        if not tracker.take_back(step):
+        if not tracker.can_take_back:
             self._close("replaced")
             journal.begin(journal.run, journal.part + 1)
             return
+        tracker.take_back(step)
         # Rows that carry the same step may be in batches before: they are told again, too.
         kept = sum(1 for _ in takewhile(lambda b: b.high < step, journal.batches[:wrong]))
         cut = self._up_to(journal.batches[kept], step) if kept < wrong else None
@@ -174,7 +185,7 @@ class Follower:
             file.seek(batch.begin)
             return file.read(batch.end - batch.begin)
 
-    def _next(self, begin: int) -> tuple[bytes, list[Row]]:
+    def _next(self, begin: int, *, is_all: bool) -> tuple[bytes, list[Row]]:
         """Whole lines from there on, with a row at least if there is one yet."""
         data, lines, rows = b"", b"", list[Row]()
         with self._paths.metrics.open("rb") as file:
@@ -182,6 +193,7 @@ class Follower:
             while not rows and (more := file.read(_BLOCK_BYTES)):
                 data += more
                 lines = data[: data.rfind(b"\n") + 1]
+                lines = lines if is_all else up_to_kept(lines)
                 rows = rows_from(lines, self._journal.num_rows)
         return lines, rows
 

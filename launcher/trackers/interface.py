@@ -59,7 +59,10 @@ class Tracker(Protocol):
     """One open run of a tracker. Any method may raise; then the run is opened again later."""
 
     keeps_told: bool
-    """What `tell` has returned from is there whatever dies next."""
+    """What `tell` has returned from is there whatever process dies next."""
+    can_take_back: bool
+    """It has `take_back`. Else it is told a step only when a snapshot has it, and a new run of it
+    is told the whole history where steps are done again nevertheless."""
 
     def lacking(self, rows: Sequence[Row]) -> Sequence[Row]:
         """What the tracker does not have of rows that it may have: a death left that open.
@@ -70,12 +73,8 @@ class Tracker(Protocol):
     def tell(self, rows: Sequence[Row]) -> None:
         """Adds rows, in order, that it does not have."""
 
-    def take_back(self, step: int) -> bool:
-        """Takes out, or hides, all rows of steps from `step` on: they are done again.
-
-        Returns:
-            False where the tracker cannot; then a new run of it is told the whole history.
-        """
+    def take_back(self, step: int) -> None:
+        """Takes out, or hides, all rows of steps from `step` on: they are done again."""
 
     def close(self, ending: Ending) -> None:
         """Returns when everything told is kept."""

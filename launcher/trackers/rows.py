@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from bundlerun.launcher.run_folder import history
 from bundlerun.launcher.trackers.interface import Row
 
+KEPT = "kept"
+"""Of a step's line: a snapshot has it, and all before it."""
 _KINDS = ("step", "epoch", "eval")
 _NOT_FINITE = {"nan": float("nan"), "inf": float("inf"), "-inf": float("-inf")}
 """How JSON says them, see `plain` of the writer."""
@@ -30,11 +32,24 @@ def rows_with_places(data: bytes, first: int = 0) -> Iterator[tuple[int, Row]]:
         kind, step = values.pop("kind", None), values.pop("step", None)
         time = values.pop("time", 0.0)
         if kind in _KINDS and isinstance(step, int):
+            values.pop(KEPT, None)
             scalars = dict(_numbers(kind, values))
             if scalars:
                 yield place, Row(number=first, step=step, time=float(time), scalars=scalars)
                 first += 1
         place += len(line)
+
+
+def up_to_kept(data: bytes) -> bytes:
+    """The lines up to the last one after which no death takes back what is before it."""
+    end = 0
+    place = 0
+    for line in data.splitlines(keepends=True):
+        place += len(line)
+        row = history.row_of(line)
+        if row.get(KEPT) or row.get("kind") in ("stop", "end"):
+            end = place
+    return data[:end]
 
 
 def _numbers(prefix: str, values: Mapping[str, object]) -> Iterator[tuple[str, float]]:

@@ -31,6 +31,7 @@ class TensorBoardFiles:
     """
 
     keeps_told = True
+    can_take_back = True
 
     def __init__(self, run: TrackerRun) -> None:
         self._folder = run.folder
@@ -65,13 +66,12 @@ class TensorBoardFiles:
             self._write(Event(wall_time=row.time, step=row.step, summary=Summary(value=values)))
         self._sync()
 
-    def take_back(self, step: int) -> bool:
+    def take_back(self, step: int) -> None:
         """See `Tracker`."""
         # What a SummaryWriter writes for `purge_step`.
         mark = SessionLog(status=SessionLog.START)
         self._write(Event(wall_time=time.time(), step=step, session_log=mark))
         self._sync()
-        return True
 
     def close(self, ending: Ending) -> None:
         """See `Tracker`."""

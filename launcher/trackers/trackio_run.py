@@ -23,6 +23,7 @@ class TrackioRun:
     """
 
     keeps_told = True
+    can_take_back = False
 
     def __init__(self, run: TrackerRun) -> None:
         self._run = run
@@ -45,9 +46,9 @@ class TrackioRun:
             config=dict(self._run.config) if rows[0].number == 0 else None,
         )
 
-    def take_back(self, step: int) -> bool:
+    def take_back(self, step: int) -> None:
         """See `Tracker`."""
-        return False
+        raise NotImplementedError
 
     def close(self, ending: Ending) -> None:
         """See `Tracker`."""

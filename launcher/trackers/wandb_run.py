@@ -31,6 +31,7 @@ class WandbRun:
         Exception: W&B does not answer, or there is no key for it.
     """
 
+    can_take_back = False
     keeps_told = False  # a process of W&B writes them some time later
 
     def __init__(self, run: TrackerRun) -> None:
@@ -66,9 +67,9 @@ class WandbRun:
             values = {**row.scalars, "global_step": row.step, "_timestamp": row.time}
             self._run.log(values, step=row.number, commit=True)
 
-    def take_back(self, step: int) -> bool:
+    def take_back(self, step: int) -> None:
         """See `Tracker`."""
-        return False
+        raise NotImplementedError
 
     def close(self, ending: Ending) -> None:
         """See `Tracker`."""

@@ -21,6 +21,7 @@ from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.outcome import Outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.trackers.rows import KEPT
 from bundlerun.launcher.trackers.started import StartedTrackers
 from bundlerun.launcher.why.pace import pace_of
 from bundlerun.launcher.why.pace_words import pace_text
@@ -200,7 +201,7 @@ class Reporter:
         """
         self._finished = row
         # A death before the snapshot is complete on all ranks (I8) would undo the step.
-        self._writer.hold("step", **row)
+        self._writer.hold("step", **row, **({KEPT: True} if is_kept else {}))
         if not is_kept:
             self.all_finished()
 

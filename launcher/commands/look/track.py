@@ -38,6 +38,6 @@ def _told(paths: RunPaths, name: str, timeout_s: float) -> bool:
     def say(text: str) -> None:
         print(text, file=sys.stderr)
 
-    has_all = follow(paths, name, is_over=wait, say=say, limit_s=timeout_s)
+    has_all = follow(paths, name, is_over=wait, say=say, limit_s=timeout_s, is_all=True)
     print(f"{name}: " + ("has the whole history" if has_all else "does not have everything"))
     return has_all

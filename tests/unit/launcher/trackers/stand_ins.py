@@ -46,6 +46,7 @@ class StandIn:
         self._lines = store.lines[key]
         self._key = key
         self.keeps_told = not store.is_late
+        self.can_take_back = store.can_take_back
 
     def lacking(self, rows: Sequence[Row]) -> list[Row]:
         if self._store.is_late:
@@ -69,10 +70,9 @@ class StandIn:
         lines, self._store.late = self._store.late, []
         self._lines += lines
 
-    def take_back(self, step: int) -> bool:
-        if self._store.can_take_back:
-            self._lines[:] = [line for line in self._lines if line[1] < step]
-        return self._store.can_take_back
+    def take_back(self, step: int) -> None:
+        assert self.can_take_back
+        self._lines[:] = [line for line in self._lines if line[1] < step]
 
     def close(self, ending: Ending) -> None:
         self._flush()

@@ -100,6 +100,30 @@ def test_the_end_of_an_epoch_stays_when_the_step_after_it_is_done_again(
     assert [step for name, step, _ in store.shown() if name == "eval/metrics/top1"] == [5, 10]
 
 
+def test_steps_that_no_snapshot_has_wait_where_they_could_not_be_taken_back(
+    paths: RunPaths, store: Store
+) -> None:
+    with MetricsWriter(paths) as writer:
+        paths.config.write_text('{"snapshot": "on"}')
+        follower = Follower(paths, "t", store.opened)
+        for step in range(7):
+            writer.write("step", step=step, loss=0.5, **({"kept": True} if step == 3 else {}))
+        while follower.step():
+            pass
+        assert follower.num_told == (7 if store.can_take_back else 4)
+        follower.close()
+        # A death: the snapshot of step 3 is all there is.
+        writer.forget(4, with_ends=False)
+        for step in range(4, 6):
+            writer.write("step", step=step, loss=0.5)
+    follower = Follower(paths, "t", store.opened, is_all=True)
+    while follower.step():
+        pass
+    follower.close()
+    assert store.shown() == expected(paths)
+    assert store.replaced == []
+
+
 def test_numbers_that_are_not_finite_are_told(paths: RunPaths) -> None:
     store = Store(can_take_back=True)
     with MetricsWriter(paths) as writer:

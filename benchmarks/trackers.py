@@ -1,0 +1,67 @@
+"""Faults of all kinds into a run that is told to trackers; each must have each step once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from benchmarks.chaos import SLOTS, say
+from benchmarks.faults.chaos import Chaos
+from benchmarks.faults.job import Job, loopback_nodes, opened
+from benchmarks.faults.plan import plan_blows
+from benchmarks.faults.tracked import SHOWN, wrong_in
+from benchmarks.results.record import ROOT, Options, print_table
+from bundlerun.launcher.run_folder.paths import RunPaths
+
+CLAIM = "whatever dies, each tracker has each step of the history exactly once"
+FAULTS = 200
+_LONGEST_S = 120.0
+
+
+def skip_reason() -> str:
+    """Why it cannot run here; empty: it can."""
+    return "" if any(map(find_spec, SHOWN)) else "no tracker is installed"
+
+
+def run(options: Options) -> None:
+    """Hits a run of three nodes for each tracker that is installed.
+
+    Raises:
+        RuntimeError: a tracker has not each step once; the folder of the run is kept.
+    """
+    count = options.faults or FAULTS
+    rows: list[tuple[str, int, int]] = []
+    for name in filter(options.wants, filter(find_spec, SHOWN)):
+        folder = Path(tempfile.mkdtemp(prefix="bundlerun-trackers-"))
+        wrong, steps = _wrong(name, folder, options.seed, count)
+        if wrong:
+            raise RuntimeError("\n".join([*wrong, f"what it left: {folder}"]))
+        shutil.rmtree(folder)
+        rows.append((name, count, steps))
+    print_table(["tracker", "faults", "steps, each there once"], rows)
+    told: dict[str, object] = {
+        name: {"faults": faults, "steps": steps} for name, faults, steps in rows
+    }
+    options.record("trackers", {"seed": options.seed, "load": os.getloadavg(), **told})
+
+
+def _wrong(name: str, folder: Path, seed: int, count: int) -> tuple[list[str], int]:
+    """What the tracker has not as it should, and how many steps the run has."""
+    # For this process, too, which asks it.
+    own = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
+    os.environ.update({**own, "WANDB__DISABLE_STATS": "true"})
+    job = Job(folder, loopback_nodes(SLOTS), options={"tracker": name})
+    paths = RunPaths(job.run_dir)
+    with opened(job):
+        job.wait_for_ranks(sum(SLOTS), _LONGEST_S)
+        Chaos(job, say).run(plan_blows(seed, count, SLOTS, has_links=False))
+        job.drain(_LONGEST_S)
+    # What the last process of the tracker had no time for.
+    rest = [sys.executable, "-m", "bundlerun", "track", str(paths.root), "--tracker", name]
+    subprocess.run(rest, cwd=ROOT, check=True, timeout=600)
+    return wrong_in(name, paths), job.tail.finished
