@@ -15,12 +15,15 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 MODULE = "bundlerun.launcher.report.keep"
 _LONGEST_S = 300.0
 _LAST_S = 20.0
 """How long the end of a run may wait for the last one."""
+_LAST_STOPPED_S = 3.0
+"""The same where it was told to stop: who has said so may be in a hurry."""
 _MOST_WORK = 0.01
 """Share of its time that making reports may take."""
 
@@ -124,4 +127,6 @@ class _Keeper(threading.Thread):
         self._is_over.set()
         self.join(_LAST_S)
         if self._has_made and self._claim.is_own and self._has_changed():
-            self._make(_LAST_S, is_last=True)
+            outcome = read_outcome(self._paths)
+            is_over = outcome is not None and outcome.state in ("done", "failed")
+            self._make(_LAST_S if is_over else _LAST_STOPPED_S, is_last=True)

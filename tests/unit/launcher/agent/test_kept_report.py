@@ -10,6 +10,7 @@ import pytest
 from bundlerun.launcher.agent import kept_report as module
 from bundlerun.launcher.agent.kept_report import kept_report, report_command
 from bundlerun.launcher.agreement.claim import Claim
+from bundlerun.launcher.run_folder.outcome import Outcome, write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.waiting import wait_until
 
@@ -37,7 +38,7 @@ def test_it_is_made_as_the_run_goes_on_and_once_more_at_its_end(tmp_path: Path) 
         # Without a new line there is no new report.
         paths.metrics.write_text("{}\n{}\n")
         wait_until(lambda: paths.report.read_text() == "one,one,")
-        paths.outcome.write_text("{}")
+        write_outcome(paths, Outcome(state="done", exit_code=0, reason="all", step=2))
     # The thread may have come to the outcome before the end did.
     assert paths.report.read_text() in ("one,one,last", "one,one,one,")
 

@@ -169,6 +169,14 @@ def test_figures_are_written_as_png_too(made: Made) -> None:
     assert all(path.read_bytes()[:4] == b"\x89PNG" for path in made.png.glob("*.png"))
 
 
+@pytest.mark.slow
+def test_a_run_of_many_steps_makes_a_small_page(tmp_path: Path) -> None:
+    """And in processor time: `pytest --durations=1` says how long the call took."""
+    paths = make_run(tmp_path / "run", num_steps=100_000)
+    assert main(["report", str(paths.root)]) == 0
+    assert paths.report.stat().st_size < 3_000_000
+
+
 def test_what_cannot_be_is_said_in_a_line(
     made: Made,
     tmp_path: Path,
