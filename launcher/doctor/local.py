@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundlerun.launcher.choices import DeviceChoice
-from bundlerun.launcher.doctor.ask_torch import Question
 from bundlerun.launcher.doctor.asked import check_asked, check_gpu_memory
 from bundlerun.launcher.doctor.data import check_data
 from bundlerun.launcher.doctor.devices import check_devices
@@ -16,12 +15,13 @@ from bundlerun.launcher.doctor.findings import Finding
 from bundlerun.launcher.doctor.folder import check_folder
 from bundlerun.launcher.doctor.machine import check_machine
 from bundlerun.launcher.doctor.network import check_network
-from bundlerun.launcher.doctor.read_data import DECODER, is_read, read_data
-from bundlerun.launcher.doctor.read_devices import read_devices
-from bundlerun.launcher.doctor.read_folder import try_folder
-from bundlerun.launcher.doctor.read_machine import read_machine
-from bundlerun.launcher.doctor.read_network import read_network
-from bundlerun.launcher.doctor.read_versions import read_versions
+from bundlerun.launcher.doctor.read.ask_torch import Question
+from bundlerun.launcher.doctor.read.data import DECODER, is_read, read_data
+from bundlerun.launcher.doctor.read.devices import read_devices
+from bundlerun.launcher.doctor.read.folder import try_folder
+from bundlerun.launcher.doctor.read.machine import read_machine
+from bundlerun.launcher.doctor.read.network import read_network
+from bundlerun.launcher.doctor.read.versions import read_versions
 from bundlerun.launcher.doctor.versions import check_versions
 
 

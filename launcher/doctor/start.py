@@ -13,8 +13,8 @@ from bundlerun.launcher.doctor.machine import (
     check_tasks,
     check_temporary,
 )
-from bundlerun.launcher.doctor.read_machine import read_machine
-from bundlerun.launcher.doctor.read_versions import read_versions
+from bundlerun.launcher.doctor.read.machine import read_machine
+from bundlerun.launcher.doctor.read.versions import read_versions
 from bundlerun.launcher.doctor.versions import VersionFacts, check_versions
 from bundlerun.launcher.errors import NodeError
 

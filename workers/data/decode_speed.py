@@ -1,8 +1,8 @@
 """`python -m bundlerun.workers.data.decode_speed`: how many images one core makes of files.
 
-`bundlerun doctor` starts it. First it prints what torch finds (`launcher.doctor.ask_torch`). Then
-it reads JSON lists of paths, a line each, and prints for each a JSON object: images, seconds of the
-processor, and why not. Each image is decoded, and cut and resized as in training.
+`bundlerun doctor` starts it. First it prints what torch finds (`launcher.doctor.read.ask_torch`).
+Then it reads JSON lists of paths, a line each, and prints for each a JSON object: images, seconds
+of the processor, and why not. Each image is decoded, and cut and resized as in training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bundlerun.launcher.doctor.ask_torch import print_answer
+from bundlerun.launcher.doctor.read.ask_torch import print_answer
 from bundlerun.workers.data.image_folder import image_of, readable
 from bundlerun.workers.data.views import RandomView
 from bundlerun.workers.recipe import UnreadableSample

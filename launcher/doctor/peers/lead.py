@@ -1,20 +1,20 @@
-"""The first node's part: it finds the others, has them measure, and makes the findings of all."""
+"""The first node's part: it has the others measure, and makes the findings of all."""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from bundlerun.launcher.agreement.agreed import DATA, differences
 from bundlerun.launcher.doctor.findings import Finding, error, warning
 from bundlerun.launcher.doctor.folder import SharedFacts, check_shared
+from bundlerun.launcher.doctor.peers.arrivals import ORDER_S, Arrivals, Peer
 from bundlerun.launcher.doctor.peers.links import (
     Measured,
     Pair,
@@ -26,13 +26,11 @@ from bundlerun.launcher.doctor.peers.links import (
 )
 from bundlerun.launcher.doctor.peers.measure import STALL_S
 from bundlerun.launcher.doctor.peers.member import FINDINGS_S, SEE_S, Member
-from bundlerun.launcher.doctor.peers.wire import Link, Reach, Unreached, Words, connect
-from bundlerun.launcher.doctor.read_folder import trial
-from bundlerun.launcher.options.endpoints import Endpoint, text_of_endpoints
+from bundlerun.launcher.doctor.peers.wire import Reach, Unreached, Words
+from bundlerun.launcher.doctor.read.folder import trial
+from bundlerun.launcher.options.endpoints import Endpoint
 
-ORDER_S = 10.0
 MEASURE_S = 30.0
-_POLL_S = 0.2
 _NUM_CLOCKS = 5
 _AGAIN = 2
 """Times that a slow link is measured again: the best of all counts."""
@@ -62,37 +60,6 @@ class Together:
         return [*(each for node in self.nodes for each in node.findings), *self.between]
 
 
-class Peer(Protocol):
-    """A node that answers orders."""
-
-    def ask(self, order: Words, limit_s: float) -> dict[str, Any]:
-        """Raises Unreached where it is gone."""
-
-
-class Remote:
-    """Another node."""
-
-    def __init__(self, link: Link, hello: Words) -> None:
-        self._link, self.hello = link, hello
-
-    def ask(self, order: Words, limit_s: float) -> dict[str, Any]:
-        """See `Peer`."""
-        self._link.send(order)
-        return self._link.read(limit_s)
-
-
-class Here:
-    """The lead itself, as one of the nodes."""
-
-    def __init__(self, member: Member) -> None:
-        self._member, self.hello = member, member.hello
-
-    def ask(self, order: Words, limit_s: float) -> dict[str, Any]:
-        """See `Peer`."""
-        del limit_s
-        return self._member.answer(order)
-
-
 class Lead:
     """Leads an examination.
 
@@ -103,71 +70,17 @@ class Lead:
     """
 
     def __init__(self, member: Member, wait_s: float, run_dir: Path | None) -> None:
-        self._member, self._wait_s, self._run_dir = member, wait_s, run_dir
-        self._peers: dict[int, Peer] = {}
-        self._lock = threading.Lock()
-        self._is_over = threading.Event()
-        self._last: dict[int, Reach] = {}
-        self._odd: list[str] = []
-
-    # ------------------------------------------------------------------ who is there
-
-    def take(self, link: Link, hello: Words) -> None:
-        """A node that has come by itself; returns when all is over."""
-        if self._let_in(link, hello):
-            self._is_over.wait()
-
-    def _let_in(self, link: Link, hello: Words) -> bool:
-        index = hello.get("index")
-        if not isinstance(index, int) or not 0 < index < len(self._member.peers):
-            return False
-        if hello.get("count") != len(self._member.peers):
-            self._odd.append(f"node {index + 1} of the list has a list of {hello.get('count')}")
-            return False
-        with self._lock:
-            is_new = index not in self._peers
-            if is_new:
-                self._peers[index] = remote = Remote(link, hello)
-        if is_new:
-            # So that it knows: it has been found, and waits for the others, too.
-            with suppress(Unreached):
-                remote.ask({"order": "welcome"}, ORDER_S)
-        return is_new
-
-    def _fetch(self, index: int, peer: Endpoint) -> None:
-        """Goes to a node, as packets may pass in one direction only."""
-        while not self._is_over.is_set() and index not in self._peers:
-            try:
-                link = connect(peer.host, peer.port, self._member.secret, limit_s=2.0)
-                link.send({"hello": "lead"})
-                if not self._let_in(link, link.read(ORDER_S)):
-                    link.close()
-                return
-            except Unreached as exc:
-                self._last[index] = exc.reach
-            if self._member.door is not None:
-                self._member.door.call(0, peer.host, peer.port)
-            self._is_over.wait(_POLL_S)
-
-    def meet(self) -> None:
-        """Waits until all are there, or for as long as they may take."""
-        self._peers[0] = Here(self._member)
-        deadline = time.monotonic() + self._wait_s
-        for index, peer in enumerate(self._member.peers):
-            if index and peer is not None:
-                threading.Thread(target=self._fetch, args=(index, peer), daemon=True).start()
-        while len(self._peers) < len(self._member.peers) and time.monotonic() < deadline:
-            time.sleep(_POLL_S / 4)
+        self._member, self._run_dir = member, run_dir
+        self.arrivals = Arrivals(member, wait_s)
 
     # ------------------------------------------------------------------ the examination
 
     def examine(self) -> Together:
         """All that is to be found; the nodes that are there have been met."""
-        with self._lock:
-            there = dict(sorted(self._peers.items()))
-        between = [*self._missing(there), *self._lists()]
+        there = self.arrivals.there
+        between = [*self.arrivals.missing(there), *self.arrivals.unlike_lists()]
         reports = self._ask_all(there, {"order": "findings"}, FINDINGS_S)
-        between += [self._gone(index) for index in there if not reports[index]]
+        between += [self.arrivals.gone(index) for index in there if not reports[index]]
         there = {index: peer for index, peer in there.items() if reports[index]}
         names = _names({index: str(reports[index].get("name", "")) for index in there})
         nodes = [self._node(index, names, reports[index]) for index in there]
@@ -184,10 +97,8 @@ class Lead:
 
     def end(self, verdict: Words) -> None:
         """Tells all nodes, and lets them go."""
-        with self._lock:
-            there = dict(self._peers)
-        self._ask_all(there, {"order": "done", **verdict}, ORDER_S)
-        self._is_over.set()
+        self._ask_all(self.arrivals.there, {"order": "done", **verdict}, ORDER_S)
+        self.arrivals.is_over.set()
 
     def _ask_all(
         self, there: Mapping[int, Peer], order: Words, limit_s: float
@@ -201,32 +112,6 @@ class Lead:
 
         with ThreadPoolExecutor(max_workers=max(1, len(there))) as pool:
             return dict(zip(there, pool.map(ask, there.values()), strict=True))
-
-    def _missing(self, there: Iterable[int]) -> Iterable[Finding]:
-        heard = self._member.door.heard if self._member.door is not None else frozenset()
-        for index, peer in enumerate(self._member.peers):
-            if index in there:
-                continue
-            subject = f"node {index + 1}"
-            if peer is None:
-                yield error(subject, "its name stands for no address here", "give its address")
-            elif index in heard:
-                text = f"{peer} did not come: its packets arrive here, and ours do not arrive there"
-                yield error(subject, text, "let packets of this node in at its firewall")
-            else:
-                why = self._last.get(index, Reach.DROPPED)
-                text = f"{peer} did not come within {self._wait_s:g} s ({why})"
-                mend = "start bundlerun doctor there with the same --peers; open its port"
-                yield error(subject, text, mend)
-
-    def _gone(self, index: int) -> Finding:
-        text = f"{self._member.peers[index]} came, and went away while it was examined"
-        return error(f"node {index + 1}", text, "see what it says there, and its memory")
-
-    def _lists(self) -> Iterable[Finding]:
-        for text in sorted(set(self._odd)):
-            wanted = text_of_endpoints(p for p in self._member.peers if p is not None)
-            yield error("--peers", text, f"give all nodes the same: {wanted}")
 
     def _node(self, index: int, names: Mapping[int, str], report: Words) -> NodeReport:
         found: list[Finding] = []
@@ -257,7 +142,7 @@ class Lead:
     ) -> dict[Pair, Measured]:
         def one(pair: Pair) -> Measured:
             source, target = pair
-            hello: Words = getattr(there[target], "hello", {})
+            hello: Words = there[target].hello
             order = {
                 "order": "measure", "to": target, "seconds": seconds,
                 "free_port": int(hello.get("free_port", 0)),

@@ -19,7 +19,7 @@ from bundlerun.launcher.doctor.findings import Finding
 from bundlerun.launcher.doctor.peers.door import Door
 from bundlerun.launcher.doctor.peers.measure import measure
 from bundlerun.launcher.doctor.peers.wire import Link, Reach, Secret, Unreached, Words, connect
-from bundlerun.launcher.doctor.read_folder import nearest_folder
+from bundlerun.launcher.doctor.read.folder import nearest_folder
 from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.run_folder.files import create_text, write_text
 from bundlerun.launcher.run_folder.paths import trial_folder

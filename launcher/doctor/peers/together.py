@@ -92,7 +92,7 @@ def _serve(member: Member, lead: Lead | None) -> Callable[[Link, Words], None]:
     def serve(link: Link, hello: Words) -> None:
         match hello.get("hello"):
             case "node" if lead is not None:
-                lead.take(link, hello)
+                lead.arrivals.take(link, hello)
             case "lead" if lead is None:
                 link.send(member.hello)
                 member.obey(link, ORDERS_S)
@@ -116,7 +116,7 @@ def _as_lead(
 ) -> Outcome:
     num = len(member.peers) - 1
     say(f"waiting up to {group.wait_s:g} s for {num} more: bundlerun doctor --peers ... on each")
-    meeting = threading.Thread(target=lead.meet, daemon=True)
+    meeting = threading.Thread(target=lead.arrivals.meet, daemon=True)
     meeting.start()
     own = _own_findings(group, member, wanted, environ)
     meeting.join()

@@ -9,7 +9,7 @@ import pytest
 
 from bundlerun.launcher.doctor.findings import Level
 from bundlerun.launcher.doctor.machine import GIB, MachineFacts, check_machine, size
-from bundlerun.launcher.doctor.read_machine import _group_memory, _tasks_left, read_machine
+from bundlerun.launcher.doctor.read.machine import _group_memory, _tasks_left, read_machine
 
 GOOD = MachineFacts(
     cores=(8, 8),

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.launcher.doctor.ask_torch import Question
 from bundlerun.launcher.doctor.data import DataFacts, check_data
 from bundlerun.launcher.doctor.findings import Level
 from bundlerun.launcher.doctor.folder import FolderFacts, SharedFacts, check_folder, check_shared
 from bundlerun.launcher.doctor.machine import GIB
 from bundlerun.launcher.doctor.network import Card, NetworkFacts, check_network
-from bundlerun.launcher.doctor.read_data import is_read, read_data, some_files
-from bundlerun.launcher.doctor.read_folder import OLD_S, nearest_folder, trial, try_folder
-from bundlerun.launcher.doctor.read_network import read_network
+from bundlerun.launcher.doctor.read.ask_torch import Question
+from bundlerun.launcher.doctor.read.data import is_read, read_data, some_files
+from bundlerun.launcher.doctor.read.folder import OLD_S, nearest_folder, trial, try_folder
+from bundlerun.launcher.doctor.read.network import read_network
 
 NOBODY: Question = None  # type: ignore[assignment] # where no image is to be decoded
 LOOPBACK = Card(name="lo", addresses=("127.0.0.1",), mtu=65536)

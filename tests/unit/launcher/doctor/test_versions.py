@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.doctor.findings import Level
-from bundlerun.launcher.doctor.read_versions import driver_version, values_of_module
+from bundlerun.launcher.doctor.read.versions import driver_version, values_of_module
 from bundlerun.launcher.doctor.versions import VersionFacts, check_versions, meets
 
 GOOD = VersionFacts(

@@ -1,4 +1,6 @@
-"""`python -m bundlerun.launcher.doctor.ask_torch`: what torch finds, as JSON; never in our process.
+"""What torch finds, as JSON, in a process of its own.
+
+    python -m bundlerun.launcher.doctor.read.ask_torch
 
 An import that crashes, or a driver that hangs, ends that process only.
 """

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from bundlerun.launcher.doctor.ask_torch import NoAnswer, Question
 from bundlerun.launcher.doctor.data import DataFacts
-from bundlerun.launcher.doctor.read_folder import kind_of
+from bundlerun.launcher.doctor.read.ask_torch import NoAnswer, Question
+from bundlerun.launcher.doctor.read.folder import kind_of
 from bundlerun.launcher.layout.hardware import read_cpus
 from bundlerun.launcher.preflight import SYNTHETIC, data_path
 
