@@ -5,13 +5,13 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 EXTRAS := demo,tensorboard,fast,bench,timm,hf,lora,text,parquet,completion,dev
-SCRIPTS = .ci/run $(shell find slurm -name '*.sbatch' -o -name '*.sh')
+SCRIPTS = .ci/run $(shell find slurm tests -name '*.sbatch' -o -name '*.sh')
 
 # Ranks bring their own threads; tests and benchmarks run many ranks on few cores.
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-signals sweep sweep-replay balance test-all lint type format bench gpu chaos venv clean
+.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-torch test-package test-deploy test-signals sweep sweep-replay balance test-all lint type format bench gpu chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -38,6 +38,15 @@ test-launchers: $(READY) ## torchrun, mpirun, accelerate, deepspeed, Ray and oth
 test-cpu-torch: ## on a torch without NCCL, in an environment that is thrown away
 	tests/cpu_torch.sh $(ARGS)
 
+test-torch: ## on another torch, in an environment that is thrown away; VERSION=2.11.0 ARGS=tests/unit
+	VERSION=$(VERSION) PYTHON=$(PYTHON) tests/torch_version.sh $(ARGS)
+
+test-package: ## sdist and wheel, used without the checkout; PYTHON=python3.13
+	PYTHON=$(PYTHON) tests/package.sh
+
+test-deploy: $(READY) ## examples/deploy against the schemas and programs that read them: some minutes
+	tests/deploy.sh $(ARGS)
+
 sweep: $(READY) ## every torchvision model and one of each timm family against plain torch: half an hour
 	$(RUN) -m pip install --quiet -e '.[sweep]'
 	$(RUN) -m tests.sweep_models $(ARGS)
@@ -52,6 +61,10 @@ balance: $(READY) ## how equally the same models can be cut in two: some minutes
 
 test-signals: $(READY) ## signals at every moment of a run, to every process: about 5 minutes
 	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/e2e/test_signals.py tests/e2e/test_torchrun.py $(ARGS)
+
+docs: $(READY) ## the documentation as a site, in build/site; a warning is an error
+	$(RUN) -m pip install --quiet -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 
 test-all: test lint type ## what CI runs
 

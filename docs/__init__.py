@@ -1,0 +1,1 @@
+"""The documentation: pages in Markdown, and what makes more of the source (`docs.generate`)."""
