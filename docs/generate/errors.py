@@ -8,7 +8,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 
 from bundlerun.launcher import errors as kinds
-from docs.generate.messages import BASE, Message, error_classes, messages, sources
+from docs.generate.messages import BASE, Message, all_messages, error_classes, sources
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ AREAS = {
         "Run folders, checkpoints, resuming",
         "Who has a folder, what is in it, and whether a run can go on with it.",
         ("launcher/run_folder", "launcher/agreement", "workers/state", "workers/snapshot",
-         "workers/run", "workers/optim/optimizer_state", "launcher/commands/export",
-         "launcher/commands/status", "launcher/commands/drain", "launcher/commands/run_folder"),
+         "workers/run", "workers/optim/optimizer_state", "launcher/commands/drain",
+         "launcher/commands/run_folder"),
     ),
     "model": Area(
         "Models, cuts and weights",
@@ -61,6 +61,11 @@ AREAS = {
         "What is read, and what a recipe makes of it.",
         ("workers/data", "workers/recipes", "workers/recipe", "workers/report/evidence",
          "workers/pipeline/loss"),
+    ),
+    "look": Area(
+        "Watching, reports, trackers, using a model",
+        "What looks at runs and machines, and what else the launcher does.",
+        ("launcher", "launcher/commands/look", "launcher/commands/use"),
     ),
     "training": Area(
         "While it trains, and in loops of your own",
@@ -93,7 +98,7 @@ _BARE = re.compile(r"(error: )?<[^>]*>\n?")
 
 def shown_messages() -> list[Message]:
     """All that say something of themselves; others pass on what is listed elsewhere."""
-    return [each for each in messages() if each.text and not _BARE.fullmatch(each.text)]
+    return [each for each in all_messages() if each.text and not _BARE.fullmatch(each.text)]
 
 
 def area_of(file: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import product
 from pathlib import Path
 
@@ -53,15 +53,21 @@ def error_classes(trees: dict[str, ast.Module]) -> dict[str, str]:
     return found
 
 
+@cache
 def sources(root: Path = ROOT) -> dict[str, ast.Module]:
     """File -> its tree, for all files of the package."""
     files = [path for room in ROOMS for path in sorted((root / room).rglob("*.py"))]
     return {str(path.relative_to(root)): ast.parse(path.read_text("utf-8")) for path in files}
 
 
-def messages(trees: dict[str, ast.Module] | None = None) -> list[Message]:
-    """All texts, in the order of the files."""
-    trees = sources() if trees is None else trees
+@cache
+def all_messages() -> tuple[Message, ...]:
+    """All texts of the package."""
+    return tuple(messages(sources()))
+
+
+def messages(trees: dict[str, ast.Module]) -> list[Message]:
+    """All texts of files, in their order."""
     known = error_classes(trees)
     found = [
         Message(name, node.lineno, function, error, text)

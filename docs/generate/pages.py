@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import cache
 from pathlib import Path
 
 from docs.generate import errors, reference
@@ -13,6 +14,7 @@ TOP = {"contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 """Pages that lie at the top of the checkout, where people look for them."""
 
 
+@cache
 def generated() -> dict[str, str]:
     """Path below docs/ -> Markdown."""
     top = {page: _moved((ROOT / file).read_text("utf-8")) for page, file in TOP.items()}

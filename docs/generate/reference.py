@@ -14,6 +14,7 @@ from bundlerun.launcher.cli import COMMANDS
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.options.declared import ENV_PREFIX, flag_of, options_of, text_of
+from bundlerun.launcher.options.parser import Parser
 
 SETS = {"training": TrainConfig, "launch": LaunchConfig}
 """Options that several commands have: a page of their own."""
@@ -26,9 +27,8 @@ def pages() -> dict[str, str]:
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of a command, with all its options."""
-    text = COMMANDS[command].text
-    parser = argparse.ArgumentParser(f"bundlerun {command}", description=text, allow_abbrev=False)
-    importlib.import_module(COMMANDS[command].module).add_arguments(parser)
+    parser = Parser(prog=f"bundlerun {command}", description=COMMANDS[command].text)
+    importlib.import_module(COMMANDS[command].parser_module).add_arguments(parser)
     return parser
 
 
@@ -66,7 +66,12 @@ def _option(field: Field[Any]) -> str:
 
 
 def _commands() -> str:
-    lines = ["# Commands", "", "`bundlerun COMMAND --help` tells the same.", ""]
+    lines = [
+        "# Commands",
+        "",
+        "`bundlerun COMMAND --help`, and `--help-all` where there are many options, tell the same.",
+        "",
+    ]
     lines += ["| command | what it does |", "|---|---|"]
     lines += [f"| [`{name}`](#{name}) | {_cell(each.text)} |" for name, each in COMMANDS.items()]
     for name in COMMANDS:

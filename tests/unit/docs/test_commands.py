@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.launcher.cli import COMMANDS, _parser, our_words
+from bundlerun.launcher.cli import COMMANDS, command_parser, our_words
 from bundlerun.launcher.commands.run import read_configs
-from bundlerun.launcher.options.usage import parsed
+from bundlerun.launcher.options.parser import parsed
 from bundlerun.launcher.train_argv import read_train_argv
 from tests.unit.docs.pages import PAGES, ROOT, inline, typed_lines, words_of
 
@@ -37,7 +37,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @cache
 def parser_of(command: str):  # noqa: ANN201
-    return _parser(command)
+    return command_parser(command)
 
 
 def check_bundlerun(words: Sequence[str], environ: dict[str, str]) -> None:
@@ -45,10 +45,10 @@ def check_bundlerun(words: Sequence[str], environ: dict[str, str]) -> None:
     if not words or words[0] in ("--help", "--version", "COMMAND"):
         return
     assert words[0] in COMMANDS, words[0]
-    if len(words) == 1 or words[1] == "--help":
+    if len(words) == 1 or words[1] in ("--help", "--help-all"):
         return
     args = parsed(parser_of(words[0]), our_words(words))
-    if words[0] == "run":
+    if words[0] == "run" and not args.like:
         # Pages leave out what does not matter there.
         args.data = args.data or "DATA"
         read_configs(args, environ)

@@ -16,11 +16,12 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.options.declared import flag_of, options_of
 from docs.generate import errors, reference
-from docs.generate.messages import error_classes, messages, sources
+from docs.generate.messages import all_messages, error_classes, messages, sources
 from tests.unit.docs.pages import ROOT
 
 TREES = sources()
 CLASSES = error_classes(TREES)
+MESSAGES = all_messages()
 PAGES = errors.pages()
 
 
@@ -40,7 +41,7 @@ def test_every_error_that_is_raised_has_a_text_on_a_page() -> None:
         and node.args
     }
     assert len(made) > 400
-    assert made - {(each.file, each.line) for each in messages(TREES)} == set()
+    assert made - {(each.file, each.line) for each in MESSAGES} == set()
 
 
 def test_the_texts_are_in_the_pages_with_code_and_way_on() -> None:
@@ -55,12 +56,12 @@ def test_the_texts_are_in_the_pages_with_code_and_way_on() -> None:
 
 def test_few_texts_are_only_passed_on() -> None:
     """A text that comes out of another one is listed where that is made."""
-    passed_on = [m for m in messages(TREES) if errors._BARE.fullmatch(m.text)]
-    assert len(passed_on) < 0.05 * len(messages(TREES))
+    passed_on = [m for m in MESSAGES if errors._BARE.fullmatch(m.text)]
+    assert len(passed_on) < 0.05 * len(MESSAGES)
 
 
 def test_every_file_with_errors_is_in_an_area() -> None:
-    areas = {errors.area_of(message.file) for message in messages(TREES)}
+    areas = {errors.area_of(message.file) for message in MESSAGES}
     assert areas == set(errors.AREAS)
 
 
@@ -143,5 +144,5 @@ def test_every_command_is_in_the_reference_with_its_arguments() -> None:
 
 
 def test_pages_are_made_without_torch() -> None:
-    code = "import sys, docs.generate.pages as p; p.generated(); sys.exit('torch' in sys.modules)"
+    code = "import sys, docs.generate.reference as r; r.pages(); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from bundlerun.launcher.cli import _parser, our_words
+from bundlerun.launcher.cli import command_parser, our_words
 from bundlerun.launcher.commands.run import read_configs
 from bundlerun.launcher.launch_config import LaunchConfig
 
@@ -30,7 +30,7 @@ def documents(name: str) -> list[dict[str, Any]]:
 def launch_of(words: Sequence[str], environ: dict[str, str] | None = None) -> LaunchConfig:
     """The configuration that a command line `bundlerun run ...` gives."""
     assert words[:2] == ["bundlerun", "run"]
-    args = _parser("run").parse_args(our_words(words[1:]))
+    args = command_parser("run").parse_args(our_words(words[1:]))
     return read_configs(args, environ or {})[1].value
 
 
