@@ -42,11 +42,14 @@ NETWORK = (
 """These make hosts of network namespaces, as root."""
 FAULTS = ("recovery", "chaos", "alarms", "why", "trackers")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
+INPUT = ("errors",)
+"""Named only, as it takes long: what is told where the input is wrong, into docs/errors.md."""
 ALL = (*ONE_MACHINE, *NETWORK, "summary")
-NAMES = (*ALL, *FAULTS)
+NAMES = (*ALL, *FAULTS, *INPUT)
 _ROOMS = {
     **dict.fromkeys(ONE_MACHINE, "benchmarks.machine"),
     **dict.fromkeys(NETWORK, "benchmarks.network"),
+    **dict.fromkeys(INPUT, "benchmarks.errors"),
     "why": "benchmarks.why",
 }
 
@@ -92,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=(),
         metavar="TEXT",
         help="recovery: faults; trackers: names; why: causes, or quiet; in_flight, replay: models "
-        "whose name has it",
+        "whose name has it; errors: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -25,6 +25,8 @@ def check_recipe(recipe: str, tokenizer: str) -> None:
         raise ConfigError(
             f"unknown --recipe {recipe!r}; {nearest(recipe, RECIPES)}, or a path ending in .py"
         )
+    if recipe.endswith(".py") and not Path(recipe).is_file():
+        raise ConfigError(f"--recipe {recipe!r}: no such file")
     if tokenizer and recipe in (OF_TEXT, OF_TEXTS):
         tokenizer_path(tokenizer)
 

@@ -20,7 +20,9 @@ def test_a_recipe_that_does_not_exist_is_refused_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"unknown --recipe 'langage-model'; nearest: language"):
         check_recipe("langage-model", "")
     check_recipe("characters", "")
-    check_recipe("my/own.py", "")
+    with pytest.raises(ConfigError, match=r"--recipe .my/own.py.: no such file"):
+        check_recipe("my/own.py", "")
+    check_recipe(__file__, "")
 
 
 def test_a_tokenizer_that_is_not_there_is_refused_where_a_recipe_reads_it(tmp_path: Path) -> None:
@@ -29,4 +31,4 @@ def test_a_tokenizer_that_is_not_there_is_refused_where_a_recipe_reads_it(tmp_pa
         with pytest.raises(ConfigError, match=r"--tokenizer .*none.json': no such file or folder"):
             check_recipe(recipe, missing)
     # What a recipe of the user's makes of it is not known here.
-    check_recipe("my/own.py", missing)
+    check_recipe(__file__, missing)
