@@ -55,7 +55,7 @@ class Case:
 SHORT = Case(
     name="short steps",
     words=("--image-size=40", "--batch-size=8", "--microbatch-size=1"),
-    turn=10,
+    turn=5,
     pairs=30,
 )
 DEMO = Case(

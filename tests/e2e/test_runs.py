@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import json
 import os
 import signal
@@ -17,6 +19,8 @@ import psutil
 import pytest
 
 from benchmarks.cluster.programs import Program, Starter
+from benchmarks.faults.tracked import wrong_in
+from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.warm import Warm
 
 BIN = Path(sys.executable).parent
@@ -162,11 +166,13 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
                     f"--node-name=node{node}",
                     "--devices=cpu",
                     "--slots=2",
-                    *train_words(run_dir, epochs=60, checkpoint_steps=2, share="equal"),
+                    *train_words(run_dir, epochs=60, checkpoint_steps=2, share="equal", **watched),
                 ],
                 starter,
             )
 
+    has_tensorboard = importlib.util.find_spec("tensorboard") is not None
+    watched = {"profile": 2, "tracker": "tensorboard" if has_tensorboard else ""}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     start_both(whole)
     assert agents.wait() == [0, 0], agents.text()
@@ -192,6 +198,14 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
     losses = {row["step"]: row["loss"] for row in history(killed, "step")}
     wanted = {row["step"]: row["loss"] for row in history(whole, "step")}
     assert losses == wanted, "the same topology must give the same numbers, bit for bit"
+    if has_tensorboard:
+        assert wrong_in("tensorboard", RunPaths(killed)) == []
+    (timeline,) = (whole / "profile").glob("*/timeline.json.gz")
+    events = json.loads(gzip.decompress(timeline.read_bytes()))["traceEvents"]
+    names = {event["args"]["name"] for event in events if event["name"] == "process_name"}
+    assert names == {f"node{n} stage {stage} bundle {n}" for n in range(2) for stage in range(2)}, (
+        names
+    )
 
 
 def test_no_worker_outlives_a_killed_agent(warm_agents: Agents, tmp_path: Path) -> None:
