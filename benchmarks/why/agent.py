@@ -1,4 +1,4 @@
-"""`bundlerun` with places of its own for a cause: where checkpoints and snapshots are written."""
+"""`bundlerun` with places of its own for a cause: where something is written or sent."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from bundlerun.launcher.cli import main
 
 _PLACES = {
     "checkpoint": ("bundlerun.workers.state.checkpoint", "", "write_tensors"),
+    "message": ("bundlerun.workers.pipeline.transports", "GlooSender", "send"),
+    "sum": ("bundlerun.workers.rank.comm", "Group", "send"),
     "snapshot": ("bundlerun.workers.snapshot.slot", "Slot", "seal"),
 }
 
@@ -29,8 +31,9 @@ def _planted(function: Callable[..., Any], place: str) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         # Made anew: the environment of a rank is known once it is one.
-        Plant().pass_by(place)
-        return function(*args, **kwargs)
+        is_dropped = Plant().pass_by(place)
+        # As where nothing waits for it: a list of handles.
+        return [] if is_dropped else function(*args, **kwargs)
 
     return call
 

@@ -182,11 +182,23 @@ CASES = (
         options={"checkpoint-steps": 2},
         told=Told(cause=Cause.CHECKPOINT),
     ),
+    Case(
+        name="stands: a message between stages is lost",
+        plant=_stuck("message", "drop"),
+        slots=(1, 1),
+        told=Told(cause=Cause.LINK),
+    ),
+    Case(
+        name="stands: a message of a sum is lost",
+        plant=_stuck("sum", "drop"),
+        told=Told(cause=Cause.LINK),
+    ),
     Case(name="stands: SIGSTOP", outside="stop", told=Told(event="rank stopped")),
     Case(
         name="stands: a node is cut off",
         outside="cut",
         mbit_per_s=1000,
+        slots=(2, 1, 1),  # of two halves alike, either may be the one that is lost
         told=Told(event="coordinator: lost"),
     ),
 )

@@ -64,12 +64,12 @@ class Plant:
         self._node = os.environ.get(NODE_VARIABLE)
         self._local_rank = int(os.environ.get("LOCAL_RANK", "0"))
 
-    def pass_by(self, place: str, stage: int = ANY) -> None:
-        """Does what is planted at `place`, where it is."""
+    def pass_by(self, place: str, stage: int = ANY) -> bool:
+        """Does what is planted at `place`, where it is; whether what follows is left out."""
         try:
             told: dict[str, Any] = json.loads(self._file.read_text())
         except OSError:
-            return
+            return False
         is_here = (
             told["place"] == place
             and told.get("node") in (None, self._node)
@@ -78,6 +78,7 @@ class Plant:
         )
         if is_here:
             self._do(told["act"], float(told.get("seconds", 0.0)))
+        return is_here and told["act"] == "drop"
 
     def _do(self, act: str, seconds: float) -> None:
         if act == "sleep":

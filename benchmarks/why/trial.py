@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.cluster.hosts import Wire, open_hosts
-from benchmarks.faults.job import PORT, Job, host_nodes, loopback_nodes, opened
+from benchmarks.faults.job import Job, host_nodes, loopback_nodes, opened
 from benchmarks.why import planted
 from benchmarks.why.causes import Case
 from bundlerun.launcher.run_folder.events import name_of, read_events
@@ -95,13 +96,20 @@ def job_of(case: Case, folder: Path, stack: ExitStack, limit_s: float = LIMIT_S)
     return Job(
         folder,
         nodes,
-        port=PORT + 77,
+        port=_free_port(),
         hosts=hosts,
         options=options,
         environ=environ,
         program="benchmarks.why.agent",
         work=WORK,
     )
+
+
+def _free_port() -> int:
+    """One that no other benchmark of this machine keeps."""
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])
 
 
 def _try(case: Case, job: Job, plant: Path) -> Result:
@@ -189,7 +197,7 @@ def _try_hang(case: Case, job: Job, plant: Path) -> Result:
 def _is_story(case: Case, stood: Stood) -> bool:
     told, hang = case.told, stood.hang
     names = {stand.rank: stand.node_name for stand in stood.stands}
-    is_node = case.plant.get("node") in (None, names.get(hang.ranks[0]))
+    is_node = case.plant.get("node") in (None, *(names.get(rank) for rank in hang.ranks))
     is_place = not told.code or (hang.place is not None and hang.place.file == planted.__file__)
     return hang.cause is told.cause and is_node and is_place and hang.in_helper >= told.helper
 
