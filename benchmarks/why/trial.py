@@ -222,6 +222,11 @@ def _strike(case: Case, job: Job, plant: Path) -> None:
 def _hogs(job: Job) -> Iterator[None]:
     """Busy programs on the core that the ranks of node n1 are on; the others have another one."""
     cores = sorted(os.sched_getaffinity(0))
+    for local_rank in range(2):
+        # Before whatever else this machine does, which the other node is not to feel.
+        pid = job.rank_pid("n0", local_rank)
+        with suppress(PermissionError):
+            os.sched_setscheduler(pid, os.SCHED_RR, os.sched_param(1))
     for name, core in (("n0", cores[0]), ("n1", cores[-1])):
         for local_rank in range(2):
             for thread in psutil.Process(job.rank_pid(name, local_rank)).threads():

@@ -132,6 +132,10 @@ _TIMES = 1.5
 _SHARE = 0.10
 """And that much of the time it has to cost: less is noise, and would not pay to mend."""
 _STARVED_SHARE = 0.5
+_CROWDED = 0.15
+"""Share of the time in which peers have no core either, from which on nobody is blamed for it,"""
+_FAR_MORE = 4.0
+"""unless it is so much longer without one."""
 _WIRE_SHARE = 0.5
 """A wait is for a wire that was busy for that much of it."""
 _LEAST_S = 2.0
@@ -264,14 +268,19 @@ def _slow(rank: RankSums, peers: Sequence[RankSums]) -> list[Slow]:
             found.append((why, times, excess))
     waits = rank.run_delay_s / rank.wall_s
     usual_waits = statistics.median(peer.run_delay_s / peer.wall_s for peer in peers)
-    starved = waits - usual_waits
-    return [
-        Slow(
-            rank=rank.rank,
-            # Where that explains most of it.
-            why=SlowBy.PROCESSOR if starved >= _STARVED_SHARE * excess else why,
-            times=round(min(times, 999.0), 2),
-            share=round(excess, 4),
-        )
-        for why, times, excess in found
-    ]
+    is_crowded = usual_waits >= max(_CROWDED, waits / _FAR_MORE)
+    told = []
+    for why, times, excess in found:
+        # Where that explains most of it.
+        is_starved = waits - usual_waits >= _STARVED_SHARE * excess
+        # Where all want a core, who gets less of it is chance, and another one in the next epoch.
+        if not (is_starved and is_crowded):
+            told.append(
+                Slow(
+                    rank=rank.rank,
+                    why=SlowBy.PROCESSOR if is_starved else why,
+                    times=round(min(times, 999.0), 2),
+                    share=round(excess, 4),
+                )
+            )
+    return told

@@ -53,6 +53,8 @@ def pace_text(pace: Pace, ranks: Sequence[RankSums]) -> str:
         parts.append(slow_text(pace.slow, ranks))
     if pace.wire is not None and pace.bound in (Bound.LINK, Bound.EXCHANGE):
         parts.append(wire_text(pace.wire))
+    if pace.starved >= _STARVED:
+        parts.append(f"ranks had no core for {pace.starved:.0%} of the time")
     return "; ".join(parts)
 
 

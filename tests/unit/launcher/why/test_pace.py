@@ -112,6 +112,12 @@ def test_where_all_want_a_core_nobody_is_blamed() -> None:
     pace = pace_of(starved)
     assert pace is not None
     assert pace.slow is None
+    assert "ranks had no core for 72% of the time" in pace_text(pace, starved)
+    # Nor is who had it least.
+    unlucky = [*starved[:3], replace(works(3, forward=60.0), run_delay_s=95.0)]
+    found = pace_of(unlucky)
+    assert found is not None
+    assert found.slow is None
     assert any("had no core for 72% of the time" in line for line in pace_lines(pace, starved))
 
 
