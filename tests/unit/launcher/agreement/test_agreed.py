@@ -146,7 +146,7 @@ def test_a_run_that_goes_on_needs_its_data_model_optimizer_and_order_of_samples(
     assert kept_terms() == {
         DATA, "--model", "--num-classes", "--batch-size", "--optimizer", "--synthetic-samples",
         "--seed", "--lora", "--lora-alpha", "--lora-targets", "--seq-len", "--ignore-index",
-        "--shuffle-window",
+        "--shuffle-window", "--ra-reps",
     }  # fmt: skip
 
 
