@@ -23,14 +23,14 @@ from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.train import train
 from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import outcomes, run_ranks
-from tests.ranks.training.test_parity import CONFIG, losses_of
+from tests.ranks.training.test_parity import MIXED, losses_of
 from tests.standin.device import Device
 from tests.standin.ranks import on_standin
 
 # Per epoch two steps of 16 samples, and a short one of 7; the run ends in the second one.
 NUM_STEPS = 5
 PLAIN = replace(
-    CONFIG,
+    MIXED,
     shape=Shape((1,)),
     batch_size=16,
     synthetic_samples=2 * 16 + 7,
@@ -39,6 +39,8 @@ PLAIN = replace(
     clip_norm=0.0,
     verify_replicas=False,
     transport="nccl",
+    model_ema_steps=1,
+    validate=False,
 )
 BEGUN = {2, 4}
 """The first step finds out whether losses have weights, and none begins ahead of its epoch."""
@@ -86,6 +88,7 @@ def test_steps_that_were_begun_ahead_have_the_same_bits(num_ranks: int, tmp_path
         ways[tells] = begun(PLAIN, num_ranks, folder, tells=tells)
         assert steps_begun(folder) == (BEGUN if tells else set())
     assert ways[True].keys() == ways[False].keys()
+    assert any(name.startswith("ema.") for name in ways[True])
     for name, value in ways[True].items():
         assert torch.equal(value, ways[False][name]), name
     assert losses_of(tmp_path / "True") == losses_of(tmp_path / "False")

@@ -8,6 +8,8 @@ import torch
 from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.workers.data.augment.images import ERASED
+from bundlerun.workers.data.augment.mixing import Mix
 from bundlerun.workers.device import host_memory
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.recipe import load_recipe, model_inputs
@@ -23,10 +25,15 @@ OPERATIONS = 5
 def test_images_are_normalised_on_the_device_in_few_operations_and_without_waiting(
     tmp_path: Path,
 ) -> None:
-    recipe = load_recipe(TrainConfig(data="synthetic"))
+    config = TrainConfig(data="synthetic", mixup_alpha=0.2, cutmix_alpha=1.0, random_erase=0.5)
+    recipe = load_recipe(config)
     generator = torch.Generator().manual_seed(0)
     shape = (MICROBATCH, 3, 224, 224)
     pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+    places = {ERASED: torch.tensor([[5, 6, 70, 80], [0, 0, 0, 0]] * 2)}
+    classes = torch.arange(MICROBATCH)
+    mixes = [Mix(*alphas)((pixels, places), classes)[0] for alphas in ((0.2, 0), (0, 1.0))]
+    drawn = [inputs[1] for inputs in mixes]
 
     def main(env: RankEnv, store: Store, device: Device) -> None:
         def placed() -> torch.Tensor:
@@ -46,5 +53,16 @@ def test_images_are_normalised_on_the_device_in_few_operations_and_without_waiti
         (wanted,) = model_inputs(recipe, (pixels,))
         assert found.dtype is torch.float32
         assert torch.equal(found.cpu(), wanted)
+
+        # What is erased and mixed is known to the device alone.
+        for how in drawn:
+            there = {name: value.to("standin") for name, value in how.items()}
+            on_device = pixels.to("standin")
+            device.record.waits.clear()
+            (found,) = model_inputs(recipe, (on_device, there))
+            assert not device.record.waits
+            (wanted,) = model_inputs(recipe, (pixels, how))
+            assert isinstance(found, torch.Tensor)
+            assert torch.equal(found.cpu(), wanted)
 
     run_ranks((1,), on_standin(main), tmp_path)

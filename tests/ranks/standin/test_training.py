@@ -25,13 +25,22 @@ from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.training.test_forward_state import STATEFUL
 from tests.ranks.training.test_kinds import CONFIG as KINDS
 from tests.ranks.training.test_kinds import plain_losses
-from tests.ranks.training.test_parity import CONFIG, assert_close, losses_of, run_state
+from tests.ranks.training.test_parity import (
+    MIXED,
+    assert_close,
+    assert_same_average,
+    losses_of,
+    run_state,
+)
 from tests.standin.device import Device
 from tests.standin.ranks import on_standin
 
 NUM_STEPS = 3
 # 2 steps of 16 = 4 micro-batches of 4, then one of 7: a short last micro-batch.
-SHORT = replace(CONFIG, batch_size=16, synthetic_samples=2 * 16 + 7, max_steps=NUM_STEPS, epochs=1)
+SHORT = replace(
+    MIXED, batch_size=16, synthetic_samples=2 * 16 + 7, max_steps=NUM_STEPS, epochs=1,
+    validate=False,
+)  # fmt: skip
 ONCE = ("1f1b", 1)
 PIPELINES = [("gpipe", 1), ONCE, ("eager-1f1b", 1), ("interleaved", 2), ("zero-bubble", 1)]
 SCHEMES: list[SchemeName] = ["local-master", "sharded", "flat"]
@@ -61,6 +70,7 @@ def trained(
 def assert_like(reference: Reference, state: dict[str, Tensor], folder: Path) -> None:
     assert_close(state, reference.state, 1e-10)
     assert losses_of(folder) == pytest.approx(reference.losses, rel=1e-10)
+    assert_same_average(folder, reference)
 
 
 @pytest.mark.parametrize("seed", [None, 3])
