@@ -43,7 +43,7 @@ NETWORK = (
 FAULTS = ("recovery", "chaos", "alarms", "why", "trackers")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 INPUT = ("errors",)
-"""Named only, as it takes long: what is told where the input is wrong, into docs/errors.md."""
+"""Named only, as it takes long. What is told of wrong input: docs/benchmarks/errors.md."""
 ALL = (*ONE_MACHINE, *NETWORK, "summary")
 NAMES = (*ALL, *FAULTS, *INPUT)
 _ROOMS = {

@@ -27,7 +27,7 @@ CLAIM = "whatever is wrong with the input is told in one line, with its exit cod
 CHAPTERS: tuple[Chapter, ...] = (
     OPTIONS, DEVICES, DATA, MODELS, CUTS, WEIGHTS, LAUNCHERS, NODES, FOLDERS, TRAINING,
 )  # fmt: skip
-PAGE = FOLDER.parent / "errors.md"
+PAGE = FOLDER / "errors.md"
 RESULTS = FOLDER / "errors.json"
 
 

@@ -1,4 +1,4 @@
-"""The page of all errors: docs/errors.md, made of the catalogue and of what was measured."""
+"""The page of all errors: docs/benchmarks/errors.md, of the catalogue and what was measured."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs"
 TOP = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md")
 PAGES = sorted([*TOP, *DOCS.rglob("*.md")])
+WRONG = DOCS / "benchmarks" / "errors.md"
+"""Its commands are wrong on purpose; tests/unit/benchmarks/test_errors.py has a look at them."""
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _INDENTED = re.compile(r"(?:^ {4}.*\n|^\n(?= {4}))+", re.MULTILINE)
