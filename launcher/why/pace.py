@@ -244,12 +244,13 @@ def _slowest(ranks: Sequence[RankSums]) -> Slow | None:
     found = [
         slow
         for rank in ranks
-        for slow in _slow(rank, [o for o in ranks if o.stage == rank.stage and o is not rank])
+        for slow in _slow(rank, [other for other in ranks if other is not rank])
     ]
     return max(found, key=lambda slow: slow.share, default=None)
 
 
-def _slow(rank: RankSums, peers: Sequence[RankSums]) -> list[Slow]:
+def _slow(rank: RankSums, others: Sequence[RankSums]) -> list[Slow]:
+    peers = [other for other in others if other.stage == rank.stage]
     if not peers:
         return []
     parts: dict[SlowBy, Callable[[RankSums], float]] = {
@@ -268,7 +269,9 @@ def _slow(rank: RankSums, peers: Sequence[RankSums]) -> list[Slow]:
             found.append((why, times, excess))
     waits = rank.run_delay_s / rank.wall_s
     usual_waits = statistics.median(peer.run_delay_s / peer.wall_s for peer in peers)
-    is_crowded = usual_waits >= max(_CROWDED, waits / _FAR_MORE)
+    # Those of all stages: of one there may be two ranks, and of these one that has its luck.
+    of_others = statistics.median(other.run_delay_s / other.wall_s for other in others)
+    is_crowded = max(usual_waits, of_others) >= max(_CROWDED, waits / _FAR_MORE)
     told = []
     for why, times, excess in found:
         # Where that explains most of it.
