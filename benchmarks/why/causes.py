@@ -121,7 +121,7 @@ CASES = (
     Case(
         name="processors: other programs on one node",
         outside="hog",
-        environ={"WHY_BUSY": "1"},
+        environ={"WHY_BUSY": "1", "WHY_SAMPLES": "64000"},  # an epoch that is long enough to tell
         told=Told(slow=SlowBy.PROCESSOR),
     ),
     Case(

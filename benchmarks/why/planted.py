@@ -29,7 +29,7 @@ _PAUSE_S = 0.004
 """A forward of a stage, and a backward."""
 _IS_BUSY = bool(os.environ.get("WHY_BUSY"))
 """It computes instead: what other programs on its core have to do with."""
-_NUM_SAMPLES = 640
+_NUM_SAMPLES = int(os.environ.get("WHY_SAMPLES", "640"))
 """Of an epoch, which is told when it ends."""
 _WIDEST = 64
 ANY = -1

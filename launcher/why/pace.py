@@ -138,6 +138,8 @@ _FAR_MORE = 4.0
 """unless it is so much longer without one."""
 _WIRE_SHARE = 0.5
 """A wait is for a wire that was busy for that much of it."""
+_LEAST_STARVED_S = 30.0
+"""Over less, who gets a core is chance on a busy machine (measured)."""
 _LEAST_S = 2.0
 _LEAST_MICROBATCHES = 8
 """Less says nothing."""
@@ -277,7 +279,8 @@ def _slow(rank: RankSums, others: Sequence[RankSums]) -> list[Slow]:
         # Where that explains most of it.
         is_starved = waits - usual_waits >= _STARVED_SHARE * excess
         # Where all want a core, who gets less of it is chance, and another one in the next epoch.
-        if not (is_starved and is_crowded):
+        is_chance = is_crowded or rank.wall_s < _LEAST_STARVED_S
+        if not (is_starved and is_chance):
             told.append(
                 Slow(
                     rank=rank.rank,
