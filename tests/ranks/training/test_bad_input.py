@@ -97,7 +97,7 @@ def test_weights_of_another_architecture_are_told_before_a_rank_starts(tmp_path:
         (["--shape=1,b", "synthetic"], "--shape '1,b' is not whole numbers"),
         (["--batch-size=20", "--microbatch-size=7", "synthetic"], "is not a multiple of"),
         (["--lr=fast", "synthetic"], "--lr 'fast' is not a number"),
-        (["--optimizer=sgdd", "synthetic"], "is not one of: sgd, adamw"),
+        (["--optimizer=sgdd", "synthetic"], "is not one of: sgd, sgd-nesterov, rmsprop"),
         (["--recipe=charcters", "synthetic"], "nearest: characters"),
         (["/nowhere"], "'/nowhere'"),
         (["--config=/nowhere.toml", "synthetic"], "cannot read --config '/nowhere.toml'"),

@@ -112,6 +112,8 @@ def main() -> None:
         if number == 1 and "kill" in words:
             killed.append(int(files[0].read_text()))
             os.kill(killed[0], signal.SIGKILL)
+            # One that dies only after it was taken is a rank that was killed.
+            wait_until(lambda: kernel_state(killed[0]) in "XZ")
         found = start(board)
         used |= {each["pid"] for each in found}
         line = {"server": server, "ranks": found, "killed": killed}
