@@ -15,8 +15,8 @@ from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.bundle import Bundle
 from bundlerun.workers.pipeline.wires import Wires
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import Recipe
 
 

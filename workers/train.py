@@ -41,13 +41,8 @@ from bundlerun.workers.device.switches import prepare
 from bundlerun.workers.model.cut_table import cut_table
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.rank.alone import life_of
-from bundlerun.workers.rank.cores import take_cores
-from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.liveness import Liveness
-from bundlerun.workers.rank.open_store import open_store
-from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
-from bundlerun.workers.rank.said_once import said_once
-from bundlerun.workers.rank.session import (
+from bundlerun.workers.rank.arrival.open_store import open_store
+from bundlerun.workers.rank.arrival.session import (
     Arrival,
     End,
     arrive,
@@ -55,6 +50,11 @@ from bundlerun.workers.rank.session import (
     tell_end,
     wait_for_end,
 )
+from bundlerun.workers.rank.cores import take_cores
+from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
+from bundlerun.workers.rank.said_once import said_once
 from bundlerun.workers.recipe import BUILT_IN, Recipe, load_recipe
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.run.start import train_rank

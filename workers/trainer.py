@@ -33,8 +33,8 @@ from bundlerun.workers.optim.update import Update
 from bundlerun.workers.optimizer import check_optimizer
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.loss import LossCheck
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.evidence import judged

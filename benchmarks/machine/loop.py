@@ -19,10 +19,10 @@ from benchmarks.results.record import Check, Options, print_table
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.rank.arrival.open_store import open_store
+from bundlerun.workers.rank.arrival.session import Session, arrive, join
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.open_store import open_store
-from bundlerun.workers.rank.session import Session, arrive, join
 from bundlerun.workers.recipe import load_recipe
 from bundlerun.workers.step import StepWork
 from bundlerun.workers.sync.schemes import ways_of

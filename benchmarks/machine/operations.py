@@ -29,8 +29,8 @@ from benchmarks.workload.counted import Counted
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.rank.arrival.session import arrive, join
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.session import arrive, join
 from bundlerun.workers.recipe import load_recipe
 from bundlerun.workers.step import StepWork
 from bundlerun.workers.sync.schemes import ways_of

@@ -28,9 +28,9 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.samples import Batch
+from bundlerun.workers.rank.arrival.session import arrive, join
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.session import arrive, join
 from bundlerun.workers.recipe import DataInfo
 from bundlerun.workers.snapshot.pace import Pace, interval
 from bundlerun.workers.snapshot.room import SnapshotRoom

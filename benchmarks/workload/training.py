@@ -12,8 +12,8 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.model.stage import make_stage, open_data
+from bundlerun.workers.rank.arrival.session import Session, arrive, join
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.session import Session, arrive, join
 from bundlerun.workers.recipe import DataInfo, load_recipe
 from bundlerun.workers.step import StepWork
 from bundlerun.workers.sync.schemes import ways_of

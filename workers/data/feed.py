@@ -27,7 +27,7 @@ from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.data.streams.digest import digest_of
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device import host_memory
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets, SampleSet, Stream
 from bundlerun.workers.step import StepWork
 

@@ -19,7 +19,7 @@ from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.readers import is_stream
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets
 
 _SAMPLES, _CLASSES = "the number of training samples", "the number of classes"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.data.feed import Feed
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.recipe import Recipe, model_inputs, shapes_vary
 from bundlerun.workers.values.flat import dtype_named, name_of_dtype
 from bundlerun.workers.values.nest import Form, built, form_of, leaves

@@ -37,7 +37,7 @@ from bundlerun.workers.model.division import division_lines
 from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, example_of
 from bundlerun.workers.model.memory_format import check_has_images
 from bundlerun.workers.model.trial import Subject
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.recipe import BUILT_IN, DataInfo, DataSets, Recipe, model_inputs, shapes_vary
 
 log = logging.getLogger(__name__)

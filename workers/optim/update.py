@@ -26,7 +26,7 @@ from bundlerun.workers.device.accelerator import is_gpu
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.optim.param_groups import ParamGroups
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.values.norms import norms_of
 
 MOST_LEFT_OUT = 20

@@ -41,8 +41,8 @@ from bundlerun.workers.own.cut import Cut
 from bundlerun.workers.own.process.joined import as_rank, read_env
 from bundlerun.workers.own.saved_folders import SavedFolders
 from bundlerun.workers.own.stage_state import StageState
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.session import Session
 from bundlerun.workers.recipe import DataInfo
 from bundlerun.workers.run.keeper import Keeper, look
 from bundlerun.workers.run.same_model import check_same_model

@@ -11,7 +11,7 @@ from torch import Tensor
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.own.each_rank import EachRank
 from bundlerun.workers.own.objects import Objects
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.run.keeper import Share
 
 log = logging.getLogger(__name__)

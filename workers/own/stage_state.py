@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.splits.shared import kept_elsewhere
 from bundlerun.workers.optimizer import check_same_optimizer
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.run.keeper import Share
 from bundlerun.workers.state.named import load_state_tensors, stage_names, state_tensors
 from bundlerun.workers.trainer import Trainer

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.models.user_file import users_code
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.step import StepShare
 

@@ -17,9 +17,9 @@ from bundlerun.launcher.run_folder.measured import (
 )
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.recording import Recording
-from bundlerun.workers.rank.session import Session
 
 EVERY = 1000
 """Steps between two measured ones inside a long epoch."""

@@ -11,8 +11,8 @@ from itertools import chain, islice
 from bundlerun.launcher.why.sockets import Traffic, growth, traffic
 from bundlerun.launcher.why.sums import RankSums, Sent
 from bundlerun.workers.device.accelerator import is_gpu, memory
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import EPOCH_END_PHASES, LAUNCH, PHASES, Meters, Phase
-from bundlerun.workers.rank.session import Session
 from bundlerun.workers.rank.standing import note_scheduled
 
 MOST_RANKS = 1024

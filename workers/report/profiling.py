@@ -20,9 +20,9 @@ from bundlerun.launcher.options.step_range import StepRange
 from bundlerun.launcher.run_folder.files import name_beside
 from bundlerun.launcher.run_folder.measured import NUM_RANKS, MeasuredRank, text_of_rank
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.rank.recording import Recording
-from bundlerun.workers.rank.session import Session
 from bundlerun.workers.report.measured_steps import measured_rank
 
 _LAST_WAIT_S = 120.0

@@ -23,7 +23,7 @@ from bundlerun.launcher.run_folder.checkpoints import (
     find_damage,
 )
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.snapshot.mark import Mark
 from bundlerun.workers.snapshot.piece import SnapshotId
 from bundlerun.workers.snapshot.restore import Restore

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 
 _ANSWER = "model"
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.optimizer import check_same_optimizer
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.run.keeper import Share
 from bundlerun.workers.state.named import stage_names
 from bundlerun.workers.trainer import Trainer

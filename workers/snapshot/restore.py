@@ -35,9 +35,9 @@ from bundlerun.launcher.errors import CheckpointError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.arrival.session import Arrival
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import make_transfer
-from bundlerun.workers.rank.session import Arrival
 from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
 from bundlerun.workers.snapshot.piece import Label, Layout, SnapshotId, Spec
 from bundlerun.workers.snapshot.restore_plan import (

@@ -29,8 +29,8 @@ from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.device.host_memory import Registration
 from bundlerun.workers.device.interface import Event
 from bundlerun.workers.pipeline.helper import Helper
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.session import Session
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
 from bundlerun.workers.snapshot.pace import Adapted, Pace
 from bundlerun.workers.snapshot.piece import (

@@ -15,7 +15,7 @@ from typing import Literal
 
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
 from bundlerun.launcher.run_folder.outcome import Outcome
-from bundlerun.workers.rank.session import End
+from bundlerun.workers.rank.arrival.session import End
 
 Kept = Literal["disk", "memory", "nowhere"]
 """Where the state of the last step is."""

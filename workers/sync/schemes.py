@@ -14,8 +14,8 @@ from bundlerun.launcher.choices import SchemeChoice, SchemeName
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.workers.rank.arrival.session import Arrival
 from bundlerun.workers.rank.groups import Legs, Members
-from bundlerun.workers.rank.session import Arrival
 from bundlerun.workers.sync.calibrate import Choice
 from bundlerun.workers.sync.flat import Flat, replicas
 from bundlerun.workers.sync.leaders import LocalMaster, Sharded

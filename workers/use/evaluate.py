@@ -41,13 +41,13 @@ from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare
 from bundlerun.workers.model.example import share_example
 from bundlerun.workers.model.stage import cut_model, open_data
+from bundlerun.workers.rank.arrival.open_store import open_store
+from bundlerun.workers.rank.arrival.session import Session, arrive, join
 from bundlerun.workers.rank.cores import take_cores
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.memory_guard import MemoryGuard
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.open_store import open_store
 from bundlerun.workers.rank.said_once import said_once
-from bundlerun.workers.rank.session import Session, arrive, join
 from bundlerun.workers.recipe import DataInfo, DataSets, load_recipe
 from bundlerun.workers.state.named import load_state_tensors, stage_names
 from bundlerun.workers.step import StepSums, with_raw

@@ -26,10 +26,10 @@ from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.pipeline.bundle import Bundle
-from bundlerun.workers.rank import session
+from bundlerun.workers.rank.arrival import session
+from bundlerun.workers.rank.arrival.open_store import open_store
+from bundlerun.workers.rank.arrival.session import arrive, join
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.open_store import open_store
-from bundlerun.workers.rank.session import arrive, join
 from bundlerun.workers.run.keeper import Keeper
 from bundlerun.workers.state import checkpoint
 from bundlerun.workers.state.tensor_file import Written

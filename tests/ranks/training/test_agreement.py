@@ -13,8 +13,8 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.workers.data.image_index import open_index
+from bundlerun.workers.rank.arrival.session import arrive
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.session import arrive
 from bundlerun.workers.train import train
 from tests.ranks.harness import run_ranks
 from tests.ranks.training.test_parity import MODEL

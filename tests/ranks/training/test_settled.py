@@ -9,8 +9,8 @@ from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.workers.rank.arrival.session import arrive
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.session import arrive
 from tests.ranks.harness import run_ranks
 
 

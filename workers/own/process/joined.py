@@ -23,12 +23,12 @@ from bundlerun.launcher.ranks.fault import is_follower
 from bundlerun.workers.own.process.told_errors import tell_errors
 from bundlerun.workers.own.process.user_group import group_variables
 from bundlerun.workers.rank.alone import life_of
+from bundlerun.workers.rank.arrival.open_store import open_store
+from bundlerun.workers.rank.arrival.round_store import own_part
+from bundlerun.workers.rank.arrival.session import Session, arrive, join, meet
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.liveness import Liveness
-from bundlerun.workers.rank.open_store import open_store
-from bundlerun.workers.rank.round_store import own_part
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
-from bundlerun.workers.rank.session import Session, arrive, join, meet
 from bundlerun.workers.sync.schemes import ways_of
 
 FOLDER_VARIABLE = "BUNDLERUN_RUN_DIR"

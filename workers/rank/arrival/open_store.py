@@ -13,8 +13,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.options.endpoints import bracketed
+from bundlerun.workers.rank.arrival.round_store import own_part
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.round_store import own_part
 
 log = logging.getLogger(__name__)
 

@@ -27,10 +27,10 @@ from bundlerun.launcher.why.sheet import Seat, Sheet
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import set_switches
+from bundlerun.workers.rank.arrival.hello import Hello, choose_backend, for_all
 from bundlerun.workers.rank.comm import Network, own_address
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import Groups, Members, make_groups
-from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
 from bundlerun.workers.rank.nccl_settings import prepare_nccl
 from bundlerun.workers.rank.settled import settled_samples
 

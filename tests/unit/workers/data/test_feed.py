@@ -16,7 +16,7 @@ from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.feed import Feed
-from bundlerun.workers.rank.session import Session
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets, Sample
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE
 from bundlerun.launcher.run_folder.outcome import State
-from bundlerun.workers.rank.session import End
+from bundlerun.workers.rank.arrival.session import End
 from bundlerun.workers.state.ending import Kept, end_for_spares, outcome_of
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bundlerun.launcher.errors import NodeError
-from bundlerun.workers.rank.hello import Hello, choose_backend, for_all
+from bundlerun.workers.rank.arrival.hello import Hello, choose_backend, for_all
 
 
 def hello(has_nccl: bool, gpus: tuple[str, ...] = ()) -> Hello:

@@ -5,8 +5,8 @@ import logging
 import pytest
 
 from bundlerun.launcher.errors import NodeError
-from bundlerun.workers.rank import open_store
-from bundlerun.workers.rank.open_store import wait_for_name
+from bundlerun.workers.rank.arrival import open_store
+from bundlerun.workers.rank.arrival.open_store import wait_for_name
 
 
 def test_a_name_that_has_no_address_is_one_line_within_a_limit(

@@ -10,8 +10,8 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from benchmarks.cluster.forked import rank_envs
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.rendezvous.round_store import NUMBER_KEY
+from bundlerun.workers.rank.arrival.round_store import forget_dump_signal, own_part
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.round_store import forget_dump_signal, own_part
 
 LIMIT_S = 20.0
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from torch._C._distributed_c10d import HashStore
 
-from bundlerun.workers.rank import session
+from bundlerun.workers.rank.arrival import session
 from bundlerun.workers.rank.env import RankEnv
 
 
