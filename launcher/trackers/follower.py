@@ -20,7 +20,13 @@ from typing import Any
 
 from bundlerun.launcher.run_folder.history import read_last_rows
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.launcher.trackers.interface import Ending, Row, Tracker, TrackerRun
+from bundlerun.launcher.trackers.interface import (
+    Ending,
+    Row,
+    TakesBack,
+    Tracker,
+    TrackerRun,
+)
 from bundlerun.launcher.trackers.journal import Batch, Journal, digest_of
 from bundlerun.launcher.trackers.rows import rows_from, rows_with_places, up_to_kept
 
@@ -83,7 +89,7 @@ class Follower:
             self._take_back(tracker, first_wrong)
             return True
         begin = self._journal.end
-        data, rows = self._next(begin, is_all=tracker.can_take_back or self._is_all)
+        data, rows = self._next(begin, is_all=isinstance(tracker, TakesBack) or self._is_all)
         if not rows:
             return False
         self._journal.intend(Batch.of(begin, data, rows))
@@ -160,7 +166,7 @@ class Follower:
         """Steps are done again: takes out what was told of them, or begins a new run."""
         journal = self._journal
         step = min(batch.step for batch in journal.batches[wrong:])
-        if not tracker.can_take_back:
+        if not isinstance(tracker, TakesBack):
             self._close("replaced")
             journal.begin(journal.run, journal.part + 1)
             return

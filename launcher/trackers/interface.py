@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 Ending = Literal["done", "open", "replaced"]
 """Why a tracker is closed: the run is done; it may go on; another run of it has its place."""
@@ -60,9 +60,6 @@ class Tracker(Protocol):
 
     keeps_told: bool
     """What `tell` has returned from is there whatever process dies next."""
-    can_take_back: bool
-    """It has `take_back`. Else it is told a step only when a snapshot has it, and a new run of it
-    is told the whole history where steps are done again nevertheless."""
 
     def lacking(self, rows: Sequence[Row]) -> Sequence[Row]:
         """What the tracker does not have of rows that it may have: a death left that open.
@@ -73,8 +70,17 @@ class Tracker(Protocol):
     def tell(self, rows: Sequence[Row]) -> None:
         """Adds rows, in order, that it does not have."""
 
-    def take_back(self, step: int) -> None:
-        """Takes out, or hides, all rows of steps from `step` on: they are done again."""
-
     def close(self, ending: Ending) -> None:
         """Returns when everything told is kept."""
+
+
+@runtime_checkable
+class TakesBack(Tracker, Protocol):
+    """A tracker that steps can be taken out of.
+
+    Any other is told a step only when a snapshot has it, and a new run of it is told the whole
+    history where steps are done again nevertheless.
+    """
+
+    def take_back(self, step: int) -> None:
+        """Takes out, or hides, all rows of steps from `step` on: they are done again."""

@@ -25,7 +25,6 @@ class MlflowRun:
     """
 
     keeps_told = True
-    can_take_back = False
 
     def __init__(self, run: TrackerRun) -> None:
         uri = os.environ.get("MLFLOW_TRACKING_URI") or run.folder.absolute().as_uri()
@@ -83,10 +82,6 @@ class MlflowRun:
         ]
         for begin in range(0, len(metrics), _MOST_METRICS):
             self._client.log_batch(self._id, metrics=metrics[begin : begin + _MOST_METRICS])
-
-    def take_back(self, step: int) -> None:
-        """See `Tracker`."""
-        raise NotImplementedError
 
     def close(self, ending: Ending) -> None:
         """See `Tracker`."""

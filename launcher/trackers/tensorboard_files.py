@@ -31,7 +31,6 @@ class TensorBoardFiles:
     """
 
     keeps_told = True
-    can_take_back = True
 
     def __init__(self, run: TrackerRun) -> None:
         self._folder = run.folder
@@ -67,7 +66,7 @@ class TensorBoardFiles:
         self._sync()
 
     def take_back(self, step: int) -> None:
-        """See `Tracker`."""
+        """See `TakesBack`."""
         # What a SummaryWriter writes for `purge_step`.
         mark = SessionLog(status=SessionLog.START)
         self._write(Event(wall_time=time.time(), step=step, session_log=mark))

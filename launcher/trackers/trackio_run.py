@@ -23,7 +23,6 @@ class TrackioRun:
     """
 
     keeps_told = True
-    can_take_back = False
 
     def __init__(self, run: TrackerRun) -> None:
         self._run = run
@@ -45,10 +44,6 @@ class TrackioRun:
             log_ids=[f"{self._run.key}-{row.number}" for row in rows],
             config=dict(self._run.config) if rows[0].number == 0 else None,
         )
-
-    def take_back(self, step: int) -> None:
-        """See `Tracker`."""
-        raise NotImplementedError
 
     def close(self, ending: Ending) -> None:
         """See `Tracker`."""

@@ -31,7 +31,6 @@ class WandbRun:
         Exception: W&B does not answer, or there is no key for it.
     """
 
-    can_take_back = False
     keeps_told = False  # a process of W&B writes them some time later
 
     def __init__(self, run: TrackerRun) -> None:
@@ -66,10 +65,6 @@ class WandbRun:
         for row in rows:
             values = {**row.scalars, "global_step": row.step, "_timestamp": row.time}
             self._run.log(values, step=row.number, commit=True)
-
-    def take_back(self, step: int) -> None:
-        """See `Tracker`."""
-        raise NotImplementedError
 
     def close(self, ending: Ending) -> None:
         """See `Tracker`."""

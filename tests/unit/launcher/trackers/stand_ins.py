@@ -34,7 +34,7 @@ class Store:
         self.late.clear()
         self.last_key = run.key
         self.lines.setdefault(run.key, [])
-        return StandIn(self, run.key)
+        return (_TakesBack if self.can_take_back else StandIn)(self, run.key)
 
     def shown(self) -> list[tuple[str, int, float]]:
         return sorted((n, s, v) for n, s, v, _ in self.lines.get(self.last_key, []))
@@ -46,7 +46,6 @@ class StandIn:
         self._lines = store.lines[key]
         self._key = key
         self.keeps_told = not store.is_late
-        self.can_take_back = store.can_take_back
 
     def lacking(self, rows: Sequence[Row]) -> list[Row]:
         if self._store.is_late:
@@ -70,14 +69,15 @@ class StandIn:
         lines, self._store.late = self._store.late, []
         self._lines += lines
 
-    def take_back(self, step: int) -> None:
-        assert self.can_take_back
-        self._lines[:] = [line for line in self._lines if line[1] < step]
-
     def close(self, ending: Ending) -> None:
         self._flush()
         if ending == "replaced":
             self._store.replaced.append(self._key)
+
+
+class _TakesBack(StandIn):
+    def take_back(self, step: int) -> None:
+        self._lines[:] = [line for line in self._lines if line[1] < step]
 
 
 def dies_at(line: int, action: Callable[[], Any], part: str = "trackers") -> tuple[bool, Any]:
