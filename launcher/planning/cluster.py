@@ -1,0 +1,81 @@
+"""The machines that a plan is for: nodes, their devices, the links inside and between them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """A way between two devices, or two nodes.
+
+    Args:
+        bytes_per_s: in one direction; inf: not limited.
+        latency_s: of a message without bytes.
+    """
+
+    bytes_per_s: float
+    latency_s: float = 0.0
+
+    def seconds(self, num_bytes: float) -> float:
+        """Time of a message."""
+        return self.latency_s + num_bytes / self.bytes_per_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeKind:
+    """Nodes that are alike.
+
+    Args:
+        name: of the kind.
+        count: of nodes.
+        devices: of each node.
+        speed: of a device, over that of the device that was profiled; where devices share cores
+            that the profile had for itself, below 1.
+        device_bytes: memory of a device; where devices are CPU slots, their share of the node's.
+        host_bytes: memory of the node.
+        shm_bytes: of /dev/shm.
+        inside: the link between two devices of the node.
+        loaders: loading processes of a node that decode at the same time.
+    """
+
+    name: str
+    count: int
+    devices: int
+    speed: float = 1.0
+    device_bytes: int = 0
+    host_bytes: int = 0
+    shm_bytes: int = 0
+    inside: Link = field(default_factory=lambda: Link(bytes_per_s=float("inf")))
+    loaders: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """All nodes.
+
+    Args:
+        kinds: in the order of the nodes.
+        between: the link of a node to the others; what it sends at once shares it.
+        pairs: ways between two kinds of nodes that are other ones, by their names in order.
+    """
+
+    kinds: tuple[NodeKind, ...]
+    between: Link
+    pairs: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+
+    @property
+    def num_nodes(self) -> int:
+        """Of all kinds."""
+        return sum(kind.count for kind in self.kinds)
+
+    @property
+    def devices_per_node(self) -> tuple[int, ...]:
+        """In the order of the nodes."""
+        return tuple(kind.devices for kind in self.kinds for _ in range(kind.count))
+
+    def link(self, one: NodeKind, other: NodeKind) -> Link:
+        """The way between two nodes of these kinds."""
+        pair = (one.name, other.name)
+        return self.pairs.get(pair) or self.pairs.get(pair[::-1]) or self.between

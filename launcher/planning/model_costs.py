@@ -1,0 +1,242 @@
+"""What a model costs, piece by piece between the places where it can be cut.
+
+piece 0 | piece 1 | piece 2        boundary i is between the pieces i and i + 1
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """What lies between two neighbouring boundaries, for one micro-batch on one device.
+
+    Args:
+        forward_s: seconds of a forward.
+        backward_s: of a whole backward.
+        weight_s: the part of it that only makes the gradients of parameters.
+        kept_bytes: of what a forward keeps for the backward, the input of the piece left out where
+            another piece keeps it.
+        peak_bytes: the most that a pass has at once beside what is kept and the parameters.
+        parameter_bytes: of parameters, frozen ones too; what pieces share is in `SharedParameters`.
+        trained_bytes: of those that have gradients.
+        buffer_bytes: of buffers.
+    """
+
+    forward_s: float = 0.0
+    backward_s: float = 0.0
+    weight_s: float = 0.0
+    kept_bytes: int = 0
+    peak_bytes: int = 0
+    parameter_bytes: int = 0
+    trained_bytes: int = 0
+    buffer_bytes: int = 0
+
+
+_SUMMED = tuple(f.name for f in fields(Piece) if f.name != "peak_bytes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Boundary:
+    """A place to cut.
+
+    Args:
+        name: for `--cut`.
+        forward_bytes: of what is sent across it per micro-batch.
+        backward_bytes: of the gradients that come back.
+    """
+
+    name: str
+    forward_bytes: int
+    backward_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SharedParameters:
+    """Parameters that several pieces use, such as tied embeddings: each stage has a copy.
+
+    Args:
+        num_bytes: of them.
+        pieces: their numbers, increasing.
+        is_trained: whether they have gradients.
+    """
+
+    num_bytes: int
+    pieces: tuple[int, ...]
+    is_trained: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCosts:
+    """All of a model, for micro-batches of one size.
+
+    Args:
+        samples: of a micro-batch.
+        pieces: in order, one at least.
+        boundaries: between them, one less.
+        shared: in no order.
+        input_bytes: of what stage 0 is given per micro-batch.
+        target_bytes: of what the last stage is given beside.
+        loss_s: seconds of the loss and its backward, on the last stage.
+    """
+
+    samples: int
+    pieces: tuple[Piece, ...]
+    boundaries: tuple[Boundary, ...]
+    shared: tuple[SharedParameters, ...] = ()
+    input_bytes: int = 0
+    target_bytes: int = 0
+    loss_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.pieces) != len(self.boundaries) + 1:
+            raise ValueError(f"{len(self.pieces)} pieces, {len(self.boundaries)} boundaries")
+
+    @cached_property
+    def _sums(self) -> dict[str, list[float]]:
+        return {
+            name: list(accumulate((getattr(p, name) for p in self.pieces), initial=0))
+            for name in _SUMMED
+        }
+
+    def total(self, what: str, first: int, end: int) -> float:
+        """The sum of a field of `Piece` (but the peak) over the pieces from `first` to `end`."""
+        sums = self._sums[what]
+        return sums[end] - sums[first]
+
+    def part(self, first: int, end: int) -> Piece:
+        """The pieces from `first` to before `end`, as one; with what they share with others."""
+        shared = [s for s in self.shared if any(first <= p < end for p in s.pieces)]
+        more = sum(s.num_bytes for s in shared)
+        trained = sum(s.num_bytes for s in shared if s.is_trained)
+        totals = {name: self.total(name, first, end) for name in _SUMMED}
+        return Piece(
+            forward_s=totals["forward_s"],
+            backward_s=totals["backward_s"],
+            weight_s=totals["weight_s"],
+            kept_bytes=round(totals["kept_bytes"]),
+            peak_bytes=max(p.peak_bytes for p in self.pieces[first:end]),
+            parameter_bytes=round(totals["parameter_bytes"]) + more,
+            trained_bytes=round(totals["trained_bytes"]) + trained,
+            buffer_bytes=round(totals["buffer_bytes"]),
+        )
+
+    def parts(self, cuts: Sequence[int]) -> list[Piece]:
+        """What the stages (or chunks) have, cut at the boundaries of these numbers."""
+        starts = [0, *(cut + 1 for cut in cuts)]
+        ends = [*starts[1:], len(self.pieces)]
+        return [self.part(first, end) for first, end in zip(starts, ends, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateCosts:
+    """What a step costs a rank beside its passes.
+
+    Args:
+        state_share: bytes of optimizer state per byte of trained parameters.
+        update_s_per_byte: seconds of clipping and the optimizer, per byte of trained parameters.
+        step_s: seconds of a step that depend on nothing.
+        load_s: seconds of one loading process for one sample; 0: not known.
+    """
+
+    state_share: float = 0.0
+    update_s_per_byte: float = 0.0
+    step_s: float = 0.0
+    load_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileKey:
+    """What a profile holds for; another one of any of these is another profile.
+
+    Args:
+        model: all that decides which model it is, in words.
+        device: the kind of device that was measured, such as "cpu, 1 thread, MODEL".
+        versions: of bundlerun and torch.
+        precision: as the option.
+        is_estimate: whether operations and bytes were counted, and nothing was timed.
+    """
+
+    model: str
+    device: str
+    versions: str
+    precision: str
+    is_estimate: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """The costs of a model, at one size of micro-batch or several.
+
+    Args:
+        key: what they hold for.
+        by_samples: with growing `samples`, one at least; the same pieces and boundaries in all.
+        update: what a step costs beside.
+        program_bytes: memory of a rank that has torch and no model.
+    """
+
+    key: ProfileKey
+    by_samples: tuple[ModelCosts, ...]
+    update: UpdateCosts
+    program_bytes: int = 0
+
+    def at(self, samples: int) -> ModelCosts:
+        """The costs for micro-batches of any size, on the line through the two nearest ones.
+
+        With one size only, everything grows with the samples but parameters and buffers.
+        """
+        sizes = [costs.samples for costs in self.by_samples]
+        if samples in sizes:
+            return self.by_samples[sizes.index(samples)]
+        if len(sizes) == 1:
+            return _scaled(self.by_samples[0], samples)
+        last = min(max(bisect_left(sizes, samples), 1), len(sizes) - 1)
+        return _between(self.by_samples[last - 1], self.by_samples[last], samples)
+
+
+_PER_SAMPLE = ("forward_s", "backward_s", "weight_s", "kept_bytes", "peak_bytes")
+_OF_BOUNDARY = ("forward_bytes", "backward_bytes")
+_OF_MODEL = ("input_bytes", "target_bytes", "loss_s")
+
+
+def _scaled(costs: ModelCosts, samples: int) -> ModelCosts:
+    def none(names: Sequence[str]) -> dict[str, Any]:
+        return dict.fromkeys(names, 0)
+
+    nothing = replace(
+        costs,
+        samples=0,
+        pieces=tuple(replace(piece, **none(_PER_SAMPLE)) for piece in costs.pieces),
+        boundaries=tuple(replace(one, **none(_OF_BOUNDARY)) for one in costs.boundaries),
+        **none(_OF_MODEL),
+    )
+    return _between(nothing, costs, samples)
+
+
+def _between(low: ModelCosts, high: ModelCosts, samples: int) -> ModelCosts:
+    """On the line through two sizes, before and behind them too; never below 0."""
+    share = (samples - low.samples) / (high.samples - low.samples)
+
+    def mixed(one: object, other: object, names: Sequence[str]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name in names:
+            a, b = getattr(one, name), getattr(other, name)
+            value = max(0.0, a + share * (b - a))
+            found[name] = round(value) if name.endswith("_bytes") else value
+        return found
+
+    pairs = zip(low.pieces, high.pieces, strict=True)
+    bounds = zip(low.boundaries, high.boundaries, strict=True)
+    return replace(
+        high,
+        samples=samples,
+        pieces=tuple(replace(b, **mixed(a, b, _PER_SAMPLE)) for a, b in pairs),
+        boundaries=tuple(replace(b, **mixed(a, b, _OF_BOUNDARY)) for a, b in bounds),
+        **mixed(low, high, _OF_MODEL),
+    )
