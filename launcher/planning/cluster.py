@@ -24,6 +24,24 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """The processor of a node, as far as a step's time depends on it.
+
+    Args:
+        cores: that passes, sums and messages share, where devices are CPU slots; 0: passes have
+            devices of their own, and the processor has time for all else.
+        copy_s_per_byte: seconds of a core to copy a byte in memory, or to add it to another.
+        send_s_per_byte: to send a byte to another node, or to receive it.
+        message_s: of a message, whatever its length, on the rank that sends it.
+    """
+
+    cores: int = 0
+    copy_s_per_byte: float = 0.0
+    send_s_per_byte: float = 0.0
+    message_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeKind:
     """Nodes that are alike.
 
@@ -38,6 +56,7 @@ class NodeKind:
         shm_bytes: of /dev/shm.
         inside: the link between two devices of the node.
         loaders: loading processes of a node that decode at the same time.
+        host: its processor.
     """
 
     name: str
@@ -49,6 +68,7 @@ class NodeKind:
     shm_bytes: int = 0
     inside: Link = field(default_factory=lambda: Link(bytes_per_s=float("inf")))
     loaders: int = 0
+    host: Host = field(default_factory=Host)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
