@@ -19,6 +19,7 @@ from bundlerun.launcher.choices import (
     SchemeChoice,
     SchemeName,
 )
+from bundlerun.launcher.layout.bucket_size import bucket_bytes
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -31,7 +32,6 @@ from bundlerun.workers.rank.groups import make_groups, make_links
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import DataInfo, DataSets
 from bundlerun.workers.step import StepShare, StepWork
-from bundlerun.workers.sync.bucket import bucket_bytes
 from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import Ways
 

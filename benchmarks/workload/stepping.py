@@ -31,7 +31,7 @@ from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.network.wire import check
 from benchmarks.workload.ours import Sync, SyncChoice
 from benchmarks.workload.sleeping import SleepingLayer
-from bundlerun.workers.sync.bucket import bucket_bytes
+from bundlerun.launcher.layout.bucket_size import bucket_bytes
 
 _TOLERANCE = 2e-2
 

@@ -21,18 +21,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from bundlerun.launcher.layout.bucket_size import MOST_WIDENED
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.values.strides import strides_of
-
-_MOST_WIDENED = 16 << 10
-"""Elements of the first bucket: it is short, because it doubles float32, and leaves early."""
-
-_MB_PER_NODE = 0.5
-"""A ring of N nodes cuts a bucket into N messages; shorter ones are not worth their overhead."""
-_LEAST_MB, _MOST_MB = 1.0, 8.0
-"""Measured: a sync of 16 MiB between two nodes takes 361 ms in buckets of 1 MB, 373 in 4 MB."""
-_NCCL_MB = 25.0
-"""As DDP has them: what a bucket costs beside its bytes is much, next to a link between GPUs."""
 
 Allocate = Callable[[int, torch.dtype], Tensor]
 """Gives a flat tensor of zeros that many elements long, on the CPU, where sums are taken."""
@@ -183,12 +174,6 @@ def _shaped(part: Tensor, parameter: Parameter) -> Tensor:
     return torch.view_as_complex(part.view(*parameter.shape, 2))
 
 
-def bucket_bytes(bucket_mb: float, num_nodes: int, backend: str = "gloo") -> int:
-    """`bucket_mb` in bytes; where it is 0, the size that suits that many nodes and a backend."""
-    by_nodes = min(max(_MB_PER_NODE * num_nodes, _LEAST_MB), _MOST_MB)
-    return int(1e6 * (bucket_mb or (_NCCL_MB if backend == "nccl" else by_nodes)))
-
-
 def cut_into_buckets(
     chunks: Sequence[Sequence[Parameter]], most_bytes: int
 ) -> list[list[Parameter]]:
@@ -217,7 +202,7 @@ def _first_bucket(parameters: Sequence[Parameter]) -> list[Parameter]:
     for parameter in parameters:
         size = sum(p.numel() for p in found) + parameter.numel()
         is_like = all(p.dtype == parameter.dtype for p in found) and not parameter.is_complex()
-        if size <= _MOST_WIDENED and is_like:
+        if size <= MOST_WIDENED and is_like:
             found.append(parameter)
         elif found:
             break

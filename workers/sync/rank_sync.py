@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.bucket_size import bucket_bytes
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.shared import shared_parameters
 from bundlerun.splits.stage import chunk_parameters
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.sync.bucket import bucket_bytes
 from bundlerun.workers.sync.calibrate import Choice, read_choice
 from bundlerun.workers.sync.gradient_sync import Gate, GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import ways_of

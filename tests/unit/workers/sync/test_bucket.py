@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from bundlerun.workers.sync.bucket import Bucket, bucket_bytes, cut_into_buckets
+from bundlerun.launcher.layout.bucket_size import bucket_bytes
+from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
 
 CPU = torch.device("cpu")
 
