@@ -24,6 +24,8 @@ class Piece:
         kept_bytes: of what a forward keeps for the backward, the input of the piece left out where
             another piece keeps it.
         peak_bytes: the most that a pass has at once beside what is kept and the parameters.
+        split_bytes: of gradients that a backward without those of parameters leaves for the pass
+            that makes them; 0 where no such backward was measured.
         parameter_bytes: of parameters, frozen ones too; what pieces share is in `SharedParameters`.
         trained_bytes: of those that have gradients.
         buffer_bytes: of buffers.
@@ -34,6 +36,7 @@ class Piece:
     weight_s: float = 0.0
     kept_bytes: int = 0
     peak_bytes: int = 0
+    split_bytes: int = 0
     parameter_bytes: int = 0
     trained_bytes: int = 0
     buffer_bytes: int = 0
@@ -122,6 +125,7 @@ class ModelCosts:
             weight_s=totals["weight_s"],
             kept_bytes=round(totals["kept_bytes"]),
             peak_bytes=max(p.peak_bytes for p in self.pieces[first:end]),
+            split_bytes=round(totals["split_bytes"]),
             parameter_bytes=round(totals["parameter_bytes"]) + more,
             trained_bytes=round(totals["trained_bytes"]) + trained,
             buffer_bytes=round(totals["buffer_bytes"]),
@@ -200,7 +204,10 @@ class Profile:
         return _between(self.by_samples[last - 1], self.by_samples[last], samples)
 
 
-_PER_SAMPLE = ("forward_s", "backward_s", "weight_s", "kept_bytes", "peak_bytes")
+_PER_SAMPLE = (
+    *("forward_s", "backward_s", "weight_s"),
+    *("kept_bytes", "peak_bytes", "split_bytes"),
+)
 _OF_BOUNDARY = ("forward_bytes", "backward_bytes")
 _OF_MODEL = ("input_bytes", "target_bytes", "loss_s")
 

@@ -1,0 +1,261 @@
+"""The memory that the ranks of a plan need, worked out before any of them starts.
+
+    parameters, buffers      as the stage has them
+    gradients, optimizer     of what is trained
+    activations, wires       of micro-batches in flight, by the schedule; messages on their way
+    working                  what one pass has at once beside
+    buckets                  sums of gradients, and what an exchange needs
+    program, loader          interpreter and torch; loading processes
+    snapshot                 two slots of the rank's share, in /dev/shm
+
+What several processes of a node map counts for each by its share (PSS), so that a node needs what
+its ranks need together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bundlerun.launcher.layout.schedule import Order, Pipeline
+from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
+from bundlerun.launcher.planning.cluster import Cluster, NodeKind
+from bundlerun.launcher.planning.held import Kept, most_held, order_of
+from bundlerun.launcher.planning.model_costs import ModelCosts, Piece, Profile
+from bundlerun.launcher.planning.placement import Placement, pipeline_of, placement
+
+_MIB = 1 << 20
+_BUCKET_BYTES = 1_000_000
+"""Least size of a bucket; see `workers.sync.bucket`."""
+_POSTED_AHEAD = 2
+"""Messages that a receiver has memory for before they come."""
+_SLOTS = 2
+_RECEIVED_AT_ONCE = 3
+"""Buffers of an exchange, used in turn."""
+_MOST_DIRECT_NODES = 16
+"""Up to which nodes send each other pieces of rounded sums, see `workers.sync.exchange`."""
+PROGRAM_BYTES = 120 * _MIB
+"""Of a rank that is forked from a process that has torch; where the profile does not say."""
+LOADER_BYTES = 45 * _MIB
+"""Of a loading process, beside what it reads."""
+_READ_AHEAD = 2
+"""Micro-batches per loading process."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """All that the parts of a rank's memory are worked out from."""
+
+    profile: Profile
+    costs: ModelCosts
+    candidate: Candidate
+    cluster: Cluster
+    request: Request
+    place: Placement
+    pipeline: Pipeline
+
+    @property
+    def on_host(self) -> bool:
+        """Whether devices are CPU slots, whose memory is that of the node."""
+        return any(kind.host.cores for kind in self.cluster.kinds)
+
+    def chunks_of(self, stage: int) -> list[int]:
+        """The chunks of the model that a stage has."""
+        return list(self.pipeline.chunks.on_stage(stage))
+
+    def crosses(self, chunk: int) -> bool:
+        """Whether what a chunk sends on may go to another node."""
+        return self.pipeline.chunks.stage_of(chunk) in self.place.crossings
+
+    def bounds(self, chunk: int) -> tuple[int, int]:
+        """The first piece of a chunk, and the first one after it."""
+        cuts = self.candidate.cuts
+        first = cuts[chunk - 1] + 1 if chunk else 0
+        end = cuts[chunk] + 1 if chunk < len(cuts) else len(self.costs.pieces)
+        return first, end
+
+    def sent(self, chunk: int) -> tuple[int, int]:
+        """Bytes of what goes from a chunk to the next, and of the gradients that come back."""
+        if not 0 <= chunk < len(self.candidate.cuts):
+            return 0, 0
+        boundary = self.costs.boundaries[self.candidate.cuts[chunk]]
+        return boundary.forward_bytes, boundary.backward_bytes
+
+    def order(self, stage: int) -> Order:
+        """Of the replica that does the most."""
+        count = self.place.microbatches(self.request.batch_size, self.candidate.samples)
+        return order_of(self.pipeline, stage, count)
+
+
+def rank_memory(
+    profile: Profile, candidate: Candidate, cluster: Cluster, request: Request
+) -> tuple[RankMemory, ...]:
+    """What a rank of each stage needs: the replica that needs the most.
+
+    Args:
+        profile: of the model.
+        candidate: a plan.
+        cluster: what it is for, enough for one bundle.
+        request: batch size, and whether there are snapshots.
+    """
+    case = _Case(
+        profile=profile,
+        costs=profile.at(candidate.samples),
+        candidate=candidate,
+        cluster=cluster,
+        request=request,
+        place=placement(candidate.shape, cluster),
+        pipeline=pipeline_of(candidate, cluster),
+    )
+    parts = case.costs.parts(candidate.cuts)
+    return tuple(
+        _of_stage(case, stage, [parts[chunk] for chunk in case.chunks_of(stage)])
+        for stage in range(candidate.shape.num_stages)
+    )
+
+
+def _of_stage(case: _Case, stage: int, parts: Sequence[Piece]) -> RankMemory:
+    trained = sum(part.trained_bytes for part in parts)
+    optimizer = round(trained * case.profile.update.state_share)
+    recomputes = stage in case.candidate.recompute
+    activations = _activations(case, stage, parts, recomputes=recomputes)
+    working = max(part.peak_bytes + recomputes * part.kept_bytes for part in parts)
+    found = RankMemory(
+        parameters=sum(part.parameter_bytes for part in parts),
+        buffers=sum(part.buffer_bytes for part in parts),
+        gradients=trained,
+        optimizer=optimizer,
+        activations=activations,
+        working=working,
+        buckets=_buckets(case, stage, trained),
+        wires=_wires(case, stage),
+        program=case.profile.program_bytes or PROGRAM_BYTES,
+        snapshot=0,
+        loader=_loader(case, stage),
+    )
+    if not case.request.has_snapshot:
+        return found
+    return replace(found, snapshot=_snapshot(case, stage, found))
+
+
+# --- passes
+
+
+def _activations(case: _Case, stage: int, parts: Sequence[Piece], *, recomputes: bool) -> int:
+    kept = []
+    for chunk, part in zip(case.chunks_of(stage), parts, strict=True):
+        # What comes by shared memory counts with the wires: it is the memory of both ends.
+        given = case.sent(chunk - 1)[0] if chunk else 0
+        own = 0 if case.on_host and chunk and not case.crosses(chunk - 1) else given
+        if recomputes:
+            kept.append(Kept(forward=own or (0 if chunk else case.costs.input_bytes)))
+        else:
+            kept.append(Kept(forward=part.kept_bytes + own, split=part.split_bytes))
+    return most_held(case.order(stage), kept)
+
+
+def _wires(case: _Case, stage: int) -> int:
+    """Messages from and to other stages, as far as they are not with the activations."""
+    total = 0
+    for chunk in case.chunks_of(stage):
+        for other in (chunk - 1, chunk):
+            total += _link(case, other, is_sender=other == chunk)
+    return total
+
+
+def _link(case: _Case, chunk: int, *, is_sender: bool) -> int:
+    """One end of the link from a chunk to the next one, and of the way back."""
+    forward, backward = case.sent(chunk)
+    if not forward and not backward:
+        return 0
+    if case.on_host and not case.crosses(chunk):
+        # Slots: as many as were ever between the sender's forward and the receiver's last use.
+        sender = case.pipeline.chunks.stage_of(chunk)
+        own = case.pipeline.chunks.own_of(chunk)
+        one = [Kept(forward=int(number == own)) for number in range(case.candidate.chunks)]
+        slots = most_held(case.order(sender), one)
+        return (slots * forward + _POSTED_AHEAD * backward) // 2
+    # One is on its way out while the next is made; two may come while one is worked on.
+    coming, going = (backward, forward) if is_sender else (forward, backward)
+    return _POSTED_AHEAD * coming + going
+
+
+# --- sums of gradients
+
+
+def _buckets(case: _Case, stage: int, trained: int) -> int:
+    """What sums need beside the gradients themselves, for the rank of a node that leads them."""
+    place, nodes = case.place, case.cluster.num_nodes
+    num_replicas = place.num_bundles * case.candidate.shape.widths[stage]
+    if num_replicas == 1 or not trained:
+        return 0
+    bucket = min(trained, max(case.request.bucket_bytes, _BUCKET_BYTES))
+    # The first backward's gradients are copied in, bucket by bucket.
+    found = bucket
+    if not case.on_host:
+        return found
+    mates = place.most_mates(stage)
+    if case.candidate.sync != "flat" and mates > 1:
+        shards = mates if case.candidate.sync == "sharded" else 1
+        # A leader reads its shard of all, and all read its sum: each page counts by its share.
+        found += round(trained * ((mates - 1) / 2 / shards + 1 / mates))
+        # Others read its own gradients, too.
+        found -= round(trained * (shards - 1) / shards / 2)
+    if nodes > 1 and case.candidate.sync != "flat":
+        found += _exchange(trained, bucket, nodes, is_rounded=_is_rounded(case))
+    return found
+
+
+def _is_rounded(case: _Case) -> bool:
+    return case.request.exchange_dtype != "float32"
+
+
+def _exchange(trained: int, bucket: int, nodes: int, *, is_rounded: bool) -> int:
+    """Buffers to receive into; what rounding has lost, and what is sent in its place."""
+    kept = trained + trained // 2 if is_rounded else 0
+    if nodes == 2 or (is_rounded and nodes <= _MOST_DIRECT_NODES):
+        kept += _RECEIVED_AT_ONCE * (bucket // 2 if is_rounded else bucket)
+    return kept
+
+
+# --- beside
+
+
+def _snapshot(case: _Case, stage: int, rank: RankMemory) -> int:
+    state = rank.parameters + rank.buffers + rank.optimizer
+    feedback = rank.gradients if _is_rounded(case) and case.cluster.num_nodes > 1 else 0
+    return _SLOTS * (-(-state // case.place.mates(stage)) + feedback)
+
+
+def _loader(case: _Case, stage: int) -> int:
+    """Of the loading processes of a rank; those of the first stage have some."""
+    most = max((kind.loaders for kind in case.cluster.kinds), default=0)
+    if stage or not most:
+        return 0
+    count = max(1, most // max(1, case.place.most_mates(0)))
+    one = case.costs.input_bytes + case.costs.target_bytes
+    return count * (LOADER_BYTES + _READ_AHEAD * one)
+
+
+def node_total(
+    ranks: Sequence[RankMemory], counts: Sequence[int], kind: NodeKind, candidate: Candidate
+) -> int:
+    """Bytes that the memory of a node gives to all its ranks.
+
+    Args:
+        ranks: of each stage, that which needs the most.
+        counts: of each stage, the node's ranks.
+        kind: of the node.
+        candidate: the plan.
+    """
+    total = 0
+    for rank, count in zip(ranks, counts, strict=True):
+        one = rank.program + rank.snapshot + rank.loader
+        if kind.host.cores:
+            one += rank.device
+        total += one * count
+        # Not all lead: what leaders read of others is counted with them, and with each but once.
+        if kind.host.cores and count > 1 and candidate.sync == "local-master":
+            led = rank.gradients * ((count - 1) / 2 + 1 / count)
+            total -= round(count * led - rank.gradients)
+    return total
