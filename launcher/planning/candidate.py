@@ -21,9 +21,11 @@ class Request:
         schedule: as the option.
         sync: as the option.
         samples: of a micro-batch.
-        chunks: per stage.
+        chunks: per stage; None: to be chosen.
         recompute: stages that compute their activations again; None: to be chosen where memory
             does not do.
+        without: schedules that are out of the question.
+        may_order_nodes: whether nodes may change places, where bundles span several.
         exchange_dtype: of gradients between nodes.
         bucket_bytes: of a bucket of gradients; 0: by default.
         has_snapshot: whether the state is copied to the memory of the node.
@@ -36,8 +38,10 @@ class Request:
     schedule: ScheduleName | None = None
     sync: SchemeName | None = None
     samples: int | None = None
-    chunks: int = 1
+    chunks: int | None = 1
     recompute: frozenset[int] | None = None
+    without: frozenset[ScheduleName] = frozenset()
+    may_order_nodes: bool = False
     exchange_dtype: ExchangeDtype = "float32"
     bucket_bytes: int = 0
     has_snapshot: bool = True

@@ -1,0 +1,256 @@
+"""What no plan can do in less time, and what stages would take: both from the same lines.
+
+A stage of a bundle with x micro-batches, of which its busiest device does n in L = n / speed:
+
+    earlier stages: a forward | L forwards and backwards        | earlier stages: a backward
+                              | ... but the last backward | exchange, optimizer
+
+Each row is a path through a step, and the next item of a path never starts before the one before
+has ended. So a step is as long as its longest path; links, waits and computing again only add.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+from bundlerun.launcher.layout.rounding import divided_up
+from bundlerun.launcher.planning.candidate import Request
+from bundlerun.launcher.planning.cluster import Cluster
+from bundlerun.launcher.planning.model_costs import ModelCosts, UpdateCosts
+from bundlerun.launcher.planning.search.frame import Frame
+from bundlerun.launcher.planning.search.partition import Line
+from bundlerun.launcher.planning.search.teams import Team
+
+
+class Rows:
+    """Sums over a model's pieces, from the first to before each one; the loss is in the last."""
+
+    def __init__(self, costs: ModelCosts) -> None:
+        pieces = costs.pieces
+        self.count = len(pieces)
+        self.forward = list(accumulate((p.forward_s for p in pieces), initial=0.0))
+        self.backward = list(accumulate((p.backward_s for p in pieces), initial=0.0))
+        self.backward[-1] += costs.loss_s
+        self.weight = list(accumulate((p.weight_s for p in pieces), initial=0.0))
+        self.trained = list(accumulate((p.trained_bytes for p in pieces), initial=0))
+        self.work = [f + b for f, b in zip(self.forward, self.backward, strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rates:
+    """What a step costs beside passes, at the least.
+
+    Args:
+        update: seconds per trained byte that the optimizer takes.
+        exchange: seconds per trained byte that a node needs to tell the others.
+        fixed: seconds of any step.
+    """
+
+    update: float
+    exchange: float
+    fixed: float
+
+    @classmethod
+    def of(cls, update: UpdateCosts, cluster: Cluster, request: Request) -> Rates:
+        """The least that they can be, on the fastest device and link."""
+        top = max([1.0, *(kind.speed for kind in cluster.kinds)])
+        links = [cluster.between, *cluster.pairs.values()]
+        # A float32 gradient has half its bytes as the shortest that can be sent.
+        share = 1.0 if request.exchange_dtype == "float32" else 0.5
+        return cls(
+            update=update.update_s_per_byte / top,
+            exchange=share / max(link.bytes_per_s for link in links),
+            fixed=update.step_s / top,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the busiest device of a stage has to do.
+
+    Args:
+        passes: micro-batches over its speed.
+        slowness: one over its speed.
+    """
+
+    passes: float
+    slowness: float
+
+
+def loads_of(frame: Frame, team: Team, share: int) -> list[Load]:
+    """Per stage, for a bundle that does `share` micro-batches, 1 or more."""
+    found: list[Load] = []
+    first = 0
+    for width in frame.shape.widths:
+        # I3: replica r of a stage of width w does the micro-batches j with j mod w = r.
+        replicas = [
+            (divided_up(share - r, width) / kind.speed, 1 / kind.speed)
+            for r, kind in enumerate(team.kinds[first : first + width])
+            if r < share
+        ]
+        found.append(Load(passes=max(replicas)[0], slowness=max(replicas)[1]))
+        first += width
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruler:
+    """Bounds and costs for micro-batches of one size.
+
+    Args:
+        rows: of the model.
+        rates: of the rest.
+    """
+
+    rows: Rows
+    rates: Rates
+
+    def lines(self, frame: Frame, team: Team, share: int) -> list[list[Line]]:
+        """Per stage, the paths of a step through it, for a bundle that does `share` micro-batches.
+
+        With several chunks per stage: per chunk, as if all chunks of its stage were as long; that
+        is no bound.
+        """
+        loads = loads_of(frame, team, share)
+        if frame.chunks > 1:
+            work = [(frame.chunks * load.passes, self.rows.work) for load in loads]
+            return [
+                [_line([passes * value for value in row])] for passes, row in work * frame.chunks
+            ]
+        fill = 1 / team.top_speed
+        return [self._paths(frame, stage, load, fill) for stage, load in enumerate(loads)]
+
+    def _paths(self, frame: Frame, stage: int, load: Load, fill: float) -> list[Line]:
+        rows, rates = self.rows, self.rates
+        # With zero-bubble nobody waits for the passes that make the gradients of weights.
+        way = self._unweighted if frame.schedule == "zero-bubble" else rows.work
+        # A forward to the stage, all it does, and the last backward to the first stage.
+        found = [_line([load.passes * w for w in way], fill, way)]
+        # A forward to the stage, all it does, the optimizer.
+        if rates.update or frame.schedule == "zero-bubble":
+            ends = [
+                load.passes * w + rates.update * p
+                for w, p in zip(rows.work, rows.trained, strict=True)
+            ]
+            found.append(_line(ends, fill, rows.forward))
+        # All but the last backward, during which the first sums leave; those, the optimizer.
+        if stage in frame.exchanged and rates.exchange:
+            each = rates.update + rates.exchange
+            ends = [
+                load.passes * w - load.slowness * b + each * p
+                for w, b, p in zip(rows.work, rows.backward, rows.trained, strict=True)
+            ]
+            found.append(_line(ends, fill, rows.forward))
+        return found
+
+    @cached_property
+    def _unweighted(self) -> list[float]:
+        return [w - g for w, g in zip(self.rows.work, self.rows.weight, strict=True)]
+
+    def bound(self, frame: Frame) -> float:
+        """The least time of a step with this frame, whatever the cuts; quick.
+
+        Work: the devices together do all micro-batches. With equally fast devices the first stages
+        wait at the end and the last ones at the beginning, too: let the step take T, v the speed,
+        and C the work of a micro-batch before a stage. In T the stage does at most (T - C / v) / L
+        of a micro-batch's work, so v T - C shrinks from stage to stage by the factor 1 - 1 / (v L)
+        at most, and is not below v T - W at the end; that gives T.
+
+        Way: some micro-batch goes through all pieces and back, on the fastest devices.
+
+        Largest piece: some stage has it; before that, a forward has come through the pieces before
+        it, and a backward has to go back through them. What of these is in the same stage, the
+        stage does as often as the piece itself.
+        """
+        rows, fixed = self.rows, self.rates.fixed
+        way = self._unweighted if frame.schedule == "zero-bubble" else rows.work
+        if frame.chunks > 1:
+            way = self._unweighted
+        top = max(team.top_speed for team in frame.teams)
+        found = [self._by_work(frame), way[-1] / top]
+        if len(frame.teams) == 1:
+            team = frame.teams[0]
+            loads = loads_of(frame, team, divided_up(frame.total, team.count))
+            least = min(load.passes for load in loads)
+            before = rows.forward if way is not rows.work else rows.work
+            if frame.chunks > 1:
+                before = [0.0] * len(before)
+            found += [
+                here / top + least * (after - now)
+                for here, (now, after) in zip(before, pairwise(rows.work), strict=False)
+            ]
+            if way is rows.work and len(set(team.kinds)) == 1:
+                left = 1.0
+                for load in loads:
+                    left *= 1 - load.slowness / load.passes
+                found.append(rows.work[-1] / (top * (1 - left)))
+        return max(found) + fixed
+
+    def _by_work(self, frame: Frame) -> float:
+        work, teams = self.rows.work[-1], frame.teams
+        if len(teams) == 1:
+            return divided_up(frame.total, teams[0].count) * work / teams[0].speed
+        # The least time in which whole micro-batches on all bundles are as many as there are.
+        low = frame.total * work / sum(team.speed * team.count for team in teams)
+        high = low + work / min(team.speed for team in teams)
+        for _ in range(40):
+            middle = (low + high) / 2
+            done = sum(t.count * int(middle * t.speed / work + 1e-9) for t in teams) if work else 0
+            low, high = (low, middle) if done >= frame.total else (middle, high)
+        return low
+
+    def of_cuts(self, frame: Frame, cuts: Sequence[int]) -> float:
+        """The least time of a step with these cuts, as `Candidate` has them."""
+        ends = [0, *(cut + 1 for cut in cuts), self.rows.count]
+        parts = list(pairwise(ends))
+        # Micro-batches are dealt out one by one, to those who are done with them first.
+        teams = frame.teams
+        shares, times = [0] * len(teams), [self._of_share(frame, t, 1, parts) for t in teams]
+        dealt, longest = 0, 0.0
+        while dealt < frame.total:
+            first = min(range(len(teams)), key=times.__getitem__)
+            longest = max(longest, times[first])
+            shares[first] += 1
+            dealt += teams[first].count
+            if len(teams) == 1:
+                more = divided_up(frame.total, teams[0].count)
+                return self._of_share(frame, teams[0], more, parts) + self.rates.fixed
+            times[first] = self._of_share(frame, teams[first], shares[first] + 1, parts)
+        return longest + self.rates.fixed
+
+    def _of_share(
+        self, frame: Frame, team: Team, share: int, parts: Sequence[tuple[int, int]]
+    ) -> float:
+        rows, rates = self.rows, self.rates
+        loads = loads_of(frame, team, share)
+        num_stages = len(loads)
+        if frame.chunks > 1:
+            work = [rows.work[end] - rows.work[start] for start, end in parts]
+            return max(
+                load.passes * sum(work[stage::num_stages]) for stage, load in enumerate(loads)
+            )
+        way = self._unweighted if frame.schedule == "zero-bubble" else rows.work
+        longest = 0.0
+        for stage, (load, (start, end)) in enumerate(zip(loads, parts, strict=True)):
+            fill = 1 / team.top_speed
+            come = fill * rows.forward[start]
+            own = load.passes * (rows.work[end] - rows.work[start])
+            trained = rows.trained[end] - rows.trained[start]
+            back = fill * way[start] + load.passes * (way[end] - way[start])
+            longest = max(longest, back, come + own + rates.update * trained)
+            if stage in frame.exchanged:
+                last = load.slowness * (rows.backward[end] - rows.backward[start])
+                longest = max(
+                    longest, come + own - last + (rates.update + rates.exchange) * trained
+                )
+        return longest
+
+
+def _line(ends: list[float], fill: float = 0.0, before: Sequence[float] = ()) -> Line:
+    """A cost that grows with its end as `ends` does, and `fill` times `before` up to its start."""
+    if not fill:
+        return ends, ends
+    return ends, [value - fill * b for value, b in zip(ends, before, strict=True)]
