@@ -91,22 +91,24 @@ def add_adapters(model: Model, lora: Lora) -> tuple[Model, str]:
         if _is_transposed(layers[name]):
             mark = torch.ones(1, dtype=torch.int64)
             root.get_submodule(name).register_buffer(TRANSPOSED.removeprefix("."), mark)
+    head = None if last in targets else last
     for name, parameter in root.named_parameters():
-        is_head = name.rpartition(".")[0] == last and last not in targets
-        parameter.requires_grad_(is_adapter(name) or is_head)
+        parameter.requires_grad_(is_adapter(name) or name.rpartition(".")[0] == head)
     keep_norms(root, "", ())
     trained = sum(p.numel() for p in root.parameters() if p.requires_grad)
     every = sum(p.numel() for p in root.parameters())
-    head = f", and {last}" if last not in targets else ""
+    others = f", and {head}" if head else ""
     said = (
-        f"adapters of rank {lora.rank} beside {_counted(layers, targets)}{head}: "
+        f"adapters of rank {lora.rank} beside {_counted(layers, targets)}{others}: "
         f"{trained / 1e6:.3g} of {every / 1e6:.3g} million numbers are trained"
     )
     # A stage that is a linear layer is another module now.
     return (root if root is model else list(root.children())), said
 
 
-def _targets(layers: Mapping[str, nn.Module], last: str, patterns: Sequence[str]) -> list[str]:
+def _targets(
+    layers: Mapping[str, nn.Module], last: str | None, patterns: Sequence[str]
+) -> list[str]:
     if patterns:
         for pattern in patterns:
             if not any(is_under(name, pattern) for name in layers):
@@ -125,8 +127,8 @@ def _targets(layers: Mapping[str, nn.Module], last: str, patterns: Sequence[str]
 
 def _counted(layers: Mapping[str, nn.Module], targets: Sequence[str]) -> str:
     num_convolutions = sum(isinstance(layers[name], _CONVOLUTIONS) for name in targets)
-    counts = (len(targets) - num_convolutions, "linear layers"), (num_convolutions, "convolutions")
-    return " and ".join(f"{count} {what}" for count, what in counts if count)
+    counts = (len(targets) - num_convolutions, "linear layer"), (num_convolutions, "convolution")
+    return " and ".join(f"{n} {what}{'s' if n > 1 else ''}" for n, what in counts if n)
 
 
 def _walk(root: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
@@ -168,6 +170,10 @@ def _is_transposed(module: nn.Module) -> bool:
     return (kind.__module__, kind.__name__) == ("transformers.pytorch_utils", "Conv1D")
 
 
-def _last_layer(root: nn.Module) -> str:
-    owners = [name.rpartition(".")[0] for name, _ in root.named_parameters()]
-    return owners[-1] if owners else ""
+def _last_layer(root: nn.Module) -> str | None:
+    """The layer that gives the outputs; None where it has the weight of another, as a tied head."""
+    named = list(root.named_parameters(remove_duplicate=False))
+    last = named[-1][0].rpartition(".")[0] if named else None
+    num_uses = Counter(id(parameter) for _, parameter in named)
+    is_tied = any(num_uses[id(p)] > 1 for name, p in named if name.rpartition(".")[0] == last)
+    return None if is_tied else last

@@ -72,10 +72,12 @@ def shared_line(stages: Sequence[nn.Module]) -> str | None:
         return None
     largest = max(sizes, key=lambda shared: sizes[shared])
     several = "s" if len(sizes) > 1 else ""
+    is_trained = any(p.requires_grad for each in stages for p in shared_parameters(each).values())
+    then = "in each step their gradients are summed" if is_trained else "none is trained"
     return (
         f"stages share {len(sizes)} parameter{several} of {sum(sizes.values()) / 1e6:.3g} MB, such "
         f"as {' = '.join(largest.names)} (stages {' and '.join(map(str, largest.stages))}): each "
-        "has a copy, and in each step their gradients are summed"
+        f"has a copy, and {then}"
     )
 
 

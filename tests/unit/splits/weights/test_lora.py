@@ -58,6 +58,16 @@ def test_adapters_and_the_last_layer_are_trained() -> None:
     assert said.startswith("adapters of rank 2 beside 2 linear layers, and head: 7e-05 of 0.0003")
 
 
+def test_a_last_layer_that_is_tied_is_not_trained() -> None:
+    """Nor is what comes before it: its weight is the embedding's."""
+    model = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 7))
+    model[3].weight = model[0].weight
+    model, said = add_adapters(model, Lora(rank=2, alpha=3.0))
+    assert isinstance(model, nn.Module)
+    assert trained(model) == ["1.lora_A.default.weight", "1.lora_B.default.weight"]
+    assert said.startswith("adapters of rank 2 beside 1 linear layer: 1.6e-05 of ")
+
+
 def test_those_that_are_named_are_trained() -> None:
     assert trained(with_adapters(Net(), "hea*")) == [
         "head.lora_A.default.weight", "head.lora_B.default.weight"

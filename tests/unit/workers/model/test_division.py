@@ -78,6 +78,9 @@ def test_what_stages_share_is_told_with_its_size() -> None:
         "stages share 1 parameter of 1 MB, such as 0.weight = 2.weight (stages 0 and 2): each has "
         "a copy, and in each step their gradients are summed"
     )
+    model[0].weight.requires_grad_(False)
+    first, *_ = division_lines(config, stages, Example())
+    assert first.endswith("each has a copy, and none is trained")
 
 
 def test_a_bad_cut_of_a_model_is_told() -> None:
