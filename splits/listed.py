@@ -39,12 +39,13 @@ class ListedStage(nn.Module):
         """What the last module of a chunk returns."""
         result: object = tuple(map(overwritable, inputs))
         for module in self.chunk_modules(chunk):
-            result = module(*_as_tuple(result))
+            result = module(*as_arguments(result))
         is_last = self._is_last and chunk == len(self._names) - 1
-        return result if is_last else _as_tuple(result)
+        return result if is_last else as_arguments(result)
 
 
-def _as_tuple(value: object) -> tuple[object, ...]:
+def as_arguments(value: object) -> tuple[object, ...]:
+    """What the module after is called with, of what one of the list returns."""
     return value if isinstance(value, tuple) else (value,)
 
 

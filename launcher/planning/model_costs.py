@@ -12,6 +12,8 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from bundlerun.launcher.choices import Cutter
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Piece:
@@ -183,12 +185,17 @@ class Profile:
         by_samples: with growing `samples`, one at least; the same pieces and boundaries in all.
         update: what a step costs beside.
         program_bytes: memory of a rank that has torch and no model.
+        cutter: the `--cutter` by which the boundaries are places to cut; None: the model comes
+            cut, or cannot be.
+        why: that one, in words.
     """
 
     key: ProfileKey
     by_samples: tuple[ModelCosts, ...]
     update: UpdateCosts
     program_bytes: int = 0
+    cutter: Cutter | None = None
+    why: str = ""
 
     def at(self, samples: int) -> ModelCosts:
         """The costs for micro-batches of any size, on the line through the two nearest ones.

@@ -222,6 +222,11 @@ class RunPaths:
         return self.profiles / folder / "timeline.json.gz"
 
     @property
+    def model_profile(self) -> Path:
+        """What the pieces of the model cost, JSON; see `launcher.planning.profile_file`."""
+        return self.root / "model-profile.json"
+
+    @property
     def measured_steps(self) -> Path:
         """Steps as ranks have measured them, a folder each."""
         return self.root / "measured-steps"

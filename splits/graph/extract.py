@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import fx
 
@@ -12,24 +12,32 @@ from bundlerun.splits.stage import StagePart, overwritable
 from bundlerun.splits.tracing.region import enter_regions
 
 
-def extract(flow: Flow, cuts: Sequence[int], stage: int) -> StagePart:
+def extract(
+    flow: Flow, cuts: Sequence[int], stage: int, *, marks: Sequence[int] | None = None
+) -> StagePart:
     """What one stage does.
 
     Args:
         flow: the whole graph.
         cuts: boundaries, increasing, none of them blocked.
         stage: index of the stage.
+        marks: boundaries of which the stage tells its first argument, which comes before the
+            inputs: `enter(number + 1, what crosses)`, before it goes on; None: it has none.
     """
-    return _Extraction(flow, cuts, stage).part()
+    return _Extraction(flow, cuts, stage, marks).part()
 
 
 class _Extraction:
-    def __init__(self, flow: Flow, cuts: Sequence[int], stage: int) -> None:
+    def __init__(
+        self, flow: Flow, cuts: Sequence[int], stage: int, marks: Sequence[int] | None
+    ) -> None:
         self._flow = flow
         self._cuts = cuts
         self._stage = stage
         self._graph = fx.Graph()
         self._made: dict[fx.Node, fx.Node] = {}
+        self._marks: Mapping[int, int] = {place: i + 1 for i, place in enumerate(marks or ())}
+        self._told = None if marks is None else self._graph.placeholder("bundlerun_marks")
 
     def part(self) -> StagePart:
         self._receive()
@@ -37,6 +45,7 @@ class _Extraction:
             # A size with users is worked out by those who need it, an assertion has none.
             is_size = node in self._flow.values and bool(node.users)
             if self._is_mine(node) and not is_size:
+                self._mark(node)
                 self._take(node)
         outputs: tuple[str, ...] = ()
         if self._stage == len(self._cuts):
@@ -62,6 +71,15 @@ class _Extraction:
         for node in received:
             # Whether a module of the user's overwrites it shows only when it runs.
             self._made[node] = self._graph.call_function(overwritable, (self._made[node],))
+
+    def _mark(self, node: fx.Node) -> None:
+        """Tells of the boundary before a step, where there is one to be told."""
+        place = self._flow.place[node]
+        if place not in self._marks or self._flow.steps_at(place) is not node:
+            return
+        crossing = tuple(self._take(each) for each in self._flow.crossing(place))
+        mark = self._graph.call_method("enter", (self._told, self._marks[place], crossing))
+        mark.meta = dict(node.meta)  # so that no region is left for it
 
     def _is_mine(self, node: fx.Node) -> bool:
         # No steps: inputs are received, state is taken where it is used.

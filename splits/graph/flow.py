@@ -132,7 +132,7 @@ class Flow:
         names = {k: found for k, found in names_by_id(self._model).items() if k in buffers}
         return {
             boundary: f"puts {' = '.join(names[key])} into two stages"
-            for key, used in self._uses_of_state().items()
+            for key, used in self.uses_of_state().items()
             if key in names and used and key not in self.constants
             for boundary in range(min(used) + 1, max(used) + 1)
         }
@@ -164,7 +164,7 @@ class Flow:
         sizes = {id(p): p.numel() * p.element_size() for p in self._model.parameters()}
         return [
             (min(used), max(used), sizes[key])
-            for key, used in self._uses_of_state().items()
+            for key, used in self.uses_of_state().items()
             if key in sizes and len(set(used)) > 1
         ]
 
@@ -187,7 +187,8 @@ class Flow:
         # Modules that hold such a buffer may write to it in ways that no graph shows.
         return unsaved - inside - written
 
-    def _uses_of_state(self) -> dict[int, list[int]]:
+    def uses_of_state(self) -> dict[int, list[int]]:
+        """The steps that use each parameter and buffer, by its identity."""
         state = dict(named_state(self._model))
         uses: dict[int, list[int]] = {}
         for node in self.graph.nodes:
@@ -211,7 +212,7 @@ class Flow:
         """Bytes of the parameters that each step is the first to use."""
         sizes = {id(p): p.numel() * p.element_size() for p in self._model.parameters()}
         costs = [0] * len(self.steps)
-        for key, used in self._uses_of_state().items():
+        for key, used in self.uses_of_state().items():
             if not used:
                 continue
             # State that only the output uses counts for the last step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -183,6 +184,13 @@ class TracedModel:
                     return f"{name!r} crosses {cut!r}, and what that is shows only when it runs"
         return ""
 
+    def sure(self, inputs: Sequence[object]) -> list[Boundary]:
+        """The boundaries at which all that crosses surely arrives as it is; see `unsure`."""
+        found = self._run(inputs) if inputs else None
+        lost = self._train.untold if found is None else found.lost
+        crossing = self._train.crossing
+        return [b for b in self.boundaries if not any(n in lost for n in crossing(b.train))]
+
     def _counted(self, inputs: Sequence[object]) -> GraphCosts | None:
         """What the model costs; None where it does nothing that is counted, or needs numbers."""
         found = self._run(inputs)
@@ -262,9 +270,37 @@ class TracedModel:
             return f"cut {name!r} exists in one of training and evaluation only; {valid}"
         return f"cut {name!r} leaves a stage without an operation; {valid}"
 
-    def _stage(self, places: Sequence[Boundary], chunks: Sequence[int]) -> Stage:
+    def marked(self, places: Sequence[Boundary]) -> Stage:
+        """The whole model as one stage, for training only; see `extract` on what it tells.
+
+        Args:
+            places: boundaries, increasing, of which it tells.
+        """
+        return self._stage((), (0,), marks=[place.train for place in places])
+
+    def users(self, places: Sequence[Boundary]) -> dict[int, frozenset[int]]:
+        """The parts that use each parameter and buffer, by its identity.
+
+        Args:
+            places: boundaries between the parts, increasing.
+        """
+        found: dict[int, set[int]] = {}
+        for flow, starts in (
+            (self._train, [place.train for place in places]),
+            (self._eval, [place.eval for place in places]),
+        ):
+            for key, uses in flow.uses_of_state().items():
+                found.setdefault(key, set()).update(bisect_right(starts, use) for use in uses)
+        return {key: frozenset(used) for key, used in found.items()}
+
+    def _stage(
+        self,
+        places: Sequence[Boundary],
+        chunks: Sequence[int],
+        marks: Sequence[int] | None = None,
+    ) -> Stage:
         train_cuts, eval_cuts = [b.train for b in places], [b.eval for b in places]
-        train = [extract(self._train, train_cuts, c) for c in chunks]
+        train = [extract(self._train, train_cuts, c, marks=marks) for c in chunks]
         eval_ = [extract(self._eval, eval_cuts, c) for c in chunks]
         stage = Stage()
         # Of both modes: a layer that only training uses is still this stage's.

@@ -271,6 +271,17 @@ class ReplayedModel:
         tensors = [record.looks[key] for key in record.crossing(boundary.train)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    def sent_bytes(self, boundary: Entry) -> tuple[int, int]:
+        """Bytes of what crosses a boundary in training, and of the gradients that come back."""
+        record = self._records[True]
+        tensors = [record.looks[key] for key in record.crossing(boundary.train)]
+        sizes = [(t.numel() * t.element_size(), t.requires_grad) for t in tensors]
+        return sum(size for size, _ in sizes), sum(size for size, has_one in sizes if has_one)
+
+    def users(self, places: Sequence[Entry]) -> dict[int, frozenset[int]]:
+        """The parts that use each parameter and buffer, by its identity, cut at `places`."""
+        return {key: frozenset(used) for key, used in self._owners(places)}
+
     def _check_count(self, num_cuts: int) -> None:
         if num_cuts > len(self.boundaries):
             failures = [r.failure for r in self._records.values() if r.failure]

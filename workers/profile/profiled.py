@@ -1,0 +1,264 @@
+"""The costs of the model that a configuration trains, on one device of this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from bundlerun.launcher.agreement.profile_key import profile_key
+from bundlerun.launcher.choices import DeviceKind
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.planning.model_costs import ModelCosts, Profile, UpdateCosts
+from bundlerun.splits.profile.costs import Batch, estimated_costs, measured_costs
+from bundlerun.splits.profile.ledger import Roofline
+from bundlerun.splits.profile.passes import Subject
+from bundlerun.splits.profile.pieces import Pieces, pieces_of
+from bundlerun.splits.random_state import kept_random_state
+from bundlerun.workers.data.order import mix_seed
+from bundlerun.workers.data.readers import check_samples
+from bundlerun.workers.device import accelerator as door
+from bundlerun.workers.device.switches import prepare, set_switches
+from bundlerun.workers.model.compiled import compiled
+from bundlerun.workers.model.memory_format import arrange
+from bundlerun.workers.model.norms.batchnorm import StatisticsPool
+from bundlerun.workers.model.rollback import rolled_back
+from bundlerun.workers.model.stage import cut_model, info_of
+from bundlerun.workers.optim.loss_scale import LossScale
+from bundlerun.workers.pipeline.arithmetic import Arithmetic
+from bundlerun.workers.pipeline.loss import share_of
+from bundlerun.workers.profile.device_clock import clock_of
+from bundlerun.workers.profile.first_batch import FirstBatch, bytes_of, first_batch
+from bundlerun.workers.profile.update import update_costs
+from bundlerun.workers.recipe import DataSets, Recipe, model_inputs
+from bundlerun.workers.values.module_tensors import moved
+from bundlerun.workers.values.nest import mapped
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """How a profile is to be made.
+
+    Args:
+        sizes: samples of micro-batches, any order; nothing: that of the configuration.
+        device: the kind to compute on.
+        threads: of the CPU, as many as a rank gets; 0: as torch has it.
+        roofline: of a device that is not here: its costs are estimated; None: they are measured.
+    """
+
+    sizes: Sequence[int] = ()
+    device: DeviceKind = "cpu"
+    threads: int = 0
+    roofline: Roofline | None = None
+
+
+def profile_of(config: TrainConfig, recipe: Recipe, wanted: Wanted) -> Profile:
+    """What the model of a configuration costs; opens the data.
+
+    Args:
+        config: of the run; how it cuts the model does not count.
+        recipe: of that configuration.
+        wanted: sizes and device.
+
+    Raises:
+        BundleError: the data or the model does not do for it.
+    """
+    program = psutil.Process().memory_info().rss
+    config = replace(config, shape=Shape((1,)), cut=(), chunks=1, schedule="auto", recompute="none")
+    sizes = sorted(set(wanted.sizes)) or [config.samples_per_microbatch]
+    device = _device(config, wanted)
+    data = recipe.open_data()
+    check_samples(data)
+    first = first_batch(data, config, max(sizes))
+    with _threads(wanted), kept_random_state(), door.kept_random_state(device):
+        maker = _Maker(config, recipe, data, device, wanted.roofline)
+        found = tuple(maker.costs(size) for size in sizes)
+        share, update_s = maker.update()
+    return Profile(
+        key=profile_key(
+            config,
+            kind=wanted.device,
+            threads=wanted.threads or torch.get_num_threads(),
+            is_estimate=wanted.roofline is not None,
+        ),
+        by_samples=found,
+        update=UpdateCosts(state_share=share, update_s_per_byte=update_s, load_s=first.load_s),
+        program_bytes=program,
+        cutter=maker.pieces.cutter,
+        why=maker.pieces.why,
+    )
+
+
+def _device(config: TrainConfig, wanted: Wanted) -> torch.device:
+    if wanted.roofline is not None:
+        return torch.device("meta")
+    prepare(config)
+    device = torch.device("cpu")
+    if wanted.device == "gpu":
+        device = door.own_device(0)
+        if not door.is_gpu(device):
+            raise ConfigError(
+                "there is no GPU here to profile on; use --devices cpu, or --estimate"
+            )
+    set_switches(config, device, speaks=False)
+    return device
+
+
+@contextmanager
+def _threads(wanted: Wanted) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(wanted.threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Maker:
+    """Has the model, on its device, in pieces."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        recipe: Recipe,
+        data: DataSets,
+        device: torch.device,
+        roofline: Roofline | None,
+    ) -> None:
+        self._config, self._recipe, self._data = config, recipe, data
+        self._device, self._roofline = device, roofline
+        with _building_on(device):
+            model = cut_model(config, recipe, info_of(data)).model
+        roots = [model] if isinstance(model, nn.Module) else list(model)
+        for root in roots:
+            moved(root.double() if config.precision == "float64" else root, device)
+        formats = [
+            arrange(root, config.memory_format, has_gpus=door.is_gpu(device)) for root in roots
+        ]
+        self._arithmetic = Arithmetic(
+            device,
+            config.precision,
+            next((f for f in formats if f is not torch.preserve_format), torch.preserve_format),
+            LossScale.of(config),
+        )
+        self._model = model
+        self.pieces: Pieces
+        self._cut(self._batch(2))
+
+    def _batch(self, samples: int) -> FirstBatch:
+        return first_batch(self._data, self._config, samples)
+
+    def _placed(self, value: object) -> Any:  # noqa: ANN401 - as it is nested
+        if self._device.type == "meta":
+            return mapped(lambda t: torch.empty_like(t, device="meta"), value)
+        return mapped(self._arithmetic.placed, value)
+
+    def _arguments(self, first: FirstBatch) -> tuple[Any, ...]:
+        """What the model is called with."""
+        placed = self._placed(first.batch.inputs)
+        made = model_inputs(self._recipe, placed)
+        return placed if made is placed else self._placed(made)
+
+    def _cut(self, first: FirstBatch) -> None:
+        example = mapped(lambda t: torch.empty_like(t, device="meta"), self._arguments(first))
+        self.pieces = pieces_of(self._model, self._config.cutter, example)
+        # Constants of its graph were made in CPU memory.
+        if isinstance(self.pieces.forward, nn.Module):
+            moved(self.pieces.forward, self._device)
+
+    def costs(self, samples: int) -> ModelCosts:
+        """Those of micro-batches of one size."""
+        first = self._batch(samples)
+        arguments = self._arguments(first)
+        if self.pieces.sent:
+            self._cut(first)  # what crosses is known of that size only
+        pieces = self.pieces
+        batch = Batch(
+            samples=samples,
+            input_bytes=bytes_of(first.batch.inputs),
+            target_bytes=bytes_of(first.batch.target),
+        )
+        with rolled_back([pieces.whole]):
+            pieces.whole.train()
+            if isinstance(pieces.forward, nn.Module):
+                pieces.forward.train()
+            subject = self._subject(arguments, self._placed(first.batch.target), samples)
+            if self._roofline is not None:
+                return self._estimated(subject, batch, self._roofline)
+            mode = "off" if pieces.cutter == "replay" else self._config.compile_mode
+            forward = compiled(pieces.plain, mode) if mode != "off" else None
+            return measured_costs(pieces, subject, batch, clock_of(self._device), forward)
+
+    def _estimated(self, subject: Subject, batch: Batch, roofline: Roofline) -> ModelCosts:
+        try:
+            return estimated_costs(self.pieces, subject, batch, roofline)
+        except ConfigError:
+            raise
+        except Exception as exc:
+            line = (str(exc).splitlines() or [""])[0]
+            raise ConfigError(
+                f"the model or its loss does not run without numbers ({type(exc).__name__}: "
+                f"{line}), which an estimate needs; profile it on a device of that kind"
+            ) from exc
+
+    def _subject(self, arguments: tuple[Any, ...], target: object, samples: int) -> Subject:
+        whole, device = self.pieces.whole, self._device
+        sums = torch.zeros(StatisticsPool.size(whole), dtype=torch.float64, device=device)
+        pool = StatisticsPool(whole, sums)
+        seed = mix_seed(self._config.seed)
+
+        def inputs() -> tuple[Any, ...]:
+            if device.type != "meta":
+                door.seed(device, seed)  # the same dropout in each pass
+            # Copies: a forward may overwrite them.
+            copies: tuple[Any, ...] = mapped(_cloned, arguments)
+            return copies
+
+        def judge(output: object) -> Tensor:
+            share = share_of(self._recipe.loss(output, target), samples, self._config.batch_size)
+            with torch.no_grad():
+                self._recipe.metrics(output, target)
+            return self._arithmetic.loss_scale.scaled(share.loss)
+
+        return Subject(
+            forward=self.pieces.forward,
+            count=self.pieces.count,
+            inputs=inputs,
+            judge=judge,
+            around=pool.around,
+            context=self._arithmetic.autocast,
+        )
+
+    def update(self) -> tuple[float, float]:
+        """What an update costs, see `update_costs`; changes the model, so it comes last."""
+        model = self.pieces.whole
+        model.train()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+        clock = None if self._roofline is not None else clock_of(self._device)
+        share, seconds = update_costs(self._config, self._recipe, model, clock)
+        if self._roofline is not None:
+            # Parameters, gradients and state are read, and all but gradients written.
+            seconds = (3 + 2 * share) / self._roofline.bytes_per_s
+        return share, seconds
+
+
+def _cloned(value: object) -> object:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+@contextmanager
+def _building_on(device: torch.device) -> Iterator[None]:
+    if device.type != "meta":
+        yield
+        return
+    with torch.device("meta"):
+        yield
