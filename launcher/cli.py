@@ -54,6 +54,11 @@ COMMANDS = {
         "show where a model can be cut, and what each cut means; starts nothing",
         f"{_OURS}.arguments.cuts",
     ),
+    "profile": Command(
+        f"{_OURS}.use.profile",
+        "measure what each piece of a model costs, or the links between nodes",
+        f"{_OURS}.arguments.profile",
+    ),
     "classic": Command(
         f"{_OURS}.classic",
         "run with the options of the original Bundle_HybridParallelism",
@@ -121,7 +126,7 @@ COMMANDS = {
     ),
 }
 """Subcommands in the order of `--help`."""
-_WITH_TRAINING = ("run", "plan", "cuts")
+_WITH_TRAINING = ("run", "plan", "cuts", "profile")
 """Those that take the options of training, some of which may stand without their value."""
 
 
