@@ -4,9 +4,11 @@ Both builds train at the same time, each in a process of its own, and are given 
 steps: before, now, now, before, ... The tracker's process works during all turns; what it takes is
 added to the side that has it.
 
-What is watched is a step, whatever it computes, and the demo's step is long: a cost of some
-microseconds does not show in it on a machine with a noise of percents. So it is measured in short
-steps of as many micro-batches, and compared with a step of the demo.
+What is watched is a step, whatever it computes: its micro-batches, phases and numbers. So the cost
+is measured where a step computes next to nothing, on a model with the layers of the demo's and few
+channels, and compared with a step of the demo: microseconds do not show in a long step on a
+machine with a noise of percents. Two processes of the same build differ, too, as their memory lies
+differently: so there are several of each, and the interval is that of their means.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
+from math import comb
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import psutil
 
@@ -36,33 +38,42 @@ BEFORE = "f5e4807"
 WARM_UP = 2
 MOST_PERCENT = 0.5
 _TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
-_MODEL = (
-    "--model=resnet18", "--augment=none", "--lr=0.0001", "--threads=1", "--loader-workers=0",
-    "--no-validate", "--epochs=1", "--synthetic-samples=1000000", "synthetic",
+_ALL = (
+    "--augment=none", "--lr=0.0001", "--threads=1", "--loader-workers=0", "--no-validate",
+    "--epochs=1", "--synthetic-samples=1000000", "synthetic",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """What is trained: eight micro-batches a step. turn: steps of one; pairs: of turns."""
+    """What is trained: eight micro-batches a step.
+
+    turn: steps of one. pairs: of turns. processes: of each build.
+    """
 
     name: str
     words: tuple[str, ...]
     turn: int
     pairs: int
+    processes: int
 
 
-SHORT = Case(
-    name="short steps",
-    words=("--image-size=40", "--batch-size=8", "--microbatch-size=1"),
-    turn=5,
-    pairs=30,
-)
+THIN = Case(
+    name="thin layers",
+    words=(
+        f"--model={ROOT / 'benchmarks' / 'workload' / 'thin_resnet.py'}:build",
+        "--image-size=32", "--batch-size=8", "--microbatch-size=1",
+    ),
+    turn=25,
+    pairs=8,
+    processes=12,
+)  # fmt: skip
 DEMO = Case(
     name="the demo's",
-    words=("--image-size=64", "--batch-size=64", "--microbatch-size=8"),
+    words=("--model=resnet18", "--image-size=64", "--batch-size=64", "--microbatch-size=8"),
     turn=2,
-    pairs=10,
+    pairs=5,
+    processes=1,
 )
 
 
@@ -119,48 +130,84 @@ def skip_reason() -> str:
 
 
 def run(options: Options) -> None:
-    """Measures, prints a table and records the result."""
+    """Measures, prints a table and records the result; `--rounds`: processes of each build."""
     trackers = [name for name in _TRACKERS if find_spec(name)]
-    rows: list[list[str]] = []
-    result: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="bundlerun-watch-") as temp:
         folder = Path(temp)
         with _checkout(folder / "before") as old:
-            found = {
-                case: _measured(case, options.rounds_or(case.pairs), old, folder, trackers)
-                for case in (SHORT, DEMO)
-            }
-    for case, (before, now, helper_s) in found.items():
-        for kind, old_s, now_s in (
-            ("time", before.wall_s, now.wall_s),
-            ("processor", before.processor_s, [s + helper_s for s in now.processor_s]),
-        ):
-            name = f"{case.name}, {kind}"
-            more_s = median(b - a for a, b in zip(old_s, now_s, strict=True))
-            rows.append([name, *(_ms(median(times)) for times in (old_s, now_s)), _ms(more_s)])
-            result[name] = {"before_s": old_s, "now_s": now_s, "more_s": more_s}
-        rows.append([f"{case.name}, of that in trackers' processes", "", _ms(helper_s), ""])
-    print_table(["a step, ms", "before", "now", "median of pairs"], rows)
-    more_s = result[f"{SHORT.name}, processor"]["more_s"]
-    demo_s = median(result[f"{DEMO.name}, processor"]["before_s"])
-    name = "percent of the demo's step, processor time, at most"
-    options.record(
-        "watching",
-        {"before": BEFORE, "trackers": trackers, "load": os.getloadavg(), **result},
-        [Check(name, 100 * more_s / demo_s, MOST_PERCENT)],
-    )
+            demo = _measured(DEMO, old, folder / "demo", trackers)
+            thin = [
+                _measured(THIN, old, folder / f"thin{number}", trackers)
+                for number in range(options.rounds_or(THIN.processes))
+            ]
+    low, middle, high = median_interval([each.more_s for each in thin])
+    rows = [
+        ("a step of thin layers, before", *spread([each.before_s for each in thin])),
+        ("the same, now", *spread([each.now_s for each in thin])),
+        ("of that in trackers' processes", *spread([each.trackers_s for each in thin])),
+        ("now more, pairs of processes", low, middle, high),
+        ("the same, by the clock", *median_interval([each.more_wall_s for each in thin])),
+        ("a step of the demo, before", "", demo.before_s, ""),
+    ]
+    print_table(["processor time, ms", "low", "median", "high"], [_in_ms(row) for row in rows])
+    percent = [100 * seconds / demo.before_s for seconds in (low, middle, high)]
+    print(f"of a step of the demo: {' to '.join(f'{p:.3f} %' for p in (percent[0], percent[2]))}")
+    result: dict[str, object] = {
+        "before": BEFORE,
+        "trackers": trackers,
+        "load": os.getloadavg(),
+        "demo_step_s": demo.before_s,
+        "thin": [asdict(each) for each in thin],
+        "more_percent": percent,
+    }
+    name = "percent of the demo's step, upper end of the interval, at most"
+    options.record("watching", result, [Check(name, percent[2], MOST_PERCENT)])
 
 
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.2f}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """What a process of each build took for a step, seconds of processor time.
+
+    before_s, now_s: medians of turns; the latter with `trackers_s`, that of trackers' processes.
+    more_s: median of the differences of neighbouring turns. more_wall_s: the same, by the clock.
+    """
+
+    before_s: float
+    now_s: float
+    trackers_s: float
+    more_s: float
+    more_wall_s: float
 
 
-def _measured(
-    case: Case, pairs: int, old: Path, folder: Path, trackers: list[str]
-) -> tuple[Side, Side, float]:
-    """Both sides, and the processor time per step of the trackers' processes."""
+def median_interval(values: Sequence[float], confidence: float = 0.95) -> list[float]:
+    """The median between the ends of its interval, which are among the values.
+
+    How many values are below the true median is distributed as the heads of as many tosses; few
+    values have no such interval, and get that from the least to the greatest.
+    """
+    found = sorted(values)
+    cut = outside = 0
+    # Left out at each end: as many as still leave the wanted share of all tosses inside.
+    while cut < (len(found) - 1) // 2:
+        outside += comb(len(found), cut)
+        if 1 - 2 * (outside + comb(len(found), cut + 1)) / 2 ** len(found) < confidence:
+            break
+        cut += 1
+    return [found[cut], median(found), found[len(found) - 1 - cut]]
+
+
+def spread(values: Sequence[float]) -> list[float]:
+    """Least, median, greatest."""
+    return [min(values), median(values), max(values)]
+
+
+def _in_ms(row: Sequence[object]) -> list[object]:
+    return [each if not isinstance(each, float) else f"{1000 * each:.3f}" for each in row]
+
+
+def _measured(case: Case, old: Path, folder: Path, trackers: list[str]) -> Pair:
+    """A process of each build, in turns."""
     words = [f"--tracker={','.join(trackers)}"] if trackers else []
-    folder = folder / case.name.replace(" ", "-")
     with ExitStack() as stack:
         before = stack.enter_context(_side(case, old, folder / "0", [], has_bar=False))
         now = stack.enter_context(_side(case, ROOT, folder / "1", words, has_bar=True))
@@ -170,11 +217,22 @@ def _measured(
             before.turn(is_kept=False)
             now.turn(is_kept=False)
         helpers_s = now.helpers_s()
-        for number in range(pairs):
+        for number in range(case.pairs):
             for side in (before, now) if number % 2 else (now, before):
                 side.turn()
         # More than a run would have: they look at the history during the other side's turns, too.
-        return before, now, (now.helpers_s() - helpers_s) / (pairs * case.turn)
+        helper_s = (now.helpers_s() - helpers_s) / (case.pairs * case.turn)
+    return Pair(
+        before_s=median(before.processor_s),
+        now_s=median(now.processor_s) + helper_s,
+        trackers_s=helper_s,
+        more_s=_more(before.processor_s, now.processor_s) + helper_s,
+        more_wall_s=_more(before.wall_s, now.wall_s),
+    )
+
+
+def _more(before: Sequence[float], now: Sequence[float]) -> float:
+    return median(b - a for a, b in zip(before, now, strict=True))
 
 
 @contextmanager
@@ -201,7 +259,7 @@ def _side(
     with ExitStack() as stack:
         screen = _screen(stack) if has_bar else subprocess.DEVNULL
         process = subprocess.Popen(
-            [*command, f"--run-dir={run_dir}", *words, *case.words, *_MODEL],
+            [*command, f"--run-dir={run_dir}", *words, *case.words, *_ALL],
             env=environ,
             cwd=root,
             pass_fds=(going, tell),

@@ -19,7 +19,7 @@ from bundlerun.launcher.commands.look import report as command
 from bundlerun.launcher.report import keep
 from bundlerun.launcher.report.make import read_runs
 from bundlerun.launcher.run_folder.paths import RunPaths
-from tests.unit.launcher.report.browser import FOUND, browser
+from tests.unit.launcher.report.browser import FOUND, PROGRAMS, browser
 from tests.unit.launcher.report.made_run import BOUND, FAILURE, make_run
 
 pytest.importorskip("matplotlib", reason="the extra report is not installed")
@@ -256,7 +256,7 @@ READABLE = """(() => {
 })()"""
 
 
-@pytest.mark.skipif(not FOUND, reason="there is no chromium")
+@pytest.mark.skipif(not FOUND, reason=f"none of {', '.join(PROGRAMS)} is on the PATH")
 def test_a_browser_shows_it_wide_and_narrow_light_and_dark(made: Made, tmp_path: Path) -> None:
     with browser(tmp_path) as tab:
         for file, num_figures in ((made.one, 8), (made.two, 12)):
