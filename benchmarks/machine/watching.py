@@ -62,7 +62,7 @@ THIN = Case(
     name="thin layers",
     words=(
         f"--model={ROOT / 'benchmarks' / 'workload' / 'thin_resnet.py'}:build",
-        "--image-size=32", "--batch-size=8", "--microbatch-size=1",
+        "--image-size=40", "--batch-size=8", "--microbatch-size=1",
     ),
     turn=25,
     pairs=8,

@@ -28,6 +28,6 @@ def test_the_thin_model_has_the_layers_and_names_of_the_whole_one() -> None:
     thin, whole = build(10), resnet18(num_classes=10)
     assert [n for n, _ in thin.named_parameters()] == [n for n, _ in whole.named_parameters()]
     assert [type(m) for m in thin.modules()] == [type(m) for m in whole.modules()]
-    assert thin(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert thin(torch.zeros(2, 3, 40, 40)).shape == (2, 10)
     widths = {m.out_channels for m in thin.modules() if isinstance(m, nn.Conv2d)}
     assert widths == {CHANNELS}
