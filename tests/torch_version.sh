@@ -6,7 +6,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 : "${PYTHON:=python3}"
 : "${VERSION:?which torch? for example: make test-torch VERSION=2.11.0}"
-: "${EXTRAS:=demo,tensorboard,fast,timm,hf,lora,text,parquet,dev}"
+: "${EXTRAS:=demo,tensorboard,fast,report,timm,hf,lora,text,parquet,completion,dev}"
 
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT

@@ -17,12 +17,13 @@ import pytest
 from bundlerun.launcher.cli import command_parser, main
 from bundlerun.launcher.commands.look import report as command
 from bundlerun.launcher.report import keep
-from bundlerun.launcher.report.make import read_runs
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.unit.launcher.report.browser import FOUND, PROGRAMS, browser
 from tests.unit.launcher.report.made_run import BOUND, FAILURE, make_run
 
 pytest.importorskip("matplotlib", reason="the extra report is not installed")
+
+from bundlerun.launcher.report.make import read_runs
 
 
 class Parts(HTMLParser):
