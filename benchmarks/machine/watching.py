@@ -64,15 +64,15 @@ THIN = Case(
         f"--model={ROOT / 'benchmarks' / 'workload' / 'thin_resnet.py'}:build",
         "--image-size=40", "--batch-size=8", "--microbatch-size=1",
     ),
-    turn=25,
+    turn=10,
     pairs=8,
-    processes=12,
+    processes=8,
 )  # fmt: skip
 DEMO = Case(
     name="the demo's",
     words=("--model=resnet18", "--image-size=64", "--batch-size=64", "--microbatch-size=8"),
     turn=2,
-    pairs=5,
+    pairs=3,
     processes=1,
 )
 
