@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +21,12 @@ WRITES = "import sys, pathlib; pathlib.Path(sys.argv[1]).open('a').write(sys.arg
 class Holder:
     def __init__(self, *, is_own: bool) -> None:
         self.is_own = is_own
+
+
+@pytest.fixture(autouse=True)
+def matplotlib_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # What makes a report here does not draw.
+    monkeypatch.setattr(module, "find_spec", lambda _: object())
 
 
 def claim(is_own: bool = True) -> Claim:
@@ -88,5 +95,5 @@ def test_a_report_that_hangs_does_not_hold_the_end_of_the_run(tmp_path: Path) ->
 
 def test_the_command_is_a_module_that_is_there(tmp_path: Path) -> None:
     words = report_command(RunPaths(tmp_path), True)
-    assert module.find_spec(words[2]) is not None
+    assert find_spec(words[2]) is not None
     assert words[3:] == [str(tmp_path), "--last"]
