@@ -63,7 +63,7 @@ def screen(monkeypatch: pytest.MonkeyPatch, *, term: str = "xterm", width: int =
     made = Screen()
     monkeypatch.setattr("sys.stderr", made)
     monkeypatch.setenv("TERM", term)
-    monkeypatch.setattr("shutil.get_terminal_size", lambda: os.terminal_size((width, 24)))
+    monkeypatch.setattr("shutil.get_terminal_size", lambda *_, **__: os.terminal_size((width, 24)))
     handler = ConsoleHandler()
     logger = logging.getLogger("bundlerun.workers.report.reporter")
     monkeypatch.setattr(logger, "handlers", [handler])
