@@ -272,6 +272,13 @@ class TrainConfig(ImageConfig):
                 f"--recompute {self.recompute} would compute a stage again for each of the two "
                 "passes that --schedule zero-bubble makes of a backward; use --schedule 1f1b"
             )
+        if self.shape.is_auto:
+            if self.recompute != "all":
+                raise ConfigError(
+                    f"--recompute {self.recompute} numbers stages that --shape auto is yet to "
+                    "choose; use none, all, or a --shape"
+                )
+            return
         stages = tuple(map(str, self._stages))
         if not self._recomputed or not set(self._recomputed) <= set(stages):
             raise ConfigError(

@@ -66,6 +66,15 @@ class LaunchConfig:
         group=_NODES,
     )  # fmt: skip
 
+    cluster: str = option(
+        "",
+        "TOML file that describes the nodes and links, as bundlerun profile --links writes it; for "
+        "--shape auto, --cut auto and forecasts (default: nodes like this one, and links as fast "
+        "as its network card says)",
+        group=_NODES,
+        parse=Reader(metavar="FILE"),
+    )
+
     standalone: bool = option(
         False, "run on this node alone, with a free port", group=_RDZV, parse=yes_or_no
     )

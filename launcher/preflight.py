@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError, NodeError
@@ -13,18 +14,12 @@ OLDEST_TORCH = (2, 11)
 SYNTHETIC = "synthetic"
 
 
-def _version_of(package: str) -> str:
-    from importlib import metadata  # what only has options to show does not wait for it
-
-    return metadata.version(package)
-
-
-def check_torch(version_of: Callable[[str], str] = _version_of) -> None:
+def check_torch(version_of: Callable[[str], str] = metadata.version) -> None:
     """Raises NodeError where torch is missing or too old; does not import it."""
     wanted = ".".join(map(str, OLDEST_TORCH))
     try:
         version = version_of("torch")
-    except ModuleNotFoundError as exc:
+    except metadata.PackageNotFoundError as exc:
         raise NodeError(
             f"torch is not installed; pip install 'torch>={wanted}' torchvision"
         ) from exc

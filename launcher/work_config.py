@@ -15,7 +15,7 @@ from bundlerun.launcher.layout.microbatch import (
     default_samples,
     divisors,
 )
-from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.layout.shape import AUTO, Shape
 from bundlerun.launcher.models.name import OF_IMAGES
 from bundlerun.launcher.options.bounds import at_least
 from bundlerun.launcher.options.declared import Reader, option, text_list
@@ -24,8 +24,7 @@ _WHAT = "what to train"
 _BATCH = "batch and bundles"
 
 
-# Its methods are made for the class of all options, once; made for each part, `--help` waits.
-@dataclass(frozen=True, slots=True, kw_only=True, init=False, repr=False, eq=False)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class WorkConfig:
     """The part of the training configuration that decides who does what in a step.
 
@@ -53,9 +52,9 @@ class WorkConfig:
     cut: tuple[str, ...] = option(
         (),
         "where each stage after the first begins: module or node names (layer3.10), "
-        "a named cut of the family, or a number of equal parts",
+        "a named cut of the family, a number of equal parts, or auto: by measured times",
         group=_WHAT,
-        parse=Reader(text_list, metavar="NAME[,NAME...]"),
+        parse=Reader(text_list, metavar="NAME[,...]|N|auto"),
     )
     cutter: CutterChoice = option(
         "auto",
@@ -117,9 +116,10 @@ class WorkConfig:
 
     shape: Shape = option(
         Shape((1, 1)),
-        "devices per stage of a bundle; 1 is data parallel only (default on a single device: 1)",
+        "devices per stage of a bundle; 1 is data parallel only; auto: what is foreseen to be the "
+        "fastest (default on a single device: 1)",
         group=_BATCH,
-        parse=Reader(Shape.parse, "whole numbers separated by commas", "W[,W...]"),
+        parse=Reader(Shape.parse, "whole numbers separated by commas, or auto", "W[,W...]|auto"),
         common=True,
     )
     batch_size: int = option(
@@ -197,6 +197,9 @@ class WorkConfig:
             )
 
     def _check_cut(self) -> None:
+        if self.is_for_planner:
+            self._check_left_to_planner()
+            return
         shape, count = f"--shape {self.shape}", self.num_chunks
         has, parts = f"{shape} has {count}", "stages"
         if self.chunks > 1:
@@ -213,6 +216,22 @@ class WorkConfig:
                 f"--cut {self.cut[0]} makes {self.cut[0]} equal parts, {has} {parts}; "
                 "give the same number"
             )
+
+    def _check_left_to_planner(self) -> None:
+        if AUTO in self.cut and len(self.cut) > 1:
+            raise ConfigError(
+                f"--cut {','.join(self.cut)} has names beside auto; give names, or auto alone"
+            )
+        if self.chunks > 1 and self.shape.is_auto:
+            raise ConfigError(
+                f"--shape auto chooses stages of one chunk, and --chunks is {self.chunks}; leave "
+                "--chunks out, or give a --shape"
+            )
+
+    @property
+    def is_for_planner(self) -> bool:
+        """Whether shape or cuts are still to be chosen by the planner."""
+        return self.shape.is_auto or AUTO in self.cut
 
     @property
     def num_chunks(self) -> int:

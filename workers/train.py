@@ -23,6 +23,7 @@ from bundlerun.launcher.agent.init import stand_before
 from bundlerun.launcher.agent.limits import raise_open_files
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
+from bundlerun.launcher.deciding.decision import with_kept_decision
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.schedule import Pipeline
@@ -30,7 +31,6 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.planning.model_costs import Profile
-from bundlerun.launcher.planning.profile_request import ProfileRequest
 from bundlerun.launcher.preflight import check_torch, check_writable
 from bundlerun.launcher.process import leave
 from bundlerun.launcher.ranks.board import Board
@@ -42,7 +42,7 @@ from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare
 from bundlerun.workers.model.cut_table import cut_table
 from bundlerun.workers.model.stage import check_stages, foreseen_division
-from bundlerun.workers.profile.profiled import profile_of
+from bundlerun.workers.profile.profiled import Wanted, profile_of
 from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.arrival.open_store import open_store
 from bundlerun.workers.rank.arrival.session import (
@@ -107,7 +107,7 @@ def cuts(config: TrainConfig, *, as_json: bool) -> str:
         return cut_table(config, recipe, as_json=as_json)
 
 
-def profiled(config: TrainConfig, wanted: ProfileRequest | Sequence[int] = ()) -> Profile:
+def profiled(config: TrainConfig, wanted: Wanted | Sequence[int] = ()) -> Profile:
     """What the pieces of the model cost; opens the data.
 
     Args:
@@ -117,7 +117,7 @@ def profiled(config: TrainConfig, wanted: ProfileRequest | Sequence[int] = ()) -
     Raises:
         BundleError: the data or the model does not do for it.
     """
-    how = wanted if isinstance(wanted, ProfileRequest) else ProfileRequest(sizes=tuple(wanted))
+    how = wanted if isinstance(wanted, Wanted) else Wanted(sizes=wanted)
     with _recipe_apart(config) as recipe:
         return profile_of(config, recipe, how)
 
@@ -238,7 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         try:
             env = RankEnv.from_mapping(os.environ)
-            found = read_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
+            typed = read_train_argv(sys.argv[1:] if argv is None else argv, os.environ)
+            found = with_kept_decision(typed)
             alone_there = env.is_launched and env.world_size == 1
             config = (in_one_stage(found) if alone_there else found).value
             if not env.is_launched:

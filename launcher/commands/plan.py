@@ -8,11 +8,13 @@ import json
 import os
 import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from bundlerun.launcher.commands.arguments.plan import CONFIGURED
-from bundlerun.launcher.commands.run import make_plan, read_configs
+from bundlerun.launcher.commands.run import make_plan, read_configs, without_auto
+from bundlerun.launcher.deciding.shown import table
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.picture import plan_text
@@ -35,8 +37,8 @@ def parse_nodes(text: str) -> tuple[int, ...]:
     return tuple(nodes)
 
 
-def _section(lines: Sequence[str]) -> list[str]:
-    return ["", "costs", *(f"  {line}" for line in lines)] if lines else []
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return ["", title, *(f"  {line}" for line in lines)] if lines else []
 
 
 def stage_costs(plan: LaunchPlan) -> list[str]:
@@ -56,14 +58,22 @@ def run(args: argparse.Namespace) -> int:
     train, launch = read_configs(args, os.environ, default_data="DATA")
     if not train.value.run_dir:
         train = replace(train, value=replace(train.value, run_dir="RUN_DIR"))
-    if args.nodes is not None:
-        plan = plan_elsewhere(parse_nodes(args.nodes), train, launch)
+    nodes = parse_nodes(args.nodes) if args.nodes is not None else ()
+    decision: Mapping[str, Any] = {}
+    if train.value.is_for_planner:
+        found = without_auto(train, launch, os.environ, launch.value.local_addr, nodes)
+        train, decision = found.train, found.document
+    if nodes:
+        plan = plan_elsewhere(nodes, train, launch)
     else:
         name = launch.value.node_name or socket.gethostname()
         plan = make_plan(train, launch, os.environ, as_typed(launch.value), name)
     costs = stage_costs(plan) if args.costs else []
     if args.json:
-        print(json.dumps({**plan_document(plan), "costs": costs}, indent=2))
+        document = {**plan_document(plan), "costs": costs}
+        print(json.dumps({**document, "decision": decision} if decision else document, indent=2))
     else:
-        print(plan_text(plan, shows_schedule=shows_schedule), *_section(costs), sep="\n")
+        best = list(table(decision)) if decision else []
+        text = plan_text(plan, shows_schedule=shows_schedule)
+        print(text, *_section("best plans", best), *_section("costs", costs), sep="\n")
     return EXIT_DONE

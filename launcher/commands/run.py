@@ -8,11 +8,12 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bundlerun.launcher.agreement.agreed import Terms, terms_of
 from bundlerun.launcher.agreement.claim import Claim
@@ -53,6 +54,9 @@ from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.trackers.known import check_trackers
 from bundlerun.launcher.train_argv import toml_of, train_config
+
+if TYPE_CHECKING:
+    from bundlerun.launcher.deciding.decide import Decided
 
 
 def read_configs(
@@ -190,6 +194,10 @@ def planned(
     meeting = resolve_meeting(launch.value)
     if not train.value.run_dir:
         raise ConfigError(NO_FOLDER)
+    if train.value.is_for_planner:
+        # What can be known to be wrong is told before seconds are spent on a profile.
+        check_work(train.value)
+        train = without_auto(train, launch, environ, meeting.local_addr).train
     job = f"{launch.value.rdzv_id} {Path(train.value.run_dir).absolute()}"
     with claimed_name(job, launch.value.node_name) as name:
         yield Planned(
@@ -198,12 +206,51 @@ def planned(
         )
 
 
+def without_auto(
+    train: Resolved[TrainConfig],
+    launch: Resolved[LaunchConfig],
+    environ: Mapping[str, str],
+    local_addr: str = "",
+    nodes: Sequence[int] = (),
+) -> Decided:
+    """What the planner has chosen, for a configuration that leaves something to it.
+
+    Args:
+        local_addr: at which the other nodes reach this one; empty: nobody says.
+        nodes: devices of each, for machines that are not there.
+
+    Raises:
+        BundleError: the data or the model does not do for it, or no plan fits.
+    """
+    from bundlerun.launcher.deciding.decide import decided  # not for those who say what they want
+
+    return decided(
+        train,
+        launch.value,
+        hardware=read_hardware(environ),
+        environ=environ,
+        local_addr=local_addr,
+        nodes=nodes,
+        tell=say,
+    )
+
+
+def check_work(train: TrainConfig) -> None:
+    """Raises BundleError for what can be known to be wrong with model, recipe and data."""
+    check_torch()
+    check_model(train.model, train.recipe)
+    check_recipe(train.recipe, train.tokenizer)
+    check_data(train.data, train.recipe)
+    check_adapters(train.lora)
+
+
 def run(args: argparse.Namespace) -> int:
     """Starts the ranks and returns when they have ended; or shows the plan."""
     train, launch = read_configs(args, os.environ)
     paths = RunPaths(Path(train.value.run_dir))
     with planned(train, launch, os.environ) as start:
         plan = start.plan
+        train = plan.train
         if args.dry_run:
             print(json.dumps(plan_document(plan), indent=2) if args.json else plan_text(plan))
             return EXIT_DONE
@@ -211,11 +258,8 @@ def run(args: argparse.Namespace) -> int:
 
         check_torch()
         check_start(os.environ, gpus_of(plan), say)
-        check_model(train.value.model, train.value.recipe)
-        check_recipe(train.value.recipe, train.value.tokenizer)
-        check_data(train.value.data, train.value.recipe)
+        check_work(train.value)
         check_trackers(train.value.trackers)
-        check_adapters(train.value.lora)
         source = source_of(train.value.init_from, train.value.model, train.value.recipe)
         if source and not has_begun(paths):
             find_weights(source)

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from bundlerun.launcher.errors import ConfigError
 
+AUTO = "auto"
+"""What a user types who leaves something to the planner."""
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -21,12 +24,14 @@ class Shape:
 
     Args:
         widths: devices of each stage, in order.
+        is_auto: whether the planner is to choose the widths, and these only stand for them.
 
     Raises:
         ConfigError: there is no stage, or one without a device.
     """
 
     widths: tuple[int, ...]
+    is_auto: bool = False
 
     def __post_init__(self) -> None:
         if not self.widths:
@@ -38,16 +43,18 @@ class Shape:
 
     @classmethod
     def parse(cls, text: str) -> Shape:
-        """Reads `4,2`.
+        """Reads `4,2`, or `auto`.
 
         Raises:
             ConfigError: see the class.
             ValueError: these are not whole numbers separated by commas.
         """
+        if text.strip() == AUTO:
+            return cls((1, 1), is_auto=True)
         return cls(tuple(int(part) for part in text.split(",")))
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.widths))
+        return AUTO if self.is_auto else ",".join(map(str, self.widths))
 
     @property
     def num_stages(self) -> int:

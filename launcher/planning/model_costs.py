@@ -23,6 +23,7 @@ class Piece:
         forward_s: seconds of a forward.
         backward_s: of a whole backward.
         weight_s: the part of it that only makes the gradients of parameters.
+        split_s: what the backward takes longer in two passes, as zero-bubble has it.
         kept_bytes: of what a forward keeps for the backward, the input of the piece left out where
             another piece keeps it.
         peak_bytes: the most that a pass has at once beside what is kept and the parameters.
@@ -36,6 +37,7 @@ class Piece:
     forward_s: float = 0.0
     backward_s: float = 0.0
     weight_s: float = 0.0
+    split_s: float = 0.0
     kept_bytes: int = 0
     peak_bytes: int = 0
     split_bytes: int = 0
@@ -125,6 +127,7 @@ class ModelCosts:
             forward_s=totals["forward_s"],
             backward_s=totals["backward_s"],
             weight_s=totals["weight_s"],
+            split_s=totals["split_s"],
             kept_bytes=round(totals["kept_bytes"]),
             peak_bytes=max(p.peak_bytes for p in self.pieces[first:end]),
             split_bytes=round(totals["split_bytes"]),
@@ -212,7 +215,7 @@ class Profile:
 
 
 _PER_SAMPLE = (
-    *("forward_s", "backward_s", "weight_s"),
+    *("forward_s", "backward_s", "weight_s", "split_s"),
     *("kept_bytes", "peak_bytes", "split_bytes"),
 )
 _OF_BOUNDARY = ("forward_bytes", "backward_bytes")

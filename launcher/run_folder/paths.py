@@ -66,6 +66,15 @@ class RunPaths:
         """The size of micro-batches that the first start has settled, JSON."""
         return self.root / "microbatch.json"
 
+    def decision(self, digest: str) -> Path:
+        """What the planner has chosen for the question of that digest, JSON."""
+        return self.root / "decisions" / f"{digest}.json"
+
+    def all_decisions(self) -> list[Path]:
+        """Those of all questions, the newest last."""
+        found = (self.root / "decisions").glob("*.json")
+        return sorted(found, key=lambda path: path.stat().st_mtime)
+
     @property
     def outcome(self) -> Path:
         """How the run ended, JSON; absent while it has not."""

@@ -26,8 +26,15 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 Gradients = tuple[Tensor | None, ...]
 
-_ALL_AT_ONCE = ("CudnnBatchNormBackward0", "MiopenBatchNormBackward0")
-"""Nodes of torch that work out all their gradients, whichever are asked for."""
+_ALL_AT_ONCE = (
+    "CudnnBatchNormBackward0",
+    "MiopenBatchNormBackward0",
+    "NativeBatchNormBackward0",
+    "NativeLayerNormBackward0",
+    "NativeGroupNormBackward0",
+)
+"""Nodes of torch that work out all their gradients, whichever are asked for (cuDNN's, MIOpen's), or
+whose weights' part is small and the rest the same again."""
 
 
 @dataclass(slots=True)

@@ -215,7 +215,8 @@ class Rank:
         elif action.kind is Pass.WEIGHT:
             seconds = passes.weight_s
         else:
-            seconds = passes.backward_s - (passes.weight_s if is_split else 0.0)
+            apart_s = passes.split_s - passes.weight_s
+            seconds = passes.backward_s + (apart_s if is_split else 0.0)
         seconds /= self._speed
         ready = self._ready(action, seconds) if self._index in self._last else []
 

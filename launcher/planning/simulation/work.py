@@ -26,6 +26,7 @@ class Passes:
     forward_s: float
     backward_s: float
     weight_s: float
+    split_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +139,7 @@ def _stage(
                 forward_s=forward_s,
                 backward_s=backward_s + (forward_s if recomputes else 0.0),
                 weight_s=costs.total("weight_s", first, end),
+                split_s=costs.total("split_s", first, end),
             )
         )
     own = round(sum(costs.total("trained_bytes", first, end) for first, end in ranges))

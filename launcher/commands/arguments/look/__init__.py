@@ -1,1 +1,0 @@
-"""Parsers of the commands that look at a run or a machine."""

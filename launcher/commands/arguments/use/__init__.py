@@ -1,1 +1,0 @@
-"""Parsers of the commands that use a trained model."""

@@ -1,0 +1,158 @@
+"""Chooses shape, cuts, schedule and micro-batches together, before anything starts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.deciding.apart import profile_apart
+from bundlerun.launcher.deciding.decision import Chosen, Question, keep_decision, kept_decision
+from bundlerun.launcher.deciding.question import (
+    card_of,
+    cluster_here,
+    cluster_text,
+    devices_of,
+    question_of,
+    request_of,
+    sizes_to_profile,
+)
+from bundlerun.launcher.deciding.shown import chosen_line, plan_rows
+from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.hardware import THREADS_VARIABLE, Devices, Hardware, rank_layouts
+from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.planning.cluster import Cluster
+from bundlerun.launcher.planning.cluster_file import read_cluster
+from bundlerun.launcher.planning.forecast import foresee
+from bundlerun.launcher.planning.memory import rank_memory
+from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.search.best import Planned, best_plans
+from bundlerun.launcher.run_folder.paths import RunPaths
+
+MOST_SHOWN = 5
+"""Plans that are shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decided:
+    """A configuration that leaves nothing to the planner.
+
+    Args:
+        train: it.
+        document: of the decision, as it is kept: what was asked, what is chosen, the best plans.
+    """
+
+    train: Resolved[TrainConfig]
+    document: Mapping[str, Any]
+
+
+def decided(
+    train: Resolved[TrainConfig],
+    launch: LaunchConfig,
+    *,
+    hardware: Hardware,
+    environ: Mapping[str, str],
+    local_addr: str = "",
+    nodes: Sequence[int] = (),
+    tell: Callable[[str], object],
+) -> Decided:
+    """Chooses what is left to the planner, or takes what the run folder has of that.
+
+    Args:
+        train: with a shape or cuts that are to be chosen.
+        launch: which nodes take part.
+        hardware: of this node.
+        environ: of its ranks.
+        local_addr: at which the other nodes reach this one; empty: nobody says.
+        nodes: devices of each node, for machines that are not there.
+        tell: gets a line for each thing that takes seconds.
+
+    Raises:
+        BundleError: the data or the model does not do for it, or no plan fits.
+    """
+    devices = devices_of(train.value, launch, hardware)
+    text = cluster_text(launch.cluster)
+    question = question_of(train, launch, devices.kind, text)
+    # Of machines that are not there nothing is kept: no run will begin on them here.
+    paths = RunPaths(Path(train.value.run_dir)) if train.value.run_dir and not nodes else None
+    document = kept_decision(paths.decision(question.digest)) if paths else {}
+    if not document:
+        if launch.cluster:
+            cluster = read_cluster(Path(launch.cluster))
+        else:
+            card = card_of(local_addr)
+            cluster = cluster_here(hardware, devices, launch.max_nodes, card, nodes)
+        profile = _profile(train.value, devices, hardware, environ, tell)
+        document = choose(train, profile, cluster, question)
+        if paths:
+            document = keep_decision(paths.decision(question.digest), document)
+    tell(chosen_line(document))
+    return Decided(train=Chosen.from_plain(document["chosen"]).applied(train), document=document)
+
+
+def choose(
+    train: Resolved[TrainConfig], profile: Profile, cluster: Cluster, question: Question
+) -> dict[str, Any]:
+    """The decision, as it is kept.
+
+    Raises:
+        ConfigError: no plan fits.
+    """
+    names = [boundary.name for boundary in profile.by_samples[0].boundaries]
+    request = request_of(train, names)
+    memory = partial(rank_memory, profile, cluster=cluster, request=request)
+    found = best_plans(
+        profile,
+        cluster,
+        request,
+        foresee=lambda one: foresee(profile, one, cluster, request, memory(one)),
+        memory=memory,
+        most=MOST_SHOWN,
+    )
+    return {
+        "question": question.to_plain(),
+        "chosen": _chosen(train.value, found.plans[0], names).to_plain(),
+        "bound_s": found.bound_s,
+        "batch_size": request.batch_size,
+        "plans": plan_rows(found, names),
+    }
+
+
+def _chosen(train: TrainConfig, plan: Planned, names: Sequence[str]) -> Chosen:
+    one = plan.candidate
+    is_split = one.shape.num_stages > 1
+    recompute = ",".join(map(str, sorted(one.recompute))) if is_split else ""
+    return Chosen(
+        shape=one.shape,
+        cut=tuple(names[number] for number in one.cuts) if is_split else (),
+        cutter=train.cutter,
+        schedule=one.schedule if is_split else "auto",
+        # Measured on the real links at the start, which is better than what is foreseen.
+        sync=train.sync,
+        microbatch_size=one.samples,
+        recompute=recompute or "none",
+    )
+
+
+def _profile(
+    train: TrainConfig,
+    devices: Devices,
+    hardware: Hardware,
+    environ: Mapping[str, str],
+    tell: Callable[[str], object],
+) -> Profile:
+    sizes = sizes_to_profile(train, devices.kind)
+    words = " and ".join(map(str, sizes))
+    tell(f"measuring {train.model} with micro-batches of {words} samples, to choose a plan")
+    # As a rank computes that has its share of the node.
+    threads = rank_layouts(
+        devices.count, hardware.cpus, threads=train.threads, affinity=False, environ=environ
+    )[0].threads
+    with tempfile.TemporaryDirectory() as folder:
+        apart = replace(train, run_dir=folder)
+        environment = {**environ, THREADS_VARIABLE: str(threads)}
+        return profile_apart(apart, sizes, Path(folder) / "profile.json", environment)
