@@ -222,6 +222,11 @@ class WorkConfig:
             raise ConfigError(
                 f"--cut {','.join(self.cut)} has names beside auto; give names, or auto alone"
             )
+        if len(self.cut) == 1 and self.cut[0].isdecimal():
+            raise ConfigError(
+                f"--cut {self.cut[0]} asks for equal parts, and --shape auto chooses how many "
+                "there are; use --cut auto, or give a --shape"
+            )
         if self.chunks > 1 and self.shape.is_auto:
             raise ConfigError(
                 f"--shape auto chooses stages of one chunk, and --chunks is {self.chunks}; leave "

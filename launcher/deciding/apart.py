@@ -1,6 +1,6 @@
 """Profiles a model in a process of its own: the launcher needs no torch, and the memory is free.
 
-python -m bundlerun.launcher.deciding.apart 4,16 OUT [OPTIONS] DATA     prints {} or {"error": ...}
+python -m bundlerun.launcher.deciding.apart 4,16 cpu OUT [OPTIONS] DATA    prints {} or an error
 """
 
 from __future__ import annotations
@@ -13,32 +13,38 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bundlerun.launcher.planning.profile_file import read_profile, write_profile
-
+from bundlerun.launcher.choices import DeviceKind
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.profile_file import from_plain, write
 
 LIMIT_S = 900.0
 """The longest that a profile may take."""
 _WORKER_MODULE = "bundlerun.workers.train"
+_WANTED_MODULE = "bundlerun.workers.profile.profiled"
 
 
 def profile_apart(
-    train: TrainConfig, sizes: Sequence[int], out: Path, environment: Mapping[str, str]
+    train: TrainConfig,
+    sizes: Sequence[int],
+    kind: DeviceKind,
+    out: Path,
+    environment: Mapping[str, str],
 ) -> Profile:
     """Measures what a model costs on this machine.
 
     Args:
         train: what is trained; its shape counts for nothing.
         sizes: samples of micro-batches.
+        kind: of the device to compute on.
         out: where the profile is written.
         environment: of the process.
 
     Raises:
         BundleError: the data or the model does not do for it.
     """
-    words = [",".join(map(str, sizes)), str(out), *train.to_argv()]
+    words = [",".join(map(str, sizes)), kind, str(out), *train.to_argv()]
     try:
         done = subprocess.run(
             [sys.executable, "-m", "bundlerun.launcher.deciding.apart", *words],
@@ -62,21 +68,21 @@ def profile_apart(
         ) from exc
     if "error" in answer:
         raise ConfigError(answer["error"])
-    return read_profile(out)
+    return from_plain(json.loads(out.read_text(encoding="utf-8")))
 
 
 def main(argv: Sequence[str]) -> int:
     """Profiles, and writes it."""
     from bundlerun.launcher.train_argv import read_train_argv
 
-    sizes, out, *words = argv
+    sizes, kind, out, *words = argv
     answer: dict[str, str] = {}
     try:
         config = read_train_argv(words, os.environ).value
-        found = importlib.import_module(_WORKER_MODULE).profiled(
-            config, tuple(map(int, sizes.split(",")))
+        wanted = importlib.import_module(_WANTED_MODULE).Wanted(
+            sizes=tuple(map(int, sizes.split(","))), device=kind
         )
-        write_profile(Path(out), found)
+        write(Path(out), importlib.import_module(_WORKER_MODULE).profiled(config, wanted))
     except BundleError as exc:
         answer = {"error": str(exc)}
     sys.stdout.write(json.dumps(answer) + "\n")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +23,15 @@ from bundlerun.launcher.deciding.question import (
 from bundlerun.launcher.deciding.shown import chosen_line, plan_rows
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE, Devices, Hardware, rank_layouts
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import Resolved
+from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.forecast import foresee
 from bundlerun.launcher.planning.memory import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
-from bundlerun.launcher.planning.search.best import Planned, best_plans
+from bundlerun.launcher.planning.search.best import Search, best_plans
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 MOST_SHOWN = 5
@@ -103,9 +104,37 @@ def choose(
         ConfigError: no plan fits.
     """
     names = [boundary.name for boundary in profile.by_samples[0].boundaries]
+    found = [_best(profile, cluster, each) for each in _requests(train, profile, names)]
+    plans = sorted((p for one in found for p in one.plans), key=lambda p: p.forecast.step_s)
+    return {
+        "question": question.to_plain(),
+        "chosen": _chosen(train.value, profile, plans[0].candidate, names).to_plain(),
+        "bound_s": min(one.bound_s for one in found),
+        "batch_size": train.value.batch_size,
+        "plans": plan_rows(plans[:MOST_SHOWN], names),
+    }
+
+
+def _requests(
+    train: Resolved[TrainConfig], profile: Profile, names: Sequence[str]
+) -> Iterator[Request]:
+    """What is wanted; a model that its author has cut runs in these stages, or in one."""
     request = request_of(train, names)
-    memory = partial(rank_memory, profile, cluster=cluster, request=request)
-    found = best_plans(
+    if profile.cutter is not None:
+        yield request
+        return
+    whole, shape = tuple(range(len(names))), request.shape
+    if shape is None or shape.num_stages > 1:
+        yield replace(request, cuts=whole)
+    if shape is None or shape.num_stages == 1:
+        yield replace(request, shape=Shape((1,)), cuts=())
+
+
+def _best(profile: Profile, cluster: Cluster, request: Request) -> Search:
+    def memory(one: Candidate) -> tuple[RankMemory, ...]:
+        return rank_memory(profile, one, cluster, request)
+
+    return best_plans(
         profile,
         cluster,
         request,
@@ -113,23 +142,17 @@ def choose(
         memory=memory,
         most=MOST_SHOWN,
     )
-    return {
-        "question": question.to_plain(),
-        "chosen": _chosen(train.value, found.plans[0], names).to_plain(),
-        "bound_s": found.bound_s,
-        "batch_size": request.batch_size,
-        "plans": plan_rows(found, names),
-    }
 
 
-def _chosen(train: TrainConfig, plan: Planned, names: Sequence[str]) -> Chosen:
-    one = plan.candidate
+def _chosen(train: TrainConfig, profile: Profile, one: Candidate, names: Sequence[str]) -> Chosen:
     is_split = one.shape.num_stages > 1
     recompute = ",".join(map(str, sorted(one.recompute))) if is_split else ""
+    # A model that its author has cut has no names to cut at.
+    is_cut = is_split and profile.cutter is not None
     return Chosen(
         shape=one.shape,
-        cut=tuple(names[number] for number in one.cuts) if is_split else (),
-        cutter=train.cutter,
+        cut=tuple(names[number] for number in one.cuts) if is_cut else (),
+        cutter=(profile.cutter if is_cut else None) or train.cutter,
         schedule=one.schedule if is_split else "auto",
         # Measured on the real links at the start, which is better than what is foreseen.
         sync=train.sync,
@@ -155,4 +178,5 @@ def _profile(
     with tempfile.TemporaryDirectory() as folder:
         apart = replace(train, run_dir=folder)
         environment = {**environ, THREADS_VARIABLE: str(threads)}
-        return profile_apart(apart, sizes, Path(folder) / "profile.json", environment)
+        out = Path(folder) / "profile.json"
+        return profile_apart(apart, sizes, devices.kind, out, environment)

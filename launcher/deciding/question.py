@@ -17,7 +17,7 @@ from bundlerun.launcher.layout.hardware import Devices, Hardware, choose_devices
 from bundlerun.launcher.layout.shape import AUTO
 from bundlerun.launcher.options.declared import Resolved, flag_of, text_of
 from bundlerun.launcher.planning.candidate import Request
-from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
+from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
 from bundlerun.launcher.run_folder.files import SHARED_MEMORY
 
 _DEPENDS_ON = (
@@ -59,13 +59,13 @@ def request_of(train: Resolved[TrainConfig], boundaries: Sequence[str]) -> Reque
         ConfigError: a cut is none of them.
     """
     value = train.value
-    is_named = bool(value.cut) and AUTO not in value.cut and not value.cut[0].isdecimal()
+    is_named = bool(value.cut) and AUTO not in value.cut
     return Request(
         batch_size=value.batch_size,
         shape=None if value.shape.is_auto else value.shape,
         cuts=_numbers(value.cut, boundaries) if is_named else None,
-        schedule=None if value.schedule == AUTO else value.schedule,
-        sync=None if value.sync == AUTO else value.sync,
+        schedule=None if value.schedule == "auto" else value.schedule,
+        sync=None if value.sync == "auto" else value.sync,
         samples=value.microbatch_size or None,
         chunks=value.chunks,
         recompute=_recomputed(train),
@@ -148,18 +148,18 @@ def cluster_here(
     counts = tuple(nodes) or (devices.count,) * num_nodes
     kinds = []
     for count in dict.fromkeys(counts):
-        # Devices that share cores are that much slower than the one that was measured alone.
-        speed = min(1.0, hardware.cpus.num_cores / count) if devices.kind == "cpu" else 1.0
+        # A machine that is not there has a core for each device.
+        cores = count if nodes else hardware.cpus.num_cores
         kinds.append(
             NodeKind(
                 name=f"{count} devices",
                 count=counts.count(count),
                 devices=count,
-                speed=1.0 if nodes else speed,
                 device_bytes=memory // count if devices.kind == "cpu" else 0,
                 host_bytes=memory,
                 shm_bytes=_shm_bytes(),
                 inside=_INSIDE,
+                host=Host(cores=cores if devices.kind == "cpu" else 0),
                 loaders=hardware.cpus.num_cores,
             )
         )

@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bundlerun.launcher.planning.search.best import Search
+    from bundlerun.launcher.planning.search.judge import Planned
 
 _UNITS = ((1.0, "s", 1.0), (1e-3, "ms", 1e3), (0.0, "us", 1e6))
 
 
-def plan_rows(found: Search, names: Sequence[str]) -> list[dict[str, Any]]:
+def plan_rows(plans: Sequence[Planned], names: Sequence[str]) -> list[dict[str, Any]]:
     """The plans as plain values.
 
     Args:
-        found: the best ones first.
+        plans: the best ones first.
         names: of the boundaries.
     """
     return [
@@ -33,7 +33,7 @@ def plan_rows(found: Search, names: Sequence[str]) -> list[dict[str, Any]]:
             "egress_bytes": plan.forecast.egress_bytes,
             "memory_bytes": max((m.total for m in plan.forecast.memory), default=0),
         }
-        for plan in found.plans
+        for plan in plans
     ]
 
 
