@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm tests -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-torch test-package test-deploy test-signals sweep sweep-replay balance test-all lint type format bench gpu chaos venv clean
+.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-torch test-package test-docs test-deploy test-signals sweep sweep-replay balance test-all lint type format bench gpu chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -43,6 +43,9 @@ test-torch: ## on another torch, in an environment that is thrown away; VERSION=
 
 test-package: ## sdist and wheel, used without the checkout; PYTHON=python3.13
 	PYTHON=$(PYTHON) tests/package.sh
+
+test-docs: $(READY) ## every command of README and docs that one machine can run: half an hour; ARGS="-k tutorial"
+	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/docs $(ARGS)
 
 test-deploy: $(READY) ## examples/deploy against the schemas and programs that read them: some minutes
 	tests/deploy.sh $(ARGS)

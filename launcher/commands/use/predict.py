@@ -40,10 +40,11 @@ def run(args: argparse.Namespace) -> int:
     if args.devices == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     names = checkpoint.about.get("classes") or ()
-    if not names:
-        say("the checkpoint keeps no names of classes: their numbers are told")
-    answers = []
+    answers: list[dict[str, Any]] = []
     for found in importlib.import_module(MODULE).predict(config, checkpoint, files, top=args.top):
+        # Not before: what the run is about may have no classes at all, which is refused.
+        if not (names or answers):
+            say("the checkpoint keeps no names of classes: their numbers are told")
         answers.append(_document(found, names))
         if not args.json:
             print(_text(answers[-1]), flush=True)
