@@ -60,7 +60,7 @@ def image_files(given: Sequence[str]) -> Iterator[str]:
     """The files that are named, and those in folders that are, in order of their paths.
 
     Raises:
-        ConfigError: a folder has no image.
+        ConfigError: a folder has no image, or cannot be listed.
     """
     for name in given:
         folder = Path(name)
@@ -68,15 +68,24 @@ def image_files(given: Sequence[str]) -> Iterator[str]:
             yield name
             continue
         found = sorted(
-            str(path)
-            for path in folder.rglob("*")
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+            path
+            for path in _listed(folder)
+            if Path(path).suffix.lower() in _SUFFIXES and not Path(path).name.startswith(".")
         )
         if not found:
             raise ConfigError(
                 f"no image in the folder {name!r}; an image ends in one of: {' '.join(_SUFFIXES)}"
             )
         yield from found
+
+
+def _listed(folder: Path) -> Iterator[str]:
+    def refuse(exc: OSError) -> None:
+        raise ConfigError(f"cannot list {str(exc.filename)!r}: {exc.strerror}") from exc
+
+    # Not by `rglob`, which takes a folder that it may not read for an empty one.
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (os.path.join(place, name) for name in names)  # noqa: PTH118
 
 
 def _document(found: Any, names: Sequence[str]) -> dict[str, Any]:  # noqa: ANN401
