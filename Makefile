@@ -20,8 +20,11 @@ demo: $(READY) ## train a ResNet-18 on handwritten digits: two nodes of two bund
 	$(RUN) examples/write_digits.py
 	$(RUN) examples/demo.py
 
+# Tests start hundreds of programs: where PYTHONDONTWRITEBYTECODE is set, each would compile this
+# project anew. Three workers, as tests of jobs often wait: two cores have work all the time.
 test: $(READY) ## all tests that this machine can run; skipped ones say why
-	$(RUN) -m pytest --numprocesses 2 --dist loadscope $(ARGS)
+	@$(RUN) -m compileall -q -j 0 $(addprefix bundlerun/,launcher slurm splits workers) benchmarks
+	$(RUN) -m pytest --numprocesses 3 --dist loadscope $(ARGS)
 
 test-unit: $(READY) ## the quick tests, without processes
 	$(RUN) -m pytest tests/unit $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,7 @@ from bundlerun.launcher.layout.gpus import count_gpus
 if TYPE_CHECKING:
     from tests.warm import Warm
 
+_HERE = Path(__file__).parent
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
 GPU_VARIABLE = "BUNDLERUN_TEST_GPU"
 
@@ -32,10 +34,23 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("bundlerun", deadline=None)
 settings.load_profile("bundlerun")
 
-_ONE_AFTER_ANOTHER = {"e2e": "jobs", "launchers": "jobs", "slurm": "jobs", "ranks": "ranks"}
-"""Folders of tests with processes that have limits: of each kind one at a time on a machine."""
-_BY_ITSELF = ("test_gpu_benchmark.py",)
-"""Files whose tests share one long run that nothing else holds up."""
+_JOBS, _RANKS, _GPU, _SHORT_JOBS = "jobs", "ranks", "gpu", "short jobs"
+_LANES = (_JOBS, _RANKS, _GPU, _SHORT_JOBS)
+"""Of each, one test at a time on a machine: they start many processes, which have limits. The
+longest is begun first, and all begin before the files of other tests, which fill up the rest."""
+_LANE_OF_ROOM = {"e2e": _JOBS, "slurm": _JOBS, "launchers": _SHORT_JOBS, "ranks": _RANKS}
+_LANE_OF_FILE = {
+    "test_gpu_benchmark.py": _GPU,  # one long run
+    "test_initial.py": _SHORT_JOBS,
+    "test_language_model.py": _SHORT_JOBS,
+    "test_launcher.py": _SHORT_JOBS,
+    "test_own_loop.py": _SHORT_JOBS,
+    "test_signals.py": _SHORT_JOBS,
+    "test_torchrun.py": _SHORT_JOBS,
+    "test_use.py": _SHORT_JOBS,
+    "test_wheel.py": _SHORT_JOBS,
+}
+"""Of the files of `e2e`: jobs of one node, in networks that are not their own."""
 
 
 @pytest.fixture(scope="session")
@@ -53,16 +68,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which tests run side by side; pytest-xdist's own groups are not seen under pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class OneAfterAnother(LoadScopeScheduling):  # type: ignore[misc] - it has no types
+    class Lanes(LoadScopeScheduling):  # type: ignore[misc] - it has no types
         def _split_scope(self, nodeid: str) -> str:
             _, room, file, *_ = re.split("/|::", nodeid)
-            return file if file in _BY_ITSELF else _ONE_AFTER_ANOTHER.get(room, nodeid)
+            return _lane_of(room, file) or nodeid.split("::")[0]
 
-    return OneAfterAnother(config, log)
+    config.option.loadscopereorder = False  # which would begin with the most tests
+    return Lanes(config, log)
+
+
+def _lane_of(room: str, file: str) -> str:
+    """Empty for a test that may run beside any other."""
+    lane = _LANE_OF_ROOM.get(room, "")
+    return _LANE_OF_FILE.get(file, lane) if room == "e2e" else lane
+
+
+def _turn(item: pytest.Item) -> int:
+    """Tests of the first lane come first, those of no lane last."""
+    room, file = item.path.relative_to(_HERE).parts[:2]
+    lane = _lane_of(room, file)
+    return _LANES.index(lane) if lane else len(_LANES)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is not asked for, or cannot run here, and says so.
+    """Skips what is not asked for, or cannot run here, and says so; puts what is long first.
 
     Raises:
         pytest.UsageError: the name of a test has an address, so that each process has another.
@@ -73,6 +102,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = _why_slow(item) or _why_gpu(item)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=_turn)
 
 
 def _why_slow(item: pytest.Item) -> str:
