@@ -31,14 +31,17 @@ from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.training.test_oracle import make_bundle
 from tests.ranks.training.test_parity import CONFIG, NUM_STEPS, assert_close, losses_of, run_state
 
-LAYOUTS = [((1, 1), (2,)), ((2, 1), (3, 3)), ((3, 2), (5,)), ((1, 1, 1), (2, 4))]
+LAYOUTS = [((2, 1), (3, 3)), ((3, 2), (5,)), ((1, 1, 1), (3,))]
 KINDS = [("gpipe", 1), ("eager-1f1b", 1), ("zero-bubble", 1), ("interleaved", 2)]
+"""Besides 1f1b, with which all tests of layouts train; two stages of them are bit-equal below."""
+# The last step has two micro-batches: a third replica of a stage has nothing to do in it.
+SHORT = replace(CONFIG, synthetic_samples=4 * 24 + 7)
 NO_CLIP = replace(CONFIG, precision="float32", clip_norm=0.0, max_steps=3)
 
 
 @pytest.fixture(scope="module")
 def reference() -> Reference:
-    return train_unsplit(CONFIG, NUM_STEPS)
+    return train_unsplit(SHORT, NUM_STEPS)
 
 
 def scheduled(config: TrainConfig, shape: tuple[int, ...], kind: tuple[str, int]) -> TrainConfig:
@@ -47,7 +50,7 @@ def scheduled(config: TrainConfig, shape: tuple[int, ...], kind: tuple[str, int]
     return replace(config, shape=Shape(shape), schedule=schedule, chunks=chunks, cut=cut)
 
 
-@pytest.mark.parametrize("kind", [*KINDS, ("1f1b", 1)], ids=str)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize(("shape", "nodes"), LAYOUTS, ids=str)
 def test_every_schedule_trains_like_the_unsplit_model(
     shape: tuple[int, ...],
@@ -56,16 +59,15 @@ def test_every_schedule_trains_like_the_unsplit_model(
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    state = run_state(scheduled(CONFIG, shape, kind), nodes, tmp_path)
+    state = run_state(scheduled(SHORT, shape, kind), nodes, tmp_path)
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_fewer_microbatches_than_ranks_train_like_the_unsplit_model(
-    kind: tuple[str, int], tmp_path: Path
+def test_fewer_microbatches_than_ranks_in_every_step_train_like_the_unsplit_model(
+    tmp_path: Path,
 ) -> None:
-    config = scheduled(replace(CONFIG, microbatch_size=12), (3, 2), kind)
+    config = scheduled(replace(CONFIG, microbatch_size=12), (3, 2), ("interleaved", 2))
     state = run_state(config, (5,), tmp_path)
     assert_close(state, train_unsplit(config, NUM_STEPS).state, 1e-10)
 
