@@ -21,7 +21,7 @@ _LOST_PEER = frozenset({"DistNetworkError", "DistStoreError"})
 _UNTYPED = frozenset({"RuntimeError", "DistBackendError"})
 _MARKS = ("gloo", "ncclRemoteError", "Connection", "Broken pipe")
 """What torch's untyped errors say of a lost peer: only their texts tell them from others."""
-_HOPELESS = (ImportError, SyntaxError, NameError, TypeError)
+_HOPELESS = (ImportError, SyntaxError, NameError, AttributeError, TypeError)
 _NUM_FRAMES = 4
 
 

@@ -52,6 +52,7 @@ def broken_model() -> None:
         (raises(ModuleNotFoundError("no timm")), FaultKind.HOPELESS),
         (raises(SyntaxError("of a user file")), FaultKind.HOPELESS),
         (raises(TypeError("build() takes 0 arguments")), FaultKind.HOPELESS),
+        (raises(AttributeError("'dict' object has no attribute 'flatten'")), FaultKind.HOPELESS),
     ],
 )
 def test_what_another_try_would_change(act: Callable[[], object], kind: FaultKind) -> None:
