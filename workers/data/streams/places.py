@@ -56,12 +56,13 @@ class Places:
     def __init__(self, folder: Path, source: int, num_samples: int) -> None:
         self._folder = folder
         self._source = source
-        self._between = max(_FEWEST_SAMPLES, -(-num_samples // _MOST))
+        self.between = max(_FEWEST_SAMPLES, -(-num_samples // _MOST))
+        """Samples between two places."""
         self._last = num_samples - NUM_COMPARED
 
     def is_due(self, epoch: int, number: int) -> bool:
         """Whether a state is to be kept here, which nobody has."""
-        if not 0 < number <= self._last or number % self._between:
+        if not 0 < number <= self._last or number % self.between:
             return False
         return not self._file(epoch, number).exists()
 

@@ -68,6 +68,7 @@ class StreamReader:
         self._pass: Iterator[Sample] | None = None
         self._epoch = 0
         self._next = 0
+        self._has_jumped = False
 
     def __getitem__(self, request: Request) -> Answer:
         """Reads on, from the beginning if it is past the place; errors are as of `Reader`."""
@@ -82,7 +83,8 @@ class StreamReader:
         return Answer(Batch(inputs, target, 0), ())
 
     def _at(self, epoch: int, index: int) -> Sample:
-        if self._pass is None or (epoch, index) < (self._epoch, self._next) or epoch > self._epoch:
+        is_in_pass = self._pass is not None and epoch == self._epoch and index >= self._next
+        if not is_in_pass or self._is_far(index):
             self._begin_near(epoch, index)
         while self._next < index:
             self._read()
@@ -90,6 +92,17 @@ class StreamReader:
         if self._next == self._count and self._is_exact:
             self._check_end()
         return sample
+
+    def _is_far(self, index: int) -> bool:
+        """Whether a place is nearer than the pass, of which only the first samples were looked at.
+
+        Asked once: a run that goes on skips what it has used, and later gaps are others' samples.
+        """
+        if self._places is None or self._has_jumped or index - self._next < self._places.between:
+            return False
+        self._has_jumped = True
+        place = next(self._places.before(self._epoch, index), None)
+        return place is not None and place.number > self._next
 
     def _begin_near(self, epoch: int, index: int) -> None:
         """Begins a pass at the nearest place before a sample that the stream can begin at."""

@@ -78,30 +78,34 @@ class Failing(Stateful):
         raise RuntimeError("of another version")
 
 
-def read(stream: Stateful, run_dir: Path, first: int, epoch: int = 2) -> list[torch.Tensor]:
-    """The samples of an epoch from one on."""
+def read(
+    stream: Stateful, run_dir: Path, first: int, epoch: int = 2, looks_at: int = 0
+) -> list[torch.Tensor]:
+    """The samples of an epoch from one on, once the first `looks_at` have been looked at."""
     config = TrainConfig(data="x", run_dir=str(run_dir))
     microbatches = [[n] for n in range(first, NUM)]
     with closing(MicrobatchLoader(stream, config=config, num_workers=0)) as loader:
+        list(loader.batches([[n] for n in range(looks_at)], epoch=epoch))
         batches = list(loader.batches(microbatches, epoch=epoch))
     return [torch.cat([b.inputs[0].double(), b.target.double()]) for b in batches]
 
 
+@pytest.mark.parametrize("looks_at", [0, 3])
 @pytest.mark.parametrize(
     ("kind", "num_files", "is_taken_up"),
     [(Stateful, 4, True), (Buffered, 4, False), (Failing, 4, False), (Opaque, 0, False)],
 )
 def test_a_pass_goes_on_as_it_was_from_a_state_that_is_whole(
-    kind: type[Stateful], num_files: int, is_taken_up: bool, tmp_path: Path
+    kind: type[Stateful], num_files: int, is_taken_up: bool, looks_at: int, tmp_path: Path
 ) -> None:
     whole = read(kind(), tmp_path, 0)
     folder = RunPaths(tmp_path).stream_places
     assert len(list(folder.iterdir()) if folder.exists() else []) == num_files
     stream = kind()
-    found = read(stream, tmp_path, 250)
+    found = read(stream, tmp_path, 250, looks_at=looks_at)
     assert torch.equal(torch.stack(found), torch.stack(whole[250:]))
     # From 192 on; those that were compared are read twice.
-    assert (len(stream.told) == NUM_COMPARED + NUM - 192) == is_taken_up
+    assert (len(stream.told) == looks_at + NUM_COMPARED + NUM - 192) == is_taken_up
     assert is_taken_up or len(stream.told) >= NUM
 
 
