@@ -41,6 +41,11 @@ class Initial:
         self._weights = open_weights(files)
         # Of a run of ours that has adapters, too, these and the names that go with them.
         self._has_adapters = any(map(is_adapter, self._weights.shapes))
+        if self._has_adapters and not any(map(is_adapter, model.state_dict())):
+            raise ConfigError(
+                f"--init-from {source!r} has adapters, and {model_name} none; give the --lora of "
+                f"that run, or what `bundlerun export {source} -o FILE` writes"
+            )
         self._outline = Outline.of(
             model, model_name, num_outputs, name_of=self._name_of, is_own=is_adapter
         )

@@ -97,6 +97,8 @@ def test_a_model_with_adapters_begins_with_weights_and_is_cut(tmp_path: Path) ->
     Initial(other, str(tmp_path), "it", num_outputs=4, new_head="off").load(other)
     for name, tensor in model.state_dict().items():
         assert torch.equal(other.state_dict()[name], tensor), name
+    with pytest.raises(ConfigError, match="has adapters, and it none; give the --lora of that run"):
+        Initial(Net(), str(tmp_path), "it", num_outputs=4, new_head="off")
 
 
 def test_what_is_exported_is_a_model_without_adapters() -> None:
