@@ -47,6 +47,7 @@ def make_stages(
     inputs: Sequence[object] = (),
     cutter: CutterChoice = "auto",
     tell: Callable[[str], object] = lambda _: None,
+    tell_cuts: Callable[[tuple[str, ...]], object] = lambda _: None,
 ) -> list[nn.Module]:
     """The stages of a bundle, in order.
 
@@ -66,6 +67,7 @@ def make_stages(
             is not known, and parameter bytes stand for work.
         cutter: the way to cut; "auto": "graph" where the model traces and divides well that way.
         tell: gets a line that says which way, and why.
+        tell_cuts: gets the names at which it was cut.
 
     Raises:
         NoExample: the way to cut needs inputs.
@@ -87,6 +89,7 @@ def make_stages(
     shares = [of_stage[chunks.stage_of(chunk)] for chunk in range(chunks.num_chunks)]
     chosen = choose(model, cutter, cut=cut, shares=shares, inputs=inputs)
     tell(chosen.line)
+    tell_cuts(chosen.cuts)
     return chosen.way.cut(chosen.cuts, chunks_per_stage)
 
 

@@ -10,16 +10,22 @@ import re
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from bundlerun.launcher.commands.arguments.plan import CONFIGURED
+from bundlerun.launcher.commands.forecast import Foreseen, foreseen
 from bundlerun.launcher.commands.run import make_plan, read_configs, without_auto
+from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding.shown import table
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
 from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.planning.cluster import Cluster
+from bundlerun.launcher.planning.cluster_file import read_cluster
+from bundlerun.launcher.planning.forecast_words import forecast_document, forecast_lines
 
 
 def parse_nodes(text: str) -> tuple[int, ...]:
@@ -58,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     train, launch = read_configs(args, os.environ, default_data="DATA")
     if not train.value.run_dir:
         train = replace(train, value=replace(train.value, run_dir="RUN_DIR"))
-    nodes = parse_nodes(args.nodes) if args.nodes is not None else ()
+    cluster = read_cluster(Path(launch.value.cluster)) if launch.value.cluster else None
+    nodes = _nodes(args.nodes, cluster)
     decision: Mapping[str, Any] = {}
     if train.value.is_for_planner:
         found = without_auto(train, launch, os.environ, launch.value.local_addr, nodes)
@@ -69,11 +76,63 @@ def run(args: argparse.Namespace) -> int:
         name = launch.value.node_name or socket.gethostname()
         plan = make_plan(train, launch, os.environ, as_typed(launch.value), name)
     costs = stage_costs(plan) if args.costs else []
+    # What is foreseen of a plan that was chosen stands in the table of the best ones.
+    forecast = foreseen(plan, cluster) if cluster is not None and not decision else None
     if args.json:
-        document = {**plan_document(plan), "costs": costs}
-        print(json.dumps({**document, "decision": decision} if decision else document, indent=2))
+        document: dict[str, object] = {**plan_document(plan), "costs": costs}
+        if decision:
+            document["decision"] = decision
+        if forecast is not None:
+            document["forecast"] = _forecast_document(forecast, train.value)
+        print(json.dumps(document, indent=2))
     else:
         best = list(table(decision)) if decision else []
-        text = plan_text(plan, shows_schedule=shows_schedule)
-        print(text, *_section("best plans", best), *_section("costs", costs), sep="\n")
+        told = _forecast_lines(forecast, train.value) if forecast is not None else []
+        print(
+            plan_text(plan, shows_schedule=shows_schedule),
+            *_section("best plans", best),
+            *_section("forecast", told),
+            *_section("costs", costs),
+            sep="\n",
+        )
     return EXIT_DONE
+
+
+def _nodes(text: str | None, cluster: Cluster | None) -> tuple[int, ...]:
+    """Devices of each node that is not here; empty: the plan is for this machine."""
+    own = cluster.devices_per_node if cluster is not None else ()
+    if text is None:
+        return own
+    found = parse_nodes(text)
+    if own and sorted(found) != sorted(own):
+        raise ConfigError(
+            f"--nodes {text} has {len(found)} nodes of {sum(found)} devices, --cluster describes "
+            f"{len(own)} of {sum(own)}; leave --nodes out"
+        )
+    return own or found
+
+
+def _forecast_lines(found: Foreseen | str, train: TrainConfig) -> list[str]:
+    if isinstance(found, str):
+        return [found]
+    plan = found.candidate
+    cut = f" cut at {', '.join(found.cut)}" if found.cut else ""
+    return [
+        f"shape {plan.shape}{cut}, {plan.schedule}, {plan.sync}, micro-batches of {plan.samples}",
+        *forecast_lines(found.forecast, train.batch_size, num_steps=train.max_steps),
+        *found.remarks,
+    ]
+
+
+def _forecast_document(found: Foreseen | str, train: TrainConfig) -> dict[str, object]:
+    if isinstance(found, str):
+        return {"why_not": found}
+    plan = found.candidate
+    return {
+        "cut": list(found.cut),
+        "schedule": plan.schedule,
+        "sync": plan.sync,
+        "microbatch_size": plan.samples,
+        "remarks": list(found.remarks),
+        **forecast_document(found.forecast, train.batch_size, num_steps=train.max_steps),
+    }

@@ -45,11 +45,13 @@ from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
 from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.preflight import (
     check_data,
     check_torch,
     check_writable,
 )
+from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.holder import Holder, job_of_one_node
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.trackers.known import check_trackers
@@ -248,6 +250,7 @@ def run(args: argparse.Namespace) -> int:
     """Starts the ranks and returns when they have ended; or shows the plan."""
     train, launch = read_configs(args, os.environ)
     paths = RunPaths(Path(train.value.run_dir))
+    check_cluster(launch.value)
     with planned(train, launch, os.environ) as start:
         plan = start.plan
         train = plan.train
@@ -276,9 +279,22 @@ def run(args: argparse.Namespace) -> int:
                 check(train.value)
             say(done)
             return EXIT_DONE
+        keep_cluster(launch.value, paths)
         from bundlerun.launcher.agent import elastic
 
         return elastic.launch(plan, say=say, claim=claim)
+
+
+def check_cluster(launch: LaunchConfig) -> None:
+    """Raises ConfigError where --cluster describes none."""
+    if launch.cluster:
+        read_cluster(Path(launch.cluster))
+
+
+def keep_cluster(launch: LaunchConfig, paths: RunPaths) -> None:
+    """Puts --cluster into the run folder, where the rank that reports looks for it."""
+    if launch.cluster:
+        write_text(paths.cluster, Path(launch.cluster).read_text(encoding="utf-8"))
 
 
 def gpus_of(plan: LaunchPlan) -> int:

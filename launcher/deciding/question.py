@@ -159,7 +159,7 @@ def cluster_here(
                 host_bytes=memory,
                 shm_bytes=_shm_bytes(),
                 inside=_INSIDE,
-                host=Host(cores=cores if devices.kind == "cpu" else 0),
+                host=Host.usual(cores) if devices.kind == "cpu" else Host(),
                 loaders=hardware.cpus.num_cores,
             )
         )

@@ -236,6 +236,11 @@ class RunPaths:
         return self.root / "model-profile.json"
 
     @property
+    def cluster(self) -> Path:
+        """The nodes and links of the run, TOML; see `launcher.planning.cluster_file`."""
+        return self.root / "cluster.toml"
+
+    @property
     def measured_steps(self) -> Path:
         """Steps as ranks have measured them, a folder each."""
         return self.root / "measured-steps"

@@ -101,12 +101,14 @@ class CutModel:
         model: as the recipe has built it.
         stages: of it.
         chunks_per_stage: of the model.
+        cuts: names at which it was cut; none, where it came cut or is whole.
         remarks: lines about it that are logged once.
     """
 
     model: nn.Module | Sequence[nn.Module]
     stages: Sequence[nn.Module]
     chunks_per_stage: int
+    cuts: tuple[str, ...] = ()
     remarks: Sequence[str] = ()
 
     def subject(self) -> Subject:
@@ -181,13 +183,20 @@ def cut_model(
         remarks.append(said)
     remarks += [freeze(model, config.freeze)] if config.freeze else []
     _refuse_untrained(model)
-    stages = _stages(config, model, example, remarks.append)
+    cuts: list[str] = []
+    stages = _stages(config, model, example, remarks.append, cuts.extend)
     if config.compile != "off" and any(isinstance(stage, ReplayStage) for stage in stages):
         remarks.append(
             f"--compile={config.compile} compiles no stage that is cut by replay: each runs the "
             "model's own Python, and leaves it in the middle; --cutter graph has stages that can be"
         )
-    return CutModel(model=model, stages=stages, chunks_per_stage=config.chunks, remarks=remarks)
+    return CutModel(
+        model=model,
+        stages=stages,
+        chunks_per_stage=config.chunks,
+        cuts=tuple(cuts),
+        remarks=remarks,
+    )
 
 
 def lora_of(config: TrainConfig) -> Lora:
@@ -234,6 +243,7 @@ def _stages(
     model: nn.Module | Sequence[nn.Module],
     example: Example,
     tell: Callable[[str], object],
+    tell_cuts: Callable[[tuple[str, ...]], object] = lambda _: None,
 ) -> Sequence[nn.Module]:
     try:
         stages: Sequence[nn.Module] = make_stages(
@@ -246,6 +256,7 @@ def _stages(
             inputs=example.inputs,
             cutter=config.cutter,
             tell=tell,
+            tell_cuts=tell_cuts,
         )
     except NoExample:
         raise

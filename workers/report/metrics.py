@@ -22,7 +22,7 @@ from bundlerun.launcher.run_folder.files import is_absent
 from bundlerun.launcher.run_folder.history import Row, row_of
 from bundlerun.launcher.run_folder.paths import RunPaths
 
-Kind = Literal["start", "step", "epoch", "eval", "why", "restart", "stop", "end"]
+Kind = Literal["start", "step", "epoch", "eval", "why", "forecast", "restart", "stop", "end"]
 
 _MOST_LATE = 10_000
 """Lines that are kept for a disk that is full: some megabytes."""
@@ -270,7 +270,7 @@ def _is_after(line: bytes, step: int, with_ends: bool) -> bool:
     row = _row(line)
     if row.get("kind") == "step":
         return bool(row["step"] >= step)
-    if row.get("kind") in ("epoch", "eval", "why"):
+    if row.get("kind") in ("epoch", "eval", "why", "forecast"):
         # These carry the number of finished steps, not that of a row: hence > where a row has >=.
         return bool(row["step"] > step or (with_ends and row["step"] == step))
     return False

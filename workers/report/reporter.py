@@ -17,6 +17,8 @@ from typing import Any
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import noun_for
 from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.planning.candidate import Forecast
+from bundlerun.launcher.planning.forecast_words import forecast_line
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.outcome import Outcome
@@ -29,27 +31,14 @@ from bundlerun.launcher.why.rows import why_row
 from bundlerun.launcher.why.sums import RankSums
 from bundlerun.workers.report.bar import ProgressBar
 from bundlerun.workers.report.best import LOSS, Best
+from bundlerun.workers.report.forecast.beside import beside
 from bundlerun.workers.report.measures import Gpus, Shared
 from bundlerun.workers.report.metrics import MetricsWriter
+from bundlerun.workers.report.summary import Summary, read_summary, summary_lines
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.step import StepSums
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Summary:
-    """The result of a run."""
-
-    epochs: int = 0
-    steps: int = 0
-    samples_per_s: float = 0.0
-    train_s: float = 0.0
-    validation: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    phases: dict[str, float] = field(default_factory=dict)
-    """Seconds per phase, mean over the ranks."""
-    num_unreadable: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,6 +89,7 @@ class Reporter:
         self._untold = ""
         self._num_bundles = topology.num_bundles
         self._ranks: tuple[RankSums, ...] = ()
+        self._forecast: Forecast | None = None
         self._finished: Mapping[str, Any] | None = None
         self._has_lost_folder = False
         self._bar: ProgressBar | None = None
@@ -145,7 +135,7 @@ class Reporter:
                 self._writer.write("restart", step=0, epoch=0, source=source)
             return
         # An attempt that died wrote no summary, so the counts come from the state itself.
-        self._summary = _read_summary(self._paths)
+        self._summary = read_summary(self._paths)
         self._summary.epochs, self._summary.steps = progress.epoch, progress.step
         log.info(
             "resumed after step %d, in epoch %d, from a %s",
@@ -170,6 +160,17 @@ class Reporter:
             log.error("cannot make %s again: %s", self._paths.root, exc.strerror)
         _write(self._paths.config, self._config.to_json())
         return True
+
+    def foresee(self, forecast: Forecast) -> None:
+        """Says what a step is foreseen to take; each epoch's steps are put beside it."""
+        self._forecast = forecast
+        course = self._course
+        log.info(
+            "foreseen: %s",
+            forecast_line(
+                forecast, self._config.batch_size, num_steps=course.num_steps, unit=course.unit
+            ),
+        )
 
     def snapshot_steps(self, every: int, share: float) -> None:
         """Says how often snapshots are taken from now on.
@@ -277,6 +278,16 @@ class Reporter:
         text = pace_text(pace, self._ranks)
         self._writer.write("why", **why_row(epoch, step, pace, self._ranks, took, text))
         log.info("%s  %s", self._course.epoch_text(epoch), text)
+        self._tell_beside(epoch, step)
+
+    def _tell_beside(self, epoch: int, step: int) -> None:
+        """Says how far the steps of the epoch were from what was foreseen."""
+        if self._forecast is None:
+            return
+        found = beside(self._forecast, self._ranks, step - self._epoch.first_step)
+        if found is not None:
+            self._writer.write("forecast", **found.row(epoch, step))
+            log.info("%s  %s", self._course.epoch_text(epoch), found.text)
 
     def validated(self, epoch: int, step: int, sums: StepSums) -> None:
         """Reports one validation."""
@@ -368,36 +379,5 @@ def _write(path: Path, text: str) -> None:
         log.warning("cannot write %r: %s; continuing without it", str(path), exc.strerror)
 
 
-def _read_summary(paths: RunPaths) -> Summary:
-    """The summary of earlier attempts; an empty one if none has ended."""
-    try:
-        return Summary(**json.loads(paths.summary.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return Summary()
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun_for(number, noun)}"
-
-
-def summary_lines(summary: Summary, course: Course) -> list[str]:
-    """The summary for people, a line each."""
-    steps = f"{_count(summary.steps, 'step')} of {course.num_steps}"
-    lines = [f"done         {steps}, epoch {summary.epochs} of {course.epochs}"]
-    if summary.validation:
-        values = dict(summary.validation)
-        loss = values.pop(LOSS, None)
-        shown = "" if loss is None else f"loss {loss:.4f}"
-        text = "  ".join(filter(None, [course.metrics_text(values), shown]))
-        lines.append(f"validation   {text}")
-    lines.append(
-        f"throughput   {summary.samples_per_s:.1f} {course.unit}/s over {summary.train_s:.1f} s"
-    )
-    parts = [f"{p} {s:.1f}" for p, s in summary.phases.items() if s >= 0.05]
-    if parts:
-        lines.append("seconds      " + ", ".join(parts) + " (mean over ranks)")
-    if summary.num_unreadable:
-        lines.append(
-            f"unreadable   {summary.num_unreadable} reads, replaced by the next readable one"
-        )
-    return lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe, model_inputs
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.declared import Declared
+from bundlerun.workers.report.forecast.foreseen import foreseen
 from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
 from bundlerun.workers.report.profiling import Profiling
@@ -83,7 +85,7 @@ def train_rank(
         # Before the stage: a state that will be loaded for sure needs no initialisation.
         found = look(config, session, restore)
         check_same_data(info, data, session, feed, paths, is_new=found.is_nothing)
-        stage, initial = _own_stage(
+        stage, initial, cuts = _own_stage(
             config, session, recipe, feed, info, found, is_first_start=is_first_start
         )
         trainer = Trainer(config, session, stage, recipe, meters)
@@ -105,6 +107,8 @@ def train_rank(
             life.before_end(snapshots.finish_copy)
         reporter = _open_reporter(config, session, recipe, feed.steps_per_epoch, stack)
         progress = _tell_start(session, life, reporter, resumed)
+        if reporter is not None:
+            _foresee(config, session, trainer, cuts, reporter)
         looks_lost = reporter.looks_lost if reporter is not None else None
         saving = Saving(keeper, snapshots, trainer.total, meters, looks_lost)
         measures = Measures(session, meters, trainer.total)
@@ -146,13 +150,14 @@ def _own_stage(
     found: Found,
     *,
     is_first_start: bool,
-) -> tuple[nn.Module, Initial | None]:
+) -> tuple[nn.Module, Initial | None, tuple[str, ...]]:
     """One stage of the model, as a new run begins with it, for this rank; the others are let go.
 
     Collective: every rank that is not spare.
 
     Returns:
-        And the weights that it was given, or would be given if nothing was found.
+        And the weights that it was given, or would be given if nothing was found; the names at
+        which the model was cut.
     """
     example = share_example(feed, session, recipe, config.shape.num_stages)
     cut = cut_model(config, recipe, info, is_loaded_later=found.is_snapshot, example=example)
@@ -178,7 +183,7 @@ def _own_stage(
         division = division_lines(config, cut.stages, example) if len(cut.stages) > 1 else ()
         for line in (*weights, *cut.remarks, *division):
             log.info("%s", line)
-    return stage, initial
+    return stage, initial, cut.cuts
 
 
 def _first_inputs(feed: Feed, recipe: Recipe) -> tuple[Any, ...] | None:
@@ -210,6 +215,24 @@ def _open_reporter(
     # It tells how an earlier start has ended, which does not hold any more.
     RunPaths(Path(config.run_dir)).outcome.unlink(missing_ok=True)
     return reporter
+
+
+def _foresee(
+    config: TrainConfig,
+    session: Session,
+    trainer: Trainer,
+    cuts: Sequence[str],
+    reporter: Reporter,
+) -> None:
+    """Tells what a step is to take, where the run folder has a profile; a run can do without."""
+    choice = trainer.sync.choice
+    if choice is not None:
+        scheme = choice.scheme
+    else:
+        scheme = "local-master" if config.sync == "auto" else config.sync
+    found = foreseen(config, session, cuts, scheme)
+    if found is not None:
+        reporter.foresee(found)
 
 
 def _tell_start(

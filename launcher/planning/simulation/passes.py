@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from bundlerun.launcher.layout.schedule import Action, Pass
 from bundlerun.launcher.planning.cluster import NodeKind
 from bundlerun.launcher.planning.simulation.events import Clock, Done, Pool
 from bundlerun.launcher.planning.simulation.work import StageWork
 
-Key = tuple[int, Pass, int, int]
-"""Step, kind of pass that made it, micro-batch, chunk of the model."""
+Key = tuple[Pass, int, int]
+"""Kind of a pass, micro-batch, chunk of the model."""
 
 
 @dataclass(slots=True)
@@ -109,10 +110,18 @@ def joined(count: int, done: Done) -> Done:
 
 @dataclass(slots=True, kw_only=True)
 class Sending:
-    """What follows a pass: a message for another rank."""
+    """What follows a pass: a message for another rank.
+
+    Args:
+        wire: to it.
+        to: that rank.
+        number: of the message among all of a step.
+        num_bytes: of it.
+    """
 
     wire: Wire
     to: Rank
+    number: int
     num_bytes: float
 
 
@@ -157,8 +166,8 @@ class Rank:
     ) -> None:
         self.node, self.stage, self.count = node, stage, count
         self.recorded = Recorded()
-        self.sendings: dict[tuple[Pass, int, int], list[Sending]] = {}
-        self.needed: dict[tuple[Pass, int, int], list[tuple[Pass, int, int]]] = {}
+        self.sendings: dict[Key, list[Sending]] = {}
+        self.needed: dict[Key, list[int]] = {}
         self.on_ready: Callable[[Rank, int, int], None] = lambda rank, step, bucket: None
         self.on_passes_done: list[Callable[[Rank, int], None]] = []
         self.num_groups = 0
@@ -170,8 +179,10 @@ class Rank:
         self._last = {index: chunk for chunk, index in last.items()}
         self._step = self._index = self._num_sums = 0
         self._passes_s = 0.0
-        self._arrived: set[Key] = set()
-        self._awaited: Key | None = None
+        self._arrived: set[tuple[int, int]] = set()
+        self._awaited: tuple[int, int] | None = None
+        self._needs: list[list[int]] = []
+        self._follows: list[list[Sending]] = []
         self._begun_at = 0.0
         self._buckets = {
             chunk: [i for i, b in enumerate(work.buckets) if b.chunk == chunk]
@@ -188,26 +199,32 @@ class Rank:
         if self._index == len(self._order):
             self._end_passes()
             return
-        action = self._order[self._index]
-        chunk = self._chunk_of(action.chunk)
-        for kind, microbatch, of_chunk in self.needed.get(
-            (action.kind, action.microbatch, chunk), ()
-        ):
-            key = self._step, kind, microbatch, of_chunk
-            if key not in self._arrived:
-                self._awaited = key
+        if self._index == 0:
+            self._prepare()
+        for number in self._needs[self._index]:
+            if (self._step, number) not in self._arrived:
+                self._awaited = self._step, number
                 return
         self._begun_at = self._clock.now
-        self._perform(action, chunk)
+        self._perform(self._order[self._index])
 
-    def arrive(self, key: Key) -> None:
+    def _prepare(self) -> None:
+        """Finds once what each pass needs, and what follows it."""
+        if self._needs:
+            return
+        for action in self._order:
+            key = action.kind, action.microbatch, self._chunk_of(action.chunk)
+            self._needs.append(self.needed.get(key, []))
+            self._follows.append(self.sendings.get(key, []))
+
+    def arrive(self, step: int, number: int) -> None:
         """A message is here."""
-        self._arrived.add(key)
-        if self._awaited == key:
+        self._arrived.add((step, number))
+        if self._awaited == (step, number):
             self._awaited = None
             self.begin()
 
-    def _perform(self, action: Action, chunk: int) -> None:
+    def _perform(self, action: Action) -> None:
         passes = self._work.passes[action.chunk]
         is_split = action.key in self._split
         if action.kind is Pass.FORWARD:
@@ -218,7 +235,10 @@ class Rank:
             apart_s = passes.split_s - passes.weight_s
             seconds = passes.backward_s + (apart_s if is_split else 0.0)
         seconds /= self._speed
-        ready = self._ready(action, seconds) if self._index in self._last else []
+        if self._index not in self._last:
+            self._compute(seconds, lambda: self._finish(action))
+            return
+        ready = self._ready(action, seconds)
 
         def part(number: int, done_s: float) -> None:
             if number < len(ready):
@@ -230,7 +250,7 @@ class Rank:
 
                 self._compute(until_s - done_s, full)
             else:
-                self._compute(seconds - done_s, lambda: self._finish(action, chunk))
+                self._compute(seconds - done_s, lambda: self._finish(action))
 
         part(0, 0.0)
 
@@ -250,28 +270,28 @@ class Rank:
         else:
             self._clock.after(seconds, done)
 
-    def _finish(self, action: Action, chunk: int) -> None:
+    def _finish(self, action: Action) -> None:
+        follows = self._follows[self._index]
         self._index += 1
         now = self._clock.now
         self._passes_s += now - self._begun_at
         if self._step == self._num_steps - 1:
             self.recorded.spans.append((action, self._begun_at, now))
-        sendings = self.sendings.get((action.kind, action.microbatch, chunk), ())
-        key: Key = (self._step, action.kind, action.microbatch, chunk)
-        host_s = 0.0
-        for sending in sendings:
-            host = self.node.kind.host
+        host, host_s = self.node.kind.host, 0.0
+        for sending in follows:
             host_s += host.message_s
-            if sending.wire.is_inside and self.node.is_shared:
+            if self.node.is_shared and sending.wire.is_inside:
                 host_s += sending.num_bytes * host.copy_s_per_byte
         if host_s:
-            self._compute(host_s, lambda: self._send(sendings, key))
+            self._compute(host_s, lambda: self._send(follows))
         else:
-            self._send(sendings, key)
+            self._send(follows)
 
-    def _send(self, sendings: Sequence[Sending], key: Key) -> None:
-        for sending in sendings:
-            sending.wire.send(sending.num_bytes, lambda to=sending.to: to.arrive(key))  # type: ignore[misc]
+    def _send(self, follows: Sequence[Sending]) -> None:
+        for sending in follows:
+            sending.wire.send(
+                sending.num_bytes, partial(sending.to.arrive, self._step, sending.number)
+            )
         self.begin()
 
     def _end_passes(self) -> None:

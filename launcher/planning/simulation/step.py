@@ -122,6 +122,7 @@ class _Stage:
         self._nodes: list[Node] = []
         self._ranks: list[Rank] = []
         self._groups: list[Group] = []
+        self._num_messages = 0
         self._orders: dict[tuple[int, int, int], list[Action]] = {}
         for load in setting.loads:
             self._add_cell(load)
@@ -196,11 +197,12 @@ class _Stage:
             key = (kind, chunk, id(source), id(to))
             if key not in wires:
                 wires[key] = self._wire(source.node, to.node)
-            sending = Sending(wire=wires[key], to=to, num_bytes=num_bytes)
-            source.sendings.setdefault((kind, microbatch, chunk), []).append(sending)
-            to.needed.setdefault((needs, microbatch, to_chunk), []).append(
-                (kind, microbatch, chunk)
+            self._num_messages += 1
+            sending = Sending(
+                wire=wires[key], to=to, number=self._num_messages, num_bytes=num_bytes
             )
+            source.sendings.setdefault((kind, microbatch, chunk), []).append(sending)
+            to.needed.setdefault((needs, microbatch, to_chunk), []).append(self._num_messages)
 
         for microbatch in range(number):
             for chunk in range(last):

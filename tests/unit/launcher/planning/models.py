@@ -33,7 +33,7 @@ def profile_of(
         for f in forwards
     )
     bounds = tuple(
-        Boundary(name=f"{i}", forward_bytes=message_bytes, backward_bytes=message_bytes)
+        Boundary(name=f"b{i}", forward_bytes=message_bytes, backward_bytes=message_bytes)
         for i in range(len(forwards) - 1)
     )
     costs = ModelCosts(samples=8, pieces=pieces, boundaries=bounds, shared=shared)

@@ -1,0 +1,162 @@
+"""What a step of a plan is foreseen to take on a cluster, from a profile that was kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from bundlerun.launcher.agreement.profile_key import profile_key
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.plan import LaunchPlan
+from bundlerun.launcher.planning.candidate import Candidate, Forecast, Request
+from bundlerun.launcher.planning.cluster import Cluster
+from bundlerun.launcher.planning.forecast import foresee
+from bundlerun.launcher.planning.memory import rank_memory
+from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.profile_file import from_plain
+from bundlerun.launcher.planning.search.best import best_plans
+from bundlerun.launcher.run_folder.paths import RunPaths
+
+_SCHEMES: tuple[SchemeName, ...] = ("local-master", "sharded", "flat")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreseen:
+    """A forecast, and what it holds for.
+
+    Args:
+        candidate: the plan.
+        cut: names of its cuts.
+        forecast: of a step.
+        remarks: what a reader should know of it.
+    """
+
+    candidate: Candidate
+    cut: tuple[str, ...]
+    forecast: Forecast
+    remarks: tuple[str, ...] = ()
+
+
+def foreseen(plan: LaunchPlan, cluster: Cluster) -> Foreseen | str:
+    """The forecast of a plan; or why there is none, in a sentence.
+
+    Args:
+        plan: for the nodes of the cluster.
+        cluster: these nodes.
+
+    Raises:
+        ConfigError: the plan's cuts are not in the profile, or no plan fits.
+    """
+    train = plan.train.value
+    path = RunPaths(Path(train.run_dir)).model_profile
+    found = _profile(path)
+    if isinstance(found, str):
+        return found
+    names = [boundary.name for boundary in found.by_samples[0].boundaries]
+    request = _request(plan, _cuts(train, names))
+    remarks = _remarks(found, train)
+    if train.shape.num_stages > 1 and request.cuts is None:
+        where = "cut where it is foreseen to be fastest; --cut says otherwise"
+        remarks.append(where)
+    best = _best(found, cluster, request)
+    cut = tuple(names[number] for number in best.candidate.cuts)
+    return Foreseen(
+        candidate=best.candidate, cut=cut, forecast=best.forecast, remarks=tuple(remarks)
+    )
+
+
+def _profile(path: Path) -> Profile | str:
+    try:
+        return from_plain(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return f"none: {path} is not there; bundlerun profile with the same options makes it"
+    except (OSError, KeyError, TypeError, ValueError):
+        return f"none: {path} is no profile of this version; bundlerun profile makes a new one"
+
+
+def _remarks(profile: Profile, train: TrainConfig) -> list[str]:
+    """The device may be of another machine, and its name is told; the model should be this one."""
+    own, key = profile_key(train, kind="cpu", threads=1, is_estimate=True), profile.key
+    found = [
+        "operations and bytes were counted, nothing was timed"
+        if key.is_estimate
+        else f"by passes timed on: {key.device}"
+    ]
+    if key.model != own.model:
+        found.append(f"! the profile is of another model: {key.model}")
+    if key.precision != own.precision:
+        found.append(f"! the profile is of precision {key.precision}, not {own.precision}")
+    return found
+
+
+def _cuts(train: TrainConfig, names: list[str]) -> tuple[int, ...] | None:
+    """The boundaries that --cut names; None: it leaves that open."""
+    if train.num_chunks == 1:
+        return ()
+    if not train.cut or train.cut[0].isdecimal():
+        return None
+    for name in train.cut:
+        if name not in names:
+            raise ConfigError(
+                f"--cut {name} is no place that was profiled, of which the first are "
+                f"{', '.join(names[:5])}; leave --cut out to have one chosen"
+            )
+    return tuple(names.index(name) for name in train.cut)
+
+
+def _request(plan: LaunchPlan, cuts: tuple[int, ...] | None) -> Request:
+    train = plan.train.value
+    return Request(
+        batch_size=train.batch_size,
+        shape=train.shape,
+        cuts=cuts,
+        schedule=plan.pipeline.schedule,
+        sync=None if train.sync == "auto" else train.sync,
+        samples=plan.batch.samples,
+        chunks=train.chunks,
+        recompute=None if train.recompute != "none" else frozenset(),
+        exchange_dtype=train.exchange_dtype,
+        bucket_bytes=round(1e6 * train.bucket_mb),
+        has_snapshot=train.snapshot == "on",
+        num_steps=train.max_steps,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Best:
+    candidate: Candidate
+    forecast: Forecast
+
+
+def _best(profile: Profile, cluster: Cluster, request: Request) -> _Best:
+    def looked_at(candidate: Candidate) -> Forecast:
+        memory = rank_memory(profile, candidate, cluster, request)
+        return foresee(profile, candidate, cluster, request, memory)
+
+    if request.cuts is None:
+        memory = partial(rank_memory, profile, cluster=cluster, request=request)
+        found = best_plans(
+            profile, cluster, request, foresee=looked_at, memory=memory, most=1
+        ).plans[0]
+        return _Best(candidate=found.candidate, forecast=found.forecast)
+    # All but the sums is said, so that it is told what comes of it, whether it fits or not.
+    assert request.shape is not None
+    assert request.schedule is not None
+    assert request.samples is not None
+    plans = [
+        Candidate(
+            shape=request.shape,
+            cuts=request.cuts,
+            schedule=request.schedule,
+            sync=sync,
+            samples=request.samples,
+            chunks=request.chunks or 1,
+        )
+        for sync in ([request.sync] if request.sync else _SCHEMES)
+    ]
+    both = [_Best(candidate=plan, forecast=looked_at(plan)) for plan in plans]
+    return min(both, key=lambda one: one.forecast.step_s)

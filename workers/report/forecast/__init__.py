@@ -1,0 +1,1 @@
+"""What steps are foreseen to take, and how far they were from it: `foreseen`, `beside`."""
