@@ -20,17 +20,12 @@ class Command(NamedTuple):
 
     module: has `run(args) -> int`; imported when it is to run.
     text: one line of what it does.
-    arguments: has `add_arguments(parser)`; empty: `module` has it, too.
+    arguments: has `add_arguments(parser)`; all that `--help` loads.
     """
 
     module: str
     text: str
-    arguments: str = ""
-
-    @property
-    def parser_module(self) -> str:
-        """The module with the arguments, which `--help` loads."""
-        return self.arguments or self.module
+    arguments: str
 
 
 COMMANDS = {
@@ -59,6 +54,11 @@ COMMANDS = {
         "show where a model can be cut, and what each cut means; starts nothing",
         f"{_OURS}.arguments.cuts",
     ),
+    "profile": Command(
+        f"{_OURS}.use.profile",
+        "measure what each piece of a model costs, or the links between nodes",
+        f"{_OURS}.arguments.profile",
+    ),
     "classic": Command(
         f"{_OURS}.classic",
         "run with the options of the original Bundle_HybridParallelism",
@@ -67,26 +67,32 @@ COMMANDS = {
     "status": Command(
         f"{_OURS}.look.status",
         "show how a run fares: step, nodes, failures, checkpoints",
-        f"{_OURS}.arguments.status",
+        f"{_OURS}.arguments.look.status",
     ),
     "why": Command(
         f"{_OURS}.look.why",
         "say why a run is slow, or stands, and who holds it up",
-        f"{_OURS}.arguments.why",
+        f"{_OURS}.arguments.look.why",
     ),
     "doctor": Command(
-        f"{_OURS}.look.doctor", "examine machines, network and folders before a run; starts nothing"
+        f"{_OURS}.look.doctor",
+        "examine machines, network and folders before a run; starts nothing",
+        f"{_OURS}.arguments.look.doctor",
     ),
     "logs": Command(
-        f"{_OURS}.look.logs", "show what the ranks of a run have printed", f"{_OURS}.arguments.logs"
+        f"{_OURS}.look.logs",
+        "show what the ranks of a run have printed",
+        f"{_OURS}.arguments.look.logs",
     ),
     "track": Command(
         f"{_OURS}.look.track",
         "tell trackers (TensorBoard, W&B, ...) what they lack of a run",
-        f"{_OURS}.arguments.track",
+        f"{_OURS}.arguments.look.track",
     ),
     "report": Command(
-        f"{_OURS}.look.report", "write one HTML file that shows runs: curves, times, what happened"
+        f"{_OURS}.look.report",
+        "write one HTML file that shows runs: curves, times, what happened",
+        f"{_OURS}.arguments.look.report",
     ),
     "drain": Command(
         f"{_OURS}.drain",
@@ -96,28 +102,31 @@ COMMANDS = {
     "submit": Command(
         "bundlerun.slurm.submit",
         "send a run to Slurm, after checking what can be checked before the queue",
+        "bundlerun.slurm.arguments",
     ),
     "evaluate": Command(
         f"{_OURS}.use.evaluate",
         "loss and metrics of a checkpoint, on the run's data or other data",
-        f"{_OURS}.arguments.evaluate",
+        f"{_OURS}.arguments.use.evaluate",
     ),
     "predict": Command(
         f"{_OURS}.use.predict",
         "name the classes of images by a trained model",
-        f"{_OURS}.arguments.predict",
+        f"{_OURS}.arguments.use.predict",
     ),
     "export": Command(
         f"{_OURS}.use.export",
         "write a trained model for torchvision, timm, transformers or ONNX",
-        f"{_OURS}.arguments.export",
+        f"{_OURS}.arguments.use.export",
     ),
     "completion": Command(
-        f"{_OURS}.completion", "make bash, zsh or fish complete the command line"
+        f"{_OURS}.completion",
+        "make bash, zsh or fish complete the command line",
+        f"{_OURS}.arguments.completion",
     ),
 }
 """Subcommands in the order of `--help`."""
-_WITH_TRAINING = ("run", "plan", "cuts")
+_WITH_TRAINING = ("run", "plan", "cuts", "profile")
 """Those that take the options of training, some of which may stand without their value."""
 
 
@@ -178,7 +187,7 @@ def our_words(argv: Sequence[str]) -> list[str]:
 
 
 def command_parser(command: str) -> Parser:
-    """The parser; only the arguments of `command` are loaded."""
+    """The parser of `command` alone; for any other word, of all commands without arguments."""
     parser = Parser(
         prog="bundlerun",
         description="Train a model that is cut into stages, on bundles of devices.",
@@ -186,11 +195,12 @@ def command_parser(command: str) -> Parser:
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for name, known in COMMANDS.items():
+    # A parser takes time to make, and the modules of other commands more, for what nobody sees.
+    for name in [command] if command in COMMANDS else COMMANDS:
+        known = COMMANDS[name]
         sub = commands.add_parser(name, help=known.text, description=known.text)
-        # Other subcommands would cost the import of their module, only for options nobody sees.
         if name == command:
-            importlib.import_module(known.parser_module).add_arguments(sub)
+            importlib.import_module(known.arguments).add_arguments(sub)
             sub.complete()
             sub.set_defaults(parser=sub)
     return parser

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import signal
 from collections.abc import Iterable
 
 EXIT_DONE = 0
@@ -26,6 +24,8 @@ _MEANINGS = {
 
 def meaning_of(exit_code: int) -> str:
     """The meaning of one of our exit codes, in words."""
+    import signal  # `--help` ends by none
+
     number = exit_code - 128
     if number in set(signal.Signals):
         return f"ended at once by {signal.Signals(number).name}"
@@ -74,6 +74,8 @@ class CheckpointError(BundleError):
 
 def nearest(name: str, valid: Iterable[str], *, limit: int = 5) -> str:
     """A text with the valid names closest to `name`, or the first few if none is close."""
+    import difflib  # `--help` has no wrong name
+
     names = list(valid)
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     if close:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError, NodeError
@@ -14,12 +13,18 @@ OLDEST_TORCH = (2, 11)
 SYNTHETIC = "synthetic"
 
 
-def check_torch(version_of: Callable[[str], str] = metadata.version) -> None:
+def _version_of(package: str) -> str:
+    from importlib import metadata  # what only has options to show does not wait for it
+
+    return metadata.version(package)
+
+
+def check_torch(version_of: Callable[[str], str] = _version_of) -> None:
     """Raises NodeError where torch is missing or too old; does not import it."""
     wanted = ".".join(map(str, OLDEST_TORCH))
     try:
         version = version_of("torch")
-    except metadata.PackageNotFoundError as exc:
+    except ModuleNotFoundError as exc:
         raise NodeError(
             f"torch is not installed; pip install 'torch>={wanted}' torchvision"
         ) from exc

@@ -24,7 +24,8 @@ _WHAT = "what to train"
 _BATCH = "batch and bundles"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Its methods are made for the class of all options, once; made for each part, `--help` waits.
+@dataclass(frozen=True, slots=True, kw_only=True, init=False, repr=False, eq=False)
 class WorkConfig:
     """The part of the training configuration that decides who does what in a step.
 

@@ -31,6 +31,7 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.one_device import in_one_stage
 from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.profile_request import ProfileRequest
 from bundlerun.launcher.preflight import check_torch, check_writable
 from bundlerun.launcher.process import leave
 from bundlerun.launcher.ranks.board import Board
@@ -42,7 +43,7 @@ from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare
 from bundlerun.workers.model.cut_table import cut_table
 from bundlerun.workers.model.stage import check_stages, foreseen_division
-from bundlerun.workers.profile.profiled import Wanted, profile_of
+from bundlerun.workers.profile.profiled import profile_of
 from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.arrival.open_store import open_store
 from bundlerun.workers.rank.arrival.session import (
@@ -107,7 +108,7 @@ def cuts(config: TrainConfig, *, as_json: bool) -> str:
         return cut_table(config, recipe, as_json=as_json)
 
 
-def profiled(config: TrainConfig, wanted: Wanted | Sequence[int] = ()) -> Profile:
+def profiled(config: TrainConfig, wanted: ProfileRequest | Sequence[int] = ()) -> Profile:
     """What the pieces of the model cost; opens the data.
 
     Args:
@@ -117,7 +118,7 @@ def profiled(config: TrainConfig, wanted: Wanted | Sequence[int] = ()) -> Profil
     Raises:
         BundleError: the data or the model does not do for it.
     """
-    how = wanted if isinstance(wanted, Wanted) else Wanted(sizes=wanted)
+    how = wanted if isinstance(wanted, ProfileRequest) else ProfileRequest(sizes=tuple(wanted))
     with _recipe_apart(config) as recipe:
         return profile_of(config, recipe, how)
 

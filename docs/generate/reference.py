@@ -28,7 +28,7 @@ def pages() -> dict[str, str]:
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The parser of a command, with all its options."""
     parser = Parser(prog=f"bundlerun {command}", description=COMMANDS[command].text)
-    importlib.import_module(COMMANDS[command].parser_module).add_arguments(parser)
+    importlib.import_module(COMMANDS[command].arguments).add_arguments(parser)
     return parser
 
 

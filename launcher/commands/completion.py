@@ -28,27 +28,10 @@ from bundlerun.launcher.preflight import SYNTHETIC
 from bundlerun.launcher.run_folder.latest import RUNS
 from bundlerun.launcher.run_folder.paths import RunPaths
 
-SHELLS = ("bash", "zsh", "fish")
 _LIBRARY = "argcomplete"
-_HOW = {
-    "bash": 'eval "$(bundlerun completion bash)"          # in ~/.bashrc',
-    "zsh": 'eval "$(bundlerun completion zsh)"           # in ~/.zshrc, after compinit',
-    "fish": "bundlerun completion fish | source           # in ~/.config/fish/config.fish",
-}
 _RUNS = frozenset({"run_dir", "run_folder", "like", "run", "runs"})
 """Arguments that name a run."""
 Completer = Callable[..., Iterable[str]]
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `bundlerun completion`."""
-    parser.description = (
-        "Print what makes a shell complete commands, options, choices, names of models and run "
-        "folders of bundlerun."
-    )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = "\n".join(_HOW.values())
-    parser.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,11 +18,12 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, ConfigError, NodeError
 from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.planning.profile_file import from_plain, write
+from bundlerun.launcher.planning.profile_request import ProfileRequest
 
 LIMIT_S = 900.0
 """The longest that a profile may take."""
 _WORKER_MODULE = "bundlerun.workers.train"
-_WANTED_MODULE = "bundlerun.workers.profile.profiled"
+_KINDS: Mapping[str, DeviceKind] = {"cpu": "cpu", "gpu": "gpu"}
 
 
 def profile_apart(
@@ -79,9 +80,7 @@ def main(argv: Sequence[str]) -> int:
     answer: dict[str, str] = {}
     try:
         config = read_train_argv(words, os.environ).value
-        wanted = importlib.import_module(_WANTED_MODULE).Wanted(
-            sizes=tuple(map(int, sizes.split(","))), device=kind
-        )
+        wanted = ProfileRequest(sizes=tuple(map(int, sizes.split(","))), kind=_KINDS[kind])
         write(Path(out), importlib.import_module(_WORKER_MODULE).profiled(config, wanted))
     except BundleError as exc:
         answer = {"error": str(exc)}

@@ -29,7 +29,7 @@ _OF_CLASSES = (
 """What only the recipe of image classification does."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, init=False, repr=False, eq=False)
 class ImageConfig(OptimConfig):
     """What becomes of an image before the model sees it.
 

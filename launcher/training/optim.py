@@ -18,7 +18,7 @@ _CONSTANT_DECAY = 0.01
 _NOT_ONE_CYCLE = ("warmup_method", "warmup_decay", "lr_by")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, init=False, repr=False, eq=False)
 class OptimConfig(WorkConfig):
     """What a step does with the gradients, and how that changes during the run.
 

@@ -16,8 +16,9 @@ from bundlerun.launcher.planning.model_costs import (
     Piece,
     SharedParameters,
 )
+from bundlerun.launcher.planning.profile_request import Peak
 from bundlerun.splits.profile.clock import Clock
-from bundlerun.splits.profile.ledger import Ledger, Roofline, RooflineClock
+from bundlerun.splits.profile.ledger import Ledger, RooflineClock
 from bundlerun.splits.profile.passes import Pass, Subject, run_pass
 from bundlerun.splits.profile.pieces import Pieces, Sent
 
@@ -78,22 +79,20 @@ def measured_costs(
     return _costs(pieces, batch, ledger, told.sent, _least(pieces.count, marked, whole))
 
 
-def estimated_costs(
-    pieces: Pieces, subject: Subject, batch: Batch, roofline: Roofline
-) -> ModelCosts:
+def estimated_costs(pieces: Pieces, subject: Subject, batch: Batch, peak: Peak) -> ModelCosts:
     """What they would cost on a device: counted, on the meta device, in one pass.
 
     Args:
         pieces: of a model without numbers, in training.
         subject: gives inputs without numbers.
         batch: sizes.
-        roofline: of the device.
+        peak: of the device.
 
     Raises:
         Exception: any that an operation raises which needs numbers.
     """
     _add_gradients(pieces.whole)
-    ledger, told = _followed(pieces, subject, roofline)
+    ledger, told = _followed(pieces, subject, peak)
     seconds = _least(pieces.count, [told], [told])
     return _costs(pieces, batch, ledger, told.sent, seconds)
 
@@ -105,18 +104,16 @@ def _add_gradients(model: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _followed(
-    pieces: Pieces, subject: Subject, roofline: Roofline | None = None
-) -> tuple[Ledger, Pass]:
+def _followed(pieces: Pieces, subject: Subject, peak: Peak | None = None) -> tuple[Ledger, Pass]:
     parameters = list(pieces.whole.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
     given = subject.inputs()
     known = [*parameters, *pieces.whole.buffers(), *gradients]
-    ledger = Ledger(known, given, roofline)
+    ledger = Ledger(known, given, peak)
     once = replace(subject, inputs=lambda: given)
     with ledger.saving(), ledger:
         told = run_pass(
-            once, RooflineClock(ledger), listener=ledger, splits_backward=roofline is not None
+            once, RooflineClock(ledger), listener=ledger, splits_backward=peak is not None
         )
     return ledger, told
 

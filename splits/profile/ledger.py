@@ -16,24 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Roofline:
-    """A device that nobody has measured.
-
-    Args:
-        flop_per_s: floating point operations.
-        bytes_per_s: of its memory.
-        operation_s: that each operation takes at least.
-    """
-
-    flop_per_s: float
-    bytes_per_s: float
-    operation_s: float = 0.0
-
-    def seconds(self, operations: float, num_bytes: float) -> float:
-        """Of one operation: it computes while it reads and writes."""
-        return max(operations / self.flop_per_s, num_bytes / self.bytes_per_s, self.operation_s)
+from bundlerun.launcher.planning.profile_request import Peak
 
 
 @dataclass(slots=True)
@@ -50,14 +33,12 @@ class Ledger(TorchDispatchMode):
     Args:
         known: storages of these count for nothing: parameters, buffers, their gradients.
         given: the model's inputs, which the first piece gets.
-        roofline: by which `clock` goes; None: it stands still.
+        peak: of the device by which `now` goes; None: it stands still.
     """
 
-    def __init__(
-        self, known: Iterable[Tensor], given: object, roofline: Roofline | None = None
-    ) -> None:
+    def __init__(self, known: Iterable[Tensor], given: object, peak: Peak | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._roofline = roofline
+        self._peak = peak
         self._piece, self._is_backward = 0, False
         self._known = {t.untyped_storage()._cdata for t in known}
         self._alive: dict[int, _Storage] = {}
@@ -68,7 +49,7 @@ class Ledger(TorchDispatchMode):
         self.kept: dict[int, int] = {}
         """Bytes that each piece has kept for the backward; the loss is the last piece."""
         self.now = 0.0
-        """Seconds that the roofline takes up to here."""
+        """Seconds that such a device takes up to here."""
         self._note([leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)])
 
     # --- it follows
@@ -131,10 +112,10 @@ class Ledger(TorchDispatchMode):
         count = flop_registry.get(getattr(func, "_overloadpacket", None))
         operations = int(count(*args, **(kwargs or {}), out_val=result)) if count else 0
         self.operations[self._piece] += operations
-        if self._roofline is not None and not func.is_view:
+        if self._peak is not None and not func.is_view:
             given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             moved = sum(t.numel() * t.element_size() for t in (*given, *made))
-            self.now += self._roofline.seconds(operations, moved)
+            self.now += self._peak.seconds(operations, moved)
         return result
 
     def _note(self, tensors: Iterable[Tensor]) -> None:

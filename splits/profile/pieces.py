@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from bundlerun.launcher.choices import Cutter
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.splits.cutter import NoExample
+from bundlerun.splits.cutter import NoExample, Places
 from bundlerun.splits.graph.model import TracedModel
 from bundlerun.splits.listed import as_arguments, joined_stages
 from bundlerun.splits.models import Model, easiest
@@ -105,26 +106,26 @@ def _finer(
     traced: TracedModel, model: nn.Module, inputs: Sequence[object], why: str
 ) -> tuple[Cutter, TracedModel | ReplayedModel, str]:
     """The graph; or replay, where that cuts a model apart which is nearly one piece of a graph."""
-    share = _largest(traced, inputs)
+    places = traced.places(inputs)
+    share = _largest(places, counts=bool(places.operations))
     if not inputs or share <= _MUCH:
         return "graph", traced, why
     try:
         replayed = ReplayedModel(model, inputs)
     except ConfigError:
         return "graph", traced, why
-    other = _largest(replayed, inputs)
-    if other >= 0.95 * share:
+    if _largest(replayed.places(), counts=bool(places.operations)) >= 0.95 * share:
         return "graph", traced, why
-    return "replay", replayed, f"by graph, one piece has {share:.0%} of the operations"
+    what = "operations" if places.operations else "parameters"
+    return "replay", replayed, f"by graph, one piece has {share:.0%} of the {what}"
 
 
-def _largest(way: TracedModel | ReplayedModel, inputs: Sequence[object]) -> float:
-    """The share of the operations that the largest piece has; 1 where they are not counted."""
-    places = way.places(inputs)
-    if not places.operations:
-        return 1.0
-    cuts = [place.names[0] for place in places.places]
-    return max(places.operations_between(cuts)) / places.operations
+def _largest(places: Places, *, counts: bool) -> float:
+    """The share of the operations that the largest piece has; of parameter bytes, uncounted."""
+    done = [place.operations if counts else place.parameter_bytes for place in places.places]
+    total = places.operations if counts else places.parameter_bytes
+    parts = [after - before for before, after in pairwise((0, *done, total))]
+    return max(parts) / total if total else 1.0
 
 
 def _traced(way: TracedModel, inputs: Sequence[object], why: str) -> Pieces:

@@ -18,6 +18,8 @@ _STATISTICS = ("running_mean", "running_var")
 _LEAST_LOADED = 1 / 2
 """Of a model's tensors, where those at its end are missing in a file."""
 _NUM_SHOWN = 3
+_LEARNT = (".weight", ".gamma")
+"""Ends of names in a file that are no buffers, such as a mask that is called `bias`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +140,14 @@ def match(outline: Outline, given: Mapping[str, Shape], new_head: str, source: s
             sources[name] = known
     # What has another shape has a place, too.
     used = {p.name for found in (sources, renaming.sources) for ps in found.values() for p in ps}
+    parts = _parts_of_blocks(given, used)
+    if parts:
+        raise ConfigError(
+            f"--init-from {source!r} is of another model than {outline.name}: its blocks have "
+            f"parts that the model's do not have, {_some(parts)}; the nearest rule, "
+            f"{renaming.rule}, fits all else; give the weights of this model, or a file without "
+            "these"
+        )
     return Match(
         rule=renaming.rule,
         sources=sources,
@@ -149,6 +159,35 @@ def match(outline: Outline, given: Mapping[str, Shape], new_head: str, source: s
 
 def _owner(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _parts_of_blocks(given: Collection[str], used: Collection[str]) -> list[str]:
+    """What a file has in several blocks whose other tensors the model has.
+
+    layer1.0.se.fc1.weight    next to layer1.0.conv1.weight: results differ without it
+    layer3.9.conv1.weight     more blocks than the model has, of the same kind: none of these
+    cls.dense.weight          another head: none either
+    """
+    kinds: dict[str, list[str]] = {}
+    for name in given:
+        if name not in used and name.endswith(_LEARNT):
+            kinds.setdefault(_kind(name), []).append(name)
+    for name in used:
+        kinds.pop(_kind(name), None)
+    inside = {block for name in used for block in _blocks(name)}
+    repeated = (names for names in kinds.values() if len(names) > 1)
+    return [n for names in repeated for n in names if not inside.isdisjoint(_blocks(n))]
+
+
+def _kind(name: str) -> str:
+    """A name without the numbers of blocks."""
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
+
+
+def _blocks(name: str) -> list[str]:
+    """The numbered modules that something is in."""
+    parts = name.split(".")
+    return [".".join(parts[: n + 1]) for n, part in enumerate(parts[:-1]) if part.isdecimal()]
 
 
 def _has(name: str, outline: Outline, sources: Collection[str]) -> bool:

@@ -36,7 +36,7 @@ from bundlerun.workers.model.example import describe, example_of
 from bundlerun.workers.model.fidelity import check_fidelity
 from bundlerun.workers.model.stage import cut_model
 from bundlerun.workers.own.as_recipe import LoopRecipe, Loss, Metrics
-from bundlerun.workers.own.batches import arguments_of, cut_batch
+from bundlerun.workers.own.batches import Use, arguments_of, cut_batch
 from bundlerun.workers.own.cut import Cut
 from bundlerun.workers.own.process.joined import as_rank, read_env
 from bundlerun.workers.own.saved_folders import SavedFolders
@@ -201,7 +201,7 @@ class Bundle:
             ConfigError: the bundle is closed, the batch has another size, or targets are missing.
         """
         self._check_open()
-        batches = self._batches(inputs, targets, self._batch_size)
+        batches = self._batches(inputs, targets, self._batch_size, Use.STEP)
         work = self._work(self._batch_size)
         result = self._trainer.step(work, batches, steps_per_epoch=1)
         self._step += 1
@@ -224,7 +224,7 @@ class Bundle:
         """
         self._check_open()
         num_samples = num_samples or self._batch_size
-        batches = self._batches(inputs, targets, num_samples)
+        batches = self._batches(inputs, targets, num_samples, Use.EVALUATION)
         works = [self._work(num_samples)]
         return self._shared(self._trainer.evaluate(works, batches, is_told=lambda: False))
 
@@ -261,12 +261,14 @@ class Bundle:
             num_samples=num_samples * self.count,
         )
 
-    def _batches(self, inputs: object, targets: object, num_samples: int) -> Iterator[Batch]:
+    def _batches(
+        self, inputs: object, targets: object, num_samples: int, use: Use
+    ) -> Iterator[Batch]:
         """The micro-batches of this rank, in order; none on other stages than the first."""
         if not self.is_first:
             return iter(())
         samples = self._session.arrival.samples_per_microbatch
-        found = cut_batch(inputs, targets, num_samples, samples)
+        found = cut_batch(inputs, targets, num_samples, samples, use)
         # The replicas of the first stage take micro-batches in turn (I3).
         return iter(found[self._session.place.replica :: self._config.shape.widths[0]])
 

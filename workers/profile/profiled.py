@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.agreement.profile_key import profile_key
-from bundlerun.launcher.choices import DeviceKind
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.planning.model_costs import ModelCosts, Profile, UpdateCosts
+from bundlerun.launcher.planning.profile_request import Peak, ProfileRequest
 from bundlerun.splits.profile.costs import Batch, estimated_costs, measured_costs
-from bundlerun.splits.profile.ledger import Roofline
 from bundlerun.splits.profile.passes import Subject
 from bundlerun.splits.profile.pieces import Pieces, pieces_of
 from bundlerun.splits.random_state import kept_random_state
@@ -42,24 +41,7 @@ from bundlerun.workers.values.module_tensors import moved
 from bundlerun.workers.values.nest import mapped
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """How a profile is to be made.
-
-    Args:
-        sizes: samples of micro-batches, any order; nothing: that of the configuration.
-        device: the kind to compute on.
-        threads: of the CPU, as many as a rank gets; 0: as torch has it.
-        roofline: of a device that is not here: its costs are estimated; None: they are measured.
-    """
-
-    sizes: Sequence[int] = ()
-    device: DeviceKind = "cpu"
-    threads: int = 0
-    roofline: Roofline | None = None
-
-
-def profile_of(config: TrainConfig, recipe: Recipe, wanted: Wanted) -> Profile:
+def profile_of(config: TrainConfig, recipe: Recipe, wanted: ProfileRequest) -> Profile:
     """What the model of a configuration costs; opens the data.
 
     Args:
@@ -78,15 +60,15 @@ def profile_of(config: TrainConfig, recipe: Recipe, wanted: Wanted) -> Profile:
     check_samples(data)
     first = first_batch(data, config, max(sizes))
     with _threads(wanted), kept_random_state(), door.kept_random_state(device):
-        maker = _Maker(config, recipe, data, device, wanted.roofline)
+        maker = _Maker(config, recipe, data, device, wanted.peak)
         found = tuple(maker.costs(size) for size in sizes)
         share, update_s = maker.update()
     return Profile(
         key=profile_key(
             config,
-            kind=wanted.device,
+            kind=wanted.kind,
             threads=wanted.threads or torch.get_num_threads(),
-            is_estimate=wanted.roofline is not None,
+            is_estimate=wanted.peak is not None,
         ),
         by_samples=found,
         update=UpdateCosts(state_share=share, update_s_per_byte=update_s, load_s=first.load_s),
@@ -96,12 +78,12 @@ def profile_of(config: TrainConfig, recipe: Recipe, wanted: Wanted) -> Profile:
     )
 
 
-def _device(config: TrainConfig, wanted: Wanted) -> torch.device:
-    if wanted.roofline is not None:
+def _device(config: TrainConfig, wanted: ProfileRequest) -> torch.device:
+    if wanted.peak is not None:
         return torch.device("meta")
     prepare(config)
     device = torch.device("cpu")
-    if wanted.device == "gpu":
+    if wanted.kind == "gpu":
         device = door.own_device(0)
         if not door.is_gpu(device):
             raise ConfigError(
@@ -112,7 +94,7 @@ def _device(config: TrainConfig, wanted: Wanted) -> torch.device:
 
 
 @contextmanager
-def _threads(wanted: Wanted) -> Iterator[None]:
+def _threads(wanted: ProfileRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(wanted.threads or before)
     try:
@@ -130,10 +112,10 @@ class _Maker:
         recipe: Recipe,
         data: DataSets,
         device: torch.device,
-        roofline: Roofline | None,
+        peak: Peak | None,
     ) -> None:
         self._config, self._recipe, self._data = config, recipe, data
-        self._device, self._roofline = device, roofline
+        self._device, self._peak = device, peak
         with _building_on(device):
             model = cut_model(config, recipe, info_of(data)).model
         roots = [model] if isinstance(model, nn.Module) else list(model)
@@ -190,15 +172,15 @@ class _Maker:
             if isinstance(pieces.forward, nn.Module):
                 pieces.forward.train()
             subject = self._subject(arguments, self._placed(first.batch.target), samples)
-            if self._roofline is not None:
-                return self._estimated(subject, batch, self._roofline)
+            if self._peak is not None:
+                return self._estimated(subject, batch, self._peak)
             mode = "off" if pieces.cutter == "replay" else self._config.compile_mode
             forward = compiled(pieces.plain, mode) if mode != "off" else None
             return measured_costs(pieces, subject, batch, clock_of(self._device), forward)
 
-    def _estimated(self, subject: Subject, batch: Batch, roofline: Roofline) -> ModelCosts:
+    def _estimated(self, subject: Subject, batch: Batch, peak: Peak) -> ModelCosts:
         try:
-            return estimated_costs(self.pieces, subject, batch, roofline)
+            return estimated_costs(self.pieces, subject, batch, peak)
         except ConfigError:
             raise
         except Exception as exc:
@@ -243,11 +225,11 @@ class _Maker:
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
-        clock = None if self._roofline is not None else clock_of(self._device)
+        clock = None if self._peak is not None else clock_of(self._device)
         share, seconds = update_costs(self._config, self._recipe, model, clock)
-        if self._roofline is not None:
+        if self._peak is not None:
             # Parameters, gradients and state are read, and all but gradients written.
-            seconds = (3 + 2 * share) / self._roofline.bytes_per_s
+            seconds = (3 + 2 * share) / self._peak.bytes_per_s
         return share, seconds
 
 

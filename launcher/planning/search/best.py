@@ -15,6 +15,7 @@ from itertools import combinations
 from math import comb, inf
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.model_costs import Profile
@@ -25,7 +26,14 @@ from bundlerun.launcher.planning.search.frame import (
     sample_sizes,
     schemes_of,
 )
-from bundlerun.launcher.planning.search.judge import Foresee, Judge, Memory, Planned, limits_of
+from bundlerun.launcher.planning.search.judge import (
+    Foresee,
+    Judge,
+    Memory,
+    Planned,
+    device_limit,
+    smallest_of,
+)
 from bundlerun.launcher.planning.search.needs import Needs, in_flight
 from bundlerun.launcher.planning.search.partition import Stage, Way, partition
 from bundlerun.launcher.planning.search.ruler import Rates, Rows, Ruler
@@ -92,7 +100,7 @@ def best_plans(
     Raises:
         ConfigError: no plan fits.
     """
-    judge = Judge(request=request, foresee=foresee, memory=memory, effort=effort)
+    judge = Judge(cluster=cluster, request=request, foresee=foresee, memory=memory, effort=effort)
     return _Hunt(profile, cluster, request, judge).run(most)
 
 
@@ -162,11 +170,11 @@ class _Hunt:
             ), self._request.cuts
         costs = self._costs[frame.samples]
         ruler, needs = self._rulers[frame.samples], self._needs[frame.samples]
-        limits = limits_of(frame)
+        limits = [device_limit(kind) for kind in smallest_of(frame)]
         shares = spread(frame.total, frame.teams)
         busy = [(t, n) for t, n in zip(frame.teams, shares, strict=True) if n]
         per_team = [ruler.lines(frame, team, share) for team, share in busy]
-        held = in_flight(frame, max(shares))
+        held = in_flight(frame, min(max(shares), self._mean_share(frame)))
         stages = []
         for chunk in range(frame.num_chunks):
             stage = chunk % frame.shape.num_stages
@@ -185,6 +193,10 @@ class _Hunt:
         cuts = tuple(start - 1 for start in starts)
         is_bound = len(busy) == 1 and frame.chunks == 1
         return value + ruler.rates.fixed if is_bound or value == inf else 0.0, cuts
+
+    @staticmethod
+    def _mean_share(frame: Frame) -> int:
+        return divided_up(frame.total, sum(team.count for team in frame.teams))
 
     def _may_recompute(self, frame: Frame) -> bool:
         asked = self._request.recompute

@@ -1,12 +1,16 @@
 """What no plan can do in less time, and what stages would take: both from the same lines.
 
-A stage of a bundle with x micro-batches, of which its busiest device does n in L = n / speed:
+A stage of a bundle with x micro-batches, of which its busiest device does n, L = n / speed:
 
-    earlier stages: a forward | L forwards and backwards        | earlier stages: a backward
-                              | ... but the last backward | exchange, optimizer
+    first stage    |F|       ...       |B|  |F|        from a step's begin there to the next step's
+    earlier ones     |F|     ...     |B|
+    the stage           |L F and B ..|
+                        |L F and B .. (all but a B)|exchange|optimizer|   from its begin to the next
 
-Each row is a path through a step, and the next item of a path never starts before the one before
-has ended. So a step is as long as its longest path; links, waits and computing again only add.
+Steps follow each other as soon as a stage has all it needs, so these are two circles: the first
+stage begins anew after the last backward has come back to it, each stage after its own optimizer.
+Each item of a row never starts before the one before it has ended. So a step is as long as its
+longest row; links, waits and computing again only add. All end with the time of any step.
 """
 
 from __future__ import annotations
@@ -63,7 +67,7 @@ class Rates:
         return cls(
             update=update.update_s_per_byte / top,
             exchange=share / max(link.bytes_per_s for link in links),
-            fixed=update.step_s / top,
+            fixed=update.step_s,
         )
 
 
@@ -129,13 +133,13 @@ class Ruler:
         way = self._unweighted if frame.schedule == "zero-bubble" else rows.work
         # A forward to the stage, all it does, and the last backward to the first stage.
         found = [_line([load.passes * w for w in way], fill, way)]
-        # A forward to the stage, all it does, the optimizer.
+        # All it does, the optimizer.
         if rates.update or frame.schedule == "zero-bubble":
             ends = [
                 load.passes * w + rates.update * p
                 for w, p in zip(rows.work, rows.trained, strict=True)
             ]
-            found.append(_line(ends, fill, rows.forward))
+            found.append(_line(ends))
         # All but the last backward, during which the first sums leave; those, the optimizer.
         if stage in frame.exchanged and rates.exchange:
             each = rates.update + rates.exchange
@@ -143,7 +147,7 @@ class Ruler:
                 load.passes * w - load.slowness * b + each * p
                 for w, b, p in zip(rows.work, rows.backward, rows.trained, strict=True)
             ]
-            found.append(_line(ends, fill, rows.forward))
+            found.append(_line(ends))
         return found
 
     @cached_property
@@ -175,13 +179,9 @@ class Ruler:
             team = frame.teams[0]
             loads = loads_of(frame, team, divided_up(frame.total, team.count))
             least = min(load.passes for load in loads)
-            before = rows.forward if way is not rows.work else rows.work
-            if frame.chunks > 1:
-                before = [0.0] * len(before)
-            found += [
-                here / top + least * (after - now)
-                for here, (now, after) in zip(before, pairwise(rows.work), strict=False)
-            ]
+            found += [least * (after - now) for now, after in pairwise(rows.work)]
+            if frame.chunks == 1:
+                found += [now / top + least * (after - now) for now, after in pairwise(way)]
             if way is rows.work and len(set(team.kinds)) == 1:
                 left = 1.0
                 for load in loads:
@@ -236,16 +236,13 @@ class Ruler:
         longest = 0.0
         for stage, (load, (start, end)) in enumerate(zip(loads, parts, strict=True)):
             fill = 1 / team.top_speed
-            come = fill * rows.forward[start]
             own = load.passes * (rows.work[end] - rows.work[start])
             trained = rows.trained[end] - rows.trained[start]
             back = fill * way[start] + load.passes * (way[end] - way[start])
-            longest = max(longest, back, come + own + rates.update * trained)
+            longest = max(longest, back, own + rates.update * trained)
             if stage in frame.exchanged:
                 last = load.slowness * (rows.backward[end] - rows.backward[start])
-                longest = max(
-                    longest, come + own - last + (rates.update + rates.exchange) * trained
-                )
+                longest = max(longest, own - last + (rates.update + rates.exchange) * trained)
         return longest
 
 

@@ -156,6 +156,9 @@ def test_what_cannot_be_a_step_is_refused_before_it() -> None:
     ):
         with pytest.raises(ConfigError, match=text):
             bundle.step(*given)
+    with pytest.raises(ConfigError, match="does 8 in this evaluation; num_samples= says how many"):
+        bundle.evaluate(*batch(0, 0, 5))
+    assert bundle.evaluate(*batch(0, 0, 5), num_samples=5) > 0
     assert bundle.step(inputs, targets) > 0
     bundle.close()
     bundle.close()

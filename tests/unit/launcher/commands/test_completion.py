@@ -10,6 +10,7 @@ import pytest
 
 from bundlerun.launcher.cli import main
 from bundlerun.launcher.commands import completion
+from bundlerun.launcher.commands.arguments.completion import SHELLS
 from bundlerun.launcher.commands.completion import model_names, run_folders
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -61,7 +62,7 @@ def test_a_shell_is_told_what_may_come(
 
 
 @needs_library
-@pytest.mark.parametrize("shell", completion.SHELLS)
+@pytest.mark.parametrize("shell", SHELLS)
 def test_each_shell_gets_its_text(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", shell]) == 0
     shown = capsys.readouterr().out

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.launcher.commands.look.doctor import add_arguments
+from bundlerun.launcher.commands.arguments.look.doctor import add_arguments
 from bundlerun.launcher.doctor.findings import (
     Finding,
     count_text,

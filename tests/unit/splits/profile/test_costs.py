@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.planning.model_costs import ModelCosts
+from bundlerun.launcher.planning.profile_request import Peak
 from bundlerun.splits.profile.costs import Batch, estimated_costs, measured_costs
-from bundlerun.splits.profile.ledger import Roofline
 from bundlerun.splits.profile.passes import Subject
 from bundlerun.splits.profile.pieces import Model, Pieces, pieces_of
 
@@ -119,8 +119,8 @@ def test_an_estimate_counts_what_a_measurement_finds() -> None:
         chain = Chain()
     chain.train()
     pieces = pieces_of(chain, "graph", [torch.empty(BATCH, WIDTH, device="meta")])
-    roofline = Roofline(flop_per_s=1e6, bytes_per_s=1e12)
-    found = estimated_costs(pieces, _subject(pieces, "meta"), SIZES, roofline)
+    peak = Peak(flop_per_s=1e6, bytes_per_s=1e12)
+    found = estimated_costs(pieces, _subject(pieces, "meta"), SIZES, peak)
     assert [p.kept_bytes for p in found.pieces] == [BYTES, BYTES, 0, BYTES, 0, BYTES]
     product = 2 * BATCH * WIDTH * WIDTH / 1e6
     assert found.pieces[2].forward_s == pytest.approx(product, rel=0.01)

@@ -60,6 +60,29 @@ def test_a_module_in_the_model_is_put_on() -> None:
     assert (found.fresh, found.left) == (["neck.weight"], ["head.weight"])
 
 
+BLOCKS: dict[str, Shape] = {
+    **{f"blocks.{i}.{part}": (8,) for i in range(2) for part in ("conv.weight", "conv.bias")},
+    "head.weight": (7, 8),
+}
+
+
+@pytest.mark.parametrize("part", ["se.fc.weight", "scale.gamma", "norm.0.weight"])
+def test_a_file_whose_blocks_have_more_parts_is_of_another_model(part: str) -> None:
+    given = {f"module.{name}": shape for name, shape in BLOCKS.items()}
+    given |= {f"module.blocks.{i}.{part}": (8,) for i in range(2)}
+    with pytest.raises(ConfigError, match=rf"parts that the model.*, module.blocks.0.{part}, "):
+        match(outline(BLOCKS), given, "auto", "w.pth")
+
+
+def test_more_blocks_masks_and_other_heads_are_left_out() -> None:
+    more = {
+        "blocks.2.conv.weight": (8,), "blocks.2.conv.bias": (8,),
+        "blocks.0.mask.bias": (1, 1, 9, 9), "blocks.1.mask.bias": (1, 1, 9, 9),
+        "decoder.0.conv.weight": (8,), "decoder.1.conv.weight": (8,), "blocks.1.last.weight": (8,),
+    }  # fmt: skip
+    assert match(outline(BLOCKS), BLOCKS | more, "auto", "w.pth").left == list(more)
+
+
 def test_a_head_of_another_number_of_outputs_begins_anew() -> None:
     found = matched({**OWN, "head.weight": (1000, 8), "head.bias": (1000,), "old.bias": (3,)})
     assert found.fresh == ["head.weight", "head.bias"]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torchvision.models import resnet18
 from torchvision.transforms import InterpolationMode, v2
 
-from bundlerun.launcher.commands.arguments.export import add_arguments
+from bundlerun.launcher.commands.arguments.use.export import add_arguments
 from bundlerun.launcher.commands.use import export
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import BundleError, CheckpointError, ConfigError, NodeError

@@ -1,0 +1,1 @@
+"""Parsers of the commands that look at a run or a machine."""

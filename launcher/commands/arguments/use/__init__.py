@@ -1,0 +1,1 @@
+"""Parsers of the commands that use a trained model."""
