@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: an option is wrong, or the model or the data does not do for it.
     """
     if args.links:
-        raise ConfigError("--links is not there yet; bundlerun doctor --peers measures links")
+        from bundlerun.launcher.commands.look.links import links
+
+        return links(args, os.environ)
     for name, flag in (("peers", "--peers"), ("output", "--output")):
         if getattr(args, name):
             raise ConfigError(f"{flag} goes with --links, which measures what is between nodes")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +38,16 @@ _AGAIN = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """What one node found about itself."""
+    """What one node found about itself.
+
+    facts: see `together.Group`. index: its place in the list.
+    """
 
     name: str
     endpoint: str
     findings: tuple[Finding, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +123,11 @@ class Lead:
         with suppress(KeyError, ValueError, TypeError):  # of another version
             found = [Finding.of_plain(each) for each in report["findings"]]
         return NodeReport(
-            name=names[index], endpoint=str(self._member.peers[index]), findings=tuple(found)
+            name=names[index],
+            endpoint=str(self._member.peers[index]),
+            findings=tuple(found),
+            facts=dict(report.get("facts", {})),
+            index=index,
         )
 
     # ------------------------------------------------------------------ links

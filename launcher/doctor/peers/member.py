@@ -61,10 +61,18 @@ class Member:
 
     # ------------------------------------------------------------------ of this node
 
-    def report(self, name: str, findings: Sequence[Finding], terms: Mapping[str, str]) -> None:
+    def report(
+        self,
+        name: str,
+        findings: Sequence[Finding],
+        terms: Mapping[str, str],
+        facts: Mapping[str, Any],
+    ) -> None:
         """Keeps what this node found about itself, for the lead."""
         plain = [each.to_plain() for each in findings]
-        self._report = {"name": name, "findings": plain, "terms": dict(terms)}
+        self._report = {
+            "name": name, "findings": plain, "terms": dict(terms), "facts": dict(facts),
+        }  # fmt: skip
         self._has_report.set()
 
     @property

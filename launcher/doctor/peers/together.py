@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bundlerun.launcher.agreement.agreed import terms_of_node
@@ -33,7 +33,8 @@ class Group:
 
     places: where all are. secret: what they know.
     wait_s: how long a node may take to come. shared: the run folder; None: none is.
-    name: of this node.
+    name: of this node. facts: what else the first node is to know of it, as JSON says it.
+    command: what is started on each node.
     """
 
     places: Places
@@ -41,6 +42,8 @@ class Group:
     wait_s: float
     shared: Path | None
     name: str
+    facts: Mapping[str, object] = field(default_factory=dict)
+    command: str = "bundlerun doctor"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,7 @@ def _own_findings(
     if group.places.note:
         mend = "name it by that address in --rdzv-endpoint, or mend /etc/hosts"
         found.append(warning("own name", group.places.note, mend))
-    member.report(group.name, found, terms_of_node(wanted.data))
+    member.report(group.name, found, terms_of_node(wanted.data), group.facts)
     return tuple(found)
 
 
@@ -115,7 +118,7 @@ def _as_lead(
     group: Group, lead: Lead, member: Member, wanted: Wanted, environ: Mapping[str, str], say: Say
 ) -> Outcome:
     num = len(member.peers) - 1
-    say(f"waiting up to {group.wait_s:g} s for {num} more: bundlerun doctor --peers ... on each")
+    say(f"waiting up to {group.wait_s:g} s for {num} more: {group.command} --peers ... on each")
     meeting = threading.Thread(target=lead.arrivals.meet, daemon=True)
     meeting.start()
     own = _own_findings(group, member, wanted, environ)

@@ -12,6 +12,7 @@ from bundlerun.launcher.cli import main
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.options.declared import options_of
 from bundlerun.launcher.planning import profile_file
+from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 MODEL = str(Path(__file__).parents[4] / "ranks" / "tiny_model.py") + ":build"
@@ -86,3 +87,18 @@ def test_a_profile_is_kept_in_the_run_folder_and_one_of_other_options_is_replace
 
 def test_the_key_is_of_options_that_there_are() -> None:
     assert set(DECIDING) <= {field.name for field in options_of(TrainConfig)}
+
+
+def test_links_inside_this_node_are_a_cluster_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "cluster.toml"
+    words = ["profile", "--links", "--devices", "cpu", "--slots", "2", "-o", str(file)]
+    assert main(words) == 0
+    assert "1 nodes" in capsys.readouterr().out
+    (kind,) = read_cluster(file).kinds
+    assert kind.devices == 2
+    assert 1e8 < kind.inside.bytes_per_s < 1e12
+    assert 0 < kind.inside.latency_s < 1
+    assert main([*words[:-1], str(tmp_path / "cluster.toml" / "no")]) == 3
+    assert "cannot write" in capsys.readouterr().err
