@@ -35,6 +35,7 @@ def run(options: Options) -> None:
         runners = {**ALONE, **BASELINES, **ours("gpipe", *SCHEDULES, "interleaved")}
         timings = measure(setting, runners, options.rounds_or(NUM_ROUNDS))
         ideal_ms = 1000 * setting.no_communication_s
+        chosen = setting.chosen()
         for runner, found in timings.items():
             ms, faster = median_ms(found), ratio(timings["torch 1F1B"], found)
             rows.append((f"{name}, {runner}", ms, ms / ideal_ms, faster))
@@ -42,6 +43,7 @@ def run(options: Options) -> None:
                 {
                     "setting": name,
                     "schedule": runner,
+                    "is_chosen": runner == f"bundlerun {chosen}",
                     "ms": ms,
                     "over_ideal": ms / ideal_ms,
                     "times_faster_than_torch_1f1b": faster,
@@ -58,6 +60,10 @@ def run(options: Options) -> None:
                     Check(f"{schedule}: over no communication, at most", over, OVER_IDEAL),
                     Check(f"{schedule}: x torch's 1F1B, at least", faster, TIMES_FASTER),
                 ]
+            over = median_ms(timings[f"bundlerun {chosen}"]) / ideal_ms
+            checks.append(
+                Check(f"auto ({chosen}): over no communication, at most", over, OVER_IDEAL)
+            )
     print_table(("step", "median ms", "over nominal ideal", "x torch 1F1B"), rows)
     options.record("pipeline", {"mbit_per_s": MAIN.mbit_per_s, "results": results}, checks)
     draw_bars("pipeline", bars, options, line=1000 * MAIN.no_communication_s)

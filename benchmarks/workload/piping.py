@@ -30,6 +30,19 @@ from bundlerun.launcher.choices import ScheduleName
 from bundlerun.launcher.layout.chunks import Chunks
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.planning.candidate import Request
+from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
+from bundlerun.launcher.planning.forecast import foresee
+from bundlerun.launcher.planning.memory import rank_memory
+from bundlerun.launcher.planning.model_costs import (
+    Boundary,
+    ModelCosts,
+    Piece,
+    Profile,
+    ProfileKey,
+    UpdateCosts,
+)
+from bundlerun.launcher.planning.search.best import best_plans
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +85,43 @@ class Setting:
         return max(
             t.total_s / width for t, width in zip(self.times, self.shape.widths, strict=True)
         )
+
+    def chosen(self) -> ScheduleName:
+        """The schedule that the planner takes, of this shape and with what the stages take."""
+        pieces = tuple(
+            Piece(
+                forward_s=times.forward_s,
+                backward_s=times.input_s + times.weight_s,
+                weight_s=times.weight_s,
+            )
+            for times in self.times
+        )
+        sent = self.activation_bytes
+        bounds = tuple(
+            Boundary(name=f"{n}", forward_bytes=sent, backward_bytes=sent)
+            for n in range(1, len(pieces))
+        )
+        costs = ModelCosts(samples=1, pieces=pieces, boundaries=bounds)
+        key = ProfileKey(model="sleeping", device="none", versions="", precision="float32")
+        profile = Profile(key=key, by_samples=(costs,), update=UpdateCosts())
+        cluster = Cluster(
+            kinds=(NodeKind(name="host", count=self.shape.num_stages, devices=1),),
+            between=Link(bytes_per_s=self.mbit_per_s * 125e3),
+        )
+        request = Request(
+            batch_size=self.num_microbatches,
+            shape=self.shape,
+            cuts=tuple(range(len(bounds))),
+            samples=1,
+        )
+        found = best_plans(
+            profile,
+            cluster,
+            request,
+            foresee=lambda one: foresee(profile, one, cluster, request),
+            memory=lambda one: rank_memory(profile, one, cluster, request),
+        )
+        return found.plans[0].candidate.schedule
 
     def part(self, number: int, per_stage: int, stage: int) -> SleepingPart:
         """One of the parts that the model is cut into.
