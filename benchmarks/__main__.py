@@ -18,6 +18,7 @@ ONE_MACHINE = (
     "checks",
     "start",
     "memory",
+    "memory_forecast",
     "links",
     "snapshot",
     "protect",
@@ -94,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery: faults; trackers: names; why: causes, or quiet; in_flight, replay: models "
-        "whose name has it; errors: cases",
+        help="recovery: faults; trackers: names; why: causes, or quiet; in_flight, replay, "
+        "memory_forecast: models whose name has it; errors: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -41,6 +41,7 @@ from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.launcher.train_argv import read_train_argv
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import prepare
+from bundlerun.workers.model.cut_names import names_of_cuts
 from bundlerun.workers.model.cut_table import cut_table
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.profile.profiled import profile_of
@@ -106,6 +107,16 @@ def cuts(config: TrainConfig, *, as_json: bool) -> str:
     """
     with _recipe_apart(config) as recipe:
         return cut_table(config, recipe, as_json=as_json)
+
+
+def cut_names(config: TrainConfig) -> tuple[str, ...]:
+    """Where a configuration cuts its model, by the first names of the places; opens the data.
+
+    Raises:
+        BundleError: the data or the model does not do for it.
+    """
+    with _recipe_apart(config) as recipe:
+        return names_of_cuts(config, recipe)
 
 
 def profiled(config: TrainConfig, wanted: ProfileRequest | Sequence[int] = ()) -> Profile:

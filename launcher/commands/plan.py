@@ -16,6 +16,7 @@ from typing import Any
 from bundlerun.launcher.commands.arguments.plan import CONFIGURED
 from bundlerun.launcher.commands.forecast import Foreseen, foreseen
 from bundlerun.launcher.commands.run import make_plan, read_configs, without_auto
+from bundlerun.launcher.commands.use.profile import made_profile
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding.shown import table
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
@@ -23,9 +24,17 @@ from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
 from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.plan_memory import (
+    PlanMemory,
+    device_kind,
+    kept_profile,
+    threads_of,
+    typed_cuts,
+)
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.forecast_words import forecast_document, forecast_lines
+from bundlerun.launcher.planning.profile_request import ProfileRequest
 
 
 def parse_nodes(text: str) -> tuple[int, ...]:
@@ -55,6 +64,31 @@ def stage_costs(plan: LaunchPlan) -> list[str]:
     return lines
 
 
+def memory_of(plan: LaunchPlan, cluster: Cluster | None) -> tuple[PlanMemory, str]:
+    """The memory of a plan, and a sentence about the profile that says so.
+
+    Args:
+        plan: the plan.
+        cluster: what the nodes have; None: as this machine, if the plan is for it.
+
+    Raises:
+        BundleError: there is no profile, and none can be made.
+    """
+    kept = kept_profile(plan)
+    config, profile = plan.train.value, kept.profile
+    said = "by the profile in the run folder"
+    if profile is None:
+        wanted = ProfileRequest(
+            sizes=(plan.batch.samples,), kind=device_kind(plan), threads=threads_of(plan)
+        )
+        profile = made_profile(config, wanted)
+        said = "by a profile made just now" + (f"; {kept.why_not}" if kept.why_not else "")
+    cuts = typed_cuts(plan, profile)
+    if cuts is None:
+        cuts = importlib.import_module(plan.module).cut_names(config)
+    return PlanMemory.of(plan, profile, cuts, cluster), said
+
+
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
     shows_schedule = hasattr(args, "schedule")
@@ -78,21 +112,26 @@ def run(args: argparse.Namespace) -> int:
     costs = stage_costs(plan) if args.costs else []
     # What is foreseen of a plan that was chosen stands in the table of the best ones.
     forecast = foreseen(plan, cluster) if cluster is not None and not decision else None
+    memory, said = memory_of(plan, cluster) if args.memory else (None, "")
     if args.json:
         document: dict[str, object] = {**plan_document(plan), "costs": costs}
         if decision:
             document["decision"] = decision
         if forecast is not None:
             document["forecast"] = _forecast_document(forecast, train.value)
+        if memory is not None:
+            document["memory"] = {"source": said, **memory.document()}
         print(json.dumps(document, indent=2))
     else:
         best = list(table(decision)) if decision else []
         told = _forecast_lines(forecast, train.value) if forecast is not None else []
+        shown = [*memory.lines(), said] if memory is not None else []
         print(
             plan_text(plan, shows_schedule=shows_schedule),
             *_section("best plans", best),
             *_section("forecast", told),
             *_section("costs", costs),
+            *_section("memory", shown),
             sep="\n",
         )
     return EXIT_DONE

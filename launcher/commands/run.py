@@ -45,6 +45,7 @@ from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
 from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.plan_memory import known_shortfalls
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.preflight import (
     check_data,
@@ -280,6 +281,9 @@ def run(args: argparse.Namespace) -> int:
             say(done)
             return EXIT_DONE
         keep_cluster(launch.value, paths)
+        # No refusal: a profile foresees, and the machine may have other memory than it says.
+        for line in known_shortfalls(plan):
+            say(f"warning: by the profile in the run folder, {line}")
         from bundlerun.launcher.agent import elastic
 
         return elastic.launch(plan, say=say, claim=claim)

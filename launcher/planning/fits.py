@@ -209,7 +209,7 @@ def _deeper(
         other = replace(
             candidate,
             shape=shape,
-            cuts=_equal_cuts(profile, candidate.samples, count),
+            cuts=equal_cuts(profile, candidate.samples, count),
             chunks=1,
             schedule="1f1b" if candidate.schedule == "interleaved" else candidate.schedule,
             recompute=frozenset(),
@@ -218,7 +218,7 @@ def _deeper(
             yield shape
 
 
-def _equal_cuts(profile: Profile, samples: int, count: int) -> tuple[int, ...]:
+def equal_cuts(profile: Profile, samples: int, count: int) -> tuple[int, ...]:
     """Boundaries that cut into parts of about equal bytes; a stage before another holds more."""
     costs = profile.at(samples)
     share = profile.update.state_share

@@ -34,8 +34,11 @@ _RECEIVED_AT_ONCE = 3
 """Buffers of an exchange, used in turn."""
 _MOST_DIRECT_NODES = 16
 """Up to which nodes send each other pieces of rounded sums, see `workers.sync.exchange`."""
-PROGRAM_BYTES = 120 * _MIB
-"""Of a rank that is forked from a process that has torch; where the profile does not say."""
+PROGRAM_BYTES = 700 * _MIB
+"""Of a process that has imported all, where the profile does not say. Ranks are forked from one:
+all of a node have it together."""
+OWN_BYTES = 42 * _MIB
+"""Of that, what a rank has for itself after all: pages that it has written to, and new ones."""
 LOADER_BYTES = 45 * _MIB
 """Of a loading process, beside what it reads."""
 _READ_AHEAD = 2
@@ -81,6 +84,10 @@ class _Case:
         boundary = self.costs.boundaries[self.candidate.cuts[chunk]]
         return boundary.forward_bytes, boundary.backward_bytes
 
+    def late(self, chunk: int) -> int:
+        """Bytes of what a chunk is sent that are counted with what its pieces keep."""
+        return self.costs.boundaries[self.candidate.cuts[chunk - 1]].late_bytes if chunk else 0
+
     def order(self, stage: int) -> Order:
         """Of the replica that does the most."""
         count = self.place.microbatches(self.request.batch_size, self.candidate.samples)
@@ -119,7 +126,7 @@ def _of_stage(case: _Case, stage: int, parts: Sequence[Piece]) -> RankMemory:
     optimizer = round(trained * case.profile.update.state_share)
     recomputes = stage in case.candidate.recompute
     activations = _activations(case, stage, parts, recomputes=recomputes)
-    working = max(part.peak_bytes + recomputes * part.kept_bytes for part in parts)
+    working = max(_working(case, chunk, recomputes=recomputes) for chunk in case.chunks_of(stage))
     found = RankMemory(
         parameters=sum(part.parameter_bytes for part in parts),
         buffers=sum(part.buffer_bytes for part in parts),
@@ -129,13 +136,18 @@ def _of_stage(case: _Case, stage: int, parts: Sequence[Piece]) -> RankMemory:
         working=working,
         buckets=_buckets(case, stage, trained),
         wires=_wires(case, stage),
-        program=case.profile.program_bytes or PROGRAM_BYTES,
+        program=OWN_BYTES + _shared_program(case.profile, max(map(sum, case.place.nodes))),
         snapshot=0,
         loader=_loader(case, stage),
     )
     if not case.request.has_snapshot:
         return found
     return replace(found, snapshot=_snapshot(case, stage, found))
+
+
+def _shared_program(profile: Profile, num_ranks: int) -> int:
+    """A rank's share of the process that all are forked from, which has one, too."""
+    return (profile.program_bytes or PROGRAM_BYTES) // (num_ranks + 1)
 
 
 # --- passes
@@ -148,10 +160,22 @@ def _activations(case: _Case, stage: int, parts: Sequence[Piece], *, recomputes:
         given = case.sent(chunk - 1)[0] if chunk else 0
         own = 0 if case.on_host and chunk and not case.crosses(chunk - 1) else given
         if recomputes:
-            kept.append(Kept(forward=own or (0 if chunk else case.costs.input_bytes)))
+            kept.append(Kept(forward=own if chunk else case.costs.input_bytes))
         else:
-            kept.append(Kept(forward=part.kept_bytes + own, split=part.split_bytes))
+            saved = max(0, part.kept_bytes - case.late(chunk))
+            kept.append(Kept(forward=saved + own, split=part.split_bytes))
     return most_held(case.order(stage), kept)
+
+
+def _working(case: _Case, chunk: int, *, recomputes: bool) -> int:
+    """The most that a pass has beside what is held when it is in the middle."""
+    first, end = case.bounds(chunk)
+    # An early piece's own peak comes before what later ones keep, or after that is let go.
+    kept = most = 0
+    for piece in case.costs.pieces[first:end]:
+        kept += piece.kept_bytes
+        most = max(most, kept + piece.peak_bytes)
+    return most if recomputes else most - kept
 
 
 def _wires(case: _Case, stage: int) -> int:
@@ -240,7 +264,7 @@ def _loader(case: _Case, stage: int) -> int:
 def node_total(
     ranks: Sequence[RankMemory], counts: Sequence[int], kind: NodeKind, candidate: Candidate
 ) -> int:
-    """Bytes that the memory of a node gives to all its ranks.
+    """Bytes that the memory of a node gives to all its ranks, and what they are forked from.
 
     Args:
         ranks: of each stage, that which needs the most.
@@ -248,7 +272,8 @@ def node_total(
         kind: of the node.
         candidate: the plan.
     """
-    total = 0
+    # The first process has as large a share as each rank.
+    total = max((rank.program - OWN_BYTES for rank in ranks), default=0)
     for rank, count in zip(ranks, counts, strict=True):
         one = rank.program + rank.snapshot + rank.loader
         if kind.host.cores:

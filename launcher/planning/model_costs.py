@@ -57,11 +57,14 @@ class Boundary:
         name: for `--cut`.
         forward_bytes: of what is sent across it per micro-batch.
         backward_bytes: of the gradients that come back.
+        late_bytes: of what is sent, that only pieces behind keep for their backward. Their
+            `kept_bytes` have it; a stage that begins here has what it was sent in any case.
     """
 
     name: str
     forward_bytes: int
     backward_bytes: int
+    late_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -218,7 +221,7 @@ _PER_SAMPLE = (
     *("forward_s", "backward_s", "weight_s", "split_s"),
     *("kept_bytes", "peak_bytes", "split_bytes"),
 )
-_OF_BOUNDARY = ("forward_bytes", "backward_bytes")
+_OF_BOUNDARY = ("forward_bytes", "backward_bytes", "late_bytes")
 _OF_MODEL = ("input_bytes", "target_bytes", "loss_s")
 
 

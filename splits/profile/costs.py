@@ -109,7 +109,8 @@ def _followed(pieces: Pieces, subject: Subject, peak: Peak | None = None) -> tup
     gradients = [p.grad for p in parameters if p.grad is not None]
     given = subject.inputs()
     known = [*parameters, *pieces.whole.buffers(), *gradients]
-    ledger = Ledger(known, given, peak)
+    trained = [p for p in parameters if p.requires_grad]
+    ledger = Ledger(known, given, peak, trained)
     once = replace(subject, inputs=lambda: given)
     with ledger.saving(), ledger:
         told = run_pass(
@@ -159,6 +160,7 @@ def _costs(
             weight_s=seconds.weights[i],
             kept_bytes=kept.get(i, 0) + (last if i == count - 1 else 0),
             peak_bytes=peaks[i],
+            split_bytes=ledger.split[i],
             parameter_bytes=state.parameters[i],
             trained_bytes=state.trained[i],
             buffer_bytes=state.buffers[i],
@@ -170,8 +172,13 @@ def _costs(
         samples=batch.samples,
         pieces=found,
         boundaries=tuple(
-            Boundary(name=name, forward_bytes=each.forward, backward_bytes=each.backward)
-            for name, each in zip(pieces.names, sent, strict=True)
+            Boundary(
+                name=name,
+                forward_bytes=each.forward,
+                backward_bytes=each.backward,
+                late_bytes=ledger.late(number),
+            )
+            for number, (name, each) in enumerate(zip(pieces.names, sent, strict=True))
         ),
         shared=tuple(state.shared),
         input_bytes=batch.input_bytes,

@@ -34,13 +34,21 @@ class Ledger(TorchDispatchMode):
         known: storages of these count for nothing: parameters, buffers, their gradients.
         given: the model's inputs, which the first piece gets.
         peak: of the device by which `now` goes; None: it stands still.
+        trained: parameters that have gradients.
     """
 
-    def __init__(self, known: Iterable[Tensor], given: object, peak: Peak | None = None) -> None:
+    def __init__(
+        self,
+        known: Iterable[Tensor],
+        given: object,
+        peak: Peak | None = None,
+        trained: Iterable[Tensor] = (),
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._peak = peak
         self._piece, self._is_backward = 0, False
         self._known = {t.untyped_storage()._cdata for t in known}
+        self._trained = {t.untyped_storage()._cdata for t in trained}
         self._alive: dict[int, _Storage] = {}
         self._live = 0
         self._most: defaultdict[int, int] = defaultdict(int)
@@ -48,6 +56,10 @@ class Ledger(TorchDispatchMode):
         """Of each piece, forward and backward."""
         self.kept: dict[int, int] = {}
         """Bytes that each piece has kept for the backward; the loss is the last piece."""
+        self.split: defaultdict[int, int] = defaultdict(int)
+        """Bytes that operations with trained parameters make in the forward, by piece: as many as
+        the gradients that arrive there."""
+        self._late: list[tuple[int, int, int]] = []
         self.now = 0.0
         """Seconds that such a device takes up to here."""
         self._note([leaf for leaf in tree_leaves(given) if isinstance(leaf, Tensor)])
@@ -75,6 +87,15 @@ class Ledger(TorchDispatchMode):
             elif key not in held:
                 found[storage.maker] += storage.size
         self.kept = dict(found)
+        self._late = [
+            (storage.maker, storage.saver, storage.size)
+            for storage in self._alive.values()
+            if storage.saver is not None and storage.saver > storage.maker
+        ]
+
+    def late(self, boundary: int) -> int:
+        """Bytes that are made before a boundary, and that only pieces behind it have saved."""
+        return sum(size for maker, saver, size in self._late if maker <= boundary < saver)
 
     def peaks(self, count: int) -> list[int]:
         """The most that each piece had at once beside what it and those before it have kept."""
@@ -109,6 +130,8 @@ class Ledger(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         self._note(made)
+        if self._trained and not self._is_backward and not func.is_view:
+            self._note_weights(made, args)
         count = flop_registry.get(getattr(func, "_overloadpacket", None))
         operations = int(count(*args, **(kwargs or {}), out_val=result)) if count else 0
         self.operations[self._piece] += operations
@@ -117,6 +140,11 @@ class Ledger(TorchDispatchMode):
             moved = sum(t.numel() * t.element_size() for t in (*given, *made))
             self.now += self._peak.seconds(operations, moved)
         return result
+
+    def _note_weights(self, made: Sequence[Tensor], args: Sequence[Any]) -> None:
+        given = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
+        if any(_key(tensor) in self._trained for tensor in given):
+            self.split[self._piece] += sum(t.numel() * t.element_size() for t in made)
 
     def _note(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -139,6 +167,13 @@ class Ledger(TorchDispatchMode):
 
     def _reach(self) -> None:
         self._most[self._piece] = max(self._most[self._piece], self._live)
+
+
+def _key(tensor: Tensor) -> int | None:
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):  # sparse: it has none
+        return None
 
 
 class RooflineClock:

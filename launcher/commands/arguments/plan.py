@@ -13,7 +13,8 @@ CONFIGURED = "the configured schedule"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `bundlerun plan`."""
     parser.description = (
-        "Show what would run where; starts nothing, and without --costs needs no torch."
+        "Show what would run where; starts nothing, and without --costs and --memory needs no "
+        "torch."
     )
     parser.add_argument(
         "--nodes",
@@ -25,6 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--costs",
         action="store_true",
         help="also show operations and bytes of each stage; needs torch, and reads two samples",
+    )
+    parser.add_argument(
+        "--memory",
+        action="store_true",
+        help="also show the memory that each rank and node needs, and what does not fit; takes the "
+        "profile that the run folder has, else makes one, which needs torch and takes seconds",
     )
     parser.add_argument("--json", action="store_true", help="print all of it as one JSON document")
     add_config_arguments(parser)

@@ -17,7 +17,7 @@ from bundlerun.launcher.planning.fits import (
     remedies,
     shortfalls,
 )
-from bundlerun.launcher.planning.memory import rank_memory
+from bundlerun.launcher.planning.memory import OWN_BYTES, rank_memory
 from bundlerun.launcher.planning.model_costs import (
     Boundary,
     ModelCosts,
@@ -29,6 +29,7 @@ from bundlerun.launcher.planning.model_costs import (
 
 KEPT, SENT, PARAMETERS = 1000, 100, 10_000
 """Of a piece, for one sample."""
+PROGRAM = 60
 PLAN = Candidate(
     shape=Shape((1, 1, 1, 1)), cuts=(0, 1, 2), schedule="1f1b", sync="local-master", samples=1
 )
@@ -52,7 +53,7 @@ def profile(num_pieces: int = 4) -> Profile:
     )
     key = ProfileKey(model="m", device="cpu", versions="1", precision="float32")
     return Profile(
-        key=key, by_samples=(costs,), update=UpdateCosts(state_share=1.0), program_bytes=5
+        key=key, by_samples=(costs,), update=UpdateCosts(state_share=1.0), program_bytes=PROGRAM
     )
 
 
@@ -101,6 +102,23 @@ def test_recomputation_keeps_inputs_and_one_microbatch_in_work() -> None:
     assert (second.activations, second.working) == (3 * SENT, KEPT + 10)
 
 
+def test_what_a_stage_is_sent_counts_once_though_its_pieces_keep_it() -> None:
+    made = profile()
+    costs = made.by_samples[0]
+    late = tuple(replace(boundary, late_bytes=SENT) for boundary in costs.boundaries)
+    made = replace(made, by_samples=(replace(costs, boundaries=late),))
+    assert rank_memory(made, PLAN, cluster(), ALONE)[3].activations == KEPT
+
+
+def test_a_peak_before_most_is_kept_is_no_peak_of_the_stage() -> None:
+    made = profile()
+    costs = made.by_samples[0]
+    pieces = (replace(costs.pieces[0], peak_bytes=KEPT // 2), *costs.pieces[1:])
+    made = replace(made, by_samples=(replace(costs, pieces=pieces),))
+    plan = replace(PLAN, shape=Shape((1, 1)), cuts=(1,))
+    assert rank_memory(made, plan, cluster(), ALONE)[0].working == 10
+
+
 def test_a_replica_of_a_wide_stage_holds_its_own_microbatches_only() -> None:
     wide = replace(PLAN, shape=Shape((2, 1)), cuts=(0,))
     front, rear = of(wide, cluster(3))
@@ -132,8 +150,9 @@ def test_a_node_has_one_sum_however_many_ranks_read_it() -> None:
     where = on_cpu(cluster(4))
     ranks = rank_memory(profile(1), plan, where, ALONE)
     (node,) = node_memory(ranks, plan, where)
-    each = PARAMETERS * 2 + KEPT + 10 + 5 + PARAMETERS
-    assert node.host == 4 * each + 5 * PARAMETERS
+    # Four ranks and what they are forked from have the program together.
+    each = PARAMETERS * 2 + KEPT + 10 + OWN_BYTES + PARAMETERS
+    assert node.host == 4 * each + 5 * PARAMETERS + PROGRAM
 
 
 def test_rounding_errors_are_kept_and_in_the_snapshot() -> None:

@@ -93,6 +93,23 @@ def test_each_storage_that_is_kept_counts_once(cut: tuple[Pieces, Chain]) -> Non
     assert [p.kept_bytes for p in costs.pieces] == [BYTES, BYTES, 0, BYTES, 0, BYTES]
 
 
+def test_gradients_that_weights_wait_for_are_as_long_as_their_outputs(
+    cut: tuple[Pieces, Chain],
+) -> None:
+    costs = _measured(cut[0])
+    assert [p.split_bytes for p in costs.pieces] == [BYTES, 0] * 3
+    # What crosses is kept where it is made, or by nobody.
+    assert not any(b.late_bytes for b in costs.boundaries)
+
+
+def test_what_only_later_pieces_keep_is_told_of_the_boundary() -> None:
+    model = [nn.Linear(WIDTH, WIDTH), nn.GELU(), nn.Linear(WIDTH, WIDTH)]
+    costs = _measured(pieces_of(model, "auto", []))
+    # GELU keeps its input, which the layer before has made and does not need.
+    assert [p.kept_bytes for p in costs.pieces] == [BYTES, BYTES, BYTES]
+    assert [b.late_bytes for b in costs.boundaries] == [BYTES, BYTES]
+
+
 def test_parameters_are_the_piece_s_that_uses_them(cut: tuple[Pieces, Chain]) -> None:
     costs = _measured(cut[0])
     size = (WIDTH * WIDTH + WIDTH) * 4
