@@ -47,7 +47,9 @@ def reference() -> Reference:
 def scheduled(config: TrainConfig, shape: tuple[int, ...], kind: tuple[str, int]) -> TrainConfig:
     schedule, chunks = kind
     cut = (str(len(shape) * chunks),) if len(shape) > 1 else ()
-    return replace(config, shape=Shape(shape), schedule=schedule, chunks=chunks, cut=cut)
+    config = replace(config, shape=Shape(shape), schedule=schedule, chunks=chunks, cut=cut)
+    # So small a model cannot be cut evenly: each rank would try replay for longer than it trains.
+    return replace(config, cutter="graph")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
@@ -59,7 +61,10 @@ def test_every_schedule_trains_like_the_unsplit_model(
     reference: Reference,
     tmp_path: Path,
 ) -> None:
-    state = run_state(scheduled(SHORT, shape, kind), nodes, tmp_path)
+    config = scheduled(SHORT, shape, kind)
+    if shape == (3, 2):  # stages that replay, as each rank finds that they are more even
+        config = replace(config, cutter="auto")
+    state = run_state(config, nodes, tmp_path)
     assert_close(state, reference.state, 1e-10)
     assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
 
