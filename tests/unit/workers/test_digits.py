@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 
 from bundlerun.workers.data.image_folder import check_folder
+from tests.extras import need
 
-pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+need("sklearn", "the digits come with scikit-learn")
 
 
 def load_example() -> ModuleType:

@@ -18,8 +18,9 @@ from bundlerun.launcher.run_folder.adapters import merged
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.weights.loading import Initial
 from bundlerun.splits.weights.lora import Lora, add_adapters
+from tests.extras import need
 
-pytest.importorskip("peft", reason="the extra lora is not installed")
+need("peft", "the extra lora is not installed")
 
 
 class Net(nn.Module):
