@@ -45,12 +45,15 @@ FAULTS = ("recovery", "chaos", "alarms", "why", "trackers")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 INPUT = ("errors",)
 """Named only, as it takes long. What is told of wrong input: docs/benchmarks/errors.md."""
+PLANNING = ("forecast",)
+"""Named only, as they take long. They make hosts, as root."""
 ALL = (*ONE_MACHINE, *NETWORK, "summary")
-NAMES = (*ALL, *FAULTS, *INPUT)
+NAMES = (*ALL, *FAULTS, *INPUT, *PLANNING)
 _ROOMS = {
     **dict.fromkeys(ONE_MACHINE, "benchmarks.machine"),
     **dict.fromkeys(NETWORK, "benchmarks.network"),
     **dict.fromkeys(INPUT, "benchmarks.errors"),
+    **dict.fromkeys(PLANNING, "benchmarks.planning"),
     "why": "benchmarks.why",
 }
 

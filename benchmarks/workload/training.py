@@ -13,7 +13,7 @@ from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.model.stage import make_stage, open_data
 from bundlerun.workers.rank.arrival.session import Session, arrive, join
-from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.recipe import DataInfo, load_recipe
 from bundlerun.workers.step import StepWork
 from bundlerun.workers.sync.schemes import ways_of
@@ -26,11 +26,13 @@ def joined(seat: Seat, config: TrainConfig, name: str) -> Session:
     return join(config, arrival, ways_of(config, arrival).members)
 
 
-def made(config: TrainConfig, session: Session, info: DataInfo) -> Trainer:
+def made(
+    config: TrainConfig, session: Session, info: DataInfo, meters: Meters | None = None
+) -> Trainer:
     """The trainer of one rank; collective."""
     recipe = load_recipe(config)
     stage = make_stage(config, recipe, info, session.place.stage)
-    trainer = Trainer(config, session, stage, recipe, Meters())
+    trainer = Trainer(config, session, stage, recipe, meters or Meters())
     trainer.copy_from_first()
     return trainer
 
@@ -50,10 +52,20 @@ class FixedSteps:
     ) -> None:
         self._session = joined(seat, config, name)
         info = DataInfo(num_train=1, num_val=0, num_outputs=config.num_classes)
-        self._trainer = made(config, self._session, info)
+        self._meters = Meters()
+        self._trainer = made(config, self._session, info, self._meters)
         self._config = config
         self._samples = samples
         self._step = 0
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of this rank's parameters."""
+        return sum(p.nbytes for p in self._trainer.stage.parameters() if p.requires_grad)
+
+    def seconds(self, phase: Phase) -> float:
+        """In one phase of all steps so far."""
+        return self._meters.seconds()[phase]
 
     def step(self) -> None:
         """One step, optimizer included."""

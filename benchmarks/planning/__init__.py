@@ -1,0 +1,1 @@
+"""What the planner foresees against what is measured."""
