@@ -7,8 +7,9 @@ added to the side that has it.
 What is watched is a step, whatever it computes: its micro-batches, phases and numbers. So the cost
 is measured where a step computes next to nothing, on a model with the layers of the demo's and few
 channels, and compared with a step of the demo: microseconds do not show in a long step on a
-machine with a noise of percents. Two processes of the same build differ, too, as their memory lies
-differently: so there are several of each, and the interval is that of their means.
+machine with a noise of percents. The calls of a step are counted, too, which no noise changes.
+Two processes of the same build differ as well, as their memory lies differently: so there are
+several of each, and the interval is that of their means.
 """
 
 from __future__ import annotations
@@ -30,13 +31,16 @@ from statistics import median
 
 import psutil
 
+from benchmarks.cluster.waiting import comes_true
 from benchmarks.results.record import ROOT, Check, Options, print_table
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLAIM = "bar, trackers and meters cost less than half a percent of a step"
 BEFORE = "f5e4807"
 """The last commit without trackers, without `why` and without measured steps."""
 WARM_UP = 2
 MOST_PERCENT = 0.5
+_START_S = 300.0
 _TRACKERS = ("tensorboard", "wandb", "mlflow", "trackio")
 _ALL = (
     "--augment=none", "--lr=0.0001", "--threads=1", "--loader-workers=0", "--no-validate",
@@ -92,6 +96,11 @@ class Side:
     wall_s: list[float] = field(default_factory=list)
     processor_s: list[float] = field(default_factory=list)
 
+    def count(self) -> float:
+        """Calls of Python functions, and of C functions from them, in a step of one more turn."""
+        os.write(self.going, b"count\n")
+        return self.listen()["calls"] / self.num_steps
+
     def turn(self, *, is_kept: bool = True) -> None:
         """Does one."""
         os.write(self.going, b"go\n")
@@ -111,7 +120,7 @@ class Side:
         took = json.loads(line)
         if Path(took["root"]) != self.root:
             raise RuntimeError(f"trains with {took['root']}, not with {self.root}")
-        return {name: took[name] for name in ("wall_s", "processor_s")}
+        return {name: took[name] for name in ("wall_s", "processor_s", "calls")}
 
     def helpers_s(self) -> float:
         """Processor time of what it has started."""
@@ -150,13 +159,23 @@ def run(options: Options) -> None:
         ("a step of the demo, before", "", demo.before_s, ""),
     ]
     print_table(["processor time, ms", "low", "median", "high"], [_in_ms(row) for row in rows])
+    print_table(
+        ["calls of a step", "before", "now", "more"],
+        [
+            (name, f"{a:.1f}", f"{b:.1f}", f"{b - a:.1f}")
+            for name, a, b in (
+                ("thin layers", thin[0].before_calls, thin[0].now_calls),
+                ("the demo's", demo.before_calls, demo.now_calls),
+            )
+        ],
+    )
     percent = [100 * seconds / demo.before_s for seconds in (low, middle, high)]
     print(f"of a step of the demo: {' to '.join(f'{p:.3f} %' for p in (percent[0], percent[2]))}")
     result: dict[str, object] = {
         "before": BEFORE,
         "trackers": trackers,
         "load": os.getloadavg(),
-        "demo_step_s": demo.before_s,
+        "demo": asdict(demo),
         "thin": [asdict(each) for each in thin],
         "more_percent": percent,
     }
@@ -170,6 +189,7 @@ class Pair:
 
     before_s, now_s: medians of turns; the latter with `trackers_s`, that of trackers' processes.
     more_s: median of the differences of neighbouring turns. more_wall_s: the same, by the clock.
+    before_calls, now_calls: of functions, in the rank's own thread.
     """
 
     before_s: float
@@ -177,6 +197,8 @@ class Pair:
     trackers_s: float
     more_s: float
     more_wall_s: float
+    before_calls: float
+    now_calls: float
 
 
 def median_interval(values: Sequence[float], confidence: float = 0.95) -> list[float]:
@@ -208,6 +230,7 @@ def _in_ms(row: Sequence[object]) -> list[object]:
 def _measured(case: Case, old: Path, folder: Path, trackers: list[str]) -> Pair:
     """A process of each build, in turns."""
     words = [f"--tracker={','.join(trackers)}"] if trackers else []
+    paths = RunPaths(folder / "1")
     with ExitStack() as stack:
         before = stack.enter_context(_side(case, old, folder / "0", [], has_bar=False))
         now = stack.enter_context(_side(case, ROOT, folder / "1", words, has_bar=True))
@@ -216,18 +239,25 @@ def _measured(case: Case, old: Path, folder: Path, trackers: list[str]) -> Pair:
         for _ in range(WARM_UP):
             before.turn(is_kept=False)
             now.turn(is_kept=False)
+        # Its start is no part of a step.
+        files = [paths.tracker_journal(name) for name in trackers]
+        if not comes_true(lambda: all(file.exists() for file in files), _START_S, 0.1):
+            raise RuntimeError(f"trackers do not start: {', '.join(trackers)}")
         helpers_s = now.helpers_s()
         for number in range(case.pairs):
             for side in (before, now) if number % 2 else (now, before):
                 side.turn()
         # More than a run would have: they look at the history during the other side's turns, too.
         helper_s = (now.helpers_s() - helpers_s) / (case.pairs * case.turn)
+        before_calls, now_calls = before.count(), now.count()
     return Pair(
         before_s=median(before.processor_s),
         now_s=median(now.processor_s) + helper_s,
         trackers_s=helper_s,
         more_s=_more(before.processor_s, now.processor_s) + helper_s,
         more_wall_s=_more(before.wall_s, now.wall_s),
+        before_calls=before_calls,
+        now_calls=now_calls,
     )
 
 

@@ -2,8 +2,9 @@
 
     python paced.py IN OUT STEPS OPTION... DATA
 
-IN and OUT are descriptors: a line in is one block of STEPS steps, a line out what it took. It runs
-with any checkout of bundlerun that PYTHONPATH names, so it imports nothing else of ours.
+IN and OUT are descriptors: a line in is one block of STEPS steps, a line out what it took: time, or
+the calls of its thread, where the line in says "count". It runs with any checkout of bundlerun that
+PYTHONPATH names, so it imports nothing else of ours.
 """
 
 from __future__ import annotations
@@ -28,21 +29,31 @@ class Pace:
         self._block = block
         self._num_steps = 0
         self._since = (0.0, 0.0)
+        self._num_calls = 0
 
     def step(self) -> None:
         """A step is about to begin."""
         if self._num_steps % self._block == 0:
             self._tell()
-            if not self._going.readline():
+            line = self._going.readline()
+            if not line:
                 os._exit(0)  # enough: how a run ends is not measured
+            self._num_calls = 0
+            if line == "count\n":
+                sys.setprofile(self._count)
             self._since = time.perf_counter(), time.process_time()
         self._num_steps += 1
 
+    def _count(self, _: object, event: str, __: object) -> None:
+        self._num_calls += event in ("call", "c_call")
+
     def _tell(self) -> None:
         """The block before, with all that came after its last step."""
+        sys.setprofile(None)
         wall, processor = time.perf_counter(), time.process_time()
         took = {"wall_s": wall - self._since[0], "processor_s": processor - self._since[1]}
-        print(json.dumps({**took, "root": str(Path(train.__file__).parents[2])}), file=self._told)
+        told = {**took, "calls": self._num_calls, "root": str(Path(train.__file__).parents[2])}
+        print(json.dumps(told), file=self._told)
         self._told.flush()
 
 
