@@ -23,6 +23,7 @@ ONE_MACHINE = (
     "snapshot",
     "protect",
     "watching",
+    "profiling",
 )
 NETWORK = (
     "wire",
