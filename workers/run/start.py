@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -88,6 +89,9 @@ def train_rank(
         stage, initial, cuts = _own_stage(
             config, session, recipe, feed, info, found, is_first_start=is_first_start
         )
+        # Who cuts leaves circles of references, in which all other stages would stay: of much that
+        # was there when the rank was forked, Python seldom looks for what nobody needs.
+        gc.collect()
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)
         keeper = Keeper(config, session, Trained(session, trainer), restore, info.about)
