@@ -147,8 +147,8 @@ class _Foreseen:
     @classmethod
     def of(cls, setting: Setting) -> _Foreseen:
         whole = play(setting)
-        alone = play(setting, has_sums=False) if whole.exchange_s else whole
-        bare = play(setting.without_links, has_sums=False)
+        alone = play(setting, has_free_sums=True)
+        bare = play(setting.without_links, has_free_sums=True)
         work_s = bare.busy_s + bare.update_s + setting.fixed_s
         bubble_s = max(0.0, bare.step_s - work_s)
         links_s = max(0.0, alone.step_s - bare.step_s)

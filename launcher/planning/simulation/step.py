@@ -100,16 +100,15 @@ def _all_instant(loads: Sequence[Load]) -> tuple[Load, ...]:
     )
 
 
-def play(setting: Setting, *, has_sums: bool = True) -> Played:
+def play(setting: Setting, *, has_free_sums: bool = False) -> Played:
     """Lets the steps go by.
 
     Args:
         setting: of the plan.
-        has_sums: whether gradients are summed at all.
+        has_free_sums: whether sums take nothing; replicas still wait for each other.
     """
     stage = _Stage(setting)
-    if has_sums:
-        stage.add_sums()
+    stage.add_sums(is_free=has_free_sums)
     return stage.play()
 
 
@@ -228,17 +227,17 @@ class _Stage:
 
     # --- sums
 
-    def add_sums(self) -> None:
+    def add_sums(self, *, is_free: bool) -> None:
         """The groups of all stages, and of what stages share."""
         work = self._setting.work
         for stage, of in enumerate(work.stages):
-            group = self._group([stage], of.buckets)
+            group = self._group([stage], of.buckets, is_free=is_free)
             for rank in self._ranks:
                 if group is not None and rank.stage == stage:
                     rank.num_groups += 1
                     rank.on_ready = group.ready
         for shared in work.shared:
-            group = self._group(shared.stages, shared.buckets)
+            group = self._group(shared.stages, shared.buckets, is_free=is_free)
             if group is None:
                 continue
             for rank in self._ranks:
@@ -246,7 +245,9 @@ class _Stage:
                     rank.num_groups += 1
                     rank.on_passes_done.append(_all_ready(group, len(shared.buckets)))
 
-    def _group(self, stages: Sequence[int], buckets: Sequence[Bucket]) -> Group | None:
+    def _group(
+        self, stages: Sequence[int], buckets: Sequence[Bucket], *, is_free: bool
+    ) -> Group | None:
         on_node = [
             (node, [r for r in self._ranks if r.node is node and r.stage in stages])
             for node in self._nodes
@@ -280,9 +281,11 @@ class _Stage:
         ]
         plan = Plan(
             is_flat=is_flat,
-            latency_s=hops * latency_s if size > 1 else 0.0,
+            latency_s=hops * latency_s if size > 1 and not is_free else 0.0,
             added_share=ring if is_flat or num_nodes > 1 else 0.0,
         )
+        if is_free:
+            buckets = [replace(bucket, num_bytes=0) for bucket in buckets]
         group = Group(self._clock, parts, buckets, plan)
         self._groups.append(group)
         return group

@@ -132,6 +132,8 @@ def test_sums_inside_one_node_take_its_processor(sync: SchemeName) -> None:
     free = foresee(profile, plan(1, sync=sync), nodes(1, 4, host=Host(cores=4)), batch(4))
     assert found.egress_bytes == 0
     assert found.step_s > free.step_s + 0.016
+    assert found.terms[Term.LINKS] == 0
+    assert found.terms[Term.EXCHANGE] == pytest.approx(found.step_s - free.step_s)
     if sync == "sharded":
         master = foresee(profile, plan(1), cluster, batch(4))
         assert found.step_s < master.step_s
