@@ -8,6 +8,7 @@ import os
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE
+from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.plan import WORKER_MODULE
 from bundlerun.launcher.train_argv import toml_of, train_config
@@ -15,8 +16,9 @@ from bundlerun.launcher.train_argv import toml_of, train_config
 
 def run(args: argparse.Namespace) -> int:
     """Prints the names."""
-    check_variables(os.environ, (TrainConfig,))
-    toml, name = toml_of(args, TrainConfig)
+    # Those of a launch may be set for all commands of a shell.
+    check_variables(os.environ, (TrainConfig, LaunchConfig))
+    toml, name = toml_of(args, TrainConfig, LaunchConfig)
     found = train_config(
         args, environ=os.environ, toml=toml, toml_name=name, default_data="synthetic"
     )

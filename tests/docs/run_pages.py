@@ -10,6 +10,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -67,7 +68,7 @@ _REPLACED: tuple[tuple[str, str], ...] = (
     (r"\bRUN_DIR\b|\bOTHER_DIR\b|\bRUN\b", "runs/ready"),
     (r"(?<=(?:us|rt|gs|hy|ct|te) )runs/\S+", "runs/ready"),  # status, export, logs, why, predict
     (r"--nnodes[ =]\S+", "--nnodes=1"),
-    (r"--rdzv-endpoint[ =]\S+", "--rdzv-endpoint=127.0.0.1:0"),
+    (r"--rdzv-endpoint[ =]\S+", "--rdzv-endpoint=127.0.0.1:PORT"),
     (r"--nproc-per-node=4", "--nproc-per-node=2"),
     (r"bundlerun submit", "bundlerun submit --dry-run"),
     (r"bundlerun classic", "bundlerun classic --dry-run"),
@@ -117,11 +118,18 @@ def in_place(line: str) -> str:
     """The command with what stands in for the user's; of a pipe the first part."""
     for pattern, text in _REPLACED:
         line = re.sub(pattern, text, line)
+    line = line.replace("127.0.0.1:PORT", f"127.0.0.1:{_free_port()}")
     variables = re.match(r"(?:[A-Z][A-Z_0-9]*=\S+\s+)*", line)
     rest = line[variables.end() :] if variables else line
     return (variables[0] if variables else "") + shlex.join(
         words_of(re.split(r" (?:\||&&|>|2>) ?", rest)[0])
     )
+
+
+def _free_port() -> int:
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return int(own.getsockname()[1])
 
 
 def environment(line: str) -> dict[str, str]:

@@ -278,3 +278,14 @@ def test_without_a_command_the_help_names_all(capsys: pytest.CaptureFixture[str]
 
 def test_help_names_the_batch_systems_that_there_are() -> None:
     assert tuple(SITES) == BATCH_SYSTEMS
+
+
+def test_cuts_takes_what_is_set_for_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same shell and the same file of options serve both; here the model stops it."""
+    monkeypatch.setenv("BUNDLERUN_SLOTS", "4")
+    path = tmp_path / "run.toml"
+    path.write_text('devices = "cpu"\nmodel = "no_such_file.py:build"\n', encoding="utf-8")
+    assert main(["cuts", "--config", str(path)]) == 2
+    assert "no_such_file.py" in capsys.readouterr().err
