@@ -184,7 +184,6 @@ def furnish(folder: Path, ready: Path | None, texts: Mapping[str, str]) -> None:
     for name in ("my_recipe.py", "my_model.py"):
         shutil.copy(ROOT / "examples" / name, folder)
     (folder / "examples").symlink_to(ROOT / "examples")
-    (folder / "docs").symlink_to(ROOT / "docs")
     (folder / "Makefile").symlink_to(ROOT / "Makefile")
     (folder / "book.txt").write_text("to be or not to be, " * 400, encoding="utf-8")
     for name, text in texts.items():
