@@ -36,6 +36,7 @@ NETWORK = (
     "own_loop",
     "in_flight",
     "replay",
+    "cuts",
     "shapes",
     "resnet",
     "convergence",
@@ -99,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery: faults; trackers: names; why: causes, or quiet; in_flight, replay, "
+        help="recovery: faults; trackers: names; why: causes, or quiet; in_flight, replay, cuts, "
         "memory_forecast: models whose name has it; errors: cases",
     )
     args = parser.parse_args(given)
