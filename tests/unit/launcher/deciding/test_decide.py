@@ -60,7 +60,7 @@ def chosen(
 
 def test_cuts_are_by_time() -> None:
     found, _ = chosen(asked(shape="1,1", cut="auto"), uneven(), nodes(1, 2))
-    assert (found.cut, found.cutter, str(found.shape)) == (("0",), "graph", "1,1")
+    assert (found.cut, found.cutter, str(found.shape)) == (("b0",), "graph", "1,1")
 
 
 def test_one_stage_needs_no_cut_where_sums_are_cheap() -> None:
@@ -75,7 +75,7 @@ def test_a_slow_link_and_large_parameters_make_stages() -> None:
     )
     found, _ = chosen(asked(shape="auto"), large, nodes(2, 1, bytes_per_s=GBIT / 10))
     assert str(found.shape) == "1,1"
-    assert found.cut == ("1",)
+    assert found.cut == ("b1",)
 
 
 @pytest.mark.parametrize(("split_s", "is_taken"), [(0.0, True), (0.2, False)])
@@ -99,8 +99,8 @@ def test_named_cuts_stay_while_the_widths_are_chosen() -> None:
     pieces = uneven().by_samples[0]
     named = tuple(replace(each, name=f"layer{each.name}") for each in pieces.boundaries)
     profile = replace(uneven(), by_samples=(replace(pieces, boundaries=named),))
-    found, _ = chosen(asked(shape="auto", cut="layer1"), profile, nodes(1, 3))
-    assert found.cut == ("layer1",)
+    found, _ = chosen(asked(shape="auto", cut="layerb1"), profile, nodes(1, 3))
+    assert found.cut == ("layerb1",)
     assert found.shape.widths == (2, 1)
 
 
@@ -252,7 +252,7 @@ class TestApart:
 def test_a_decision_is_told_in_words() -> None:
     _, document = chosen(asked(shape="1,1", cut="auto"), uneven(), nodes(1, 2))
     line = chosen_line(document)
-    assert "shape 1,1 cut at 0, " in line
+    assert "shape 1,1 cut at b0, " in line
     assert "of the best possible" in line
     header, *rows, note = table(document)
     assert len(rows) == len(document["plans"])
