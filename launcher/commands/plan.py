@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import re
 import socket
@@ -23,7 +22,7 @@ from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
-from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.plan_document import plan_json
 from bundlerun.launcher.plan_memory import (
     PlanMemory,
     device_kind,
@@ -114,14 +113,14 @@ def run(args: argparse.Namespace) -> int:
     forecast = foreseen(plan, cluster) if cluster is not None and not decision else None
     memory, said = memory_of(plan, cluster) if args.memory else (None, "")
     if args.json:
-        document: dict[str, object] = {**plan_document(plan), "costs": costs}
+        more: dict[str, object] = {"costs": costs}
         if decision:
-            document["decision"] = decision
+            more["decision"] = decision
         if forecast is not None:
-            document["forecast"] = _forecast_document(forecast, train.value)
+            more["forecast"] = _forecast_document(forecast, train.value)
         if memory is not None:
-            document["memory"] = {"source": said, **memory.document()}
-        print(json.dumps(document, indent=2))
+            more["memory"] = {"source": said, **memory.document()}
+        print(plan_json(plan, **more))
     else:
         best = list(table(decision)) if decision else []
         told = _forecast_lines(forecast, train.value) if forecast is not None else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import socket
 import sys
@@ -44,7 +43,7 @@ from bundlerun.launcher.options.like import Like
 from bundlerun.launcher.options.usage import check_variables
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
-from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.plan_document import plan_json
 from bundlerun.launcher.plan_memory import known_shortfalls
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.preflight import (
@@ -256,7 +255,7 @@ def run(args: argparse.Namespace) -> int:
         plan = start.plan
         train = plan.train
         if args.dry_run:
-            print(json.dumps(plan_document(plan), indent=2) if args.json else plan_text(plan))
+            print(plan_json(plan) if args.json else plan_text(plan))
             return EXIT_DONE
         from bundlerun.launcher.doctor.start import check_start  # not for --help
 

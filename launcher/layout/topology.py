@@ -242,7 +242,7 @@ class Topology:
         return tuple(bundle[i] for bundle in self.bundles for i in wanted)
 
     @cached_property
-    def _link_pattern(self) -> tuple[tuple[LinkKind, int, int, int], ...]:
+    def link_pattern(self) -> tuple[tuple[LinkKind, int, int, int], ...]:
         """The links of any bundle, their ends as indices into its ranks; the chunk."""
         widths, last = self.shape.widths, self.num_stages - 1
         # Index of each stage's first rank in a bundle.
@@ -278,7 +278,7 @@ class Topology:
     def bundle_links(self, bundle: int) -> Iterator[Link]:
         """Yields the links of one bundle, in an order that every rank agrees on."""
         ranks = self.bundles[bundle]
-        for kind, src, dst, chunk in self._link_pattern:
+        for kind, src, dst, chunk in self.link_pattern:
             yield Link(bundle, kind, ranks[src], ranks[dst], chunk)
 
     @cached_property

@@ -26,7 +26,7 @@ from bundlerun.launcher.plan import (
     plan_elsewhere,
     plan_here,
 )
-from bundlerun.launcher.plan_document import plan_document
+from bundlerun.launcher.plan_document import plan_document, plan_json
 from bundlerun.launcher.run_folder.microbatch import keep_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import read_train_argv
@@ -114,6 +114,25 @@ def test_the_document_is_json_with_all_ranks_groups_links_and_sources() -> None:
         "others": ["10.0.0.2:29400"],
     }
     assert document == json.loads(json.dumps(plan_document(plan)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "nodes", "chunks"),
+    [("1", (2, 1), 1), ("1", (1,), 1), ("2,1", (4, 4, 1), 1), ("1,1,1", (2, 2, 7), 1)]
+    + [("1,1", (4, 3), 2)],
+)
+def test_the_text_of_the_document_is_that_of_the_library(
+    shape: str, nodes: tuple[int, ...], chunks: int
+) -> None:
+    train = resolved_train(batch_size=32, shape=Shape.parse(shape), chunks=chunks)
+    plan = plan_elsewhere(nodes, train, resolved_launch())
+    document = {**plan_document(plan), "costs": ['a "b"', "c"], "more": []}
+    assert plan_json(plan, costs=['a "b"', "c"], more=[]) == json.dumps(document, indent=2)
+
+
+def test_the_text_has_what_this_node_starts() -> None:
+    plan = here(resolved_train(), resolved_launch(nnodes="2", rdzv_endpoint="a", slots=4))
+    assert plan_json(plan) == json.dumps(plan_document(plan), indent=2)
 
 
 def test_the_document_has_the_schedule_of_a_bundle() -> None:
