@@ -118,8 +118,13 @@ def test_the_document_is_json_with_all_ranks_groups_links_and_sources() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "nodes", "chunks"),
-    [("1", (2, 1), 1), ("1", (1,), 1), ("2,1", (4, 4, 1), 1), ("1,1,1", (2, 2, 7), 1)]
-    + [("1,1", (4, 3), 2)],
+    [
+        ("1", (2, 1), 1),
+        ("1", (1,), 1),
+        ("2,1", (4, 4, 1), 1),
+        ("1,1,1", (2, 2, 7), 1),
+        ("1,1", (4, 3), 2),
+    ],
 )
 def test_the_text_of_the_document_is_that_of_the_library(
     shape: str, nodes: tuple[int, ...], chunks: int
