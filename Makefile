@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm tests -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-torch test-package test-docs test-deploy test-signals sweep sweep-replay balance test-all lint type format bench gpu chaos venv clean
+.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-torch test-package test-docs test-deploy test-signals sweep sweep-replay balance plans test-all lint type format bench gpu chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ sweep-replay: $(READY) ## models of transformers, detection and other tasks, cut
 balance: $(READY) ## how equally the same models can be cut in two: some minutes
 	$(RUN) -m pip install --quiet -e '.[sweep]'
 	$(RUN) -m tests.sweep_balance $(ARGS)
+
+plans: $(READY) ## the search for plans against all plans there are, 500 small cases: some minutes
+	$(RUN) -m tests.sweep_plans $(ARGS)
 
 test-signals: $(READY) ## signals at every moment of a run, to every process: about 5 minutes
 	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/e2e/test_signals.py tests/e2e/test_torchrun.py $(ARGS)

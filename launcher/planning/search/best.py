@@ -34,6 +34,7 @@ from bundlerun.launcher.planning.search.judge import (
     device_limit,
     smallest_of,
 )
+from bundlerun.launcher.planning.search.misfit import Lump, lump_of, no_frame, too_large
 from bundlerun.launcher.planning.search.needs import Needs, in_flight
 from bundlerun.launcher.planning.search.partition import Stage, Way, partition
 from bundlerun.launcher.planning.search.ruler import Rates, Rows, Ruler
@@ -45,6 +46,8 @@ REFINED = 8
 """Frames whose cuts are moved."""
 LISTED = 3000
 """Cuts of a frame that are all looked at; where there are more, only moves are."""
+_NEAREST = 40
+"""Frames that are looked at to say how much is missing, where nothing fits."""
 _STEPS = (1, 2, 3, 5, 8, 13)
 
 
@@ -56,11 +59,13 @@ class Search:
         plans: the best first, each with another shape or schedule; one at least.
         bound_s: no plan of this request on this cluster has a step of less.
         num_foreseen: plans whose step was foreseen.
+        lump: a piece that no cut can balance.
     """
 
     plans: tuple[Planned, ...]
     bound_s: float
     num_foreseen: int = 0
+    lump: Lump | None = None
 
     @property
     def gap(self) -> float:
@@ -98,7 +103,7 @@ def best_plans(
         effort: plans to foresee at most.
 
     Raises:
-        ConfigError: no plan fits.
+        ConfigError: no plan fits; it says what is missing for the nearest one, and what would fit.
     """
     judge = Judge(cluster=cluster, request=request, foresee=foresee, memory=memory, effort=effort)
     return _Hunt(profile, cluster, request, judge).run(most)
@@ -123,9 +128,26 @@ class _Hunt:
         self._exhaust()
         judge = self._judge
         if not judge.best:
-            raise ConfigError("no plan fits")
+            raise self._refusal()
         bound = min([judge.best_s, self._unlisted, *self._bounds.values()])
-        return Search(plans=self._distinct(most), bound_s=bound, num_foreseen=judge.count)
+        plans = self._distinct(most)
+        return Search(
+            plans=plans,
+            bound_s=bound,
+            num_foreseen=judge.count,
+            lump=lump_of(self._costs[plans[0].candidate.samples]),
+        )
+
+    def _refusal(self) -> ConfigError:
+        """Why there is no plan."""
+        frames = sorted(self._bounds, key=lambda f: (f.samples, -f.num_chunks, f.shape.size))
+        for frame in frames[:_NEAREST]:
+            _, cuts = self._partitioned(frame, is_limited=False)
+            for sync in self._schemes if len(cuts) == frame.num_chunks - 1 else ():
+                self._judge.seconds(frame, cuts, sync)
+        asked = self._profile, self._cluster, self._request
+        nearest = self._judge.nearest
+        return too_large(nearest, *asked) if nearest else no_frame(*asked)
 
     def _distinct(self, most: int) -> tuple[Planned, ...]:
         """The best of each shape and schedule."""
@@ -160,8 +182,14 @@ class _Hunt:
         for sync in self._schemes:
             self._judge.seconds(frame, cuts, sync)
 
-    def _partitioned(self, frame: Frame) -> tuple[float, tuple[int, ...]]:
-        """A bound for all cuts, and the cuts of which it holds; inf: none fit."""
+    def _partitioned(
+        self, frame: Frame, *, is_limited: bool = True
+    ) -> tuple[float, tuple[int, ...]]:
+        """A bound for all cuts, and the cuts of which it holds; inf: none fit.
+
+        Args:
+            is_limited: whether parts have to fit into memory.
+        """
         if self._request.cuts is not None:
             if len(self._request.cuts) != frame.num_chunks - 1:
                 return inf, ()
@@ -185,7 +213,7 @@ class _Hunt:
                     held[stage] if frame.chunks == 1 else 1,
                     again=self._may_recompute(frame),
                 )
-                if limits[stage] < inf
+                if is_limited and limits[stage] < inf
                 else []
             )
             stages.append(Stage(ways=[Way(lines=lines, first=first)]))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import combinations, permutations
+from itertools import combinations, islice, permutations
 from math import inf
 
 from bundlerun.launcher.choices import ScheduleName, SchemeName
@@ -27,8 +27,8 @@ from bundlerun.launcher.planning.model_costs import (
     UpdateCosts,
 )
 
-Ranks = tuple[tuple[NodeKind, int], ...]
-"""Of a bundle: kind of each rank's node, and its number after that of the first rank."""
+Ranks = tuple[tuple[str, int], ...]
+"""Of a bundle: the kind of each rank's node, and its number after that of the first rank."""
 SCHEMES: dict[SchemeName, float] = {"local-master": 1.1, "sharded": 1.0, "flat": 1.3}
 """How much of a link's time the sums take, over the least."""
 
@@ -42,6 +42,8 @@ class Toy:
     request: Request
     num_foreseen: int = 0
     _costs: dict[int, ModelCosts] = field(default_factory=dict)
+    _layouts: dict[object, Topology] = field(default_factory=dict)
+    _shares: dict[Candidate, list[tuple[Ranks, int]]] = field(default_factory=dict)
     _times: dict[object, tuple[float, list[tuple[float, float]]]] = field(default_factory=dict)
 
     @cached_property
@@ -57,17 +59,33 @@ class Toy:
         order = plan.node_order or range(len(self.by_node))
         return [self.by_node[number] for number in order]
 
+    @cached_property
+    def kinds(self) -> dict[str, NodeKind]:
+        return {kind.name: kind for kind in self.cluster.kinds}
+
     def topology(self, plan: Candidate) -> Topology:
+        key = plan.shape, plan.node_order, plan.chunks
+        if key not in self._layouts:
+            self._layouts[key] = self._laid_out(plan)
+        return self._layouts[key]
+
+    def _laid_out(self, plan: Candidate) -> Topology:
         devices = [plan.shape.usable_devices(kind.devices) for kind in self.nodes(plan)]
         return Topology(plan.shape, tuple(devices), plan.chunks)
 
-    def shares(self, plan: Candidate) -> list[tuple[Ranks, int, float]]:
-        """Per bundle: kinds of its ranks' nodes, micro-batches, time of the passes."""
+    def shares(self, plan: Candidate) -> list[tuple[Ranks, int]]:
+        """Per bundle: its ranks, its micro-batches."""
+        key = replace(plan, sync="flat")
+        if key not in self._shares:
+            self._shares[key] = self._shared_out(plan)
+        return self._shares[key]
+
+    def _shared_out(self, plan: Candidate) -> list[tuple[Ranks, int]]:
         topology, nodes = self.topology(plan), self.nodes(plan)
         bundles = [
             tuple(
                 (
-                    nodes[topology.places[r].node],
+                    nodes[topology.places[r].node].name,
                     topology.places[r].node - topology.places[b[0]].node,
                 )
                 for r in b
@@ -78,10 +96,7 @@ class Toy:
         for _ in range(self.request.batch_size // plan.samples):
             times = [self.passes(plan, b, n + 1)[0] for b, n in zip(bundles, counts, strict=True)]
             counts[times.index(min(times))] += 1
-        return [
-            (b, n, self.passes(plan, b, n)[0] if n else 0.0)
-            for b, n in zip(bundles, counts, strict=True)
-        ]
+        return list(zip(bundles, counts, strict=True))
 
     def passes(
         self, plan: Candidate, bundle: Ranks, share: int
@@ -111,7 +126,7 @@ class Toy:
             per_stage.append(bundle[position : position + width])
             position += width
         # A stage is as fast as its slowest device.
-        speeds = [min(kind.speed for kind, _ in ranks) for ranks in per_stage]
+        speeds = [min(self.kinds[name].speed for name, _ in ranks) for ranks in per_stage]
         forward, backward, weight, transfer = [], [], [], []
         for chunk, part in enumerate(parts):
             stage = chunk % stages
@@ -123,7 +138,7 @@ class Toy:
             if chunk < len(parts) - 1:
                 there = (chunk + 1) % stages
                 nodes = {node for _, node in (*per_stage[stage], *per_stage[there])}
-                link = self.cluster.between if len(nodes) > 1 else bundle[0][0].inside
+                link = self.cluster.between if len(nodes) > 1 else self.kinds[bundle[0][0]].inside
                 transfer.append(link.seconds(costs.boundaries[plan.cuts[chunk]].forward_bytes))
         timeline = simulate(
             self.pipeline(plan).bundle(share),
@@ -146,7 +161,7 @@ class Toy:
         update, parts = self.profile.update, costs.parts(plan.cuts)
         begin = [(0.0, 0.0)] * plan.shape.num_stages
         longest = 0.0
-        for bundle, share, _ in self.shares(plan):
+        for bundle, share in self.shares(plan):
             if share:
                 duration, last = self.passes(plan, bundle, share)
                 longest = max(longest, duration)
@@ -176,7 +191,7 @@ class Toy:
     def memory(self, plan: Candidate) -> tuple[RankMemory, ...]:
         costs = self.costs(plan.samples)
         parts = costs.parts(plan.cuts)
-        share = max(share for _, share, _ in self.shares(plan))
+        share = max(share for _, share in self.shares(plan))
         pipeline = self.pipeline(plan)
         found = []
         for stage in range(plan.shape.num_stages):
@@ -304,9 +319,23 @@ def compositions(total: int) -> Iterator[tuple[int, ...]]:
             yield (first, *rest)
 
 
-def toy_of(seed: int, *, most_pieces: int = 8, most_devices: int = 6) -> Toy:
-    """A case at random."""
+def toy_of(seed: int, *, most_pieces: int = 8, most_devices: int = 6, most_plans: int = 400) -> Toy:
+    """A case at random; the request settles as much as leaves no more than so many plans."""
     rng = random.Random(seed)
+    toy = _any_toy(rng, most_pieces, most_devices)
+    while sum(1 for _ in islice(toy.all_plans(), most_plans + 1)) > most_plans:
+        plans = list(islice(toy.all_plans(), 20_000))
+        one = rng.choice(plans)
+        settled = rng.choice(["shape", "schedule", "sync", "samples", "order"])
+        if settled == "order":
+            toy.request = replace(toy.request, may_order_nodes=False)
+        else:
+            toy.request = replace(toy.request, **{settled: getattr(one, settled)})
+        toy = Toy(profile=toy.profile, cluster=toy.cluster, request=toy.request)
+    return toy
+
+
+def _any_toy(rng: random.Random, most_pieces: int, most_devices: int) -> Toy:
     num_pieces = rng.randint(2, most_pieces)
     pieces = []
     for _ in range(num_pieces):
