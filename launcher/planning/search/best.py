@@ -44,8 +44,8 @@ EFFORT = 300
 """Plans that are foreseen at most, by default."""
 REFINED = 8
 """Frames whose cuts are moved."""
-LISTED = 3000
-"""Cuts of a frame that are all looked at; where there are more, only moves are."""
+LISTED = 20_000
+"""Cuts of frames of which all are looked at; of other frames only moves are."""
 _NEAREST = 40
 """Frames that are looked at to say how much is missing, where nothing fits."""
 _STEPS = (1, 2, 3, 5, 8, 13)
@@ -121,6 +121,7 @@ class _Hunt:
         self._rulers = {n: Ruler(rows=Rows(c), rates=rates) for n, c in self._costs.items()}
         self._needs = {n: Needs(c, profile.update) for n, c in self._costs.items()}
         self._bounds: dict[Frame, float] = {}
+        self._left = LISTED
 
     def run(self, most: int) -> Search:
         self._look_around(most)
@@ -277,10 +278,11 @@ class _Hunt:
         num_boundaries = len(self._profile.by_samples[0].boundaries)
         if self._request.cuts is not None:
             rows: list[tuple[int, ...]] = [self._request.cuts]
-        elif comb(num_boundaries, frame.num_chunks - 1) > LISTED:
+        elif comb(num_boundaries, frame.num_chunks - 1) > self._left:
             return self._bounds[frame]
         else:
             rows = list(combinations(range(num_boundaries), frame.num_chunks - 1))
+            self._left -= len(rows)
         for bound, cuts in sorted((ruler.of_cuts(frame, cuts), cuts) for cuts in rows):
             if bound >= judge.best_s:
                 return bound

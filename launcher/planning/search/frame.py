@@ -121,7 +121,8 @@ def shapes_of(cluster: Cluster, request: Request, num_pieces: int) -> Iterator[S
         if not teams_of(runs, Shape((size,))):
             continue
         for widths in _widths(size):
-            if len(widths) <= num_pieces:
+            # One stage of several devices is as many bundles of one, but for what is shared out.
+            if (len(widths) <= num_pieces and widths != (size,)) or size == 1:
                 yield Shape(widths)
 
 

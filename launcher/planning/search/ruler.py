@@ -206,20 +206,39 @@ class Ruler:
         """The least time of a step with these cuts, as `Candidate` has them."""
         ends = [0, *(cut + 1 for cut in cuts), self.rows.count]
         parts = list(pairwise(ends))
-        # Micro-batches are dealt out one by one, to those who are done with them first.
         teams = frame.teams
-        shares, times = [0] * len(teams), [self._of_share(frame, t, 1, parts) for t in teams]
-        dealt, longest = 0, 0.0
-        while dealt < frame.total:
-            first = min(range(len(teams)), key=times.__getitem__)
-            longest = max(longest, times[first])
-            shares[first] += 1
-            dealt += teams[first].count
-            if len(teams) == 1:
-                more = divided_up(frame.total, teams[0].count)
-                return self._of_share(frame, teams[0], more, parts) + self.rates.fixed
-            times[first] = self._of_share(frame, teams[first], shares[first] + 1, parts)
-        return longest + self.rates.fixed
+        if len(teams) == 1:
+            share = divided_up(frame.total, teams[0].count)
+            return self._of_share(frame, teams[0], share, parts) + self.rates.fixed
+        paces = [(team.count, self._paces(frame, team, parts)) for team in teams]
+        # The least time in which all bundles together do as many micro-batches as there are; what
+        # is returned is a little too short for that.
+        low, high = 0.0, 1.0
+        while _done(paces, high) < frame.total:
+            low, high = high, 2 * high
+        for _ in range(30):
+            middle = (low + high) / 2
+            low, high = (low, middle) if _done(paces, middle) >= frame.total else (middle, high)
+        return low + self.rates.fixed
+
+    def _paces(
+        self, frame: Frame, team: Team, parts: Sequence[tuple[int, int]]
+    ) -> list[tuple[float, float]]:
+        """Per stage of a bundle, the time that it cannot use, and micro-batches per second."""
+        rows, widths = self.rows, frame.shape.widths
+        way = self._unweighted if frame.schedule == "zero-bubble" else rows.work
+        found, first = [], 0
+        for stage, width in enumerate(widths):
+            speed = sum(kind.speed for kind in team.kinds[first : first + width])
+            first += width
+            own = parts[stage :: len(widths)]
+            work = sum(rows.work[end] - rows.work[start] for start, end in own)
+            if work:
+                found.append((0.0, speed / work))
+            start, end = own[0]
+            if len(own) == 1 and way[end] > way[start]:
+                found.append((way[start] / team.top_speed, speed / (way[end] - way[start])))
+        return found
 
     def _of_share(
         self, frame: Frame, team: Team, share: int, parts: Sequence[tuple[int, int]]
@@ -244,6 +263,14 @@ class Ruler:
                 last = load.slowness * (rows.backward[end] - rows.backward[start])
                 longest = max(longest, own - last + (rates.update + rates.exchange) * trained)
         return longest
+
+
+def _done(paces: Sequence[tuple[int, Sequence[tuple[float, float]]]], seconds: float) -> int:
+    """Whole micro-batches of all bundles in a time, at most."""
+    return sum(
+        count * max(0, int(min(((seconds - idle) * p for idle, p in stages), default=1e9) + 1e-9))
+        for count, stages in paces
+    )
 
 
 def _line(ends: list[float], fill: float = 0.0, before: Sequence[float] = ()) -> Line:
