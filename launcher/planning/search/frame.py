@@ -150,6 +150,7 @@ def frames_of(profile: Profile, cluster: Cluster, request: Request) -> Iterator[
             small = small_topology(runs, shape)
             if small is None:
                 continue
+            teams = tuple(teams_of(runs, shape))
             exchanged = frozenset(s for s, m in enumerate(small.exchange_groups) if len(m) > 1)
             for schedule, chunks in _passes(request, shape, num_pieces):
                 for samples in sizes:
@@ -158,7 +159,7 @@ def frames_of(profile: Profile, cluster: Cluster, request: Request) -> Iterator[
                         schedule=schedule,
                         samples=samples,
                         total=request.batch_size // samples,
-                        teams=tuple(teams_of(runs, shape)),
+                        teams=teams,
                         chunks=chunks,
                         node_order=order,
                         crossings=small.node_crossings,
