@@ -1,6 +1,7 @@
 """The best plans for a request, and a bound for all plans.
 
-Frames are taken up by their bounds, the lowest first, so that most are never looked at closely:
+Frames are taken up by what their best cuts may take, the least first; those whose bound is above
+the best plan found are never looked at closely:
 
     quick bound -> exact partition (better bound, cuts) -> foreseen -> moves of cuts -> all cuts
 """
@@ -46,6 +47,10 @@ REFINED = 8
 """Frames whose cuts are moved."""
 LISTED = 20_000
 """Cuts of frames of which all are looked at; of other frames only moves are."""
+PARTITIONED = 300_000
+"""Ends of stages for which starts are looked up, all frames together; about 3 s."""
+_OVERHEAD = 200
+"""What a stage takes beside, as ends."""
 _NEAREST = 40
 """Frames that are looked at to say how much is missing, where nothing fits."""
 _STEPS = (1, 2, 3, 5, 8, 13)
@@ -161,23 +166,28 @@ class _Hunt:
     def _look_around(self, most: int) -> None:
         """Foresees the cuts of exact partitions, until no other frame can be better."""
         judge = self._judge
+        num_pieces = len(self._profile.by_samples[0].pieces)
         waiting: list[tuple[float, int, Frame, tuple[int, ...] | None]] = []
         for number, frame in enumerate(frames_of(self._profile, self._cluster, self._request)):
-            self._bounds[frame] = self._rulers[frame.samples].bound(frame)
-            waiting.append((self._bounds[frame], number, frame, None))
+            ruler = self._rulers[frame.samples]
+            self._bounds[frame] = ruler.bound(frame)
+            waiting.append((ruler.guess(frame), number, frame, None))
         heapq.heapify(waiting)
+        work = 0
         while waiting and judge.count < judge.effort / 2:
-            bound, number, frame, cuts = heapq.heappop(waiting)
-            if bound >= judge.best_s and len(judge.best) >= most:
-                break
+            guess, number, frame, cuts = heapq.heappop(waiting)
+            if self._bounds[frame] >= judge.best_s and len(judge.best) >= most:
+                continue
             if cuts is not None:
                 self._first_look(frame, cuts)
-                continue
-            bound, cuts = self._partitioned(frame)
-            # The frame has no cuts that fit.
-            self._bounds[frame] = max(self._bounds[frame], bound)
-            if bound < inf:
-                heapq.heappush(waiting, (self._bounds[frame], number, frame, cuts))
+            elif work < PARTITIONED:
+                work += frame.num_chunks * (num_pieces + _OVERHEAD)
+                bound, cuts = self._partitioned(frame)
+                # Without end where no cuts fit.
+                self._bounds[frame] = max(self._bounds[frame], bound)
+                if bound < inf:
+                    later = max(guess, self._bounds[frame])
+                    heapq.heappush(waiting, (later, number, frame, cuts))
 
     def _first_look(self, frame: Frame, cuts: tuple[int, ...]) -> None:
         for sync in self._schemes:
@@ -203,7 +213,11 @@ class _Hunt:
         shares = spread(frame.total, frame.teams)
         busy = [(t, n) for t, n in zip(frame.teams, shares, strict=True) if n]
         per_team = [ruler.lines(frame, team, share) for team, share in busy]
-        held = in_flight(frame, min(max(shares), self._mean_share(frame)))
+        held = (
+            in_flight(frame, min(max(shares), self._mean_share(frame)))
+            if is_limited and min(limits) < inf
+            else []
+        )
         stages = []
         for chunk in range(frame.num_chunks):
             stage = chunk % frame.shape.num_stages

@@ -11,8 +11,8 @@ from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.planning.model_costs import ModelCosts, UpdateCosts
 from bundlerun.launcher.planning.search.frame import Frame
 
-_STEADY = 256
-"""Micro-batches after which no schedule but gpipe has more in flight."""
+_STEADY = 8
+"""Micro-batches per device after which no schedule but gpipe has more in flight."""
 
 
 def in_flight(frame: Frame, share: int) -> list[int]:
@@ -20,7 +20,7 @@ def in_flight(frame: Frame, share: int) -> list[int]:
     pipeline = frame.pipeline
     if frame.schedule == "gpipe":
         return [-(-share // width) for width in frame.shape.widths]
-    few = min(share, max(_STEADY, 4 * frame.chunks * frame.shape.size))
+    few = min(share, _STEADY * frame.chunks * frame.shape.size)
     return [max_in_flight(pipeline.order(s, 0, few)) for s in range(frame.shape.num_stages)]
 
 
