@@ -121,8 +121,10 @@ def shapes_of(cluster: Cluster, request: Request, num_pieces: int) -> Iterator[S
         if not teams_of(runs, Shape((size,))):
             continue
         for widths in _widths(size):
-            # One stage of several devices is as many bundles of one, but for what is shared out.
-            if (len(widths) <= num_pieces and widths != (size,)) or size == 1:
+            # One stage of several devices is no better than as many bundles of one, unless it
+            # leaves devices out.
+            is_same = size > 1 == len(widths) and not any(k.devices % size for k, _ in runs)
+            if len(widths) <= num_pieces and not is_same:
                 yield Shape(widths)
 
 
