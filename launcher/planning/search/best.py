@@ -47,8 +47,8 @@ REFINED = 8
 """Frames whose cuts are moved."""
 LISTED = 20_000
 """Cuts of frames of which all are looked at; of other frames only moves are."""
-PARTITIONED = 300_000
-"""Ends of stages for which starts are looked up, all frames together; about 3 s."""
+PARTITIONED = 150_000
+"""Ends of stages for which starts are looked up, all frames together; about 1 s."""
 _OVERHEAD = 200
 """What a stage takes beside, as ends."""
 _NEAREST = 40
@@ -171,7 +171,7 @@ class _Hunt:
         for number, frame in enumerate(frames_of(self._profile, self._cluster, self._request)):
             ruler = self._rulers[frame.samples]
             self._bounds[frame] = ruler.bound(frame)
-            waiting.append((ruler.guess(frame), number, frame, None))
+            waiting.append((ruler.guess(frame, self._bounds[frame]), number, frame, None))
         heapq.heapify(waiting)
         work = 0
         while waiting and judge.count < judge.effort / 2:

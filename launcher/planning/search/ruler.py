@@ -189,15 +189,19 @@ class Ruler:
                 found.append(rows.work[-1] / (top * (1 - left)))
         return max(found) + fixed
 
-    def guess(self, frame: Frame) -> float:
-        """About what the best cuts take: work, filling and emptying the bundle, sums. No bound."""
+    def guess(self, frame: Frame, bound: float) -> float:
+        """About what the best cuts take: work, filling and emptying the bundle, sums.
+
+        Args:
+            bound: of the frame, which is never more than that.
+        """
         share = max(1.0, frame.total / sum(team.count for team in frame.teams))
         idle = (frame.shape.size - max(frame.shape.widths)) / share / frame.chunks
         # Weight passes fill about two thirds of it.
         idle /= 3 if frame.schedule == "zero-bubble" else 1
         sums = self.rows.trained[-1] * self.rates.exchange if frame.exchanged else 0.0
         guessed = self._by_work(frame) * (1 + idle) + sums / frame.shape.num_stages
-        return max(guessed + self.rates.fixed, self.bound(frame))
+        return max(guessed + self.rates.fixed, bound)
 
     def _by_work(self, frame: Frame) -> float:
         work, teams = self.rows.work[-1], frame.teams
