@@ -31,6 +31,7 @@ from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.forecast import foresee
 from bundlerun.launcher.planning.memory import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.profile_file import write
 from bundlerun.launcher.planning.search.best import Search, best_plans
 from bundlerun.launcher.run_folder.paths import RunPaths
 
@@ -90,6 +91,8 @@ def decided(
         profile = _profile(train.value, devices, hardware, environ, tell)
         document = choose(train, profile, cluster, question)
         if paths:
+            # What the run compares its own times with, and what later plans go by.
+            write(paths.model_profile, profile)
             document = keep_decision(paths.decision(question.digest), document)
     tell(chosen_line(document))
     return Decided(train=Chosen.from_plain(document["chosen"]).applied(train), document=document)

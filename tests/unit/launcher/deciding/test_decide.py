@@ -150,6 +150,7 @@ class TestKept:
         monkeypatch.setattr(decide, "_profile", lambda *_: uneven())
         first, again = (self._decided(train) for _ in range(2))
         assert first.document == again.document
+        assert RunPaths(tmp_path).model_profile.exists()
         monkeypatch.setattr(decide, "_profile", lambda *_: pytest.fail("measured again"))
         assert self._decided(train).train.value == first.train.value
         other = asked(shape="auto", run_dir=str(tmp_path), batch_size="128")
