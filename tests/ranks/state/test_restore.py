@@ -92,7 +92,7 @@ def test_stages_that_replay_and_recompute_go_on_with_another_cut(
 def test_the_same_nodes_go_on_bit_equal_rounding_included(
     then: Nodes, shared_memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "_MOST_WIDENED", 20)  # what is longer is rounded between nodes
+    monkeypatch.setattr(bucket, "MOST_WIDENED", 20)  # what is longer is rounded between nodes
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     killed.mkdir()
     (killed / "shm").symlink_to(shared_memory)

@@ -110,7 +110,7 @@ def test_a_checkpoint_has_each_name_of_the_model_and_one_state_of_the_optimizer(
 def test_the_same_nodes_go_on_bit_equal_rounding_included(
     shared_memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bucket, "_MOST_WIDENED", 20)  # what is longer is rounded between nodes
+    monkeypatch.setattr(bucket, "MOST_WIDENED", 20)  # what is longer is rounded between nodes
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     killed.mkdir()
     (killed / "shm").symlink_to(shared_memory)

@@ -21,7 +21,7 @@ from tests.ranks.training.test_kinds import CONFIG
 @pytest.fixture(autouse=True)
 def _short_first_bucket(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters are in buckets of their own dtype; the first is float64, which nothing rounds."""
-    monkeypatch.setattr("bundlerun.workers.sync.bucket._MOST_WIDENED", 0)
+    monkeypatch.setattr("bundlerun.workers.sync.bucket.MOST_WIDENED", 0)
 
 
 def config(folder: Path, data: str) -> TrainConfig:
