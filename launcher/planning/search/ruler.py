@@ -16,7 +16,7 @@ longest row; links, waits and computing again only add. All end with the time of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 
@@ -111,6 +111,7 @@ class Ruler:
 
     rows: Rows
     rates: Rates
+    _known: dict[tuple[bool, float, float], float] = field(default_factory=dict)
 
     def lines(self, frame: Frame, team: Team, share: int) -> list[list[Line]]:
         """Per stage, the paths of a step through it, for a bundle that does `share` micro-batches.
@@ -179,15 +180,25 @@ class Ruler:
             team = frame.teams[0]
             loads = loads_of(frame, team, divided_up(frame.total, team.count))
             least = min(load.passes for load in loads)
-            found += [least * (after - now) for now, after in pairwise(rows.work)]
+            found.append(self._longest(rows.work, 0.0, least))
             if frame.chunks == 1:
-                found += [now / top + least * (after - now) for now, after in pairwise(way)]
+                found.append(self._longest(way, 1 / top, least))
             if way is rows.work and len(set(team.kinds)) == 1:
                 left = 1.0
                 for load in loads:
                     left *= 1 - load.slowness / load.passes
                 found.append(rows.work[-1] / (top * (1 - left)))
         return max(found) + fixed
+
+    def _longest(self, way: list[float], fill: float, passes: float) -> float:
+        """Of all pieces, what comes before it and what its device does of it."""
+        # Few loads and speeds are met in thousands of frames.
+        key = way is self.rows.work, fill, passes
+        if key not in self._known:
+            self._known[key] = max(
+                fill * now + passes * (after - now) for now, after in pairwise(way)
+            )
+        return self._known[key]
 
     def guess(self, frame: Frame, bound: float) -> float:
         """About what the best cuts take: work, filling and emptying the bundle, sums.
