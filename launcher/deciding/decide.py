@@ -94,7 +94,8 @@ def decided(
             # What the run compares its own times with, and what later plans go by.
             write(paths.model_profile, profile)
             document = keep_decision(paths.decision(question.digest), document)
-    tell(chosen_line(document))
+    for line in (chosen_line(document), *document["notes"]):
+        tell(line)
     return Decided(train=Chosen.from_plain(document["chosen"]).applied(train), document=document)
 
 
@@ -109,11 +110,13 @@ def choose(
     names = [boundary.name for boundary in profile.by_samples[0].boundaries]
     found = [_best(profile, cluster, each) for each in _requests(train, profile, names)]
     plans = sorted((p for one in found for p in one.plans), key=lambda p: p.forecast.step_s)
+    lumps = {str(one.lump) for one in found if one.lump and plans[0].candidate.cuts}
     return {
         "question": question.to_plain(),
         "chosen": _chosen(train.value, profile, plans[0].candidate, names).to_plain(),
         "bound_s": min(one.bound_s for one in found),
         "batch_size": train.value.batch_size,
+        "notes": sorted(lumps),
         "plans": plan_rows(plans[:MOST_SHOWN], names),
     }
 

@@ -65,6 +65,8 @@ def request_of(train: Resolved[TrainConfig], boundaries: Sequence[str]) -> Reque
         shape=None if value.shape.is_auto else value.shape,
         cuts=_numbers(value.cut, boundaries) if is_named else None,
         schedule=None if value.schedule == "auto" else value.schedule,
+        # The options are refused together.
+        without=frozenset() if value.compile == "off" else frozenset({"zero-bubble"}),
         sync=None if value.sync == "auto" else value.sync,
         samples=value.microbatch_size or None,
         chunks=value.chunks,

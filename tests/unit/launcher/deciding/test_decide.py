@@ -88,6 +88,22 @@ def test_zero_bubble_is_taken_where_it_is_faster(split_s: float, is_taken: bool)
     assert (found.schedule == "zero-bubble") == is_taken
 
 
+def test_what_no_cut_balances_is_said_where_it_is_cut() -> None:
+    lump = replace(profile_of([0.1, 0.9, 0.1], message_bytes=1000), cutter="graph")
+    _, document = chosen(asked(shape="1,1", cut="auto"), lump, nodes(1, 2))
+    (note,) = document["notes"]
+    assert note.startswith("the piece from b0 to b1 has 82% of the model's work")
+    assert not chosen(asked(shape="1", cut="auto"), lump, nodes(1, 2))[1]["notes"]
+    assert not chosen(asked(shape="1,1", cut="auto"), uneven(), nodes(1, 2))[1]["notes"]
+
+
+def test_compiled_stages_have_no_zero_bubble() -> None:
+    even = replace(profile_of([0.1] * 4, message_bytes=1000), cutter="graph")
+    found, _ = chosen(asked(shape="1,1", cut="auto", compile="default"), even, nodes(1, 2))
+    assert found.schedule != "zero-bubble"
+    assert not found.applied(asked(shape="1,1", cut="auto", compile="default")).value.is_for_planner
+
+
 def test_what_the_user_says_stays() -> None:
     said = asked(shape="1,1", cut="auto", schedule="gpipe", microbatch_size="64")
     found, document = chosen(said, uneven(), nodes(1, 2))
