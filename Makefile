@@ -24,7 +24,7 @@ demo: $(READY) ## train a ResNet-18 on handwritten digits: two nodes of two bund
 # project anew. Three workers, as tests of jobs often wait: two cores have work all the time.
 test: $(READY) ## all tests that this machine can run; skipped ones say why
 	@$(RUN) -m compileall -q -j 0 $(addprefix bundlerun/,launcher slurm splits workers) benchmarks
-	$(RUN) -m pytest --numprocesses 3 --dist loadscope $(ARGS)
+	$(RUN) -m pytest --numprocesses 2 --dist loadscope $(ARGS)
 
 test-unit: $(READY) ## the quick tests, without processes
 	$(RUN) -m pytest tests/unit $(ARGS)

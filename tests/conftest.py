@@ -34,23 +34,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("bundlerun", deadline=None)
 settings.load_profile("bundlerun")
 
-_JOBS, _RANKS, _GPU, _SHORT_JOBS = "jobs", "ranks", "gpu", "short jobs"
-_LANES = (_JOBS, _RANKS, _GPU, _SHORT_JOBS)
+_JOBS, _RANKS, _GPU = "jobs", "ranks", "gpu"
+_LANES = (_JOBS, _RANKS, _GPU)
 """Of each, one test at a time on a machine: they start many processes, which have limits. The
-longest is begun first, and all begin before the files of other tests, which fill up the rest."""
-_LANE_OF_ROOM = {"e2e": _JOBS, "slurm": _JOBS, "launchers": _SHORT_JOBS, "ranks": _RANKS}
-_LANE_OF_FILE = {
-    "test_gpu_benchmark.py": _GPU,  # one long run
-    "test_initial.py": _SHORT_JOBS,
-    "test_language_model.py": _SHORT_JOBS,
-    "test_launcher.py": _SHORT_JOBS,
-    "test_own_loop.py": _SHORT_JOBS,
-    "test_signals.py": _SHORT_JOBS,
-    "test_torchrun.py": _SHORT_JOBS,
-    "test_use.py": _SHORT_JOBS,
-    "test_wheel.py": _SHORT_JOBS,
-}
-"""Of the files of `e2e`: jobs of one node, in networks that are not their own."""
+longest is begun first, and all begin before the files of other tests, which fill up the rest. More
+of them at once would only share the cores, and the longest would end alone."""
+_LANE_OF_ROOM = {"e2e": _JOBS, "slurm": _JOBS, "launchers": _JOBS, "ranks": _RANKS}
+_LANE_OF_FILE = {"test_gpu_benchmark.py": _GPU}
+"""Of the files of `e2e`: one long run."""
 
 
 @pytest.fixture(scope="session")
