@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm tests -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-cpu-torch test-torch test-package test-docs test-deploy test-signals sweep sweep-replay balance plans test-all lint type format bench gpu chaos venv clean
+.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-stand-in test-cpu-torch test-torch test-package test-docs test-deploy test-signals sweep sweep-replay balance plans test-all lint type format bench gpu chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -21,7 +21,7 @@ demo: $(READY) ## train a ResNet-18 on handwritten digits: two nodes of two bund
 	$(RUN) examples/demo.py
 
 # Tests start hundreds of programs: where PYTHONDONTWRITEBYTECODE is set, each would compile this
-# project anew. Three workers, as tests of jobs often wait: two cores have work all the time.
+# project anew.
 test: $(READY) ## all tests that this machine can run; skipped ones say why
 	@$(RUN) -m compileall -q -j 0 $(addprefix bundlerun/,launcher slurm splits workers) benchmarks
 	$(RUN) -m pytest --numprocesses 2 --dist loadscope $(ARGS)
@@ -34,6 +34,9 @@ test-slurm: $(READY) ## jobs on a real Slurm of four nodes, with every fault; ne
 
 test-gpu: $(READY) ## the tests for machines with a GPU or two; on such a machine
 	BUNDLERUN_TEST_GPU=1 $(RUN) -m pytest -m gpu $(ARGS)
+
+test-stand-in: $(READY) ## the program of make gpu, every case, where there is no GPU: 3 minutes
+	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/e2e/test_gpu_benchmark.py $(ARGS)
 
 test-launchers: $(READY) ## torchrun, mpirun, accelerate, deepspeed, Ray and others, where they are installed
 	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/launchers $(ARGS)

@@ -13,6 +13,9 @@ from benchmarks.gpu.listed import CASES
 from benchmarks.gpu.report import FILE, LOG
 from benchmarks.gpu.runner import ROOT
 
+# Three minutes; of what a case uses the stand-in's own tests run in each.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[str, Any], str]:
