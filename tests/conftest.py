@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +15,6 @@ from bundlerun.launcher.layout.gpus import count_gpus
 if TYPE_CHECKING:
     from tests.warm import Warm
 
-_HERE = Path(__file__).parent
 SLOW_VARIABLE = "BUNDLERUN_TEST_SLOW"
 GPU_VARIABLE = "BUNDLERUN_TEST_GPU"
 
@@ -34,14 +32,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 settings.register_profile("bundlerun", deadline=None)
 settings.load_profile("bundlerun")
 
-_JOBS, _RANKS, _GPU = "jobs", "ranks", "gpu"
-_LANES = (_JOBS, _RANKS, _GPU)
-"""Of each, one test at a time on a machine: they start many processes, which have limits. The
-longest is begun first, and all begin before the files of other tests, which fill up the rest. More
-of them at once would only share the cores, and the longest would end alone."""
-_LANE_OF_ROOM = {"e2e": _JOBS, "slurm": _JOBS, "launchers": _JOBS, "ranks": _RANKS}
-_LANE_OF_FILE = {"test_gpu_benchmark.py": _GPU}
-"""Of the files of `e2e`: one long run."""
+_ONE_AFTER_ANOTHER = {"e2e": "jobs", "launchers": "jobs", "slurm": "jobs", "ranks": "ranks"}
+"""Folders of tests with processes that have limits: of each kind one at a time on a machine."""
+_BY_ITSELF = ("test_gpu_benchmark.py",)
+"""Files whose tests share one long run that nothing else holds up."""
 
 
 @pytest.fixture(scope="session")
@@ -59,30 +53,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which tests run side by side; pytest-xdist's own groups are not seen under pytest 9.2."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class Lanes(LoadScopeScheduling):  # type: ignore[misc] - it has no types
+    class OneAfterAnother(LoadScopeScheduling):  # type: ignore[misc] - it has no types
         def _split_scope(self, nodeid: str) -> str:
             _, room, file, *_ = re.split("/|::", nodeid)
-            return _lane_of(room, file) or nodeid.split("::")[0]
+            return file if file in _BY_ITSELF else _ONE_AFTER_ANOTHER.get(room, nodeid)
 
-    config.option.loadscopereorder = False  # which would begin with the most tests
-    return Lanes(config, log)
-
-
-def _lane_of(room: str, file: str) -> str:
-    """Empty for a test that may run beside any other."""
-    lane = _LANE_OF_ROOM.get(room, "")
-    return _LANE_OF_FILE.get(file, lane) if room == "e2e" else lane
-
-
-def _turn(item: pytest.Item) -> int:
-    """Tests of the first lane come first, those of no lane last."""
-    room, file = item.path.relative_to(_HERE).parts[:2]
-    lane = _lane_of(room, file)
-    return _LANES.index(lane) if lane else len(_LANES)
+    return OneAfterAnother(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is not asked for, or cannot run here, and says so; puts what is long first.
+    """Skips what is not asked for, or cannot run here, and says so.
 
     Raises:
         pytest.UsageError: the name of a test has an address, so that each process has another.
@@ -93,8 +73,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         reason = _why_slow(item) or _why_gpu(item)
         if reason:
             item.add_marker(pytest.mark.skip(reason=reason))
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        items.sort(key=_turn)
 
 
 def _why_slow(item: pytest.Item) -> str:

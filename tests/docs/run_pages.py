@@ -32,6 +32,7 @@ LEFT_OUT: tuple[tuple[str, str], ...] = (
     (r"^sbatch|^srun|^RUN_DIR=\S+ .*sbatch|JOB$", "a Slurm; tests/slurm has one"),
     (r"^mpirun|^accelerate", "another launcher; tests/launchers has them"),
     (r"--peers", "several machines; tests/e2e/test_doctor.py has them"),
+    (r"--cluster ", "the user's file; tests/unit/launcher/planning/test_cluster_file.py has some"),
     (r"hf:FOLDER|\bvit\.safetensors", "files of a model; tests/ranks/training/test_initial.py"),
     (r"gpt\.py|tokens\.bin", "the user's file; tests/e2e/test_language_model.py has one"),
     (r"classifier\.py|train\.py", "the user's file; tests/unit/docs/test_code.py has the page's"),
@@ -134,7 +135,7 @@ def _free_port() -> int:
 
 def environment(line: str) -> dict[str, str]:
     """What makes a run small: all that the command does not say itself."""
-    match = re.search(r"--shape (\S+)", line)
+    match = re.search(r"--shape ([\d,]+)", line)
     slots = sum(map(int, match[1].split(","))) if match else 2
     side = "224" if "vit_b_16" in line else "32"
     bin_ = str(Path(sys.executable).parent)

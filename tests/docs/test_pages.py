@@ -66,7 +66,12 @@ def test_commands_that_start_no_rank_run(
     monkeypatch.chdir(tmp_path)
     wrong = {}
     lines = dict.fromkeys(line for page in RIGHT for line in commands_of(page).run)
-    light = [line for line in lines if re.match(r"bundlerun (plan|init|submit)\b", line)]
+    # A plan that is to be chosen measures the model first: the long form does.
+    light = [
+        line
+        for line in lines
+        if re.match(r"bundlerun (plan|init|submit)\b", line) and "--shape auto" not in line
+    ]
     for line in light:
         for name, value in environment(line).items():
             if name.startswith("BUNDLERUN_"):
