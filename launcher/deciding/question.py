@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -15,7 +15,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Devices, Hardware, choose_devices
 from bundlerun.launcher.layout.shape import AUTO
-from bundlerun.launcher.options.declared import Resolved, flag_of, text_of
+from bundlerun.launcher.options.declared import Resolved, text_of
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
 from bundlerun.launcher.run_folder.files import SHARED_MEMORY
@@ -197,13 +197,3 @@ def cluster_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as exc:
         raise ConfigError(f"cannot read --cluster {path!r}: {exc}; give a TOML file") from exc
-
-
-def asked_flags(train: Resolved[TrainConfig]) -> Mapping[str, str]:
-    """What the user has left to the planner: option and value."""
-    names = ("shape", "cut", "schedule", "sync", "microbatch_size")
-    return {
-        flag_of(name): text_of(getattr(train.value, name))
-        for name in names
-        if text_of(getattr(train.value, name)) in (AUTO, "0", "")
-    }

@@ -9,10 +9,8 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from bundlerun.launcher.agreement.profile_key import profile_key
 from bundlerun.launcher.choices import DeviceKind
 from bundlerun.launcher.commands.run import read_configs
 from bundlerun.launcher.config import TrainConfig
@@ -167,33 +165,6 @@ def _devices_as(kind: DeviceKind) -> Iterator[None]:
     finally:
         if before is None:
             os.environ.pop(CPU_ONLY_VARIABLE, None)
-
-
-def kept_profile(config: TrainConfig, request: ProfileRequest) -> Profile:
-    """The profile of the run folder, where it holds; else a new one, which is kept there.
-
-    Tells of one that does not hold.
-
-    Raises:
-        BundleError: see `made_profile`.
-    """
-    key = profile_key(
-        config,
-        kind=request.kind,
-        threads=request.threads,
-        is_estimate=request.peak is not None,
-    )
-    path = RunPaths(Path(config.run_dir)).model_profile if config.run_dir else None
-    if path is not None:
-        found = profile_file.read(path, key, request.sizes)
-        if found.profile is not None:
-            return found.profile
-        if found.why_not:
-            _say(found.why_not)
-    profile = made_profile(config, request)
-    if path is not None:
-        profile_file.write(path, replace(profile, key=key))
-    return profile
 
 
 def _say(line: str) -> None:
