@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 import torch
+import torch.overrides
+import torch.utils._device
 import torch.utils.checkpoint
 from torch import Tensor
 
@@ -73,6 +75,8 @@ _ROOM = str(Path(__file__).parent) + os.sep
 _NORMS = str(torch.nn.modules.batchnorm.__file__)
 _LIBRARY = str(Path(torch.__file__).parent) + os.sep
 _CHECKPOINT = str(torch.utils.checkpoint.__file__)
+_MODES = (str(torch.utils._device.__file__), str(torch.overrides.__file__))
+"""Where a mode of torch's own passes a call on to ours."""
 _LOOK = _ROOM + "look.py"
 
 
@@ -130,6 +134,25 @@ def reads_counter(func: Function) -> bool:
     Not numbered either. To be asked by a mode itself, as it looks who has made the call.
     """
     return reads(func) and sys._getframe(2).f_code.co_filename == _NORMS
+
+
+def is_checkpoints(func: Function) -> bool:
+    """Whether `torch.utils.checkpoint` itself has made the call, before the user's function.
+
+    Torch up to 2.11 makes an empty tensor there, to keep what the function is given. Not numbered
+    either: each stage keeps its own. To be asked by a mode itself.
+    """
+    if func is not torch.empty:
+        return False
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and frame.f_code.co_filename in _MODES:
+        frame = frame.f_back
+    return frame is not None and frame.f_code.co_filename == _CHECKPOINT
+
+
+def may_be_unnumbered(func: Function) -> bool:
+    """Whether some calls of it have no number: the three kinds above."""
+    return func is Tensor.add_ or func is torch.empty or reads(func)
 
 
 def one_of(func: Function) -> float:

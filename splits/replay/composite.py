@@ -20,6 +20,8 @@ from torch.overrides import (
     _push_mode,
 )
 
+from bundlerun.splits.tracing.beside import KEEPS_INPUTS
+
 _vmap: Any = apis
 
 
@@ -57,7 +59,13 @@ def composites_shown() -> Iterator[None]:
     def shown_apply(cls: type, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         own = apply.__get__(None, cls)
         watch = _watching()
-        return own(*args, **kwargs) if watch is None else watch.whole(own, args, kwargs)
+        if watch is None:
+            return own(*args, **kwargs)
+        if cls is KEEPS_INPUTS:
+            # No call of the forward's; in the backward it gives what it has been given here.
+            with unseen(watch):
+                return own(*args, **kwargs)
+        return watch.whole(own, args, kwargs)
 
     def shown_vmap(*args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         watch = _watching()

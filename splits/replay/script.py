@@ -18,10 +18,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.replay.calls import (
+    is_checkpoints,
     is_counter,
+    may_be_unnumbered,
     name_of,
     one_of,
-    reads,
     reads_counter,
     users_line,
 )
@@ -123,7 +124,8 @@ class Script:
         again = {key[0] for key in route.rewritten} - set(made.received_in)
         made.cloned = sorted(n for n in again if n < made.start)
         lists = {n for n, value in enumerate(values) if type(value) is list}
-        unnumbered = {n for n, func in enumerate(route.funcs) if func is Tensor.add_ or reads(func)}
+        # One that is not numbered, of the same function, may come just before.
+        unnumbered = {n for n, func in enumerate(route.funcs) if may_be_unnumbered(func)}
         made.special = frozenset(
             {*made.cloned, *made.received_in, *made.wanted, *made.raised, *route.plain}
             | lists
@@ -218,6 +220,8 @@ class Acting(Watch):
             if number < self._start:
                 return self._values[number]
             return func(*args, **kwargs) if kwargs else func(*args)
+        if is_checkpoints(func):
+            return func(*args, **(kwargs or {}))
         if number < self._start:
             if is_counter(func, args):
                 return args[0]

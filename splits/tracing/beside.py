@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 from torch.fx import Proxy
@@ -25,6 +26,9 @@ _PLAIN = (
 )
 _OF_TORCH = frozenset(vars(nn.Module()))
 """Attributes that every module has; the user's are the others."""
+KEEPS_INPUTS: type | None = getattr(torch.utils.checkpoint, "_NoopSaveInputs", None)
+"""The autograd function by which `torch.utils.checkpoint` itself keeps what it is given, before the
+user's function is called; None: this torch, later than 2.11, has none."""
 
 
 class Unkept(Exception):
@@ -93,6 +97,8 @@ def no_autograd_function() -> Iterator[None]:
     """Raises Unkept where an `autograd.Function` is applied: its backward would be lost."""
 
     def refuse(self: object) -> None:
+        if KEEPS_INPUTS is not None and getattr(self, "_forward_cls", None) is KEEPS_INPUTS:
+            return  # the hooks that follow are what is told of
         name = type(self).__name__.removesuffix("Backward")
         raise Unkept(f"applies the autograd function {name}, whose backward would be lost")
 

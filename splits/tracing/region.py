@@ -9,6 +9,7 @@ fx records operations only. So each remembers the contexts around it, and a stag
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -21,6 +22,9 @@ from torch.autograd import grad_mode
 Leave = tuple[Callable[..., Any], fx.Node]
 REGION = "region"
 """Where the `meta` of a node has its region; nothing there: none."""
+_ENTERS = re.compile(r"\w+ = torch\.amp\.autocast_mode\._enter_autocast(\(.*?\))")
+_LEAVES = re.compile(r"\w+ = torch\.amp\.autocast_mode\._exit_autocast\(")
+"""How the code of a graph has the calls that enter and leave an autocast."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +54,10 @@ def region_of(node: fx.Node) -> Region | None:
 def enter_regions(graph: fx.Graph) -> None:
     """Makes a graph enter and leave the regions of its nodes.
 
-    The calls are those that torch has for graphs: torch.compile knows them.
+    The calls are those that torch has for graphs. The code of the graph has `with torch.autocast`
+    instead, which torch.compile knows in all versions: the calls break its graphs up to 2.11.
     """
+    graph.on_generate_code(lambda _: _with_statements)
     last: Region | None = None
     leave: list[Leave] = []
     for node in [n for n in graph.nodes if n.op not in ("placeholder", "get_attr")]:
@@ -81,3 +87,19 @@ def _enter(graph: fx.Graph, region: Region) -> Iterator[Leave]:
         values = (one.device, one.dtype, one.is_enabled, one.is_cached)
         mode = graph.call_function(autocast_mode._enter_autocast, values)
         yield autocast_mode._exit_autocast, mode
+
+
+def _with_statements(body: list[str]) -> list[str]:
+    """The lines of a graph's code, what is between two such calls in a `with` statement."""
+    made: list[str] = []
+    depth = 0
+    for line in "".join(body).splitlines(keepends=True):
+        indent = "    " * depth
+        if entered := _ENTERS.match(line):
+            made.append(f"{indent}with torch.amp.autocast_mode.autocast{entered[1]}:\n")
+            depth += 1
+        elif _LEAVES.match(line):
+            depth -= 1
+        else:
+            made.append(indent + line)
+    return made

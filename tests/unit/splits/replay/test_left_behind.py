@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint as torch_checkpoint
 from torch.utils.checkpoint import checkpoint_sequential
 
 from bundlerun.launcher.choices import Cutter
@@ -102,6 +103,50 @@ def test_each_segment_of_what_is_recomputed_may_begin_a_stage() -> None:
     assert "second" in names
     assert "third" not in names
     assert_same(subject_of(layers(forward), (example(),), ("second",)), (example(),))
+
+
+class Keeps(torch.autograd.Function):
+    """What torch 2.11 applies to keep what a checkpointed function is given."""
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return torch.empty((0,))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+
+_AS_BEFORE = """
+def save_inputs(self, *args):
+    self.keeper = Keeps.apply(torch.empty((0,), requires_grad=True), *args)
+
+def get_inputs(self):
+    return self.keeper.grad_fn.saved_tensors[1:]
+"""
+
+
+def test_calls_by_which_torch_keeps_what_is_recomputed_are_none_of_the_models(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    frame = torch_checkpoint._CheckpointFrame
+    if hasattr(frame, "save_inputs"):  # else this torch does it itself
+        made: dict[str, Any] = {"torch": torch, "Keeps": Keeps}
+        exec(compile(_AS_BEFORE, torch_checkpoint.__file__, "exec"), made)
+        monkeypatch.setattr(frame, "save_inputs", made["save_inputs"])
+        monkeypatch.setattr(frame, "get_inputs", made["get_inputs"])
+        monkeypatch.setattr("bundlerun.splits.replay.composite.KEEPS_INPUTS", Keeps)
+
+    def forward(m: Layers, x: Tensor) -> Tensor:
+        y = checkpointed(m.first, x)
+        # The first call in here is of the same function as one of torch's.
+        fills: Any = lambda a: m.second(torch.empty((3, 4), dtype=torch.double).copy_(a))  # noqa: E731
+        return checkpointed(m.third, checkpointed(fills, y))
+
+    names = ReplayedModel(layers(forward), (example(),)).names
+    assert "third" in names
+    assert "second" not in names
+    assert_same(subject_of(layers(forward), (example(),), ("third",)), (example(),))
 
 
 def test_a_forward_that_leaves_the_next_stage_out_for_fewer_samples_is_told() -> None:
