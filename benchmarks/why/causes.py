@@ -116,6 +116,8 @@ CASES = (
     Case(
         name="snapshots: slow memory",
         plant=_sleeps("snapshot", 0.4),
+        # Else there are as few as cost little, and what is slow is seldom done.
+        options={"snapshot-steps": 1},
         told=Told(bound=Bound.SNAPSHOT),
     ),
     Case(

@@ -161,7 +161,8 @@ def pace_of(ranks: Sequence[RankSums], end: Mapping[str, float] | None = None) -
         return None
     critical = min(told, key=lambda each: _waits_s(each) / each.wall_s)
     wire = _wire(told)
-    bound, share = _bound(critical, wire, end or {})
+    mates = [each for each in told if each.bundle == critical.bundle]
+    bound, share = _bound(critical, mates, wire, end or {})
     by_stage = [
         statistics.median(_microbatch_s(each) for each in told if each.stage == stage)
         for stage in sorted({each.stage for each in told})
@@ -198,7 +199,9 @@ def _microbatch_s(rank: RankSums) -> float:
     return _compute_s(rank) / max(1, rank.num_microbatches)
 
 
-def _bound(rank: RankSums, wire: Wire | None, end: Mapping[str, float]) -> tuple[Bound, float]:
+def _bound(
+    rank: RankSums, mates: Sequence[RankSums], wire: Wire | None, end: Mapping[str, float]
+) -> tuple[Bound, float]:
     own = {
         Bound.DATA: _seconds(rank, "data"),
         Bound.COMPUTE: _compute_s(rank),
@@ -209,6 +212,12 @@ def _bound(rank: RankSums, wire: Wire | None, end: Mapping[str, float]) -> tuple
         Bound.CHECKPOINT: _seconds(rank, "checkpoint"),
     }
     own[Bound.REST] = max(0.0, rank.wall_s - sum(own.values()))
+    # The exchanges of the stages share a network, and which ends first is chance: the others wait
+    # for the messages of the one that ends last, which is still in its exchange.
+    longest = rank.wall_s * max(_seconds(mate, "sync_wait") / mate.wall_s for mate in mates)
+    behind = min(own[Bound.PIPELINE], max(0.0, longest - own[Bound.EXCHANGE]))
+    own[Bound.EXCHANGE] += behind
+    own[Bound.PIPELINE] -= behind
     own[Bound.CHECKPOINT] += end.get("checkpoint", 0.0)
     own[Bound.VALIDATION] = end.get("validate", 0.0)
     whole = rank.wall_s + sum(end.values())

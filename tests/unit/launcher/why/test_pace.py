@@ -79,6 +79,21 @@ def test_a_wait_for_a_wire_that_was_busy_is_a_link() -> None:
     assert found.bound is Bound.PIPELINE
 
 
+def test_a_wait_for_a_stage_that_is_in_its_exchange_is_for_the_exchange() -> None:
+    sent = Sent("n1", 2e6, 90.0)
+    # Of two stages that share a network one has its sums first; it waits a little less in all.
+    first = replace(sums(0, {"forward": 12.0, "sync_wait": 35.0, "receive": 50.0}), sent=sent)
+    last = sums(1, {"forward": 10.0, "sync_wait": 75.0, "receive": 12.0})
+    pace = pace_of([first, last])
+    assert pace is not None
+    assert (pace.bound, pace.share, pace.rank) == (Bound.EXCHANGE, 0.75, 0)
+    # Another bundle waits in its sums for this one, whatever this one does.
+    other = replace(last, rank=3, node=1, node_name="n1", bundle=1)
+    found = pace_of([first, other])
+    assert found is not None
+    assert (found.bound, found.share) == (Bound.LINK, 0.5)
+
+
 def test_ranks_that_are_alike_are_not_told_of() -> None:
     pace = pace_of(EVEN)
     assert pace is not None
