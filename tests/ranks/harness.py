@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -11,12 +12,15 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch.distributed import FileStore, Store
+from torch.overrides import get_overridable_functions, get_testing_overrides
 
 from benchmarks.cluster.forked import rank_envs
+from bundlerun.launcher.agreement.sources import own_digest
 from bundlerun.workers.rank.env import RankEnv
 
 RankMain = Callable[[RankEnv, Store], None]
@@ -45,6 +49,7 @@ def outcomes(
     folder.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="round-", dir=folder))  # a store of its own
     envs = rank_envs(devices_per_node)
+    _prepare()
     pids = {_fork(env, len(envs), main, folder): env.rank for env in envs}
     statuses = _wait(pids, timeout_s)
     found = {}
@@ -55,6 +60,14 @@ def outcomes(
     return found
 
 
+@cache
+def _prepare() -> None:
+    """Works out once what every rank would work out for itself."""
+    own_digest()
+    get_overridable_functions()
+    get_testing_overrides()
+
+
 def _fork(env: RankEnv, world_size: int, main: RankMain, folder: Path) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
@@ -63,6 +76,8 @@ def _fork(env: RankEnv, world_size: int, main: RankMain, folder: Path) -> int:
         return pid
     code = 1
     try:
+        # Else each rank's collections look through all that pytest has, and copy its pages.
+        gc.freeze()
         torch.set_num_threads(1)
         store = FileStore(str(folder / "store"), world_size)
         store.set_timeout(timedelta(seconds=STORE_TIMEOUT_S))
