@@ -10,14 +10,14 @@ from pathlib import Path
 
 import psutil
 
+from bundlerun.launcher.agreement.planner_terms import candidate_of, wanted
 from bundlerun.launcher.agreement.profile_key import profile_key
 from bundlerun.launcher.choices import DeviceKind
-from bundlerun.launcher.errors import ConfigError, nearest
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.microbatch import divisors
-from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.plan import LaunchPlan
 from bundlerun.launcher.planning import profile_file
-from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
+from bundlerun.launcher.planning.candidate import Candidate, RankMemory
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
 from bundlerun.launcher.planning.fits import Remedies, Shortfall, remedies, shortfalls
 from bundlerun.launcher.planning.memory import rank_memory
@@ -51,24 +51,27 @@ class PlanMemory:
 
     @classmethod
     def of(
-        cls, plan: LaunchPlan, profile: Profile, cuts: Sequence[str], cluster: Cluster | None = None
+        cls,
+        plan: LaunchPlan,
+        profile: Profile,
+        cuts: tuple[int, ...],
+        cluster: Cluster | None = None,
     ) -> PlanMemory:
         """That of a launch.
 
         Args:
             plan: of it.
             profile: of its model.
-            cuts: names of the boundaries at which the chunks after the first begin.
+            cuts: numbers of the boundaries at which the chunks after the first begin.
             cluster: what the nodes have; None: as this one, where the plan is for it.
-
-        Raises:
-            ConfigError: a cut is none of the profile's boundaries.
         """
         where = cluster or cluster_of(plan)
-        candidate, request = _candidate(plan, profile, cuts), _request(plan)
+        config = plan.train.value
+        candidate = candidate_of(config, plan.topology, cuts, plan.batch.samples)
+        request = wanted(config)
         ranks = rank_memory(profile, candidate, where, request)
         shorts = shortfalls(ranks, candidate, where)
-        sizes = divisors(plan.train.value.batch_size)
+        sizes = divisors(config.batch_size)
         would = remedies(profile, candidate, where, request, sizes) if shorts else None
         return cls(candidate=candidate, cluster=where, ranks=ranks, shorts=shorts, remedies=would)
 
@@ -121,13 +124,13 @@ def threads_of(plan: LaunchPlan) -> int:
     return plan.node.layouts[0].threads if plan.node else plan.train.value.threads or 1
 
 
-def typed_cuts(plan: LaunchPlan, profile: Profile) -> tuple[str, ...] | None:
-    """The cuts, where they are given by names of the profile; None: the model has to say them."""
-    cut = plan.train.value.cut
-    names = {boundary.name for boundary in profile.by_samples[0].boundaries}
-    if plan.train.value.num_chunks == 1:
-        return ()
-    return cut if cut and names.issuperset(cut) else None
+def typed_cuts(plan: LaunchPlan, profile: Profile) -> tuple[int, ...] | None:
+    """The cuts, where names say them that the profile has; None: the model has to say them."""
+    config = plan.train.value
+    try:
+        return profile.cut_numbers(config.cut, config.num_chunks)
+    except ConfigError:
+        return None
 
 
 def cluster_of(plan: LaunchPlan) -> Cluster:
@@ -158,40 +161,3 @@ def _size_of_shared() -> int:
         return psutil.disk_usage(str(SHARED_MEMORY)).total
     except OSError:
         return 0
-
-
-def _request(plan: LaunchPlan) -> Request:
-    config = plan.train.value
-    return Request(
-        batch_size=config.batch_size,
-        exchange_dtype=config.exchange_dtype,
-        bucket_bytes=round(config.bucket_mb * 1e6),
-        has_snapshot=config.snapshot == "on",
-    )
-
-
-def _candidate(plan: LaunchPlan, profile: Profile, cuts: Sequence[str]) -> Candidate:
-    config, pipeline = plan.train.value, plan.pipeline
-    names = [boundary.name for boundary in profile.by_samples[0].boundaries]
-    for name in cuts:
-        if name not in names:
-            raise ConfigError(
-                f"the profile has no boundary {name!r}, where the model is cut; "
-                f"{nearest(name, names)}"
-            )
-    count = plan.bundle_microbatches
-    recompute = {
-        stage
-        for stage in range(config.shape.num_stages)
-        if config.recomputes(stage, max_in_flight(pipeline.order(stage, 0, count)))
-    }
-    return Candidate(
-        shape=config.shape,
-        cuts=tuple(names.index(name) for name in cuts),
-        schedule=pipeline.schedule,
-        # What is measured is not known yet; this one needs the most.
-        sync="local-master" if config.sync == "auto" else config.sync,
-        samples=plan.batch.samples,
-        chunks=config.chunks,
-        recompute=frozenset(recompute),
-    )

@@ -29,10 +29,8 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
-from bundlerun.launcher.planning.forecast import foresee
-from bundlerun.launcher.planning.memory import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile, ProfileKey, UpdateCosts
-from bundlerun.launcher.planning.search.best import best_plans
+from bundlerun.launcher.planning.outlook import Outlook
 from bundlerun.splits.balance import balanced_cuts
 from bundlerun.splits.models import make_stages
 from bundlerun.splits.profile.clock import HostClock
@@ -182,13 +180,8 @@ def _cuts(case: Case) -> _Cuts:
         recompute=frozenset(),
         has_snapshot=False,
     )
-    best = best_plans(
-        profile,
-        cluster,
-        request,
-        foresee=lambda one: foresee(profile, one, cluster, request),
-        memory=lambda one: rank_memory(profile, one, cluster, request),
-    ).plans[0]
+    outlook = Outlook(profile=profile, cluster=cluster, request=request)
+    best = outlook.best().plans[0]
     (first,) = balanced_cuts([piece.parameter_bytes for piece in costs.pieces], NUM_STAGES)
     by_bytes = replace(best.candidate, cuts=(first - 1,))
     number = best.candidate.cuts[0]
@@ -199,7 +192,7 @@ def _cuts(case: Case) -> _Cuts:
         },
         step_s={
             "chosen": best.forecast.step_s,
-            "bytes": foresee(profile, by_bytes, cluster, request).step_s,
+            "bytes": outlook.forecast(by_bytes).step_s,
         },
     )
 

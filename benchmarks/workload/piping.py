@@ -32,8 +32,6 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
-from bundlerun.launcher.planning.forecast import foresee
-from bundlerun.launcher.planning.memory import rank_memory
 from bundlerun.launcher.planning.model_costs import (
     Boundary,
     ModelCosts,
@@ -42,7 +40,7 @@ from bundlerun.launcher.planning.model_costs import (
     ProfileKey,
     UpdateCosts,
 )
-from bundlerun.launcher.planning.search.best import best_plans
+from bundlerun.launcher.planning.outlook import Outlook
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,14 +112,8 @@ class Setting:
             cuts=tuple(range(len(bounds))),
             samples=1,
         )
-        found = best_plans(
-            profile,
-            cluster,
-            request,
-            foresee=lambda one: foresee(profile, one, cluster, request),
-            memory=lambda one: rank_memory(profile, one, cluster, request),
-        )
-        return found.plans[0].candidate.schedule
+        outlook = Outlook(profile=profile, cluster=cluster, request=request)
+        return outlook.best().plans[0].candidate.schedule
 
     def part(self, number: int, per_stage: int, stage: int) -> SleepingPart:
         """One of the parts that the model is cut into.

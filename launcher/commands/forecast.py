@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bundlerun.launcher.agreement.planner_terms import candidate_of, wanted
 from bundlerun.launcher.agreement.profile_key import profile_key
 from bundlerun.launcher.choices import SchemeName
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.plan import LaunchPlan
 from bundlerun.launcher.planning.candidate import Candidate, Forecast, Request
 from bundlerun.launcher.planning.cluster import Cluster
-from bundlerun.launcher.planning.forecast import foresee
-from bundlerun.launcher.planning.memory import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.outlook import Outlook
 from bundlerun.launcher.planning.profile_file import from_plain
-from bundlerun.launcher.planning.search.best import best_plans
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 _SCHEMES: tuple[SchemeName, ...] = ("local-master", "sharded", "flat")
@@ -56,14 +53,13 @@ def foreseen(plan: LaunchPlan, cluster: Cluster) -> Foreseen | str:
     found = _profile(path)
     if isinstance(found, str):
         return found
-    names = [boundary.name for boundary in found.by_samples[0].boundaries]
-    request = _request(plan, _cuts(train, names))
+    request = _request(plan, _cuts(train, found))
     remarks = _remarks(found, train)
     if train.shape.num_stages > 1 and request.cuts is None:
         where = "cut where it is foreseen to be fastest; --cut says otherwise"
         remarks.append(where)
-    best = _best(found, cluster, request)
-    cut = tuple(names[number] for number in best.candidate.cuts)
+    best = _best(plan, Outlook(profile=found, cluster=cluster, request=request))
+    cut = tuple(found.boundary_names[number] for number in best.candidate.cuts)
     return Foreseen(
         candidate=best.candidate, cut=cut, forecast=best.forecast, remarks=tuple(remarks)
     )
@@ -93,36 +89,24 @@ def _remarks(profile: Profile, train: TrainConfig) -> list[str]:
     return found
 
 
-def _cuts(train: TrainConfig, names: list[str]) -> tuple[int, ...] | None:
+def _cuts(train: TrainConfig, profile: Profile) -> tuple[int, ...] | None:
     """The boundaries that --cut names; None: it leaves that open."""
-    if train.num_chunks == 1:
-        return ()
-    if not train.cut or train.cut[0].isdecimal():
+    is_open = not train.cut or train.cut[0].isdecimal()
+    if train.num_chunks > 1 and is_open and profile.cutter is not None:
         return None
-    for name in train.cut:
-        if name not in names:
-            raise ConfigError(
-                f"--cut {name} is no place that was profiled, of which the first are "
-                f"{', '.join(names[:5])}; leave --cut out to have one chosen"
-            )
-    return tuple(names.index(name) for name in train.cut)
+    return profile.cut_numbers(train.cut, train.num_chunks)
 
 
 def _request(plan: LaunchPlan, cuts: tuple[int, ...] | None) -> Request:
     train = plan.train.value
-    return Request(
-        batch_size=train.batch_size,
+    return replace(
+        wanted(train),
         shape=train.shape,
         cuts=cuts,
         schedule=plan.pipeline.schedule,
         sync=None if train.sync == "auto" else train.sync,
         samples=plan.batch.samples,
-        chunks=train.chunks,
         recompute=None if train.recompute != "none" else frozenset(),
-        exchange_dtype=train.exchange_dtype,
-        bucket_bytes=round(1e6 * train.bucket_mb),
-        has_snapshot=train.snapshot == "on",
-        num_steps=train.max_steps,
     )
 
 
@@ -132,31 +116,14 @@ class _Best:
     forecast: Forecast
 
 
-def _best(profile: Profile, cluster: Cluster, request: Request) -> _Best:
-    def looked_at(candidate: Candidate) -> Forecast:
-        memory = rank_memory(profile, candidate, cluster, request)
-        return foresee(profile, candidate, cluster, request, memory)
-
+def _best(plan: LaunchPlan, outlook: Outlook) -> _Best:
+    request = outlook.request
     if request.cuts is None:
-        memory = partial(rank_memory, profile, cluster=cluster, request=request)
-        found = best_plans(
-            profile, cluster, request, foresee=looked_at, memory=memory, most=1
-        ).plans[0]
+        found = outlook.best().plans[0]
         return _Best(candidate=found.candidate, forecast=found.forecast)
     # All but the sums is said, so that it is told what comes of it, whether it fits or not.
-    assert request.shape is not None
-    assert request.schedule is not None
-    assert request.samples is not None
-    plans = [
-        Candidate(
-            shape=request.shape,
-            cuts=request.cuts,
-            schedule=request.schedule,
-            sync=sync,
-            samples=request.samples,
-            chunks=request.chunks or 1,
-        )
-        for sync in ([request.sync] if request.sync else _SCHEMES)
-    ]
-    both = [_Best(candidate=plan, forecast=looked_at(plan)) for plan in plans]
+    config = plan.train.value
+    said = candidate_of(config, plan.topology, request.cuts, plan.batch.samples)
+    plans = [replace(said, sync=sync) for sync in ([request.sync] if request.sync else _SCHEMES)]
+    both = [_Best(candidate=one, forecast=outlook.forecast(one)) for one in plans]
     return min(both, key=lambda one: one.forecast.step_s)

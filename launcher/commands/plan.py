@@ -84,7 +84,8 @@ def memory_of(plan: LaunchPlan, cluster: Cluster | None) -> tuple[PlanMemory, st
         said = "by a profile made just now" + (f"; {kept.why_not}" if kept.why_not else "")
     cuts = typed_cuts(plan, profile)
     if cuts is None:
-        cuts = importlib.import_module(plan.module).cut_names(config)
+        names = importlib.import_module(plan.module).cut_names(config)
+        cuts = profile.cut_numbers(names, config.num_chunks)
     return PlanMemory.of(plan, profile, cuts, cluster), said
 
 

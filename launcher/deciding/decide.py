@@ -25,14 +25,12 @@ from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE, Devices, Hardware, rank_layouts
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import Resolved
-from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
+from bundlerun.launcher.planning.candidate import Candidate, Request
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.cluster_file import read_cluster
-from bundlerun.launcher.planning.forecast import foresee
-from bundlerun.launcher.planning.memory import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.outlook import Outlook
 from bundlerun.launcher.planning.profile_file import write
-from bundlerun.launcher.planning.search.best import Search, best_plans
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 MOST_SHOWN = 5
@@ -107,8 +105,11 @@ def choose(
     Raises:
         ConfigError: no plan fits.
     """
-    names = [boundary.name for boundary in profile.by_samples[0].boundaries]
-    found = [_best(profile, cluster, each) for each in _requests(train, profile, names)]
+    names = profile.boundary_names
+    found = [
+        Outlook(profile=profile, cluster=cluster, request=request).best(MOST_SHOWN)
+        for request in _requests(train, profile)
+    ]
     plans = sorted((p for one in found for p in one.plans), key=lambda p: p.forecast.step_s)
     lumps = {str(one.lump) for one in found if one.lump and plans[0].candidate.cuts}
     return {
@@ -121,33 +122,17 @@ def choose(
     }
 
 
-def _requests(
-    train: Resolved[TrainConfig], profile: Profile, names: Sequence[str]
-) -> Iterator[Request]:
+def _requests(train: Resolved[TrainConfig], profile: Profile) -> Iterator[Request]:
     """What is wanted; a model that its author has cut runs in these stages, or in one."""
-    request = request_of(train, names)
+    request = request_of(train, profile)
     if profile.cutter is not None:
         yield request
         return
-    whole, shape = tuple(range(len(names))), request.shape
+    whole, shape = tuple(range(len(profile.boundary_names))), request.shape
     if shape is None or shape.num_stages > 1:
         yield replace(request, cuts=whole)
     if shape is None or shape.num_stages == 1:
         yield replace(request, shape=Shape((1,)), cuts=())
-
-
-def _best(profile: Profile, cluster: Cluster, request: Request) -> Search:
-    def memory(one: Candidate) -> tuple[RankMemory, ...]:
-        return rank_memory(profile, one, cluster, request)
-
-    return best_plans(
-        profile,
-        cluster,
-        request,
-        foresee=lambda one: foresee(profile, one, cluster, request, memory(one)),
-        memory=memory,
-        most=MOST_SHOWN,
-    )
 
 
 def _chosen(train: TrainConfig, profile: Profile, one: Candidate, names: Sequence[str]) -> Chosen:

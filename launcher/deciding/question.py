@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
+from bundlerun.launcher.agreement.planner_terms import wanted
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding.decision import Question
 from bundlerun.launcher.errors import ConfigError
@@ -18,6 +20,7 @@ from bundlerun.launcher.layout.shape import AUTO
 from bundlerun.launcher.options.declared import Resolved, text_of
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
+from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.run_folder.files import SHARED_MEMORY
 
 _DEPENDS_ON = (
@@ -48,44 +51,29 @@ def question_of(
     return Question(options=options, num_nodes=launch.max_nodes, devices=kind, cluster=cluster_text)
 
 
-def request_of(train: Resolved[TrainConfig], boundaries: Sequence[str]) -> Request:
+def request_of(train: Resolved[TrainConfig], profile: Profile) -> Request:
     """What is wanted, and what the user has settled.
 
     Args:
         train: its sources tell what the user has said.
-        boundaries: names of the places where the model can be cut.
+        profile: of the model.
 
     Raises:
         ConfigError: a cut is none of them.
     """
     value = train.value
     is_named = bool(value.cut) and AUTO not in value.cut
-    return Request(
-        batch_size=value.batch_size,
+    return replace(
+        wanted(value),
         shape=None if value.shape.is_auto else value.shape,
-        cuts=_numbers(value.cut, boundaries) if is_named else None,
+        cuts=profile.cut_numbers(value.cut, len(value.cut) + 1) if is_named else None,
         schedule=None if value.schedule == "auto" else value.schedule,
         # The options are refused together.
         without=frozenset() if value.compile == "off" else frozenset({"zero-bubble"}),
         sync=None if value.sync == "auto" else value.sync,
         samples=value.microbatch_size or None,
-        chunks=value.chunks,
         recompute=_recomputed(train),
-        exchange_dtype=value.exchange_dtype,
-        bucket_bytes=round(value.bucket_mb * 1e6),
-        has_snapshot=value.snapshot == "on",
     )
-
-
-def _numbers(cut: Sequence[str], boundaries: Sequence[str]) -> tuple[int, ...]:
-    places = {name: number for number, name in enumerate(boundaries)}
-    for name in cut:
-        if name not in places:
-            raise ConfigError(
-                f"--cut {name} is no place that was profiled; bundlerun profile shows those, or "
-                "use --cut auto"
-            )
-    return tuple(places[name] for name in cut)
 
 
 def _recomputed(train: Resolved[TrainConfig]) -> frozenset[int] | None:

@@ -6,13 +6,14 @@ piece 0 | piece 1 | piece 2        boundary i is between the pieces i and i + 1
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
 from bundlerun.launcher.choices import Cutter
+from bundlerun.launcher.errors import ConfigError, nearest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +204,35 @@ class Profile:
     cutter: Cutter | None = None
     why: str = ""
 
+    @property
+    def boundary_names(self) -> tuple[str, ...]:
+        """In order, as `--cut` has them."""
+        return tuple(boundary.name for boundary in self.by_samples[0].boundaries)
+
+    def cut_numbers(self, cut: Sequence[str], num_chunks: int) -> tuple[int, ...]:
+        """The boundaries at which the chunks after the first begin.
+
+        Args:
+            cut: their names, or of modules that begin there; none for a list of modules, which
+                has as many as there are chunks.
+            num_chunks: of the whole model.
+
+        Raises:
+            ConfigError: one of them is no boundary of this profile.
+        """
+        if num_chunks == 1:
+            return ()
+        names = self.boundary_names
+        if not cut and num_chunks == len(names) + 1:
+            return tuple(range(len(names)))
+        if not cut:
+            raise ConfigError(
+                f"the profile has {len(names) + 1} pieces for {num_chunks} chunks, and no --cut "
+                f"says where they begin; give {num_chunks - 1} names that bundlerun cuts shows"
+            )
+        places = {name: number for number, name in enumerate(names)}
+        return tuple(_place(places, name) for name in cut)
+
     def at(self, samples: int) -> ModelCosts:
         """The costs for micro-batches of any size, on the line through the two nearest ones.
 
@@ -215,6 +245,19 @@ class Profile:
             return _scaled(self.by_samples[0], samples)
         last = min(max(bisect_left(sizes, samples), 1), len(sizes) - 1)
         return _between(self.by_samples[last - 1], self.by_samples[last], samples)
+
+
+def _place(places: Mapping[str, int], cut: str) -> int:
+    """A place is called after the outermost module that begins there: layer3 for layer3.0."""
+    outer = cut
+    while outer not in places and "." in outer:
+        outer = outer.rpartition(".")[0]
+    if outer not in places:
+        raise ConfigError(
+            f"--cut {cut} is no place that was profiled; {nearest(cut, places)}; bundlerun profile "
+            "shows all"
+        )
+    return places[outer]
 
 
 _PER_SAMPLE = (

@@ -12,21 +12,18 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bundlerun.launcher.choices import DeviceKind
-from bundlerun.launcher.commands.run import read_configs
+from bundlerun.launcher.commands.run import check_work, read_configs
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE
 from bundlerun.launcher.layout.hardware import choose_devices, num_threads, read_hardware
-from bundlerun.launcher.models.name import check_adapters, check_model
-from bundlerun.launcher.models.recipes import check_recipe
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.plan import WORKER_MODULE
 from bundlerun.launcher.planning import profile_file
 from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.planning.profile_request import Peak, ProfileRequest
 from bundlerun.launcher.planning.profile_table import profile_text
-from bundlerun.launcher.preflight import check_data, check_torch
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 
@@ -144,11 +141,7 @@ def made_profile(config: TrainConfig, request: ProfileRequest) -> Profile:
     Raises:
         BundleError: the data or the model does not do for it.
     """
-    check_torch()
-    check_model(config.model, config.recipe)
-    check_recipe(config.recipe, config.tokenizer)
-    check_data(config.data, config.recipe)
-    check_adapters(config.lora)
+    check_work(config)
     with _devices_as(request.kind):
         profile: Profile = importlib.import_module(WORKER_MODULE).profiled(config, request)
     return profile

@@ -39,7 +39,8 @@ def cluster(tmp_path: Path) -> Path:
 def run_dir(tmp_path: Path) -> Path:
     """Has a profile of four pieces, the last of which takes as long as the others together."""
     profile = profile_of([0.01, 0.01, 0.01, 0.03], trained_bytes=MB)
-    estimate = replace(profile, key=replace(profile.key, is_estimate=True))
+    key = replace(profile.key, is_estimate=True)
+    estimate = replace(profile, key=key, cutter="graph")
     profile_file.write(RunPaths(tmp_path / "run").model_profile, estimate)
     return tmp_path / "run"
 

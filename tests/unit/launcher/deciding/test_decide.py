@@ -122,7 +122,7 @@ def test_named_cuts_stay_while_the_widths_are_chosen() -> None:
 
 def test_a_cut_that_is_no_place_is_named() -> None:
     with pytest.raises(ConfigError, match="--cut layer9 is no place that was profiled"):
-        request_of(asked(shape="auto", cut="layer9"), ["layer1", "layer2"])
+        request_of(asked(shape="auto", cut="layer9"), uneven())
 
 
 def test_a_model_that_is_cut_already_runs_in_these_stages_or_in_one() -> None:

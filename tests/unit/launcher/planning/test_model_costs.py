@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.planning.model_costs import (
     Boundary,
     ModelCosts,
@@ -64,3 +65,33 @@ def test_one_size_only_grows_with_the_samples() -> None:
 def test_nothing_is_below_zero() -> None:
     high = profile(8, 16, fixed_s=-10.0).at(1)
     assert min(piece.forward_s for piece in high.pieces) == 0
+
+
+@pytest.mark.parametrize(
+    ("cut", "num_chunks", "numbers"),
+    [
+        (("b1", "b2"), 3, (0, 1)),
+        (("b2",), 2, (1,)),
+        (("b2.0.conv",), 2, (1,)),
+        ((), 3, (0, 1)),
+        ((), 1, ()),
+        (("b1",), 1, ()),
+    ],
+    ids=["all", "one", "inside of the module that begins there", "a list", "whole", "not cut"],
+)
+def test_cuts_are_found_by_name(
+    cut: tuple[str, ...], num_chunks: int, numbers: tuple[int, ...]
+) -> None:
+    assert profile(4).cut_numbers(cut, num_chunks) == numbers
+
+
+@pytest.mark.parametrize(
+    ("cut", "said"),
+    [
+        (("b3",), "--cut b3 is no place that was profiled; nearest: b"),
+        ((), "3 pieces for 2 chunks, and no --cut says where they begin; give 1 name"),
+    ],
+)
+def test_a_cut_that_the_profile_does_not_know_is_refused(cut: tuple[str, ...], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        profile(4).cut_numbers(cut, 2)

@@ -1,0 +1,57 @@
+"""A configuration in the planner's words: what is wanted, and the plan that it is."""
+
+from __future__ import annotations
+
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.rounding import divided_up
+from bundlerun.launcher.layout.schedule import Pipeline
+from bundlerun.launcher.layout.timeline import max_in_flight
+from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.planning.candidate import Candidate, Request
+
+
+def wanted(config: TrainConfig) -> Request:
+    """What no planner chooses; all that it may choose is left open but the chunks."""
+    return Request(
+        batch_size=config.batch_size,
+        chunks=config.chunks,
+        exchange_dtype=config.exchange_dtype,
+        bucket_bytes=round(config.bucket_mb * 1e6),
+        has_snapshot=config.snapshot == "on",
+        num_steps=config.max_steps,
+    )
+
+
+def candidate_of(
+    config: TrainConfig, topology: Topology, cuts: tuple[int, ...], samples: int
+) -> Candidate:
+    """The plan that a run goes by.
+
+    Args:
+        config: of the run.
+        topology: of its ranks.
+        cuts: numbers of the profile's boundaries.
+        samples: of a micro-batch.
+    """
+    pipeline = Pipeline.of(topology, config.schedule)
+    count = divided_up(config.batch_size // samples, topology.num_bundles)
+    recompute = {
+        stage
+        for stage in range(topology.num_stages)
+        if config.recomputes(stage, max_in_flight(pipeline.order(stage, 0, count)))
+    }
+    return Candidate(
+        shape=topology.shape,
+        cuts=cuts,
+        schedule=pipeline.schedule,
+        sync=scheme_of(config),
+        samples=samples,
+        chunks=topology.chunks_per_stage,
+        recompute=frozenset(recompute),
+    )
+
+
+def scheme_of(config: TrainConfig) -> SchemeName:
+    """Of what is not measured yet, the one that needs the most memory."""
+    return "local-master" if config.sync == "auto" else config.sync
