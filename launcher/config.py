@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 from bundlerun.launcher.choices import (
@@ -15,11 +15,13 @@ from bundlerun.launcher.choices import (
     MemoryFormatChoice,
     OnOff,
     Precision,
+    ScheduleChoice,
     SchemeChoice,
     TF32Choice,
     TransportChoice,
 )
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
 from bundlerun.launcher.options.declared import Reader, argv_of, option, text_list, yes_or_no
 from bundlerun.launcher.options.step_range import profile_steps
@@ -135,6 +137,13 @@ class TrainConfig(ImageConfig):
         group=_SNAPSHOT,
         parse=int,
     )
+    snapshot_copies: int = option(
+        2,
+        "nodes that have each stage in memory, where there are as many; a stage that fewer run "
+        "is copied to others behind the next step (1: none)",
+        group=_SNAPSHOT,
+        parse=int,
+    )
 
     precision: Precision = option(
         "float32",
@@ -229,6 +238,7 @@ class TrainConfig(ImageConfig):
     def __post_init__(self) -> None:
         ImageConfig.__post_init__(self)  # not super(): slots make a class anew
         at_least(1, self, "keep", "log_steps", "seq_len", "synthetic_samples", "prefetch")
+        at_least(1, self, "snapshot_copies")
         at_least(0, self, "checkpoint_steps", "threads", "seed", "snapshot_steps", "bucket_mb")
         at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window")
         finite_above_0(self, "timeout_s")
@@ -272,6 +282,11 @@ class TrainConfig(ImageConfig):
                 f"--recompute {self.recompute} would compute a stage again for each of the two "
                 "passes that --schedule zero-bubble makes of a backward; use --schedule 1f1b"
             )
+        if self.shape.others and self.recompute != "all":
+            raise ConfigError(
+                f"--recompute {self.recompute} numbers stages of one shape, and --shape "
+                f"{self.shape} has {len(self.shape.family)}; use none or all"
+            )
         if self.shape.is_auto:
             if self.recompute != "all":
                 raise ConfigError(
@@ -284,6 +299,14 @@ class TrainConfig(ImageConfig):
             raise ConfigError(
                 f"--recompute {self.recompute!r} is not none, all, or some of {','.join(stages)}"
             )
+
+    def in_shape(self, shape: Shape) -> TrainConfig:
+        """The same in one of the shapes that will do, as a round has it."""
+        if shape.num_stages > 1:
+            return replace(self, shape=shape)
+        # What is said of stages has no meaning where there is one.
+        schedule: ScheduleChoice = "auto" if self.chunks > 1 else self.schedule
+        return replace(self, shape=shape, chunks=1, schedule=schedule, recompute="none")
 
     @property
     def trackers(self) -> tuple[str, ...]:
@@ -346,7 +369,8 @@ class TrainConfig(ImageConfig):
 
     def to_plain(self) -> dict[str, object]:
         """The configuration as plain values, by field; what files have of it."""
-        return {**asdict(self), "shape": self.shape.widths}
+        shape = str(self.shape) if self.shape.others else self.shape.widths
+        return {**asdict(self), "shape": shape}
 
     def to_json(self) -> str:
         """The configuration as a JSON document."""

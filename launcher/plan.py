@@ -197,7 +197,7 @@ def plan_elsewhere(
     shape = train.value.shape
     used = tuple(shape.usable_devices(count) for count in nodes)
     return LaunchPlan(
-        topology=Topology(shape, used, train.value.chunks),
+        topology=Topology.best(shape, used, train.value.chunks),
         train=train,
         launch=launch,
         node=None,
@@ -225,7 +225,8 @@ def plan_here(
     train.value.check_kind(devices.kind)
     num_procs = choose_num_procs(train.value, launch.value, devices)
     # The other nodes are not there yet: the plan takes them to be like this one.
-    topology = Topology(shape, (num_procs,) * launch.value.max_nodes, train.value.chunks)
+    counts = (num_procs,) * launch.value.max_nodes
+    topology = Topology.best(shape, counts, train.value.chunks)
     has_gpu = devices.kind == "gpu"
     layouts = rank_layouts(
         num_procs,
@@ -293,7 +294,7 @@ def choose_num_procs(train: TrainConfig, launch: LaunchConfig, devices: Devices)
             f"--nproc-per-node {num_procs}, but {has}; several ranks share one only with "
             "--transport cpu or ipc"
         )
-    if num_procs < size and launch.max_nodes == 1:
+    if launch.max_nodes == 1 and num_procs < min(one.size for one in shape.family):
         raise NodeError(
             f"{num_procs} devices do not hold one bundle of shape {shape} ({size} devices), and "
             f"{has}; give a smaller --shape, --nproc-per-node {size} --transport cpu to share "

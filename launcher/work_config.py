@@ -118,9 +118,10 @@ class WorkConfig:
     shape: Shape = option(
         Shape((1, 1)),
         "devices per stage of a bundle; 1 is data parallel only; auto: what is foreseen to be the "
-        "fastest (default on a single device: 1)",
+        "fastest; several, with | between them: in each round the one that uses the most of the "
+        "devices that are left (default on a single device: 1)",
         group=_BATCH,
-        parse=Reader(Shape.parse, "whole numbers separated by commas, or auto", "W[,W...]|auto"),
+        parse=Reader(Shape.parse, "whole numbers separated by commas, or auto", "W[,W...][|...]"),
         common=True,
     )
     batch_size: int = option(
@@ -191,7 +192,7 @@ class WorkConfig:
                 f"--schedule {self.schedule} has no order for --chunks {self.chunks}; use "
                 "--schedule interleaved, or --chunks 1"
             )
-        if self.chunks > 1 and self.shape.num_stages == 1:
+        if self.chunks > 1 and all(one.num_stages == 1 for one in self.shape.family):
             raise ConfigError(
                 f"--chunks {self.chunks} of one stage follow each other on the same device; use "
                 "--chunks 1, or a --shape of two stages or more"
@@ -201,6 +202,11 @@ class WorkConfig:
         if self.is_for_planner:
             self._check_left_to_planner()
             return
+        if self.cut and self.shape.others:
+            raise ConfigError(
+                f"--cut {','.join(self.cut)} is for one shape, and --shape {self.shape} has "
+                f"{len(self.shape.family)}, each with cuts of its own; leave --cut out"
+            )
         shape, count = f"--shape {self.shape}", self.num_chunks
         has, parts = f"{shape} has {count}", "stages"
         if self.chunks > 1:

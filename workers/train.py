@@ -191,6 +191,9 @@ def train(
             held.enter_context(claim)
         # An option of 0 lets the run choose; from here on it is the number chosen.
         is_by_default = not config.microbatch_size
+        has_choice = bool(config.shape.others)
+        if has_choice:
+            config = config.in_shape(arrival.topology.shape)
         config = replace(config, microbatch_size=arrival.samples_per_microbatch)
         # Else the launcher has said it.
         if arrival.is_speaker and arrival.topology.num_bundles != env.planned_bundles:
@@ -200,7 +203,11 @@ def train(
         if arrival.place.is_spare:
             return SPARE_CODES[stand_by(config, arrival, life)]
         session = join(config, arrival, ways_of(config, arrival).members)
-        life.events.note("met", {"rank": session.place.rank, "log": env.log_folder})
+        shape = str(arrival.topology.shape)
+        met = {"rank": session.place.rank, "log": env.log_folder, "shape": shape}
+        life.events.note("met", met)
+        if has_choice and session.is_reporter:
+            log.info("this round has shape %s", shape)
         ending = train_rank(
             config,
             session,

@@ -335,11 +335,13 @@ def launch_config(plan: LaunchPlan, keeps_store: bool) -> LaunchConfig:
 def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
     """What our rendezvous is told in addition to `--rdzv-conf`, which wins."""
     paths = RunPaths(Path(plan.train.value.run_dir).absolute())
+    shape = plan.train.value.shape
     has_token = TOKEN_VARIABLE in os.environ or "token_file" in plan.launch.value.rdzv_settings
     return {
         "node_name": plan.here.name,
         "num_workers": plan.here.num_procs,
-        "bundle_size": plan.train.value.shape.size,
+        "bundle_size": shape.size,
+        "other_sizes": "|".join(str(one.size) for one in shape.family[1:]),
         "fence_dir": str(paths.fence),
         "events_dir": str(paths.events),
         "give_up_after": plan.launch.value.give_up_after,

@@ -19,6 +19,7 @@ def wanted(config: TrainConfig) -> Request:
         exchange_dtype=config.exchange_dtype,
         bucket_bytes=round(config.bucket_mb * 1e6),
         has_snapshot=config.snapshot == "on",
+        snapshot_copies=config.snapshot_copies,
         num_steps=config.max_steps,
     )
 

@@ -19,6 +19,8 @@ from bundlerun.launcher.commands.use.profile import made_profile
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding.shown import table
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
+from bundlerun.launcher.layout.survival.losses import Loss, losses
+from bundlerun.launcher.layout.survival.words import loss_document, loss_lines
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
@@ -113,8 +115,9 @@ def run(args: argparse.Namespace) -> int:
     # What is foreseen of a plan that was chosen stands in the table of the best ones.
     forecast = foreseen(plan, cluster) if cluster is not None and not decision else None
     memory, said = memory_of(plan, cluster) if args.memory else (None, "")
+    lost = _losses(plan)
     if args.json:
-        more: dict[str, object] = {"costs": costs}
+        more: dict[str, object] = {"costs": costs, "losses": loss_document(lost)}
         if decision:
             more["decision"] = decision
         if forecast is not None:
@@ -130,11 +133,31 @@ def run(args: argparse.Namespace) -> int:
             plan_text(plan, shows_schedule=shows_schedule),
             *_section("best plans", best),
             *_section("forecast", told),
+            *_section("at the loss of a node", _loss_lines(lost, plan)),
             *_section("costs", costs),
             *_section("memory", shown),
             sep="\n",
         )
     return EXIT_DONE
+
+
+def _losses(plan: LaunchPlan) -> list[Loss]:
+    """What the loss of a node does; nothing where there is one node only."""
+    train = plan.train.value
+    if plan.topology.num_nodes < 2:
+        return []
+    return list(
+        losses(
+            plan.topology,
+            train.shape,
+            min_nodes=plan.launch.value.min_nodes,
+            num_copies=train.snapshot_copies if train.snapshot == "on" else 0,
+        )
+    )
+
+
+def _loss_lines(found: Sequence[Loss], plan: LaunchPlan) -> list[str]:
+    return loss_lines(found, has_snapshots=plan.train.value.snapshot == "on")
 
 
 def _nodes(text: str | None, cluster: Cluster | None) -> tuple[int, ...]:

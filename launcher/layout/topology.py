@@ -12,7 +12,7 @@ Pure arithmetic: plain values in, plain values out, no torch and no process.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -84,6 +84,12 @@ def linked_replicas(width: int, other_width: int) -> Iterator[tuple[int, int]]:
     )
 
 
+def num_bundles(size: int, devices_per_node: Sequence[int]) -> int:
+    """Bundles of so many devices that nodes hold: whole ones, and those that span small nodes."""
+    whole = sum(count // size for count in devices_per_node if count >= size)
+    return whole + sum(count for count in devices_per_node if count < size) // size
+
+
 @dataclass(frozen=True)
 class Topology:
     """The whole layout of one rendezvous round.
@@ -116,6 +122,23 @@ class Topology:
                 f"{self.shape} ({self.shape.size} devices); "
                 "add devices or give a smaller --shape"
             )
+
+    @classmethod
+    def best(cls, shape: Shape, devices_per_node: tuple[int, ...], chunks: int = 1) -> Topology:
+        """The layout in that shape of a family which uses the most devices; of equals the first.
+
+        Args:
+            shape: the family.
+            devices_per_node: ranks that each node runs, in node order.
+            chunks: per stage, where there are several stages.
+
+        Raises:
+            ConfigError: the devices hold one bundle of none of them.
+        """
+        # Where none has a bundle, the last refuses: it is the smallest, as a rule.
+        used = [num_bundles(one.size, devices_per_node) * one.size for one in shape.family]
+        one = shape.family[used.index(max(used)) if any(used) else -1]
+        return cls(one, devices_per_node, chunks if one.num_stages > 1 else 1)
 
     @property
     def world_size(self) -> int:

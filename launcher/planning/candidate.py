@@ -29,6 +29,7 @@ class Request:
         exchange_dtype: of gradients between nodes.
         bucket_bytes: of a bucket of gradients; 0: by default.
         has_snapshot: whether the state is copied to the memory of the node.
+        snapshot_copies: nodes that are to have each stage's.
         num_steps: of the whole run; 0: not known.
     """
 
@@ -45,6 +46,7 @@ class Request:
     exchange_dtype: ExchangeDtype = "float32"
     bucket_bytes: int = 0
     has_snapshot: bool = True
+    snapshot_copies: int = 1
     num_steps: int = 0
 
 

@@ -115,10 +115,21 @@ def rank_memory(
         pipeline=pipeline_of(candidate, cluster),
     )
     parts = case.costs.parts(candidate.cuts)
-    return tuple(
+    found = tuple(
         _of_stage(case, stage, [parts[chunk] for chunk in case.chunks_of(stage)])
         for stage in range(candidate.shape.num_stages)
     )
+    return _with_buddies(case, found)
+
+
+def _with_buddies(case: _Case, found: tuple[RankMemory, ...]) -> tuple[RankMemory, ...]:
+    """With the copies of stages that one node alone runs: those of the one bundle there is."""
+    num_others = min(case.request.snapshot_copies, case.candidate.shape.size) - 1
+    if case.place.num_bundles > 1 or not case.place.crossings or num_others < 1:
+        return found
+    # Whose copies a node takes depends on the order of the nodes: the largest is enough for any.
+    more = num_others * max(rank.snapshot for rank in found)
+    return tuple(replace(rank, snapshot=rank.snapshot + more) for rank in found)
 
 
 def _of_stage(case: _Case, stage: int, parts: Sequence[Piece]) -> RankMemory:

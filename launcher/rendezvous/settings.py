@@ -30,6 +30,7 @@ class Conf:
         stop_timeout: how long a node may take to stop its workers and come for the next round.
         minority_wait: how long nodes without a majority wait before they try the fence.
         bundle_size: ranks of a bundle; nodes that would not make one more are spare.
+        other_sizes: ranks of bundles of other shapes that will do, such as 3|2.
         fence_dir: a folder that all nodes share, which decides who goes on without a majority.
         events_dir: where each node writes what happened, NODE.jsonl.
         token_file: holds the secret that a node must know to take part.
@@ -48,6 +49,7 @@ class Conf:
     stop_timeout: float = 60.0
     minority_wait: float = 4.0
     bundle_size: int = 1
+    other_sizes: str = ""
     fence_dir: str = ""
     events_dir: str = ""
     token_file: str = ""
@@ -67,8 +69,17 @@ class Conf:
             raise ConfigError(
                 f"--rdzv-conf lease={self.lease} must be at least twice heartbeat={self.heartbeat}"
             )
+        if not all(size.isdecimal() and int(size) for size in self._other_sizes):
+            raise ConfigError(
+                f"--rdzv-conf other_sizes={self.other_sizes!r} is not N[|N...], whole numbers "
+                "above 0"
+            )
         if "/" in self.node_name:
             raise ConfigError(f"--rdzv-conf node_name={self.node_name!r} names a folder; no /")
+
+    @property
+    def _other_sizes(self) -> list[str]:
+        return self.other_sizes.split("|") if self.other_sizes else []
 
     @classmethod
     def from_mapping(cls, config: Mapping[str, object]) -> Conf:
@@ -105,7 +116,7 @@ class Conf:
             num_candidates=num_candidates,
             min_nodes=nodes[0],
             max_nodes=nodes[1],
-            bundle_size=self.bundle_size,
+            bundle_sizes=(self.bundle_size, *map(int, self._other_sizes)),
             # With one candidate nobody can go on elsewhere.
             has_fence=bool(self.fence_dir) and num_candidates > 1,
             lease_s=self.lease,

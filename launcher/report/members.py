@@ -88,7 +88,7 @@ def topology_of(members: Sequence[NodeMembers], shape: str, chunks: int = 1) -> 
     """
     counts = tuple(max(node.ranks, default=-1) + 1 for node in members if node.is_in)
     try:
-        return Topology(Shape.parse(shape), counts, chunks)
+        return Topology.best(Shape.parse(shape), counts, chunks)
     except (ConfigError, ValueError):
         return None
 

@@ -1,6 +1,7 @@
 """The communicators of one rank: every one is made here, by the name that all its members know.
 
 legs               what the sync asks for (`workers.sync.schemes`)
+buddies            two ranks, of which one has its snapshots copied by the other for its node
 bundle             all ranks of a bundle
 snapshot, stop     the same ranks, for what happens meanwhile: a group does one thing at a time
 links              one for each directed edge of the bundle
@@ -9,9 +10,10 @@ transfers          two ranks that bring a snapshot to where it is needed; spare 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bundlerun.launcher.layout.survival.buddies import BuddyCopy
 from bundlerun.launcher.layout.topology import Link, Place, Topology
 from bundlerun.workers.rank.comm import Group, Network
 
@@ -44,6 +46,10 @@ class Groups:
     bundle: Group | None
     snapshot: Group | None
     """Tells that all of the bundle have a snapshot; None, too, if there are no snapshots."""
+    copies: tuple[BuddyCopy, ...] = ()
+    """All of the round, of snapshots to other nodes."""
+    buddies: Mapping[BuddyCopy, Group] = field(default_factory=dict)
+    """For those of them that this rank has a part in."""
     stop: Group | None
     """Tells whether somebody of the bundle has heard that the run is to stop."""
     links: dict[Link, Group]
@@ -63,7 +69,8 @@ class Groups:
         """Ends all of them, in the order in which they were made."""
         of_bundle = (self.bundle, self.snapshot, self.stop)
         legs, links = self.legs.values(), self.links.values()
-        for group in (*legs, *of_bundle, *links, *self.added.values()):
+        buddies, added = self.buddies.values(), self.added.values()
+        for group in (*legs, *buddies, *of_bundle, *links, *added):
             if group is not None:
                 group.close()
 
@@ -75,11 +82,12 @@ def make_groups(
     legs: Iterable[Members] = (),
     *,
     keeps_snapshots: bool = False,
+    copies: Sequence[BuddyCopy] = (),
 ) -> Groups:
     """Makes the groups of `place`, and only those.
 
-    Collective: every active rank. All ranks make theirs in one global order (legs by name, then
-    bundles and their links), so that no two of them can wait for each other.
+    Collective: every active rank. All ranks make theirs in one global order (legs by name, copies
+    to other nodes, then bundles and their links), so that no two of them can wait for each other.
 
     Args:
         topology: the layout of this round.
@@ -87,6 +95,7 @@ def make_groups(
         network: how to reach the others.
         legs: what the sync of this rank needs.
         keeps_snapshots: whether the ranks of a bundle have snapshots to tell each other of.
+        copies: of snapshots to other nodes, in one order on all ranks.
     """
 
     def of_bundle(prefix: str) -> Group | None:
@@ -95,12 +104,23 @@ def make_groups(
 
     return Groups(
         legs=make_legs(network, legs),
+        copies=tuple(copies),
+        buddies=_buddies(place, network, copies),
         bundle=of_bundle(""),
         snapshot=of_bundle("snapshot/") if keeps_snapshots else None,
         stop=of_bundle("stop/"),
         # Last, in the one order of the bundle's links, in which both ends make theirs (I5).
         links=make_links(topology, place, network),
     )
+
+
+def _buddies(place: Place, network: Network, copies: Iterable[BuddyCopy]) -> dict[BuddyCopy, Group]:
+    made = {}
+    for one in copies:
+        ends = one.source, one.target
+        if place.rank in ends:
+            made[one] = _made(network, Members(f"buddy/{one.source}-{one.target}", ends), "gloo")
+    return made
 
 
 def make_legs(network: Network, legs: Iterable[Members]) -> dict[Members, Group]:

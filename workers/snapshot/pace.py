@@ -76,6 +76,11 @@ class Pace:
         if self._num_taken > _WARM_UP:
             self._costs.append(cost_s)
 
+    def adds(self, seconds: float) -> None:
+        """Counts what the newest snapshot took from the links between nodes."""
+        if self._costs:
+            self._costs[-1] += seconds
+
     def stepped(self, seconds: float) -> bool:
         """Counts one step; whether `review` is due now, on all ranks alike.
 

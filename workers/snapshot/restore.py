@@ -23,12 +23,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Work
+from torch._C._distributed_c10d import PrefixStore
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, NodeError
@@ -38,7 +36,14 @@ from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.arrival.session import Arrival
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import make_transfer
-from bundlerun.workers.snapshot.checksum import CHECKSUM_BYTES, checksum, copy_with_checksum
+from bundlerun.workers.snapshot.checksum import copy_with_checksum
+from bundlerun.workers.snapshot.passing import (
+    label_of,
+    send_data,
+    specs_of,
+    take_data,
+    wait_all,
+)
 from bundlerun.workers.snapshot.piece import Label, Layout, SnapshotId, Spec
 from bundlerun.workers.snapshot.restore_plan import (
     Inventory,
@@ -54,8 +59,6 @@ log = logging.getLogger(__name__)
 
 Pick = Callable[[Iterable[str]], Iterable[str]]
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_AT_ONCE_BYTES = 32 << 20
-"""What is on the way at one time, in the messages that `Group` cuts it into."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -190,13 +193,13 @@ class Restore:
     def _collected(self) -> Inventory:
         known: dict[str, dict[str, Spec]] = {}
 
-        def specs_of(digest: str) -> dict[str, Spec]:
+        def by_digest(digest: str) -> dict[str, Spec]:
             if digest not in known:
-                known[digest] = _specs(json.loads(self._store.get(f"specs/{digest}")))
+                known[digest] = specs_of(json.loads(self._store.get(f"specs/{digest}")))
             return known[digest]
 
         return [
-            [Piece(_label(label), specs_of(digest)) for label, digest in json.loads(entries)]
+            [Piece(label_of(label), by_digest(digest)) for label, digest in json.loads(entries)]
             for entries in (
                 self._store.get(f"node/{n}") for n in range(self._arrival.topology.num_nodes)
             )
@@ -268,22 +271,20 @@ class Restore:
             ends = first_ranks[source], first_ranks[target]
             group = make_transfer(self._arrival.network, number, *ends)
             label, specs = json.loads(self._store.get(f"transfer/{number}"))
-            layout = Layout.of(_specs(specs))
+            layout = Layout.of(specs_of(specs))
             if self._node == source:
                 names = list(layout.specs)
                 self._send(group, layout, self.load(restored, partial(_these, names)))
             else:
-                self._receive(group, layout, _label(label), number)
+                self._receive(group, layout, label_of(label), number)
 
     def _send(self, group: Group, layout: Layout, held: Mapping[str, Tensor]) -> None:
         data = torch.zeros(layout.num_bytes, dtype=torch.uint8)
         places = ((layout.begins[name], held[name]) for name in layout.specs)
         data_sum = copy_with_checksum(data.numpy(), places)
-        for part in _parts(data):
-            _wait(group.send(part, 1))
-        _wait(group.send(_tensor_of(data_sum), 1))
+        send_data(group, 1, data, data_sum)
         # Until the other has it all, nobody here closes the connection.
-        _wait(group.receive(torch.zeros(1, dtype=torch.uint8), 1))
+        wait_all(group.receive(torch.zeros(1, dtype=torch.uint8), 1))
 
     def _receive(self, group: Group, layout: Layout, label: Label, number: int) -> None:
         role = f"node{self._node}-received{number}-{self._arrival.token}"
@@ -294,17 +295,8 @@ class Restore:
                 f"this node cannot take its part of the snapshot of step {label.step}: "
                 f"{exc.strerror}; give another --snapshot-dir, or --snapshot off"
             ) from exc
-        # Sealed only when the sum is right: a death here leaves a file that counts for nothing.
-        slot.open()
-        for part in _parts(slot.data):
-            _wait(group.receive(part, 0))
-        told = torch.zeros(CHECKSUM_BYTES, dtype=torch.uint8)
-        _wait(group.receive(told, 0))
-        data_sum = told.numpy().tobytes()
-        if checksum(slot.bytes) != data_sum:
-            raise RuntimeError(f"a piece of the snapshot of step {label.step} came damaged")
-        slot.seal(label, data_sum)
-        _wait(group.send(torch.zeros(1, dtype=torch.uint8), 0))
+        take_data(group, 0, slot, label)
+        wait_all(group.send(torch.zeros(1, dtype=torch.uint8), 0))
 
 
 def _run_id(paths: RunPaths) -> str:
@@ -340,26 +332,5 @@ def _plan_text(plan: RestorePlan) -> str:
     )
 
 
-def _label(values: dict[str, Any]) -> Label:
-    return Label(**{**values, "progress": Progress(**values["progress"])})
-
-
-def _specs(values: Mapping[str, Any]) -> dict[str, Spec]:
-    return {name: Spec(dtype, tuple(shape)) for name, (dtype, shape) in values.items()}
-
-
 def _these(names: Sequence[str], _: Iterable[str]) -> Sequence[str]:
     return names
-
-
-def _parts(data: Tensor) -> Iterator[Tensor]:
-    return (part for part in data.split(_AT_ONCE_BYTES) if part.numel())
-
-
-def _wait(works: Iterable[Work]) -> None:
-    for work in works:
-        work.wait()
-
-
-def _tensor_of(data: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(bytearray(data), dtype=np.uint8))

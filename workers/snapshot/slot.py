@@ -91,6 +91,10 @@ class Slot:
         """The memory of the tensors."""
         self.views = [layout.view(self.data, name) for name in layout.specs]
         """Of each tensor of the layout, in its order: made once, as there may be hundreds."""
+        self.label: Label | None = None
+        """What is sealed in here; None: nothing."""
+        self.data_sum = b""
+        """The checksum of that."""
 
     def write(self, label: Label, tensors: Mapping[str, Tensor]) -> None:
         """Puts a piece in place of the one before.
@@ -108,6 +112,7 @@ class Slot:
 
     def open(self) -> None:
         """Says that what is in here counts no more, until it is sealed again."""
+        self.label = None
         self._memory[:_TEXT_BEGIN] = bytes(_TEXT_BEGIN)
 
     def seal(self, label: Label, data_sum: bytes) -> None:
@@ -129,6 +134,7 @@ class Slot:
         # The seal's own checksum is that of the seal with zeros in its place.
         body = _SEAL.pack(_MAGIC, *lengths, *sums, bytes(CHECKSUM_BYTES))
         self._memory[: _SEAL.size] = _SEAL.pack(_MAGIC, *lengths, *sums, _short_hash(body))
+        self.label, self.data_sum = label, data_sum
 
     def remove(self) -> None:
         """Removes the file; the memory goes with the last view of it."""

@@ -8,6 +8,10 @@ Parameters do not change before the optimizer of step s+1, which comes after its
 bucket of that sync leaves only when every rank of the bundle has sealed its share of step s. So a
 rank that has finished step s+1 knows that all ranks of all stages have step s (I8): each bundle had
 put its last bucket in. That is when the slot of step s-1 is written over; two slots suffice.
+
+Where a stage is on too few nodes, its piece goes to others besides (`Buddies`), behind what [2]
+waits for. That may take longer than a step: the last bucket waits for it only in the step whose own
+snapshot would write over what went before.
 """
 
 from __future__ import annotations
@@ -26,23 +30,21 @@ from torch import Tensor
 
 from bundlerun.launcher.errors import CheckpointError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import Progress
-from bundlerun.workers.device.host_memory import Registration
 from bundlerun.workers.device.interface import Event
 from bundlerun.workers.pipeline.helper import Helper
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
+from bundlerun.workers.snapshot.buddies import Buddies, has_buddies
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
 from bundlerun.workers.snapshot.pace import Adapted, Pace
 from bundlerun.workers.snapshot.piece import (
     Label,
-    Layout,
     SnapshotId,
-    Spec,
-    longest_first,
     split_by_bytes,
 )
 from bundlerun.workers.snapshot.room import SnapshotRoom
-from bundlerun.workers.snapshot.slot import Slot, read_label
+from bundlerun.workers.snapshot.slot import read_label
+from bundlerun.workers.snapshot.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -117,14 +119,20 @@ class Snapshots:
         self._restored = restored
         self._share, self._num_shares = mates.index(place.rank), len(mates)
         role = f"node{place.node}-stage{place.stage}-{self._share}of{self._num_shares}"
-        self._pieces = _Turns(room, session.token, role, session.device)
-        self._kept = _Turns(room, session.token, f"{role}-feedback", session.device)
+        self._pieces = Turns(room, session.token, role, session.device)
+        self._kept = Turns(room, session.token, f"{role}-feedback", session.device)
         # A group of its own: the thread sums in it while the bundle's other groups are in use.
         self._bundle = session.groups.snapshot
+        self._buddies = Buddies(session, room)
+        self._has_buddies = has_buddies(session)
         self._helper = Helper("snapshot", session.device)
         self._fed: Future[float] | None = None
         self._copied: Future[float] | None = None
         self._agreed: Future[None] | None = None
+        self._sent: Future[float] | None = None
+        """All of the bundle have their copies on other nodes, too."""
+        self._step = -1 if restored is None else restored.step
+        """The last step that is finished."""
         self._waited = 0.0
         self._num_saved = 0
         self._newest = -1 if restored is None else restored.step
@@ -154,6 +162,7 @@ class Snapshots:
         Call it when a step is finished, and change nothing of the state before the sync of the
         next has gone through `before_first` and `before_last`.
         """
+        self._step = progress.step
         if self._pace.is_due(progress.step):
             self._begin(progress)
 
@@ -169,6 +178,9 @@ class Snapshots:
         self._copied = self._helper.add(partial(self._copy_share, progress, copy, tensors))
         # [2] Queued after the copy in the same thread, so whoever agrees has sealed.
         self._agreed = self._helper.add(self._agree)
+        if self._has_buddies:
+            self._buddies.expect()
+            self._sent = self._helper.add(self._send)
 
     def _named_state(self) -> Mapping[str, Tensor]:
         start = time.perf_counter()
@@ -192,14 +204,25 @@ class Snapshots:
         Raises:
             RuntimeError: another rank of the bundle is gone.
         """
-        if self._fed is None or self._copied is None or self._agreed is None:
+        if self._fed is not None and self._copied is not None and self._agreed is not None:
+            # [3] In the order in which the thread does them.
+            for answer in (self._fed, self._copied, self._agreed):
+                self._wait(answer)
+            if not self._is_off:
+                self._pace.taken(self._fed.result() + self._copied.result() + self._waited)
+            self._fed = self._copied = self._agreed = None
+            self._waited = 0.0
+        if self._pace.is_due(self._step + 1):
+            self._before_next()
+
+    def _before_next(self) -> None:
+        """Returns once the older slot may be written over: nodes enough have the newer."""
+        if self._sent is None:
             return
-        # [3] In the order in which the thread does them.
-        for answer in (self._fed, self._copied, self._agreed):
-            self._wait(answer)
+        self._wait(self._sent)
         if not self._is_off:
-            self._pace.taken(self._fed.result() + self._copied.result() + self._waited)
-        self._fed = self._copied = self._agreed = None
+            self._pace.adds(self._sent.result())
+        self._sent = None
         self._waited = 0.0
 
     def save_last(self, progress: Progress) -> bool:
@@ -209,14 +232,17 @@ class Snapshots:
         """
         # The pace may have left this step out, and there is no later one.
         if self._newest != progress.step:
+            self._before_next()
             self._begin(progress)
             self.before_last()
+        self._before_next()
         return not self._is_off
 
     def close(self) -> None:
         """Waits a moment for the copy under way; what is sealed stays."""
         # A rank that ends by an error may be the only one that has finished this step.
-        answers: tuple[Future[Any] | None, ...] = (self._fed, self._copied, self._agreed)
+        answers: list[Future[Any] | None] = [self._fed, self._copied, self._agreed, self._sent]
+        answers += self._buddies.under_way
         under_way = [answer for answer in answers if answer is not None]
         if not concurrent.futures.wait(under_way, _LAST_COPY_S).not_done:
             for turns in (self._pieces, self._kept):
@@ -270,7 +296,7 @@ class Snapshots:
 
     def _write(
         self,
-        turns: _Turns,
+        turns: Turns,
         progress: Progress,
         tensors: Mapping[str, Tensor],
         num_names: int,
@@ -306,6 +332,15 @@ class Snapshots:
             # No numbers are needed: a sum that is complete says that all have come.
             self._bundle.all_reduce(torch.zeros(1)).wait()
 
+    def _send(self) -> float:
+        """Returns the seconds that copies to other nodes took from the links between them."""
+        with self._meters.phase("snapshot"):
+            start = time.perf_counter()
+            self._buddies.send(None if self._is_off else self._pieces.newest)
+            took_s = time.perf_counter() - start
+        self._agree()
+        return took_s
+
     def _forget_before(self, num_saved: int) -> None:
         """Removes pieces of earlier rounds that nobody will want any more; by one rank of the node.
 
@@ -324,60 +359,3 @@ class Snapshots:
                 if found is not None and found[0].id == self._restored:
                     continue
             path.unlink(missing_ok=True)
-
-
-class _Turns:
-    """Two slots, written alternately.
-
-    Args:
-        room: where they are made.
-        token: the round.
-        role: of this rank in the round.
-        device: where the tensors are.
-    """
-
-    def __init__(self, room: SnapshotRoom, token: str, role: str, device: torch.device) -> None:
-        self._room = room
-        self._token = token
-        self._role = role
-        self._device = device
-        self._slots: list[Slot | None] = [None, None]
-        self._registered: list[Registration | None] = [None, None]
-        self._turn = 0
-
-    def write(self, label: Label, tensors: Mapping[str, Tensor], copy: DeviceCopy) -> None:
-        """Writes a piece over the older one.
-
-        Raises:
-            OSError: there is no room.
-            CheckpointError: none for the label.
-        """
-        sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
-        specs = {name: Spec.of(tensors[name]) for name in longest_first(sizes)}
-        slot = self._slots[self._turn]
-        # The optimizer's state appears with its first step: the layout of a slot may change once.
-        if slot is None or slot.layout.specs != specs:
-            if slot is not None:
-                self._end_registration(self._turn)
-                # First, as both may not fit at the same time.
-                slot.remove()
-            self._slots[self._turn] = None
-            role = f"{self._role}-{'ab'[self._turn]}"
-            # So that the room can refuse now if the second slot will not fit either.
-            left = self._slots.count(None)
-            layout = Layout.of(specs)
-            slot = self._room.make_slot(self._token, role, layout, num_slots=left)
-            self._slots[self._turn] = slot
-            self._registered[self._turn] = copy.prepare(slot)
-        copy.write(slot, label, tensors)
-        self._turn = 1 - self._turn
-
-    def close(self) -> None:
-        """Takes the memory back from the GPU; the pieces stay."""
-        for turn in range(len(self._slots)):
-            self._end_registration(turn)
-
-    def _end_registration(self, turn: int) -> None:
-        registered, self._registered[turn] = self._registered[turn], None
-        if registered is not None:
-            registered.end()

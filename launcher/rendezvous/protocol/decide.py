@@ -208,8 +208,8 @@ class _Decision:
             is_back = peer.report.is_waiting and id_of(peer.report.last) >= round_.id
             if is_back or peer.report.at not in (NO_ROUND, round_.id):
                 return _over(round_, EndCause.ASKS, f"node {seat.name} asks for a new round")
-        # A round for a newcomer costs all a restart: only where it makes one more bundle.
-        if is_better(self._choice(), round_.seats, state.rules.bundle_size):
+        # A round for a newcomer costs all a restart: only where more ranks are used.
+        if is_better(self._choice(), round_.seats, state.rules.bundle_sizes):
             names = {seat.name for seat in round_.seats}
             new = [seat.name for seat in self._choice() if seat.name not in names]
             return _over(round_, EndCause.JOINS, f"node {', '.join(new)} joins")
@@ -246,7 +246,7 @@ class _Decision:
             order,
             min_nodes=rules.min_nodes,
             max_nodes=rules.max_nodes,
-            bundle_size=rules.bundle_size,
+            bundle_sizes=rules.bundle_sizes,
         )
 
     def _in_order(self) -> list[Peer]:
@@ -338,7 +338,7 @@ class _Decision:
         if len(come) < rules.min_nodes:
             return f"{len(come)} of at least {rules.min_nodes} nodes are here ({names})"
         ranks = sum(seat.num_workers for seat in come)
-        return f"{ranks} ranks are here ({names}), a bundle needs {rules.bundle_size}"
+        return f"{ranks} ranks are here ({names}), a bundle needs {min(rules.bundle_sizes)}"
 
     def _advance(self, proposal: Proposal) -> None:
         state, round_ = self.state, proposal.round

@@ -54,7 +54,8 @@ class Rules:
         num_candidates: how many endpoints the job has; with one nobody can take over.
         min_nodes: fewest nodes of a round.
         max_nodes: most nodes of a round.
-        bundle_size: ranks of a bundle; nodes that would not make one more are spare.
+        bundle_sizes: ranks of a bundle, in each shape that will do; nodes that would not make use
+            of more ranks are spare.
         has_fence: there is a fence folder, which decides where no quorum can.
         lease_s: silence after which a node counts as dead.
         grace_s: how long a node whose connection broke may take to come back.
@@ -68,7 +69,7 @@ class Rules:
     num_candidates: int = 1
     min_nodes: int = 1
     max_nodes: int = 1
-    bundle_size: int = 1
+    bundle_sizes: tuple[int, ...] = (1,)
     has_fence: bool = False
     lease_s: float = 1.5
     grace_s: float = 0.25

@@ -189,31 +189,36 @@ def best_candidate(found: Mapping[int, Status], last_term: int, num_candidates: 
 
 
 def choose_seats(
-    order: Sequence[Seat], *, min_nodes: int, max_nodes: int, bundle_size: int
+    order: Sequence[Seat], *, min_nodes: int, max_nodes: int, bundle_sizes: Sequence[int]
 ) -> tuple[Seat, ...]:
     """The nodes of the next round; the others are spare. Empty where these do not do.
 
     Args:
         order: all who are there, survivors of the last round first, in its order.
-        bundle_size: ranks that a bundle needs; nodes that would not make one more stay out.
+        bundle_sizes: ranks that a bundle needs, in each shape that will do; nodes without which as
+            many ranks are used stay out.
     """
     seats = list(order[:max_nodes])
-    bundles = _ranks(seats, bundle_size) // bundle_size
-    if len(seats) < min_nodes or not bundles:
+    used = _used(seats, bundle_sizes)
+    if len(seats) < min_nodes or not used:
         return ()
     # From the end: survivors keep their seats, and newcomers that add no bundle stay out.
     for seat in reversed(seats[:]):
         rest = [other for other in seats if other is not seat]
-        if len(seats) > min_nodes and _ranks(rest, bundle_size) // bundle_size == bundles:
+        if len(seats) > min_nodes and _used(rest, bundle_sizes) == used:
             seats = rest
     return tuple(seats)
 
 
-def _ranks(seats: Sequence[Seat], bundle_size: int) -> int:
-    """Ranks of all; a node that has not said how many it has counts as one bundle."""
-    return sum(seat.num_workers or bundle_size for seat in seats)
+def _used(seats: Sequence[Seat], bundle_sizes: Sequence[int]) -> int:
+    """Ranks that whole bundles use, of the shape that uses the most.
+
+    A node that has not said how many it has counts as one bundle.
+    """
+    ranks = sum(seat.num_workers or bundle_sizes[0] for seat in seats)
+    return max(ranks // size * size for size in bundle_sizes)
 
 
-def is_better(seats: Sequence[Seat], than: Sequence[Seat], bundle_size: int) -> bool:
-    """Whether `seats` make more bundles, so that it is worth a new round."""
-    return _ranks(seats, bundle_size) // bundle_size > _ranks(than, bundle_size) // bundle_size
+def is_better(seats: Sequence[Seat], than: Sequence[Seat], bundle_sizes: Sequence[int]) -> bool:
+    """Whether `seats` make use of more ranks, so that it is worth a new round."""
+    return _used(seats, bundle_sizes) > _used(than, bundle_sizes)

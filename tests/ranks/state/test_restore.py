@@ -52,6 +52,7 @@ MOVES: list[tuple[tuple[Widths, Nodes], tuple[Widths, Nodes], tuple[int, ...]]] 
     (((1,), (2, 1)), ((1, 1, 1), (3,)), (1,)),
     (((1, 1, 1), (3, 3)), ((2, 1), (3, 3)), (0,)),
     (((2, 1), (3,)), ((1, 1, 1), (3, 3)), ()),
+    (((1, 1, 1), (1, 1, 1)), ((1, 1), (1, 1)), (2,)),  # stage 2 was on node 2 alone, and its buddy
     (((1, 1), (1, 1)), ((1, 1), (1, 2)), ()),  # node 0 is spare then, and has the front alone
 ]
 
@@ -112,7 +113,7 @@ def test_the_same_nodes_go_on_bit_equal_rounding_included(
 def test_without_a_copy_of_a_stage_the_newest_checkpoint_is_taken(
     shared_memory: Path, reference: Reference, tmp_path: Path
 ) -> None:
-    config = shaped((1, 1), tmp_path, checkpoint_steps=2)
+    config = shaped((1, 1), tmp_path, checkpoint_steps=2, snapshot_copies=1)
     killed_run(config, (1, 1), tmp_path, "optimizer", 0)
     for folder in shared_memory.glob("*-node1"):
         shutil.rmtree(folder)

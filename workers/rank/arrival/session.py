@@ -21,6 +21,7 @@ from bundlerun.launcher.agreement.agreed import difference, terms_of
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
+from bundlerun.launcher.layout.survival.buddies import buddy_copies
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.sheet import Seat, Sheet
@@ -230,7 +231,8 @@ def meet(
     )
     nodes, token = _meet(env, store, hello)
     has_gpus = all(node.has_gpus for node in nodes)
-    topology = Topology(config.shape, tuple(node.num_ranks for node in nodes), config.chunks)
+    counts = tuple(node.num_ranks for node in nodes)
+    topology = Topology.best(config.shape, counts, config.chunks)
     backend, note = choose_backend(
         config.transport, nodes, num_stages=topology.num_stages, has_gpus=door.is_gpu(device)
     )
@@ -298,6 +300,9 @@ def join(config: TrainConfig, arrival: Arrival, legs: Iterable[Members]) -> Sess
         arrival.network,
         legs,
         keeps_snapshots=config.snapshot == "on",
+        copies=buddy_copies(arrival.topology, config.snapshot_copies)
+        if config.snapshot == "on"
+        else (),
     )
     session = Session(arrival=arrival, groups=groups)
     if arrival.note and session.is_reporter:

@@ -252,3 +252,25 @@ def test_positions_are_in_order_of_stage_then_replica() -> None:
 def test_the_example_of_the_docstring_is_true() -> None:
     found = doctest.testmod(topology_module)
     assert (found.failed, found.attempted) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "shape"),
+    [
+        ((1, 1, 1, 1), "1,1,1,1"),
+        ((1, 1, 1), "1,1,1"),
+        ((1, 1), "1,1"),
+        ((2, 2, 2), "1,1,1"),
+        ((5,), "1,1,1,1"),
+        ((4, 4), "1,1,1,1"),
+    ],
+)
+def test_of_a_family_the_shape_is_taken_that_uses_the_most_devices(
+    nodes: tuple[int, ...], shape: str
+) -> None:
+    assert str(Topology.best(Shape.parse("1,1,1,1|1,1,1|1,1"), nodes).shape) == shape
+
+
+def test_too_few_devices_for_any_shape_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 devices do not hold one bundle of shape 1,1 "):
+        Topology.best(Shape.parse("1,1,1|1,1"), (1,))

@@ -173,6 +173,18 @@ def test_the_snapshot_is_shared_out_among_the_replicas_of_a_node() -> None:
     assert found[0].snapshot == 2 * 2 * PARAMETERS // 4
 
 
+@pytest.mark.parametrize(("num_copies", "times"), [(1, 1), (2, 2), (3, 3)])
+def test_a_bundle_that_spans_nodes_has_its_stages_on_others_besides(
+    num_copies: int, times: int
+) -> None:
+    wanted = replace(ALONE, has_snapshot=True, snapshot_copies=num_copies)
+    found = rank_memory(profile(), PLAN, cluster(1, count=4), wanted)
+    assert found[0].snapshot == times * 2 * 2 * PARAMETERS
+    # Another bundle on other nodes is a copy, and on one node there is nowhere to copy to.
+    for there in (cluster(4, count=2), cluster(4)):
+        assert rank_memory(profile(), PLAN, there, wanted)[0].snapshot == 2 * 2 * PARAMETERS
+
+
 def test_bundles_that_span_small_nodes_hold_one_more_over_a_slow_link() -> None:
     plan = replace(PLAN, schedule="eager-1f1b")
     # A node of two devices: the link from the second stage to the third is slow.

@@ -2,7 +2,7 @@
 
 What is chosen and who sends what is the real `workers.snapshot.restore_plan`; the order in which a
 rank copies, seals, agrees, sends its last bucket and finishes is that of
-`workers.snapshot.snapshots`.
+`workers.snapshot.snapshots`; which nodes keep copies of others' pieces is `layout.survival`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.layout.survival.buddies import BuddyCopy, buddy_copies
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.snapshot.piece import Label, SnapshotId, Spec, split_by_bytes
@@ -52,6 +53,8 @@ class Rank:
     begun: int = -1
     """The newest step whose copy has begun, then that which is sealed."""
     sealed: int = -1
+    copied: int = -1
+    """The newest step that the nodes have which are to keep this rank's pieces, too."""
     sent: int = -1
     """The newest step whose last bucket has left."""
     is_alive: bool = True
@@ -77,6 +80,13 @@ class Cluster:
         self.floor = 0
         """A step that must not be lost while `last_holders` leave one node of each stage."""
         self.last_holders: list[set[str]] = []
+        self.all_holders: list[set[str]] = []
+        """With those that keep copies of others, from the first snapshot of the round on."""
+        self.copies: tuple[BuddyCopy, ...] = ()
+
+    def copies_of(self, topology: Topology) -> tuple[BuddyCopy, ...]:
+        """What goes to other nodes."""
+        return buddy_copies(topology, 2)
 
     # --- what a mutation changes
 
@@ -85,7 +95,17 @@ class Cluster:
         assert self.topology is not None
         bundle = self.topology.bundles[self.topology.places[rank].bundle]
         step = self.ranks[rank].step
-        return step == self.first_step or all(self.ranks[r].sealed >= step for r in bundle)
+        return step == self.first_step or all(
+            self.ranks[r].sealed >= step and self.is_copied(r, step) for r in bundle
+        )
+
+    def is_copied(self, rank: int, step: int) -> bool:
+        """Whether all that are to keep this rank's piece have sealed it."""
+        return not self.targets(rank) or self.ranks[rank].copied >= step
+
+    def targets(self, rank: int) -> list[int]:
+        """Ranks whose nodes keep this rank's pieces."""
+        return [one.target for one in self.copies if one.source == rank]
 
     def slot_of(self, num_saved: int) -> str:
         """I7: into the older one."""
@@ -110,11 +130,12 @@ class Cluster:
             self._begin_copy(rank)
         elif me.step > self.first_step and me.sealed < me.step:
             self._seal(rank)
+        elif me.step > self.first_step and not self.is_copied(rank, me.step):
+            return self._pass_on(rank)
         elif me.sent <= me.step and self.may_send_last(rank):
             me.sent = me.step + 1
         elif me.sent == me.step + 1 and self._sums_are_back(rank):
-            me.step += 1
-            self.floor = max(self.floor, me.step - 1)
+            self._finish(me)
         else:
             return False
         return True
@@ -126,10 +147,16 @@ class Cluster:
             me.sent = me.step + 1
             return True
         if me.is_alive and me.sent == me.step + 1 and self._sums_are_back(rank):
-            me.step += 1
-            self.floor = max(self.floor, me.step - 1)
+            self._finish(me)
             return True
         return self.act(rank)
+
+    def _finish(self, me: Rank) -> None:
+        me.step += 1
+        # It knows that all have the step before, copies included.
+        if me.step - 1 > self.first_step:
+            self.last_holders = self.all_holders
+        self.floor = max(self.floor, me.step - 1)
 
     def _sums_are_back(self, rank: int) -> bool:
         assert self.topology is not None
@@ -160,6 +187,33 @@ class Cluster:
         file = self._files(rank)[self._path(rank)]
         file.content = dict.fromkeys(mine, SnapshotId(me.begun, self.token))
         file.piece = Piece(self._label(rank), dict.fromkeys(mine, SPEC))
+
+    def _pass_on(self, rank: int) -> bool:
+        """Sends the piece on, once all of the bundle have theirs; a dead rank takes nothing."""
+        assert self.topology is not None
+        me = self.ranks[rank]
+        bundle = self.topology.bundles[self.topology.places[rank].bundle]
+        targets = self.targets(rank)
+        if not all(self.ranks[r].sealed >= me.step for r in bundle):
+            return False
+        if not all(self.ranks[r].is_alive and self.ranks[r].step >= me.step for r in targets):
+            return False
+        own = self._files(rank)[self._path(rank)]
+        # In two parts, as it takes long: first the slots of the others are open, then sealed.
+        is_open = all(self._taken(rank, t).piece is None for t in targets)
+        for target in targets:
+            taken = self._taken(rank, target)
+            if is_open:
+                taken.piece, taken.content = own.piece, dict(own.content)
+            else:
+                taken.piece = None
+        if is_open:
+            me.copied = me.step
+        return True
+
+    def _taken(self, rank: int, target: int) -> File:
+        path = f"{self.token}.buddy-of-{rank}-{self.slot_of(self.ranks[rank].num_saved)}"
+        return self._files(target).setdefault(path, File(None, {}))
 
     def _forget(self, name: str, num_saved: int) -> None:
         if num_saved > 2:
@@ -215,21 +269,27 @@ class Cluster:
 
     # --- the next round
 
-    def restart(self, members: Sequence[str], shape: tuple[int, ...], killed_at: int) -> bool:
+    def restart(
+        self, members: Sequence[str], shape: tuple[int, ...], killed_at: int, devices: int = 4
+    ) -> bool:
         """Restores on other nodes and in another shape; False where it was killed meanwhile.
 
         Args:
             killed_at: number of the transfer in which all ranks are killed.
+            devices: of each node; with one, a bundle spans nodes, where they are enough for it.
         """
         self.ranks, self.topology = [], None
         self.num_rounds += 1
         token = f"round{self.num_rounds}"
-        topology = Topology(Shape(shape), (4,) * len(members))
+        devices = devices if devices * len(members) >= sum(shape) else 4
+        topology = Topology(Shape(shape), (devices,) * len(members))
         needs = [names_of(len(shape), stage) for stage in range(len(shape))]
         inventory = self.inventory(members)
         plan = plan_restore(inventory, -1, topology, needs)
         state = newest_state(inventory)
-        must_have = all(held & set(members) for held in self.last_holders)
+        must_have = bool(self.last_holders) and all(
+            held & set(members) for held in self.last_holders
+        )
         if must_have and self.floor > 0:
             assert state is not None, f"step {self.floor} is lost"
             assert state.id.step >= self.floor, f"step {self.floor} is lost"
@@ -281,4 +341,11 @@ class Cluster:
         assert {content.step for content in loaded} <= {self.first_step}, "a mixed state"
         self.members, self.topology, self.token = list(members), topology, token
         self.ranks = [Rank(self.first_step) for _ in topology.places]
+        self.copies = self.copies_of(topology)
+        # The first snapshot of the round brings copies to other nodes; a loss before that is one
+        # of all there was.
+        self.all_holders = [set(held) for held in holders]
+        for one in self.copies:
+            held = self.all_holders[topology.places[one.source].stage]
+            held.add(members[topology.places[one.target].node])
         self.last_holders, self.floor = holders, self.first_step

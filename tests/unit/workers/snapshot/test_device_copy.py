@@ -14,7 +14,7 @@ from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
 from bundlerun.workers.snapshot.piece import Label, Layout, Spec
 from bundlerun.workers.snapshot.slot import Slot, read_piece
-from bundlerun.workers.snapshot.snapshots import _Turns
+from bundlerun.workers.snapshot.turns import Turns
 from tests.ranks.harness import run_ranks
 
 LABEL = Label(
@@ -90,7 +90,7 @@ def test_slots_are_taken_back_from_the_gpu_when_replaced_and_at_the_end(
 ) -> None:
     monkeypatch.setattr(host_memory, "register", lambda memory, device, *, file: _Registered())
     cpu = torch.device("cpu")
-    turns = _Turns(_Room(tmp_path), "t", "role", cpu)  # type: ignore[arg-type]
+    turns = Turns(_Room(tmp_path), "t", "role", cpu)  # type: ignore[arg-type]
     for size in (3, 3, 3, 5, 5):  # another layout: new slots
         turns.write(LABEL, {"weight": torch.ones(size)}, DeviceCopy.after_now(cpu))
         assert _Registered.under_way <= 2

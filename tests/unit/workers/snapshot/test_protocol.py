@@ -75,12 +75,15 @@ class Run(RuleBasedStateMachine):
         shape=st.sampled_from(SHAPES),
         left_out=st.sets(st.integers(0, 3), max_size=2),
         killed_at=st.integers(-1, 3),
+        devices=st.sampled_from([1, 4]),
     )
-    def restart(self, shape: tuple[int, ...], left_out: set[int], killed_at: int) -> None:
+    def restart(
+        self, shape: tuple[int, ...], left_out: set[int], killed_at: int, devices: int
+    ) -> None:
         """A node that is left out keeps its memory, and may be back in a later round."""
         names = sorted(self.cluster.machines)
         members = [name for i, name in enumerate(names) if i not in left_out] or names
-        self.cluster.restart(members, shape, killed_at)
+        self.cluster.restart(members, shape, killed_at, devices)
 
     def teardown(self) -> None:
         """Once faults stop, the run gets on."""
@@ -132,12 +135,17 @@ class MixesRounds(Cluster):
     def inventory(self, members: Sequence[str]) -> Inventory:
         self.floor = 0  # such a state may miss names as well; here the mixture has to be seen
         found = super().inventory(members)
-        return [[Piece(replace(p.label, token="any"), p.specs) for p in node] for node in found]
+        # Of one number of stages: else names of the state are missing, which is another mistake.
+        return [
+            [Piece(replace(p.label, token=f"of {p.label.num_stages}"), p.specs) for p in node]
+            for node in found
+        ]
 
     def _held(self, name: str, wanted: SnapshotId) -> dict[str, SnapshotId]:
         held: dict[str, SnapshotId] = {}
         for file in self.machines[name].files.values():
-            if file.piece is not None and file.piece.label.step == wanted.step:
+            label = None if file.piece is None else file.piece.label
+            if label and (label.step, f"of {label.num_stages}") == (wanted.step, wanted.token):
                 held |= file.content
         return held
 
@@ -152,6 +160,27 @@ class ForgetsTooSoon(Cluster):
         super()._forget(name, 2)
 
 
+class CountsABuddyTooSoon(Cluster):
+    """A piece counts as copied when it is under way."""
+
+    def is_copied(self, rank: int, step: int) -> bool:
+        return True
+
+
+class KeepsNoCopies(Cluster):
+    """It is taken for granted that another node has what nobody has sent."""
+
+    def targets(self, rank: int) -> list[int]:
+        return []
+
+
+class KeepsItsOwnCopy(Cluster):
+    """The buddy of a node is the node itself."""
+
+    def targets(self, rank: int) -> list[int]:
+        return [rank] * len(super().targets(rank))
+
+
 @pytest.mark.parametrize(
     ("kind", "says"),
     [
@@ -160,6 +189,9 @@ class ForgetsTooSoon(Cluster):
         (OverwritesTheNewer, "is lost"),
         (MixesRounds, "a mixed state"),
         (ForgetsTooSoon, "is lost"),
+        (CountsABuddyTooSoon, "is lost"),
+        (KeepsNoCopies, "is lost"),
+        (KeepsItsOwnCopy, "is lost"),
     ],
 )
 def test_a_mistake_would_be_noticed(kind: type[Cluster], says: str) -> None:

@@ -83,7 +83,7 @@ def test_a_newcomer_comes_last_and_a_node_too_many_is_spare() -> None:
 
 
 def test_nodes_that_make_no_bundle_more_are_spare() -> None:
-    made = cluster(3, max_nodes=3, bundle_size=2)
+    made = cluster(3, max_nodes=3, bundle_sizes=(2,))
     assert len(names(made)) == 2
 
 
@@ -163,7 +163,7 @@ def test_a_node_that_came_later_does_not_count_as_one_that_ended() -> None:
 
 
 def test_nodes_go_on_without_those_that_the_fence_let_go_on_once_these_are_started_again() -> None:
-    made = cluster(3, has_fence=True, bundle_size=2)
+    made = cluster(3, has_fence=True, bundle_sizes=(2,))
     made.kill(2)
     made.start(2, num_workers=2)
     made.run(5)
