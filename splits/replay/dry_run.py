@@ -171,6 +171,12 @@ class DryRun(Watch):
             known = set(map(id, changed))
             self._buffers = [place for place in self._buffers if id(place) not in known]
 
+    def let_go(self) -> None:
+        """The forward is over. Frames that it was left from have to go: torch up to 2.11 only then
+        takes off the hooks of an activation checkpoint that has not come to its end.
+        """
+        self._checkpoint = None
+
     def end(self, result: object) -> None:
         """The forward has returned `result`."""
         self._note_replaced()

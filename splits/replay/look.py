@@ -88,6 +88,8 @@ def look(
                 run.end(result)
             except Unforeseen as exc:
                 run.fail(str(exc))
+            finally:
+                run.let_go()
     return run.record
 
 

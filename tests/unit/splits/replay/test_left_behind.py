@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch.utils.checkpoint import checkpoint_sequential
 from bundlerun.launcher.choices import Cutter
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.models import cuttable
+from bundlerun.splits.replay.look import look
 from bundlerun.splits.replay.model import ReplayedModel
 from bundlerun.workers.model.trial import Subject
 from tests.unit.splits.replay.chain import (
@@ -147,6 +150,24 @@ def test_calls_by_which_torch_keeps_what_is_recomputed_are_none_of_the_models(
     assert "third" in names
     assert "second" not in names
     assert_same(subject_of(layers(forward), (example(),), ("third",)), (example(),))
+
+
+def test_a_dry_run_that_ends_inside_of_what_is_recomputed_holds_no_frame_of_it() -> None:
+    # With the frames of torch 2.11 stay the hooks of its checkpoint, for whatever follows.
+    held: list[weakref.ref[object]] = []
+
+    def forward(m: Layers, x: Tensor) -> Tensor:
+        here = nn.Identity()
+        held.append(weakref.ref(here))
+        return checkpointed(m.second, here(m.first(x)))
+
+    gc.disable()
+    try:
+        look(layers(forward), (example(),), torch.device("cpu"), until="second")
+        assert held[0]() is None
+        assert torch._C._autograd._top_saved_tensors_default_hooks(True) is None
+    finally:
+        gc.enable()
 
 
 def test_a_forward_that_leaves_the_next_stage_out_for_fewer_samples_is_told() -> None:
