@@ -172,8 +172,10 @@ class DryRun(Watch):
             self._buffers = [place for place in self._buffers if id(place) not in known]
 
     def let_go(self) -> None:
-        """The forward is over. Frames that it was left from have to go: torch up to 2.11 only then
-        takes off the hooks of an activation checkpoint that has not come to its end.
+        """The forward is over: what it was left from is no longer held.
+
+        Torch 2.11 leaves the hooks of an activation checkpoint that has not come to its end as long
+        as its frames are there.
         """
         self._checkpoint = None
 
