@@ -29,12 +29,15 @@ class Foreseen:
         candidate: the plan.
         cut: names of its cuts.
         forecast: of a step.
+        profile, request: that it was made of.
         remarks: what a reader should know of it.
     """
 
     candidate: Candidate
     cut: tuple[str, ...]
     forecast: Forecast
+    profile: Profile
+    request: Request
     remarks: tuple[str, ...] = ()
 
 
@@ -61,7 +64,12 @@ def foreseen(plan: LaunchPlan, cluster: Cluster) -> Foreseen | str:
     best = _best(plan, Outlook(profile=found, cluster=cluster, request=request))
     cut = tuple(found.boundary_names[number] for number in best.candidate.cuts)
     return Foreseen(
-        candidate=best.candidate, cut=cut, forecast=best.forecast, remarks=tuple(remarks)
+        candidate=best.candidate,
+        cut=cut,
+        forecast=best.forecast,
+        profile=found,
+        request=request,
+        remarks=tuple(remarks),
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from bundlerun.launcher.commands.arguments.plan import CONFIGURED
 from bundlerun.launcher.commands.forecast import Foreseen, foreseen
+from bundlerun.launcher.commands.plan_picture import Pictured, outputs_of, write_outputs
 from bundlerun.launcher.commands.run import make_plan, read_configs, without_auto
 from bundlerun.launcher.commands.use.profile import made_profile
 from bundlerun.launcher.config import TrainConfig
@@ -93,6 +94,7 @@ def memory_of(plan: LaunchPlan, cluster: Cluster | None) -> tuple[PlanMemory, st
 
 def run(args: argparse.Namespace) -> int:
     """Prints the plan."""
+    outputs = outputs_of(args)
     shows_schedule = hasattr(args, "schedule")
     # A bare --schedule only asks for the drawing: the TOML file or the environment names one.
     if shows_schedule and args.schedule is CONFIGURED:
@@ -116,6 +118,12 @@ def run(args: argparse.Namespace) -> int:
     forecast = foreseen(plan, cluster) if cluster is not None and not decision else None
     memory, said = memory_of(plan, cluster) if args.memory else (None, "")
     lost = _losses(plan)
+    written: list[str] = []
+    if outputs.is_asked:
+        pictured = Pictured.of(
+            plan, cluster=cluster, nodes=nodes, forecast=forecast, environ=os.environ
+        )
+        written = write_outputs(outputs, pictured)
     if args.json:
         more: dict[str, object] = {"costs": costs, "losses": loss_document(lost)}
         if decision:
@@ -124,6 +132,8 @@ def run(args: argparse.Namespace) -> int:
             more["forecast"] = _forecast_document(forecast, train.value)
         if memory is not None:
             more["memory"] = {"source": said, **memory.document()}
+        if outputs.is_asked:
+            more["written"] = written
         print(plan_json(plan, **more))
     else:
         best = list(table(decision)) if decision else []
@@ -136,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
             *_section("at the loss of a node", _loss_lines(lost, plan)),
             *_section("costs", costs),
             *_section("memory", shown),
+            *_section("written", written),
             sep="\n",
         )
     return EXIT_DONE

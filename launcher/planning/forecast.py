@@ -17,8 +17,9 @@ from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.planning.candidate import Candidate, Forecast, RankMemory, Request, Term
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.picture.gantt import MOST_MICROBATCHES, Gantt
 from bundlerun.launcher.planning.simulation.cells import Cell, cells, loads
-from bundlerun.launcher.planning.simulation.step import Setting, play
+from bundlerun.launcher.planning.simulation.step import Setting, play, watch
 from bundlerun.launcher.planning.simulation.work import work_of
 
 _FEW = 24
@@ -63,6 +64,35 @@ def foresee(
         exchange_s=found.exchange_s,
         memory=memory,
     )
+
+
+def foreseen_step(
+    profile: Profile,
+    candidate: Candidate,
+    cluster: Cluster,
+    request: Request,
+    *,
+    most_ranks: int = 16,
+) -> Gantt:
+    """The step of a plan as it goes by, lane by lane.
+
+    Of very many micro-batches only as many are looked at as can be told apart: then it is shorter
+    than the step that `foresee` says.
+
+    Args:
+        profile, candidate, cluster, request: as for `foresee`.
+        most_ranks: that are shown, but one bundle at least.
+
+    Raises:
+        ConfigError: the cluster does not hold one bundle.
+    """
+    setting = _setting(profile, candidate, cluster, request)
+    most = max(n for load in setting.loads for n in load.microbatches)
+    if most > MOST_MICROBATCHES:
+        setting = _shorter(setting, MOST_MICROBATCHES / most)
+    found = watch(setting, most_ranks=most_ranks)
+    found = found.late(max(0.0, _loading_s(setting, candidate.samples, profile) - found.step))
+    return replace(found, num_left_out=most - found.num_microbatches)
 
 
 def _setting(profile: Profile, candidate: Candidate, cluster: Cluster, request: Request) -> Setting:

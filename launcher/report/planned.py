@@ -49,6 +49,17 @@ def planned(ranks: Sequence[MeasuredRank]) -> Timeline | None:
         return None
 
 
+def whole_bundles(ranks: Sequence[MeasuredRank], most: int) -> list[MeasuredRank]:
+    """Ranks to show: whole bundles as long as there is room; of a larger one its first ranks."""
+    shown: list[MeasuredRank] = []
+    for bundle in sorted({rank.bundle for rank in ranks}):
+        of_it = sorted((r for r in ranks if r.bundle == bundle), key=lambda r: (r.stage, r.replica))
+        if shown and len(shown) + len(of_it) > most:
+            break
+        shown += of_it[: 2 * most]
+    return shown
+
+
 def _mean(values: Sequence[float]) -> float:
     return mean(values) if values else 0.0
 

@@ -33,6 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="also show the memory that each rank and node needs, and what does not fit; takes the "
         "profile that the run folder has, else makes one, which needs torch and takes seconds",
     )
+    parser.add_argument(
+        "--picture",
+        metavar="FILE",
+        help="also draw it: nodes, bundles, what is sent in a step, and a step in time, by the "
+        "profile that the run folder has, above the last one that was measured; .svg, .png or "
+        ".pdf; needs the extra bundlerun[report]",
+    )
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="also write that step for Perfetto, .json or .json.gz",
+    )
     parser.add_argument("--json", action="store_true", help="print all of it as one JSON document")
     add_config_arguments(parser)
     _let_schedule_draw(parser)

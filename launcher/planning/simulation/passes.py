@@ -58,7 +58,9 @@ class Wire:
     to: Node
     bytes_per_s: float
     latency_s: float
-    _waiting: deque[tuple[float, Done]] = field(default_factory=deque)
+    noted: dict[int, tuple[float, float]] = field(default_factory=dict)
+    """By the number of a message, when it was on its way in the last step."""
+    _waiting: deque[tuple[float, int, Done]] = field(default_factory=deque)
     _is_busy: bool = False
 
     @property
@@ -66,9 +68,9 @@ class Wire:
         """Whether both ends are on one node."""
         return self.source is self.to
 
-    def send(self, num_bytes: float, arrived: Done) -> None:
+    def send(self, num_bytes: float, number: int, arrived: Done) -> None:
         """Sends a message when those before it have left."""
-        self._waiting.append((num_bytes, arrived))
+        self._waiting.append((num_bytes, number, arrived))
         if not self._is_busy:
             self._next()
 
@@ -76,9 +78,11 @@ class Wire:
         self._is_busy = bool(self._waiting)
         if not self._waiting:
             return
-        num_bytes, arrived = self._waiting.popleft()
+        num_bytes, number, arrived = self._waiting.popleft()
+        begun_s = self.clock.now
 
         def left() -> None:
+            self.noted[number] = begun_s, self.clock.now + self.latency_s
             self.clock.after(self.latency_s, arrived)
             self._next()
 
@@ -134,8 +138,11 @@ class Recorded:
     passes_s: list[float] = field(default_factory=list)
     """Seconds in passes, of each step."""
     passes_ended: list[float] = field(default_factory=list)
+    update_begun: list[float] = field(default_factory=list)
     spans: list[tuple[Action, float, float]] = field(default_factory=list)
     """Of the last step."""
+    handed: list[tuple[Action, float, float]] = field(default_factory=list)
+    """When it handed over what follows a pass, in the last step."""
 
 
 class Rank:
@@ -146,6 +153,7 @@ class Rank:
         node: where it is.
         work: of its stage.
         order: of its passes in a step.
+        stage, replica: its place in the bundle.
         count: of ranks that it stands for, on this node.
         num_steps: that it does.
         fixed_s: of a step, that depends on nothing.
@@ -159,12 +167,13 @@ class Rank:
         order: Sequence[Action],
         *,
         stage: int,
+        replica: int,
         count: int,
         num_steps: int,
         fixed_s: float,
         chunk_of: Callable[[int], int],
     ) -> None:
-        self.node, self.stage, self.count = node, stage, count
+        self.node, self.stage, self.replica, self.count = node, stage, replica, count
         self.recorded = Recorded()
         self.sendings: dict[Key, list[Sending]] = {}
         self.needed: dict[Key, list[int]] = {}
@@ -172,7 +181,7 @@ class Rank:
         self.on_passes_done: list[Callable[[Rank, int], None]] = []
         self.num_groups = 0
         self._clock, self._work, self._order = clock, work, order
-        self._num_steps, self._fixed_s, self._chunk_of = num_steps, fixed_s, chunk_of
+        self._num_steps, self.fixed_s, self._chunk_of = num_steps, fixed_s, chunk_of
         self._speed = node.kind.speed
         self._split = {a.key for a in order if a.kind is Pass.WEIGHT}
         last = {a.chunk: i for i, a in enumerate(order) if a.kind is not Pass.FORWARD}
@@ -193,6 +202,11 @@ class Rank:
     def update_s(self) -> float:
         """Of its optimizer."""
         return self._work.update_s / self._speed
+
+    @property
+    def num_passes(self) -> int:
+        """Of a step."""
+        return len(self._order)
 
     def begin(self) -> None:
         """Begins the next thing in its order, if what it needs has come."""
@@ -283,14 +297,20 @@ class Rank:
             if self.node.is_shared and sending.wire.is_inside:
                 host_s += sending.num_bytes * host.copy_s_per_byte
         if host_s:
-            self._compute(host_s, lambda: self._send(follows))
+            self._compute(host_s, lambda: self._hand_over(action, now, follows))
         else:
             self._send(follows)
 
+    def _hand_over(self, action: Action, since_s: float, follows: Sequence[Sending]) -> None:
+        if self._step == self._num_steps - 1:
+            self.recorded.handed.append((action, since_s, self._clock.now))
+        self._send(follows)
+
     def _send(self, follows: Sequence[Sending]) -> None:
         for sending in follows:
+            number = sending.number
             sending.wire.send(
-                sending.num_bytes, partial(sending.to.arrive, self._step, sending.number)
+                sending.num_bytes, number, partial(sending.to.arrive, self._step, number)
             )
         self.begin()
 
@@ -316,7 +336,8 @@ class Rank:
         if self._num_sums < 1 + self.num_groups:
             return
         self._num_sums = 0
-        self._compute(self.update_s, lambda: self._clock.after(self._fixed_s, self._end))
+        self.recorded.update_begun.append(self._clock.now)
+        self._compute(self.update_s, lambda: self._clock.after(self.fixed_s, self._end))
 
     def _end(self) -> None:
         self.recorded.ended.append(self._clock.now)

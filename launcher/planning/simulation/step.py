@@ -9,8 +9,10 @@ from itertools import pairwise
 from bundlerun.launcher.choices import ExchangeDtype, SchemeName
 from bundlerun.launcher.layout.schedule import Action, Pass, Pipeline
 from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
+from bundlerun.launcher.planning.picture.gantt import Gantt, Source
 from bundlerun.launcher.planning.simulation.cells import Load
 from bundlerun.launcher.planning.simulation.events import Clock, Pool
+from bundlerun.launcher.planning.simulation.noted import chosen, lanes
 from bundlerun.launcher.planning.simulation.passes import Node, Rank, Sending, Wire
 from bundlerun.launcher.planning.simulation.sums import Group, Part, Plan
 from bundlerun.launcher.planning.simulation.work import Bucket, Work
@@ -67,7 +69,6 @@ class Played:
         idle: the share of all ranks' time in which they are not in a pass.
         egress_bytes: of a node in a step, the node that sends the most.
         exchange_s: per step, of the stage whose exchange takes longest.
-        spans: of the last step, of each rank of the cells: stage, and when it did what.
     """
 
     step_s: float
@@ -76,7 +77,6 @@ class Played:
     idle: float
     egress_bytes: float
     exchange_s: float
-    spans: tuple[tuple[int, tuple[tuple[Action, float, float], ...]], ...]
 
 
 def _instant(cluster: Cluster) -> Cluster:
@@ -112,6 +112,19 @@ def play(setting: Setting, *, has_free_sums: bool = False) -> Played:
     return stage.play()
 
 
+def watch(setting: Setting, *, most_ranks: int) -> Gantt:
+    """The last of the steps, as it goes by.
+
+    Args:
+        setting: of the plan.
+        most_ranks: that are shown: whole bundles, and one at least.
+    """
+    stage = _Stage(setting)
+    stage.add_sums(is_free=False)
+    step_s = stage.play().step_s
+    return stage.noted(step_s, most_ranks)
+
+
 class _Stage:
     """Where all of it happens."""
 
@@ -121,6 +134,7 @@ class _Stage:
         self._nodes: list[Node] = []
         self._ranks: list[Rank] = []
         self._groups: list[Group] = []
+        self._bundles: list[list[Rank]] = []
         self._num_messages = 0
         self._orders: dict[tuple[int, int, int], list[Action]] = {}
         for load in setting.loads:
@@ -170,12 +184,14 @@ class _Stage:
                 setting.work.stages[stage],
                 self._order(stage, replica, number),
                 stage=stage,
+                replica=replica,
                 count=count,
                 num_steps=NUM_STEPS,
                 fixed_s=setting.fixed_s,
                 chunk_of=lambda own, stage=stage: chunks.number(stage, own),  # type: ignore[misc]
             )
         self._ranks += ranks.values()
+        self._bundles.append(list(ranks.values()))
         self._add_messages(ranks, number)
 
     def _add_messages(self, ranks: Mapping[tuple[int, int], Rank], number: int) -> None:
@@ -336,7 +352,17 @@ class _Stage:
             idle=max(0.0, 1 - busy / (sum(weights) * step_s)) if step_s else 0.0,
             egress_bytes=max(node.sent_bytes for node in self._nodes) / NUM_STEPS,
             exchange_s=max((g.exchange_s for g in self._groups), default=0.0) / NUM_STEPS,
-            spans=tuple((rank.stage, tuple(rank.recorded.spans)) for rank in ranks),
+        )
+
+    def noted(self, step_s: float, most_ranks: int) -> Gantt:
+        """What went on in the last step; once all have gone by."""
+        since_s = max(rank.recorded.ended[-2] for rank in self._ranks)
+        shown = chosen(self._bundles, most_ranks)
+        return Gantt(
+            source=Source.FORECAST,
+            lanes=tuple(lanes(shown, self._groups, since_s, self._setting.pipeline.chunks)),
+            step=step_s,
+            num_microbatches=max(n for load in self._setting.loads for n in load.microbatches),
         )
 
 

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from bundlerun.launcher.planning.picture.gantt import Kind
 from bundlerun.launcher.planning.simulation.events import Clock, Done
 from bundlerun.launcher.planning.simulation.passes import Node, Rank, joined
 from bundlerun.launcher.planning.simulation.work import Bucket
@@ -103,14 +104,18 @@ class Group:
     def __init__(
         self, clock: Clock, parts: Sequence[Part], buckets: Sequence[Bucket], plan: Plan
     ) -> None:
-        self._clock, self._parts, self._buckets, self._plan = clock, parts, buckets, plan
+        self._clock, self._plan = clock, plan
+        self.parts, self.buckets = parts, buckets
+        self.noted: dict[tuple[Kind, int, int], tuple[float, float]] = {}
+        """By leg, part and bucket, when it was under way in the last step."""
         self._ready: dict[tuple[int, int, int], int] = {}
         self._collected: dict[tuple[int, int], int] = {}
         self._back: dict[tuple[int, int], int] = {}
         self._part_of = {id(rank): i for i, part in enumerate(parts) for rank in part.ranks}
-        self._collect = [Leg(begin=self._collecting(part), most=1) for part in parts]
+        numbered = list(enumerate(parts))
+        self._collect = [Leg(begin=self._collecting(i, part), most=1) for i, part in numbered]
         self._exchange = Leg(begin=self._exchanging, most=_BEGUN_AHEAD)
-        self._distribute = [Leg(begin=self._distributing(part), most=1) for part in parts]
+        self._distribute = [Leg(begin=self._distributing(i, part), most=1) for i, part in numbered]
         self._num_exchanging, self._since = 0, 0.0
         self.exchange_s = 0.0
         """In which at least one bucket was between nodes."""
@@ -120,47 +125,56 @@ class Group:
         number = self._part_of[id(rank)]
         key = step, bucket, number
         self._ready[key] = self._ready.get(key, 0) + 1
-        if self._ready[key] == len(self._parts[number].ranks):
+        if self._ready[key] == len(self.parts[number].ranks):
             del self._ready[key]
             self._collect[number].take(bucket, lambda: self._is_collected(step, bucket))
 
     def _is_collected(self, step: int, bucket: int) -> None:
         key = step, bucket
         self._collected[key] = self._collected.get(key, 0) + 1
-        if self._collected[key] == len(self._parts):
+        if self._collected[key] == len(self.parts):
             del self._collected[key]
             self._exchange.take(bucket, lambda: self._is_exchanged(step, bucket))
 
     def _is_exchanged(self, step: int, bucket: int) -> None:
-        for number in range(len(self._parts)):
+        for number in range(len(self.parts)):
             self._distribute[number].take(bucket, lambda number=number: self._is_back(step, number))  # type: ignore[misc]
 
     def _is_back(self, step: int, number: int) -> None:
         key = step, number
         self._back[key] = self._back.get(key, 0) + 1
-        if self._back[key] == len(self._buckets):
+        if self._back[key] == len(self.buckets):
             del self._back[key]
-            for rank in self._parts[number].ranks:
+            for rank in self.parts[number].ranks:
                 rank.sums_done()
 
-    def _collecting(self, part: Part) -> Callable[[int, Done], None]:
+    def _noting(self, leg: Kind, part: int, bucket: int, done: Done) -> Done:
+        begun_s = self._clock.now
+
+        def ended() -> None:
+            self.noted[leg, part, bucket] = begun_s, self._clock.now
+            done()
+
+        return ended
+
+    def _collecting(self, number: int, part: Part) -> Callable[[int, Done], None]:
         def begin(bucket: int, done: Done) -> None:
             if self._plan.is_flat or part.num_ranks == 1:
                 done()
                 return
-            num_bytes = self._buckets[bucket].num_bytes
-            self._inside(
-                part, num_bytes * part.num_ranks / part.num_leaders, part.num_leaders, done
-            )
+            num_bytes = self.buckets[bucket].num_bytes * part.num_ranks / part.num_leaders
+            ended = self._noting(Kind.COLLECT, number, bucket, done)
+            self._inside(part, num_bytes, part.num_leaders, ended)
 
         return begin
 
-    def _distributing(self, part: Part) -> Callable[[int, Done], None]:
+    def _distributing(self, number: int, part: Part) -> Callable[[int, Done], None]:
         def begin(bucket: int, done: Done) -> None:
             if self._plan.is_flat or part.num_ranks == 1:
                 done()
                 return
-            self._inside(part, self._buckets[bucket].num_bytes, part.num_ranks, done)
+            ended = self._noting(Kind.DISTRIBUTE, number, bucket, done)
+            self._inside(part, self.buckets[bucket].num_bytes, part.num_ranks, ended)
 
         return begin
 
@@ -176,16 +190,18 @@ class Group:
 
     def _exchanging(self, bucket: int, done: Done) -> None:
         self._begin_exchange()
-        of = self._buckets[bucket]
+        of, begun_s = self.buckets[bucket], self._clock.now
 
         def ended() -> None:
+            for number in range(len(self.parts)):
+                self.noted[Kind.EXCHANGE, number, bucket] = begun_s, self._clock.now
             self._end_exchange()
             done()
 
         join = joined(
-            len(self._parts), lambda: self._clock.after(of.count * self._plan.latency_s, ended)
+            len(self.parts), lambda: self._clock.after(of.count * self._plan.latency_s, ended)
         )
-        for part in self._parts:
+        for part in self.parts:
             self._send(part, of.num_bytes, join)
 
     def _send(self, part: Part, num_bytes: float, done: Done) -> None:

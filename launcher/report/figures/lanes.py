@@ -16,7 +16,7 @@ from bundlerun.launcher.layout.timeline import Span as PlannedSpan
 from bundlerun.launcher.report.clocks import on_one_clock
 from bundlerun.launcher.report.figures.bars import BEHIND, PHASES
 from bundlerun.launcher.report.figures.look import Look, Name, literal, new_figure, place_axes
-from bundlerun.launcher.report.planned import planned
+from bundlerun.launcher.report.planned import planned, whole_bundles
 from bundlerun.launcher.report.story import Doing, Story
 from bundlerun.launcher.run_folder.measured import MeasuredRank
 
@@ -191,7 +191,7 @@ def draw_step(ranks: Sequence[MeasuredRank], look: Look) -> Drawn | None:
     In a lane the thick bars are what the rank's own thread or its device did, the thin ones below
     them what went on behind it.
     """
-    ranks = on_one_clock(_shown(ranks))
+    ranks = on_one_clock(whole_bundles(ranks, _MOST_LANES))
     if not ranks:
         return None
     first = [rank for rank in ranks if rank.bundle == ranks[0].bundle]
@@ -222,17 +222,6 @@ def draw_step(ranks: Sequence[MeasuredRank], look: Look) -> Drawn | None:
     axes.grid(visible=False, axis="y")
     _legend(drawn.figure, axes, ranks, look)
     return drawn
-
-
-def _shown(ranks: Sequence[MeasuredRank]) -> list[MeasuredRank]:
-    """Whole bundles as long as there is room; of a larger one its first ranks."""
-    shown: list[MeasuredRank] = []
-    for bundle in sorted({rank.bundle for rank in ranks}):
-        of_it = sorted((r for r in ranks if r.bundle == bundle), key=lambda r: (r.stage, r.replica))
-        if shown and len(shown) + len(of_it) > _MOST_LANES:
-            break
-        shown += of_it[: 2 * _MOST_LANES]
-    return shown
 
 
 def _least_s(ranks: Sequence[MeasuredRank], end_s: float) -> float:
