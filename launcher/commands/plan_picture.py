@@ -7,7 +7,7 @@ import gzip
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -259,13 +259,18 @@ def _cluster_like_this(
     plan: LaunchPlan, nodes: Sequence[int], environ: Mapping[str, str]
 ) -> Cluster:
     launch = plan.launch.value
-    return cluster_here(
+    found = cluster_here(
         read_hardware(environ),
         Devices(kind=device_kind(plan), count=max(plan.topology.devices_per_node)),
         plan.topology.num_nodes,
         card_of(plan.node.meeting.local_addr if plan.node else launch.local_addr),
         nodes,
     )
+    several = len(found.kinds) > 1
+    kinds = [
+        replace(kind, name=f"node of {kind.devices}" if several else "node") for kind in found.kinds
+    ]
+    return replace(found, kinds=tuple(kinds))
 
 
 def _unlike(plan: LaunchPlan, ranks: Sequence[MeasuredRank]) -> Iterator[str]:

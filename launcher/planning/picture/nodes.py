@@ -8,6 +8,7 @@ cell, x 16                     a bundle over two nodes
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,6 +137,23 @@ class Nodes:
     gradient_bytes: tuple[int, ...]
     egress_bytes: int | None
     between: Link | None
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether some stage has replicas, whose gradients are summed."""
+        return self.num_bundles > 1 or max(self.widths) > 1
+
+    @property
+    def has_exchange(self) -> bool:
+        """Whether some stage has replicas on several nodes."""
+        if len(self.cells) > 1 or self.cells[0].count > 1:
+            return True
+        on = Counter(
+            stage
+            for node in self.cells[0].nodes
+            for stage in {box.stage for row in node.rows.values() for box in row}
+        )
+        return max(on.values()) > 1
 
 
 def nodes_of(

@@ -95,12 +95,15 @@ def _head(ranks: Sequence[Who], gantt: Gantt) -> str:
     """The name of a bundle; empty where it says nothing."""
     places = list(dict.fromkeys(who.where for who in ranks if who.where))
     count = min(who.count for who in ranks)
+    is_only = len({who.bundle for who in gantt.ranks}) == 1
+    if is_only and count == 1 and len(places) < 2:
+        return ""
     alike = f"{count:,} bundles alike" if count > 1 else ""
     number = 1 + max(
         (bar.microbatch for lane in gantt.lanes if lane.who in ranks for bar in lane.bars),
         default=0,
     )
-    of = f"{number} micro-batches" if len({who.bundle for who in gantt.ranks}) > 1 else ""
+    of = "" if is_only else f"{number} micro-batches"
     return ", ".join(filter(None, [" and ".join(places[:3]), alike, of]))
 
 

@@ -156,7 +156,6 @@ class _Layout:
             of = f" of {_count(nodes.cells[0].nodes[0].kind.devices, 'device')}"
         self._title(f"{_count(nodes.num_nodes, 'node')}{of}, {_count(nodes.num_bundles, 'bundle')}")
         self.y -= 0.02
-        has_exchange = nodes.num_nodes > 1 and nodes.num_bundles > 1
         for row in self._rows_of_cells():
             bottom = self.y
             ends: list[tuple[float, float]] = []
@@ -167,20 +166,20 @@ class _Layout:
                 ends += feet_at
                 x += self._cell_width(cell) + 0.35
             self.y = bottom
-            if has_exchange:
+            if nodes.has_exchange:
                 self._bus(ends)
             self.y += 0.14
         if nodes.num_more_cells:
             self._words(0, f"and {_count(nodes.num_more_cells, 'more kind')} of nodes and bundles")
-        for line in self._legend(has_exchange):
+        for line in self._legend():
             self._words(0, line)
         self.y += 0.05
 
-    def _legend(self, has_exchange: bool) -> Iterator[str]:
+    def _legend(self) -> Iterator[str]:
         nodes = self._nodes
         if any(message.is_between for message in nodes.messages):
             yield "dashed: from node to node, for some bundle"
-        if has_exchange:
+        if nodes.has_exchange:
             sums = ""
             if nodes.gradient_bytes:
                 each = [bytes_text(n) for n in nodes.gradient_bytes]
@@ -189,7 +188,7 @@ class _Layout:
                 sums = f", {f'{each[0]} each' if len(set(each)) == 1 else listed}"
             what = f"a sum for each stage among the local masters (*) of all nodes{sums}"
             yield f"exchange: {what}"
-        elif nodes.num_bundles > 1:
+        elif nodes.has_sums:
             yield "* local master, where the sums of gradients of its stage meet"
         if nodes.num_without:
             yield f"{_count(nodes.num_without, 'node')} with no part in any bundle"
@@ -271,8 +270,8 @@ class _Layout:
         """Draws what a node has of a bundle; where its last stage ends."""
         shown = boxes[:_MOST_COLUMNS]
         for box in shown:
-            width = _box_width(box)
-            middle = y + 0.14
+            width, middle = _box_width(box), y + 0.14
+            text = _box_text(box) if self._nodes.has_sums else _box_text(box).rstrip("*")
             if end is not None:
                 # From the last stage here, or on the node before.
                 is_between = x - end[0] > 0.2
@@ -280,11 +279,9 @@ class _Layout:
                 self.sheet.strokes.append(
                     Stroke(end[0], end[1], x, middle, color, is_dashed=is_between)
                 )
-            face = _MASTER if box.is_master else _FACE
+            face = _MASTER if box.is_master and self._nodes.has_sums else _FACE
             self.sheet.boxes.append(Box(x, y, width, 0.28, face, self._ink, 2))
-            self.sheet.words.append(
-                Words(x + width / 2, middle, _box_text(box), _SMALL, self._ink, "center")
-            )
+            self.sheet.words.append(Words(x + width / 2, middle, text, _SMALL, self._ink, "center"))
             end = x + width, middle
             x += width + 0.12
         if len(boxes) > len(shown):

@@ -46,6 +46,17 @@ def test_unlike_nodes_have_their_own_and_large_cells_are_cut_short() -> None:
     assert [node.kind.name for node in small.nodes] == ["small"] * MOST_NODES
 
 
+def test_sums_and_an_exchange_are_there_where_replicas_are() -> None:
+    one = nodes_of(nodes(2, 1), Shape((1, 1)))
+    assert (one.has_sums, one.has_exchange) == (False, False)
+    wide = nodes_of(nodes(2, 4), Shape((4, 2)))
+    assert (wide.has_sums, wide.has_exchange) == (True, False)
+    split = nodes_of(nodes(3, 2), Shape((4, 2)))
+    assert (split.has_sums, split.has_exchange) == (True, True)
+    many = nodes_of(nodes(3, 2), Shape((1, 1)))
+    assert (many.has_sums, many.has_exchange) == (True, True)
+
+
 def test_bytes_of_a_step_are_those_of_its_micro_batches() -> None:
     known = Known(
         cuts=("x", "y", "z"), forward_bytes=(10, 20, 30), backward_bytes=(1, 2, 3),
