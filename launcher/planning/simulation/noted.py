@@ -85,6 +85,7 @@ def _messages(rank: Rank, chunks: Chunks) -> Iterator[Bar]:
     """What it sends; what takes no time is left out."""
     for (kind, microbatch, chunk), sendings in rank.sendings.items():
         for sending in sendings:
+            assert sending.wire.noted is not None
             begin, end = sending.wire.noted[sending.number]
             if end > begin:
                 what = "activation" if kind is Pass.FORWARD else "gradient"
@@ -102,6 +103,7 @@ def _messages(rank: Rank, chunks: Chunks) -> Iterator[Bar]:
 def _sums(rank: Rank, groups: Sequence[Group]) -> Iterator[Bar]:
     """The sums that it leads on its node."""
     for group in groups:
+        assert group.noted is not None
         for number, part in enumerate(group.parts):
             if part.ranks[0] is not rank:
                 continue

@@ -58,8 +58,8 @@ class Wire:
     to: Node
     bytes_per_s: float
     latency_s: float
-    noted: dict[int, tuple[float, float]] = field(default_factory=dict)
-    """By the number of a message, when it was on its way in the last step."""
+    noted: dict[int, tuple[float, float]] | None = None
+    """By the number of a message, when it was on its way in the last step; None: not noted."""
     _waiting: deque[tuple[float, int, Done]] = field(default_factory=deque)
     _is_busy: bool = False
 
@@ -82,7 +82,8 @@ class Wire:
         begun_s = self.clock.now
 
         def left() -> None:
-            self.noted[number] = begun_s, self.clock.now + self.latency_s
+            if self.noted is not None:
+                self.noted[number] = begun_s, self.clock.now + self.latency_s
             self.clock.after(self.latency_s, arrived)
             self._next()
 

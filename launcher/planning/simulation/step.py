@@ -119,7 +119,7 @@ def watch(setting: Setting, *, most_ranks: int) -> Gantt:
         setting: of the plan.
         most_ranks: that are shown: whole bundles, and one at least.
     """
-    stage = _Stage(setting)
+    stage = _Stage(setting, is_watched=True)
     stage.add_sums(is_free=False)
     step_s = stage.play().step_s
     return stage.noted(step_s, most_ranks)
@@ -128,8 +128,8 @@ def watch(setting: Setting, *, most_ranks: int) -> Gantt:
 class _Stage:
     """Where all of it happens."""
 
-    def __init__(self, setting: Setting) -> None:
-        self._setting = setting
+    def __init__(self, setting: Setting, *, is_watched: bool = False) -> None:
+        self._setting, self._is_watched = setting, is_watched
         self._clock = Clock()
         self._nodes: list[Node] = []
         self._ranks: list[Rank] = []
@@ -238,7 +238,12 @@ class _Stage:
         # The rank copies it itself, see `Rank`.
         rate = float("inf") if source is to and source.is_shared else link.bytes_per_s
         return Wire(
-            clock=self._clock, source=source, to=to, bytes_per_s=rate, latency_s=link.latency_s
+            clock=self._clock,
+            source=source,
+            to=to,
+            bytes_per_s=rate,
+            latency_s=link.latency_s,
+            noted={} if self._is_watched else None,
         )
 
     # --- sums
@@ -303,6 +308,7 @@ class _Stage:
         if is_free:
             buckets = [replace(bucket, num_bytes=0) for bucket in buckets]
         group = Group(self._clock, parts, buckets, plan)
+        group.noted = {} if self._is_watched else None
         self._groups.append(group)
         return group
 

@@ -106,8 +106,8 @@ class Group:
     ) -> None:
         self._clock, self._plan = clock, plan
         self.parts, self.buckets = parts, buckets
-        self.noted: dict[tuple[Kind, int, int], tuple[float, float]] = {}
-        """By leg, part and bucket, when it was under way in the last step."""
+        self.noted: dict[tuple[Kind, int, int], tuple[float, float]] | None = None
+        """By leg, part and bucket, when it was under way in the last step; None: not noted."""
         self._ready: dict[tuple[int, int, int], int] = {}
         self._collected: dict[tuple[int, int], int] = {}
         self._back: dict[tuple[int, int], int] = {}
@@ -149,10 +149,12 @@ class Group:
                 rank.sums_done()
 
     def _noting(self, leg: Kind, part: int, bucket: int, done: Done) -> Done:
-        begun_s = self._clock.now
+        noted, begun_s = self.noted, self._clock.now
+        if noted is None:
+            return done
 
         def ended() -> None:
-            self.noted[leg, part, bucket] = begun_s, self._clock.now
+            noted[leg, part, bucket] = begun_s, self._clock.now
             done()
 
         return ended
@@ -193,8 +195,9 @@ class Group:
         of, begun_s = self.buckets[bucket], self._clock.now
 
         def ended() -> None:
-            for number in range(len(self.parts)):
-                self.noted[Kind.EXCHANGE, number, bucket] = begun_s, self._clock.now
+            if self.noted is not None:
+                span = begun_s, self._clock.now
+                self.noted |= {(Kind.EXCHANGE, i, bucket): span for i, _ in enumerate(self.parts)}
             self._end_exchange()
             done()
 
