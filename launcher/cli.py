@@ -49,6 +49,11 @@ COMMANDS = {
         "show what would run where, for this machine or for others; starts nothing",
         f"{_OURS}.arguments.plan",
     ),
+    "goodput": Command(
+        f"{_OURS}.goodput",
+        "show how much time is left for training where nodes fail, by simulation",
+        f"{_OURS}.arguments.goodput",
+    ),
     "cuts": Command(
         f"{_OURS}.cuts",
         "show where a model can be cut, and what each cut means; starts nothing",

@@ -1,0 +1,1 @@
+"""Pure: machines that fail, what a failure costs -> the share of time that training keeps."""
