@@ -41,19 +41,20 @@ class Foreseen:
     remarks: tuple[str, ...] = ()
 
 
-def foreseen(plan: LaunchPlan, cluster: Cluster) -> Foreseen | str:
+def foreseen(plan: LaunchPlan, cluster: Cluster, profile: Profile | None = None) -> Foreseen | str:
     """The forecast of a plan; or why there is none, in a sentence.
 
     Args:
         plan: for the nodes of the cluster.
         cluster: these nodes.
+        profile: of the model; None: that of the run folder.
 
     Raises:
         ConfigError: the plan's cuts are not in the profile, or no plan fits.
     """
     train = plan.train.value
     path = RunPaths(Path(train.run_dir)).model_profile
-    found = _profile(path)
+    found = profile or _profile(path)
     if isinstance(found, str):
         return found
     request = _request(plan, _cuts(train, found))

@@ -105,9 +105,10 @@ def run(args: argparse.Namespace) -> int:
     cluster = read_cluster(Path(launch.value.cluster)) if launch.value.cluster else None
     nodes = _nodes(args.nodes, cluster)
     decision: Mapping[str, Any] = {}
+    profile = None
     if train.value.is_for_planner:
         found = without_auto(train, launch, os.environ, launch.value.local_addr, nodes)
-        train, decision = found.train, found.document
+        train, decision, profile = found.train, found.document, found.profile
     if nodes:
         plan = plan_elsewhere(nodes, train, launch)
     else:
@@ -121,7 +122,12 @@ def run(args: argparse.Namespace) -> int:
     written: list[str] = []
     if outputs.is_asked:
         pictured = Pictured.of(
-            plan, cluster=cluster, nodes=nodes, forecast=forecast, environ=os.environ
+            plan,
+            cluster=cluster,
+            nodes=nodes,
+            forecast=forecast,
+            profile=profile,
+            environ=os.environ,
         )
         written = write_outputs(outputs, pictured)
     if args.json:

@@ -22,6 +22,7 @@ from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.forecast import foreseen_step
 from bundlerun.launcher.planning.forecast_words import forecast_line, seconds_text
+from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.planning.picture.gantt import Gantt, Source, by_schedule
 from bundlerun.launcher.planning.picture.nodes import Known, Nodes, nodes_of
 from bundlerun.launcher.planning.picture.trace import trace
@@ -120,6 +121,7 @@ class Pictured:
         cluster: Cluster | None,
         nodes: Sequence[int],
         forecast: Foreseen | str | None,
+        profile: Profile | None,
         environ: Mapping[str, str],
     ) -> Pictured:
         """What there is to see of a plan.
@@ -129,6 +131,7 @@ class Pictured:
             cluster: what its nodes are; None: as the run folder says, else as this one.
             nodes: devices of each, for machines that are not there; else empty.
             forecast: if it has been made already.
+            profile: of the model, if one has been made just now; None: as the run folder says.
             environ: of the process.
 
         Raises:
@@ -144,7 +147,7 @@ class Pictured:
                     "links between nodes as fast as the network card of this one says, else "
                     "1 Gbit/s; --cluster FILE has others"
                 )
-        found = forecast if forecast is not None else foreseen(plan, where)
+        found = forecast if forecast is not None else foreseen(plan, where, profile)
         measured = list(read_measured(paths))[-1:]
         ranks = measured[0] if measured else []
         if isinstance(found, str):
@@ -171,33 +174,30 @@ class Pictured:
             found.append(by_schedule(self.plan.pipeline, self.plan.bundle_microbatches))
         return [*found, measured] if measured else found
 
-    def nodes(self) -> Nodes:
-        """What is where, and what is sent."""
-        train = self.plan.train.value
-        known = self._known()
+    def nodes(self, gantt: Gantt) -> Nodes:
+        """What is where, and what is sent in a step; gantt: of that step."""
+        train, one = self.plan.train.value, self.forecast
+        node_order: tuple[int, ...] = ()
+        known = None
+        if isinstance(one, Foreseen):
+            node_order = one.candidate.node_order
+            costs = one.profile.at(one.candidate.samples)
+            work = work_of(costs, one.profile.update, one.candidate, 1 << 30)
+            known = Known(
+                cuts=one.cut,
+                forward_bytes=work.forward_bytes,
+                backward_bytes=work.backward_bytes,
+                gradient_bytes=tuple(stage.trained_bytes for stage in work.stages),
+                egress_bytes=one.forecast.egress_bytes,
+                microbatches=gantt.num_microbatches + gantt.num_left_out,
+            )
         return nodes_of(
             self.cluster,
-            train.shape,
+            self.plan.topology.shape,
             chunks_per_stage=train.chunks,
-            node_order=self.forecast.candidate.node_order if known else (),  # type: ignore[union-attr]
+            node_order=node_order,
             cuts=train.cut,
             known=known,
-        )
-
-    def _known(self) -> Known | None:
-        if isinstance(self.forecast, str):
-            return None
-        one = self.forecast
-        candidate = one.candidate
-        costs = one.profile.at(candidate.samples)
-        work = work_of(costs, one.profile.update, candidate, 1 << 30)
-        return Known(
-            cuts=one.cut,
-            forward_bytes=work.forward_bytes,
-            backward_bytes=work.backward_bytes,
-            gradient_bytes=tuple(stage.trained_bytes for stage in work.stages),
-            egress_bytes=one.forecast.egress_bytes,
-            microbatches=self.plan.bundle_microbatches,
         )
 
     @property
@@ -205,9 +205,10 @@ class Pictured:
         """Of the picture."""
         train, batch = self.plan.train.value, self.plan.batch
         sync = "" if isinstance(self.forecast, str) else f", {self.forecast.candidate.sync}"
+        shape, schedule = self.plan.topology.shape, self.plan.pipeline.schedule
         return (
-            f"{train.model}: shape {train.shape}, {self.plan.pipeline.schedule}{sync}, "
-            f"a step of {batch.size:,} samples in micro-batches of {batch.samples}"
+            f"{train.model}: shape {shape}, {schedule}{sync}, a step of "
+            f"{batch.size:,} samples in micro-batches of {batch.samples}"
         )
 
     def heading(self, gantt: Gantt, first: Gantt) -> str:
@@ -280,12 +281,9 @@ def _unlike(plan: LaunchPlan, ranks: Sequence[MeasuredRank]) -> Iterator[str]:
     stages = [rank.stage for rank in first]
     widths = tuple(stages.count(stage) for stage in range(1 + max(stages)))
     # A large bundle does not measure all of its ranks.
-    if (
-        len(widths) != plan.train.value.shape.num_stages
-        or ranks[0].chunks != plan.train.value.chunks
-    ):
+    if len(widths) != plan.topology.num_stages or ranks[0].chunks != plan.topology.chunks_per_stage:
         shape = ",".join(map(str, widths))
-        yield f"! what was measured had the shape {shape}, the plan has {plan.train.value.shape}"
+        yield f"! what was measured had the shape {shape}, the plan has {plan.topology.shape}"
 
 
 def write_outputs(outputs: Outputs, pictured: Pictured) -> list[str]:
@@ -301,7 +299,7 @@ def write_outputs(outputs: Outputs, pictured: Pictured) -> list[str]:
 
         gantts = pictured.gantts()
         charts = [(pictured.heading(gantt, gantts[0]), gantt) for gantt in gantts]
-        figure = draw_plan(pictured.title, pictured.nodes(), charts, list(pictured.notes))
+        figure = draw_plan(pictured.title, pictured.nodes(gantts[0]), charts, list(pictured.notes))
         ending = cast("Ending", outputs.picture.suffix[1:])
         _write("--picture", outputs.picture, as_bytes(figure, ending))
         lines.append(str(outputs.picture))

@@ -44,10 +44,12 @@ class Decided:
     Args:
         train: it.
         document: of the decision, as it is kept: what was asked, what is chosen, the best plans.
+        profile: that was made for it; None: the decision had been kept.
     """
 
     train: Resolved[TrainConfig]
     document: Mapping[str, Any]
+    profile: Profile | None = None
 
 
 def decided(
@@ -80,6 +82,7 @@ def decided(
     # Of machines that are not there nothing is kept: no run will begin on them here.
     paths = RunPaths(Path(train.value.run_dir)) if train.value.run_dir and not nodes else None
     document = kept_decision(paths.decision(question.digest)) if paths else {}
+    profile = None
     if not document:
         if launch.cluster:
             cluster = read_cluster(Path(launch.cluster))
@@ -94,7 +97,8 @@ def decided(
             document = keep_decision(paths.decision(question.digest), document)
     for line in (chosen_line(document), *document["notes"]):
         tell(line)
-    return Decided(train=Chosen.from_plain(document["chosen"]).applied(train), document=document)
+    chosen = Chosen.from_plain(document["chosen"]).applied(train)
+    return Decided(train=chosen, document=document, profile=profile)
 
 
 def choose(

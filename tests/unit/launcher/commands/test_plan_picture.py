@@ -14,9 +14,14 @@ from xml.etree import ElementTree
 import pytest
 
 from bundlerun.launcher.cli import main
+from bundlerun.launcher.commands import plan as command
 from bundlerun.launcher.commands import plan_picture
+from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.deciding.decide import Decided, choose
+from bundlerun.launcher.deciding.decision import Chosen, Question
+from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.planning import profile_file
-from tests.unit.launcher.planning.models import MB, profile_of
+from tests.unit.launcher.planning.models import MB, nodes, profile_of
 from tests.unit.launcher.report.made_run import make_run
 
 OPTIONS = ["--model", "resnet18", "--batch-size=64", "--microbatch-size=8", "--shape=1,1"]
@@ -90,6 +95,26 @@ def test_a_run_without_a_profile_has_its_own_passes_for_a_plan(tmp_path: Path) -
     names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
     assert names[0].startswith("schedule, passes as long as measured: stage 0")
     assert names[-1].startswith("measured: ")
+
+
+def test_a_plan_that_was_chosen_is_drawn_by_the_profile_that_was_made_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profile = replace(profile_of([0.01] * 4, trained_bytes=MB), cutter="graph")
+
+    def chosen(train: Resolved[TrainConfig], *_: object) -> Decided:
+        question = Question(options={}, num_nodes=2, devices="cpu", cluster="")
+        document = choose(train, profile, nodes(2, 4), question)
+        train = Chosen.from_plain(document["chosen"]).applied(train)
+        return Decided(train=train, document=document, profile=profile)
+
+    monkeypatch.setattr(command, "without_auto", chosen)
+    trace = tmp_path / "plan.json"
+    words = ["--model=resnet18", "--batch-size=64", "--shape=auto", "--nodes=2x4"]
+    words += ["--run-dir", str(tmp_path / "none"), "--trace", str(trace)]
+    assert main(["plan", *words, "synthetic"]) == 0
+    name = json.loads(trace.read_text())["traceEvents"][0]["args"]["name"]
+    assert name.startswith("forecast: node stage 0")
 
 
 @pytest.mark.parametrize(
