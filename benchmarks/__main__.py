@@ -43,7 +43,7 @@ NETWORK = (
     "slurm",
 )
 """These make hosts of network namespaces, as root."""
-FAULTS = ("recovery", "chaos", "alarms", "why", "trackers")
+FAULTS = ("recovery", "outlive", "chaos", "alarms", "why", "trackers")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 INPUT = ("errors",)
 """Named only, as it takes long. What is told of wrong input: docs/benchmarks/errors.md."""
@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery: faults; trackers: names; why: causes, or quiet; in_flight, replay, cuts, "
-        "memory_forecast: models whose name has it; errors: cases",
+        help="recovery, outlive: faults; trackers: names; why: causes, or quiet; in_flight, replay, "
+        "cuts, memory_forecast: models whose name has it; errors: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -137,10 +137,10 @@ def run(options: Options) -> None:
     with network as hosts:
         for case in cases:
             mine = found.setdefault(case.name, {})
-            mine["bundlerun"] = _repeat(Job, case, repeats, hosts)
-            mine["torchrun"] = _repeat(StockJob, case, min(repeats, STOCK_REPEATS), hosts)
+            mine["bundlerun"] = repeated(Job, case, repeats, hosts)
+            mine["torchrun"] = repeated(StockJob, case, min(repeats, STOCK_REPEATS), hosts)
             for who, results in mine.items():
-                print(f"{case.name}, {who}: {_times(results)}", flush=True)
+                print(f"{case.name}, {who}: {times_of(results)}", flush=True)
         warm = {
             case: _in_turn(case, options.rounds_or(STANDBY_ROUNDS), hosts) for case in warm_cases
         }
@@ -153,23 +153,33 @@ def _in_turn(case: Case, rounds: int, hosts: Hosts | None) -> dict[str, list[Res
     found: dict[str, list[Result]] = {who: [] for who in WAYS}
     for number in range(rounds):
         for who in list(WAYS)[:: 1 if number % 2 else -1]:
-            results = _repeat(Job, case, STANDBY_REPEATS, hosts, **WAYS[who])
-            print(f"{case.name}, {who}: {_times(results)}", flush=True)
+            results = repeated(Job, case, STANDBY_REPEATS, hosts, **WAYS[who])
+            print(f"{case.name}, {who}: {times_of(results)}", flush=True)
             found[who] += results
     return found
 
 
-def _repeat(
+def repeated(
     kind: type[Job],
     case: Case,
     repeats: int,
     hosts: Hosts | None,
+    slots: Sequence[int] = SLOTS,
     **ways: Any,  # noqa: ANN401 (of the job)
 ) -> list[Result]:
-    """The same fault again and again in one run; ends where the run does not continue."""
+    """The same fault again and again in one run; ends where the run does not continue.
+
+    Args:
+        kind: of the run: ours, or stock.
+        case: the fault.
+        repeats: how often.
+        hosts: that the nodes are; None: they are on the loopback.
+        slots: ranks of each node.
+        ways: of the job.
+    """
     results: list[Result] = []
     with tempfile.TemporaryDirectory(prefix="bundlerun-recovery-") as folder:
-        nodes = loopback_nodes(SLOTS) if hosts is None else host_nodes(hosts, SLOTS)
+        nodes = loopback_nodes(slots) if hosts is None else host_nodes(hosts, slots)
         job = kind(Path(folder), nodes, hosts=hosts, **ways)
         _heal(job)  # a run before it that stood still may have left a link down
         with opened(job):
@@ -241,7 +251,7 @@ def _is_whole_again(job: Job) -> bool:
     if is_started and _wait(job, lambda: job.tail.next_finished(since)) is None:
         return False
     if not isinstance(job, StockJob):
-        job.wait_for_ranks(sum(SLOTS), LIMIT_S)
+        job.wait_for_ranks(sum(node.slots for node in job.nodes), LIMIT_S)
     return True
 
 
@@ -270,7 +280,8 @@ def _phases(job: Job, at: float, step_at: float) -> dict[str, float]:
     return {name: round(max(times), 3) for name, times in ends.items() if times}
 
 
-def _times(results: list[Result]) -> str:
+def times_of(results: Sequence[Result]) -> str:
+    """In seconds, one after the other."""
     return ", ".join("never" if r.took_s == NEVER else f"{r.took_s:.2f}" for r in results)
 
 
@@ -284,16 +295,17 @@ def _standby_report(found: Mapping[Case, dict[str, list[Result]]]) -> dict[str, 
             ends = [r.phases for r in results if {"starts", "first step"} <= r.phases.keys()]
             inside = [each["first step"] - each["starts"] for each in ends]
             median = statistics.median(inside) if inside else "-"
-            shown = _shown(statistics.median(times)), _shown(max(times))
-            rows.append([case.name, who, *shown, max(r.lost for r in results), median])
-            recorded[f"{case.name}, {who}"] = _recorded(results)
+            both = shown(statistics.median(times)), shown(max(times))
+            rows.append([case.name, who, *both, max(r.lost for r in results), median])
+            recorded[f"{case.name}, {who}"] = recorded_of(results)
     if rows:
         head = ["fault", "next start", "median s", "worst", "lost", "from its start to a step s"]
         print_table(head, rows)
     return recorded
 
 
-def _recorded(results: Sequence[Result]) -> dict[str, object]:
+def recorded_of(results: Sequence[Result]) -> dict[str, object]:
+    """What is kept of the results."""
     return {
         "seconds": [None if r.took_s == NEVER else round(r.took_s, 3) for r in results],
         "lost": [r.lost for r in results],
@@ -321,9 +333,9 @@ def _report(
         for who, results in found[case.name].items():
             times = [r.took_s for r in results]
             lost = max(r.lost for r in results)
-            row += [_shown(statistics.median(times)), _shown(max(times)), lost]
+            row += [shown(statistics.median(times)), shown(max(times)), lost]
             bars.add(case.name, who, min(LIMIT_S, statistics.median(times)))
-            recorded[f"{case.name}, {who}"] = _recorded(results)
+            recorded[f"{case.name}, {who}"] = recorded_of(results)
         ours = found[case.name]["bundlerun"]
         rows.append(row)
         if case.target_s < NEVER:
@@ -353,5 +365,6 @@ def _report(
     draw_bars("recovery", bars, options)
 
 
-def _shown(seconds: float) -> object:
+def shown(seconds: float) -> object:
+    """Of a table."""
     return "never" if seconds == NEVER else seconds
