@@ -100,8 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery, outlive: faults; trackers: names; why: causes, or quiet; in_flight, replay, "
-        "cuts, memory_forecast: models whose name has it; errors: cases",
+        help="recovery, outlive: faults; trackers: names; why: causes, or quiet; in_flight, "
+        "replay, cuts, memory_forecast: models whose name has it; errors: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -23,6 +23,8 @@ from benchmarks.recovery import (
     times_of,
 )
 from benchmarks.results.record import Check, Options, print_table
+from bundlerun.launcher.run_folder.events import name_of, read_events
+from bundlerun.launcher.run_folder.paths import RunPaths
 
 CLAIM = "a bundle goes on without the nodes that it has lost, and loses no finished step"
 SLOTS = (1, 1, 1, 1)
@@ -37,8 +39,13 @@ WORK = {
 }
 
 
-def _both(*names: str) -> Callable[[Job], None]:
+def _both(*places: int) -> Callable[[Job], None]:
+    """Kills the nodes at these places of the round, which has them in the order they came in."""
+
     def act(job: Job) -> None:
+        events = read_events(RunPaths(job.run_dir).events)
+        rounds = [row["nodes"] for row in events if name_of(row) == "coordinator: round"]
+        names = [rounds[-1][place] for place in places]
         # Frozen first, so that neither sees the other one go.
         for name in names:
             job.signal_node(name, signal.SIGSTOP)
@@ -51,12 +58,12 @@ def _both(*names: str) -> Callable[[Job], None]:
 CASES = (
     Case("kill a node", lambda job: job.kill_node("n1"), 2),
     Case("kill the coordinator's node", lambda job: job.kill_node(leader(job)), 4),
-    Case("kill two nodes, not each other's buddies", _both("n1", "n2"), 4),
+    Case("kill two nodes, not each other's buddies", _both(1, 2), 4),
     Case("cut a link", lambda job: job.link("n1", "down"), 4, needs_links=True),
     Case("freeze a node", lambda job: job.signal_node("n1", signal.SIGSTOP), 4),
-    Case("kill two nodes that are buddies", _both("n1", "n3"), NEVER),
+    Case("kill two nodes that are buddies", _both(1, 3), NEVER),
 )
-"""Buddies are half of the ring away: n0 and n2, n1 and n3."""
+"""Buddies are half of the ring away: places 0 and 2 of the round, 1 and 3."""
 
 
 def run(options: Options) -> None:

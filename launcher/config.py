@@ -145,6 +145,15 @@ class TrainConfig(ImageConfig):
         parse=int,
     )
 
+    rack: str = option(
+        "",
+        "what this node shares with others that fail with it, such as a rack or a switch: copies "
+        "of its stages go to nodes of another one (default: its switch, where Slurm tells, else "
+        "the machine)",
+        group=_SNAPSHOT,
+        per_node=True,
+    )
+
     precision: Precision = option(
         "float32",
         "float32, float64, or by autocast bfloat16, or float16 with a loss scale (GPUs)",

@@ -89,7 +89,9 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
         yield "failure", failure
     for recovery in status.recoveries:
         phases = ", ".join(f"{name} {seconds:.2f}" for name, seconds in recovery.phases.items())
-        yield "recovery", f"{recovery.when[:19]}  {recovery.node}, {recovery.why}: {phases} s"
+        then = f"; {recovery.then}" if recovery.then else ""
+        told = f"{recovery.when[:19]}  {recovery.node}, {recovery.why}: {phases} s{then}"
+        yield "recovery", told
     for text in status.last_events:
         yield "event", text
 

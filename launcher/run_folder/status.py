@@ -44,13 +44,15 @@ class Recovery:
     """One interruption as one node saw it, from its first sign to the next finished step.
 
     why: what was seen first. phases: seconds from there to each step of the recovery, in order, by
-    the clock of the node; over a new start of the machine, by the wall clock.
+    the clock of the node; over a new start of the machine, by the wall clock. then: in which shape
+    it goes on, and what of the state came from the memory of which node.
     """
 
     node: str
     when: str
     why: str
     phases: Mapping[str, float] = field(default_factory=dict)
+    then: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,6 +296,7 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
     found: list[Recovery] = []
     sign: Event | None = None
     phases: dict[str, float] = {}
+    shape = then = ""
     has_stepped = False
     # By the monotonic clock, which all events of one node share; the wall clock may jump. Where the
     # machine was started again, or another one took the name, that clock began anew.
@@ -306,7 +309,12 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
             # What happens before the first step is the start, not an interruption.
             has_stepped = has_stepped or event == "first step"
             if has_stepped and (event in _SIGNS or event == "asks for a round"):
-                sign, phases = row, {}
+                sign, phases, then = row, {}, ""
+        if event == "met" and str(row.get("shape", shape)) != shape:
+            shape = str(row["shape"])
+            then = f"goes on as shape {shape}"
+        if event == "restored" and (brought := str(row.get("brought", ""))):
+            then = f"{then}, with {brought}" if then else f"with {brought}"
         if sign is None or event not in _PHASES:
             continue
         phases[_PHASES[event]] = round(_between_s(sign, row), 3)
@@ -317,6 +325,7 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
                     when=str(sign.get("wall", "")),
                     why=_why(sign, causes),
                     phases=phases,
+                    then=then,
                 )
             )
             sign, has_stepped = None, True

@@ -44,6 +44,8 @@ class RankEnv:
     """The job's name if torch's agent started this rank; else empty."""
     claimed_job: str = ""
     """The job for which the agent holds the run folder; empty where it does not."""
+    site: str = ""
+    """What this node shares with others that fail with it: its switch, or the machine."""
     terms: str = ""
     """What this node must have like all others, as JSON; empty where the agent does not tell."""
 
@@ -99,6 +101,7 @@ class RankEnv:
             claimed_job=environ.get(CLAIM_VARIABLE, ""),
             terms=environ.get(TERMS_VARIABLE, ""),
             planned_bundles=_number(environ, BUNDLES_VARIABLE, "0"),
+            site=_site(environ),
         )
 
 
@@ -112,6 +115,13 @@ def _true_local_rank(environ: Mapping[str, str]) -> int:
     # Only a 0 is in doubt: who has another number has its own.
     folder = Path(environ.get(ERROR_FILE, "")).parent.name
     return int(folder) if local_rank == 0 and folder.isdecimal() else local_rank
+
+
+def _site(environ: Mapping[str, str]) -> str:
+    """The switches above this node where Slurm knows them, as in s0.s3.node-a; else the machine."""
+    switches, _, node = environ.get("SLURM_TOPOLOGY_ADDR", "").rpartition(".")
+    is_known = environ.get("SLURM_TOPOLOGY_ADDR_PATTERN", "").startswith("switch.")
+    return switches if is_known and node else socket.gethostname()
 
 
 def _number(environ: Mapping[str, str], name: str, default: str | None = None) -> int:

@@ -83,10 +83,12 @@ class Resumed:
     Args:
         progress: how far it had come.
         snapshot: the snapshot it is; None: a checkpoint.
+        brought: what of it came from other nodes, in words.
     """
 
     progress: Progress
     snapshot: SnapshotId | None = None
+    brought: str = ""
 
     @property
     def source(self) -> str:
@@ -231,7 +233,10 @@ class Keeper:
         restored = restore.fetch(on_disk, tells)
         self._kept.load(restored.progress, restore.load(restored, self._kept.names))
         self._kept.load_own(partial(restore.load, restored, list))
-        return Resumed(progress=restored.progress, snapshot=restored.id)
+        parts = [
+            f"stage {stage} from {' and '.join(nodes)}" for stage, nodes in restored.brought.items()
+        ]
+        return Resumed(progress=restored.progress, snapshot=restored.id, brought=", ".join(parts))
 
     def _is_finite_anywhere(self) -> bool:
         """Whether the loaded state is worth resuming from; the same on all ranks.

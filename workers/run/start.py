@@ -248,7 +248,10 @@ def _tell_start(
     life.begins_at(progress.step)
     if reporter is not None:
         reporter.resumed(progress, source)
-    life.events.note("restored", {"step": progress.step, "source": source})
+    brought = resumed.brought if resumed else ""
+    life.events.note("restored", {"step": progress.step, "source": source, "brought": brought})
+    if session.is_reporter and brought:
+        log.info("the state of step %d came from memory: %s", progress.step, brought)
     if session.is_speaker:
         log.info("%s", where_line(session, progress.step, source))
     return progress

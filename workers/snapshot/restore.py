@@ -20,7 +20,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,9 @@ class Restored:
 
     id: SnapshotId
     progress: Progress
+    brought: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    """Stages of the round that took it, of which something had to travel; and the nodes it was
+    on."""
 
 
 class Restore:
@@ -250,7 +253,9 @@ class Restore:
         if "error" in plan:
             raise CheckpointError(plan["error"])
         restored = Restored(
-            id=SnapshotId(plan["step"], plan["token"]), progress=Progress(**plan["progress"])
+            id=SnapshotId(plan["step"], plan["token"]),
+            progress=Progress(**plan["progress"]),
+            brought=self._brought(plan["brought"]),
         )
         pairs: list[tuple[int, int]] = plan["transfers"]
         if self._arrival.is_speaker:
@@ -261,6 +266,10 @@ class Restore:
                 self._store.set(f"ready/{self._node}", "")
             self._store.get(f"ready/{self._node}")
         return restored
+
+    def _brought(self, told: Mapping[str, Sequence[int]]) -> dict[int, list[str]]:
+        nodes = self._arrival.nodes
+        return {int(stage): [nodes[n].name for n in sources] for stage, sources in told.items()}
 
     def _do_transfers(self, restored: Restored, pairs: Sequence[tuple[int, int]]) -> None:
         first_ranks = self._arrival.topology.first_ranks
@@ -328,6 +337,10 @@ def _plan_text(plan: RestorePlan) -> str:
             **asdict(plan.state.id),
             "progress": asdict(plan.state.progress),
             "transfers": [[t.source, t.target] for t in plan.transfers],
+            "brought": {
+                stage: sorted({t.source for t in plan.transfers if t.stage == stage})
+                for stage in sorted({t.stage for t in plan.transfers})
+            },
         }
     )
 

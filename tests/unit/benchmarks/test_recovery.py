@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.faults.job import Job, loopback_nodes
-from benchmarks.recovery import CASES, NEVER, _repeat, are_ready
+from benchmarks.recovery import CASES, NEVER, are_ready, repeated
 
 
 class StandsStill(Job):
@@ -25,7 +25,7 @@ class StandsStill(Job):
 def test_a_job_that_stands_still_is_a_result_and_no_end_of_the_benchmark(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    results = _repeat(StandsStill, CASES[0], 3, None)
+    results = repeated(StandsStill, CASES[0], 3, None)
     assert [result.took_s for result in results] == [NEVER]
     assert capsys.readouterr().out == "kill a worker: step 5: not within 90.0 s\n"
 

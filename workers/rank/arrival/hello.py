@@ -17,6 +17,7 @@ class Hello:
     Args:
         name: of the node.
         num_ranks: that it has.
+        site: what it shares with others that fail with it.
         address: where others reach it; empty where only torch knows.
         has_nccl: whether its torch has NCCL.
         gpus: of its ranks, by names that are unique in the world; empty on the CPU.
@@ -27,6 +28,7 @@ class Hello:
 
     name: str
     num_ranks: int
+    site: str = ""
     address: str = ""
     has_nccl: bool = False
     gpus: Sequence[str] = ()

@@ -21,7 +21,7 @@ from bundlerun.launcher.agreement.agreed import difference, terms_of
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
-from bundlerun.launcher.layout.survival.buddies import buddy_copies
+from bundlerun.launcher.layout.survival.buddies import BuddyCopy, buddy_copies
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.sheet import Seat, Sheet
@@ -51,6 +51,7 @@ class Node(NamedTuple):
 
     name: str
     address: str
+    site: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -225,6 +226,7 @@ def meet(
         name=env.node_name,
         address=address,
         num_ranks=env.local_world_size,
+        site=config.rack or env.site,
         has_nccl=door.has_nccl(device),
         gpus=_gpus_of_node(env, store) if gpu else (),
         terms=_terms(config, env),
@@ -262,7 +264,7 @@ def meet(
         cores=env.cores,
         has_gpus=has_gpus,
         shares_gpu=nodes[place.node].is_shared,
-        nodes=tuple(Node(node.name, node.address) for node in nodes),
+        nodes=tuple(Node(node.name, node.address, node.site) for node in nodes),
         note=note,
         samples_per_microbatch=settled_samples(
             config, env, store, topology.num_bundles, has_gpus=has_gpus
@@ -300,14 +302,20 @@ def join(config: TrainConfig, arrival: Arrival, legs: Iterable[Members]) -> Sess
         arrival.network,
         legs,
         keeps_snapshots=config.snapshot == "on",
-        copies=buddy_copies(arrival.topology, config.snapshot_copies)
-        if config.snapshot == "on"
-        else (),
+        copies=_copies(config, arrival),
     )
     session = Session(arrival=arrival, groups=groups)
     if arrival.note and session.is_reporter:
         log.info(arrival.note)
     return session
+
+
+def _copies(config: TrainConfig, arrival: Arrival) -> tuple[BuddyCopy, ...]:
+    """Of snapshots to other nodes."""
+    if config.snapshot == "off":
+        return ()
+    sites = [node.site for node in arrival.nodes]
+    return buddy_copies(arrival.topology, config.snapshot_copies, sites)
 
 
 def wait_for_end(store: Store) -> End:

@@ -102,6 +102,28 @@ def test_a_lost_node_is_named_and_not_the_survivor_that_noticed() -> None:
     assert (recovery.node, recovery.why) == ("a", "node b was lost")
 
 
+@pytest.mark.parametrize(
+    ("shape", "brought", "then"),
+    [
+        ("1,1", "stage 2 from a", "goes on as shape 1,1, with stage 2 from a"),
+        ("1,1,1", "stage 2 from a", "with stage 2 from a"),
+        ("1,1", "", "goes on as shape 1,1"),
+        ("1,1,1", "", ""),
+    ],
+)
+def test_in_which_shape_it_goes_on_and_with_what_is_told(
+    shape: str, brought: str, then: str
+) -> None:
+    first, after = (
+        [event(at, "met", rank=0, shape=one), event(at, "met", rank=1, shape=one)]
+        for at, one in ((1.5, "1,1,1"), (5.5, shape))
+    )
+    restored = event(5.6, "restored", source="snapshot", brought=brought)
+    events = [NODE_KILLED[0], *first, *NODE_KILLED[1:-1], *after, restored, NODE_KILLED[-1]]
+    (recovery,) = status_of(HISTORY, events, None, checkpoints=[2], now=110.0).recoveries
+    assert recovery.then == then
+
+
 def test_a_rank_that_died_elsewhere_is_named_with_its_node() -> None:
     elsewhere = event(4.9, "rank gone", local_rank=1, why="it was killed") | {"node": "b"}
     events = sorted([*NODE_KILLED[:4], elsewhere, *NODE_KILLED[5:]], key=lambda row: row["wall"])

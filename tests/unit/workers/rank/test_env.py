@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
+import pytest
+
 from bundlerun.workers.rank.env import RankEnv
 
 TORCHRUN = {
@@ -32,3 +36,25 @@ def test_without_an_agent_of_torch_the_local_rank_is_as_it_says() -> None:
     del environ["TORCHELASTIC_ERROR_FILE"]
     env = RankEnv.from_mapping(environ)
     assert env.local_rank == 0
+
+
+@pytest.mark.parametrize(
+    ("told", "site"),
+    [
+        ({}, socket.gethostname()),
+        (
+            {
+                "SLURM_TOPOLOGY_ADDR": "spine.leaf3.node-a",
+                "SLURM_TOPOLOGY_ADDR_PATTERN": "switch.switch.node",
+            },
+            "spine.leaf3",
+        ),
+        (
+            {"SLURM_TOPOLOGY_ADDR": "node-a", "SLURM_TOPOLOGY_ADDR_PATTERN": "node"},
+            socket.gethostname(),
+        ),
+    ],
+    ids=["nobody tells", "Slurm's tree", "Slurm without one"],
+)
+def test_nodes_below_one_switch_are_of_one_site(told: dict[str, str], site: str) -> None:
+    assert RankEnv.from_mapping({**TORCHRUN, **told}).site == site
