@@ -14,12 +14,12 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from bundlerun.launcher.planning.picture.gantt import Bar, Gantt, Kind, Lane, Role, Who
 from bundlerun.launcher.report.figures.look import Look, literal
 
-# Told apart by those who see no red or no green, and as greys: by Okabe and Ito.
+# Told apart by those who see no red or no green, and as greys: after those of Okabe and Ito.
 COLORS = {
-    Kind.FORWARD: "#0072b2",
-    Kind.BACKWARD: "#e69f00",
-    Kind.WEIGHT: "#009e73",
-    Kind.UPDATE: "#3b3b3b",
+    Kind.FORWARD: "#00588f",
+    Kind.BACKWARD: "#f2b233",
+    Kind.WEIGHT: "#2aa57f",
+    Kind.UPDATE: "#1f1f1f",
     Kind.OTHER: "#bdbdbd",
     Kind.HANDOVER: "#56b4e9",
     Kind.MESSAGE: "#56b4e9",
@@ -28,7 +28,7 @@ COLORS = {
     Kind.DISTRIBUTE: "#e8c3d8",
 }
 """Of what is drawn, in the order of the legend; waits are left blank."""
-_DARK = frozenset({Kind.FORWARD, Kind.WEIGHT, Kind.UPDATE})
+_DARK = frozenset({Kind.FORWARD, Kind.UPDATE})
 """On which text is white."""
 _AHEAD = "73"
 """Opacity of what is done ahead, as the end of a colour."""
