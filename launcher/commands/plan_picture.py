@@ -243,7 +243,7 @@ class Pictured:
         """Yields the lines below the picture."""
         yield (
             "Time 0: all ranks have ended the step before. Thin bars: messages that a rank sends, "
-            "sums that it leads on its node. Blank: it waits."
+            "sums that it leads on its node (measured: takes part in). Blank: it waits."
         )
         yield from self.remarks
 

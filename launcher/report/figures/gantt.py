@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from bundlerun.launcher.planning.picture.gantt import Bar, Gantt, Kind, Lane, Role, Who
+from bundlerun.launcher.planning.picture.gantt import Bar, Gantt, Kind, Lane, Role, Source, Who
 from bundlerun.launcher.report.figures.look import Look, literal
 
 # Told apart by those who see no red or no green, and as greys: after those of Okabe and Ito.
@@ -104,7 +104,10 @@ def _head(ranks: Sequence[Who], gantt: Gantt) -> str:
         default=0,
     )
     of = "" if is_only else f"{number} micro-batches"
-    return ", ".join(filter(None, [" and ".join(places[:3]), alike, of]))
+    where = " and ".join(places[:3])
+    if gantt.source is Source.MEASURED:
+        where = f"bundle {ranks[0].bundle} on {where}"
+    return ", ".join(filter(None, [where, alike, of]))
 
 
 def draw_gantt(
