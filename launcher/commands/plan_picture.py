@@ -168,8 +168,8 @@ class Pictured:
                     one.profile, one.candidate, self.cluster, one.request, most_ranks=most_ranks
                 )
             )
-        elif plan := as_measured(self.measured):
-            found.append(plan)
+        elif not list(_unlike(self.plan, self.measured)) and (alone := as_measured(self.measured)):
+            found.append(alone)
         else:
             found.append(by_schedule(self.plan.pipeline, self.plan.bundle_microbatches))
         return [*found, measured] if measured else found

@@ -71,8 +71,10 @@ def measured_gantt(ranks: Sequence[MeasuredRank], *, most_ranks: int = 16) -> Ga
 def as_measured(ranks: Sequence[MeasuredRank]) -> Gantt | None:
     """The passes of the first bundle as long as they took, where nobody waits for a link.
 
-    None where its passes do not make a whole step.
+    None where its passes do not make a whole step, or nothing was measured.
     """
+    if not ranks:
+        return None
     first = [rank for rank in ranks if rank.bundle == min(rank.bundle for rank in ranks)]
     timeline = planned(first)
     if timeline is None:

@@ -87,7 +87,9 @@ def test_without_a_profile_it_is_the_order_of_passes(
     assert events[0]["args"]["name"] == "schedule: stage 0 (1 ms: a forward)"
 
 
-def test_a_run_without_a_profile_has_its_own_passes_for_a_plan(tmp_path: Path) -> None:
+def test_a_run_without_a_profile_has_its_own_passes_for_a_plan(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = make_run(tmp_path / "run").root
     trace = tmp_path / "plan.json"
     assert main(plan("--nodes", "1x2", "--run-dir", str(root), "--trace", str(trace))) == 0
@@ -95,6 +97,13 @@ def test_a_run_without_a_profile_has_its_own_passes_for_a_plan(tmp_path: Path) -
     names = [event["args"]["name"] for event in events if event["name"] == "process_name"]
     assert names[0].startswith("schedule, passes as long as measured: stage 0")
     assert names[-1].startswith("measured: ")
+
+    # Those of another shape are none of this plan's.
+    words = plan("--shape=1,1,1", "--nodes", "1x3", "--run-dir", str(root), "--trace", str(trace))
+    assert main(words) == 0
+    assert "! what was measured had the shape 1,1, the plan has 1,1,1" in capsys.readouterr().out
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert events[0]["args"]["name"].startswith("schedule: stage 0")
 
 
 def test_a_plan_that_was_chosen_is_drawn_by_the_profile_that_was_made_for_it(
