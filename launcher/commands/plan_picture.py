@@ -235,7 +235,9 @@ class Pictured:
                 part = ""
                 if first.source is Source.FORECAST and first.step and not first.num_left_out:
                     over = gantt.step / first.step - 1
-                    part = f", {abs(over):.0%} {'more' if over > 0 else 'less'} than foreseen"
+                    much = f"{abs(over):.0%} {'more' if over > 0 else 'less'}"
+                    part = f", {1 + over:.1f} times" if over >= 1 else f", {much} than"
+                    part += " what was foreseen"
                 return f"Measured, step {gantt.step_number + 1:,}: {seconds_text(gantt.step)}{part}"
 
     @property

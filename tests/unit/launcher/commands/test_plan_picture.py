@@ -62,7 +62,7 @@ def test_a_picture_has_the_forecast_above_what_was_measured(run_dir: Path, tmp_p
         assert wanted in texts, wanted
     headings = [text for text in texts if text.startswith(("Forecast: ", "Measured, step "))]
     assert [text.split()[0] for text in headings] == ["Forecast:", "Measured,"]
-    assert "than foreseen" in headings[1]
+    assert "what was foreseen" in headings[1]
     # Two micro-batches of 1 MB a bundle go forth, and two gradients back.
     assert texts.count("2 MB") >= 2
     # Nothing is left beside it.
