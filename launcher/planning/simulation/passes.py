@@ -29,12 +29,14 @@ class Node:
         count: of nodes that it stands for.
         processor: what its ranks share; without limit where they share none.
         egress: what it sends to others.
+        ring: what one of its devices sends to the next, in sums over all of them.
     """
 
     kind: NodeKind
     count: int
     processor: Pool
     egress: Pool
+    ring: Pool
     sent_bytes: float = 0.0
 
     @property

@@ -161,7 +161,10 @@ class _Stage:
         rates = [link.bytes_per_s for pair, link in cluster.pairs.items() if kind.name in pair]
         egress = max([cluster.between.bytes_per_s, *rates])
         cores = kind.host.cores or float("inf")
-        node = Node(kind, count, Pool(self._clock, cores), Pool(self._clock, egress))
+        processor, out, ring = (
+            Pool(self._clock, size) for size in (cores, egress, kind.inside.bytes_per_s)
+        )
+        node = Node(kind, count, processor, out, ring)
         self._nodes.append(node)
         return node
 

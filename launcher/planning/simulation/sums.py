@@ -211,7 +211,13 @@ class Group:
         node, sent = part.node, num_bytes * part.sent_share
         node.sent_bytes += sent
         if not node.is_shared:
-            node.egress.start(sent, done, part.bytes_per_s)
+            is_ring = self._plan.is_flat and part.num_ranks > 1
+            join = joined(1 + is_ring, done)
+            node.egress.start(sent, join, part.bytes_per_s)
+            if is_ring:
+                # The pieces go around inside of the node, too, at the same time.
+                rate = node.kind.inside.bytes_per_s
+                node.ring.start(num_bytes * self._plan.added_share, join, rate)
             return
         host = node.kind.host
         count = part.num_ranks if self._plan.is_flat else part.num_leaders

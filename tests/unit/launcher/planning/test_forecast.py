@@ -139,6 +139,26 @@ def test_sums_inside_one_node_take_its_processor(sync: SchemeName) -> None:
         assert found.step_s < master.step_s
 
 
+@pytest.mark.parametrize(
+    ("sync", "times"),
+    [
+        ("flat", 2 * 7 / 8),  # around a ring of eight
+        ("sharded", 1 + 25 / 32),  # to their leaders in 25 MB and 7, of which the 25 go back last
+        ("local-master", 8 + 1 / 4),  # one rank after the other; all but 8 MB are back meanwhile
+    ],
+)
+def test_sums_of_gpus_inside_one_node_are_as_long_as_its_links_allow(
+    sync: SchemeName, times: float
+) -> None:
+    profile = profile_of([0.001] * 4, trained_bytes=8 * MB)
+    alike = nodes(1, 8)
+    (kind,) = alike.kinds
+    slow = replace(alike, kinds=(replace(kind, inside=Link(bytes_per_s=GBIT)),))
+    found = foresee(profile, plan(1, sync=sync), slow, batch(8))
+    free = foresee(profile, plan(1, sync=sync), alike, batch(8))
+    assert found.step_s - free.step_s == pytest.approx(times * 32 * MB / GBIT, rel=0.05)
+
+
 def test_ranks_share_cores() -> None:
     profile = profile_of([0.01] * 4)
     half = foresee(profile, plan(1), nodes(1, 4, host=Host(cores=2)), batch(8))
