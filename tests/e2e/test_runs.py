@@ -166,7 +166,7 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
                     f"--node-name=node{node}",
                     "--devices=cpu",
                     "--slots=2",
-                    *train_words(run_dir, epochs=60, checkpoint_steps=2, share="equal", **watched),
+                    *train_words(run_dir, epochs=20, checkpoint_steps=2, share="equal", **watched),
                 ],
                 starter,
             )
@@ -180,7 +180,7 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
 
     start_both(killed, warm.start)
     deadline = time.monotonic() + LIMIT_S
-    while len(history(killed, "step")) < 20:
+    while len(history(killed, "step")) < 10:
         assert time.monotonic() < deadline, agents.text()
         time.sleep(0.02)
     family = [

@@ -61,10 +61,14 @@ def outcome_of(run_dir: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number",
+    [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGUSR1],
+)
 def test_a_signal_ends_a_run_behind_a_step_with_a_checkpoint_and_it_goes_on_from_there(
     agents: Agents, tmp_path: Path, number: signal.Signals
 ) -> None:
+    """The short form is without SIGINT, of which the second is tested below."""
     run_dir = tmp_path / "run"
     agent = agents.start(bundlerun(run_dir))
     wait_for_steps(agent, run_dir, 3)
