@@ -49,13 +49,16 @@ INPUT = ("errors",)
 """Named only, as it takes long. What is told of wrong input: docs/benchmarks/errors.md."""
 PLANNING = ("forecast",)
 """Named only, as they take long. They make hosts, as root."""
+SCALE = ("rendezvous", "groups")
+"""Named only, as they want the machine for themselves."""
 ALL = (*ONE_MACHINE, *NETWORK, "summary")
-NAMES = (*ALL, *FAULTS, *INPUT, *PLANNING)
+NAMES = (*ALL, *FAULTS, *INPUT, *PLANNING, *SCALE)
 _ROOMS = {
     **dict.fromkeys(ONE_MACHINE, "benchmarks.machine"),
     **dict.fromkeys(NETWORK, "benchmarks.network"),
     **dict.fromkeys(INPUT, "benchmarks.errors"),
     **dict.fromkeys(PLANNING, "benchmarks.planning"),
+    **dict.fromkeys(SCALE, "benchmarks.scale"),
     "why": "benchmarks.why",
 }
 

@@ -21,14 +21,15 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Peek,
     Report,
     Status,
-    decode,
-    encode,
 )
 from bundlerun.launcher.rendezvous.protocol.standing import Member
 from bundlerun.launcher.rendezvous.protocol.votes import best_candidate
+from bundlerun.launcher.rendezvous.protocol.wire import Book, Wire
 from bundlerun.launcher.rendezvous.protocol.wishes import Send
 from bundlerun.launcher.rendezvous.refusal import Refusal, RefusalCause
 
+MOST_PATIENCE_LEASES = 4
+"""Leases that a node waits for a candidate at most, if that is busy."""
 RETRY_S = 0.1
 """Pause between two searches that found nothing."""
 
@@ -39,6 +40,7 @@ class Found:
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    wire: Wire
     status: Status
 
 
@@ -53,6 +55,8 @@ class Client:
         heartbeat_s: between two signs of life.
         card: what this node says of itself.
         act: is handed each wish of the member that is not for the wire.
+        book: rounds that this process knows.
+        most_nodes: of a round.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Client:
         heartbeat_s: float,
         card: Card,
         act: Callable[[member.Wish], None],
+        book: Book,
+        most_nodes: int = 1,
     ) -> None:
         self.member = first
         self.endpoints = tuple(endpoints)
@@ -72,7 +78,13 @@ class Client:
         self._heartbeat_s = heartbeat_s
         self._card = card
         self._act = act
+        self._book = book
+        # All nodes may look at a candidate at once, which takes some 1,000 of them in a second.
+        self._least_patience_s = max(first.lease_s / 2, most_nodes / 1000)
+        self._patience_s: dict[int, float] = {}
+        """How long a candidate may take to answer, where that is more: it took longer before."""
         self._writer: asyncio.StreamWriter | None = None
+        self._wire = Wire(book)
         self.refusals: dict[int, Refusal] = {}
         self.differences: dict[int, str] = {}
         """What is unlike at the candidates that refuse this node for that."""
@@ -103,7 +115,7 @@ class Client:
     def say(self, message: Message) -> None:
         """Sends, while there is a connection; the next report says it again."""
         if self._writer is not None:
-            self._writer.write(encode(message))
+            self._writer.write(self._wire.encode(message))
 
     async def flush(self, wait_s: float) -> None:
         """Waits until what was said has left this process, which says no more."""
@@ -160,19 +172,21 @@ class Client:
         return best, found[best] if best is not None else None  # type: ignore[return-value]
 
     async def _ask(self, index: int) -> Found | None:
-        endpoint = self.endpoints[index]
+        endpoint, wire = self.endpoints[index], Wire(self._book)
         writer = None
         try:
-            async with asyncio.timeout(self.member.lease_s / 2):
+            async with asyncio.timeout(self._patience_s.get(index, self._least_patience_s)):
                 reader, writer = await asyncio.open_connection(
                     endpoint.host, endpoint.port, limit=MAX_LINE_BYTES
                 )
                 await introduce(reader, writer, *self._secret, self._card)
-                writer.write(encode(Peek()))
-                status = decode(await reader.readline())
+                writer.write(wire.encode(Peek()))
+                status = wire.decode(await reader.readline())
             assert isinstance(status, Status)
+            wire.expect(status.knows)
             self._remember(index, None)
-            return Found(reader, writer, status)
+            self._patience_s.pop(index, None)
+            return Found(reader, writer, wire, status)
         except ConnectionRefusedError:
             why = Refusal(RefusalCause.NOT_LISTENING, "refuses connections")
         except Stranger as exc:
@@ -184,6 +198,11 @@ class Client:
         self._remember(index, why)
         if writer is not None:
             writer.close()
+            # It is there and has too much to do. Nodes that all gave up after the same while would
+            # keep it busy for ever, and none of them would be taken in.
+            longer_s = 2 * self._patience_s.get(index, self._least_patience_s)
+            most_s = max(MOST_PATIENCE_LEASES * self.member.lease_s, self._least_patience_s)
+            self._patience_s[index] = min(longer_s, most_s)
         return None
 
     def _remember(self, index: int, why: Refusal | None) -> None:
@@ -199,7 +218,7 @@ class Client:
 
     async def _stay(self, index: int, found: Found) -> None:
         """Registers and follows until the connection is lost, or another candidate is better."""
-        self._writer = found.writer
+        self._writer, self._wire = found.writer, found.wire
         listening = asyncio.ensure_future(self._listen(found.reader))
         try:
             self.apply(member.report(self.member))
@@ -249,9 +268,9 @@ class Client:
                     if not line:
                         return
                     leases.hear("coordinator", time.monotonic())
-                    message = decode(line)
+                    message = self._wire.decode(line)
                     reading = asyncio.ensure_future(reader.readline())
-                    if not isinstance(message, (Report, Beat)):
+                    if message is not None and not isinstance(message, (Report, Beat)):
                         self.apply(
                             member.receive(self.member, message, time.monotonic())  # type: ignore[arg-type]
                         )

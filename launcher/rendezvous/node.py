@@ -44,6 +44,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     ToMember,
 )
 from bundlerun.launcher.rendezvous.protocol.standing import Member
+from bundlerun.launcher.rendezvous.protocol.wire import Book
 from bundlerun.launcher.rendezvous.protocol.wishes import Note
 from bundlerun.launcher.rendezvous.refusal import RefusalCause
 from bundlerun.launcher.rendezvous.server import Server
@@ -93,6 +94,7 @@ class Node:
         self.orders: queue.SimpleQueue[Order | None] = queue.SimpleQueue()
         self._fence = _fence(request)
         self._server: Server | None = None
+        self._book = Book()
         self._unlike = ""
         """What was unlike at the last node that this candidate refused."""
         self._client = Client(
@@ -108,6 +110,8 @@ class Node:
             heartbeat_s=request.conf.heartbeat,
             card=Card(name=request.seat.name, terms=request.terms),
             act=self._act,
+            book=self._book,
+            most_nodes=request.nodes[1],
         )
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(self._failed)
@@ -183,6 +187,7 @@ class Node:
             fence=self._fence,
             objection_to=self._objection_to,
             note=self._events.note,
+            book=self._book,
         )
         endpoint = request.endpoints[index]
         port = await server.listen(endpoint.host, endpoint.port)

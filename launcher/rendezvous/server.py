@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 from bundlerun.launcher.rendezvous.fence import Fence
 from bundlerun.launcher.rendezvous.handshake import Card, Stranger, admit
@@ -33,21 +34,33 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Message,
     Peek,
     Report,
-    decode,
+    Status,
     encode,
 )
 from bundlerun.launcher.rendezvous.protocol.state import Phase, Rules, State
+from bundlerun.launcher.rendezvous.protocol.wire import Book, Wire
 from bundlerun.launcher.rendezvous.protocol.wishes import Note, Send
 from bundlerun.launcher.rendezvous.tasks import Tasks
 from bundlerun.launcher.run_folder.events import EventName
 
-ADMIT_S = 5.0
+ADMIT_S = 10.0
 """How long a connection may take to say who it is."""
 
 MAX_UNSENT_BYTES = 4 * MAX_LINE_BYTES
 """A node that reads nothing does not fill our memory: its connection is closed."""
 
+BACKLOG = 4096
+"""Connections that wait to be taken in: after a failure all nodes come at once."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Link:
+    """The connection of a registered node."""
+
+    writer: asyncio.StreamWriter
+    wire: Wire
 
 
 class Server:
@@ -61,6 +74,7 @@ class Server:
         fence: the shared folder; None without one.
         objection_to: why a node with this card cannot take part; empty where it can.
         note: is told what happens, for the event log.
+        book: rounds that this process knows.
     """
 
     def __init__(
@@ -73,14 +87,17 @@ class Server:
         fence: Fence | None,
         objection_to: Callable[[Card], str],
         note: Callable[[EventName, Mapping[str, object]], None],
+        book: Book,
     ) -> None:
         self._state = State(rules=rules, since=time.monotonic())
+        self._status = self._state.status
+        self._book = book
         self._secret = (token, run_id)
         self._heartbeat_s = heartbeat_s
         self._fence = fence
         self._objection_to = objection_to
         self._note = note
-        self._links: dict[str, asyncio.StreamWriter] = {}
+        self._links: dict[str, _Link] = {}
         self._tick_s = min(heartbeat_s, rules.lease_s / 6) / 2
         self._leases: Leases[str] = Leases(
             rules.lease_s, look_every_s=self._tick_s, now=time.monotonic()
@@ -102,7 +119,7 @@ class Server:
             OSError: the port is taken.
         """
         self._listener = await asyncio.start_server(
-            self._serve, address, port, limit=MAX_LINE_BYTES, backlog=1024
+            self._serve, address, port, limit=MAX_LINE_BYTES, backlog=BACKLOG
         )
         self._tasks.spawn(self._tick())
         self._tasks.spawn(self._pulse())
@@ -112,7 +129,7 @@ class Server:
 
     async def close(self, wait_s: float) -> None:
         """Hands over what is still to be sent, then stops."""
-        links = list(self._links.values())
+        links = [link.writer for link in self._links.values()]
         with suppress(TimeoutError, OSError):
             async with asyncio.timeout(wait_s):
                 for writer in links:
@@ -137,19 +154,21 @@ class Server:
     # ---------------------------------------------------------------- one connection
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        name = ""
+        name, link = "", _Link(writer, Wire(self._book))
         try:
             async with asyncio.timeout(ADMIT_S):
                 await admit(reader, writer, *self._secret, self._objection_to)
-                first = decode(await reader.readline())
+                first = link.wire.decode(await reader.readline())
                 # A node looks first; if this is its candidate, it registers on the same connection.
-                while isinstance(first, Peek):
-                    writer.write(encode(self._state.status))
-                    first = decode(await reader.readline())
-            if isinstance(first, Report) and self._let_in(first, writer):
+                while first is None or isinstance(first, Peek):
+                    if first is not None:
+                        writer.write(encode(self._answer()))
+                    first = link.wire.decode(await reader.readline())
+            if isinstance(first, Report) and self._let_in(first, link):
                 name = first.seat.name
                 while line := await reader.readline():
-                    self._hear(name, writer, decode(line))
+                    message = link.wire.decode(line)
+                    self._hear(name, link, message)
         except (Stranger, ValueError, OSError, TimeoutError, asyncio.IncompleteReadError) as exc:
             log.debug("a connection ends: %r", exc)
         except asyncio.CancelledError:
@@ -157,12 +176,17 @@ class Server:
         finally:
             writer.close()
             # Not where a newer connection of this node has taken over.
-            if name and self._links.get(name) is writer:
+            if name and self._links.get(name) is link:
                 del self._links[name]
                 self._leases.forget(name)
                 self._take(Broken(name=name))
 
-    def _let_in(self, report: Report, writer: asyncio.StreamWriter) -> bool:
+    def _answer(self) -> Status:
+        # As of the last `settle`: worked out anew for each of many nodes that look at once, from
+        # what all of them have said, it would be the square of their number.
+        return replace(self._status, knows=self._book.keys)
+
+    def _let_in(self, report: Report, link: _Link) -> bool:
         name = report.seat.name
         old = self._state.peers.get(name)
         # Another address while the first is connected: two nodes of one name, not a return.
@@ -171,22 +195,26 @@ class Server:
                 f"node name {name!r} is taken by the node at {old.seat.address}; give each its own "
                 "with --rdzv-conf node_name=NAME"
             )
-            writer.write(encode(Closed(reason=reason, is_success=False)))
+            link.writer.write(encode(Closed(reason=reason, is_success=False)))
             return False
         if name in self._links:
             # It came back before its old connection was seen to break.
-            self._links[name].close()
-        self._links[name] = writer
+            self._links[name].writer.close()
+        self._links[name] = link
         self._leases.hear(name, time.monotonic())
         self._take(Arrived(report=report))
         return True
 
-    def _hear(self, name: str, writer: asyncio.StreamWriter, message: Message) -> None:
-        if self._links.get(name) is not writer:
+    def _hear(self, name: str, link: _Link, message: Message | None) -> None:
+        """What a node says; None: only a round that later messages name."""
+        if self._links.get(name) is not link:
             raise OSError("another connection of the node has taken over")
         self._leases.hear(name, time.monotonic())
         if isinstance(message, (Report, Beat, Hosted, Accept, Leave, Close)):
-            self._take(Received(name=name, message=message))
+            event = Received(name=name, message=message)
+            # One connection, so in its order.
+            if coordinator.is_news(self._state, event):
+                self._take(event)
 
     # ---------------------------------------------------------------- the machine
 
@@ -200,6 +228,7 @@ class Server:
     def _settle(self) -> None:
         self._is_due = False
         self._state, wishes = decide.settle(self._state, time.monotonic())
+        self._status = self._state.status
         self._grant(wishes)
 
     def _grant(self, wishes: list[Wish]) -> None:
@@ -213,12 +242,12 @@ class Server:
                     self._note(event, details)
 
     def _send(self, name: str, message: Message) -> None:
-        writer = self._links.get(name)
-        if writer is None:
+        link = self._links.get(name)
+        if link is None:
             return
-        writer.write(encode(message))
-        if writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            writer.transport.abort()
+        link.writer.write(link.wire.encode(message))
+        if link.writer.transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            link.writer.transport.abort()
 
     async def _claim(self, wish: TryClaim) -> None:
         if self._fence is None:
@@ -238,15 +267,15 @@ class Server:
                 self._leases.forget(name)
                 self._take(Expired(name=name))
                 # Not closed, which would wait for a node that does not answer.
-                self._links.pop(name).transport.abort()
+                self._links.pop(name).writer.transport.abort()
             # Time alone makes things due: graces, waits and retries.
             self._settle()
 
     async def _pulse(self) -> None:
         while True:
             line = encode(self._state.pulse)
-            for writer in self._links.values():
-                writer.write(line)
+            for link in self._links.values():
+                link.writer.write(line)
             await asyncio.sleep(self._heartbeat_s)
 
     async def _keep_fence(self, fence: Fence) -> None:

@@ -12,7 +12,9 @@ JOIN_S = 0.66
 """The longest time without a finished step as a node joins."""
 RESTART_S = 12.4
 """From SIGKILL of everything to the next finished step, from a checkpoint."""
-RECOVERY_PER_NODE_S = 0.0
+RECOVERY_PER_NODE_S = 0.001
+"""Processor time of the coordinator for a round, for each node of it; measured with 1,000 and 5,000
+nodes on one machine (`rendezvous` in docs/scale.md). Of torchrun nothing is known: none."""
 SNAPSHOT_COST = 0.007
 """Of a step's time, with as many as `--snapshot-steps` chooses by itself."""
 TORCHRUN_RECOVERY_S = 10.7

@@ -16,7 +16,7 @@ and as often as one likes. Time is an argument: monotonic seconds of this machin
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -41,6 +41,7 @@ from bundlerun.launcher.rendezvous.protocol.messages import (
     Report,
     Round,
     RoundId,
+    id_of,
 )
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
 from bundlerun.launcher.rendezvous.protocol.votes import (
@@ -102,6 +103,29 @@ def receive(state: State, event: Event, now: float) -> tuple[State, list[Wish]]:
     return state, []
 
 
+def is_news(state: State, event: Event) -> bool:
+    """Whether there is anything in it; nearly all beats only say that their node lives.
+
+    Such a beat need not be handed to `receive`, as long as what a node says comes in its order:
+    only its serial number would be kept, by which older messages are told from newer ones.
+    """
+    match event:
+        case Received(name=name, message=Beat() as beat) if name in state.peers:
+            peer = state.peers[name]
+            report = peer.report
+            is_same = (
+                beat.serial > report.serial
+                and beat.promised <= state.highest_term
+                and beat.last == id_of(report.last)
+                and beat.at == report.at
+                and beat.is_waiting == report.is_waiting
+                and beat.is_done == report.is_done
+            )
+            # What it was told has to be told again where it has not come of it.
+            return not is_same or peer.sent is not None
+    return True
+
+
 def _with_peer(state: State, peer: Peer) -> State:
     return replace(state, peers={**state.peers, peer.seat.name: peer})
 
@@ -115,8 +139,8 @@ def lose(state: State, name: str, why: str, *, is_fault: bool = True) -> tuple[S
     """
     if name not in state.peers:
         return state, []
-    peers = {key: peer for key, peer in state.peers.items() if key != name}
-    lost = {**state.lost, state.peers[name].seat.incarnation: why}
+    peers = dict(state.peers)
+    lost = {**state.lost, peers.pop(name).seat.incarnation: why}
     details = {"why": f"node {name} {why}", "lost": name if is_fault else ""}
     return replace(state, peers=peers, lost=lost), [
         Note(event="coordinator: lost", details=details)
@@ -148,12 +172,17 @@ def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]
         _with_peer(state, peer),
         num_arrivals=state.num_arrivals + 1,
         gone=gone,
-        lost={key: why for key, why in state.lost.items() if key != report.seat.incarnation},
+        lost=_without(state.lost, report.seat.incarnation),
         silent=state.silent - {report.seat.incarnation},
         highest_term=max(state.highest_term, report.promised),
     )
     details = {"node": report.seat.name, "is_back": is_back, "from_round": report.at[1]}
     return state, [Note(event="coordinator: came", details=details)]
+
+
+def _without(lost: Mapping[str, str], incarnation: str) -> Mapping[str, str]:
+    # Nearly all who come were not lost.
+    return {k: why for k, why in lost.items() if k != incarnation} if incarnation in lost else lost
 
 
 def _hear(

@@ -12,22 +12,25 @@
       | <---> Beat / Pulse <-----> |     both ways, all the time
       | <---- Over --------------- |     somebody died, joins, or wants a restart
 
-One message is one line of JSON. Nothing is unpickled, and every field is checked.
+One message is one line of JSON; how rounds go over a connection is in `wire`. Nothing is unpickled,
+and every field is checked.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, cached_property
 from types import UnionType
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from bundlerun.launcher.ranks.cause import EndCause
 
 MAX_LINE_BYTES = 4 << 20
-"""Longest line either side reads: a round of some 20,000 nodes."""
+"""Longest line either side reads: a packed round of some 100,000 nodes."""
 
 RoundId: TypeAlias = tuple[int, ...]
 """(term, number); later rounds have greater ones."""
@@ -51,12 +54,14 @@ class Seat:
     candidate: int = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Round:
     """Who trains together: the seats in node order, and the store that the first of them keeps.
 
     `is_fenced`: every seat sees the fence folder, so that the folder decides who goes on after it.
     """
+
+    # Without slots: what is worked out once is kept beside the fields, and is no part of them.
 
     term: int
     number: int
@@ -71,7 +76,22 @@ class Round:
 
     def has(self, seat: Seat) -> bool:
         """Whether this very start of the node is seated."""
-        return any(s.name == seat.name and s.incarnation == seat.incarnation for s in self.seats)
+        return (seat.name, seat.incarnation) in self._starts
+
+    @cached_property
+    def _starts(self) -> frozenset[tuple[str, str]]:
+        # A coordinator asks for each node at each look: a search through all would be the square.
+        return frozenset((seat.name, seat.incarnation) for seat in self.seats)
+
+    @cached_property
+    def text(self) -> bytes:
+        """All of it, the same for equal rounds."""
+        return json.dumps(plain(self), separators=(",", ":")).encode()
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells it from every round that differs in anything."""
+        return hashlib.sha256(self.text).hexdigest()[:32]
 
 
 def id_of(round_: Round | None) -> RoundId:
@@ -161,12 +181,14 @@ class Status:
     """Answer to Peek; `number` is that of the last round of an active coordinator.
 
     last_term: the term of the last round that it has heard of, -1 for none.
+    knows: digests of rounds that need not be told to it.
     """
 
     is_active: bool
     term: int
     number: int
     last_term: int
+    knows: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -252,52 +274,123 @@ _KINDS: dict[str, type] = {
 
 
 def encode(message: Message) -> bytes:
-    """One line."""
-    document = {"kind": type(message).__name__, **asdict(message)}
-    return json.dumps(document, separators=(",", ":")).encode() + b"\n"
+    """One line, with all that is in it."""
+    return json.dumps(plain(message), separators=(",", ":")).encode() + b"\n"
 
 
 def decode(line: bytes) -> Message:
-    """The message of a line.
+    """The message of a line that `encode` made.
 
     Raises:
         ValueError: it is none.
     """
-    document = json.loads(line)
+    return message_of(json.loads(line))
+
+
+Named = Callable[[object], Round]
+"""Finds a round by what stands for it."""
+
+
+def message_of(document: object, named: Named | None = None) -> Message:
+    """The message of what JSON gave.
+
+    Args:
+        named: finds rounds; None: they are there as they are.
+
+    Raises:
+        ValueError: it is none.
+    """
     if not isinstance(document, dict) or document.get("kind") not in _KINDS:
         raise ValueError("the line is no message of the rendezvous")
     kind = _KINDS[document.pop("kind")]
-    message: Message = _record(kind, document)
+    message: Message = record(kind, document, named)
     return message
 
 
-def _record(kind: type, raw: object) -> Any:  # noqa: ANN401
+def plain(value: object, name: Callable[[Round], object] | None = None) -> Any:  # noqa: ANN401
+    """A message or a part of one as JSON takes it, the kind of a message first.
+
+    Args:
+        name: what stands for a round; None: it stands for itself.
+    """
+    if isinstance(value, (str, int)) or value is None:  # most values; bool is an int
+        return value
+    if isinstance(value, tuple):
+        return [plain(each, name) for each in value]
+    if isinstance(value, Round) and name is not None:
+        return name(value)
+    kind: Any = type(value)
+    head = {"kind": kind.__name__} if kind.__name__ in _KINDS else {}
+    return head | {key: plain(getattr(value, key), name) for key in _names(kind)}
+
+
+def rounds_in(message: Message) -> Iterator[Round]:
+    """Yields the rounds that a message has."""
+    kind: Any = type(message)
+    for key in _names(kind):
+        value = getattr(message, key)
+        if isinstance(value, Round):
+            yield value
+        elif isinstance(value, tuple):
+            yield from (each for each in value if isinstance(each, Round))
+
+
+def record(kind: type, raw: object, named: Named | None = None) -> Any:  # noqa: ANN401
+    """A dataclass of a message from what JSON gave.
+
+    Raises:
+        ValueError: a field is missing or of another kind.
+    """
     if not isinstance(raw, dict):
         raise ValueError(f"{kind.__name__} is no object")
-    hints = _hints(kind)
+    values = {key: read(raw[key], named) for key, read in _readers(kind) if key in raw}
     try:
-        return kind(**{key: _value(hints[key], raw[key]) for key in hints.keys() & raw.keys()})
+        return kind(**values)
     except TypeError as exc:
         raise ValueError(f"{kind.__name__} lacks a field: {exc}") from exc
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _names(kind: Any) -> tuple[str, ...]:  # noqa: ANN401 (mypy takes no type for hashable)
+    return tuple(field.name for field in fields(kind))
 
 
-def _value(kind: Any, raw: object) -> object:  # noqa: ANN401 (a type, or a generic alias)
+_Read = Callable[[object, "Named | None"], object]
+"""Checks and converts a value; made once for each kind, as thousands are read in a second."""
+
+
+@cache
+def _readers(kind: Any) -> tuple[tuple[str, _Read], ...]:  # noqa: ANN401 (as above)
+    hints = get_type_hints(kind)
+    return tuple((name, _reader(hints[name])) for name in _names(kind))
+
+
+def _reader(kind: Any) -> _Read:  # noqa: ANN401 (a type, or a generic alias)
     if get_origin(kind) in (UnionType, Union):
-        return None if raw is None else _value(get_args(kind)[0], raw)
+        inner = _reader(get_args(kind)[0])
+        return lambda raw, named: None if raw is None else inner(raw, named)
     if get_origin(kind) is tuple:
+        return _tuple_reader(_reader(get_args(kind)[0]))
+    if isinstance(kind, type) and issubclass(kind, StrEnum):
+        return lambda raw, named: kind(str(raw))
+    if kind is Round:
+        return lambda raw, named: record(Round, raw) if named is None else named(raw)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return lambda raw, named: record(kind, raw, named)
+
+    def read(raw: object, named: Named | None) -> object:
+        # Not isinstance: True would pass for a number.
+        if type(raw) is not kind:
+            raise ValueError(f"{raw!r} is no {kind.__name__}")
+        return raw
+
+    return read
+
+
+def _tuple_reader(inner: _Read) -> _Read:
+    def read(raw: object, named: Named | None) -> object:
         if not isinstance(raw, list):
             raise ValueError("no list where one belongs")
-        return tuple(_value(get_args(kind)[0], each) for each in raw)
-    if isinstance(kind, type) and issubclass(kind, StrEnum):
-        return kind(str(raw))
-    if is_dataclass(kind) and isinstance(kind, type):
-        return _record(kind, raw)
-    # Not isinstance: True would pass for a number.
-    if type(raw) is not kind:
-        raise ValueError(f"{raw!r} is no {kind.__name__}")
-    return raw
+        return tuple([inner(each, named) for each in raw])
+
+    return read

@@ -198,27 +198,33 @@ def choose_seats(
         bundle_sizes: ranks that a bundle needs, in each shape that will do; nodes without which as
             many ranks are used stay out.
     """
-    seats = list(order[:max_nodes])
-    used = _used(seats, bundle_sizes)
+    seats = order[:max_nodes]
+    ranks = _ranks(seats, bundle_sizes)
+    used = _used(ranks, bundle_sizes)
     if len(seats) < min_nodes or not used:
         return ()
+    kept, count = [], len(seats)
     # From the end: survivors keep their seats, and newcomers that add no bundle stay out.
-    for seat in reversed(seats[:]):
-        rest = [other for other in seats if other is not seat]
-        if len(seats) > min_nodes and _used(rest, bundle_sizes) == used:
-            seats = rest
-    return tuple(seats)
+    for seat in reversed(seats):
+        rest = ranks - _ranks([seat], bundle_sizes)
+        if count > min_nodes and _used(rest, bundle_sizes) == used:
+            ranks, count = rest, count - 1
+        else:
+            kept.append(seat)
+    return tuple(reversed(kept))
 
 
-def _used(seats: Sequence[Seat], bundle_sizes: Sequence[int]) -> int:
-    """Ranks that whole bundles use, of the shape that uses the most.
+def _ranks(seats: Sequence[Seat], bundle_sizes: Sequence[int]) -> int:
+    """Ranks of all; a node that has not said how many it has counts as one bundle."""
+    return sum(seat.num_workers or bundle_sizes[0] for seat in seats)
 
-    A node that has not said how many it has counts as one bundle.
-    """
-    ranks = sum(seat.num_workers or bundle_sizes[0] for seat in seats)
+
+def _used(ranks: int, bundle_sizes: Sequence[int]) -> int:
+    """Ranks that whole bundles use, of the shape that uses the most."""
     return max(ranks // size * size for size in bundle_sizes)
 
 
 def is_better(seats: Sequence[Seat], than: Sequence[Seat], bundle_sizes: Sequence[int]) -> bool:
     """Whether `seats` make use of more ranks, so that it is worth a new round."""
-    return _used(seats, bundle_sizes) > _used(than, bundle_sizes)
+    some, others = (_ranks(each, bundle_sizes) for each in (seats, than))
+    return _used(some, bundle_sizes) > _used(others, bundle_sizes)

@@ -11,6 +11,7 @@ from bundlerun.launcher.rendezvous.handshake import Card
 from bundlerun.launcher.rendezvous.protocol import member
 from bundlerun.launcher.rendezvous.protocol.messages import Seat
 from bundlerun.launcher.rendezvous.protocol.standing import Member
+from bundlerun.launcher.rendezvous.protocol.wire import Book
 
 SEAT = Seat(name="n", incarnation="i", address="127.0.0.1", num_workers=1, candidate=-1)
 
@@ -42,6 +43,7 @@ def test_a_beat_that_is_due_behind_the_last_word_is_not_sent() -> None:
         heartbeat_s=0.1,
         card=cast(Card, None),
         act=lambda _: None,
+        book=Book(),
     )
     wire = Wire()
     client._writer = cast(asyncio.StreamWriter, wire)

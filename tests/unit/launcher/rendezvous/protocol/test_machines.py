@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from bundlerun.launcher.rendezvous.protocol import member
+from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member
+from bundlerun.launcher.rendezvous.protocol.events import Received
+from bundlerun.launcher.rendezvous.protocol.messages import NO_ROUND, Beat, id_of
 from bundlerun.launcher.rendezvous.protocol.standing import Waiting
 from bundlerun.launcher.rendezvous.protocol.state import Rules
 from tests.unit.launcher.rendezvous.protocol.cluster import Cluster
@@ -319,3 +321,29 @@ def test_too_few_nodes_beside_those_that_have_finished_end_the_job_well() -> Non
         assert node.member.closed.is_success
         assert "the workers of node n0, n2 have finished" in node.member.closed.reason
         assert not node.member.must_leave
+
+
+def test_a_beat_that_says_nothing_new_changes_nothing_but_its_number() -> None:
+    made = cluster()
+    state = made.nodes[made.leaders()[0]].state
+    assert state is not None
+    name, peer = next(iter(state.peers.items()))
+    report = peer.report
+    beat = Beat(
+        serial=report.serial + 1, promised=report.promised, last=id_of(report.last), at=report.at,
+        is_waiting=False,
+    )  # fmt: skip
+    event = Received(name=name, message=beat)
+    assert not coordinator.is_news(state, event)
+    after, wishes = coordinator.receive(state, event, made.now)
+    same = replace(peer, report=replace(report, serial=beat.serial))
+    assert (after, wishes) == (replace(state, peers={**state.peers, name: same}), [])
+    assert decide.settle(after, made.now) == (after, [])
+    for change in (
+        {"serial": report.serial}, {"promised": report.promised + 99}, {"last": NO_ROUND},
+        {"at": NO_ROUND}, {"is_waiting": True}, {"is_done": True},
+    ):  # fmt: skip
+        event = Received(name=name, message=replace(beat, **change))  # type: ignore[arg-type]
+        assert coordinator.is_news(state, event), change
+    event = Received(name="a stranger", message=beat)
+    assert coordinator.is_news(state, event)
