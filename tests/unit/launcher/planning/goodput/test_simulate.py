@@ -50,21 +50,21 @@ def test_nodes_that_are_down_are_as_many_as_if_each_were_alone() -> None:
     fleet = Fleet(nodes=50, failure=repair, drain=visit)
     p = (1 / 9 + 1 / 18) / (1 + 1 / 9 + 1 / 18)
     assert fleet.away_share == pytest.approx(p)
-    assert share(fleet) == pytest.approx(1 - p, rel=0.01)
+    assert share(fleet, days=500) == pytest.approx(1 - p, rel=0.01)
 
 
 def test_spares_take_the_places_of_as_many_nodes_as_they_are() -> None:
     fleet = Fleet(nodes=20, spares=3, failure=Absence(every_s=9 * DAY, away_s=DAY))
     lacking = sum(max(0, down - 3) * p for down, p in enumerate(binomial(23, 0.1)))
-    assert share(fleet, days=5000, term=Term.DOWN) == pytest.approx(lacking / 20, rel=0.08)
+    assert share(fleet, days=3000, term=Term.DOWN) == pytest.approx(lacking / 20, rel=0.1)
 
 
 def test_nodes_that_lack_a_neighbour_for_their_bundle_are_idle() -> None:
     fleet = Fleet(nodes=12, devices=8, bundle=32, failure=Absence(every_s=9 * DAY, away_s=DAY))
     working = sum((12 - down) // 4 * 4 * p for down, p in enumerate(binomial(12, 0.1)))
-    assert share(fleet, days=3000) == pytest.approx(working / 12, rel=0.02)
+    assert share(fleet, days=2000) == pytest.approx(working / 12, rel=0.02)
     idle = sum((12 - down) % 4 * p for down, p in enumerate(binomial(12, 0.1)))
-    assert share(fleet, days=3000, term=Term.IDLE) == pytest.approx(idle / 12, rel=0.04)
+    assert share(fleet, days=2000, term=Term.IDLE) == pytest.approx(idle / 12, rel=0.05)
 
 
 def test_a_recovery_that_is_short_costs_its_time_as_often_as_something_fails() -> None:
