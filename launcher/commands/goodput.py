@@ -56,6 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _fleets(args: argparse.Namespace, nodes: int) -> list[Fleet]:
     """One for each number of spares, each number once."""
+    if "|" in args.shape:
+        raise ConfigError(f"--shape {args.shape!r} has several; the simulation takes one of them")
     try:
         shape = Shape.parse(args.shape)
     except ValueError as exc:

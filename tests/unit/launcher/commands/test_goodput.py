@@ -74,6 +74,7 @@ def test_what_is_measured_can_be_given(capsys: pytest.CaptureFixture[str]) -> No
         ("--spares few", "--spares 'few' is neither a number nor a percentage"),
         ("--spares 9999999", "--spares 9999999 is more than"),
         ("--shape 1,x", "--shape '1,x' is not whole numbers"),
+        ("--shape '8,8|8'", "--shape '8,8|8' has several; the simulation takes one"),
         ("--shape auto", "--shape auto needs a model"),
         ("--shape 100", "10 nodes of 8 devices do not hold a bundle of 100; give --nodes 13"),
         ("--devices-per-node 0", "--devices-per-node 0 must be 1 or more"),
