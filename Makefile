@@ -11,7 +11,7 @@ SCRIPTS = .ci/run $(shell find slurm tests -name '*.sbatch' -o -name '*.sh')
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-stand-in test-cpu-torch test-torch test-package test-docs test-deploy test-signals sweep sweep-replay balance plans test-all lint type format bench gpu chaos venv clean
+.PHONY: help demo docs test test-unit test-slurm test-launchers test-gpu test-stand-in test-cpu-torch test-torch test-package test-docs test-deploy test-signals test-faults sweep sweep-replay balance plans test-all lint type format bench gpu chaos venv clean
 
 help: ## show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -73,6 +73,9 @@ plans: $(READY) ## the search for plans against all plans there are, 500 small c
 
 test-signals: $(READY) ## signals at every moment of a run, to every process: about 5 minutes
 	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/e2e/test_signals.py tests/e2e/test_torchrun.py $(ARGS)
+
+test-faults: $(READY) ## every place where a process can die or freeze, and cuts of links: some minutes
+	BUNDLERUN_TEST_SLOW=all $(RUN) -m pytest tests/e2e/test_faults.py tests/e2e/test_cuts.py $(ARGS)
 
 docs: $(READY) ## the documentation as a site, in build/site; a warning is an error
 	$(RUN) -m pip install --quiet -e '.[docs]'

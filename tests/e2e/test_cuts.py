@@ -20,23 +20,30 @@ TRIGGER = Fault(kind="die", node="n0", who="0", place="forward")
 """Begins a new round, for the place that is part of one."""
 CUTS = [
     Fault(kind="cut", node="n1", who="0", place="backward"),
+    Fault(kind="cut", node="n2", who=AGENT, place="rendezvous accept"),
+]
+MORE_CUTS = [
     Fault(kind="cut", node="n2", who="0", place="exchange"),
     Fault(kind="cut", node="n1", who="1", place="snapshot copy"),
-    Fault(kind="cut", node="n2", who=AGENT, place="rendezvous accept"),
 ]
 
 
 @pytest.mark.netns
+@pytest.mark.parametrize(
+    "cuts",
+    [pytest.param(CUTS, id="short"), pytest.param(MORE_CUTS, id="more", marks=pytest.mark.slow)],
+)
 def test_a_link_that_is_cut_at_a_named_place_costs_no_finished_step(
-    warm: Warm, tmp_path: Path
+    warm: Warm, tmp_path: Path, cuts: list[Fault]
 ) -> None:
+    """The short form: one of a rank in a step, and one of an agent in a rendezvous."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
     with open_hosts(len(SLOTS), Wire(mbit_per_s=1000)) as hosts:
         job = Job(tmp_path, host_nodes(hosts, SLOTS), hosts=hosts, starter=warm.start)
         with opened(job):
-            for cut in CUTS:
+            for cut in cuts:
                 job.wait_for_ranks(sum(SLOTS), LIMIT_S)
                 strike(job, cut)
             job.wait_for_ranks(sum(SLOTS), LIMIT_S)

@@ -1,6 +1,8 @@
 """Whatever process dies or freezes at whatever place: no finished step is lost, nothing differs.
 
 One run of three nodes goes through all of it; each test injects one fault and looks at its end.
+The short form has each kind of place (a pass, a leg, the update, memory, the disk, a new start, the
+rendezvous), rank and agent, and each kind of fault; `make test-faults` has every place.
 """
 
 from __future__ import annotations
@@ -8,12 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
 import pytest
+from _pytest.mark import ParameterSet
 
 from benchmarks.faults.chaos import leader
 from benchmarks.faults.inject import AGENT, ANY, Fault
@@ -88,26 +91,34 @@ def start_the_dead(job: Job) -> None:
 
 
 RANK_CASES = [
-    ("die", "checkpoint write", ANY, ANY),
     ("die", "checkpoint commit", ANY, ANY),
-    ("die", "checkpoint prune", ANY, ANY),
-    ("die", "forward", "n0", "2"),
     ("die", "backward", "n1", "0"),
-    ("die", "collect", "n0", "2"),
     ("die", "exchange", ANY, ANY),
-    ("die", "distribute", "n0", "3"),
     ("die", "sync wait", "n1", "1"),
     ("die", "optimizer", "n0", "1"),
-    ("die", "step end", "n2", "0"),
-    ("die", "snapshot copy", "n0", "3"),
     ("die", "snapshot seal", "n1", "0"),
     ("raise", "backward", "n2", "1"),
     ("freeze", "forward", "n1", "1"),
+]
+MORE_RANK_CASES = [
+    ("die", "checkpoint write", ANY, ANY),
+    ("die", "checkpoint prune", ANY, ANY),
+    ("die", "forward", "n0", "2"),
+    ("die", "collect", "n0", "2"),
+    ("die", "distribute", "n0", "3"),
+    ("die", "step end", "n2", "0"),
+    ("die", "snapshot copy", "n0", "3"),
     ("freeze", "exchange", ANY, ANY),
 ]
+slow = pytest.mark.slow
 
 
-@pytest.mark.parametrize(("kind", "place", "node", "who"), RANK_CASES)
+def long(cases: Sequence[tuple[str, ...]]) -> list[ParameterSet]:
+    """Cases of the long form."""
+    return [pytest.param(*case, marks=slow) for case in cases]
+
+
+@pytest.mark.parametrize(("kind", "place", "node", "who"), [*RANK_CASES, *long(MORE_RANK_CASES)])
 def test_a_rank_in_a_step(job: Job, kind: str, place: str, node: str, who: str) -> None:
     before = Before.of(job)
     fault = Fault(kind=kind, node=node, who=who, place=place, step=before.finished + 2)
@@ -121,13 +132,17 @@ def test_a_rank_in_a_step(job: Job, kind: str, place: str, node: str, who: str) 
     ("kind", "place", "node", "who"),
     [
         ("die", "meeting", "n1", "0"),
-        ("die", "restore survey", "n0", "0"),
         ("die", "restore load", "n2", "1"),
-        ("freeze", "restore load", "n0", "0"),
-        ("die", "rendezvous want", "n2", AGENT),
         ("die", "rendezvous accept", "n1", AGENT),
         ("freeze", "rendezvous accept", "n2", AGENT),
-        ("die", "rendezvous enter", "n2", AGENT),
+        *long(
+            [
+                ("die", "restore survey", "n0", "0"),
+                ("freeze", "restore load", "n0", "0"),
+                ("die", "rendezvous want", "n2", AGENT),
+                ("die", "rendezvous enter", "n2", AGENT),
+            ]
+        ),
     ],
 )
 def test_a_rank_or_an_agent_in_the_restart_behind_another_fault(
@@ -143,7 +158,7 @@ def test_a_rank_or_an_agent_in_the_restart_behind_another_fault(
     before.check()
 
 
-@pytest.mark.parametrize("place", ["restore send", "restore receive"])
+@pytest.mark.parametrize("place", ["restore receive", pytest.param("restore send", marks=slow)])
 def test_a_rank_that_hands_the_state_to_a_node_without_any(job: Job, place: str) -> None:
     before = Before.of(job)
     # A checkpoint as new as the snapshot would be read, and nobody would hand anything over.
@@ -229,7 +244,7 @@ def wait_for_none(job: Job) -> list[str]:
 
 
 def test_every_place_has_a_test() -> None:
-    tested = {place for _, place, _, _ in RANK_CASES}
+    tested = {place for _, place, _, _ in (*RANK_CASES, *MORE_RANK_CASES)}
     tested |= {"meeting", "restore survey", "restore load", "restore send", "restore receive"}
     tested |= {"rendezvous want", "rendezvous accept", "rendezvous enter", "rendezvous host"}
     assert {*RANK_PLACES, *LEG_PLACES, *AGENT_PLACES} - tested == {"exit", "take-over"}
