@@ -106,6 +106,8 @@ class RankMemory:
     """Of all micro-batches in flight by the schedule."""
     working: int
     """The most that one pass has at once beside them."""
+    update: int = 0
+    """What the optimizer's step has at once beside the state; the activations have gone then."""
     buckets: int
     wires: int
     """Messages to and from other stages, sent and received ahead."""
@@ -119,8 +121,8 @@ class RankMemory:
     @property
     def device(self) -> int:
         """All that is on the device."""
-        passes = self.activations + self.working + self.buckets + self.wires
-        return self.parameters + self.buffers + self.gradients + self.optimizer + passes
+        moment = max(self.activations + self.working, self.update) + self.buckets + self.wires
+        return self.parameters + self.buffers + self.gradients + self.optimizer + moment
 
     @property
     def total(self) -> int:

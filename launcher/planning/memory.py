@@ -145,6 +145,7 @@ def _of_stage(case: _Case, stage: int, parts: Sequence[Piece]) -> RankMemory:
         optimizer=optimizer,
         activations=activations,
         working=working,
+        update=round(trained * case.profile.update.working_share),
         buckets=_buckets(case, stage, trained),
         wires=_wires(case, stage),
         program=OWN_BYTES + _shared_program(case.profile, max(map(sum, case.place.nodes))),

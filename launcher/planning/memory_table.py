@@ -25,6 +25,7 @@ _PARTS = {
     "optimizer": "optimizer state",
     "activations": "activations in flight",
     "working": "beside, in one pass",
+    "update": "or, in the optimizer's step",
     "buckets": "sums of gradients",
     "wires": "messages",
     "program": "program",

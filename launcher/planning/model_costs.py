@@ -153,12 +153,14 @@ class UpdateCosts:
 
     Args:
         state_share: bytes of optimizer state per byte of trained parameters.
+        working_share: bytes that the optimizer's step has at once beside, per byte of those.
         update_s_per_byte: seconds of clipping and the optimizer, per byte of trained parameters.
         step_s: seconds of a step that depend on nothing.
         load_s: seconds of one loading process for one sample; 0: not known.
     """
 
     state_share: float = 0.0
+    working_share: float = 0.0
     update_s_per_byte: float = 0.0
     step_s: float = 0.0
     load_s: float = 0.0

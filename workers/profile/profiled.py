@@ -63,7 +63,7 @@ def profile_of(config: TrainConfig, recipe: Recipe, wanted: ProfileRequest) -> P
     with _threads(wanted), kept_random_state(), door.kept_random_state(device):
         maker = _Maker(config, recipe, data, device, wanted.peak)
         found = tuple(maker.costs(size) for size in sizes)
-        share, update_s = maker.update()
+        update = maker.update()
     return Profile(
         key=profile_key(
             config,
@@ -72,7 +72,7 @@ def profile_of(config: TrainConfig, recipe: Recipe, wanted: ProfileRequest) -> P
             is_estimate=wanted.peak is not None,
         ),
         by_samples=found,
-        update=UpdateCosts(state_share=share, update_s_per_byte=update_s, load_s=first.load_s),
+        update=replace(update, load_s=first.load_s),
         program_bytes=program,
         cutter=maker.pieces.cutter,
         why=maker.pieces.why,
@@ -225,7 +225,7 @@ class _Maker:
             context=self._arithmetic.autocast,
         )
 
-    def update(self) -> tuple[float, float]:
+    def update(self) -> UpdateCosts:
         """What an update costs, see `update_costs`; changes the model, so it comes last."""
         model = self.pieces.whole
         model.train()
@@ -233,11 +233,12 @@ class _Maker:
             if parameter.requires_grad:
                 parameter.grad = torch.zeros_like(parameter)
         clock = None if self._peak is not None else clock_of(self._device)
-        share, seconds = update_costs(self._config, self._recipe, model, clock)
-        if self._peak is not None:
-            # Parameters, gradients and state are read, and all but gradients written.
-            seconds = (3 + 2 * share) / self._peak.bytes_per_s
-        return share, seconds
+        found = update_costs(self._config, self._recipe, model, clock)
+        if self._peak is None:
+            return found
+        # Parameters, gradients and state are read, and all but gradients written.
+        seconds = (3 + 2 * found.state_share) / self._peak.bytes_per_s
+        return replace(found, update_s_per_byte=seconds)
 
 
 def with_split(costs: ModelCosts, share: float) -> ModelCosts:

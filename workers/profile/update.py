@@ -10,7 +10,9 @@ from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.planning.model_costs import UpdateCosts
 from bundlerun.splits.profile.clock import Clock
+from bundlerun.splits.profile.ledger import Ledger
 from bundlerun.splits.shared import model_parameters
 from bundlerun.workers.optimizer import check_optimizer
 from bundlerun.workers.recipe import Recipe
@@ -21,8 +23,8 @@ _TIMES = 3
 
 def update_costs(
     config: TrainConfig, recipe: Recipe, model: nn.Module, clock: Clock | None
-) -> tuple[float, float]:
-    """Bytes of optimizer state, and seconds of an update, per byte of trained parameters.
+) -> UpdateCosts:
+    """The optimizer's state, what its step needs beside, and how long that takes.
 
     Changes the parameters of the model.
 
@@ -35,18 +37,24 @@ def update_costs(
     trained = [p for p in model.parameters() if p.requires_grad]
     num_bytes = sum(p.nbytes for p in trained)
     if not num_bytes:
-        return 0.0, 0.0
+        return UpdateCosts()
     optimizer = recipe.optimizer(model_parameters(model))
     check_optimizer(optimizer, model)
     seconds = [_timed(lambda: _update(config, trained, optimizer), clock) for _ in range(_TIMES)]
     # Next to each parameter; counters of steps are no part of it.
-    state = sum(
-        leaf.numel() * leaf.element_size()
-        for leaf in tree_leaves(list(optimizer.state.values()))
-        if isinstance(leaf, Tensor)
-    )
+    leaves = [
+        leaf for leaf in tree_leaves(list(optimizer.state.values())) if isinstance(leaf, Tensor)
+    ]
+    state = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
     average = num_bytes if config.model_ema else 0
-    return (state + average) / num_bytes, min(seconds) / num_bytes
+    gradients = [p.grad for p in trained if p.grad is not None]
+    with Ledger([*trained, *gradients, *leaves], given=()) as ledger:
+        _update(config, trained, optimizer)
+    return UpdateCosts(
+        state_share=(state + average) / num_bytes,
+        working_share=ledger.peaks(0)[0] / num_bytes,
+        update_s_per_byte=min(seconds) / num_bytes,
+    )
 
 
 def _update(config: TrainConfig, trained: list[nn.Parameter], optimizer: Optimizer) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -41,6 +40,7 @@ from bundlerun.workers.report.profiling import Profiling
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.run.course import Run
+from bundlerun.workers.run.given_back import give_back
 from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
 from bundlerun.workers.run.same_model import check_same_model
 from bundlerun.workers.run.saving import Saving
@@ -91,7 +91,7 @@ def train_rank(
         )
         # Who cuts leaves circles of references, in which all other stages would stay: of much that
         # was there when the rank was forked, Python seldom looks for what nobody needs.
-        gc.collect()
+        give_back()
         trainer = Trainer(config, session, stage, recipe, meters)
         stack.callback(trainer.close)
         keeper = Keeper(config, session, Trained(session, trainer), restore, info.about)

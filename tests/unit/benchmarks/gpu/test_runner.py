@@ -80,10 +80,10 @@ def test_what_a_case_finds_is_told_and_kept(
 
 def test_a_case_that_hangs_costs_its_limit_and_the_next_one_runs(tmp_path: Path) -> None:
     found = runner(tmp_path, {"A": HANG, "B": "find('after')"})
-    found.run([case("A", 1.0), case("B")])
+    found.run([case("A", 3.0), case("B")])
     before, stopped, after = kept(tmp_path)
     assert (before["what"], after["what"]) == ("before", "after")
-    assert (stopped["measured"], stopped["ok"]) == ("stopped at its limit of 1 s", "NO")
+    assert (stopped["measured"], stopped["ok"]) == ("stopped at its limit of 3 s", "NO")
     assert not found.report.is_good
 
 

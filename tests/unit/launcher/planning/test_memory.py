@@ -231,3 +231,14 @@ def test_each_remedy_is_one_that_fits() -> None:
 def test_a_million_ranks_are_as_quick_as_a_few() -> None:
     ranks = of(PLAN, cluster(8, count=125_000))
     assert len(ranks) == 4
+
+
+def test_the_step_of_an_optimizer_comes_when_the_activations_have_gone() -> None:
+    before = profile()
+    update = replace(before.update, working_share=0.5)
+    (*_, small), (*_, large) = (
+        rank_memory(replace(before, update=one), PLAN, cluster(), ALONE)
+        for one in (update, replace(update, working_share=10.0))
+    )
+    assert small.update == PARAMETERS // 2 < small.activations + small.working
+    assert large.device - small.device == 10 * PARAMETERS - (small.activations + small.working)
