@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from datetime import timedelta
 from typing import Any
@@ -49,10 +51,30 @@ def reach_store(round_: Round, timeout: timedelta) -> TCPStore:
     Raises:
         RuntimeError: it does not answer in time.
     """
-    address = round_.seats[0].address
-    return TCPStore(
-        address, round_.store_port, is_master=False, wait_for_workers=False, timeout=timeout
-    )
+    answer: Future[TCPStore] = Future()
+
+    def reach() -> None:
+        try:
+            answer.set_result(
+                TCPStore(
+                    round_.seats[0].address,
+                    round_.store_port,
+                    is_master=False,
+                    wait_for_workers=False,
+                    timeout=timeout,
+                )
+            )
+        except RuntimeError as exc:
+            answer.set_exception(exc)
+
+    # In a thread, which ends with the connection: where the other process has stopped, its kernel
+    # takes the connection, and torch waits for the first answer as long as that lasts.
+    threading.Thread(target=reach, name="reach store", daemon=True).start()
+    try:
+        return answer.result(timeout.total_seconds())
+    except TimeoutError as exc:
+        address = f"{round_.seats[0].address}, port {round_.store_port}"
+        raise RuntimeError(f"{address}, does not answer within {timeout}") from exc
 
 
 class RoundStore:

@@ -7,12 +7,20 @@ import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bundlerun.launcher.run_folder.events import read_events
 from bundlerun.launcher.run_folder.paths import RunPaths
-from tests.e2e.test_runs import BIN, LIMIT_S, Agents, free_port, history, summary, warm_agents
+from tests.e2e.test_runs import (
+    BIN,
+    LIMIT_S,
+    Agents,
+    free_port,
+    history,
+    kill_families,
+    summary,
+    warm_agents,
+)
 from tests.warm import ROOT, Warm
 
 __all__ = ["warm_agents"]  # a fixture
@@ -62,10 +70,7 @@ def test_three_epochs_on_two_nodes_one_killed_are_those_of_one_process(
     while len(history(killed, "step")) < STEPS // 2:
         assert time.monotonic() < deadline, warm_agents.text()
         time.sleep(0.01)
-    family = [psutil.Process(other), *psutil.Process(other).children(recursive=True)]
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family, timeout=10)
+    kill_families(other)
     start(1)
     first, _, again = warm_agents.wait()
     assert (first, again) == (0, 0), warm_agents.text()

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,19 @@ def warm_agents(warm: Warm, tmp_path: Path) -> Iterator[Agents]:
     started.kill_all()
 
 
+def kill_families(*pids: int) -> None:
+    """Kills programs with all that they have started."""
+    family = [
+        process
+        for pid in pids
+        for process in [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    ]
+    for process in family:
+        with suppress(psutil.NoSuchProcess):  # it may have ended by itself meanwhile
+            process.kill()
+    psutil.wait_procs(family, timeout=10)
+
+
 def summary(run_dir: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
     return found
@@ -183,14 +197,7 @@ def test_a_killed_run_resumes_and_ends_like_one_that_was_not(
     while len(history(killed, "step")) < 10:
         assert time.monotonic() < deadline, agents.text()
         time.sleep(0.02)
-    family = [
-        process
-        for agent in agents.running[2:]
-        for process in [psutil.Process(agent.pid), *psutil.Process(agent.pid).children(True)]
-    ]
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family, timeout=10)
+    kill_families(*(agent.pid for agent in agents.running[2:]))
 
     start_both(killed, warm.start)
     assert agents.wait()[4:] == [0, 0], agents.text()

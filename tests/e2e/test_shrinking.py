@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 
 from bundlerun.launcher.run_folder.events import read_events
@@ -18,6 +17,7 @@ from tests.e2e.test_runs import (
     Agents,
     free_port,
     history,
+    kill_families,
     train_words,
     warm_agents,
 )
@@ -33,13 +33,6 @@ def until(is_so: Callable[[], bool], agents: Agents) -> None:
     while not is_so():
         assert time.monotonic() < deadline, agents.text()
         time.sleep(0.01)
-
-
-def kill(agent: int) -> None:
-    family = [psutil.Process(agent), *psutil.Process(agent).children(recursive=True)]
-    for process in family:
-        process.kill()
-    psutil.wait_procs(family, timeout=10)
 
 
 def test_a_bundle_outlives_its_nodes_and_grows_back(warm_agents: Agents, tmp_path: Path) -> None:
@@ -70,7 +63,7 @@ def test_a_bundle_outlives_its_nodes_and_grows_back(warm_agents: Agents, tmp_pat
     pids = [start(node) for node in range(3)]
     until(lambda: num_steps() >= 5, warm_agents)
     for lost in (2, 1):
-        kill(pids[lost])
+        kill_families(pids[lost])
         before = num_steps()
         until(lambda: num_steps() >= before + 5, warm_agents)  # noqa: B023
     for back in (1, 2):

@@ -10,10 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from benchmarks.cluster.programs import Program
-from tests.e2e.test_runs import BIN, LIMIT_S, history, summary, train_words
+from tests.e2e.test_runs import BIN, LIMIT_S, history, kill_families, summary, train_words
 from tests.warm import Warm
 
 
@@ -37,10 +35,7 @@ def kill_at_step(process: Program, run_dir: Path, step: int) -> None:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in family:
-        one.send_signal(signal.SIGKILL)
-    psutil.wait_procs(family, timeout=10)
+    kill_families(process.pid)
 
 
 def check_killed_and_started_again(

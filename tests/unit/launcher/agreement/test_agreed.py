@@ -51,7 +51,7 @@ def test_many_nodes_and_many_differences_stay_one_line() -> None:
 
 def test_each_option_either_must_agree_or_is_a_nodes_own() -> None:
     own = {"loader_workers", "prefetch", "snapshot_dir", "threads", "affinity", "run_dir"}
-    own |= {"log_steps", "tracker", "profile", "tensorboard", "timeout_s"}
+    own |= {"log_steps", "tracker", "profile", "tensorboard", "timeout_s", "rack"}
     compared = {name for name in terms_of(config()) if name.startswith("--")}
     names = {flag_of(f.name) for f in fields(TrainConfig) if f.name != "data"}
     assert names - compared == {flag_of(name) for name in own}
