@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
@@ -16,6 +15,7 @@ from bundlerun.launcher.planning.goodput.estimate import Goodput, estimate
 from bundlerun.launcher.planning.goodput.fleet import Absence, Fleet
 from bundlerun.launcher.planning.goodput.way import Keeps, Way, with_best_interval
 from bundlerun.launcher.planning.goodput.words import document, lines
+from bundlerun.launcher.report.figures.drawing import check_drawing
 from bundlerun.launcher.run_folder.files import write_bytes
 
 MOST_NODES = 1_000_000
@@ -195,11 +195,8 @@ def _pictures(args: argparse.Namespace) -> list[Path]:
         if path.is_dir():
             raise ConfigError(f"{flag} {text!r} is a folder; give a file")
         found.append(path)
-    if found and find_spec("matplotlib") is None:
-        raise ConfigError(
-            "a picture needs the package matplotlib, which is not installed; pip install "
-            "'bundlerun[report]'"
-        )
+    if found:
+        check_drawing("a picture")
     return found
 
 

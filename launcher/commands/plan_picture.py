@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -27,6 +26,7 @@ from bundlerun.launcher.planning.picture.gantt import Gantt, Source, by_schedule
 from bundlerun.launcher.planning.picture.nodes import Known, Nodes, nodes_of
 from bundlerun.launcher.planning.picture.trace import trace
 from bundlerun.launcher.planning.simulation.work import work_of
+from bundlerun.launcher.report.figures.drawing import check_drawing
 from bundlerun.launcher.report.measured_gantt import as_measured, measured_gantt
 from bundlerun.launcher.run_folder.files import write_bytes
 from bundlerun.launcher.run_folder.measured import MeasuredRank, read_measured
@@ -61,11 +61,8 @@ def outputs_of(args: argparse.Namespace) -> Outputs:
         ConfigError: such a file cannot be made.
     """
     picture = _output("--picture", args.picture, _PICTURE_ENDINGS)
-    if picture is not None and find_spec("matplotlib") is None:
-        raise ConfigError(
-            "--picture needs the package matplotlib, which is not installed; pip install "
-            "'bundlerun[report]'"
-        )
+    if picture is not None:
+        check_drawing("--picture")
     return Outputs(picture=picture, trace=_output("--trace", args.trace, _TRACE_ENDINGS))
 
 

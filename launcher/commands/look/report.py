@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from importlib.util import find_spec
 from pathlib import Path
 
 from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError, NodeError
+from bundlerun.launcher.report.figures.drawing import check_drawing
 
 _MOST_RUNS = 12
 
@@ -26,11 +26,7 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and Path(args.output).is_dir():
         raise ConfigError(f"-o {args.output!r} is a folder; give a file, such as report.html")
     folders = [run_paths(text) for text in args.run_dir]
-    if find_spec("matplotlib") is None:
-        raise ConfigError(
-            "a report needs the package matplotlib, which is not installed; pip install "
-            "'bundlerun[report]'"
-        )
+    check_drawing("a report")
     # Late: it takes most of a second, and --help needs none of it.
     from bundlerun.launcher.report.make import write_pngs, write_report
 

@@ -15,12 +15,12 @@ import pytest
 
 from bundlerun.launcher.cli import main
 from bundlerun.launcher.commands import plan as command
-from bundlerun.launcher.commands import plan_picture
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding.decide import Decided, choose
 from bundlerun.launcher.deciding.decision import Chosen, Question
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.planning import profile_file
+from bundlerun.launcher.report.figures import drawing
 from tests.unit.launcher.planning.models import MB, nodes, profile_of
 from tests.unit.launcher.report.made_run import make_run
 
@@ -159,7 +159,7 @@ def test_without_matplotlib_the_extra_is_named(
 ) -> None:
     known = importlib.util.find_spec
     monkeypatch.setattr(
-        plan_picture, "find_spec", lambda name: None if name == "matplotlib" else known(name)
+        drawing, "find_spec", lambda name: None if name == "matplotlib" else known(name)
     )
     assert main(plan("--nodes", "1x2", "--picture", "plan.svg")) == 2
     assert "pip install 'bundlerun[report]'" in capsys.readouterr().err

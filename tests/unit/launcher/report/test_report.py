@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.cli import command_parser, main
-from bundlerun.launcher.commands.look import report as command
 from bundlerun.launcher.report import keep
+from bundlerun.launcher.report.figures import drawing
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.unit.launcher.report.browser import FOUND, PROGRAMS, browser
 from tests.unit.launcher.report.made_run import BOUND, FAILURE, make_run
@@ -199,7 +199,7 @@ def test_what_cannot_be_is_said_in_a_line(
     (tmp_path / "file").touch()
     code, line = said(run, "-o", str(tmp_path / "file" / "r.html"))
     assert (code, line.count("\n")) == (3, 1)
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     code, line = said(run)
     assert code == 2
     assert "pip install 'bundlerun[report]'" in line
