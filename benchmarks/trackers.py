@@ -29,39 +29,36 @@ def skip_reason() -> str:
 
 
 def run(options: Options) -> None:
-    """Hits a run of three nodes for each tracker that is installed.
+    """Hits a run of three nodes that tells all trackers which are installed.
 
     Raises:
         RuntimeError: a tracker has not each step once; the folder of the run is kept.
     """
     count = options.faults or FAULTS
-    rows: list[tuple[str, int, int]] = []
-    for name in filter(options.wants, filter(find_spec, SHOWN)):
-        folder = Path(tempfile.mkdtemp(prefix="bundlerun-trackers-"))
-        wrong, steps = _wrong(name, folder, options.seed, count)
-        if wrong:
-            raise RuntimeError("\n".join([*wrong, f"what it left: {folder}"]))
-        shutil.rmtree(folder)
-        rows.append((name, count, steps))
-    print_table(["tracker", "faults", "steps, each there once"], rows)
-    told: dict[str, object] = {
-        name: {"faults": faults, "steps": steps} for name, faults, steps in rows
-    }
+    names = [name for name in SHOWN if options.wants(name) and find_spec(name)]
+    folder = Path(tempfile.mkdtemp(prefix="bundlerun-trackers-"))
+    wrong, steps = _wrong(names, folder, options.seed, count)
+    if wrong:
+        raise RuntimeError("\n".join([*wrong, f"what it left: {folder}"]))
+    shutil.rmtree(folder)
+    print_table(["tracker", "faults", "steps, each there once"], [(n, count, steps) for n in names])
+    told = {"trackers": names, "faults": count, "steps": steps}
     options.record("trackers", {"seed": options.seed, "load": os.getloadavg(), **told})
 
 
-def _wrong(name: str, folder: Path, seed: int, count: int) -> tuple[list[str], int]:
-    """What the tracker has not as it should, and how many steps the run has."""
-    # For this process, too, which asks it.
+def _wrong(names: list[str], folder: Path, seed: int, count: int) -> tuple[list[str], int]:
+    """What the trackers have not as they should, and how many steps the run has."""
+    # For this process, too, which asks them.
     own = {"WANDB_MODE": "offline", "TRACKIO_DIR": str(folder / "trackio")}
     os.environ.update({**own, "WANDB__DISABLE_STATS": "true"})
-    job = Job(folder, loopback_nodes(SLOTS), options={"tracker": name})
+    job = Job(folder, loopback_nodes(SLOTS), options={"tracker": ",".join(names)})
     paths = RunPaths(job.run_dir)
     with opened(job):
         job.wait_for_ranks(sum(SLOTS), _LONGEST_S)
         Chaos(job, say).run(plan_blows(seed, count, SLOTS, has_links=False))
         job.drain(_LONGEST_S)
-    # What the last process of the tracker had no time for.
-    rest = [sys.executable, "-m", "bundlerun", "track", str(paths.root), "--tracker", name]
-    subprocess.run(rest, cwd=ROOT, check=True, timeout=600)
-    return wrong_in(name, paths), job.tail.finished
+    for name in names:
+        # What its last process had no time for.
+        rest = [sys.executable, "-m", "bundlerun", "track", str(paths.root), "--tracker", name]
+        subprocess.run(rest, cwd=ROOT, check=True, timeout=600)
+    return [text for name in names for text in wrong_in(name, paths)], job.tail.finished

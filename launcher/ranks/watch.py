@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bundlerun.launcher.errors import EXIT_DONE, EXIT_RESUMABLE
 from bundlerun.launcher.process import kernel_state
 from bundlerun.launcher.ranks.abort import found_record, why_aborted
 from bundlerun.launcher.ranks.board import Board, Row
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 
 SILENT_S = 60.0
 """A rank's thread beats several times a second, but waits while a call keeps the interpreter."""
+_LEASE_LOOKS = 6
+_ENDING_LOOKS = 2 * _LEASE_LOOKS
+"""After so many a rank that is to end and gives no sign is killed: its handler of SIGTERM waits for
+the interpreter, too, and torch's agent would wait 30 s for it."""
 
 
 @dataclass(slots=True)
@@ -60,7 +65,7 @@ class Watch:
     ) -> None:
         self._board = board
         self._events = events
-        self._look_s = lease_s / 6
+        self._look_s = lease_s / _LEASE_LOOKS
         self._silent_looks = silent_s / self._look_s
         self._state_of = state_of or kernel_state
         self._ranks: dict[int, _Rank] = {}
@@ -117,6 +122,7 @@ class Watch:
         for local_rank, row in rows:
             if row.pid not in known:
                 self._meet(local_rank, row)
+        is_ending = self._board.is_ending or self._has_lost(rows)
         for rank in list(self._ranks.values()):
             is_stopped = self._state_of(rank.pid) in "Tt"
             silent_s = (time.monotonic_ns() - rank.row.beat_ns) / 1e9
@@ -124,13 +130,17 @@ class Watch:
             is_silent = rank.row.pid == rank.pid and silent_s > 2 * self._look_s
             rank.looks_stopped = rank.looks_stopped + 1 if is_stopped else 0
             rank.looks_silent = rank.looks_silent + 1 if is_silent else 0
-            # Six looks are a lease.
-            if rank.looks_stopped > 6:
+            if rank.looks_stopped > _LEASE_LOOKS:
                 why = f"the process is stopped (SIGSTOP or a debugger){self._where(rank)}"
                 self._kill(rank, "rank stopped", why)
-            elif rank.looks_silent > self._silent_looks:
+            elif rank.looks_silent > (_ENDING_LOOKS if is_ending else self._silent_looks):
                 why = f"no sign of life for {silent_s:.0f} s{self._where(rank)}"
                 self._kill(rank, "rank silent", why)
+
+    def _has_lost(self, rows: list[tuple[int, Row]]) -> bool:
+        """Whether a rank of this start has failed or died: the agent ends the others then."""
+        good = (EXIT_DONE, EXIT_RESUMABLE)
+        return any(row.pid in self._ended and row.exit_code not in good for _, row in rows)
 
     def _where(self, rank: _Rank) -> str:
         """What a rank was doing, to be said after what is wrong with it."""

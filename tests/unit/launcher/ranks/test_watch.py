@@ -121,6 +121,34 @@ def test_a_rank_that_gives_no_sign_of_life_is_killed(tmp_path: Path) -> None:
         assert os.WTERMSIG(status) == signal.SIGKILL
 
 
+@pytest.mark.parametrize("ends", ["agent", "other rank"])
+def test_a_rank_that_cannot_hear_that_it_is_to_end_is_killed(tmp_path: Path, ends: str) -> None:
+    board = Board.create()
+    with watched(board, tmp_path) as met, rank(board, 0) as other, rank(board, 1, beats=False) as p:
+        wait_until_met(met, other, p)
+        if ends == "agent":
+            board.end_start()
+        else:
+            os.kill(other, signal.SIGKILL)
+        assert wait_for_event(tmp_path, "rank silent")["local_rank"] == 1
+        _, status = os.waitpid(p, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def test_a_silent_rank_is_left_while_others_end_well(tmp_path: Path) -> None:
+    board = Board.create()
+    with watched(board, tmp_path) as met, rank(board, 0) as other, rank(board, 1, beats=False) as p:
+        wait_until_met(met, other, p)
+        row = board.row(0)
+        assert row is not None
+        row.end(75)
+        os.kill(other, signal.SIGKILL)
+        for _ in range(20):  # more looks than a rank has that is to end
+            met.clear()
+            wait_until_met(met, p)
+        assert read_events(tmp_path) == []
+
+
 def test_an_orderly_end_is_not_told(tmp_path: Path) -> None:
     board = Board.create()
     with watched(board, tmp_path) as met, rank(board, 0) as pid, rank(board, 1) as other:
