@@ -48,8 +48,17 @@ BY_TIMING: tuple[CompileMode, ...] = ("max-autotune", "max-autotune-no-cudagraph
 MemoryFormat = Literal["contiguous", "channels_last"]
 """An order of the numbers of images and of convolutions' weights in memory."""
 MemoryFormatChoice = Literal["auto", MemoryFormat]
-ExchangeDtype = Literal["float32", "bfloat16"]
+ExchangeDtype = Literal["float32", "bfloat16", "int8", "int4"]
 """What float32 gradients become between nodes."""
+BLOCK_NUMBERS: dict[ExchangeDtype, int] = {"int8": 128, "int4": 64}
+"""Numbers that have one scale, of two bytes."""
+EXCHANGE_SHARE: dict[ExchangeDtype, float] = {
+    "float32": 1.0,
+    "bfloat16": 1 / 2,
+    "int8": 1 / 4 + 2 / 4 / BLOCK_NUMBERS["int8"],
+    "int4": 1 / 8 + 2 / 4 / BLOCK_NUMBERS["int4"],
+}
+"""Bytes between nodes over those of float32."""
 TransportChoice = Literal["auto", "nccl", "cpu", "ipc"]
 DeviceKind = Literal["gpu", "cpu"]
 DeviceChoice = Literal["auto", DeviceKind]

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 from bundlerun.launcher.choices import (
+    BLOCK_NUMBERS,
     BY_TIMING,
     WITH_GRAPHS,
     WITHOUT_EXCHANGE,
@@ -212,7 +213,8 @@ class TrainConfig(ImageConfig):
     )
     exchange_dtype: ExchangeDtype = option(
         "float32",
-        "type of float32 gradients between nodes; bfloat16 halves the bytes, with error feedback",
+        "float32 gradients between nodes: bfloat16, int8 and int4 (blocks with a scale) are "
+        "a half, a quarter and an eighth of the bytes, with error feedback",
         group=_TUNE,
         choices=get_args(ExchangeDtype),
     )
@@ -256,6 +258,11 @@ class TrainConfig(ImageConfig):
                 f"--exchange-dtype {self.exchange_dtype} rounds what travels between nodes, and "
                 f"--sync {self.sync} has no step of its own for that; use --sync local-master or "
                 "auto"
+            )
+        if self.exchange_dtype in BLOCK_NUMBERS and self.precision == "float64":
+            raise ConfigError(
+                f"--exchange-dtype {self.exchange_dtype} is a form of float32 gradients, and those "
+                "of --precision float64 are not; leave one of the two out"
             )
         self._check_compile()
         self._check_recompute()

@@ -157,6 +157,8 @@ SCHEMES: Mapping[str, Builder] = {
     ),
     OURS: Ours,
     f"{OURS}, bf16": partial(Ours, exchange_dtype="bfloat16"),
+    f"{OURS}, int8": partial(Ours, exchange_dtype="int8"),
+    f"{OURS}, int4": partial(Ours, exchange_dtype="int4"),
 }
 
 

@@ -36,7 +36,8 @@ from bundlerun.workers.sync.gradient_sync import GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import Ways
 
 MODES: Final[tuple[SchemeName, ...]] = get_args(SchemeName)
-DTYPES: Final[tuple[ExchangeDtype, ...]] = get_args(ExchangeDtype)
+SHORT_NAMES: Final[dict[ExchangeDtype, str]] = {"float32": "", "bfloat16": "bf16"}
+"""Where tables have another name, or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,8 +51,8 @@ class SyncChoice:
     @property
     def name(self) -> str:
         """What tables call it."""
-        short = {"float32": "", "bfloat16": ", bf16"}[self.exchange_dtype]
-        return f"bundlerun {self.mode}{short}"
+        form = SHORT_NAMES.get(self.exchange_dtype, self.exchange_dtype)
+        return f"bundlerun {self.mode}" + (f", {form}" if form else "")
 
 
 def choices(
@@ -90,7 +91,7 @@ class Sync:
             device=torch.device("cpu"),
             settings=SyncSettings(
                 bucket_bytes=bucket_bytes(choice.bucket_mb, seat.env.num_nodes),
-                exchange_dtype=getattr(torch, choice.exchange_dtype),
+                exchange_dtype=choice.exchange_dtype,
                 timeout_s=TIMEOUT_S,
             ),
             meters=Meters(),

@@ -54,12 +54,12 @@ class Setting:
         """The link of every host."""
         return Wire(mbit_per_s=self.mbit_per_s)
 
-    def wire_s(self, bytes_per_number: int) -> float:
+    def wire_s(self, bytes_per_number: float) -> float:
         """The least time that the gradients need on a link: 2 S (N-1)/N bytes."""
         num_bytes = self.num_layers * self.layer_bytes * bytes_per_number / 4
         return self.wire.seconds(2 * num_bytes * (self.num_hosts - 1) / self.num_hosts)
 
-    def least_s(self, bytes_per_number: int) -> float:
+    def least_s(self, bytes_per_number: float) -> float:
         """Forward, the backward of the first bucket, and the wire, which is busy from then on."""
         first = bucket_bytes(0, self.num_hosts) / (self.num_layers * self.layer_bytes)
         overlapped = self.forward_s + first * self.backward_s + self.wire_s(bytes_per_number)

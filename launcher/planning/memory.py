@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype
 from bundlerun.launcher.layout.schedule import Order, Pipeline
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, NodeKind
@@ -238,7 +239,7 @@ def _buckets(case: _Case, stage: int, trained: int) -> int:
         # Others read its own gradients, too.
         found -= round(trained * (shards - 1) / shards / 2)
     if nodes > 1 and case.candidate.sync != "flat":
-        found += _exchange(trained, bucket, nodes, is_rounded=_is_rounded(case))
+        found += _exchange(trained, bucket, nodes, case.request.exchange_dtype)
     return found
 
 
@@ -246,11 +247,15 @@ def _is_rounded(case: _Case) -> bool:
     return case.request.exchange_dtype != "float32"
 
 
-def _exchange(trained: int, bucket: int, nodes: int, *, is_rounded: bool) -> int:
+def _exchange(trained: int, bucket: int, nodes: int, form: ExchangeDtype) -> int:
     """Buffers to receive into; what rounding has lost, and what is sent in its place."""
-    kept = trained + trained // 2 if is_rounded else 0
-    if nodes == 2 or (is_rounded and nodes <= _MOST_DIRECT_NODES):
-        kept += _RECEIVED_AT_ONCE * (bucket // 2 if is_rounded else bucket)
+    if form == "float32":
+        return _RECEIVED_AT_ONCE * bucket if nodes == 2 else 0
+    share = EXCHANGE_SHARE[form]
+    kept = trained + round(share * trained)
+    if nodes <= _MOST_DIRECT_NODES or form in BLOCK_NUMBERS:
+        # As it arrives, and as numbers again.
+        kept += round((_RECEIVED_AT_ONCE * share + 1) * bucket)
     return kept
 
 

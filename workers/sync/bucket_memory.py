@@ -27,6 +27,10 @@ _SCRATCH_NUMBERS = (1 << 10, 64 << 10)
 state."""
 
 
+_Content = tuple[Sequence[Parameter], int, int]
+"""Of a bucket: its parameters, and the numbers before and after their gradients."""
+
+
 class BucketMemory:
     """All buckets of one rank.
 
@@ -39,6 +43,7 @@ class BucketMemory:
         groups: in which the buckets are summed.
         mates: the ranks of the node that may share memory; None: none do.
         num_parts: equal parts that a bucket is cut into.
+        has_own_counts: which parameters got no gradient is told in a bucket of its own, the last.
     """
 
     def __init__(
@@ -50,8 +55,10 @@ class BucketMemory:
         groups: Legs,
         mates: Group | None,
         num_parts: int = 1,
+        has_own_counts: bool = False,
     ) -> None:
-        self.arena = _shared_arena(mates, cut, num_extra)
+        contents = list(_contents(cut, num_extra, has_own_counts=has_own_counts))
+        self.arena = _shared_arena(mates, contents)
         shared = None if self.arena is None else self.arena.memory.own
         self._registered = None if shared is None else host_memory.register(shared, device)
         # In this order on every rank: a peer finds a bucket by its place in the memory.
@@ -61,7 +68,7 @@ class BucketMemory:
             return Bucket(parameters, num_extra, device, allocate, num_parts, num_unused)
 
         self._few, self._many = (made([], count) for count in _SCRATCH_NUMBERS)
-        self.buckets = [made(*each) for each in _contents(cut, num_extra)]
+        self.buckets = [made(*each) for each in contents]
         """In the order in which they leave."""
 
     def scratch(self, length: int) -> Bucket:
@@ -74,15 +81,13 @@ class BucketMemory:
             self._registered.end()
 
 
-def _shared_arena(
-    mates: Group | None, cut: Sequence[Sequence[Parameter]], num_extra: int
-) -> NodeArena | None:
+def _shared_arena(mates: Group | None, contents: Sequence[_Content]) -> NodeArena | None:
     """Memory that the ranks of the node share; None where there is none, or no use for it."""
     if mates is None or mates.backend == "nccl":
         return None
     # As `Bucket` works its lengths out: 8 bytes a number where there are extra ones.
     sizes = [aligned(8 * length) for length in _SCRATCH_NUMBERS]
-    for parameters, *others in _contents(cut, num_extra):
+    for parameters, *others in contents:
         width = parameters[0].element_size() if parameters and not others[0] else 8
         sizes.append(aligned(width * (sum(p.numel() for p in parameters) + sum(others))))
     # Twice: gradients, and sums.
@@ -93,15 +98,15 @@ def _shared_arena(
 
 
 def _contents(
-    cut: Sequence[Sequence[Parameter]], num_extra: int
-) -> Iterator[tuple[Sequence[Parameter], int, int]]:
-    """Of each bucket: its parameters, and the numbers before and after their gradients.
-
-    Which parameters got none is known once the last bucket leaves, and rides in that.
-    """
+    cut: Sequence[Sequence[Parameter]], num_extra: int, *, has_own_counts: bool
+) -> Iterator[_Content]:
+    """Which parameters got no gradient is known once the last bucket leaves, and rides in that."""
+    count = sum(map(len, cut))
     for number, parameters in enumerate(cut):
-        is_last = number == len(cut) - 1
-        yield parameters, 0 if number else num_extra, sum(map(len, cut)) if is_last else 0
+        has_counts = number == len(cut) - 1 and not has_own_counts
+        yield parameters, 0 if number else num_extra, count if has_counts else 0
+    if has_own_counts:
+        yield [], 0, count
 
 
 def _allocate(arena: NodeArena | None, groups: Legs, device: torch.device) -> Allocate | None:

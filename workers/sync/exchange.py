@@ -1,14 +1,14 @@
 """The exchange leg: sums of the nodes meet; over the network, so bytes are what counts.
 
-    two nodes          swap: each sends its sum and adds the other's, one step
-    more               all-reduce, a ring in torch; two communicators alternate
-    more, compressed   scatter: each piece to its owner, who adds;  gather: each owner to all
+    two nodes        swap: each sends its sum and adds the other's, one step
+    more             all-reduce, a ring in torch; two communicators alternate
+    more, shortened  scatter: each piece to its owner, who adds;  gather: each owner to all
 
 All of them move 2 S (N-1)/N bytes per node, the least there is (two nodes: S), and leave the same
 bits on all nodes. A ring gets nearer to the wire than scatter and gather: 1.03 against 1.10 to 1.4
 times the wire's time, with four nodes at 200 Mbit/s. But it would add up rounded numbers.
 
-Compressed, what travels is bfloat16 (`rounding`).
+Shortened, what travels is bfloat16, or blocks of int8 or int4 (`codes`).
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ from itertools import cycle
 import torch
 from torch import Tensor
 
+from bundlerun.launcher.choices import ExchangeDtype
+from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.meters import Phase
 from bundlerun.workers.sync.bucket import Bucket
+from bundlerun.workers.sync.codes import Scratch, code_of
 from bundlerun.workers.sync.legs import Action, Finish
 from bundlerun.workers.sync.rounding import Rounding
 
@@ -33,22 +36,29 @@ _MOST_DIRECT_NODES = 16
 
 
 def exchange_actions(
-    target: Target, groups: tuple[Group, ...], compress_to: torch.dtype | None
+    target: Target, groups: tuple[Group, ...], form: ExchangeDtype
 ) -> list[Action]:
     """The legs of an exchange.
 
     Args:
         target: what of a bucket is exchanged.
         groups: two communicators of the same ranks; one is enough for two ranks.
-        compress_to: dtype on the wire for float32; None: as it is.
+        form: of float32 on the wire.
+
+    Raises:
+        ConfigError: the form is not there for what carries the gradients.
     """
-    first = groups[0]
+    first, code = groups[0], code_of(form)
+    if first.backend != "gloo" and code is not None and not code.can_add:
+        raise ConfigError(
+            f"--exchange-dtype {form} is not there over {first.backend}; use bfloat16"
+        )
     if first.size == 2 and first.backend == "gloo":
-        return [Swap(target, first, compress_to)]
-    is_direct = first.backend == "gloo" and first.size <= _MOST_DIRECT_NODES
-    if compress_to is not None and is_direct:
-        return [Scatter(target, first, compress_to), Gather(target, groups[1], compress_to)]
-    return [AllReduce(target, groups, compress_to)]
+        return [Swap(target, first, form)]
+    is_short = first.backend == "gloo" and first.size <= _MOST_DIRECT_NODES
+    if code is not None and (is_short or not code.can_add):
+        return [Scatter(target, first, form), Gather(target, groups[1], form)]
+    return [AllReduce(target, groups, form)]
 
 
 class _Buffers:
@@ -73,21 +83,46 @@ class _Direct:
     Args:
         target: what of a bucket is exchanged.
         group: the nodes.
-        compress_to: dtype on the wire for float32; None: as it is.
+        form: of float32 on the wire.
     """
 
     phase: Phase = "exchange"
 
-    def __init__(self, target: Target, group: Group, compress_to: torch.dtype | None) -> None:
+    def __init__(self, target: Target, group: Group, form: ExchangeDtype) -> None:
         self._target = target
         self._group = group
-        self.rounding = Rounding(compress_to)
-        self._buffers = _Buffers()
+        self.rounding = Rounding(form)
+        self._buffers, self._read = _Buffers(), Scratch(torch.float32)
         self._peers = [peer for peer in range(group.size) if peer != group.index]
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
         """The part of each node."""
         return flat.tensor_split(self._group.size)
+
+    def _rooms(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Where these pieces of others arrive, as they travel; of one dtype."""
+        code, sizes = self.rounding.code_for(pieces[0]), [piece.numel() for piece in pieces]
+        lengths = sizes if code is None else [code.length(size) for size in sizes]
+        dtype = pieces[0].dtype if code is None else code.dtype
+        rooms: tuple[Tensor, ...] = self._buffers.like(sum(lengths), dtype).split(lengths)
+        return rooms
+
+    def _numbers(self, wire: Tensor, like: Tensor) -> Tensor:
+        """What has travelled as numbers; valid until the next call."""
+        code = self.rounding.code_for(like)
+        if code is None:
+            return wire
+        found = self._read.like(like.numel())
+        code.read(wire, found)
+        return found
+
+    def _take(self, wire: Tensor, out: Tensor) -> None:
+        """Writes what has travelled as numbers into `out`."""
+        code = self.rounding.code_for(out)
+        if code is not None:
+            code.read(wire, out)
+        elif wire is not out:
+            out.copy_(wire)
 
 
 class Swap(_Direct):
@@ -96,8 +131,8 @@ class Swap(_Direct):
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         own = self._target(bucket)
-        sent = self.rounding.sent(bucket, own)
-        received = self._buffers.like(sent.numel(), sent.dtype)
+        (sent,) = self.rounding.sent(bucket, [own])
+        (received,) = self._rooms([own])
         (other,) = self._peers
         works = self._group.receive(received, other) + self._group.send(sent, other)
 
@@ -105,9 +140,8 @@ class Swap(_Direct):
             for work in works:
                 work.wait()
             # Both have to add the same two rounded numbers, or their bits would differ.
-            if sent is not own:
-                own.copy_(sent)
-            own.add_(received.to(own.dtype))  # a + b = b + a, to the bit
+            self._take(sent, own)
+            own.add_(self._numbers(received, own))  # a + b = b + a, to the bit
 
         return finish
 
@@ -117,11 +151,10 @@ class Scatter(_Direct):
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
-        target, index, peers = self._target(bucket), self._group.index, self._peers
-        sent = self._pieces(self.rounding.sent(bucket, target))
-        own = self._pieces(target)[index]
-        flat = self._buffers.like(own.numel() * len(peers), sent[index].dtype)
-        received = flat.view(len(peers), -1)
+        index, peers = self._group.index, self._peers
+        pieces = self._pieces(self._target(bucket))
+        sent, own = self.rounding.sent(bucket, pieces), pieces[index]
+        received = self._rooms([own] * len(peers))
         works = [
             work
             for peer, piece in zip(peers, received, strict=True)
@@ -133,14 +166,17 @@ class Scatter(_Direct):
             for work in works:
                 work.wait()
             # Its own piece rounded like the others, since error feedback has kept the difference.
-            if sent[index].dtype != own.dtype:
-                own.copy_(sent[index])
+            self._take(sent[index], own)
             # In order of nodes, so that the sum does not depend on who adds it up.
-            pieces = list(received)
-            pieces.insert(index, own.clone())
-            own.copy_(pieces[0])
-            for piece in pieces[1:]:
-                own.add_(piece.to(own.dtype))
+            arrived = list(received)
+            mine = own.clone() if index else own
+            arrived.insert(index, mine)
+            for number, piece in enumerate(arrived):
+                found = mine if number == index else self._numbers(piece, own)
+                if number:
+                    own.add_(found)
+                elif found is not own:
+                    own.copy_(found)
 
         return finish
 
@@ -152,14 +188,13 @@ class Gather(_Direct):
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
-        target, index, peers = self._target(bucket), self._group.index, self._peers
-        pieces = self._pieces(target)
-        sent = self.rounding.sent(bucket, pieces[index])
-        landing = pieces
+        index, peers = self._group.index, self._peers
+        pieces = self._pieces(self._target(bucket))
+        (sent,) = self.rounding.sent(bucket, [pieces[index]])
         # The owner, too, takes the rounded sum: all nodes have the same bits.
-        if self.rounding.is_for(target):
-            pieces[index].copy_(sent)
-            landing = self._pieces(self._buffers.like(target.numel(), sent.dtype))
+        self._take(sent, pieces[index])
+        is_short = self.rounding.code_for(pieces[index]) is not None
+        landing = self._rooms(pieces) if is_short else pieces
         works = [w for peer in peers for w in self._group.receive(landing[peer], peer)]
         works += [w for peer in peers for w in self._group.send(sent, peer)]
 
@@ -167,8 +202,7 @@ class Gather(_Direct):
             for work in works:
                 work.wait()
             for peer in peers:
-                if landing[peer] is not pieces[peer]:
-                    pieces[peer].copy_(landing[peer])
+                self._take(landing[peer], pieces[peer])
 
         return finish
 
@@ -179,22 +213,20 @@ class AllReduce:
     Args:
         target: what of a bucket is exchanged.
         groups: communicators of the same ranks.
-        compress_to: dtype on the wire for float32; None: as it is.
+        form: of float32 on the wire; one that can be added up.
     """
 
     phase: Phase = "exchange"
 
-    def __init__(
-        self, target: Target, groups: Sequence[Group], compress_to: torch.dtype | None
-    ) -> None:
+    def __init__(self, target: Target, groups: Sequence[Group], form: ExchangeDtype) -> None:
         self._target = target
         self._groups = cycle(groups)
-        self.rounding = Rounding(compress_to)
+        self.rounding = Rounding(form)
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         target = self._target(bucket)
-        sent = self.rounding.sent(bucket, target)
+        (sent,) = self.rounding.sent(bucket, [target])
         work = next(self._groups).all_reduce(sent)
 
         def finish() -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.choices import ExchangeDtype, SchemeName
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
@@ -37,8 +35,6 @@ class Flat:
         """See `Scheme`."""
         return [groups[each] for each in self.members]
 
-    def actions(
-        self, groups: Legs, arena: NodeArena | None, compress_to: torch.dtype | None
-    ) -> list[Action]:
+    def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeDtype) -> list[Action]:
         """See `Scheme`; nothing could be shorter between nodes only."""
-        return [AllReduce(whole_wire, [groups[each]], None) for each in self.members]
+        return [AllReduce(whole_wire, [groups[each]], "float32") for each in self.members]

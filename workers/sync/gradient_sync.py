@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from bundlerun.launcher.choices import BLOCK_NUMBERS, ExchangeDtype
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.device import numbers
 from bundlerun.workers.rank.groups import Legs
@@ -59,7 +60,7 @@ class SyncSettings:
 
     Args:
         bucket_bytes: size at which a bucket is closed.
-        exchange_dtype: dtype of float32 gradients between nodes.
+        exchange_dtype: of float32 gradients between nodes.
         timeout_s: longest wait for the sums, seconds.
         situation: what a measured choice holds for, in words; the same on all replicas.
         known: the choice of an earlier start, used where the way is to be measured; only the
@@ -67,7 +68,7 @@ class SyncSettings:
     """
 
     bucket_bytes: int
-    exchange_dtype: torch.dtype = torch.float32
+    exchange_dtype: ExchangeDtype = "float32"
     timeout_s: float
     situation: str = ""
     known: Choice | None = None
@@ -116,6 +117,8 @@ class GradientSync:
             groups=groups,
             mates=None if mates is None else groups[mates],
             num_parts=ways.num_parts,
+            # Next to gradients the counts would have their step, and be rounded.
+            has_own_counts=settings.exchange_dtype in BLOCK_NUMBERS,
         )
         self._buckets = self._memory.buckets
         self.extra = self._buckets[0].extra
@@ -143,9 +146,8 @@ class GradientSync:
 
     def _start(self, device: torch.device, scheme: Scheme) -> Chain | None:
         """The legs of a scheme; None where this is the only replica."""
-        dtype, timeout_s = self._settings.exchange_dtype, self._settings.timeout_s
-        compress_to = None if dtype == torch.float32 else dtype
-        actions = scheme.actions(self._groups, self._memory.arena, compress_to)
+        form, timeout_s = self._settings.exchange_dtype, self._settings.timeout_s
+        actions = scheme.actions(self._groups, self._memory.arena, form)
         if not actions:
             return None
         return Chain(actions, device, timeout_s, self._meters, in_one_thread=self._is_serial)

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
-from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.choices import ExchangeDtype, SchemeName
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
@@ -72,20 +70,18 @@ class _ThroughLeaders:
         """See `Scheme`."""
         return [groups[m] for m in (*self._exchange[:1], *of_several(self._distribute))]
 
-    def actions(
-        self, groups: Legs, arena: NodeArena | None, compress_to: torch.dtype | None
-    ) -> list[Action]:
+    def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeDtype) -> list[Action]:
         """See `Scheme`."""
         across = tuple(groups[each] for each in self._exchange)
         # Alone on its node: nothing to collect, the whole bucket is its shard.
         if len(self._collect.ranks) == 1:
-            return exchange_actions(whole_wire, across, compress_to) if across else []
+            return exchange_actions(whole_wire, across, form) if across else []
         inside: SharedLegs | GroupLegs = (
             GroupLegs(groups[self._collect], groups[self._distribute], self._num_leaders)
             if arena is None
             else SharedLegs(arena, self._num_leaders)
         )
-        exchange = exchange_actions(inside.target, across, compress_to) if across else []
+        exchange = exchange_actions(inside.target, across, form) if across else []
         return [inside.collect, *exchange, inside.distribute]
 
 

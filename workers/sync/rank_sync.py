@@ -33,7 +33,6 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.sync.calibrate import Choice, read_choice
 from bundlerun.workers.sync.gradient_sync import Gate, GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import ways_of
-from bundlerun.workers.values.flat import dtype_named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,7 +247,7 @@ def _settings(config: TrainConfig, session: Session, known: Choice | None) -> Sy
     topology, backend = session.topology, session.arrival.network.backend
     return SyncSettings(
         bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes, backend),
-        exchange_dtype=dtype_named(config.exchange_dtype),
+        exchange_dtype=config.exchange_dtype,
         timeout_s=config.timeout_s,
         situation=(
             f"{topology.shape.widths} on {topology.devices_per_node}, {config.exchange_dtype}"

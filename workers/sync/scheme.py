@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
-from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.choices import ExchangeDtype, SchemeName
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
@@ -53,15 +52,13 @@ class Scheme(Protocol):
         """The groups to broadcast in, in order, to give all what the first replica has."""
         ...
 
-    def actions(
-        self, groups: Legs, arena: NodeArena | None, compress_to: torch.dtype | None
-    ) -> list[Action]:
+    def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeDtype) -> list[Action]:
         """What this rank does to each bucket, leg by leg; empty where it is the only replica.
 
         Args:
             groups: all `members`, made.
             arena: the memory that the ranks of `node` share, if they do.
-            compress_to: dtype between nodes for float32; None: as it is.
+            form: of float32 between nodes.
         """
         ...
 

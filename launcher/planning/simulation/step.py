@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from bundlerun.launcher.choices import ExchangeDtype, SchemeName
+from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype, SchemeName
 from bundlerun.launcher.layout.schedule import Action, Pass, Pipeline
 from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
 from bundlerun.launcher.planning.picture.gantt import Gantt, Source
@@ -284,14 +284,16 @@ class _Stage:
             return None
         setting = self._setting
         is_flat = setting.scheme == "flat"
-        is_rounded = setting.exchange_dtype == "bfloat16" and not is_flat
+        form: ExchangeDtype = "float32" if is_flat else setting.exchange_dtype
+        is_rounded = form != "float32"
         num_leaders = min(counts) if setting.scheme == "sharded" else 1
         size = num_ranks if is_flat else num_nodes
         # Two swap; more pass pieces around in a ring, or to each other where rounded.
         ring = 2 * (size - 1) / size if size > 2 or is_flat else float(size - 1)
-        sent = 0.0 if num_nodes == 1 else ring * (0.5 if is_rounded else 1.0)
+        sent = 0.0 if num_nodes == 1 else ring * EXCHANGE_SHARE[form]
         latency_s = max(self._latencies(members, num_nodes, is_flat=is_flat))
-        is_direct = size == 2 or (is_rounded and size <= _MOST_DIRECT_NODES)
+        is_short = is_rounded and (size <= _MOST_DIRECT_NODES or form in BLOCK_NUMBERS)
+        is_direct = size == 2 or is_short
         hops = (1 if size == 2 else 2) if is_direct else 2 * (size - 1)
         parts = [
             Part(

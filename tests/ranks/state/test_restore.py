@@ -89,15 +89,19 @@ def test_stages_that_replay_and_recompute_go_on_with_another_cut(
     assert list(shared_memory.iterdir()) == []
 
 
-@pytest.mark.parametrize("then", [(4, 2), (2, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("then", "form"),
+    [((4, 2), "bfloat16"), ((2, 4), "bfloat16"), ((4, 2), "int4")],
+    ids=str,
+)
 def test_the_same_nodes_go_on_bit_equal_rounding_included(
-    then: Nodes, shared_memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    then: Nodes, form: str, shared_memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bucket, "MOST_WIDENED", 20)  # what is longer is rounded between nodes
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     killed.mkdir()
     (killed / "shm").symlink_to(shared_memory)
-    changes = {"precision": "float32", "exchange_dtype": "bfloat16", "clip_norm": 0.0}
+    changes = {"precision": "float32", "exchange_dtype": form, "clip_norm": 0.0}
     wanted = run_state(shaped((1, 1), whole, **changes), (4, 2), whole)
     config = shaped((1, 1), killed, **changes)
     killed_run(config, (4, 2), killed, "optimizer", 1)

@@ -28,6 +28,8 @@ from bundlerun.launcher.train_argv import read_train_argv
         ("--lr=fast", "--lr 'fast' is not a number"),
         ("--bucket-mb=nan", "--bucket-mb nan must be 0 or more, and finite"),
         ("--sync=flat --exchange-dtype=bfloat16", "--sync flat has no step of its own for that"),
+        ("--precision=float64 --exchange-dtype=int4", "a form of float32 gradients, and those of"),
+        ("--precision=float64 --exchange-dtype=int8", "leave one of the two out"),
         ("--sync=ring", "--sync 'ring' is not one of: auto, local-master, sharded, flat"),
         ("--timeout-s=0", "--timeout-s 0.0 must be above 0, and finite"),
         ("--snapshot=no", "--snapshot 'no' is not one of: on, off"),

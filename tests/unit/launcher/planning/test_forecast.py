@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bundlerun.launcher.choices import ScheduleName, SchemeName
+from bundlerun.launcher.choices import EXCHANGE_SHARE, ExchangeDtype, ScheduleName, SchemeName
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
@@ -79,14 +79,17 @@ def test_sums_of_one_stage_are_as_long_as_the_wire_allows() -> None:
     assert found.limit is Term.EXCHANGE
 
 
-def test_more_nodes_send_around_a_ring_and_rounding_halves_it() -> None:
+@pytest.mark.parametrize(("form", "share"), list(EXCHANGE_SHARE.items())[1:])
+def test_more_nodes_send_around_a_ring_and_rounding_shortens_it(
+    form: ExchangeDtype, share: float
+) -> None:
     profile = profile_of([0.001] * 4, trained_bytes=8 * MB)
     cluster = nodes(8, 1, bytes_per_s=GBIT)
     whole = foresee(profile, plan(1), cluster, batch(8))
-    rounded = foresee(profile, plan(1), cluster, batch(8, exchange_dtype="bfloat16"))
+    rounded = foresee(profile, plan(1), cluster, batch(8, exchange_dtype=form))
     assert whole.egress_bytes == pytest.approx(2 * 7 / 8 * 32 * MB, rel=0.01)
-    assert rounded.egress_bytes == pytest.approx(whole.egress_bytes / 2)
-    assert rounded.step_s < 0.6 * whole.step_s
+    assert rounded.egress_bytes == pytest.approx(share * whole.egress_bytes)
+    assert rounded.step_s < (share + 0.1) * whole.step_s
 
 
 def test_latencies_of_a_ring_grow_with_its_nodes() -> None:
