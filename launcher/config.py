@@ -16,7 +16,6 @@ from bundlerun.launcher.choices import (
     MemoryFormatChoice,
     OnOff,
     Precision,
-    ScheduleChoice,
     SchemeChoice,
     TF32Choice,
     TransportChoice,
@@ -317,12 +316,11 @@ class TrainConfig(ImageConfig):
             )
 
     def in_shape(self, shape: Shape) -> TrainConfig:
-        """The same in one of the shapes that will do, as a round has it."""
+        """The same in another shape: one of those that will do, as a round has it, or unsplit."""
         if shape.num_stages > 1:
             return replace(self, shape=shape)
         # What is said of stages has no meaning where there is one.
-        schedule: ScheduleChoice = "auto" if self.chunks > 1 else self.schedule
-        return replace(self, shape=shape, chunks=1, schedule=schedule, recompute="none")
+        return replace(self, shape=shape, cut=(), chunks=1, schedule="auto", recompute="none")
 
     @property
     def trackers(self) -> tuple[str, ...]:

@@ -29,6 +29,11 @@ def in_one_stage(train: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
     value, sources = train.value, train.sources
     if sources["shape"] != "default" or value.cut or value.chunks > 1:
         return train
+    changed = ["shape"]
+    if value.recompute == "all":
+        # Of all stages with several micro-batches in flight, and one stage has one.
+        value, changed = replace(value, recompute="none"), [*changed, "recompute"]
     return Resolved(
-        replace(value, shape=Shape((1,))), {**sources, "shape": "default for one device"}
+        replace(value, shape=Shape((1,))),
+        {**sources, **dict.fromkeys(changed, "default for one device")},
     )

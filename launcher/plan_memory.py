@@ -13,6 +13,7 @@ import psutil
 from bundlerun.launcher.agreement.planner_terms import candidate_of, wanted
 from bundlerun.launcher.agreement.profile_key import profile_key
 from bundlerun.launcher.choices import DeviceKind
+from bundlerun.launcher.console import noun_for
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.microbatch import divisors
 from bundlerun.launcher.plan import LaunchPlan
@@ -144,7 +145,7 @@ def cluster_of(plan: LaunchPlan) -> Cluster:
     for number, (devices, nodes) in enumerate(groupby(plan.topology.devices_per_node)):
         kinds.append(
             NodeKind(
-                name=f"of {devices} devices" if number else "of this kind",
+                name=f"of {devices} {noun_for(devices, 'device')}" if number else "of this kind",
                 count=len(list(nodes)),
                 devices=devices,
                 host_bytes=host,

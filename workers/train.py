@@ -300,7 +300,7 @@ def _checked(config: TrainConfig, env: RankEnv) -> TrainConfig:
     preflight(config)
     if config.shape.size > 1:
         log.info("one process without a launcher: the model is trained unsplit")
-        config = replace(config, shape=Shape((1,)), cut=(), chunks=1, schedule="auto")
+        config = config.in_shape(Shape((1,)))
     return config
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bundlerun.launcher.choices import SchemeName
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
@@ -46,13 +45,9 @@ def candidate_of(
         shape=topology.shape,
         cuts=cuts,
         schedule=pipeline.schedule,
-        sync=scheme_of(config),
+        # Of what is not measured yet, the one that needs the most memory.
+        sync="local-master" if config.sync == "auto" else config.sync,
         samples=samples,
         chunks=topology.chunks_per_stage,
         recompute=frozenset(recompute),
     )
-
-
-def scheme_of(config: TrainConfig) -> SchemeName:
-    """Of what is not measured yet, the one that needs the most memory."""
-    return "local-master" if config.sync == "auto" else config.sync

@@ -12,6 +12,7 @@ import psutil
 
 from bundlerun.launcher.agreement.planner_terms import wanted
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.console import noun_for
 from bundlerun.launcher.deciding.decision import Question
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
@@ -142,7 +143,7 @@ def cluster_here(
         cores = count if nodes else hardware.cpus.num_cores
         kinds.append(
             NodeKind(
-                name=f"{count} devices",
+                name=f"{count} {noun_for(count, 'device')}",
                 count=counts.count(count),
                 devices=count,
                 device_bytes=memory // count if devices.kind == "cpu" else 0,

@@ -54,7 +54,7 @@ def profile_of(config: TrainConfig, recipe: Recipe, wanted: ProfileRequest) -> P
         BundleError: the data or the model does not do for it.
     """
     program = psutil.Process().memory_info().rss
-    config = replace(config, shape=Shape((1,)), cut=(), chunks=1, schedule="auto", recompute="none")
+    config = config.in_shape(Shape((1,)))
     sizes = sorted(set(wanted.sizes)) or [config.samples_per_microbatch]
     device = _device(config, wanted)
     data = recipe.open_data()

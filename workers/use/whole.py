@@ -30,10 +30,8 @@ def whole_model(
         CheckpointError: the checkpoint is of another model.
     """
     plain = replace(
-        config,
-        shape=Shape((1,)), cut=(), chunks=1, schedule="auto", recompute="none",
-        lora=0, lora_alpha=0, lora_targets=(), freeze=(),
-    )  # fmt: skip
+        config.in_shape(Shape((1,))), lora=0, lora_alpha=0, lora_targets=(), freeze=()
+    )
     info = DataInfo(
         num_train=1,
         num_val=0,

@@ -120,6 +120,13 @@ def test_the_default_microbatch_divides_the_batch_and_never_exceeds_32(batch_siz
     assert config.num_microbatches * config.samples_per_microbatch == batch_size
 
 
+def test_in_a_shape_of_several_stages_all_that_is_said_of_stages_stays() -> None:
+    config = TrainConfig(shape=Shape((1, 1)), cut=("layer3",), schedule="gpipe", recompute="all")
+    found = config.in_shape(Shape((2, 1)))
+    assert (found.shape, found.cut) == (Shape((2, 1)), ("layer3",))
+    assert (found.schedule, found.recompute) == ("gpipe", "all")
+
+
 def test_the_json_form_has_every_field() -> None:
     document = json.loads(TrainConfig(data="d", shape=Shape((2, 1))).to_json())
     assert (document["data"], document["shape"]) == ("d", [2, 1])

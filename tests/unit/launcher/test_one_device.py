@@ -41,5 +41,13 @@ def test_everything_else_has_the_default_shape(
     assert shape(num_gpus, words, **launch) == (Shape((1, 1)), "default")
 
 
+def test_all_stages_that_are_one_have_nothing_to_compute_again() -> None:
+    train = read_train_argv(["--recompute", "all", "synthetic"], {})
+    hardware = Hardware(num_gpus=1, cpus=Cpus(numa_nodes=(((0,),),)))
+    found = for_one_device(train, LaunchConfig(), hardware)
+    assert (str(found.value.shape), found.value.recompute) == ("1", "none")
+    assert found.sources["recompute"] == "default for one device"
+
+
 def test_a_shape_that_is_said_counts() -> None:
     assert shape(1, "--shape 1,1") == (Shape((1, 1)), "option")

@@ -21,6 +21,7 @@ from bundlerun.launcher.deciding.decision import (
     with_kept_decision,
 )
 from bundlerun.launcher.deciding.question import (
+    cluster_here,
     devices_of,
     question_of,
     request_of,
@@ -29,7 +30,7 @@ from bundlerun.launcher.deciding.question import (
 from bundlerun.launcher.deciding.shown import chosen_line, seconds, table
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.layout.hardware import Cpus, Hardware
+from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
 from bundlerun.launcher.options.declared import Resolved, resolve
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.model_costs import Profile
@@ -42,6 +43,12 @@ QUESTION = Question(options={}, num_nodes=1, devices="cpu", cluster="")
 
 def asked(**options: str) -> Resolved[TrainConfig]:
     return resolve(TrainConfig, options, environ={}, toml={}, toml_name="")
+
+
+def test_kinds_of_nodes_are_named_by_their_devices() -> None:
+    devices = Devices(kind="gpu", count=8)
+    found = cluster_here(CORES, devices, 3, None, nodes=(8, 1, 8))
+    assert [(kind.name, kind.count) for kind in found.kinds] == [("8 devices", 2), ("1 device", 1)]
 
 
 def uneven(cutter: str | None = "graph") -> Profile:
