@@ -117,6 +117,10 @@ class RankMemory:
     """In /dev/shm of the node."""
     loader: int
     """Of the loading processes, on the node."""
+    start: int = 0
+    """Before all that, in the memory of the node: the whole model, of which the stage is cut."""
+    check: int = 0
+    """Beside it, where there is room: the stages are compared with the model."""
 
     @property
     def device(self) -> int:
@@ -126,8 +130,18 @@ class RankMemory:
 
     @property
     def total(self) -> int:
-        """All of it."""
-        return self.device + self.program + self.snapshot + self.loader
+        """All of it: the most that there is at one moment."""
+        moment = max(self.device + self.snapshot, self.start + self.check)
+        return moment + self.program + self.loader
+
+    def needed(self, *, on_host: bool) -> int:
+        """What the node has to have for it.
+
+        Args:
+            on_host: whether its device is a CPU slot, whose memory is that of the node.
+        """
+        state = self.snapshot + (self.device if on_host else 0)
+        return max(state, self.start) + self.program + self.loader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

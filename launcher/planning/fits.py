@@ -106,7 +106,7 @@ def shortfalls(
 
 
 def _on_host(rank: RankMemory, kind: NodeKind) -> int:
-    return rank.total if kind.host.cores else rank.total - rank.device
+    return rank.needed(on_host=kind.host.cores > 0)
 
 
 def _short(room: Room, kind: NodeKind, stage: int, needed: int, there: int) -> list[Shortfall]:

@@ -8,6 +8,11 @@
     program, loader          interpreter and torch; loading processes
     snapshot                 two slots of the rank's share, in /dev/shm
 
+or, before there is any of that but program and loader:
+
+    start                    the whole model, of which each rank keeps its stage
+    check                    the first rank compares the stages with it
+
 What several processes of a node map counts for each by its share (PSS), so that a node needs what
 its ranks need together.
 """
@@ -35,6 +40,8 @@ _RECEIVED_AT_ONCE = 3
 """Buffers of an exchange, used in turn."""
 _MOST_DIRECT_NODES = 16
 """Up to which nodes send each other pieces of rounded sums, see `workers.sync.exchange`."""
+_CHECKED_SAMPLES = 2
+"""With which stages are compared with the model."""
 PROGRAM_BYTES = 700 * _MIB
 """Of a process that has imported all, where the profile does not say. Ranks are forked from one:
 all of a node have it together."""
@@ -152,6 +159,8 @@ def _of_stage(case: _Case, stage: int, parts: Sequence[Piece]) -> RankMemory:
         program=OWN_BYTES + _shared_program(case.profile, max(map(sum, case.place.nodes))),
         snapshot=0,
         loader=_loader(case, stage),
+        start=_start(case),
+        check=_check(case) if stage == 0 else 0,
     )
     if not case.request.has_snapshot:
         return found
@@ -259,6 +268,38 @@ def _exchange(trained: int, bucket: int, nodes: int, form: ExchangeDtype) -> int
     return kept
 
 
+# --- the start
+
+
+def _start(case: _Case) -> int:
+    """The whole model, as each rank makes it; a model that is not cut is the stage itself."""
+    if not case.candidate.cuts:
+        return 0
+    whole = case.costs.part(0, len(case.costs.pieces))
+    return whole.parameter_bytes + whole.buffer_bytes
+
+
+def _check(case: _Case) -> int:
+    """What comparing the stages with the model needs, see `workers.model.fidelity`.
+
+    The gradients of the model itself are there when a backward through the stages begins, which
+    makes them a second time while it lets go what was kept. Buffers are copied, to be put back.
+    """
+    if not case.candidate.cuts:
+        return 0
+    costs = case.profile.at(min(case.candidate.samples, _CHECKED_SAMPLES))
+    count = len(costs.pieces)
+    whole = costs.part(0, count)
+    most = whole.trained_bytes
+    made = whole.trained_bytes - round(costs.total("trained_bytes", 0, count))  # what is shared
+    kept = whole.kept_bytes
+    for piece in reversed(costs.pieces):
+        most = max(most, made + kept + piece.peak_bytes)
+        made += piece.trained_bytes
+        kept -= piece.kept_bytes
+    return whole.buffer_bytes + whole.trained_bytes + most
+
+
 # --- beside
 
 
@@ -289,15 +330,16 @@ def node_total(
         kind: of the node.
         candidate: the plan.
     """
-    # The first process has as large a share as each rank.
-    total = max((rank.program - OWN_BYTES for rank in ranks), default=0)
+    is_led = kind.host.cores > 0 and candidate.sync == "local-master"
+    start = later = 0
     for rank, count in zip(ranks, counts, strict=True):
-        one = rank.program + rank.snapshot + rank.loader
-        if kind.host.cores:
-            one += rank.device
-        total += one * count
+        start += count * (rank.start + rank.program + rank.loader)
+        state = replace(rank, start=0).needed(on_host=kind.host.cores > 0)
+        later += count * state
         # Not all lead: what leaders read of others is counted with them, and with each but once.
-        if kind.host.cores and count > 1 and candidate.sync == "local-master":
+        if is_led and count > 1:
             led = rank.gradients * ((count - 1) / 2 + 1 / count)
-            total -= round(count * led - rank.gradients)
-    return total
+            later -= round(count * led - rank.gradients)
+    # All ranks make the model at one time. The process that they are forked from has as large a
+    # share of the program as each of them.
+    return max(start, later) + max((rank.program - OWN_BYTES for rank in ranks), default=0)

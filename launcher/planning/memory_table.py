@@ -31,6 +31,8 @@ _PARTS = {
     "program": "program",
     "snapshot": "snapshot, in /dev/shm",
     "loader": "loading processes",
+    "start": "or, at the start, the whole model",
+    "check": "and its comparison with the stages",
 }
 _MOST_STAGES = 12
 """Columns of the table; `--json` has all stages."""

@@ -242,3 +242,57 @@ def test_the_step_of_an_optimizer_comes_when_the_activations_have_gone() -> None
     )
     assert small.update == PARAMETERS // 10 < small.activations + small.working
     assert large.device - small.device == 10 * PARAMETERS - (small.activations + small.working)
+
+
+def test_at_the_start_each_rank_has_the_whole_model_and_none_of_its_state() -> None:
+    front, *others = of(PLAN, on_cpu(cluster()))
+    whole = 4 * PARAMETERS
+    # Beside it the first rank has the gradients of all parameters twice, and compares them.
+    assert (front.start, front.check) == (whole, 2 * whole)
+    assert [(rank.start, rank.check) for rank in others] == [(whole, 0)] * 3
+    own = front.program + front.loader
+    assert front.total == own + 3 * whole > own + front.device
+    # What is left out where memory is short is not needed.
+    assert front.needed(on_host=True) == own + front.device
+    assert others[0].total == own + others[0].device > own + whole
+
+
+def test_a_model_that_is_not_cut_is_the_stage_itself() -> None:
+    alone = rank_memory(profile(1), replace(PLAN, shape=Shape((1,)), cuts=()), cluster(1), ALONE)
+    assert (alone[0].start, alone[0].check) == (0, 0)
+
+
+def test_comparing_two_samples_has_the_activations_of_a_pass_beside_gradients() -> None:
+    made = profile()
+    costs = made.by_samples[0]
+    # Gradients are made from the last piece to the first; the second has most at once.
+    shown = [(0, 500), (10, 9000), (70, 3000), (40, 2000)]
+    pieces = tuple(
+        replace(piece, kept_bytes=kept, trained_bytes=size, parameter_bytes=size, buffer_bytes=3)
+        for piece, (size, kept) in zip(costs.pieces, shown, strict=True)
+    )
+    made = replace(made, by_samples=(replace(costs, pieces=pieces),))
+    whole = replace(PLAN, samples=4)
+    found = rank_memory(made, whole, cluster(), ALONE)[0]
+    assert found.start == 120 + 4 * 3
+    # Of two samples of the four: all is kept when the backward begins, with what it has at once.
+    assert found.check == 4 * 3 + 120 + 2 * (500 + 9000 + 3000 + 2000 + 10)
+
+
+def test_a_node_has_the_start_of_all_its_ranks_or_what_they_have_later() -> None:
+    where = on_cpu(cluster())
+    small = tuple(replace(rank, gradients=0, parameters=0, optimizer=0) for rank in of(PLAN, where))
+    (node,) = node_memory(small, PLAN, where)
+    program = 4 * small[0].program + small[0].program - OWN_BYTES
+    assert node.host == program + 4 * 4 * PARAMETERS
+    (node,) = node_memory(of(PLAN, where), PLAN, where)
+    assert node.host == program + sum(rank.device for rank in of(PLAN, where))
+
+
+def test_a_whole_model_of_which_a_gpu_has_a_stage_is_in_the_memory_of_its_node() -> None:
+    where = cluster(device_bytes=10**6, host_bytes=10**6)
+    ranks = of(PLAN, where)
+    own = ranks[0].program - OWN_BYTES
+    (short,) = shortfalls(ranks, PLAN, cluster(host_bytes=4 * OWN_BYTES + 4 * 40_000))
+    assert (short.room, short.over) == (Room.HOST, 5 * own)
+    assert ranks[1].needed(on_host=False) == ranks[1].program + 40_000
