@@ -33,12 +33,15 @@ class Host:
         copy_s_per_byte: seconds of a core to copy a byte in memory, or to add it to another.
         send_s_per_byte: to send a byte to another node, or to receive it.
         message_s: of a message, whatever its length, on the rank that sends it.
+        passes_apart: whether passes take none of the cores, though sums and messages do: those of
+            a device whose gradients are summed in the node's memory.
     """
 
     cores: int = 0
     copy_s_per_byte: float = 0.0
     send_s_per_byte: float = 0.0
     message_s: float = 0.0
+    passes_apart: bool = False
 
     @classmethod
     def usual(cls, cores: int) -> Host:
@@ -84,11 +87,14 @@ class Cluster:
         kinds: in the order of the nodes.
         between: the link of a node to the others; what it sends at once shares it.
         pairs: ways between two kinds of nodes that are other ones, by their names in order.
+        is_one_machine: whether the nodes are parts of one machine, such as network namespaces: all
+            of them together have the cores that each says it has.
     """
 
     kinds: tuple[NodeKind, ...]
     between: Link
     pairs: Mapping[tuple[str, str], Link] = field(default_factory=dict)
+    is_one_machine: bool = False
 
     @property
     def num_nodes(self) -> int:

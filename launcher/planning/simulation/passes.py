@@ -41,7 +41,7 @@ class Node:
 
     @property
     def is_shared(self) -> bool:
-        """Whether passes, sums and messages share the processor."""
+        """Whether sums and messages share the processor, and so do passes unless they are apart."""
         return self.kind.host.cores > 0
 
 
@@ -253,7 +253,7 @@ class Rank:
             seconds = passes.backward_s + (apart_s if is_split else 0.0)
         seconds /= self._speed
         if self._index not in self._last:
-            self._compute(seconds, lambda: self._finish(action))
+            self._pass(seconds, lambda: self._finish(action))
             return
         ready = self._ready(action, seconds)
 
@@ -265,9 +265,9 @@ class Rank:
                     self.on_ready(self, self._step, bucket)
                     part(number + 1, until_s)
 
-                self._compute(until_s - done_s, full)
+                self._pass(until_s - done_s, full)
             else:
-                self._compute(seconds - done_s, lambda: self._finish(action))
+                self._pass(seconds - done_s, lambda: self._finish(action))
 
         part(0, 0.0)
 
@@ -280,6 +280,12 @@ class Rank:
             share = bucket.after_weights if is_weight else bucket.after
             found.append((share * seconds, number))
         return found
+
+    def _pass(self, seconds: float, done: Done) -> None:
+        if self.node.kind.host.passes_apart:
+            self._clock.after(seconds, done)
+        else:
+            self._compute(seconds, done)
 
     def _compute(self, seconds: float, done: Done) -> None:
         if self.node.is_shared:

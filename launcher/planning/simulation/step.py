@@ -137,8 +137,12 @@ class _Stage:
         self._bundles: list[list[Rank]] = []
         self._num_messages = 0
         self._orders: dict[tuple[int, int, int], list[Action]] = {}
+        self._one_machine: Pool | None = None
         for load in setting.loads:
-            self._add_cell(load)
+            # Nodes that have the same cores are looked at one by one.
+            alone = setting.cluster.is_one_machine
+            for _ in range(load.count if alone else 1):
+                self._add_cell(replace(load, count=1) if alone else load)
 
     # --- nodes, ranks, wires
 
@@ -164,6 +168,8 @@ class _Stage:
         processor, out, ring = (
             Pool(self._clock, size) for size in (cores, egress, kind.inside.bytes_per_s)
         )
+        if cluster.is_one_machine:
+            self._one_machine = processor = self._one_machine or processor
         node = Node(kind, count, processor, out, ring)
         self._nodes.append(node)
         return node

@@ -142,6 +142,35 @@ def test_sums_inside_one_node_take_its_processor(sync: SchemeName) -> None:
         assert found.step_s < master.step_s
 
 
+def test_sums_of_hosts_that_are_one_machine_share_its_cores() -> None:
+    # Four nodes of one rank, each of which adds up and sends 32 MB for about 0.1 s of a core.
+    host = Host(cores=2, copy_s_per_byte=1e-9, send_s_per_byte=1e-9, passes_apart=True)
+    profile = profile_of([0.001] * 4, trained_bytes=8 * MB)
+    apart = nodes(4, 1, host=host)
+    one = replace(apart, is_one_machine=True)
+    alone, shared = (foresee(profile, plan(1), each, batch(4)) for each in (apart, one))
+    # A ring of four: 48 MB are sent, received and added by each, on a core or on half of one.
+    sums_s = 48 * MB * 3e-9
+    assert alone.terms[Term.EXCHANGE] == pytest.approx(sums_s, rel=0.1)
+    assert shared.terms[Term.EXCHANGE] == pytest.approx(2 * sums_s, rel=0.1)
+    assert shared.egress_bytes == alone.egress_bytes
+    enough = replace(one, kinds=(replace(one.kinds[0], host=replace(host, cores=4)),))
+    assert foresee(profile, plan(1), enough, batch(4)).step_s == pytest.approx(alone.step_s)
+
+
+def test_passes_that_are_apart_take_no_core_of_sums() -> None:
+    host = Host(cores=1, copy_s_per_byte=1e-9)
+    profile = profile_of([0.001] * 4, trained_bytes=8 * MB)
+    on_cores, apart = (
+        foresee(profile, plan(1), nodes(1, 4, host=each), batch(4))
+        for each in (host, replace(host, passes_apart=True))
+    )
+    # Four ranks on one core, or each on a device of its own.
+    assert on_cores.terms[Term.COMPUTE] == pytest.approx(4 * 0.012, rel=0.01)
+    assert apart.terms[Term.COMPUTE] == pytest.approx(0.012)
+    assert apart.terms[Term.EXCHANGE] > 0.03
+
+
 @pytest.mark.parametrize(
     ("sync", "times"),
     [
