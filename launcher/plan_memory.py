@@ -20,9 +20,9 @@ from bundlerun.launcher.plan import LaunchPlan
 from bundlerun.launcher.planning import profile_file
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
-from bundlerun.launcher.planning.fits import Remedies, Shortfall, remedies, shortfalls
-from bundlerun.launcher.planning.memory import rank_memory
-from bundlerun.launcher.planning.memory_table import (
+from bundlerun.launcher.planning.memory.fits import Remedies, Shortfall, remedies, shortfalls
+from bundlerun.launcher.planning.memory.ranks import rank_memory
+from bundlerun.launcher.planning.memory.table import (
     memory_document,
     memory_lines,
     shortfall_line,

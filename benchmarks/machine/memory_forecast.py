@@ -29,8 +29,8 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.planning import profile_file
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
-from bundlerun.launcher.planning.fits import equal_cuts
-from bundlerun.launcher.planning.memory import rank_memory
+from bundlerun.launcher.planning.memory.fits import equal_cuts
+from bundlerun.launcher.planning.memory.ranks import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.train_argv import read_train_argv
 from bundlerun.workers import train

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from bundlerun.launcher.planning.candidate import Candidate, Forecast, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.forecast import foresee
-from bundlerun.launcher.planning.memory import rank_memory
+from bundlerun.launcher.planning.memory.ranks import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.planning.search.best import Search, best_plans
 

@@ -29,9 +29,7 @@ def whole_model(
         ConfigError: it cannot be built.
         CheckpointError: the checkpoint is of another model.
     """
-    plain = replace(
-        config.in_shape(Shape((1,))), lora=0, lora_alpha=0, lora_targets=(), freeze=()
-    )
+    plain = replace(config.in_shape(Shape((1,))), lora=0, lora_alpha=0, lora_targets=(), freeze=())
     info = DataInfo(
         num_train=1,
         num_val=0,

@@ -10,7 +10,7 @@ from math import inf
 from bundlerun.launcher.choices import SchemeName
 from bundlerun.launcher.planning.candidate import Candidate, Forecast, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, NodeKind
-from bundlerun.launcher.planning.fits import Room, Shortfall, shortfalls
+from bundlerun.launcher.planning.memory.fits import Room, Shortfall, shortfalls
 from bundlerun.launcher.planning.search.frame import Frame
 
 Foresee = Callable[[Candidate], Forecast]

@@ -8,7 +8,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.microbatch import divisors
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster
-from bundlerun.launcher.planning.fits import Room, remedies
+from bundlerun.launcher.planning.memory.fits import Room, remedies
 from bundlerun.launcher.planning.model_costs import ModelCosts, Profile
 from bundlerun.launcher.planning.search.judge import Misfit
 

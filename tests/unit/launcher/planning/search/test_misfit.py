@@ -10,7 +10,7 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
 from bundlerun.launcher.planning.forecast import foresee
-from bundlerun.launcher.planning.memory import rank_memory
+from bundlerun.launcher.planning.memory.ranks import rank_memory
 from bundlerun.launcher.planning.model_costs import (
     Boundary,
     ModelCosts,

@@ -9,7 +9,7 @@ from enum import Enum
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, NodeKind
-from bundlerun.launcher.planning.memory import node_total, rank_memory
+from bundlerun.launcher.planning.memory.ranks import node_total, rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.planning.placement import placement
 

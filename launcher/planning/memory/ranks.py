@@ -26,7 +26,7 @@ from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDt
 from bundlerun.launcher.layout.schedule import Order, Pipeline
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, NodeKind
-from bundlerun.launcher.planning.held import Kept, most_held, order_of
+from bundlerun.launcher.planning.memory.held import Kept, most_held, order_of
 from bundlerun.launcher.planning.model_costs import ModelCosts, Piece, Profile
 from bundlerun.launcher.planning.placement import Placement, pipeline_of, placement
 

@@ -9,7 +9,7 @@ import pytest
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
-from bundlerun.launcher.planning.fits import (
+from bundlerun.launcher.planning.memory.fits import (
     Room,
     fits,
     largest_samples,
@@ -17,7 +17,7 @@ from bundlerun.launcher.planning.fits import (
     remedies,
     shortfalls,
 )
-from bundlerun.launcher.planning.memory import OWN_BYTES, rank_memory
+from bundlerun.launcher.planning.memory.ranks import OWN_BYTES, rank_memory
 from bundlerun.launcher.planning.model_costs import (
     Boundary,
     ModelCosts,

@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory
 from bundlerun.launcher.planning.cluster import Cluster
-from bundlerun.launcher.planning.fits import Remedies, Room, Shortfall, node_memory
+from bundlerun.launcher.planning.memory.fits import Remedies, Room, Shortfall, node_memory
 
 _MIB = 1 << 20
 _GIB = 1 << 30
