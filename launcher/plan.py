@@ -11,7 +11,6 @@ from bundlerun.launcher.agreement.agreed import Terms, terms_of, terms_of_script
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE
 from bundlerun.launcher.layout.hardware import (
     THREADS_VARIABLE,
     Devices,
@@ -22,6 +21,7 @@ from bundlerun.launcher.layout.hardware import (
 )
 from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.loaders import num_loaders
+from bundlerun.launcher.layout.machine.gpus import CPU_ONLY_VARIABLE
 from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples
 from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError, NodeError
-from bundlerun.launcher.layout.gpus import count_gpus
+from bundlerun.launcher.layout.machine.gpus import count_gpus
 from bundlerun.launcher.meeting.addresses import is_loopback, resolve, route_to
 from bundlerun.launcher.meeting.site import SiteJob, SitePeers
 from bundlerun.launcher.options.backend import BUNDLE, backend_of

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import settings
 
-from bundlerun.launcher.layout.gpus import count_gpus
+from bundlerun.launcher.layout.machine.gpus import count_gpus
 
 if TYPE_CHECKING:
     from tests.warm import Warm

@@ -45,7 +45,6 @@ from bundlerun.workers.model.cut_names import names_of_cuts
 from bundlerun.workers.model.cut_table import cut_table
 from bundlerun.workers.model.stage import check_stages, foreseen_division
 from bundlerun.workers.profile.profiled import profile_of
-from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.arrival.open_store import open_store
 from bundlerun.workers.rank.arrival.session import (
     Arrival,
@@ -57,7 +56,8 @@ from bundlerun.workers.rank.arrival.session import (
 )
 from bundlerun.workers.rank.cores import take_cores
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.life.alone import life_of
+from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
 from bundlerun.workers.rank.said_once import said_once
 from bundlerun.workers.recipe import BUILT_IN, Recipe, load_recipe

@@ -36,7 +36,7 @@ RANK_PLACES: Mapping[str, Spot] = {
     "optimizer": Spot(
         "bundlerun.workers.model.norms.batchnorm:StatisticsPool", "apply", "after"
     ),  # half of the update
-    "step end": Spot("bundlerun.workers.rank.liveness:Liveness", "finished", "before"),
+    "step end": Spot("bundlerun.workers.rank.life.liveness:Liveness", "finished", "before"),
     # what outlives a rank
     "snapshot copy": Spot(
         "bundlerun.workers.snapshot.slot:Slot", "open", "after"
@@ -132,7 +132,7 @@ def _wrap_legs(injector: Injector) -> None:
 
 def _follow_steps(injector: Injector) -> None:
     """Wrapped last, so outermost: the place "step end" is still in the step before."""
-    life = importlib.import_module("bundlerun.workers.rank.liveness").Liveness
+    life = importlib.import_module("bundlerun.workers.rank.life.liveness").Liveness
     finished = life.finished
 
     def follow(self: Any, step: int) -> None:

@@ -23,7 +23,7 @@ from torchvision.models import resnet18
 
 from benchmarks.workload.small_cnn import build
 from bundlerun import Protection, protect
-from bundlerun.workers.rank.liveness import process_age_s
+from bundlerun.workers.rank.life.liveness import process_age_s
 
 _MANY = 1_000_000
 _WARM_STEPS = 6

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from bundlerun.launcher.errors import NodeError
-from bundlerun.launcher.layout.gpus import (
+from bundlerun.launcher.layout.machine.gpus import (
     VISIBLE_CUDA,
     accelerator_of_torch,
     gpus_of_torch,

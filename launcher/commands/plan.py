@@ -23,16 +23,16 @@ from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.layout.survival.losses import Loss, losses
 from bundlerun.launcher.layout.survival.words import loss_document, loss_lines
 from bundlerun.launcher.meeting.network import as_typed
-from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
-from bundlerun.launcher.plan_document import plan_json
-from bundlerun.launcher.plan_memory import (
+from bundlerun.launcher.planned.document import plan_json
+from bundlerun.launcher.planned.memory import (
     PlanMemory,
     device_kind,
     kept_profile,
     threads_of,
     typed_cuts,
 )
+from bundlerun.launcher.planned.picture import plan_text
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.forecast_words import forecast_document, forecast_lines

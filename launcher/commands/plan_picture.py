@@ -16,7 +16,7 @@ from bundlerun.launcher.deciding.question import card_of, cluster_here
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.hardware import Devices, read_hardware
 from bundlerun.launcher.plan import LaunchPlan
-from bundlerun.launcher.plan_memory import device_kind
+from bundlerun.launcher.planned.memory import device_kind
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.forecast import foreseen_step

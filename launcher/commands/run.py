@@ -41,10 +41,10 @@ from bundlerun.launcher.options.declared import Resolved, options_of, resolve, s
 from bundlerun.launcher.options.endpoints import text_of_endpoints
 from bundlerun.launcher.options.like import Like
 from bundlerun.launcher.options.usage import check_variables
-from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import LaunchPlan, plan_here
-from bundlerun.launcher.plan_document import plan_json
-from bundlerun.launcher.plan_memory import known_shortfalls
+from bundlerun.launcher.planned.document import plan_json
+from bundlerun.launcher.planned.memory import known_shortfalls
+from bundlerun.launcher.planned.picture import plan_text
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.preflight import (
     check_data,

@@ -24,10 +24,10 @@ import psutil
 
 from bundlerun.launcher.choices import DeviceChoice, DeviceKind
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.layout.cgroups import cpu_quota
-from bundlerun.launcher.layout.gpu_places import cores_by_gpu, gpu_numa_nodes
-from bundlerun.launcher.layout.gpus import count_gpus
-from bundlerun.launcher.layout.pinning import claim_cpus
+from bundlerun.launcher.layout.machine.cgroups import cpu_quota
+from bundlerun.launcher.layout.machine.gpu_places import cores_by_gpu, gpu_numa_nodes
+from bundlerun.launcher.layout.machine.gpus import count_gpus
+from bundlerun.launcher.layout.machine.pinning import claim_cpus
 from bundlerun.launcher.layout.shape import Shape
 
 THREADS_VARIABLE: Final = "OMP_NUM_THREADS"

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch._C import _distributed_c10d as c10d
 from torch.distributed import is_nccl_available
 
-from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE, mig_slices
+from bundlerun.launcher.layout.machine.gpus import CPU_ONLY_VARIABLE, mig_slices
 from bundlerun.launcher.process import boot_id
 from bundlerun.workers.device.interface import DeviceModule, Event, HasMemory, Stream
 from bundlerun.workers.device.visible import show_only_own

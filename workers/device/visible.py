@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from bundlerun.launcher.layout.gpus import (
+from bundlerun.launcher.layout.machine.gpus import (
     NODE_GPUS_VARIABLE,
     VISIBLE_CUDA,
     mig_slices,

@@ -40,8 +40,8 @@ from bundlerun.workers.own.kept import OwnState
 from bundlerun.workers.own.objects import Objects, Stateful, fingerprints, first_difference
 from bundlerun.workers.own.process.joined import FOLDER_VARIABLE, Joined, joined, read_env, told
 from bundlerun.workers.own.protection import Protection
+from bundlerun.workers.rank.life.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.run.keeper import Keeper, Resumed, look
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.snapshot.pace import Pace

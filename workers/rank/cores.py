@@ -7,9 +7,9 @@ import os
 from dataclasses import replace
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.layout.gpu_places import gpu_numa_nodes
 from bundlerun.launcher.layout.hardware import apply_layout, rank_layouts, read_cpus
 from bundlerun.launcher.layout.loaders import NodeCores
+from bundlerun.launcher.layout.machine.gpu_places import gpu_numa_nodes
 from bundlerun.workers.device.accelerator import unused_kind
 from bundlerun.workers.rank.env import RankEnv
 

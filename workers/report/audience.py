@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bundlerun.launcher.run_folder.outcome import Outcome
-from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.report.measures import Shared
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.step import StepSums

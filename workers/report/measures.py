@@ -12,8 +12,8 @@ from bundlerun.launcher.why.sockets import Traffic, growth, traffic
 from bundlerun.launcher.why.sums import RankSums, Sent
 from bundlerun.workers.device.accelerator import is_gpu, memory
 from bundlerun.workers.rank.arrival.session import Session
+from bundlerun.workers.rank.life.standing import note_scheduled
 from bundlerun.workers.rank.meters import EPOCH_END_PHASES, LAUNCH, PHASES, Meters, Phase
-from bundlerun.workers.rank.standing import note_scheduled
 
 MOST_RANKS = 1024
 """Of more, nobody is told what each did at an epoch's end; each agent still writes it down."""

@@ -14,7 +14,7 @@ from typing import Any
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.feed import Feed
-from bundlerun.workers.rank.stopping import Stopping
+from bundlerun.workers.rank.life.stopping import Stopping
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures

@@ -26,10 +26,10 @@ from bundlerun.workers.model.example import share_example
 from bundlerun.workers.model.fidelity import check_fidelity
 from bundlerun.workers.model.stage import cut_model, open_data
 from bundlerun.workers.rank.arrival.session import Session
-from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.life.liveness import Liveness
+from bundlerun.workers.rank.life.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.rank.memory_guard import MemoryGuard
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe, model_inputs
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.declared import Declared

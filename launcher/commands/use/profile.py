@@ -16,8 +16,8 @@ from bundlerun.launcher.commands.run import check_work, read_configs
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.layout.gpus import CPU_ONLY_VARIABLE
 from bundlerun.launcher.layout.hardware import choose_devices, num_threads, read_hardware
+from bundlerun.launcher.layout.machine.gpus import CPU_ONLY_VARIABLE
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.plan import WORKER_MODULE
 from bundlerun.launcher.planning import profile_file

@@ -10,7 +10,7 @@ from dataclasses import replace
 from bundlerun.launcher.choices import DeviceChoice
 from bundlerun.launcher.doctor.devices import QUERY, DeviceFacts, parse_gpus, parse_links
 from bundlerun.launcher.errors import NodeError
-from bundlerun.launcher.layout.gpus import count_gpus, without_driver
+from bundlerun.launcher.layout.machine.gpus import count_gpus, without_driver
 
 _LONGEST_ANSWER_S = 15.0
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 
 from bundlerun.launcher.doctor.machine import MachineFacts
-from bundlerun.launcher.layout.cgroups import group_folders
 from bundlerun.launcher.layout.hardware import read_cpus
+from bundlerun.launcher.layout.machine.cgroups import group_folders
 from bundlerun.launcher.run_folder.files import SHARED_MEMORY
 
 _NO_LIMIT = 1 << 60

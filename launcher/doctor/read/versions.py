@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bundlerun.launcher.doctor.versions import VersionFacts
 from bundlerun.launcher.errors import NodeError
-from bundlerun.launcher.layout.gpus import count_gpus
+from bundlerun.launcher.layout.machine.gpus import count_gpus
 
 _COMPAT = ("usr/local/cuda/compat/libcuda.so.1", "usr/lib/cuda-compat/libcuda.so.1")
 

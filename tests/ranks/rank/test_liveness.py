@@ -25,7 +25,7 @@ import os, sys, threading, time
 from pathlib import Path
 from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.run_folder.events import Events
-from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.life.liveness import Liveness
 
 folder, act = Path(sys.argv[1]), sys.argv[2]
 life = Liveness(Board.open(os.environ), Events(folder / "n.jsonl", "n"), 2, is_launched=True)

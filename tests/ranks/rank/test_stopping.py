@@ -18,7 +18,7 @@ from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.train import train
 from tests.ranks.harness import run_ranks
 from tests.ranks.rank.test_failures import NUM_STEPS, losses_of, two_stages

@@ -18,8 +18,8 @@ from bundlerun.launcher.run_folder.checkpoints import read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
 from bundlerun.workers.pipeline.bundle import Bundle
-from bundlerun.workers.rank import stopping as rank_stopping
 from bundlerun.workers.rank.env import RankEnv
+from bundlerun.workers.rank.life import stopping as rank_stopping
 from bundlerun.workers.train import train
 from bundlerun.workers.trainer import Trainer
 from tests.ranks.harness import outcomes, run_ranks

@@ -79,7 +79,7 @@ def test_a_run_folder_that_goes_under_the_run_is_made_again_with_history_and_sta
     monkeypatch.setattr(Keeper, "save", tampered_save)
 
     def main(env: RankEnv, store: Store) -> None:
-        monkeypatch.setattr("bundlerun.workers.rank.stopping.LOOK_S", 0.0)
+        monkeypatch.setattr("bundlerun.workers.rank.life.stopping.LOOK_S", 0.0)
         assert train(config, env, store) == EXIT_RESUMABLE
 
     run_ranks((2,), main, tmp_path)

@@ -19,14 +19,14 @@ from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.options.declared import Resolved, options_of
 from bundlerun.launcher.options.endpoints import parse_endpoints
 from bundlerun.launcher.options.usage import check_variables
-from bundlerun.launcher.picture import plan_text
 from bundlerun.launcher.plan import (
     LaunchPlan,
     choose_num_procs,
     plan_elsewhere,
     plan_here,
 )
-from bundlerun.launcher.plan_document import plan_document, plan_json
+from bundlerun.launcher.planned.document import plan_document, plan_json
+from bundlerun.launcher.planned.picture import plan_text
 from bundlerun.launcher.run_folder.microbatch import keep_samples
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.train_argv import read_train_argv

@@ -22,12 +22,12 @@ from bundlerun.launcher.ranks.board import Board
 from bundlerun.launcher.ranks.fault import is_follower
 from bundlerun.workers.own.process.told_errors import tell_errors
 from bundlerun.workers.own.process.user_group import group_variables
-from bundlerun.workers.rank.alone import life_of
 from bundlerun.workers.rank.arrival.open_store import open_store
 from bundlerun.workers.rank.arrival.round_store import own_part
 from bundlerun.workers.rank.arrival.session import Session, arrive, join, meet
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.liveness import Liveness
+from bundlerun.workers.rank.life.alone import life_of
+from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
 from bundlerun.workers.sync.schemes import ways_of
 

@@ -269,7 +269,7 @@ def test_what_only_gpus_have_is_recognised(line: str, found: list[str]) -> None:
             [
                 "launcher/doctor/read/ask_torch.py",
                 "launcher/doctor/read/versions.py",
-                "launcher/layout/gpus.py",
+                "launcher/layout/machine/gpus.py",
             ],
         ),
         ("splits", []),

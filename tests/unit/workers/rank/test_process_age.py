@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
-from bundlerun.workers.rank.liveness import process_age_s
+from bundlerun.workers.rank.life.liveness import process_age_s
 
 
 def test_a_rank_is_as_old_as_its_process(monkeypatch: pytest.MonkeyPatch) -> None:

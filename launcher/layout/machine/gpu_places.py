@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bundlerun.launcher.layout.gpus import (
+from bundlerun.launcher.layout.machine.gpus import (
     CPU_ONLY_VARIABLE,
     NODE_GPUS_VARIABLE,
     VISIBLE_CUDA,

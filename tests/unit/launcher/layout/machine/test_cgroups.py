@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.launcher.layout.cgroups import cpu_quota
+from bundlerun.launcher.layout.machine.cgroups import cpu_quota
 
 
 def written(root: Path, files: dict[str, str]) -> Path:

@@ -6,8 +6,14 @@ from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.options.declared import Resolved
-from bundlerun.launcher.picture import group_lines, link_lines, picture, plan_text, rank_table
 from bundlerun.launcher.plan import plan_elsewhere
+from bundlerun.launcher.planned.picture import (
+    group_lines,
+    link_lines,
+    picture,
+    plan_text,
+    rank_table,
+)
 
 LEGEND = "(r rank, s stage, .n its replica in the bundle, * local master)"
 

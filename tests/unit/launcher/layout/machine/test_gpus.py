@@ -9,9 +9,9 @@ from bundlerun.launcher.agent import gpus as found_gpus
 from bundlerun.launcher.agent.gpus import check_gpus
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
-from bundlerun.launcher.layout import gpus
-from bundlerun.launcher.layout.gpus import count_gpus, without_driver
 from bundlerun.launcher.layout.hardware import Devices
+from bundlerun.launcher.layout.machine import gpus
+from bundlerun.launcher.layout.machine.gpus import count_gpus, without_driver
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.plan import NodePlan
 

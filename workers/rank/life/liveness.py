@@ -36,7 +36,7 @@ from bundlerun.launcher.ranks.rank_signals import AgentsWord
 from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
 from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.why.sheet import Sheet
-from bundlerun.workers.rank.standing import Standing
+from bundlerun.workers.rank.life.standing import Standing
 
 log = logging.getLogger(__name__)
 

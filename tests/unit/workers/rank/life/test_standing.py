@@ -5,8 +5,8 @@ from pathlib import Path
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.sheet import Message, Seat, Sheet, Talk
 from bundlerun.launcher.why.stands import read_stands
+from bundlerun.workers.rank.life.standing import Standing, note_scheduled
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.rank.standing import Standing, note_scheduled
 
 LIMIT_S = 20.0
 

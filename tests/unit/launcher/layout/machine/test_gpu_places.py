@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bundlerun.launcher.layout.gpu_places import cores_by_gpu, gpu_numa_nodes
 from bundlerun.launcher.layout.hardware import Cpus, rank_layout
+from bundlerun.launcher.layout.machine.gpu_places import cores_by_gpu, gpu_numa_nodes
 
 DGX = {"07": 3, "0f": 3, "47": 1, "4e": 1, "87": 7, "90": 7, "b7": 5, "bd": 5}
 """Bus and NUMA node of each GPU of a DGX A100."""

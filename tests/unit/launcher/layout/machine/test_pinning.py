@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bundlerun.launcher.layout.pinning import claim_cpus
+from bundlerun.launcher.layout.machine.pinning import claim_cpus
 
 
 def in_another_process(folder: Path, *cpus: int) -> bool:

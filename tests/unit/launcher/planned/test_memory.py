@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from bundlerun.launcher import plan_memory
 from bundlerun.launcher.agreement.profile_key import profile_key
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
-from bundlerun.launcher.plan_memory import (
+from bundlerun.launcher.planned import memory as plan_memory
+from bundlerun.launcher.planned.memory import (
     PlanMemory,
     kept_profile,
     known_shortfalls,

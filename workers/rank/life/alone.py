@@ -14,7 +14,7 @@ from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
 from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.env import RankEnv
-from bundlerun.workers.rank.liveness import Liveness, process_age_s
+from bundlerun.workers.rank.life.liveness import Liveness, process_age_s
 
 log = logging.getLogger(__name__)
 
