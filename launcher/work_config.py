@@ -134,9 +134,9 @@ class WorkConfig:
     )
     microbatch_size: int = option(
         0,
-        f"samples of one micro-batch (0: up to {MOST_SAMPLES}, on GPUs {MOST_ON_GPUS}, or down to "
-        f"{LEAST_SAMPLES} if many bundles or stages need more micro-batches; fixed at the first "
-        "start of a run)",
+        f"samples of one micro-batch (by default up to {MOST_SAMPLES}, on GPUs {MOST_ON_GPUS}, or "
+        f"down to {LEAST_SAMPLES} if many bundles or stages need more micro-batches; fixed at the "
+        "first start of a run; 0, if said: the planner's choice)",
         group=_BATCH,
         parse=int,
     )
@@ -148,8 +148,8 @@ class WorkConfig:
     )
     schedule: ScheduleChoice = option(
         "auto",
-        "order of forward and backward passes in a bundle (auto: 1f1b; eager-1f1b if a bundle "
-        "spans nodes; interleaved with --chunks)",
+        "order of forward and backward passes in a bundle (by default 1f1b; eager-1f1b if a bundle "
+        "spans nodes; interleaved with --chunks; auto, if said: the planner's choice)",
         group=_BATCH,
         choices=get_args(ScheduleChoice),
     )

@@ -18,6 +18,7 @@ from bundlerun.launcher.commands.plan_picture import Pictured, outputs_of, write
 from bundlerun.launcher.commands.run import make_plan, read_configs, without_auto
 from bundlerun.launcher.commands.use.profile import made_profile
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.deciding.decision import is_asked
 from bundlerun.launcher.deciding.shown import table
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.layout.survival.losses import Loss, losses
@@ -106,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     nodes = _nodes(args.nodes, cluster)
     decision: Mapping[str, Any] = {}
     profile = None
-    if train.value.is_for_planner:
+    if is_asked(train):
         found = without_auto(train, launch, os.environ, launch.value.local_addr, nodes)
         train, decision, profile = found.train, found.document, found.profile
     if nodes:

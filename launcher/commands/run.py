@@ -26,6 +26,7 @@ from bundlerun.launcher.agreement.options import read_like
 from bundlerun.launcher.commands.run_folder import run_paths
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import open_console, tell
+from bundlerun.launcher.deciding.decision import is_asked
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import read_hardware
@@ -196,7 +197,7 @@ def planned(
     meeting = resolve_meeting(launch.value)
     if not train.value.run_dir:
         raise ConfigError(NO_FOLDER)
-    if train.value.is_for_planner:
+    if is_asked(train):
         # What can be known to be wrong is told before seconds are spent on a profile.
         check_work(train.value)
         train = without_auto(train, launch, environ, meeting.local_addr).train

@@ -82,6 +82,22 @@ class Chosen:
         )
 
 
+def is_asked(train: Resolved[TrainConfig]) -> bool:
+    """Whether the planner is to choose something, of which it chooses all that nobody has said.
+
+    The order of passes and the size of micro-batches have defaults that need no profile: for them
+    auto and 0 count where somebody has said so, for shape and cuts in any case.
+    With a number of equal parts, or several shapes that will do, they stay as by default.
+    """
+    value = train.value
+    if value.is_for_planner:
+        return True
+    if value.shape.others or any(cut.isdecimal() for cut in value.cut):
+        return False
+    is_open = {"schedule": value.schedule == "auto", "microbatch_size": not value.microbatch_size}
+    return any(is_open[name] and train.sources[name] != "default" for name in is_open)
+
+
 def kept_decision(path: Path) -> dict[str, Any]:
     """The document in a file; empty where none can be read."""
     try:

@@ -16,6 +16,7 @@ from bundlerun.launcher.deciding.decision import (
     SOURCE,
     Chosen,
     Question,
+    is_asked,
     keep_decision,
     kept_decision,
     with_kept_decision,
@@ -31,9 +32,12 @@ from bundlerun.launcher.deciding.shown import chosen_line, seconds, table
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import Resolved, resolve
+from bundlerun.launcher.planning.candidate import Candidate
 from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.outlook import Outlook
 from bundlerun.launcher.run_folder.paths import RunPaths
 from tests.unit.launcher.planning.models import GBIT, MB, nodes, profile_of
 
@@ -116,6 +120,45 @@ def test_what_the_user_says_stays() -> None:
     found, document = chosen(said, uneven(), nodes(1, 2))
     assert (found.schedule, found.microbatch_size) == ("gpipe", 64)
     assert {row["schedule"] for row in document["plans"]} == {"gpipe"}
+
+
+@pytest.mark.parametrize(
+    ("options", "asks"),
+    [
+        ({}, False),
+        ({"shape": "auto"}, True),
+        ({"cut": "auto"}, True),
+        ({"schedule": "auto"}, True),
+        ({"microbatch_size": "0"}, True),
+        ({"shape": "1", "microbatch_size": "0"}, True),
+        ({"schedule": "gpipe", "microbatch_size": "16"}, False),
+        ({"sync": "auto"}, False),
+        ({"schedule": "auto", "cut": "2"}, False),
+        ({"schedule": "auto", "shape": "1,1|1"}, False),
+    ],
+)
+def test_the_planner_is_asked_by_what_is_said(options: dict[str, str], asks: bool) -> None:
+    assert is_asked(asked(**options)) == asks
+
+
+def test_a_file_of_options_says_auto_as_well() -> None:
+    for toml in ({"schedule": "auto"}, {"microbatch-size": 0}):
+        assert is_asked(resolve(TrainConfig, {}, environ={}, toml=toml, toml_name="t.toml"))
+
+
+def test_micro_batches_of_0_are_the_size_with_the_shortest_step() -> None:
+    # Twice as many samples take less than twice as long; but few of them leave a stage idle.
+    small, large = uneven().by_samples[0], profile_of([0.5, 0.15, 0.15, 0.15]).by_samples[0]
+    profile = replace(uneven(), by_samples=(small, replace(large, samples=16)))
+    train = asked(shape="1,1", cut="b0", schedule="1f1b", microbatch_size="0", batch_size="64")
+    found, _ = chosen(train, profile, nodes(1, 2))
+    assert (found.cut, found.schedule) == (("b0",), "1f1b")
+    outlook = Outlook(profile=profile, cluster=nodes(1, 2), request=request_of(train, profile))
+    plan = Candidate(
+        shape=Shape((1, 1)), cuts=(0,), schedule="1f1b", sync="local-master", samples=1
+    )
+    steps = {n: outlook.forecast(replace(plan, samples=n)).step_s for n in (8, 16, 32, 64)}
+    assert found.microbatch_size == min(steps, key=steps.__getitem__) == 16
 
 
 def test_named_cuts_stay_while_the_widths_are_chosen() -> None:
