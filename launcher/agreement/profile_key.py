@@ -62,6 +62,11 @@ def profile_key(
     )
 
 
+def model_part(words: str) -> str:
+    """What the `model` of a key says without the data."""
+    return words.partition(f", {DATA} ")[0]
+
+
 def _flags(name: str) -> Sequence[str]:
     flag = flag_of(name)
     return flag, f"content of {flag}"

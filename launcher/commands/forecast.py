@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bundlerun.launcher.agreement.planner_terms import candidate_of, wanted
-from bundlerun.launcher.agreement.profile_key import profile_key
+from bundlerun.launcher.agreement.profile_key import model_part, profile_key
 from bundlerun.launcher.choices import SchemeName
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.plan import LaunchPlan
+from bundlerun.launcher.planning import profile_file
 from bundlerun.launcher.planning.candidate import Candidate, Forecast, Request
 from bundlerun.launcher.planning.cluster import Cluster
-from bundlerun.launcher.planning.model_costs import Profile
+from bundlerun.launcher.planning.model_costs import Profile, ProfileKey
 from bundlerun.launcher.planning.outlook import Outlook
-from bundlerun.launcher.planning.profile_file import from_plain
+from bundlerun.launcher.planning.profile_file import differing
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 _SCHEMES: tuple[SchemeName, ...] = ("local-master", "sharded", "flat")
@@ -54,7 +54,7 @@ def foreseen(plan: LaunchPlan, cluster: Cluster, profile: Profile | None = None)
     """
     train = plan.train.value
     path = RunPaths(Path(train.run_dir)).model_profile
-    found = profile or _profile(path)
+    found = profile or _profile(path, train)
     if isinstance(found, str):
         return found
     request = _request(plan, _cuts(train, found))
@@ -74,27 +74,41 @@ def foreseen(plan: LaunchPlan, cluster: Cluster, profile: Profile | None = None)
     )
 
 
-def _profile(path: Path) -> Profile | str:
-    try:
-        return from_plain(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return f"none: {path} is not there; bundlerun profile with the same options makes it"
-    except (OSError, KeyError, TypeError, ValueError):
-        return f"none: {path} is no profile of this version; bundlerun profile makes a new one"
+def _profile(path: Path, train: TrainConfig) -> Profile | str:
+    """That of the run folder, if it is of this model; device and data may be of another machine."""
+    loaded = profile_file.load(path)
+    found = loaded.profile
+    if found is None:
+        why = loaded.why_not or f"{path} is not there"
+        return f"none: {why}; bundlerun profile with the same options makes one"
+    own = _own_key(train)
+    unlike = model_part(found.key.model) != model_part(own.model)
+    if unlike or found.key.precision != own.precision:
+        one, other = (f"{key.model}, {key.precision}" for key in (found.key, own))
+        return (
+            f"none: the profile in {path} is of another model ({differing(one, other)}), and is "
+            "ignored; bundlerun profile with the same options makes one"
+        )
+    return found
+
+
+def _own_key(train: TrainConfig) -> ProfileKey:
+    return profile_key(train, kind="cpu", threads=1, is_estimate=True)
 
 
 def _remarks(profile: Profile, train: TrainConfig) -> list[str]:
-    """The device may be of another machine, and its name is told; the model should be this one."""
-    own, key = profile_key(train, kind="cpu", threads=1, is_estimate=True), profile.key
+    """Device and data may be those of another machine, which is told."""
+    own, key = _own_key(train), profile.key
     found = [
         "operations and bytes were counted, nothing was timed"
         if key.is_estimate
         else f"by passes timed on: {key.device}"
     ]
     if key.model != own.model:
-        found.append(f"! the profile is of another model: {key.model}")
-    if key.precision != own.precision:
-        found.append(f"! the profile is of precision {key.precision}, not {own.precision}")
+        found.append(f"the profile is of other data: {differing(key.model, own.model)}")
+    if key.versions != own.versions:
+        versions = differing(key.versions, own.versions)
+        found.append(f"! the profile is of another version: {versions}")
     return found
 
 

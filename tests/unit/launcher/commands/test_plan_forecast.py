@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bundlerun.launcher.agreement.profile_key import profile_key
 from bundlerun.launcher.cli import main
 from bundlerun.launcher.planning import profile_file
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.train_argv import read_train_argv
 from tests.unit.launcher.planning.models import MB, profile_of
 
 CLUSTER = """
@@ -39,7 +41,8 @@ def cluster(tmp_path: Path) -> Path:
 def run_dir(tmp_path: Path) -> Path:
     """Has a profile of four pieces, the last of which takes as long as the others together."""
     profile = profile_of([0.01, 0.01, 0.01, 0.03], trained_bytes=MB)
-    key = replace(profile.key, is_estimate=True)
+    config = read_train_argv([*OPTIONS, "synthetic"], {}).value
+    key = profile_key(config, kind="cpu", threads=1, is_estimate=True)
     estimate = replace(profile, key=key, cutter="graph")
     profile_file.write(RunPaths(tmp_path / "run").model_profile, estimate)
     return tmp_path / "run"
@@ -67,7 +70,55 @@ def test_a_plan_for_a_cluster_says_what_a_step_takes(
     text = capsys.readouterr().out
     assert "shape 1,1 cut at b1, 1f1b, flat, micro-batches of 8" in text
     assert "nothing was timed" in text
-    assert "! the profile is of another model" in text
+    assert "another" not in text
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--model", "resnet34"), "is of another model (--model resnet18, now --model resnet34)"),
+        (("--image-size", "32"), "is of another model (--image-size 224, now --image-size 32)"),
+        (("--precision", "float64"), "is of another model (float32, now float64)"),
+    ],
+)
+def test_a_profile_of_another_model_is_ignored_and_said(
+    words: tuple[str, ...],
+    said: str,
+    cluster: Path,
+    run_dir: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(plan(cluster, run_dir, "--json", *words)) == 0
+    why = json.loads(capsys.readouterr().out)["forecast"]["why_not"]
+    assert said in why
+    assert why.endswith("and is ignored; bundlerun profile with the same options makes one")
+
+
+def test_a_profile_of_other_data_and_versions_counts_and_is_told(
+    cluster: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = RunPaths(run_dir).model_profile
+    (profile,) = filter(None, [profile_file.load(path).profile])
+    key = replace(profile.key, versions="bundlerun 1, torch 2")
+    profile_file.write(path, replace(profile, key=key))
+    other = plan(cluster, run_dir, "--json")
+    other[-1] = "/elsewhere"
+    assert main(other) == 0
+    data, version = json.loads(capsys.readouterr().out)["forecast"]["remarks"][1:3]
+    assert data == "the profile is of other data: DATA synthetic, now DATA /elsewhere"
+    assert version.startswith("! the profile is of another version: bundlerun 1, torch 2, now ")
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "{}", '{"format": 1}'])
+def test_a_torn_profile_is_ignored_and_said(
+    text: str, cluster: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    RunPaths(run_dir).model_profile.write_text(text)
+    assert main(plan(cluster, run_dir, "--json")) == 0
+    assert (
+        "and is ignored; bundlerun profile"
+        in json.loads(capsys.readouterr().out)["forecast"]["why_not"]
+    )
 
 
 def test_without_a_profile_the_plan_says_how_to_get_one(

@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bundlerun.launcher.agreement.profile_key import profile_key
 from bundlerun.launcher.cli import main
 from bundlerun.launcher.commands import plan as command
 from bundlerun.launcher.config import TrainConfig
@@ -21,6 +22,7 @@ from bundlerun.launcher.deciding.decision import Chosen, Question
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.planning import profile_file
 from bundlerun.launcher.report.figures import drawing
+from bundlerun.launcher.train_argv import read_train_argv
 from tests.unit.launcher.planning.models import MB, nodes, profile_of
 from tests.unit.launcher.report.made_run import make_run
 
@@ -37,9 +39,9 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a run that has a profile and measured steps."""
     paths = make_run(tmp_path_factory.mktemp("runs") / "run")
     profile = profile_of([0.01] * 4, trained_bytes=MB, message_bytes=MB)
-    profile_file.write(
-        paths.model_profile, replace(profile, key=replace(profile.key, is_estimate=True))
-    )
+    config = read_train_argv([*OPTIONS, "synthetic"], {}).value
+    key = profile_key(config, kind="cpu", threads=1, is_estimate=True)
+    profile_file.write(paths.model_profile, replace(profile, key=key))
     paths.cluster.write_text(CLUSTER)
     return paths.root
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,6 +82,55 @@ def test_a_file_that_is_no_profile_is_ignored_and_said(tmp_path: Path, text: str
     found = profile_file.read(tmp_path / "profile.json", KEY)
     assert found.profile is None
     assert "ignored" in found.why_not
+
+
+def _with(path: tuple[str | int, ...], value: object) -> str:
+    """The file, with another value at a place."""
+    found = {"format": 1, **profile_file.plain(PROFILE)}
+    place: Any = found
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    return json.dumps(found)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("by_samples",), []),
+        (("by_samples", 0, "samples"), 0),
+        (("by_samples", 0, "samples"), "8"),
+        (("by_samples", 0, "pieces"), []),
+        (("by_samples", 0, "pieces", 0, "forward_s"), -1.0),
+        (("by_samples", 0, "pieces", 0, "forward_s"), float("nan")),
+        (("by_samples", 0, "pieces", 0, "kept_bytes"), None),
+        (("by_samples", 0, "boundaries", 0, "forward_bytes"), "much"),
+        (("by_samples", 0, "boundaries"), 3),
+        (("by_samples", 0, "loss_s"), float("inf")),
+        (("update", "state_share"), [2]),
+        (("update",), None),
+        (("key",), {"model": "m"}),
+        (("program_bytes",), None),
+    ],
+)
+def test_a_profile_with_a_wrong_number_is_ignored_and_said(
+    tmp_path: Path, path: tuple[str | int, ...], value: object
+) -> None:
+    file = tmp_path / "profile.json"
+    file.write_text(_with(("program_bytes",), 9))
+    assert profile_file.read(file, KEY).profile == PROFILE
+    file.write_text(_with(path, value))
+    found = profile_file.read(file, KEY)
+    assert found.profile is None
+    assert found.why_not == f"the file {file} is no profile, and is ignored"
+
+
+def test_sizes_that_have_other_pieces_are_no_profile(tmp_path: Path) -> None:
+    (one,) = PROFILE.by_samples
+    other = replace(one, samples=16, boundaries=(replace(one.boundaries[0], name="layer2"),))
+    for costs in ((one, other), (replace(one, samples=16), one)):
+        profile_file.write(tmp_path / "profile.json", replace(PROFILE, by_samples=costs))
+        assert profile_file.read(tmp_path / "profile.json", KEY).profile is None
 
 
 def test_where_there_is_none_nothing_is_said(tmp_path: Path) -> None:
