@@ -34,7 +34,7 @@ from bundlerun.launcher.planned.memory import (
     typed_cuts,
 )
 from bundlerun.launcher.planned.picture import plan_text
-from bundlerun.launcher.planning.cluster import Cluster
+from bundlerun.launcher.planning.cluster import MOST_DEVICES, Cluster
 from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.forecast_words import forecast_document, forecast_lines
 from bundlerun.launcher.planning.profile_request import ProfileRequest
@@ -47,10 +47,17 @@ def parse_nodes(text: str) -> tuple[int, ...]:
         ConfigError: it is written otherwise.
     """
     nodes: list[int] = []
+    num_devices = 0
     for part in text.split(","):
         match = re.fullmatch(r"\s*(?:(\d+)x)?(\d+)\s*", part)
         if not match or int(match[1] or 1) < 1 or int(match[2]) < 1:
             raise ConfigError(f"--nodes {text!r} is not NODESxDEVICES[,...], such as 4x8,2x4")
+        num_devices += int(match[2]) * int(match[1] or 1)
+        if num_devices > MOST_DEVICES:
+            raise ConfigError(
+                f"--nodes {text!r} has more than {MOST_DEVICES:,} devices; a plan is for that many "
+                "at most"
+            )
         nodes += [int(match[2])] * int(match[1] or 1)
     return tuple(nodes)
 

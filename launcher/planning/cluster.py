@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+MOST_DEVICES = 1_000_000
+"""That a plan is made for; each rank has a line of its own in some of what is told."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:

@@ -26,13 +26,14 @@ gbit_s = 10
 from __future__ import annotations
 
 import math
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from bundlerun.launcher.errors import ConfigError, nearest
-from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
+from bundlerun.launcher.planning.cluster import MOST_DEVICES, Cluster, Host, Link, NodeKind
 
 _GB = 1e9
 _TABLES = ("nodes", "inside", "between", "pair")
@@ -82,6 +83,12 @@ def cluster_from(text: str, path: str) -> Cluster:
     kinds = tuple(_kind(table, number, inside) for number, table in enumerate(tables))
     if not kinds:
         raise ConfigError(f"{path} has no [[nodes]]; give one with devices = 8, for example")
+    num_devices = sum(kind.count * kind.devices for kind in kinds)
+    if num_devices > MOST_DEVICES:
+        raise ConfigError(
+            f"{path} describes {num_devices:,} devices, and plans are for {MOST_DEVICES:,} at "
+            "most; give smaller counts"
+        )
     names = [kind.name for kind in kinds]
     for name in names:
         if names.count(name) > 1:
@@ -89,7 +96,7 @@ def cluster_from(text: str, path: str) -> Cluster:
     return Cluster(
         kinds=kinds,
         between=_link(found.table("between")),
-        pairs=dict(_pair(table, names) for table in found.tables("pair")),
+        pairs=_pairs(found.tables("pair"), names),
     )
 
 
@@ -140,7 +147,7 @@ class _Table:
         if key in self.values and not (value >= 0 if may_be_0 else value > 0):
             least = "0 or more" if may_be_0 else "above 0"
             raise self.error(f"{key} = {value} must be {least}")
-        if key in self.values and not math.isfinite(value):
+        if key in self.values and not value <= sys.float_info.max:
             raise self.error(f"{key} = {value} must be finite; leave it out where nothing limits")
         return float(value)
 
@@ -194,6 +201,16 @@ def _kind(table: _Table, number: int, inside: Link) -> NodeKind:
             message_s=table.number("message_us", 0.0, may_be_0=True) / 1e6,
         ),
     )
+
+
+def _pairs(tables: Iterable[_Table], names: list[str]) -> dict[tuple[str, str], Link]:
+    found: dict[tuple[str, str], Link] = {}
+    for table in tables:
+        kinds, link = _pair(table, names)
+        if kinds in found or kinds[::-1] in found:
+            raise table.error(f"nodes = {list(kinds)!r} stands twice; leave one out")
+        found[kinds] = link
+    return found
 
 
 def _pair(table: _Table, names: list[str]) -> tuple[tuple[str, str], Link]:

@@ -264,6 +264,12 @@ def test_nodes_are_counted_or_listed() -> None:
     assert parse_nodes("2x4, 8,1x2") == (4, 4, 8, 2)
 
 
+@pytest.mark.parametrize("text", ["1000000000x8", "8,1000000", "1x99999999999999999999"])
+def test_more_nodes_than_a_plan_is_for_are_refused_at_once(text: str) -> None:
+    with pytest.raises(ConfigError, match="has more than 1,000,000 devices"):
+        parse_nodes(text)
+
+
 @pytest.mark.parametrize("text", ["", "0x4", "4x0", "axb", "4x8x2", "4x-1"])
 def test_other_nodes_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--nodes"):

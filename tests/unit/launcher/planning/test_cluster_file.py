@@ -88,6 +88,14 @@ def test_what_is_left_out_limits_nothing() -> None:
         ("nodes = 3\n", "nodes is 3; write tables [[nodes]]"),
         ("[[nodes]]\ndevices=1\n[[pair]]\nnodes=['kind0']\n", "is not two names"),
         ("[[nodes]]\ndevices=1\nname='ab'\n[[pair]]\nnodes=['ab','ac']\n", "nearest: ab"),
+        (
+            "[[nodes]]\ndevices=1\nname='a'\n[[nodes]]\ndevices=1\nname='b'\n"
+            "[[pair]]\nnodes=['a','b']\n[[pair]]\nnodes=['b','a']\n",
+            "[[pair]] of c.toml: nodes = ['b', 'a'] stands twice",
+        ),
+        (f"[[nodes]]\ndevices=1\n[between]\ngbit_s={'9' * 400}\n", "must be finite"),
+        ("[[nodes]]\ndevices=8\ncount=10000000000\n", "80,000,000,000 devices, and plans are"),
+        ("[[nodes]]\ndevices=1\n[[pair]]\nnodes=[['a'],2]\n", "no [[nodes]] has the name ['a']"),
         (2 * "[[nodes]]\ndevices=1\nname='a'\n", "two kinds of nodes with the name 'a'"),
     ],
 )
