@@ -143,18 +143,18 @@ def test_sums_inside_one_node_take_its_processor(sync: SchemeName) -> None:
 
 
 def test_sums_of_hosts_that_are_one_machine_share_its_cores() -> None:
-    # Four nodes of one rank, each of which adds up and sends 32 MB for about 0.1 s of a core.
     host = Host(cores=2, copy_s_per_byte=1e-9, send_s_per_byte=1e-9, passes_apart=True)
     profile = profile_of([0.001] * 4, trained_bytes=8 * MB)
     apart = nodes(4, 1, host=host)
     one = replace(apart, is_one_machine=True)
     alone, shared = (foresee(profile, plan(1), each, batch(4)) for each in (apart, one))
-    # A ring of four: 48 MB are sent, received and added by each, on a core or on half of one.
+    # A ring of four: each sends, receives and adds 48 MB, two buckets at a time: on two cores of
+    # its own, or on the same two as the others.
     sums_s = 48 * MB * 3e-9
-    assert alone.terms[Term.EXCHANGE] == pytest.approx(sums_s, rel=0.1)
-    assert shared.terms[Term.EXCHANGE] == pytest.approx(2 * sums_s, rel=0.1)
+    assert alone.terms[Term.EXCHANGE] == pytest.approx(sums_s / 2, rel=0.1)
+    assert shared.terms[Term.EXCHANGE] == pytest.approx(4 * sums_s / 2, rel=0.1)
     assert shared.egress_bytes == alone.egress_bytes
-    enough = replace(one, kinds=(replace(one.kinds[0], host=replace(host, cores=4)),))
+    enough = replace(one, kinds=(replace(one.kinds[0], host=replace(host, cores=8)),))
     assert foresee(profile, plan(1), enough, batch(4)).step_s == pytest.approx(alone.step_s)
 
 

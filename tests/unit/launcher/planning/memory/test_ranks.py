@@ -244,17 +244,25 @@ def test_the_step_of_an_optimizer_comes_when_the_activations_have_gone() -> None
     assert large.device - small.device == 10 * PARAMETERS - (small.activations + small.working)
 
 
+def with_much_state(where: Cluster) -> tuple[RankMemory, ...]:
+    """Where an optimizer has ten times what it trains."""
+    made = replace(profile(), update=UpdateCosts(state_share=10.0))
+    return rank_memory(made, PLAN, where, ALONE)
+
+
 def test_at_the_start_each_rank_has_the_whole_model_and_none_of_its_state() -> None:
     front, *others = of(PLAN, on_cpu(cluster()))
+    large, *_ = with_much_state(on_cpu(cluster()))
     whole = 4 * PARAMETERS
     # Beside it the first rank has the gradients of all parameters twice, and compares them.
     assert (front.start, front.check) == (whole, 2 * whole)
     assert [(rank.start, rank.check) for rank in others] == [(whole, 0)] * 3
     own = front.program + front.loader
     assert front.total == own + 3 * whole > own + front.device
+    assert others[0].total == own + whole > own + others[0].device
     # What is left out where memory is short is not needed.
-    assert front.needed(on_host=True) == own + front.device
-    assert others[0].total == own + others[0].device > own + whole
+    assert front.needed(on_host=True) == own + whole
+    assert large.total == large.needed(on_host=True) == own + large.device > own + 3 * whole
 
 
 def test_a_model_that_is_not_cut_is_the_stage_itself() -> None:
@@ -281,12 +289,12 @@ def test_comparing_two_samples_has_the_activations_of_a_pass_beside_gradients() 
 
 def test_a_node_has_the_start_of_all_its_ranks_or_what_they_have_later() -> None:
     where = on_cpu(cluster())
-    small = tuple(replace(rank, gradients=0, parameters=0, optimizer=0) for rank in of(PLAN, where))
+    small, large = of(PLAN, where), with_much_state(where)
     (node,) = node_memory(small, PLAN, where)
     program = 4 * small[0].program + small[0].program - OWN_BYTES
     assert node.host == program + 4 * 4 * PARAMETERS
-    (node,) = node_memory(of(PLAN, where), PLAN, where)
-    assert node.host == program + sum(rank.device for rank in of(PLAN, where))
+    (node,) = node_memory(large, PLAN, where)
+    assert node.host == program + sum(rank.device for rank in large)
 
 
 def test_a_whole_model_of_which_a_gpu_has_a_stage_is_in_the_memory_of_its_node() -> None:
