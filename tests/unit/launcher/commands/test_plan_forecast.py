@@ -105,7 +105,7 @@ def test_a_profile_of_other_data_and_versions_counts_and_is_told(
     other[-1] = "/elsewhere"
     assert main(other) == 0
     data, version = json.loads(capsys.readouterr().out)["forecast"]["remarks"][1:3]
-    assert data == "the profile is of other data: DATA synthetic, now DATA /elsewhere"
+    assert data == "the profile is of other data: DATA synthetic, synthetic, now DATA /elsewhere"
     assert version.startswith("! the profile is of another version: bundlerun 1, torch 2, now ")
 
 
