@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks.errors.case import LeftOut
 
-_GPUS = "tests/unit/launcher/layout/test_gpus.py"
+_GPUS = "tests/unit/launcher/layout/machine/test_gpus.py"
 _DISK = "needs a file system of its own"
 LEFT_OUT = (
     LeftOut("a GPU that another process fills", "needs a GPU; `make gpu`, case G14"),
