@@ -150,8 +150,16 @@ def is_checkpoints(func: Function) -> bool:
     return frame is not None and frame.f_code.co_filename == _CHECKPOINT
 
 
+def sets_grad_mode(func: Function) -> bool:
+    """Whether it switches gradients on or off, as `no_grad` does at its begin and its end.
+
+    Not numbered either, and done in each stage: one that begins or ends in a `no_grad` is in it.
+    """
+    return func is torch._C._set_grad_enabled
+
+
 def may_be_unnumbered(func: Function) -> bool:
-    """Whether some calls of it have no number: the three kinds above."""
+    """Whether some calls of it have no number: the first three kinds above."""
     return func is Tensor.add_ or func is torch.empty or reads(func)
 
 

@@ -39,6 +39,7 @@ from bundlerun.splits.replay.calls import (
     overwrites,
     reads,
     reads_counter,
+    sets_grad_mode,
     users_line,
 )
 from bundlerun.splits.replay.composite import Watch, seen_again, unseen
@@ -145,6 +146,7 @@ class DryRun(Watch):
             return
         self.record.entries[name] = len(self.record.calls)
         if name == self._until:
+            self._depth += 1  # what the user's code calls on its way out has no number
             raise Reached
 
     def _is_recomputed(self) -> bool:
@@ -211,7 +213,7 @@ class DryRun(Watch):
             return args[0]
         if reads_counter(func):
             return one_of(func)
-        if is_checkpoints(func):
+        if sets_grad_mode(func) or is_checkpoints(func):
             return func(*args, **(kwargs or {}))
         if self._depth:
             return self._done(func, args, kwargs or {})

@@ -24,6 +24,7 @@ from bundlerun.splits.replay.calls import (
     name_of,
     one_of,
     reads_counter,
+    sets_grad_mode,
     users_line,
 )
 from bundlerun.splits.replay.composite import Watch, unseen
@@ -190,6 +191,7 @@ class Acting(Watch):
         elif part == self._part + 1:
             assert self._script.end is not None
             self._check_place(self._script.end)
+            self._depth += 1  # what the user's code calls on its way out has no number
             raise Finished
 
     def _leave(self) -> None:
@@ -220,7 +222,7 @@ class Acting(Watch):
             if number < self._start:
                 return self._values[number]
             return func(*args, **kwargs) if kwargs else func(*args)
-        if is_checkpoints(func):
+        if sets_grad_mode(func) or is_checkpoints(func):
             return func(*args, **(kwargs or {}))
         if number < self._start:
             if is_counter(func, args):

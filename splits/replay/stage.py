@@ -172,11 +172,13 @@ class ReplayStage(nn.Module):
         acting = Acting(script, part, received, self._cutting.model_name)
         for place, leaf in enumerate(_tensors(arguments)):
             acting.got[-1, place] = leaf
-        before = self._acting
+        before, grad = self._acting, torch.is_grad_enabled()
         vars(self)["_acting"] = acting
         try:
             result = self._run(acting, arguments)
         except Finished:
+            # It has been left on the way: who calls is not to find a mode that would have ended.
+            torch.set_grad_enabled(grad)
             return (*acting.sent(), text)
         finally:
             vars(self)["_acting"] = before
