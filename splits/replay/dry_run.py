@@ -35,6 +35,7 @@ from bundlerun.splits.replay.calls import (
     draws,
     is_checkpoints,
     is_counter,
+    name_of,
     one_of,
     overwrites,
     reads,
@@ -43,7 +44,7 @@ from bundlerun.splits.replay.calls import (
     users_line,
 )
 from bundlerun.splits.replay.composite import Watch, seen_again, unseen
-from bundlerun.splits.replay.ghosts import Ghost, fake_like, fake_mode
+from bundlerun.splits.replay.ghosts import Ghost, GhostNode, fake_like, fake_mode
 from bundlerun.splits.replay.memo import Memo, key_of
 from bundlerun.splits.replay.operations import OperationCounter
 from bundlerun.splits.replay.record import Call, Key, Reached, Record, Unforeseen
@@ -293,6 +294,10 @@ class DryRun(Watch):
             self._use(leaves)
         if not any(self._is_numberless(leaf) for leaf in leaves):
             return self._for_real(func, leaves, args, kwargs)
+        if name_of(func) == "grad_fn":
+            # What an autograd function has made knows it itself, all else its fake.
+            node = func(*args) or self._thought(func, args, kwargs)
+            return node and GhostNode(node)
         if reads(func):
             line = users_line()
             number = len(self.record.calls) - 1
@@ -303,7 +308,7 @@ class DryRun(Watch):
             raise Unforeseen(f"reads the numbers of a tensor at {line}")
         if self._memo is None or self._depth:
             return self._thought(func, args, kwargs)
-        key = key_of(func, args, kwargs, self._is_numberless)
+        key = key_of(func, args, kwargs, self._is_numberless, self.device)
         known = None if key is None else self._memo.get(key)
         if known is not None:
             return known.built(leaves, self._remember)
@@ -317,7 +322,9 @@ class DryRun(Watch):
     ) -> Any:  # noqa: ANN401
         """What a call on fakes gives."""
         given: tuple[Any, Any] = tree_map(self._faked, (tuple(args), dict(kwargs)))
-        before = [(t, t._version) for t in tree_leaves(given) if isinstance(t, FakeTensor)]
+        # An inference tensor counts no versions, and no gradient would miss what it was.
+        fakes = [t for t in tree_leaves(given) if isinstance(t, FakeTensor)]
+        before = [(t, t._version) for t in fakes if not t.is_inference()]
         try:
             result = func(*given[0], **given[1])
         except (DataDependentOutputException, DynamicOutputShapeException) as exc:

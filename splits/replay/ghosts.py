@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import Node
 
 
 class GhostUsed(Exception):
@@ -59,6 +60,26 @@ class Ghost(Tensor):
 
     def __repr__(self, **_: object) -> str:  # type: ignore[override]
         return f"Ghost({list(self.size())}, {self.dtype})"
+
+
+class GhostNode:
+    """What stands for the place in autograd's graph of a tensor that another stage computes.
+
+    It takes hooks, as those of a module for its backward, and forgets them: that stage has them.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._name = node.name()
+
+    def name(self) -> str:
+        """As that of the place."""
+        return self._name
+
+    def register_hook(self, hook: object) -> None:
+        """Forgets it."""
+
+    def register_prehook(self, hook: object) -> None:
+        """Forgets it."""
 
 
 def fake_mode() -> FakeTensorMode:

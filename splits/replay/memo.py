@@ -89,6 +89,7 @@ def key_of(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     is_numberless: Callable[[Tensor], bool],
+    device: torch.device,
 ) -> Hashable:
     """What the look of a call's result depends on; None where that is not known.
 
@@ -97,6 +98,7 @@ def key_of(
         args: as given.
         kwargs: as given.
         is_numberless: whether nothing can be decided by the numbers of a tensor.
+        device: where the call is thought.
     """
     # What overwrites its first argument gives that again, which looks as before.
     if draws(func) or reads(func) or "out" in kwargs:
@@ -116,9 +118,19 @@ def key_of(
         else:
             # 1, 1.0 and True are equal, and not the same argument.
             looks.append((type(value), value))
-    key = func, form, torch.is_grad_enabled(), tuple(looks)
+    key = func, form, _mode(device), tuple(looks)
     try:
         hash(key)
     except TypeError:
         return None
     return key
+
+
+def _mode(device: torch.device) -> Hashable:
+    """What beside the arguments says how a result looks: its type, and whether it has gradients."""
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled(device.type) and torch.get_autocast_dtype(device.type),
+    )

@@ -1,9 +1,10 @@
 """A copy of a model's modules that has the numbers of some of its tensors only.
 
-Modules, attributes and references between them are copied; parameters and buffers are the model's
-own objects, or stand-ins on the meta device for those of other stages. Stand-ins are attributes
-(so that the forward finds them), but no parameters or buffers: nothing counts, moves or saves them.
-While the forward runs, they are: it may ask for its first parameter.
+Modules, attributes, functions that refer to modules, and references between them are copied;
+parameters and buffers are the model's own objects, or stand-ins on the meta device for those of
+other stages. Stand-ins are attributes (so that the forward finds them), but no parameters or
+buffers: nothing counts, moves or saves them. While the forward runs, they are: it may ask for its
+first parameter.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.splits.replay.closures import Closures
 from bundlerun.splits.replay.state import HIDDEN
 
 
@@ -76,8 +78,10 @@ def replica_of(model: nn.Module, own: Collection[int], switch: Switch) -> nn.Mod
             if isinstance(value, (Tensor, torch.Generator)):
                 memo.setdefault(id(value), value)
     kept = list(memo.values())  # an id is its own while it lives
+    closures = Closures(model, memo)
     try:
         made: nn.Module = copy.deepcopy(model, memo)
+        closures.settle(made)
     except Exception as exc:
         raise ConfigError(
             f"cannot cut {type(model).__name__} by replay: its modules cannot be copied "

@@ -83,6 +83,22 @@ def calls_at_the_end(m: Layers, x: Tensor) -> Tensor:
     return m.third(y)
 
 
+def in_inference(m: Layers, x: Tensor) -> Tensor:
+    with torch.inference_mode():
+        y = m.second(m.first(x)).relu_()
+    return m.third(y.clone())
+
+
+def in_half_from_the_second_on(m: Layers, x: Tensor) -> Tensor:
+    y = m.first(x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        z = m.second(y)  # as the call before, but for the type of its result
+        if torch.is_autocast_enabled("cpu"):
+            z = z.to(torch.get_autocast_dtype("cpu"))
+        w = m.third(z)
+    return w.float() + z.float()
+
+
 @pytest.mark.parametrize(
     "forward",
     [
@@ -93,6 +109,7 @@ def calls_at_the_end(m: Layers, x: Tensor) -> Tensor:
         in_no_grad_recomputed,
         in_profile,
         calls_at_the_end,
+        in_inference,
     ],
 )
 @pytest.mark.parametrize("cuts", [("second",), ("second", "third")], ids=["two", "three"])
@@ -100,6 +117,14 @@ def test_stages_cut_inside_are_the_model(forward: Any, cuts: tuple[str, ...]) ->
     subject = subject_of(layers(forward), (example(),), cuts)
     assert_same(subject, (example(),))
     assert_same(subject, (example(5),))
+
+
+@pytest.mark.parametrize("cuts", [("third",), ("second", "third")], ids=["two", "three"])
+def test_what_is_remembered_of_calls_is_not_taken_for_another_precision(
+    cuts: tuple[str, ...],
+) -> None:
+    model = layers(in_half_from_the_second_on).float()
+    assert_same(subject_of(model, (example(),), cuts), (example(),))
 
 
 def test_a_stage_that_ends_where_gradients_are_off_leaves_them_as_they_were() -> None:

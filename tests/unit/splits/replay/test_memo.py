@@ -58,7 +58,7 @@ def test_calls_that_differ_in_more_than_numbers_are_not_alike() -> None:
     a, b = torch.zeros(2, 3), torch.zeros(2, 3)
 
     def key(*args: object, **kwargs: object) -> object:
-        return key_of(torch.add, args, kwargs, lambda t: True)
+        return key_of(torch.add, args, kwargs, lambda t: True, CPU)
 
     assert key(a, b) == key(b, a)
     assert key(a, a) != key(a, b)
@@ -68,6 +68,9 @@ def test_calls_that_differ_in_more_than_numbers_are_not_alike() -> None:
     with torch.no_grad():
         without = key(a, a)
     assert without != key(a, a)
-    assert key_of(torch.add, (a, b), {}, lambda t: t is a) is None
-    assert key_of(torch.rand_like, (a,), {}, lambda t: True) is None
-    assert key_of(Tensor.item, (a,), {}, lambda t: True) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        half = key(a, a)
+    assert half != key(a, a)
+    assert key_of(torch.add, (a, b), {}, lambda t: t is a, CPU) is None
+    assert key_of(torch.rand_like, (a,), {}, lambda t: True, CPU) is None
+    assert key_of(Tensor.item, (a,), {}, lambda t: True, CPU) is None
