@@ -43,7 +43,7 @@ NETWORK = (
     "slurm",
 )
 """These make hosts of network namespaces, as root."""
-FAULTS = ("recovery", "outlive", "chaos", "alarms", "why", "trackers")
+FAULTS = ("recovery", "outlive", "slow_rank", "chaos", "alarms", "why", "trackers")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 INPUT = ("errors",)
 """Named only, as it takes long. What is told of wrong input: docs/benchmarks/errors.md."""
@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=(),
         metavar="TEXT",
         help="recovery, outlive: faults; trackers: names; why: causes, or quiet; in_flight, "
-        "replay, cuts, memory_forecast: models whose name has it; errors: cases",
+        "replay, cuts, memory_forecast: models whose name has it; errors, slow_rank: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -155,7 +155,7 @@ class WorkConfig:
     )
     share: Share = option(
         "measured",
-        "how bundles share the micro-batches: equally, or by the speed measured at each epoch",
+        "how bundles share the micro-batches: equally, or by the speed measured as the run goes",
         group=_BATCH,
         choices=get_args(Share),
     )

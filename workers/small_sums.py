@@ -1,8 +1,9 @@
 """The small sums of a step, which ride along with the gradients: who puts in what, and where.
 
-    loss | ranks told to stop | weight, ranks that said one | found | comparison | metrics
+    loss | ranks told to stop | weight, ranks that said one | found | comparison | metrics | tally
 
-`found` counts tensors that a forward was seen to write, the comparison is that of the replicas.
+`found` counts tensors that a forward was seen to write, the comparison is that of the replicas, the
+tally is what all ranks have spent.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from bundlerun.workers.model import replica_check
 from bundlerun.workers.optim.update import StepLoss
 from bundlerun.workers.report.metric_sums import MetricSums
+from bundlerun.workers.shares.tally import Tally
 from bundlerun.workers.step import StepShare
 
 _STOP = 1
@@ -30,9 +32,11 @@ class Told:
 
     Args:
         numbers: of them, in their order.
+        num_metrics: how many are metrics.
     """
 
     numbers: Sequence[float]
+    num_metrics: int
 
     @property
     def loss(self) -> StepLoss:
@@ -57,7 +61,12 @@ class Told:
     @property
     def metrics(self) -> Sequence[float]:
         """For `MetricSums.totals`."""
-        return self.numbers[_METRICS:]
+        return self.numbers[_METRICS : _METRICS + self.num_metrics]
+
+    @property
+    def tally(self) -> Sequence[float]:
+        """For `Tally.read`."""
+        return self.numbers[_METRICS + self.num_metrics :]
 
 
 class SmallSums:
@@ -66,20 +75,28 @@ class SmallSums:
     Args:
         numbers: float64, (size(metrics),), zeros as a step begins.
         metrics: what of them is the recipe's.
+        tally: what of them is about the ranks; None: nothing.
     """
 
-    def __init__(self, numbers: Tensor, metrics: MetricSums) -> None:
+    def __init__(self, numbers: Tensor, metrics: MetricSums, tally: Tally | None = None) -> None:
         self.numbers = numbers
+        self._tally = tally
+        end = _METRICS + metrics.num_slots
+        self._tally_slots = numbers[end:]
         self.comparison = numbers[_CHECK:_METRICS]
         self._metrics = metrics
         self._stop, self._found = numbers[_STOP], numbers[_FOUND]
         self._weight = numbers[_WEIGHT : _WEIGHT + 2]
-        self._loss_slot, self._metric_slots = numbers[0], metrics.slots(numbers[_METRICS:])
+        self._loss_slot, self._metric_slots = numbers[0], metrics.slots(numbers[_METRICS:end])
 
     @staticmethod
-    def size(metrics: MetricSums) -> int:
+    def size(metrics: MetricSums, tally: Tally | None = None) -> int:
         """How many there are."""
-        return _METRICS + metrics.num_slots
+        return _METRICS + metrics.num_slots + (0 if tally is None else tally.num_slots)
+
+    def told(self, numbers: Sequence[float]) -> Told:
+        """What the sums over all bundles say; they are as many as `numbers` here."""
+        return Told(numbers, self._metrics.num_slots)
 
     def share(self) -> StepShare:
         """A share whose loss and metrics are added up in here; one for each step."""
@@ -93,6 +110,11 @@ class SmallSums:
         if share.weight is not None:
             self._weight[0] = share.weight
             self._weight[1] = 1.0
+
+    def complete_tally(self) -> None:
+        """Puts in what the ranks of this bundle have spent, once its word is there."""
+        if self._tally is not None:
+            self._tally.fill(self._tally_slots)
 
     def ask_to_stop(self) -> None:
         """Says that this rank's bundle wants to."""

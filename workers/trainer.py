@@ -39,6 +39,7 @@ from bundlerun.workers.recipe import Recipe
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.evidence import judged
 from bundlerun.workers.report.metric_sums import MetricSums
+from bundlerun.workers.shares.tally import Tally
 from bundlerun.workers.small_sums import SmallSums, Told
 from bundlerun.workers.state.named import load_state_tensors, state_tensors
 from bundlerun.workers.state.tensor_file import check_dtypes
@@ -66,6 +67,7 @@ class Trainer:
         stage: this rank's part of the model, freshly made, in CPU memory.
         recipe: gives loss, metrics and optimizer.
         meters: gets the time of each phase.
+        tally: what else all ranks tell each other in a step; None: nothing.
     """
 
     def __init__(
@@ -75,11 +77,13 @@ class Trainer:
         stage: nn.Module,
         recipe: Recipe,
         meters: Meters,
+        tally: Tally | None = None,
     ) -> None:
         self._config = config
         self._recipe = recipe
         self._session = session
         self._meters = meters
+        self._tally = tally
         # Before the optimizer sees the parameters, and in CPU memory, where the stage was made.
         if config.precision == "float64":
             stage = stage.double()
@@ -104,9 +108,9 @@ class Trainer:
         self.sync = self._make_sync()
         # Loss, metrics, counts and batch norm statistics travel at the end of a bucket: a step has
         # no collective but its buckets.
-        self._num_sums = SmallSums.size(self._metrics)
+        self._num_sums = SmallSums.size(self._metrics, tally)
         own, statistics = self.sync.extra.tensor_split([self._num_sums])
-        self._sums = SmallSums(own, self._metrics)
+        self._sums = SmallSums(own, self._metrics, tally)
         self._statistics = StatisticsPool(self.stage, statistics)
         # Next to each other: read together.
         self._told = self.sync.extra[: self._num_sums + len(self._statistics.counts)]
@@ -146,7 +150,7 @@ class Trainer:
             self._config,
             self._session,
             self.stage,
-            num_extra=SmallSums.size(self._metrics) + StatisticsPool.size(self.stage),
+            num_extra=SmallSums.size(self._metrics, self._tally) + StatisticsPool.size(self.stage),
             num_shared_extra=replica_check.NUM_SUMS,
             meters=self._meters,
         )
@@ -200,7 +204,9 @@ class Trainer:
         if following is not None and self._has_moved:
             self._begin_ahead(following, batches)
         numbers, norms, *copies = reading()
-        told, counts = Told(numbers[: self._num_sums]), numbers[self._num_sums :]
+        told, counts = self._sums.told(numbers[: self._num_sums]), numbers[self._num_sums :]
+        if self._tally is not None:
+            self._tally.read(told.tally)
         # First of all: replicas that differ must not reach a snapshot.
         self._replicas.check(told.comparison, work.step)
         self._copies.check(copies, work.step)
@@ -304,6 +310,7 @@ class Trainer:
         # Asked as late as possible: what is said here is heard by all ranks after this very step.
         if wants_stop():
             self._sums.ask_to_stop()
+        self._sums.complete_tally()
 
     def evaluate(
         self, works: Sequence[StepWork], batches: Iterator[Batch], *, is_told: Callable[[], bool]
@@ -334,7 +341,7 @@ class Trainer:
             begin_replays(self._config)
             self.bundle.evaluate(work, batches, share)
         sums.complete(share, self._forward_state.count_found())
-        told = Told(self.sync.all_sum(numbers).tolist())
+        told = sums.told(self.sync.all_sum(numbers).tolist())
         self._forward_state.settle(told.num_found, is_first=self._does_first(works[0]))
         read = self._read_sums(told, share, works[0], metrics)
         if not self._is_last:

@@ -25,7 +25,7 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.workers.recipe import DataInfo, DataSets
 
 FILE_VARIABLE = "WHY_PLANT_FILE"
-_PAUSE_S = 0.004
+PAUSE_S = 0.004
 """A forward of a stage, and a backward."""
 _IS_BUSY = bool(os.environ.get("WHY_BUSY"))
 """It computes instead: what other programs on its core have to do with."""
@@ -44,9 +44,9 @@ def stuck() -> None:
 def pause() -> None:
     """What a pass of a stage takes."""
     if not _IS_BUSY:
-        time.sleep(_PAUSE_S)
+        time.sleep(PAUSE_S)
         return
-    until = time.thread_time() + _PAUSE_S
+    until = time.thread_time() + PAUSE_S
     while time.thread_time() < until:
         sum(range(1000))
 
@@ -101,12 +101,14 @@ class _Timed(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, plant: Plant, stage: int) -> Tensor:  # noqa: ANN401
         ctx.plant, ctx.stage = plant, stage
         pause()
+        plant.pass_by("pass", stage)
         return x.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:  # noqa: ANN401
         pause()
-        ctx.plant.pass_by("backward", ctx.stage)
+        for place in ("pass", "backward"):
+            ctx.plant.pass_by(place, ctx.stage)
         return gradients[0], None, None
 
 
@@ -183,8 +185,9 @@ class Planted:
         )
 
     def model(self, info: DataInfo) -> Sequence[nn.Module]:
-        """Two stages."""
-        return [Stage(self._plant, i, self._width, self._ballast) for i in range(2)]
+        """As many stages as the shape has."""
+        stages = range(self._config.shape.num_stages)
+        return [Stage(self._plant, i, self._width, self._ballast) for i in stages]
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """Of nothing in particular."""

@@ -97,7 +97,7 @@ def job_of(case: Case, folder: Path, stack: ExitStack, limit_s: float = LIMIT_S)
     return Job(
         folder,
         nodes,
-        port=_free_port(),
+        port=free_port(),
         hosts=hosts,
         options=options,
         environ=environ,
@@ -106,7 +106,7 @@ def job_of(case: Case, folder: Path, stack: ExitStack, limit_s: float = LIMIT_S)
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """One that no other benchmark of this machine keeps."""
     with socket.socket() as own:
         own.bind(("127.0.0.1", 0))

@@ -46,6 +46,8 @@ def status_lines(
         ink = _INKS.get(status.state) if name == "state" else None
         if name == "failure":
             ink = Ink.BAD
+        if name == "slow":
+            ink = Ink.DOUBT
         # The name stays as it is, so that colours are no news by themselves.
         lines.append(line[:13] + terminal.inked(line[13:], ink) if ink else line)
         if name == "nodes":
@@ -85,6 +87,8 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
     text = ", ".join(kept) + (f", {more} more" if more > 0 else "")
     yield "checkpoint" if len(kept) < 2 else "checkpoints", text or "none"
     yield "restarts", str(status.num_restarts)
+    for slow in status.slow:
+        yield "slow", slow
     for failure in status.failures:
         yield "failure", failure
     for recovery in status.recoveries:

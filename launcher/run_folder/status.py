@@ -68,7 +68,8 @@ class Status:
     goodput: share of the time since the beginning that went into steps that stay; None before two.
     checkpoint: finished steps in the newest one, None without one. checkpoints: in each, newest
     first. metrics: of the last step. validation: of the last one, with its loss.
-    last_events: what happened last at the nodes, oldest first.
+    last_events: what happened last at the nodes, oldest first. slow: who holds the others up now,
+    with the evidence.
     """
 
     state: str
@@ -92,6 +93,7 @@ class Status:
     validation: Mapping[str, float] = field(default_factory=dict)
     checkpoints: tuple[int, ...] = ()
     last_events: tuple[str, ...] = ()
+    slow: tuple[str, ...] = ()
 
 
 def status_of(
@@ -147,6 +149,7 @@ def status_of(
         validation=_validation(evaluated),
         checkpoints=tuple(checkpoints),
         last_events=tuple(map(event_text, _told(events)))[-num_events:] if num_events else (),
+        slow=_slow(events) if state in ("running", "quiet") else (),
     )
 
 
@@ -160,6 +163,24 @@ def _state(outcome: Outcome | None, gone: str, quiet_s: float | None) -> tuple[s
     if quiet_s > QUIET_S:
         return "quiet", f"no word for {quiet_s:.0f} s"
     return "running", ""
+
+
+_ENDS: Mapping[EventName, EventName] = {"no slow rank": "slow rank"}
+"""What says that another event does not hold any more."""
+
+
+def _slow(events: Rows) -> tuple[str, ...]:
+    """What was told of slow members since the ranks met last, and has not been taken back."""
+    found: dict[EventName, str] = {}
+    for row in events:
+        event = name_of(row)
+        if event == "met":
+            found.clear()
+        elif event in _ENDS:
+            found.pop(_ENDS[event], None)
+        elif event in _ENDS.values():
+            found[event] = str(row.get("text", ""))
+    return tuple(found.values())
 
 
 def _median_step(metrics: Rows) -> float | None:
@@ -202,6 +223,9 @@ _TOLD: Mapping[EventName, str] = {
     "rank silent": "local rank {local_rank} was silent: {why}",
     "failed": "local rank {local_rank} failed: {text}",
     "stood": "the ranks stood: {why}",
+    "shares": "{text}",
+    "slow rank": "{text}",
+    "no slow rank": "{text}",
     "told to stop": "told to stop",
     "cut off": "cut off: {why}",
     "slurm: signal": "signal of Slurm",

@@ -152,11 +152,7 @@ def pace_of(ranks: Sequence[RankSums], end: Mapping[str, float] | None = None) -
         ranks: all active ones, or those that are known.
         end: seconds of what followed the epoch's steps on the ranks that did it, by phase.
     """
-    told = [
-        each
-        for each in ranks
-        if each.wall_s >= _LEAST_S and each.num_microbatches >= _LEAST_MICROBATCHES
-    ]
+    told = [each for each in ranks if is_telling(each)]
     if not told:
         return None
     critical = min(told, key=lambda each: _waits_s(each) / each.wall_s)
@@ -173,12 +169,17 @@ def pace_of(ranks: Sequence[RankSums], end: Mapping[str, float] | None = None) -
         share=round(share, 4),
         rank=critical.rank,
         stage=critical.stage,
-        slow=_slowest(told),
+        slow=slowest(told),
         wire=wire,
         uneven=round(max(by_stage) / least, 2) if least > 0 else 1.0,
         starved=round(statistics.median(each.run_delay_s / each.wall_s for each in told), 4),
         microbatch_s=tuple(round(each, 6) for each in by_stage),
     )
+
+
+def is_telling(rank: RankSums) -> bool:
+    """Whether a rank has done enough to say anything."""
+    return rank.wall_s >= _LEAST_S and rank.num_microbatches >= _LEAST_MICROBATCHES
 
 
 def _seconds(rank: RankSums, *phases: str) -> float:
@@ -250,7 +251,7 @@ def _wire(ranks: Sequence[RankSums]) -> Wire | None:
     )
 
 
-def _slowest(ranks: Sequence[RankSums]) -> Slow | None:
+def slowest(ranks: Sequence[RankSums]) -> Slow | None:
     """The rank that costs most by being slower than the others of its stage."""
     found = [
         slow

@@ -287,6 +287,11 @@ class Sheet:
         return float(self.words[_RUN_DELAY_S] - self.words[_DELAY_AT_BEGIN])
 
     @property
+    def all_run_delay_s(self) -> float:
+        """The same since the rank began."""
+        return float(self.words[_RUN_DELAY_S])
+
+    @property
     def sent(self) -> tuple[int, float, float]:
         """See `sends`: node, bytes and seconds."""
         words = self.words

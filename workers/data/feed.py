@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -15,6 +15,7 @@ from bundlerun.launcher.layout.loaders import loaders_of
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.loader import MicrobatchLoader
 from bundlerun.workers.data.order import (
+    Speeds,
     dealt_microbatches,
     num_steps,
     repeated_order,
@@ -58,7 +59,8 @@ class Feed:
         self._replica = session.place.replica
         self._width = session.topology.shape.widths[0]
         self._info = info
-        self._speeds = [1.0] * session.topology.num_bundles
+        self._plan = SharePlan(session.topology.num_bundles)
+        self._requests = _Requests((), self._mine)
         self._begun: tuple[Iterator[StepWork], Iterator[Batch]] | None = None
         self._data = data
         if config.ra_reps > 1 and data is not None and is_stream(data.train):
@@ -114,11 +116,25 @@ class Feed:
                 "size and the data of before, or start again in another --run-dir"
             )
 
-    def set_speeds(self, seconds_per_microbatch: Sequence[float]) -> None:
-        """Shares out by these from the next epoch on; the same on every rank."""
-        self._speeds = list(seconds_per_microbatch)
-        # What was begun is shared out by other speeds.
-        self._begun = None
+    def share_from(self, step: int, speeds: Speeds) -> None:
+        """Shares out by these from a step of the run on; to be called alike on every rank.
+
+        Samples of that step have not been asked for yet, on any rank (`asked_for`).
+        """
+        self._plan.change(step, speeds)
+
+    def counts(self) -> list[int]:
+        """Micro-batches of each bundle in a whole step, by the newest shares."""
+        return self._plan.counts(self._config.num_microbatches)
+
+    def asked_for(self) -> int:
+        """The last step that the loader may be asked for samples of before the next one ends.
+
+        0 where this rank reads none.
+        """
+        if self._loader is None:
+            return 0
+        return self._requests.reach()
 
     def first_inputs(self) -> tuple[Any, ...] | None:
         """The inputs of the run's first micro-batch, before training; None on other ranks."""
@@ -137,12 +153,16 @@ class Feed:
             return begun
         order = self._order(epoch)
         # All steps at once, as the loader reads ahead over their borders.
-        steps = [self._cut(order, step) for step in range(first_step, self.steps_per_epoch)]
-        works = (
-            self._work(epoch * self.steps_per_epoch + first_step + i, step)
-            for i, step in enumerate(steps)
-        )
-        return works, self._batches(steps, epoch)
+        first = epoch * self.steps_per_epoch
+        steps = [
+            (first + step, self._cut(order, step))
+            for step in range(first_step, self.steps_per_epoch)
+        ]
+        works = (self._work(step, microbatches) for step, microbatches in steps)
+        if self._loader is None:
+            return works, iter(())
+        self._requests = _Requests(steps, self._mine)
+        return works, self._loader.batches(self._requests, epoch=epoch)
 
     def validation(self) -> tuple[list[StepWork], Iterator[Batch]]:
         """The work of one pass over the validation samples, in parts, and this rank's batches.
@@ -159,7 +179,10 @@ class Feed:
         ]
         # Shares are of all validation samples, so that the parts' losses add up to the mean.
         works = [replace(self._work(0, each), num_samples=len(order)) for each in parts]
-        return works, self._batches(parts, 0, source=_VALIDATION)
+        if self._loader is None:
+            return works, iter(())
+        requests = _Requests([(0, each) for each in parts], self._mine)
+        return works, self._loader.batches(requests, epoch=0, source=_VALIDATION)
 
     def example(self, num_samples: int) -> tuple[Any, ...]:
         """The inputs of a micro-batch of that many samples, the first of the data; on stage 0.
@@ -240,15 +263,19 @@ class Feed:
             microbatch_size=self._config.samples_per_microbatch,
         )
 
-    def _mine(self, num_microbatches: int) -> range:
+    def _bundles(self, step: int, num_microbatches: int) -> range:
         """The micro-batches of a step that this bundle does."""
         # The same on every rank, as the speeds are: nobody has to ask who does what (I1).
-        counts = share_out(num_microbatches, self._speeds)
+        counts = self._plan.counts(num_microbatches, step)
         first = sum(counts[: self._bundle])
         return range(first, first + counts[self._bundle])
 
+    def _mine(self, step: int, num_microbatches: int) -> range:
+        """Those of them that this rank reads: replicas of a stage take turns (I3)."""
+        return self._bundles(step, num_microbatches)[self._replica :: self._width]
+
     def _work(self, step: int, microbatches: Sequence[Sequence[int]]) -> StepWork:
-        mine = self._mine(len(microbatches))
+        mine = self._bundles(step, len(microbatches))
         return StepWork(
             seed=self._config.seed,
             step=step,
@@ -257,18 +284,83 @@ class Feed:
             num_samples=sum(map(len, microbatches)),
         )
 
-    def _batches(
-        self, steps: Sequence[list[list[int]]], epoch: int, source: int = 0
-    ) -> Iterator[Batch]:
-        if self._loader is None:
-            return iter(())
-        wanted = [
-            microbatches[j]
-            for microbatches in steps
-            # Replicas of a stage take the bundle's micro-batches in turn (I3).
-            for j in self._mine(len(microbatches))[self._replica :: self._width]
-        ]
-        return self._loader.batches(wanted, epoch=epoch, source=source)
+
+class SharePlan:
+    """How many micro-batches each bundle does in which step.
+
+    Args:
+        num_bundles: of the round.
+    """
+
+    def __init__(self, num_bundles: int) -> None:
+        self._changes = [(0, Speeds.equal(num_bundles))]
+        self._known: dict[tuple[int, int], list[int]] = {}
+
+    def change(self, step: int, speeds: Speeds) -> None:
+        """Other speeds from a step of the run on, which is not before that of the last change."""
+        self._changes.append((step, speeds))
+
+    def counts(self, num_microbatches: int, step: int | None = None) -> list[int]:
+        """Of each bundle, in a step of so many.
+
+        Args:
+            step: of the run; None: by the newest shares.
+        """
+        last = len(self._changes) - 1
+        while step is not None and self._changes[last][0] > step:
+            last -= 1
+        key = last, num_microbatches
+        if key not in self._known:
+            self._known[key] = share_out(num_microbatches, self._changes[last][1])
+        return self._known[key]
+
+
+class _Requests:
+    """What one rank asks its loader for, each micro-batch by the shares at the time it is asked.
+
+    Args:
+        steps: their number in the run, and the samples of their micro-batches.
+        mine: which micro-batches of a step this rank reads, of how many.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[tuple[int, Sequence[Sequence[int]]]],
+        mine: Callable[[int, int], range],
+    ) -> None:
+        self._steps = steps
+        self._mine = mine
+        self._at = 0, 0
+        """The step whose micro-batches are asked for, and how many of them have been."""
+
+    def __iter__(self) -> Iterator[Sequence[int]]:
+        for index, (step, microbatches) in enumerate(self._steps):
+            self._at = index, 0
+            for count, j in enumerate(self._mine(step, len(microbatches)), 1):
+                self._at = index, count
+                yield microbatches[j]
+
+    def reach(self) -> int:
+        """The last step of which anything may be asked for until a step from now is over.
+
+        For each micro-batch that a rank takes, its loader asks for another one.
+        """
+        if not self._steps:
+            return 0
+        index, count = self._at
+        # All of the step that begins, which may be larger than the last of an epoch; one of the
+        # next step, which may be begun ahead, and one that is on its way to a GPU.
+        left = count + max(self._num_mine(index), self._num_mine(max(0, index - 1))) + 2
+        while index < len(self._steps) - 1:
+            left -= self._num_mine(index)
+            if left <= 0:
+                break
+            index += 1
+        return self._steps[index][0]
+
+    def _num_mine(self, index: int) -> int:
+        step, microbatches = self._steps[index]
+        return len(self._mine(step, len(microbatches)))
 
 
 def _loader(config: TrainConfig, session: Session, data: DataSets) -> MicrobatchLoader:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -69,14 +69,15 @@ class MicrobatchLoader:
         self._answers: Iterator[Answer] = iter(())
 
     def batches(
-        self, microbatches: Sequence[Sequence[int]], *, epoch: int, source: int = 0
+        self, microbatches: Iterable[Sequence[int]], *, epoch: int, source: int = 0
     ) -> Iterator[Batch]:
         """One batch per list of sample indices, in order; reading ahead starts with this call.
 
         What is left of an earlier call is dropped.
 
         Args:
-            microbatches: indices into the samples of the source.
+            microbatches: indices into the samples of the source; each is asked for as late as
+                reading ahead allows.
             epoch: decides, with the index, what is random about a sample.
             source: 0 for the samples that the loader is made for, then the others in order.
 
@@ -86,9 +87,9 @@ class MicrobatchLoader:
         """
         assert self._loader is not None, "the loader is closed"
         # The sampler is asked when iteration begins: new requests, the same processes.
-        self._requests.wanted = [Request(epoch, indices, source) for indices in microbatches]
+        self._requests.wanted = (Request(epoch, indices, source) for indices in microbatches)
         self._answers = iter(self._loader)
-        return (self._next() for _ in microbatches)
+        return self._read(self._answers)
 
     def close(self) -> None:
         """Ends the loading processes."""
@@ -106,13 +107,21 @@ class MicrobatchLoader:
         self._answers = iter(())
         self._loader = None
 
-    def _next(self) -> Batch:
+    def _read(self, answers: Iterator[Answer]) -> Iterator[Batch]:
+        while (batch := self._next(answers)) is not None:
+            yield batch
+
+    def _next(self, answers: Iterator[Answer]) -> Batch | None:
+        """The next one; None after the last."""
         try:
-            batch, messages = next(self._answers)
+            answer = next(answers, None)
         except RuntimeError as exc:
             if not _is_death(exc):
                 raise
             raise NodeError(_death_message(str(exc), self._timeout_s)) from exc
+        if answer is None:
+            return None
+        batch, messages = answer
         if batch is None:
             # Raised here, as torch would put the other process's traceback into its text.
             raise ConfigError(messages[0])
@@ -128,10 +137,10 @@ class _Requests(Sampler[Request]):
     """What the loader asks for next; each call of `batches` sets it."""
 
     def __init__(self) -> None:
-        self.wanted: list[Request] = []
+        self.wanted: Iterator[Request] = iter(())
 
     def __iter__(self) -> Iterator[Request]:
-        return iter(self.wanted)
+        return self.wanted
 
 
 def _process_options(config: TrainConfig, cpus: tuple[int, ...]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from itertools import accumulate, chain
 from statistics import fmean
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -135,27 +135,59 @@ def dealt_microbatches(
     return dealt
 
 
-def share_out(num_microbatches: int, seconds_per_microbatch: Sequence[float]) -> list[int]:
+class Speeds(NamedTuple):
+    """What micro-batches take each bundle.
+
+    Args:
+        seconds: a further one; what is not above 0 and finite is unknown.
+        fill_s: the first one of a step besides, which goes through all stages.
+    """
+
+    seconds: tuple[float, ...]
+    fill_s: tuple[float, ...]
+
+    @classmethod
+    def equal(cls, num_bundles: int) -> Speeds:
+        """Of bundles of which nothing is known."""
+        return cls((1.0,) * num_bundles, (0.0,) * num_bundles)
+
+    @classmethod
+    def mean(cls, each: Sequence[Speeds]) -> Speeds:
+        """Bundle by bundle."""
+        return cls(
+            tuple(map(fmean, zip(*(one.seconds for one in each), strict=True))),
+            tuple(map(fmean, zip(*(one.fill_s for one in each), strict=True))),
+        )
+
+    def span_s(self, counts: Sequence[int]) -> float:
+        """How long the bundle computes that computes longest."""
+        each = zip(counts, self.seconds, self.fill_s, strict=True)
+        return max((count * time + fill if count else 0.0) for count, time, fill in each)
+
+
+def share_out(num_microbatches: int, speeds: Speeds) -> list[int]:
     """How many micro-batches each bundle gets, so that the slowest is done as early as can be.
 
     Args:
         num_microbatches: to be shared out.
-        seconds_per_microbatch: one per bundle; one that is not above 0 and finite is unknown, and
-            taken for the mean of the others.
+        speeds: of the bundles; one that is unknown is taken for the mean of the others.
 
     Returns:
         One count per bundle, their sum is `num_microbatches`. Bundle i does the consecutive ones
         from the sum of the counts before it.
     """
-    times = _levelled(seconds_per_microbatch)
+    times = _levelled(speeds.seconds)
     counts = [0] * len(times)
     # Next in line is who would be done first with one more; equal ones in order of the bundles.
-    line = [(time, bundle) for bundle, time in enumerate(times)]
+    line = [
+        (time + fill, bundle)
+        for bundle, (time, fill) in enumerate(zip(times, speeds.fill_s, strict=True))
+    ]
     heapq.heapify(line)
     for _ in range(num_microbatches):
-        _, bundle = line[0]
+        done, bundle = line[0]
         counts[bundle] += 1
-        heapq.heapreplace(line, ((counts[bundle] + 1) * times[bundle], bundle))
+        heapq.heapreplace(line, (done + times[bundle], bundle))
     return counts
 
 

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+from bundlerun.launcher.run_folder.events import EventName
 from bundlerun.launcher.run_folder.outcome import Outcome
+from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.report.measures import Shared
 from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.shares.shares import News
+from bundlerun.workers.shares.words import change_text, found_text
 from bundlerun.workers.step import StepSums
+
+log = logging.getLogger(__name__)
 
 
 class Audience:
     """Passes on what happens to whoever is to hear of it from this rank.
 
     Args:
+        session: this rank's place.
         life: what the agent sees.
         reporter: tells the world; None on all ranks but one.
     """
 
-    def __init__(self, life: Liveness, reporter: Reporter | None) -> None:
+    def __init__(self, session: Session, life: Liveness, reporter: Reporter | None) -> None:
+        self._session = session
         self._life = life
         self._reporter = reporter
 
@@ -45,6 +54,21 @@ class Audience:
         """How often snapshots are taken from now on, and what one takes of a step."""
         if self._reporter is not None:
             self._reporter.snapshot_steps(every, share)
+
+    def shares(self, news: News) -> None:
+        """Other shares, a rank that is slow: to the console and to the event log."""
+        if self._reporter is None:
+            return
+        if news.change is not None:
+            nodes = [node.name for node in self._session.nodes]
+            text = change_text(news.change, self._session.topology, nodes)
+            log.info("%s", text)
+            self._life.events.note("shares", {"step": news.change.first_step, "text": text})
+        if news.found is not None:
+            text = found_text(news.found)
+            log.log(logging.INFO if news.found.slow is None else logging.WARNING, "%s", text)
+            event: EventName = "no slow rank" if news.found.slow is None else "slow rank"
+            self._life.events.note(event, {"step": news.found.end_step, "text": text})
 
     def agree_to_stop(self) -> None:
         """All ranks stop after this step, and their next start would, too."""

@@ -1,6 +1,6 @@
 """A rank's way through the run: epochs of steps, and what comes after each.
 
-step     [1] train | [2] agent | [3] snapshot | [4] history | [5] told to stop? | [6] checkpoint
+step     [1] train | [2] agent | [3] snapshot | [4] history, shares | [5] stop? | [6] checkpoint
 epoch    steps | [7] share measurements | [8] validate | [9] checkpoint | [10] where the time went
 """
 
@@ -14,12 +14,14 @@ from typing import Any
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.order import Speeds
 from bundlerun.workers.rank.life.stopping import Stopping
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
 from bundlerun.workers.report.profiling import Profiling
 from bundlerun.workers.run.saving import Saving
+from bundlerun.workers.shares.shares import Shares
 from bundlerun.workers.state.ending import Ending
 from bundlerun.workers.step import StepResult, StepSums, StepWork, with_raw
 from bundlerun.workers.trainer import Trainer
@@ -37,6 +39,7 @@ class Run:
         measured: steps that are measured action by action.
         profiling: steps that torch's profiler sees.
         stopping: whether this step is the last.
+        shares: who does how many micro-batches.
         audience: agent, history and console.
     """
 
@@ -50,6 +53,7 @@ class Run:
         measured: MeasuredSteps,
         profiling: Profiling,
         stopping: Stopping,
+        shares: Shares,
         audience: Audience,
     ) -> None:
         self._config = config
@@ -60,6 +64,7 @@ class Run:
         self._measured = measured
         self._profiling = profiling
         self._stopping = stopping
+        self._shares = shares
         self._audience = audience
         self._epoch = 0
         self._first_epoch = 0
@@ -117,6 +122,7 @@ class Run:
                 num_in_pass=num_in_pass,
             )
             self._profiling.begin(self._step)
+            self._shares.begin_step()
             is_last = self._step + 1 == self._config.max_steps
             result = self._trainer.step(
                 work,
@@ -150,6 +156,7 @@ class Run:
         self._measures.count(num_microbatches=len(work.sizes), num_unreadable=result.num_unreadable)
         # [4]
         self._audience.step(row, is_kept=after.is_kept)
+        self._audience.shares(self._shares.end_step(self._step, len(work.sizes)))
 
     def _row(self, work: StepWork, result: StepResult) -> dict[str, Any]:
         """What the history says of the step that is finished; the last stage knows."""
@@ -251,7 +258,7 @@ class Run:
     def _share_measures(self) -> None:
         """Every bundle learns how fast all are; the reporter learns where the time went."""
         shared = self._measures.share()
-        # Who does how much decides in which order is summed.
-        if self._config.share == "measured" and not self._config.deterministic:
-            self._feed.set_speeds(shared.busy_s)
+        if self._shares.is_by_epoch:
+            fill_s = (0.0,) * len(shared.busy_s)
+            self._feed.share_from(self._step, Speeds(tuple(shared.busy_s), fill_s))
         self._audience.end_epoch(self._epoch, self._step, shared)

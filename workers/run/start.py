@@ -45,6 +45,7 @@ from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
 from bundlerun.workers.run.same_model import check_same_model
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.run.trained import Trained
+from bundlerun.workers.shares.shares import Shares
 from bundlerun.workers.snapshot.pace import Pace
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.snapshot.room import SnapshotRoom
@@ -92,7 +93,8 @@ def train_rank(
         # Who cuts leaves circles of references, in which all other stages would stay: of much that
         # was there when the rank was forked, Python seldom looks for what nobody needs.
         give_back()
-        trainer = Trainer(config, session, stage, recipe, meters)
+        shares = Shares(config, session, meters, feed)
+        trainer = Trainer(config, session, stage, recipe, meters, shares.tally)
         stack.callback(trainer.close)
         keeper = Keeper(config, session, Trained(session, trainer), restore, info.about)
         # Only now: loading needs the stage's names and the optimizer, which the trainer has.
@@ -120,9 +122,11 @@ def train_rank(
         stack.callback(measured.close)
         steps = StepRange.parse(config.profile) if config.profile else None
         profiling = Profiling(paths, session, meters, steps, is_teller=session.is_reporter)
-        stopping = _stopping(paths, session, life, reporter)
-        audience = Audience(life, reporter)
-        run = Run(config, feed, trainer, saving, measures, measured, profiling, stopping, audience)
+        stopping = _stopping(paths, session, life, reporter, shares)
+        audience = Audience(session, life, reporter)
+        run = Run(
+            config, feed, trainer, saving, measures, measured, profiling, stopping, shares, audience
+        )
         life.sheet.talks(Talk.NONE)
         ending = run.train_from(progress)
         profiling.close()
@@ -258,7 +262,7 @@ def _tell_start(
 
 
 def _stopping(
-    paths: RunPaths, session: Session, life: Liveness, reporter: Reporter | None
+    paths: RunPaths, session: Session, life: Liveness, reporter: Reporter | None, shares: Shares
 ) -> Stopping:
     request = StopRequest(
         paths,
@@ -266,7 +270,9 @@ def _stopping(
         is_reporter=session.is_reporter,
         is_lost=reporter.looks_lost if reporter is not None else lambda: False,
     )
-    return Stopping(request, StopWord(session.groups))
+    tally = shares.tally
+    num_more = 0 if tally is None else tally.size
+    return Stopping(request, StopWord(session.groups, num_more), tally)
 
 
 def where_line(session: Session, step: int, source: str) -> str:

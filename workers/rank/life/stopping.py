@@ -6,6 +6,8 @@
                 ends         all replicas of a stage have the same sum, and all stages of a bundle
                              have put in the same: all ranks know the same, this was the last step
 
+What else the ranks of a bundle are to know of each other in a step travels in the same word.
+
 So nobody decides by a clock, and no rank asks any other outside its bundle. Between steps, in a
 validation, all ranks ask each other directly: that is seldom.
 """
@@ -13,7 +15,8 @@ validation, all ranks ask each other directly: that is seldom.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch.distributed import Work
@@ -78,6 +81,20 @@ class StopRequest:
         return self._is_there
 
 
+class Rider(Protocol):
+    """Numbers that travel in the word of a bundle."""
+
+    @property
+    def size(self) -> int:
+        """How many."""
+
+    def own(self) -> Sequence[float]:
+        """Of this rank, as a step begins."""
+
+    def hear(self, numbers: Sequence[float]) -> None:
+        """The sums over the bundle, once its forwards are done."""
+
+
 class StopWord:
     """Tells the ranks of a bundle what each has heard.
 
@@ -85,29 +102,31 @@ class StopWord:
 
     Args:
         groups: of this rank.
+        num_more: numbers that travel with it.
     """
 
-    def __init__(self, groups: Groups) -> None:
+    def __init__(self, groups: Groups, num_more: int = 0) -> None:
         self._group = groups.stop
-        self._word = torch.zeros(1)
+        self._word = torch.zeros(1 + num_more, dtype=torch.float64)
         self._work: Work | None = None
 
-    def begin(self, heard: bool) -> None:
+    def begin(self, heard: bool, more: Sequence[float] = ()) -> None:
         """Sends what this rank has heard, while the forwards of the step run."""
         # [1] Its own group: the bundle's may be in use meanwhile.
-        self._word.fill_(float(heard))
+        self._word.copy_(torch.tensor([float(heard), *more], dtype=torch.float64))
         if self._group is not None:
             self._work = self._group.all_reduce(self._word)
 
-    def finish(self) -> bool:
-        """Whether any rank of the bundle has heard of a request."""
+    def finish(self) -> tuple[bool, Sequence[float]]:
+        """Whether any rank of the bundle has heard of a request; the sums of the other numbers."""
         # None in a bundle of one rank: its own word is the sum.
         if self._work is not None:
             assert self._group is not None
             with self._group.talking():
                 self._work.wait()
             self._work = None
-        return bool(self._word.item())
+        heard, *more = self._word.tolist()
+        return bool(heard), more
 
 
 class Stopping:
@@ -116,11 +135,13 @@ class Stopping:
     Args:
         request: what this rank has heard.
         word: what its bundle has.
+        rider: what travels with that; None: nothing.
     """
 
-    def __init__(self, request: StopRequest, word: StopWord) -> None:
+    def __init__(self, request: StopRequest, word: StopWord, rider: Rider | None = None) -> None:
         self._request = request
         self._word = word
+        self._rider = rider
 
     @property
     def is_heard(self) -> bool:
@@ -129,12 +150,16 @@ class Stopping:
 
     def begin_step(self) -> None:
         """Tells the bundle whether this rank wants to stop, while the forwards of a step run."""
-        self._word.begin(self._request.is_heard)
+        own = () if self._rider is None else self._rider.own()
+        self._word.begin(self._request.is_heard, own)
 
     def is_wanted(self) -> bool:
         """Whether a rank of the bundle wanted to stop as the step began; asked once per step."""
         # [2] The answer goes into the small sums.
-        return self._word.finish()
+        heard, more = self._word.finish()
+        if self._rider is not None:
+            self._rider.hear(more)
+        return heard
 
     def forget(self) -> None:
         """Removes the request at the end of the run; only the reporter does."""

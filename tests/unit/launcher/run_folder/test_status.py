@@ -177,3 +177,17 @@ def test_drain_leaves_a_request_unless_the_run_has_ended(
     assert "ended already: done" in capsys.readouterr().out
     assert not (tmp_path / "drain.json").exists()
     assert main(["drain", str(tmp_path / "none")]) == 2
+
+
+def test_a_slow_rank_is_told_until_it_is_taken_back_or_the_ranks_meet_again() -> None:
+    met = event(6.0, "met")
+    slow = event(7.0, "slow rank", text="rank 3 computes 2.0 times as long as its peers")
+    again = event(8.0, "no slow rank", text="all ranks compute as their peers again")
+
+    def told(*more: dict[str, Any], outcome: Outcome | None = None) -> tuple[str, ...]:
+        return status_of(HISTORY, [*EVENTS, *more], outcome, now=110.0).slow
+
+    assert told(met, slow) == ("rank 3 computes 2.0 times as long as its peers",)
+    assert told(met, slow, again) == ()
+    assert told(met, slow, met) == ()
+    assert told(met, slow, outcome=Outcome("done", 0, "", 4)) == ()

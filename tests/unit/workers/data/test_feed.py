@@ -16,6 +16,7 @@ from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.data.feed import Feed
+from bundlerun.workers.data.order import Speeds
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.recipe import DataInfo, DataSets, Sample
 
@@ -141,3 +142,82 @@ def test_streams_are_told_from_others_by_their_first_samples() -> None:
     assert feeds[0].digests() == feeds[1].digests() != feeds[2].digests()
     targets = [batch.target.tolist() for batch in feeds[0].epoch(0, 1)[1]]
     assert targets == [[4, 5], [6, 7], [8, 9]]
+
+
+def shared_feed(samples: Any, bundle: int, num_workers: int) -> Feed:
+    """Of one of two bundles that share steps of four micro-batches of one sample."""
+    config = TrainConfig(
+        data="x", batch_size=4, microbatch_size=1, loader_workers=num_workers, validate=False
+    )
+    topology = Topology(Shape((1,)), (1, 1))
+    num_train = 40 if isinstance(samples, IterableDataset) else None
+    session: Any = SimpleNamespace(
+        place=topology.places[bundle],
+        topology=topology,
+        device=torch.device("cpu"),
+        arrival=SimpleNamespace(cores=NodeCores()),
+    )
+    data = DataSets(train=samples, val=None, num_outputs=3, num_train=num_train)
+    info = DataInfo(num_train=40, num_val=0, num_outputs=3)
+    return Feed(config, cast(Session, session), info, data)
+
+
+class Numbers(IterableDataset[Sample]):
+    """A stream."""
+
+    def __iter__(self) -> Iterator[Sample]:
+        return ((torch.tensor([float(i)]), 0) for i in range(40))
+
+
+class Numbered:
+    """The same by number."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int) -> Sample:
+        return torch.tensor([float(index)]), 0
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", [Numbers, Numbered])
+def test_shares_that_change_within_an_epoch_use_each_sample_once(
+    kind: type, num_workers: int
+) -> None:
+    samples = kind()
+    feeds = [shared_feed(samples, bundle, num_workers) for bundle in range(2)]
+    ways = [feed.epoch(0, 0) for feed in feeds]
+    steps: list[list[float]] = []
+    counts, first = [], 0
+    for step in range(10):
+        asked_for = max(feed.asked_for() for feed in feeds)
+        works = [next(way[0]) for way in ways]
+        assert [work.step for work in works] == [step, step]
+        counts.append([len(work.sizes) for work in works])
+        took = [[next(way[1]) for _ in work.sizes] for way, work in zip(ways, works, strict=True)]
+        steps.append([float(b.inputs[0]) for own in took for b in own])
+        if step == 1:
+            first = 1 + max(step + 1, asked_for)
+            for feed in feeds:
+                feed.share_from(first, Speeds((1.0, 3.0), (0.0, 0.0)))
+    for feed in feeds:
+        feed.close()
+    assert first < 9, "the change is to fall into the epoch"
+    assert counts == [[2, 2]] * first + [[3, 1]] * (10 - first)
+    wanted, plain = shared_feed(samples, 0, 0), []
+    wanted.share_from(0, Speeds((1.0, 1000.0), (0.0, 0.0)))
+    works, batches = wanted.epoch(0, 0)
+    for work in works:
+        plain.append([float(next(batches).inputs[0]) for _ in work.sizes])
+    # The same micro-batches in the same order, whoever does them (I1).
+    assert steps == plain
+    assert sorted(x for step in steps for x in step) == list(range(40))
+
+
+def test_a_rank_with_nothing_to_read_has_nothing_asked_for() -> None:
+    feed = shared_feed(Numbered(), 1, 0)
+    feed.share_from(0, Speeds((1.0, 1000.0), (0.0, 0.0)))
+    _, batches = feed.epoch(0, 0)
+    assert list(batches) == []
+    # Its loader has seen that there is nothing up to the end: until then nothing may change.
+    assert feed.asked_for() == 9

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from bundlerun.workers.data.order import (
     NEAR_EQUAL,
+    Speeds,
     block_order,
     dealt_microbatches,
     mix_seed,
@@ -142,24 +143,39 @@ def test_a_microbatch_has_what_a_rank_of_repeated_augmentation_has(
             assert found == [each[first : first + microbatch_size] for each in of_ranks]
 
 
+def shared(num_microbatches: int, seconds: list[float]) -> list[int]:
+    """By what a micro-batch takes each bundle."""
+    return share_out(num_microbatches, Speeds(tuple(seconds), (0.0,) * len(seconds)))
+
+
 def test_equal_bundles_share_alike_and_the_first_get_what_is_left() -> None:
-    assert share_out(8, [1.0, 1.0]) == [4, 4]
-    assert share_out(7, [0.2, 0.2, 0.2]) == [3, 2, 2]
-    assert share_out(1, [1.0, 1.0]) == [1, 0]
+    assert shared(8, [1.0, 1.0]) == [4, 4]
+    assert shared(7, [0.2, 0.2, 0.2]) == [3, 2, 2]
+    assert shared(1, [1.0, 1.0]) == [1, 0]
 
 
 def test_noise_changes_nothing() -> None:
-    assert share_out(100, [1.0, 1.09, 1.02]) == share_out(100, [1.05, 1.0, 1.08]) == [34, 33, 33]
+    assert shared(100, [1.0, 1.09, 1.02]) == shared(100, [1.05, 1.0, 1.08]) == [34, 33, 33]
 
 
 def test_a_bundle_of_half_the_speed_gets_half_as_many() -> None:
-    assert share_out(9, [1.0, 2.0]) == [6, 3]
+    assert shared(9, [1.0, 2.0]) == [6, 3]
 
 
 @pytest.mark.parametrize("unknown", [0.0, -1.0, math.nan, math.inf])
 def test_an_unknown_speed_counts_as_the_mean(unknown: float) -> None:
-    assert share_out(8, [unknown, 1.0, 1.0, 1.0]) == [2, 2, 2, 2]
-    assert share_out(4, [unknown, unknown]) == [2, 2]
+    assert shared(8, [unknown, 1.0, 1.0, 1.0]) == [2, 2, 2, 2]
+    assert shared(4, [unknown, unknown]) == [2, 2]
+
+
+def test_a_long_pipeline_gets_fewer_as_it_fills_first() -> None:
+    # 4 and 3: done at 4 s and 4.5 s; 3 and 4 would be at 3 s and 5.5 s.
+    speeds = Speeds((1.0, 1.0), (0.0, 1.5))
+    assert share_out(7, speeds) == [4, 3]
+    assert speeds.span_s([4, 3]) == 4.5
+    assert speeds.span_s([3, 4]) == 5.5
+    # What has nothing to do fills nothing.
+    assert speeds.span_s([4, 0]) == 4.0
 
 
 def _makespan(counts: list[int], seconds: list[float]) -> float:
@@ -168,7 +184,7 @@ def _makespan(counts: list[int], seconds: list[float]) -> float:
 
 @given(st.integers(0, 60), SECONDS)
 def test_no_other_sharing_is_done_much_earlier(num_microbatches: int, seconds: list[float]) -> None:
-    counts = share_out(num_microbatches, seconds)
+    counts = shared(num_microbatches, seconds)
 
     assert sum(counts) == num_microbatches
     # No sharing beats this bound: by a given time, each bundle has done only so many whole ones.
@@ -183,7 +199,7 @@ def test_no_other_sharing_is_done_much_earlier(num_microbatches: int, seconds: l
 
 @given(st.integers(1, 60), st.lists(st.sampled_from([1.0, 1.5, 2.0, 4.0]), min_size=1, max_size=6))
 def test_a_faster_bundle_never_gets_less(num_microbatches: int, seconds: list[float]) -> None:
-    counts = share_out(num_microbatches, seconds)
+    counts = shared(num_microbatches, seconds)
 
     for time, count in zip(seconds, counts, strict=True):
         for other, others_count in zip(seconds, counts, strict=True):
