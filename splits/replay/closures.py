@@ -9,15 +9,14 @@ modules of the model itself, in their mode and under their hooks.
 from __future__ import annotations
 
 import copy
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from types import CellType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
 
-_HOLDERS = (list, tuple, set, frozenset, deque)
+from bundlerun.splits.replay.state import held
 
 
 class Closures:
@@ -64,8 +63,7 @@ class Closures:
         if isinstance(value, MethodType):
             return self._reaches(value.__self__) or self._reaches(value.__func__)
         if isinstance(value, partial):
-            parts = (value.func, *value.args, *value.keywords.values())
-            return any(map(self._reaches, parts))
+            return any(map(self._reaches, held(value)))
         if not isinstance(value, FunctionType):
             return False
         if id(value) not in self._reaching:
@@ -117,16 +115,7 @@ def _is_empty(cell: CellType) -> bool:
 
 def _functions(value: Any) -> Iterator[FunctionType]:  # noqa: ANN401 - any value
     """The functions in an attribute of a module."""
-    if isinstance(value, FunctionType):
-        yield value
-    elif isinstance(value, MethodType):
-        yield from _functions(value.__func__)
-    elif isinstance(value, partial):
-        for part in (value.func, *value.args, *value.keywords.values()):
-            yield from _functions(part)
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _functions(item)
-    elif isinstance(value, _HOLDERS):
-        for item in value:
-            yield from _functions(item)
+    for one in held(value):
+        found = one.__func__ if isinstance(one, MethodType) else one
+        if isinstance(found, FunctionType):
+            yield found

@@ -16,11 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.replay.closures import Closures
-from bundlerun.splits.replay.state import HIDDEN
+from bundlerun.splits.replay.state import HIDDEN, held
 
 
 class Switch:
@@ -72,7 +71,7 @@ def replica_of(model: nn.Module, own: Collection[int], switch: Switch) -> nn.Mod
             if tensor is not None:
                 memo[id(tensor)] = tensor if id(tensor) in own else _stand_in(tensor)
     for module in model.modules():
-        for value in tree_leaves(dict(vars(module))):
+        for value in held(vars(module)):
             # Tensors that are attributes may be results, which cannot be copied; nobody writes them
             # as long as the stages of one process take turns.
             if isinstance(value, (Tensor, torch.Generator)):

@@ -137,6 +137,14 @@ def _whole(stages: Any, x: Tensor) -> Tensor:
     return made
 
 
+def test_attributes_that_hold_themselves_are_no_trouble() -> None:
+    model = layers(in_turn)
+    tree: dict[str, object] = {"drop": lambda x: model.second(x)}
+    tree["tree"] = [tree]
+    model.tree = tree  # type: ignore[assignment]
+    assert_same(subject_of(model, (example(),), ("second",)), (example(),))
+
+
 def test_what_several_functions_share_they_share_in_a_copy() -> None:
     def forward(m: Layers, x: Tensor) -> Tensor:
         made: Tensor = m.third(m.second(m.first(x))) + kept["first"]
