@@ -26,7 +26,6 @@ gbit_s = 10
 from __future__ import annotations
 
 import math
-import sys
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,8 @@ from bundlerun.launcher.errors import ConfigError, nearest
 from bundlerun.launcher.planning.cluster import MOST_DEVICES, Cluster, Host, Link, NodeKind
 
 _GB = 1e9
+_LEAST, _MOST = 1e-9, 1e15
+"""Of any number: beyond these, times are no numbers that can be added up."""
 _TABLES = ("nodes", "inside", "between", "pair")
 _LINK_KEYS = ("gbit_s", "latency_us")
 _HOST_KEYS = ("cores", "copy_gb_s", "send_gb_s", "message_us")
@@ -147,8 +148,10 @@ class _Table:
         if key in self.values and not (value >= 0 if may_be_0 else value > 0):
             least = "0 or more" if may_be_0 else "above 0"
             raise self.error(f"{key} = {value} must be {least}")
-        if key in self.values and not value <= sys.float_info.max:
+        if key in self.values and not value <= _MOST:
             raise self.error(f"{key} = {value} must be finite; leave it out where nothing limits")
+        if 0 < value < _LEAST:
+            raise self.error(f"{key} = {value} must be {_LEAST:g} at least, a step would not end")
         return float(value)
 
     def whole(self, key: str, default: int, *, may_be_0: bool = False) -> int:

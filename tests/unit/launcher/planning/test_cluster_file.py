@@ -94,6 +94,7 @@ def test_what_is_left_out_limits_nothing() -> None:
             "[[pair]] of c.toml: nodes = ['b', 'a'] stands twice",
         ),
         (f"[[nodes]]\ndevices=1\n[between]\ngbit_s={'9' * 400}\n", "must be finite"),
+        ("[[nodes]]\ndevices=1\ncopy_gb_s=1e-320\n", "must be 1e-09 at least, a step would"),
         ("[[nodes]]\ndevices=8\ncount=10000000000\n", "80,000,000,000 devices, and plans are"),
         ("[[nodes]]\ndevices=1\n[[pair]]\nnodes=[['a'],2]\n", "no [[nodes]] has the name ['a']"),
         (2 * "[[nodes]]\ndevices=1\nname='a'\n", "two kinds of nodes with the name 'a'"),
