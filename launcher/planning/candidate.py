@@ -117,6 +117,8 @@ class RankMemory:
     """In /dev/shm of the node."""
     loader: int
     """Of the loading processes, on the node."""
+    held: int = 0
+    """That the allocator of a CPU has been given back, and keeps."""
     start: int = 0
     """Before all that, in the memory of the node: the whole model, of which the stage is cut."""
     check: int = 0
@@ -126,6 +128,7 @@ class RankMemory:
     def device(self) -> int:
         """All that is on the device."""
         moment = max(self.activations + self.working, self.update) + self.buckets + self.wires
+        moment += self.held
         return self.parameters + self.buffers + self.gradients + self.optimizer + moment
 
     @property

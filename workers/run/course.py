@@ -20,6 +20,7 @@ from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.measured_steps import MeasuredSteps
 from bundlerun.workers.report.measures import Measures
 from bundlerun.workers.report.profiling import Profiling
+from bundlerun.workers.run.given_back import trim
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.shares.shares import Shares
 from bundlerun.workers.state.ending import Ending
@@ -71,6 +72,7 @@ class Run:
         """Of this start."""
         self._step = 0
         """Finished steps."""
+        self._has_trimmed = False
 
     def train_from(self, progress: Progress) -> Ending:
         """Trains from `progress` to the end of the run, or until it is told to stop.
@@ -135,6 +137,11 @@ class Run:
             self._measured.end()
             self._step += 1
             self._after_step(work, result, start)
+            if not self._has_trimmed:
+                # The first step leaves holes between what stays: the optimizer's state was made
+                # next to what it needed for a moment.
+                self._has_trimmed = True
+                trim()
             # [5] All ranks agree on this, so all leave the loop after the same step.
             if result.heard_stop:
                 self._stop()

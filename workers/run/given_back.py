@@ -13,6 +13,11 @@ def give_back() -> None:
     one stage stays, up to all of the others. Other allocators return it by themselves.
     """
     gc.collect()
+    trim()
+
+
+def trim() -> None:
+    """Has the allocator return its free pages to the machine; takes milliseconds."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError):

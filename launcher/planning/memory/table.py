@@ -26,6 +26,7 @@ _PARTS = {
     "activations": "activations in flight",
     "working": "beside, in one pass",
     "update": "or, in the optimizer's step",
+    "held": "free, and kept by the allocator",
     "buckets": "sums of gradients",
     "wires": "messages",
     "program": "program",

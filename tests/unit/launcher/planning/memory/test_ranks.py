@@ -134,6 +134,14 @@ def test_slots_of_shared_memory_count_half_for_each_end() -> None:
     assert second.activations == 3 * KEPT
 
 
+def test_an_allocator_keeps_a_tenth_of_what_is_alive_on_a_cpu() -> None:
+    first, *_ = of(PLAN, on_cpu(cluster()))
+    alive = 3 * PARAMETERS + 4 * KEPT + 10
+    assert first.held == alive // 10
+    assert first.device == alive + first.held + first.wires
+    assert of(PLAN)[0].held == 0
+
+
 def test_gradients_of_several_replicas_have_sums_beside_them() -> None:
     plan = replace(PLAN, shape=Shape((1,)), cuts=())
     alone = rank_memory(profile(1), plan, on_cpu(cluster(1)), ALONE)[0]
@@ -151,7 +159,7 @@ def test_a_node_has_one_sum_however_many_ranks_read_it() -> None:
     ranks = rank_memory(profile(1), plan, where, ALONE)
     (node,) = node_memory(ranks, plan, where)
     # Four ranks and what they are forked from have the program together.
-    each = PARAMETERS * 2 + KEPT + 10 + OWN_BYTES + PARAMETERS
+    each = PARAMETERS * 2 + KEPT + 10 + OWN_BYTES + PARAMETERS + (3 * PARAMETERS + KEPT + 10) // 10
     assert node.host == 4 * each + 5 * PARAMETERS + PROGRAM
 
 
