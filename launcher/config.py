@@ -241,6 +241,15 @@ class TrainConfig(ImageConfig):
         parse=yes_or_no,
         per_node=True,
     )
+    verify_steps: int = option(
+        0,
+        "steps within which replicas compare their state, a slice in each (0: 40; -1: never)",
+        group=_TUNE,
+        parse=int,
+    )
+    quarantine: bool = option(
+        False, "leave nodes out whose replica was found wrong", group=_TUNE, parse=yes_or_no
+    )
     verify_replicas: bool = option(
         False, "check after each step that all replicas are bit-equal", group=_TUNE, parse=yes_or_no
     )
@@ -250,7 +259,7 @@ class TrainConfig(ImageConfig):
         at_least(1, self, "keep", "log_steps", "seq_len", "synthetic_samples", "prefetch")
         at_least(1, self, "snapshot_copies")
         at_least(0, self, "checkpoint_steps", "threads", "seed", "snapshot_steps", "bucket_mb")
-        at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window")
+        at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window", "verify_steps")
         finite_above_0(self, "timeout_s")
         if self.sync in WITHOUT_EXCHANGE and self.exchange_dtype != "float32":
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 EXIT_DONE = 0
 EXIT_FAILED = 1
@@ -66,6 +66,19 @@ class DivergedError(BundleError):
     def verdict(self) -> int:
         """See `VERDICT_FINAL`."""
         return VERDICT_FINAL
+
+
+class CorruptionError(BundleError):
+    """Replicas that have to be equal are not; the run goes back to what was verified.
+
+    Args:
+        text: for a reader.
+        details: for the event log; None where another rank tells.
+    """
+
+    def __init__(self, text: str, details: Mapping[str, object] | None = None) -> None:
+        super().__init__(text)
+        self.details = details
 
 
 class CheckpointError(BundleError):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import max_in_flight
+from bundlerun.splits.stage import Forward
 from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.forwards import forwards_of
 from bundlerun.workers.model.norms.batchnorm import StatisticsPool
@@ -29,6 +31,7 @@ def make_bundle(
     statistics: StatisticsPool,
     forward_state: ForwardState,
     meters: Meters,
+    around: Callable[[Sequence[Forward]], Sequence[Forward]],
 ) -> Bundle:
     """Makes it.
 
@@ -41,12 +44,13 @@ def make_bundle(
         statistics: take those of each training forward.
         forward_state: sees what forwards write.
         meters: gets the time of each phase.
+        around: what is put around the forwards of the chunks, outermost.
     """
     number, device = session.place.stage, session.device
     pipeline = Pipeline.of(session.topology, config.schedule)
     count = math.ceil(config.num_microbatches / session.topology.num_bundles)  # or about that
     is_recomputed = config.recomputes(number, max_in_flight(pipeline.order(number, 0, count)))
-    around = statistics, forward_state, device
+    within = statistics, forward_state, device
     return Bundle(
         wires=Wires(
             session.topology,
@@ -58,7 +62,7 @@ def make_bundle(
         ),
         pipeline=pipeline,
         stage=stage,
-        forwards=forwards_of(stage, config, *around, recomputes=is_recomputed),
+        forwards=around(forwards_of(stage, config, *within, recomputes=is_recomputed)),
         recipe=recipe,
         arithmetic=arithmetic,
         meters=meters,

@@ -13,17 +13,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bundlerun.workers.model import replica_check
 from bundlerun.workers.optim.update import StepLoss
 from bundlerun.workers.report.metric_sums import MetricSums
 from bundlerun.workers.shares.tally import Tally
 from bundlerun.workers.step import StepShare
+from bundlerun.workers.verify.replica_check import NUM_SUMS
 
 _STOP = 1
 _WEIGHT = _STOP + 1
 _FOUND = _WEIGHT + 2
 _CHECK = _FOUND + 1
-_METRICS = _CHECK + replica_check.NUM_SUMS
+_METRICS = _CHECK + NUM_SUMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ class Told:
 
     @property
     def comparison(self) -> Sequence[float]:
-        """For `ReplicaCheck.check`."""
+        """For `Verifier.check`."""
         return self.numbers[_CHECK:_METRICS]
 
     @property

@@ -24,7 +24,13 @@ from bundlerun.launcher.agent.limits import raise_open_files
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.deciding.decision import with_kept_decision
-from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
+from bundlerun.launcher.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_RESUMABLE,
+    BundleError,
+    CorruptionError,
+)
 from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
@@ -285,6 +291,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             details = {"text": text, "exit_code": exc.exit_code}
             # Tells the first error from those that follow from it: the first one is the story.
             life.events.note("failed", {**details, "is_follower": is_follower(exc)})
+            if isinstance(exc, CorruptionError) and exc.details is not None:
+                life.events.note("corruption", exc.details)
             life.ends(exc.verdict)
             return exc.exit_code
         life.ends(code)

@@ -20,12 +20,10 @@ from bundlerun.workers.bundle_made import make_bundle
 from bundlerun.workers.data.samples import Batch
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.interface import Event
-from bundlerun.workers.model import replica_check
 from bundlerun.workers.model.compiled import begin_replays
 from bundlerun.workers.model.forward_state import ForwardState
 from bundlerun.workers.model.memory_format import arrange
 from bundlerun.workers.model.norms.batchnorm import StatisticsPool
-from bundlerun.workers.model.replica_check import CopyChecks, ReplicaCheck
 from bundlerun.workers.optim.average import Average
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
@@ -47,6 +45,8 @@ from bundlerun.workers.step import StepResult, StepShare, StepSums, StepWork
 from bundlerun.workers.sync.calibrate import write_choice
 from bundlerun.workers.sync.rank_sync import RankSync
 from bundlerun.workers.values.module_tensors import moved
+from bundlerun.workers.verify.replica_check import NUM_SUMS
+from bundlerun.workers.verify.verifier import Verifier
 
 log = logging.getLogger(__name__)
 
@@ -119,13 +119,18 @@ class Trainer:
         self._has_moved = False
         """Whether the running statistics have, before the numbers of the step were read."""
         self._changed: Event | None = None
-        place, topology = session.place, session.topology
-        num_replicas = len(topology.stage_ranks(place.stage))
-        self._replicas = ReplicaCheck(
-            self.stage, f"the replicas of stage {place.stage}", num_replicas
+        arithmetic = Arithmetic(session.device, config.precision, memory_format, self.loss_scale)
+        self.verifier = Verifier(
+            config,
+            session,
+            self.stage,
+            self.optimizer,
+            self.average.state,
+            arithmetic,
+            self.sync,
+            lambda: self._forward_state.is_quiet,
         )
-        self._copies = CopyChecks(self.sync.shared)
-        self._kept_elsewhere = kept_elsewhere(self.stage, place.stage)
+        self._kept_elsewhere = kept_elsewhere(self.stage, session.place.stage)
         self._forward_state = ForwardState(
             self.stage, config.chunks, self.sync.all_sum, speaks=session.is_writer
         )
@@ -134,10 +139,11 @@ class Trainer:
             session,
             self.stage,
             recipe,
-            Arithmetic(session.device, config.precision, memory_format, self.loss_scale),
+            arithmetic,
             self._statistics,
             self._forward_state,
             meters,
+            self.verifier.redo.around,
         )
 
     def _metric_sums(self) -> MetricSums:
@@ -151,7 +157,7 @@ class Trainer:
             self._session,
             self.stage,
             num_extra=SmallSums.size(self._metrics, self._tally) + StatisticsPool.size(self.stage),
-            num_shared_extra=replica_check.NUM_SUMS,
+            num_shared_extra=NUM_SUMS,
             meters=self._meters,
         )
         if sync.choice is not None and self._session.is_writer:
@@ -208,8 +214,7 @@ class Trainer:
         if self._tally is not None:
             self._tally.read(told.tally)
         # First of all: replicas that differ must not reach a snapshot.
-        self._replicas.check(told.comparison, work.step)
-        self._copies.check(copies, work.step)
+        self.verifier.check(told.comparison, copies, work.step)
         self._forward_state.settle(
             told.num_found,
             is_first=self._does_first(work),
@@ -232,8 +237,7 @@ class Trainer:
         """Begins a step; nothing of the one before may be left in what rides along with it."""
         self.sync.start_step()
         begin_replays(self._config)
-        self._replicas.write(self._sums.comparison, step)
-        self._copies.write(step)
+        self.verifier.write(self._sums.comparison, step)
         self._forward_state.begin_step()
         return self._sums.share()
 
@@ -241,6 +245,8 @@ class Trainer:
         """Changes parameters and statistics before anybody knows the numbers, where that can be."""
         self._has_moved, self._changed = False, None
         if not self.sync.is_all_used or self._forward_state.writes_parameters:
+            return
+        if self.verifier.redo.is_due(work.step):  # with what the step has begun with
             return
         with self._meters.phase("optimizer"), torch.no_grad():
             self._update.go_ahead(work.step, steps_per_epoch)
@@ -274,9 +280,7 @@ class Trainer:
         if not self._has_stepped:
             self._has_stepped = True
             self._check_kept()
-        if self._config.verify_replicas:
-            self._replicas.verify(step, self.sync.all_sum, self._session.device)
-            self._copies.verify(step, self._session.device)
+        self.verifier.verify(step)
 
     def _apply(
         self,

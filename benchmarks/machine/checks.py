@@ -38,10 +38,11 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.splits.models import make_stages
 from bundlerun.workers.model.fidelity import check_fidelity
 from bundlerun.workers.model.forward_state import ForwardState
-from bundlerun.workers.model.replica_check import NUM_SUMS, ReplicaCheck
 from bundlerun.workers.model.trial import Subject
 from bundlerun.workers.pipeline.loss import LossCheck
 from bundlerun.workers.recipe import load_recipe
+from bundlerun.workers.verify.replica_check import NUM_SUMS, ReplicaCheck
+from bundlerun.workers.verify.slices import STEPS, entries_of
 
 CLAIM = "the checks of a run cost at most 0.3 s at its start and 0.2 % of a step"
 MOST_START_S = 0.3
@@ -138,18 +139,26 @@ def measure_step(num_rounds: int) -> tuple[float, float]:
 def checks_of(model: nn.Module) -> Callable[[int], None]:
     """What a replica does in a step besides training: the argument is the step's number."""
     # Of two replicas that say the same, which is what a rank hears where all is well.
-    replicas = ReplicaCheck(model, "the replicas of stage 0", 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    entries = list(entries_of(model, optimizer))
+    replicas = ReplicaCheck(lambda: entries, 2, torch.device("cpu"), STEPS)
     state = ForwardState(model, 1, _itself)
     forward = state.watched(0, _nothing)
     sums = torch.zeros(NUM_SUMS, dtype=torch.float64)
 
     def step(number: int) -> None:
+        sums.zero_()
+        sums.zero_()
         replicas.write(sums, number)
         state.begin_step()
         for _ in range(BATCH // MICROBATCH):
             forward(sums)
         num_found = state.count_found()
-        replicas.check((2 * sums).tolist(), number)
+        assert replicas.is_equal((2 * sums).tolist())
         state.settle(num_found, is_first=True)
 
     step(0)  # the first one compares the state as well: that is the start's

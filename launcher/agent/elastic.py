@@ -212,7 +212,7 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         RendezvousError,
     )
 
-    from bundlerun.launcher.rendezvous.handler import NodesDiffer
+    from bundlerun.launcher.rendezvous.handler import NodeLeftOut, NodesDiffer
 
     node = plan.here
     try:
@@ -240,6 +240,8 @@ def _run(plan: LaunchPlan, start: Start, say: Callable[[str], None]) -> int:
         return 128 + number
     except SystemExit as exc:  # the handler's, of a node without a round
         return code_without_round(exc, read_outcome(RunPaths(Path(plan.train.value.run_dir))))
+    except NodeLeftOut as exc:
+        raise NodeError(f"node {node.name} takes no part in this run any more: {exc}") from exc
     except NodesDiffer as exc:
         raise ConfigError(str(exc)) from exc
     except RendezvousClosedError as exc:
@@ -344,6 +346,7 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
         "other_sizes": "|".join(str(one.size) for one in shape.family[1:]),
         "fence_dir": str(paths.fence),
         "events_dir": str(paths.events),
+        "left_out_dir": str(paths.left_out),
         "give_up_after": plan.launch.value.give_up_after,
         "terms": os.environ[TERMS_VARIABLE],
         "token_file": "" if has_token else ensure_token(paths),

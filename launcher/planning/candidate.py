@@ -30,6 +30,7 @@ class Request:
         bucket_bytes: of a bucket of gradients; 0: by default.
         has_snapshot: whether the state is copied to the memory of the node.
         snapshot_copies: nodes that are to have each stage's.
+        keeps_verified: whether states that were verified are kept there, too.
         num_steps: of the whole run; 0: not known.
     """
 
@@ -47,6 +48,7 @@ class Request:
     bucket_bytes: int = 0
     has_snapshot: bool = True
     snapshot_copies: int = 1
+    keeps_verified: bool = False
     num_steps: int = 0
 
 

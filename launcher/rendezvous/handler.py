@@ -29,6 +29,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from bundlerun.launcher.console import open_console, tell
+from bundlerun.launcher.corruption.quarantine import why_left_out
 from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.meeting.addresses import LOOPBACK, own_place, resolve
 from bundlerun.launcher.meeting.node_name import claimed_name
@@ -52,6 +53,10 @@ from bundlerun.launcher.rendezvous.settings import (
 )
 from bundlerun.launcher.rendezvous.told import WaitLines, joined_line
 from bundlerun.launcher.run_folder.events import Events
+
+
+class NodeLeftOut(RendezvousClosedError):
+    """Its replica was wrong: the others go on without it."""
 
 
 class NodesDiffer(RendezvousClosedError):
@@ -117,6 +122,7 @@ class BundleRendezvousHandler(RendezvousHandler):
 
         Raises:
             RendezvousClosedError: the job has failed, or its only endpoint is lost.
+            NodeLeftOut: this node takes no part any more.
             RendezvousTimeoutError: too few nodes came.
             SystemExit: the job has ended well, and this node was spare; or this node was told to
                 stop while it had no round, or has stopped, save for ranks that died in doing so.
@@ -171,6 +177,8 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     def _settle_attempt(self) -> None:
         """Ends the job where what became of the last attempt says that another is in vain."""
+        if why := why_left_out(self._conf.left_out_dir, self._node.member.seat.name):
+            raise NodeLeftOut(why)
         over = self._node.member.over
         why = self._ranks.settle(over=over.cause if over else None)
         if self._node.member.closed is not None:

@@ -24,6 +24,7 @@ from typing import Any
 
 from bundlerun.launcher.agreement.agreed import difference
 from bundlerun.launcher.console import tell
+from bundlerun.launcher.corruption.quarantine import why_left_out
 from bundlerun.launcher.options.endpoints import Endpoint
 from bundlerun.launcher.rendezvous.client import Client
 from bundlerun.launcher.rendezvous.fence import WATCH_POLL_S, Fence
@@ -97,6 +98,8 @@ class Node:
         self._book = Book()
         self._unlike = ""
         """What was unlike at the last node that this candidate refused."""
+        self._left_out: set[str] = set()
+        """Nodes that were refused for what they have done."""
         self._client = Client(
             Member(
                 seat=request.seat,
@@ -210,6 +213,14 @@ class Node:
     def _objection_to(self, card: Card) -> str:
         """Why a node cannot take part; only this node's part in the rendezvous asks."""
         request = self._request
+        left_out = why_left_out(request.conf.left_out_dir, card.name)
+        if left_out:
+            # Not unlike the others: nobody ends for it, however early in the job.
+            if card.name not in self._left_out:
+                self._left_out.add(card.name)
+                details = {"node": card.name, "why": f"{card.name} is left out: {left_out}"}
+                self._events.note("coordinator: refuses a node", details)
+            return f"node {card.name} is left out for the rest of the run: {left_out}"
         unlike = difference({request.seat.name: request.terms, card.name: card.terms})
         # A refused node comes again and again; one line in the log is enough.
         if unlike and unlike != self._unlike:

@@ -33,6 +33,7 @@ class Conf:
         other_sizes: ranks of bundles of other shapes that will do, such as 3|2.
         fence_dir: a folder that all nodes share, which decides who goes on without a majority.
         events_dir: where each node writes what happened, NODE.jsonl.
+        left_out_dir: where ranks say which nodes are to take no part any more.
         token_file: holds the secret that a node must know to take part.
         node_name: this node's stable name.
         num_workers: of this node; 0 learns it from torch in the first round.
@@ -52,6 +53,7 @@ class Conf:
     other_sizes: str = ""
     fence_dir: str = ""
     events_dir: str = ""
+    left_out_dir: str = ""
     token_file: str = ""
     node_name: str = ""
     num_workers: int = 0

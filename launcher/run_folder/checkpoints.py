@@ -59,6 +59,8 @@ class Progress:
     """The factor of the loss in float16; 0: there is none."""
     loss_scale_steps: int = 0
     """Steps that were done with it."""
+    verified: int = 0
+    """Finished steps of the newest state that replicas were found to have alike."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """What the history says of the last step; known to ranks of the last stage, and only to a
     snapshot, as a step is told before a checkpoint of it is written."""
@@ -130,6 +132,7 @@ def manifest_text(
         "score": None if progress.score is None else _json_number(progress.score),
         "optimizer": progress.optimizer,
         **_loss_scale(progress),
+        **({"verified": progress.verified} if progress.verified else {}),
         "files": {p.file: {"size_bytes": p.size_bytes, "sha256": p.sha256} for p in parts},
         "weight_map": {name: part.file for part in parts for name in part.names},
         "config": dict(config),
@@ -195,6 +198,7 @@ def _from_body(folder: Path, body: dict[str, Any]) -> Checkpoint:
             seed=body["config"].get("seed"),
             loss_scale=float(loss_scale.get("value", 0.0)),
             loss_scale_steps=int(loss_scale.get("num_steps", 0)),
+            verified=int(body.get("verified", 0)),
         ),
         parts=tuple(
             Part(file=file, names=tuple(names[file]), **what)

@@ -30,6 +30,7 @@ EventName: TypeAlias = Literal[
     "stops",
     "done",
     "failed",
+    "corruption",
     # of an agent about its ranks
     "rank gone",
     "rank stopped",

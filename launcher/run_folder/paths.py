@@ -91,6 +91,20 @@ class RunPaths:
         return self.root / "drain.json"
 
     @property
+    def corruption(self) -> Path:
+        """What was found to be corrupted, a JSON file each."""
+        return self.root / "corruption"
+
+    @property
+    def left_out(self) -> Path:
+        """Nodes that take no part any more, a JSON file each."""
+        return self.corruption / "left-out"
+
+    def corruption_mark(self, era: int, stage: int) -> Path:
+        """What the replicas of a stage found in an era."""
+        return self.corruption / f"era-{era}-stage-{stage}.json"
+
+    @property
     def checkpoints(self) -> Path:
         """One folder per checkpoint."""
         return self.root / "checkpoints"

@@ -222,6 +222,7 @@ _TOLD: Mapping[EventName, str] = {
     "rank stopped": "local rank {local_rank} was stopped: {why}",
     "rank silent": "local rank {local_rank} was silent: {why}",
     "failed": "local rank {local_rank} failed: {text}",
+    "corruption": "corrupted: {why}",
     "stood": "the ranks stood: {why}",
     "shares": "{text}",
     "slow rank": "{text}",

@@ -204,7 +204,8 @@ class Run:
         made.callback(restore.room.close)
         keeper = Keeper(config, session, state, restore)
         # [2]
-        resumed = keeper.resume(look(config, session, restore))
+        found = look(config, session, restore)
+        resumed = keeper.resume(found)
         history = None
         if session.is_reporter:
             history = made.enter_context(LoopHistory(RunPaths(Path(config.run_dir))))
@@ -219,6 +220,7 @@ class Run:
             meters=meters,
             pace=Pace(config.snapshot_steps, compares=_is_gpu(self._device)),
             restored=resumed.snapshot if resumed else None,
+            era=found.era,
         )
         made.callback(snapshots.close)
         # A rank about to end completes its copy first: the next start may need it.

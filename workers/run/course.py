@@ -210,6 +210,7 @@ class Run:
             seed=self._config.seed,
             loss_scale=loss_scale,
             loss_scale_steps=loss_scale_steps,
+            verified=self._trainer.verifier.verified_at(self._step),
         )
 
     def _end_epoch(self) -> bool:

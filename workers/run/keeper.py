@@ -13,6 +13,13 @@ from typing import Any, NamedTuple, Protocol
 from torch import Tensor
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.corruption.marks import (
+    CorruptionMark,
+    era_of,
+    read_marks,
+    set_aside,
+    trusted_step,
+)
 from bundlerun.launcher.errors import CheckpointError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import (
     MANIFEST,
@@ -103,10 +110,14 @@ class Found:
     Args:
         on_disk: checkpoints that look whole.
         in_memory: step of the newest whole snapshot; -1 without one.
+        era: see `launcher.corruption.marks`.
+        trusted: finished steps of the newest state of earlier eras that is; -1 in the first one.
     """
 
     on_disk: Survey
     in_memory: int
+    era: int = 0
+    trusted: int = -1
 
     @property
     def is_nothing(self) -> bool:
@@ -132,10 +143,9 @@ def look(config: TrainConfig, session: Session, restore: Restore | None = None) 
     Raises:
         NodeError: this node does not see the checkpoints that another does.
     """
-    return Found(
-        on_disk=_agreed_survey(config, session, _checkpoints(config, session)),
-        in_memory=-1 if restore is None else restore.newest_step(),
-    )
+    on_disk, era, trusted = _agreed_survey(config, session, _checkpoints(config, session))
+    in_memory = -1 if restore is None else restore.newest_step()
+    return Found(on_disk=on_disk, in_memory=in_memory, era=era, trusted=trusted)
 
 
 def _checkpoints(
@@ -145,16 +155,20 @@ def _checkpoints(
     return Checkpoints(paths, config.keep, token=session.token, config=config, about=about)
 
 
-def _agreed_survey(config: TrainConfig, session: Session, checkpoints: Checkpoints) -> Survey:
-    """The checkpoints that the reporter sees, as this rank reads them."""
+def _agreed_survey(
+    config: TrainConfig, session: Session, checkpoints: Checkpoints
+) -> tuple[Survey, int, int]:
+    """The checkpoints that the reporter sees, as this rank reads them; for `Found`, the rest."""
     if session.is_reporter:
         # One rank only: leftovers are deleted here, and all must see one list.
         checkpoints.sweep()
+        marks = _settled_marks(RunPaths(Path(config.run_dir)))
         seen = checkpoints.survey()
-        session.store.set("checkpoints", json.dumps([[c.step for c in seen.found], seen.broken]))
+        told = [[c.step for c in seen.found], seen.broken, era_of(marks), trusted_step(marks)]
+        session.store.set("checkpoints", json.dumps(told))
     # A shared disk may show a file later on another node. Lists that differ would send ranks to
     # different states.
-    steps, broken = json.loads(session.store.get("checkpoints"))
+    steps, broken, era, trusted = json.loads(session.store.get("checkpoints"))
     own = {c.step: c for c in checkpoints.candidates()}
     missing = [step for step in steps if step not in own]
     if missing:
@@ -162,7 +176,29 @@ def _agreed_survey(config: TrainConfig, session: Session, checkpoints: Checkpoin
             f"this node does not see checkpoint {missing[0]} in --run-dir {config.run_dir!r}; "
             "use a folder that all nodes share"
         )
-    return Survey([own[step] for step in steps], broken)
+    return Survey([own[step] for step in steps], broken), era, trusted
+
+
+def _settled_marks(paths: RunPaths) -> tuple[CorruptionMark, ...]:
+    """What was found to be corrupted; checkpoints that are not trusted for it are out of the way.
+
+    Raises:
+        CheckpointError: one cannot be put aside.
+    """
+    marks = read_marks(paths)
+    try:
+        moved = set_aside(paths, marks)
+    except OSError as exc:
+        raise CheckpointError(
+            f"cannot put a checkpoint aside that may be corrupted: {exc.filename!r}: {exc.strerror}"
+        ) from exc
+    if moved:
+        log.warning(
+            "checkpoints after step %d may be corrupted and are not gone on from: %s; they stay in "
+            "%s as suspect-step-...", trusted_step(marks), ", ".join(map(str, moved)),
+            paths.checkpoints,
+        )  # fmt: skip
+    return marks
 
 
 class Keeper:
@@ -328,7 +364,8 @@ class Keeper:
                     raise CheckpointError(part["error"])
             made = [Part(**{**part, "names": tuple(part["names"])}) for part in parts]
             self._checkpoints.commit(progress.step, made, progress)
-            self._checkpoints.prune()
+            # Memory has such states, too; without it the disk is all there is to go back to.
+            self._checkpoints.prune(progress.verified if self._restore is None else None)
         except CheckpointError as exc:
             # Parts without a manifest are no checkpoint, and take room on a disk that may be full.
             self._checkpoints.abandon(progress.step)

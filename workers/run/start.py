@@ -103,11 +103,14 @@ def train_rank(
             initial.load(trainer.stage)  # there were checkpoints, and all were damaged
         elif resumed is not None and config.init_from and session.is_reporter and is_first_start:
             log.info("the run goes on from its %s: --init-from is not read", resumed.source)
+        _begin_verifying(trainer, found, resumed)
         del initial  # it may hold a model's worth of memory
         _begin(session, feed, trainer, resumed)
         snapshots = None
         if restore is not None:
-            snapshots = make_snapshots(config, session, trainer, restore.room, meters, resumed)
+            snapshots = make_snapshots(
+                config, session, trainer, restore.room, meters, resumed, found.era
+            )
             stack.callback(snapshots.close)
             # A rank about to end completes its copy first: the next start may need it.
             life.before_end(snapshots.finish_copy)
@@ -211,6 +214,15 @@ def _begin(session: Session, feed: Feed, trainer: Trainer, resumed: Resumed | No
         trainer.check_loss()
 
 
+def _begin_verifying(trainer: Trainer, found: Found, resumed: Resumed | None) -> None:
+    """From here on replicas are compared."""
+    progress = resumed.progress if resumed else START
+    # What a run has gone back to was verified since, which the state itself could not know.
+    is_back = progress.step <= found.trusted
+    verified = progress.step if is_back else progress.verified
+    trainer.verifier.begins(found.era, progress.step, verified)
+
+
 def _open_reporter(
     config: TrainConfig, session: Session, recipe: Recipe, steps_per_epoch: int, stack: ExitStack
 ) -> Reporter | None:
@@ -294,6 +306,7 @@ def make_snapshots(
     room: SnapshotRoom,
     meters: Meters,
     resumed: Resumed | None,
+    era: int = 0,
 ) -> Snapshots:
     """The snapshots of this rank, on which its sync waits from now on.
 
@@ -312,6 +325,9 @@ def make_snapshots(
         # Of the job, not of this rank: all take theirs after the same steps.
         pace=Pace(config.snapshot_steps, compares=session.arrival.has_gpus),
         restored=resumed.snapshot if resumed else None,
+        era=era,
+        verified_every=trainer.verifier.keep_every,
+        verified=trainer.verifier.verified,
     )
     # From here on a sync waits for the bundle's snapshot of the step before (I8).
     trainer.sync.hold(snapshots)

@@ -66,6 +66,7 @@ class Label:
         num_names: tensors of the whole stage; as many names have to be found for it to be complete.
         progress: how far the run had come.
         situation: the layout it was written for, where only one rank can use it; else empty.
+        era: of the run, see `launcher.corruption.marks`.
     """
 
     step: int
@@ -75,6 +76,7 @@ class Label:
     num_names: int
     progress: Progress
     situation: str = ""
+    era: int = 0
 
     @property
     def id(self) -> SnapshotId:

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.corruption.marks import is_trusted, read_marks
 from bundlerun.launcher.errors import CheckpointError, NodeError
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.files import write_text
@@ -113,7 +114,7 @@ class Restore:
         Collective: every active rank.
         """
         if self._is_reporter:
-            self._inventory = self._collected()
+            self._inventory = self._trusted(self._collected())
             # `get` waits for the key, so what is set last says that the names are there.
             state = newest_state(self._inventory)
             self._store.set("names", json.dumps([] if state is None else list(state.specs)))
@@ -206,6 +207,14 @@ class Restore:
             for entries in (
                 self._store.get(f"node/{n}") for n in range(self._arrival.topology.num_nodes)
             )
+        ]
+
+    def _trusted(self, inventory: Inventory) -> Inventory:
+        """Without what was found to be corrupted, or may be."""
+        marks = read_marks(self._paths)
+        return [
+            [piece for piece in here if is_trusted(piece.label.step, piece.label.era, marks)]
+            for here in inventory
         ]
 
     def _pieces(self, restored: Restored, situation: str) -> Iterator[tuple[Path, Layout]]:

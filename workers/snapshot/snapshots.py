@@ -36,6 +36,7 @@ from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.snapshot.buddies import Buddies, has_buddies
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
+from bundlerun.workers.snapshot.keeping import Keeping, is_kept
 from bundlerun.workers.snapshot.pace import Adapted, Pace
 from bundlerun.workers.snapshot.piece import (
     Label,
@@ -96,6 +97,9 @@ class Snapshots:
         meters: gets the time of the copy, and of what waits for it.
         pace: says after which steps.
         restored: the snapshot that this round began with, if one.
+        era: of the run, see `launcher.corruption.marks`.
+        verified_every: steps between states that are kept for going back to; 0: none are.
+        verified: finished steps of the newest one that is verified, as this round begins.
     """
 
     def __init__(
@@ -107,6 +111,9 @@ class Snapshots:
         meters: Meters,
         pace: Pace,
         restored: SnapshotId | None = None,
+        era: int = 0,
+        verified_every: int = 0,
+        verified: int = 0,
     ) -> None:
         topology, place = session.topology, session.place
         # Replicas of a stage on one node hold the same numbers: each copies a part of them.
@@ -117,10 +124,13 @@ class Snapshots:
         self._meters = meters
         self._pace = pace
         self._restored = restored
+        self._era = era
         self._share, self._num_shares = mates.index(place.rank), len(mates)
         role = f"node{place.node}-stage{place.stage}-{self._share}of{self._num_shares}"
         self._pieces = Turns(room, session.token, role, session.device)
         self._kept = Turns(room, session.token, f"{role}-feedback", session.device)
+        self._keeping = Keeping(room, session.token, role, session.device, verified_every)
+        self._verified = verified
         # A group of its own: the thread sums in it while the bundle's other groups are in use.
         self._bundle = session.groups.snapshot
         self._buddies = Buddies(session, room)
@@ -149,7 +159,7 @@ class Snapshots:
             step_s: what the step took, seconds.
             total: adds up numbers over all ranks.
         """
-        is_kept = self._pace.is_due(progress.step)
+        is_kept = self._is_due(progress.step)
         self.save(progress)
         if not self._pace.stepped(step_s):
             return AfterStep(is_kept=is_kept)
@@ -163,8 +173,11 @@ class Snapshots:
         next has gone through `before_first` and `before_last`.
         """
         self._step = progress.step
-        if self._pace.is_due(progress.step):
+        if self._is_due(progress.step):
             self._begin(progress)
+
+    def _is_due(self, step: int) -> bool:
+        return self._pace.is_due(step) or self._keeping.is_due(step)
 
     def _begin(self, progress: Progress) -> None:
         self._num_saved += 1
@@ -212,7 +225,7 @@ class Snapshots:
                 self._pace.taken(self._fed.result() + self._copied.result() + self._waited)
             self._fed = self._copied = self._agreed = None
             self._waited = 0.0
-        if self._pace.is_due(self._step + 1):
+        if self._is_due(self._step + 1):
             self._before_next()
 
     def _before_next(self) -> None:
@@ -245,7 +258,7 @@ class Snapshots:
         answers += self._buddies.under_way
         under_way = [answer for answer in answers if answer is not None]
         if not concurrent.futures.wait(under_way, _LAST_COPY_S).not_done:
-            for turns in (self._pieces, self._kept):
+            for turns in (self._pieces, self._kept, self._keeping):
                 turns.close()
 
     def finish_copy(self, limit_s: float) -> None:
@@ -289,7 +302,8 @@ class Snapshots:
                 sizes = {name: t.numel() * t.element_size() for name, t in tensors.items()}
                 mine = split_by_bytes(sizes, self._num_shares)[self._share]
                 own = {name: tensors[name] for name in mine}
-                self._write(self._pieces, progress, own, len(tensors), copy)
+                label = self._write(self._pieces, progress, own, len(tensors), copy)
+                self._keeping.write(label, own, copy)
             # A sign of life for other runs, which sweep what nobody has touched for long.
             self._room.touch()
             return time.thread_time() - start
@@ -302,7 +316,7 @@ class Snapshots:
         num_names: int,
         copy: DeviceCopy,
         situation: str = "",
-    ) -> None:
+    ) -> Label:
         label = Label(
             step=progress.step,
             token=self._session.token,
@@ -311,11 +325,13 @@ class Snapshots:
             num_names=num_names,
             progress=progress,
             situation=situation,
+            era=self._era,
         )
         try:
             turns.write(label, tensors, copy)
         except (OSError, NodeError, CheckpointError) as exc:
             self._turn_off(exc)
+        return label
 
     def _turn_off(self, why: Exception) -> None:
         """Continues without: no state of these steps is whole any more, so none will be taken."""
@@ -347,11 +363,12 @@ class Snapshots:
         With a first step finished, all have what this round began with. With the next snapshot's
         step finished, all have the first one of this round.
         """
+        self._keeping.forget(self._verified)
         if num_saved > 2:
             return
         for path in self._room.pieces():
             # Pieces of this round are the slots that are being written.
-            if path.name.startswith(f"{self._session.token}."):
+            if path.name.startswith(f"{self._session.token}.") or is_kept(path.name):
                 continue
             # Should a rank die now, this is still the newest whole step.
             if num_saved == 1 and self._restored is not None:

@@ -179,8 +179,13 @@ class Checkpoints:
         """
         return read_tensors(checkpoint, names)
 
-    def prune(self) -> list[int]:
-        """Removes all but the newest `keep` and the best; by one rank, after `commit`.
+    def prune(self, verified: int | None = None) -> list[int]:
+        """Removes all but the newest `keep`, the best, and what a run may have to go back to.
+
+        By one rank, after `commit`.
+
+        Args:
+            verified: finished steps of a state that is; None: nobody knows.
 
         Returns:
             The steps removed.
@@ -191,6 +196,10 @@ class Checkpoints:
         # The best may be older than all that are kept for being new.
         if best is not None:
             kept.add(best.step)
+        if verified is not None:
+            # The newest that is verified, and the next that will be: else none would get so old.
+            kept.update([c.step for c in found if c.step <= verified][:1])
+            kept.update([c.step for c in found if c.step > verified][-1:])
         return [c.step for c in found if c.step not in kept and self._remove(c.folder)]
 
     def _countable(self) -> list[Checkpoint]:

@@ -237,6 +237,13 @@ class RankSync:
         for each in self.shared:
             each.sync.copy_from_first([p.detach() for p in each.copies.values()])
 
+    def take_first(self, tensors: Sequence[Tensor]) -> None:
+        """Makes `tensors` those of the first replica of the stage.
+
+        Collective: all replicas of the stage, outside a step.
+        """
+        self._own.copy_from_first(tensors)
+
     def close(self) -> None:
         """Ends the threads."""
         for sync in self._all:

@@ -29,6 +29,8 @@ _NOT_REPEATED: Mapping[str, Any] = {
     "tensorboard": False,
     "validate": True,
     "verify_replicas": False,
+    "verify_steps": -1,
+    "quarantine": False,
 }
 """What training does besides, and using a model does not."""
 _OF_A_CUT: Mapping[str, Any] = {

@@ -312,7 +312,11 @@ def _check(case: _Case) -> int:
 def _snapshot(case: _Case, stage: int, rank: RankMemory) -> int:
     state = rank.parameters + rank.buffers + rank.optimizer
     feedback = rank.gradients if _is_rounded(case) and case.cluster.num_nodes > 1 else 0
-    return _SLOTS * (-(-state // case.place.mates(stage)) + feedback)
+    share = -(-state // case.place.mates(stage))
+    has_replicas = case.place.num_bundles * max(case.candidate.shape.widths) > 1
+    # Verified states are in two slots of their own.
+    kept = share if case.request.keeps_verified and has_replicas else 0
+    return _SLOTS * (share + feedback + kept)
 
 
 def _loader(case: _Case, stage: int) -> int:

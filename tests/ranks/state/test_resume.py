@@ -137,20 +137,22 @@ def test_a_checkpoint_that_counts_other_steps_is_refused_by_every_rank(
 
 @pytest.mark.parametrize("rank", [1, 3])
 def test_replicas_that_differ_are_noticed(rank: int, tmp_path: Path) -> None:
-    from bundlerun.workers.model.replica_check import ReplicaCheck
+    from bundlerun.workers.verify.verifier import Verifier
 
-    honest = ReplicaCheck.verify
+    honest = Verifier.verify
     config = replace(
         CONFIG, shape=Shape((1, 1)), cut=("second",), run_dir=str(tmp_path / "run"), timeout_s=10
     )
 
     def main(env: RankEnv, store: Store) -> None:
-        def tampered(self: ReplicaCheck, step: int, *rest: Any) -> None:
+        def tampered(self: Verifier, step: int) -> None:
             if step == 2 and env.rank == rank:
-                next(self._stage.parameters()).data.view(-1)[0] += 1e-12
-            honest(self, step, *rest)
+                tensor = self._replicas._entries()[0].find()
+                assert tensor is not None
+                tensor.data.view(-1)[0] += 1e-12
+            honest(self, step)
 
-        ReplicaCheck.verify = tampered  # type: ignore[method-assign] # in this rank's process only
+        Verifier.verify = tampered  # type: ignore[method-assign] # in this rank's process only
         train(config, env, store)
 
     found = outcomes((4,), main, tmp_path, 60)

@@ -1,0 +1,1 @@
+"""Looks for silent corruption: state that differs between its copies, work that two do unlike."""
