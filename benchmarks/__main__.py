@@ -43,7 +43,7 @@ NETWORK = (
     "slurm",
 )
 """These make hosts of network namespaces, as root."""
-FAULTS = ("recovery", "outlive", "slow_rank", "chaos", "alarms", "why", "trackers")
+FAULTS = ("recovery", "outlive", "slow_rank", "chaos", "alarms", "why", "trackers", "flips")
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 INPUT = ("errors",)
 """Named only, as it takes long. What is told of wrong input: docs/benchmarks/errors.md."""
@@ -96,15 +96,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--no-record", action="store_true", help="print only, write nothing to docs/benchmarks"
     )
     parser.add_argument("--seed", type=int, default=0, help="chaos: which faults")
-    parser.add_argument("--faults", type=int, default=0, metavar="N", help="chaos: how many")
-    parser.add_argument("--minutes", type=float, default=0.0, help="alarms, why: how long")
+    parser.add_argument("--faults", type=int, default=0, metavar="N", help="chaos, flips: how many")
+    parser.add_argument("--minutes", type=float, default=0.0, help="alarms, why, flips: how long")
     parser.add_argument(
         "--only",
         nargs="+",
         default=(),
         metavar="TEXT",
-        help="recovery, outlive: faults; trackers: names; why: causes, or quiet; in_flight, "
-        "replay, cuts, memory_forecast: models whose name has it; errors, slow_rank: cases",
+        help="recovery, outlive: faults; trackers: names; why: causes, or quiet; flips: kinds, or "
+        "quiet; in_flight, replay, cuts, memory_forecast: models whose name has it; errors, "
+        "slow_rank: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

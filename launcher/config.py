@@ -242,10 +242,7 @@ class TrainConfig(ImageConfig):
         per_node=True,
     )
     verify_steps: int = option(
-        0,
-        "steps within which replicas compare their state, a slice in each (0: 40; -1: never)",
-        group=_TUNE,
-        parse=int,
+        0, "steps in which replicas compare all state (0: 40; -1: never)", group=_TUNE, parse=int
     )
     quarantine: bool = option(
         False, "leave nodes out whose replica was found wrong", group=_TUNE, parse=yes_or_no

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bundlerun.launcher.config import TrainConfig
-from bundlerun.launcher.errors import CheckpointError, ConfigError
+from bundlerun.launcher.errors import CheckpointError, ConfigError, DivergedError
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.shared import kept_elsewhere, model_parameters
 from bundlerun.workers.bundle_made import make_bundle
@@ -222,7 +222,12 @@ class Trainer:
             has_begun=self._begun is not None,
         )
         loss_scale, _ = self.loss_scale.kept
-        has_changed = self._apply(work, told, norms, counts, steps_per_epoch)
+        try:
+            has_changed = self._apply(work, told, norms, counts, steps_per_epoch)
+        except DivergedError:
+            # All of a stage come here alike. A bit that has flipped may be what it comes from.
+            self.verifier.look_at_all(work.step)
+            raise
         self._check_changed(work.step)
         read = self._read_sums(told, share, work, self._metrics)
         return StepResult(

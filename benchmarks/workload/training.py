@@ -63,6 +63,11 @@ class FixedSteps:
         """Of this rank's parameters."""
         return sum(p.nbytes for p in self._trainer.stage.parameters() if p.requires_grad)
 
+    @property
+    def trainer(self) -> Trainer:
+        """Of this rank."""
+        return self._trainer
+
     def seconds(self, phase: Phase) -> float:
         """In one phase of all steps so far."""
         return self._meters.seconds()[phase]
@@ -83,8 +88,8 @@ class FixedSteps:
         )
         # Within a bundle, the replicas of the first stage take micro-batches alternately.
         batches = [self._samples[j] for j in mine[place.replica :: topology.shape.widths[0]]]
+        self._step += 1  # also where the step fails
         self._trainer.step(work, iter(batches), steps_per_epoch=1000)
-        self._step += 1
 
 
 def losses_by_epoch(seat: Seat, config: TrainConfig, name: str) -> list[float]:

@@ -188,14 +188,22 @@ class Verifier:
         """
         if not self._is_whole:
             return
-        if len(self._ranks) > 1:
-            finding = self._replicas.verify(self._replica, self._all_sum)
-            if finding is not None:
-                self._end(finding, step, f"after step {step}")
+        self._look(step, f"after step {step}")
         for each, check in self._copies:
             finding = check.verify(self._place_among(each), each.all_sum)
             if finding is not None:
                 self._end_copies(each, finding, step, f"after step {step}")
+
+    def look_at_all(self, step: int) -> None:
+        """Compares all of the state of a stage, whatever the options; collective, as `verify`."""
+        if self._steps:
+            self._look(step, f"in step {step}, which has no loss that is a number,")
+
+    def _look(self, step: int, when: str) -> None:
+        if len(self._ranks) > 1:
+            finding = self._replicas.verify(self._replica, self._all_sum)
+            if finding is not None:
+                self._end(finding, step, when)
 
     def _holders(self, each: SumOfCopies) -> tuple[int, ...]:
         """All ranks that have copies of the same."""

@@ -76,7 +76,7 @@ PLACES: dict[str, Callable[[Trainer], Tensor]] = {
 
 
 def flipped_run(
-    config: TrainConfig, nodes: Nodes, folder: Path, rank: int, kind: str
+    config: TrainConfig, nodes: Nodes, folder: Path, rank: int, kind: str, bit: int = 51
 ) -> dict[int, str]:
     """How the ranks end where a bit of one of them flips before a step."""
 
@@ -85,7 +85,7 @@ def flipped_run(
 
         def tampered(self: Trainer, work: StepWork, *rest: Any) -> StepResult:
             if work.step == AT and env.rank == rank:
-                flip(PLACES[kind](self))
+                flip(PLACES[kind](self), bit)
             return honest(self, work, *rest)
 
         Trainer.step = tampered  # type: ignore[method-assign] # in this rank's process only
@@ -245,6 +245,16 @@ def test_without_memory_it_goes_back_to_a_checkpoint_that_was_kept_for_that(
     assert source == "checkpoint"
     assert mark.verified - WITHIN <= step <= mark.verified
     assert_close(state, reference.state, 1e-10)
+
+
+def test_a_flip_that_leaves_no_loss_is_told_as_what_it_is(tmp_path: Path) -> None:
+    config = replace(
+        LONG, shape=shaped((1,), tmp_path).shape, run_dir=str(tmp_path / "run"), verify_steps=400
+    )
+    found = flipped_run(config, (1, 1, 1), tmp_path, 1, "parameter", bit=62)
+    for text in found.values():
+        assert "CorruptionError: the replicas of stage 0 differ in step 13, which has no " in text
+        assert "rank 1 on node node1 has other bits than the other 2" in text
 
 
 def test_a_run_that_is_not_to_look_finds_nothing(tmp_path: Path) -> None:
