@@ -43,7 +43,17 @@ NETWORK = (
     "slurm",
 )
 """These make hosts of network namespaces, as root."""
-FAULTS = ("recovery", "outlive", "slow_rank", "chaos", "alarms", "why", "trackers", "flips")
+FAULTS = (
+    "recovery",
+    "outlive",
+    "slow_rank",
+    "bad_link",
+    "chaos",
+    "alarms",
+    "why",
+    "trackers",
+    "flips",
+)
 """Named only: they take long. What needs a link of its own makes hosts, as root."""
 INPUT = ("errors",)
 """Named only, as it takes long. What is told of wrong input: docs/benchmarks/errors.md."""
@@ -105,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="TEXT",
         help="recovery, outlive: faults; trackers: names; why: causes, or quiet; flips: kinds, or "
         "quiet; in_flight, replay, cuts, memory_forecast: models whose name has it; errors, "
-        "slow_rank: cases",
+        "slow_rank, bad_link: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -215,6 +215,11 @@ class Job:
         """Takes the link of a node "down", or "up" again."""
         subprocess.run([*self._on(self._node(name)), "ip", "link", "set", LINK, state], check=True)
 
+    def reshape(self, name: str, words: str) -> None:
+        """What a node may send from now on: the words of `tc` after "tbf", such as "rate ..."."""
+        device = ["tc", "qdisc", "replace", "dev", LINK, "root", "tbf"]
+        subprocess.run([*self._on(self._node(name)), *device, *words.split()], check=True)
+
     def rank_pid(self, name: str, local_rank: int) -> int:
         """The process that is this rank now."""
         starts = [

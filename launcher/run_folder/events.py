@@ -27,6 +27,8 @@ EventName: TypeAlias = Literal[
     "shares",
     "slow rank",
     "no slow rank",
+    "bad link",
+    "no bad link",
     "stops",
     "done",
     "failed",

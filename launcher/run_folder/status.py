@@ -165,7 +165,10 @@ def _state(outcome: Outcome | None, gone: str, quiet_s: float | None) -> tuple[s
     return "running", ""
 
 
-_ENDS: Mapping[EventName, EventName] = {"no slow rank": "slow rank"}
+_ENDS: Mapping[EventName, EventName] = {
+    "no slow rank": "slow rank",
+    "no bad link": "bad link",
+}
 """What says that another event does not hold any more."""
 
 
@@ -227,6 +230,8 @@ _TOLD: Mapping[EventName, str] = {
     "shares": "{text}",
     "slow rank": "{text}",
     "no slow rank": "{text}",
+    "bad link": "{text}",
+    "no bad link": "{text}",
     "told to stop": "told to stop",
     "cut off": "cut off: {why}",
     "slurm: signal": "signal of Slurm",

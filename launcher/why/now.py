@@ -14,7 +14,7 @@ from bundlerun.launcher.run_folder.files import write_text
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.sheet import Sheet
 from bundlerun.launcher.why.stands import Stand, stand_of
-from bundlerun.launcher.why.sums import RankSums, Sent
+from bundlerun.launcher.why.sums import RankSums
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ def sums_of(sheet: Sheet, node_name: str, local_rank: int, now_s: float) -> Rank
     if standing.phase:
         # The one under way would be missing: a wait may last longer than all before it.
         seconds[standing.phase] += standing.age_s
-    node, num_bytes, wire_s = sheet.sent
+    _, sent = sheet.sent
     return RankSums(
         rank=seat.rank,
         node=seat.node,
@@ -83,8 +83,7 @@ def sums_of(sheet: Sheet, node_name: str, local_rank: int, now_s: float) -> Rank
         num_microbatches=sheet.num_microbatches,
         cpu_s=sheet.cpu_s,
         run_delay_s=sheet.run_delay_s,
-        # An agent does not know the names of others; whoever reads all of them does.
-        sent=Sent(f"#{node}", num_bytes, wire_s) if wire_s else None,
+        sent=sent if sent.wire_s else None,
     )
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
+from bundlerun.launcher.why.links import BadLink, bad_link, ways_of
 from bundlerun.launcher.why.sums import RankSums, Sent
 
 
@@ -93,6 +94,7 @@ class Pace:
         stage: its stage.
         slow: a rank that is much slower than its peers; None: none is.
         wire: the busiest between nodes; None: there is none, or nobody measures it.
+        link: one between two nodes that loses, is slow or far beside the others; None: none is.
         uneven: of the slowest stage, how many times as long a micro-batch takes it as the fastest.
         starved: share of the time in which ranks were ready and had no core, median.
         microbatch_s: of each stage, what a micro-batch takes one of its ranks.
@@ -104,6 +106,7 @@ class Pace:
     stage: int
     slow: Slow | None = None
     wire: Wire | None = None
+    link: BadLink | None = None
     uneven: float = 1.0
     starved: float = 0.0
     microbatch_s: tuple[float, ...] = ()
@@ -115,13 +118,14 @@ class Pace:
         Raises:
             TypeError, KeyError, ValueError: it is something else.
         """
-        slow, wire = row["slow"], row["wire"]
+        slow, wire, link = row["slow"], row["wire"], row.get("link")
         return cls(
             **{
                 **row,
                 "bound": Bound(row["bound"]),
                 "slow": None if slow is None else Slow(**{**slow, "why": SlowBy(slow["why"])}),
                 "wire": None if wire is None else Wire(**wire),
+                "link": None if link is None else BadLink.from_row(link),
                 "microbatch_s": tuple(row["microbatch_s"]),
             }
         )
@@ -171,6 +175,7 @@ def pace_of(ranks: Sequence[RankSums], end: Mapping[str, float] | None = None) -
         stage=critical.stage,
         slow=slowest(told),
         wire=wire,
+        link=bad_link(ways_of(told)),
         uneven=round(max(by_stage) / least, 2) if least > 0 else 1.0,
         starved=round(statistics.median(each.run_delay_s / each.wall_s for each in told), 4),
         microbatch_s=tuple(round(each, 6) for each in by_stage),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from bundlerun.launcher.why.links import BadLink, LinkFault
 from bundlerun.launcher.why.pace import Bound, Pace, Slow, SlowBy, Wire
 from bundlerun.launcher.why.sums import RankSums
 
@@ -53,6 +54,8 @@ def pace_text(pace: Pace, ranks: Sequence[RankSums]) -> str:
         parts.append(slow_text(pace.slow, ranks))
     if pace.wire is not None and pace.bound in (Bound.LINK, Bound.EXCHANGE):
         parts.append(wire_text(pace.wire))
+    if pace.link is not None:
+        parts.append(link_text(pace.link))
     if pace.starved >= _STARVED:
         parts.append(f"ranks had no core for {pace.starved:.0%} of the time")
     return "; ".join(parts)
@@ -68,6 +71,8 @@ def pace_lines(pace: Pace, ranks: Sequence[RankSums]) -> list[str]:
     lines.append(f"slow rank    {slow}")
     if pace.wire is not None:
         lines.append(f"busiest way  {wire_text(pace.wire)}")
+    if pace.link is not None:
+        lines.append(f"bad link     {link_text(pace.link)}")
     if len(pace.microbatch_s) > 1:
         each = ", ".join(f"{1000 * s:.3g} ms" for s in pace.microbatch_s)
         lines.append(f"stages       {each} a micro-batch")
@@ -100,3 +105,25 @@ def wire_text(wire: Wire) -> str:
         f"{wire.source} to {wire.to}, busy for {wire.share:.0%} of the time with "
         f"{wire.bytes_per_s * 8 / 1e6:.3g} Mbit/s"
     )
+
+
+def link_text(link: BadLink) -> str:
+    """A link between two nodes that is worse than the others."""
+    way = f"the link from {link.source} to {link.to}"
+    busy = f"busy for {link.share:.0%} of the time"
+    match link.why:
+        case LinkFault.LOSSY:
+            return (
+                f"{way} loses: {link.value:.2%} of what it sends is sent again "
+                f"({link.retransmitted:.0f} segments), on others {link.usual:.2%}; {busy}"
+            )
+        case LinkFault.SLOW:
+            return (
+                f"{way} is slow: {link.value * 8 / 1e6:.3g} Mbit/s while it is busy, others "
+                f"{link.usual * 8 / 1e6:.3g} Mbit/s; {busy}"
+            )
+        case LinkFault.FAR:
+            return (
+                f"{way} is slow to answer: {1000 * link.value:.3g} ms there and back at best, "
+                f"others {1000 * link.usual:.2g} ms; {busy}"
+            )

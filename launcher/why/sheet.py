@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Literal, get_args
 
+from bundlerun.launcher.why.sockets import Traffic
+from bundlerun.launcher.why.sums import Sent
+
 Phase = Literal[
     "data",
     "forward",
@@ -95,7 +98,11 @@ _TOTAL: Final = _SINCE + len(PHASES)
     _SENT_NODE,
     _SENT_BYTES,
     _SENT_S,
-) = range(27)
+    _SENT_AGAIN,
+    _SENT_SEGMENTS,
+    _SENT_LEAST_RTT_S,
+    _SENT_RTT_S,
+) = range(31)
 assert _TOTAL + len(PHASES) <= NUM_WORDS
 
 SINCE: Final[Mapping[Phase, int]] = {phase: _SINCE + i for i, phase in enumerate(PHASES)}
@@ -240,10 +247,12 @@ class Sheet:
         """The bundle did so many more in this epoch."""
         self.words[_NUM_MICROBATCHES] += num_microbatches
 
-    def sends(self, node: int, num_bytes: float, wire_s: float) -> None:
+    def sends(self, node: int, each: Traffic) -> None:
         """What went to another node in this epoch, the one whose wire took longest."""
         words = self.words
-        words[_SENT_NODE], words[_SENT_BYTES], words[_SENT_S] = node, num_bytes, wire_s
+        words[_SENT_NODE], words[_SENT_BYTES], words[_SENT_S] = node, each.num_bytes, each.wire_s
+        words[_SENT_AGAIN], words[_SENT_SEGMENTS] = each.retransmitted, each.segments
+        words[_SENT_LEAST_RTT_S], words[_SENT_RTT_S] = each.least_rtt_s, each.rtt_s
 
     def scheduled(self, cpu_s: float, run_delay_s: float) -> None:
         """What the kernel says of the rank's own thread: it had a core, it waited for one."""
@@ -292,10 +301,12 @@ class Sheet:
         return float(self.words[_RUN_DELAY_S])
 
     @property
-    def sent(self) -> tuple[int, float, float]:
-        """See `sends`: node, bytes and seconds."""
-        words = self.words
-        return int(words[_SENT_NODE]), float(words[_SENT_BYTES]), float(words[_SENT_S])
+    def sent(self) -> tuple[int, Sent]:
+        """See `sends`: the node, and what went to it."""
+        numbers = (float(self.words[index]) for index in range(_SENT_BYTES, _SENT_RTT_S + 1))
+        node = int(self.words[_SENT_NODE])
+        # Its name is not known here; whoever reads the sheets of all does.
+        return node, Sent(f"#{node}", *numbers)
 
     def seconds(self) -> dict[str, float]:
         """Of each phase in this epoch; the one under way is not in it."""

@@ -14,11 +14,17 @@ class Sent(NamedTuple):
         to: name of the node; `#3` is the fourth one of the round.
         num_bytes: that were confirmed.
         wire_s: in which bytes were on their way, and the receiver had room.
+        retransmitted: segments that were sent again, as they were lost or late. segments: sent.
+        least_rtt_s: a segment and its answer, at best. rtt_s: lately; longer where bytes queue up.
     """
 
     to: str
     num_bytes: float
     wire_s: float
+    retransmitted: float = 0.0
+    segments: float = 0.0
+    least_rtt_s: float = 0.0
+    rtt_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,12 @@ from typing import Any
 
 from bundlerun.launcher.run_folder.events import EventName
 from bundlerun.launcher.run_folder.outcome import Outcome
+from bundlerun.launcher.why.pace_words import link_text
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.report.measures import Shared
 from bundlerun.workers.report.reporter import Reporter
+from bundlerun.workers.shares.links import LinkNews
 from bundlerun.workers.shares.shares import News
 from bundlerun.workers.shares.words import change_text, found_text
 from bundlerun.workers.step import StepSums
@@ -69,6 +71,19 @@ class Audience:
             log.log(logging.INFO if news.found.slow is None else logging.WARNING, "%s", text)
             event: EventName = "no slow rank" if news.found.slow is None else "slow rank"
             self._life.events.note(event, {"step": news.found.end_step, "text": text})
+        if news.link is not None:
+            self._tell_link(news.link)
+
+    def _tell_link(self, news: LinkNews) -> None:
+        if news.link is None:
+            text = "all links between nodes are alike again"
+            log.info("%s", text)
+            self._life.events.note("no bad link", {"text": text})
+            return
+        text = link_text(news.link)
+        log.warning("%s", text)
+        pair = {"from": news.link.source, "to": news.link.to}
+        self._life.events.note("bad link", {**pair, "text": text})
 
     def agree_to_stop(self) -> None:
         """All ranks stop after this step, and their next start would, too."""

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import chain, islice
 
-from bundlerun.launcher.why.sockets import Traffic, growth, traffic
 from bundlerun.launcher.why.sums import RankSums, Sent
 from bundlerun.workers.device.accelerator import is_gpu, memory
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.life.standing import note_scheduled
 from bundlerun.workers.rank.meters import EPOCH_END_PHASES, LAUNCH, PHASES, Meters, Phase
+from bundlerun.workers.shares.sending import Sending
 
 MOST_RANKS = 1024
 """Of more, nobody is told what each did at an epoch's end; each agent still writes it down."""
-_TRAFFIC_S = 2.0
-_NUM_SUMS = 7
+_NUM_SUMS = 4 + len(Sent._fields)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +59,7 @@ class Measures:
         session: this rank's place.
         meters: have its times.
         total: adds up numbers over all ranks; collective.
+        sending: what it sends to other nodes.
     """
 
     def __init__(
@@ -68,6 +67,7 @@ class Measures:
         session: Session,
         meters: Meters,
         total: Callable[[Sequence[float]], Sequence[float]],
+        sending: Sending,
     ) -> None:
         self._topology = session.topology
         self._place = session.place
@@ -77,35 +77,21 @@ class Measures:
         self._num_unreadable = 0
         self._num_microbatches = 0
         self._nodes = session.nodes
-        self._traffic_before: Mapping[str, Traffic] = {}
-        self._traffic_at = 0.0
+        self._sending = sending
 
     def restart(self) -> None:
         """An epoch begins."""
         self._num_unreadable = 0
         self._num_microbatches = 0
         self._meters.restart()
-        self._traffic_before = traffic() if len(self._nodes) > 1 else {}
+        self._sending.restart()
 
     def count(self, *, num_microbatches: int, num_unreadable: int) -> None:
         """Counts a step: micro-batches of the bundle, samples that this rank could not read."""
         self._num_microbatches += num_microbatches
         self._num_unreadable += num_unreadable
         self._meters.sheet.count(num_microbatches)
-        # Seldom: it asks the kernel about each connection.
-        if len(self._nodes) > 1 and time.monotonic() - self._traffic_at >= _TRAFFIC_S:
-            self._note_traffic()
-
-    def _note_traffic(self) -> None:
-        """Notes what this rank has sent to the node whose wire took it longest."""
-        self._traffic_at = time.monotonic()
-        grown = growth(traffic(), self._traffic_before)
-        addresses = {node.address: number for number, node in enumerate(self._nodes)}
-        to = {addresses[a]: each for a, each in grown.items() if a in addresses}
-        to.pop(self._place.node, None)
-        if to:
-            node = max(to, key=lambda number: to[number].wire_s)
-            self._meters.sheet.sends(node, to[node].num_bytes, to[node].wire_s)
+        self._sending.look()
 
     def phase(self, phase: Phase) -> AbstractContextManager[None]:
         """Adds the time spent inside to `phase`."""
@@ -116,8 +102,7 @@ class Measures:
 
         Collective: every active rank.
         """
-        if len(self._nodes) > 1:
-            self._note_traffic()
+        self._sending.look(at_once=True)
         note_scheduled(self._meters.sheet)
         seconds, own = self._meters.seconds(), self._own_sums()
         self._meters.restart()
@@ -148,12 +133,14 @@ class Measures:
     def _own_sums(self) -> list[float]:
         """What is told of this rank besides its phases, `_NUM_SUMS` numbers."""
         sheet = self._meters.sheet
+        node, sent = sheet.sent
         return [
             self._meters.wall_s(),
             float(self._num_microbatches),
             sheet.cpu_s,
             sheet.run_delay_s,
-            *map(float, sheet.sent),
+            float(node),
+            *sent[1:],
         ]
 
     def _block(self, ranks: Sequence[int], own: Sequence[float]) -> list[float]:
@@ -175,7 +162,8 @@ class Measures:
 
     def _sums_of(self, rank: int, numbers: Sequence[float]) -> RankSums:
         place = self._topology.places[rank]
-        wall_s, num_microbatches, cpu_s, run_delay_s, node, num_bytes, wire_s = numbers[:_NUM_SUMS]
+        wall_s, num_microbatches, cpu_s, run_delay_s, node, *told = numbers[:_NUM_SUMS]
+        sent = Sent(self._name(int(node)), *told)
         return RankSums(
             rank=rank,
             node=place.node,
@@ -189,7 +177,7 @@ class Measures:
             num_microbatches=int(num_microbatches),
             cpu_s=cpu_s,
             run_delay_s=run_delay_s,
-            sent=Sent(self._name(int(node)), num_bytes, wire_s) if wire_s else None,
+            sent=sent if sent.wire_s else None,
         )
 
     def _name(self, node: int) -> str:

@@ -120,7 +120,7 @@ def train_rank(
             _foresee(config, session, trainer, cuts, reporter)
         looks_lost = reporter.looks_lost if reporter is not None else None
         saving = Saving(keeper, snapshots, trainer.total, meters, looks_lost)
-        measures = Measures(session, meters, trainer.total)
+        measures = Measures(session, meters, trainer.total, shares.sending)
         measured = MeasuredSteps(paths, session, meters)
         stack.callback(measured.close)
         steps = StepRange.parse(config.profile) if config.profile else None

@@ -10,6 +10,8 @@ from bundlerun.workers.data.feed import Feed
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.shares.balance import Balance, Change, is_memory_kept
+from bundlerun.workers.shares.links import LinkNews, Links
+from bundlerun.workers.shares.sending import Sending
 from bundlerun.workers.shares.slow import Found, Slowness
 from bundlerun.workers.shares.spent import Spending
 from bundlerun.workers.shares.tally import MOST_RANKS, Tally
@@ -18,8 +20,9 @@ from bundlerun.workers.shares.tally import MOST_RANKS, Tally
 class News(NamedTuple):
     """What a step has brought to light."""
 
-    change: Change | None
-    found: Found | None
+    change: Change | None = None
+    found: Found | None = None
+    link: LinkNews | None = None
 
 
 class Shares:
@@ -35,7 +38,9 @@ class Shares:
     def __init__(self, config: TrainConfig, session: Session, meters: Meters, feed: Feed) -> None:
         topology = session.topology
         self._feed = feed
-        self._spending = Spending(meters.sheet, feed.asked_for)
+        self.sending = Sending(session, meters.sheet)
+        """What this rank sends to other nodes."""
+        self._spending = Spending(meters.sheet, feed.asked_for, lambda: self.sending.lately)
         is_told = topology.num_bundles > 1 and len(topology.active_ranks) <= MOST_RANKS
         self.tally = Tally(topology, session.place, self._spending.so_far) if is_told else None
         """What travels for that; None: there is nobody to compare with, or there are too many."""
@@ -49,7 +54,9 @@ class Shares:
             if is_told and is_within
             else None
         )
-        self._slowness = Slowness(topology, [node.name for node in session.nodes])
+        names = [node.name for node in session.nodes]
+        self._slowness = Slowness(topology, names)
+        self._links = Links(topology, names)
 
     @property
     def is_by_epoch(self) -> bool:
@@ -69,9 +76,9 @@ class Shares:
         """
         self._spending.end_step(num_microbatches)
         if self.tally is None:
-            return News(None, None)
+            return News()
         spent = self.tally.spent
         change = None if self._balance is None else self._balance.see(step, spent)
         if change is not None:
             self._feed.share_from(change.first_step, change.speeds)
-        return News(change, self._slowness.see(step, spent))
+        return News(change, self._slowness.see(step, spent), self._links.see(spent))

@@ -12,7 +12,7 @@ _COMPUTE = (TOTAL["forward"], TOTAL["backward"])
 
 
 class Spent(NamedTuple):
-    """Since the round began.
+    """Since the round began, but for what was sent.
 
     Args:
         compute_s: in forwards and backwards; on a GPU as far as it has told. wall_s: in steps.
@@ -20,6 +20,7 @@ class Spent(NamedTuple):
         num_microbatches: of its bundle.
         asked_for: the last step of which the rank may have asked its loader for samples before
             others hear of this; 0 where it reads none.
+        node, to `rtt_s`: what it has sent lately, see `Sending.lately`.
     """
 
     compute_s: float = 0.0
@@ -27,15 +28,23 @@ class Spent(NamedTuple):
     run_delay_s: float = 0.0
     num_microbatches: float = 0.0
     asked_for: float = 0.0
+    node: float = -1.0
+    sent_wall_s: float = 0.0
+    num_bytes: float = 0.0
+    wire_s: float = 0.0
+    unsent: float = 0.0
+    retransmitted: float = 0.0
+    segments: float = 0.0
+    least_rtt_s: float = 0.0
+    rtt_s: float = 0.0
 
     def since(self, before: Spent) -> Spent:
-        """What was added; `asked_for` is as it is."""
-        return Spent(
-            self.compute_s - before.compute_s,
-            self.wall_s - before.wall_s,
-            self.run_delay_s - before.run_delay_s,
-            self.num_microbatches - before.num_microbatches,
-            self.asked_for,
+        """What was added; the rest is as it is."""
+        return self._replace(
+            compute_s=self.compute_s - before.compute_s,
+            wall_s=self.wall_s - before.wall_s,
+            run_delay_s=self.run_delay_s - before.run_delay_s,
+            num_microbatches=self.num_microbatches - before.num_microbatches,
         )
 
 
@@ -48,6 +57,7 @@ class Spending:
     Args:
         sheet: has the seconds of its phases, which begin anew with each epoch.
         asked_for: see `Spent`.
+        lately: what was sent to another node, see `Sending`.
         clock: seconds, monotonic.
     """
 
@@ -55,11 +65,13 @@ class Spending:
         self,
         sheet: Sheet,
         asked_for: Callable[[], int],
+        lately: Callable[[], Sequence[float]],
         *,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._sheet = sheet
         self._asked_for = asked_for
+        self._lately = lately
         self._clock = clock
         self._compute_s = self._wall_s = 0.0
         self._num_microbatches = 0
@@ -84,6 +96,7 @@ class Spending:
             self._sheet.all_run_delay_s,
             float(self._num_microbatches),
             float(self._asked_for()),
+            *self._lately(),
         )
 
     def _computed_s(self) -> float:

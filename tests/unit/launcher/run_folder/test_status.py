@@ -190,4 +190,4 @@ def test_a_slow_rank_is_told_until_it_is_taken_back_or_the_ranks_meet_again() ->
     assert told(met, slow) == ("rank 3 computes 2.0 times as long as its peers",)
     assert told(met, slow, again) == ()
     assert told(met, slow, met) == ()
-    assert told(met, slow, outcome=Outcome("done", 0, "", 4)) == ()
+    assert told(met, slow, outcome=Outcome(state="done", exit_code=0, reason="", step=4)) == ()

@@ -13,6 +13,7 @@ from bundlerun.launcher.why.sheet import TOTAL
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.meters import PHASES, Meters
 from bundlerun.workers.report.measures import Gpus, Measures
+from bundlerun.workers.shares.sending import Sending
 
 CPU = torch.device("cpu")
 GPU = torch.device("cuda", 0)
@@ -38,7 +39,7 @@ def measures(bundle: int, clock: Clock, device: torch.device = CPU) -> tuple[Mea
         return [4 * value for value in values]
 
     meters = Meters(clock)
-    return Measures(session, meters, total), meters
+    return Measures(session, meters, total, Sending(session, meters.sheet)), meters
 
 
 def test_phases_are_means_and_a_bundle_says_what_a_microbatch_takes_it() -> None:

@@ -12,6 +12,11 @@ from bundlerun.workers.shares.spent import NUM_SPENT, Spending, Spent
 from bundlerun.workers.shares.tally import Tally
 
 
+def numbers_of(rank: int) -> list[float]:
+    """No two alike."""
+    return [rank + i / 32 for i in range(NUM_SPENT)]
+
+
 @pytest.mark.parametrize(
     ("widths", "devices"),
     [((1,), (1, 1, 1)), ((1, 1), (2, 2)), ((2, 1), (3, 4)), ((1, 2), (1, 2, 3))],
@@ -22,7 +27,9 @@ def test_all_ranks_read_what_each_has_put_in(
     topology = Topology(Shape(widths), devices)
     tallies = {
         rank: Tally(
-            topology, topology.places[rank], lambda rank=rank: [rank + i / 8 for i in range(5)]
+            topology,
+            topology.places[rank],
+            lambda rank=rank: numbers_of(rank),
         )
         for rank in topology.active_ranks
     }
@@ -40,7 +47,7 @@ def test_all_ranks_read_what_each_has_put_in(
             tallies[rank].fill(row)
         for rank in ranks:
             tallies[rank].read(slots.sum(0).tolist())
-    wanted = {rank: Spent(*(rank + i / 8 for i in range(5))) for rank in topology.active_ranks}
+    wanted = {rank: Spent(*numbers_of(rank)) for rank in topology.active_ranks}
     assert all(tally.spent == wanted for tally in tallies.values())
 
 
@@ -58,7 +65,7 @@ def test_numbers_of_a_step_before_are_not_put_in_again() -> None:
 def test_a_rank_adds_up_its_steps_and_nothing_between_them() -> None:
     now = [0.0]
     sheet = Sheet.private()
-    spending = Spending(sheet, lambda: 7, clock=lambda: now[0])
+    spending = Spending(sheet, lambda: 7, lambda: (2.0, 3.0), clock=lambda: now[0])
     for _ in range(2):
         spending.begin_step()
         now[0] += 4.0
@@ -71,4 +78,4 @@ def test_a_rank_adds_up_its_steps_and_nothing_between_them() -> None:
         sheet.begin_epoch(now[0])
         sheet.words[TOTAL["forward"]] = sheet.words[TOTAL["backward"]] = 0.0
     sheet.scheduled(5.0, 0.5)
-    assert Spent(*spending.so_far()) == Spent(6.0, 8.0, 0.5, 6.0, 7.0)
+    assert Spent(*spending.so_far()) == Spent(6.0, 8.0, 0.5, 6.0, 7.0, 2.0, 3.0)
