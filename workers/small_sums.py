@@ -1,9 +1,10 @@
 """The small sums of a step, which ride along with the gradients: who puts in what, and where.
 
-    loss | ranks told to stop | weight, ranks that said one | found | comparison | metrics | tally
+    loss | told to stop | ready | weight, ranks that said one | found | comparison | metrics | tally
 
-`found` counts tensors that a forward was seen to write, the comparison is that of the replicas, the
-tally is what all ranks have spent.
+The second and third count bundles: of which a rank was told to stop, all of whose ranks are ready
+to go on in the next round. `found` counts tensors that a forward was seen to write, the comparison
+is that of the replicas, the tally is what all ranks have spent.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from bundlerun.workers.shares.tally import Tally
 from bundlerun.workers.step import StepShare
 from bundlerun.workers.verify.replica_check import NUM_SUMS
 
-_STOP = 1
-_WEIGHT = _STOP + 1
+_STOP, _READY = 1, 2
+_WEIGHT = _READY + 1
 _FOUND = _WEIGHT + 2
 _CHECK = _FOUND + 1
 _METRICS = _CHECK + NUM_SUMS
@@ -47,6 +48,11 @@ class Told:
     def is_stop(self) -> bool:
         """Whether a bundle wants to stop."""
         return self.numbers[_STOP] > 0
+
+    @property
+    def num_ready(self) -> int:
+        """Bundles all of whose ranks are ready to go on in the next round."""
+        return round(self.numbers[_READY])
 
     @property
     def num_found(self) -> float:
@@ -85,7 +91,8 @@ class SmallSums:
         self._tally_slots = numbers[end:]
         self.comparison = numbers[_CHECK:_METRICS]
         self._metrics = metrics
-        self._stop, self._found = numbers[_STOP], numbers[_FOUND]
+        self._stop, self._ready = numbers[_STOP], numbers[_READY]
+        self._found = numbers[_FOUND]
         self._weight = numbers[_WEIGHT : _WEIGHT + 2]
         self._loss_slot, self._metric_slots = numbers[0], metrics.slots(numbers[_METRICS:end])
 
@@ -119,3 +126,7 @@ class SmallSums:
     def ask_to_stop(self) -> None:
         """Says that this rank's bundle wants to."""
         self._stop.fill_(1.0)
+
+    def say_ready(self) -> None:
+        """Says that all ranks of this rank's bundle are ready to go on in the next round."""
+        self._ready.fill_(1.0)

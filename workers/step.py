@@ -128,6 +128,7 @@ class StepResult:
         num_unreadable: samples that this rank could not read.
         has_changed: whether the step changed anything; false if it was left out.
         heard_stop: whether some bundle wanted to stop; all ranks agree.
+        moves: whether all bundles were ready to go on in the next round; all ranks agree.
         loss_scale: the factor of the loss in this step; 0: there was none.
     """
 
@@ -135,4 +136,5 @@ class StepResult:
     num_unreadable: int
     has_changed: bool
     heard_stop: bool
+    moves: bool = False
     loss_scale: float = 0.0

@@ -68,6 +68,7 @@ from bundlerun.workers.rank.run_start import claimed_folder, with_run_folder
 from bundlerun.workers.rank.said_once import said_once
 from bundlerun.workers.recipe import BUILT_IN, Recipe, load_recipe
 from bundlerun.workers.report.declared import Declared
+from bundlerun.workers.run.hand_over import Joiner, Moved, Mover, Way
 from bundlerun.workers.run.start import train_rank
 from bundlerun.workers.run.warming import Warming
 from bundlerun.workers.snapshot.restore import Restore
@@ -190,6 +191,7 @@ def train(
         BundleError: what the user can act on.
     """
     life = life or Liveness.none()
+    asked = config
     # An error ends the process inside `life`: unwinding would wait for ranks that are gone.
     with ExitStack() as held, ExitStack() as made, life:
         arrival = arrive(config, env, store, start, life.sheet)
@@ -214,20 +216,40 @@ def train(
         life.events.note("met", met)
         if has_choice and session.is_reporter:
             log.info("this round has shape %s", shape)
-        ending = train_rank(
-            config,
-            session,
-            life,
-            made,
-            is_first_start=env.attempt == 0,
-            may_shrink=is_by_default,
-        )
-        # Before the end is told: what it closes may still write.
-        made.close()
-        if session.is_reporter and session.topology.spare_ranks:
-            tell_end(store, end_for_spares(ending.outcome, ending.kept))
+        joiner = Joiner(session, env, config.timeout_s) if life.joins else None
+        mover = Mover(asked, env, session, life)
+        way = Way(joiner=joiner, mover=mover, number=life.joins)
+        is_first, left = env.attempt == 0, session
+        while True:
+            found = train_rank(
+                config,
+                session,
+                life,
+                made,
+                is_first_start=is_first,
+                may_shrink=is_by_default,
+                way=way,
+            )
+            # Before the end is told: what it closes may still write.
+            made.close()
+            if not isinstance(found, Moved):
+                break
+            # Its groups are not closed before all others have left them, too.
+            left, session = session, found.session
+            env, is_first = found.env, False
+            life.events.note("met", {**met, "rank": session.place.rank})
+            mover = Mover(asked, env, session, life)
+            way = Way(kept=found.kept, mover=mover, number=found.number)
+        del left
+        if isinstance(found, str):
+            return SPARE_CODES[found]
+        if session.is_reporter:
+            end = end_for_spares(found.outcome, found.kept)
+            if session.topology.spare_ranks:
+                tell_end(session.store, end)
+            mover.tell_end(end)
         session.close()
-    return ending.outcome.exit_code
+    return found.outcome.exit_code
 
 
 def idle_by_plan(config: TrainConfig, topology: Topology) -> Iterator[str]:

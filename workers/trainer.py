@@ -172,6 +172,7 @@ class Trainer:
         steps_per_epoch: int,
         wants_stop: Callable[[], bool] = _never,
         following: StepWork | None = None,
+        is_ready: Callable[[], bool] = _never,
     ) -> StepResult:
         """Does one optimizer step.
 
@@ -186,6 +187,8 @@ class Trainer:
             following: what the next call is for, with the same `batches`: a GPU gets its first
                 forward before this rank waits for the numbers of this step, where none of them can
                 change it. None: there is none, or nobody knows.
+            is_ready: whether all ranks of this bundle are ready to go on in the next round; asked
+                once, after `wants_stop`.
 
         Raises:
             ConfigError: a loss is no loss, or no checkpoint could hold what the optimizer keeps.
@@ -199,7 +202,7 @@ class Trainer:
             batches,
             share,
             before_last_backward=self.sync.arm,
-            on_forwards_done=partial(self._forwards_done, share, wants_stop),
+            on_forwards_done=partial(self._forwards_done, share, wants_stop, is_ready),
         )
         # [3] All sums are there. From here on every replica decides by the same numbers.
         self.sync.finish()
@@ -235,6 +238,7 @@ class Trainer:
             num_unreadable=share.num_unreadable,
             has_changed=has_changed,
             heard_stop=told.is_stop,
+            moves=told.num_ready == self._session.topology.num_bundles,
             loss_scale=loss_scale,
         )
 
@@ -313,12 +317,16 @@ class Trainer:
                 self.sync.drop_feedback()
         return has_changed
 
-    def _forwards_done(self, share: StepShare, wants_stop: Callable[[], bool]) -> None:
+    def _forwards_done(
+        self, share: StepShare, wants_stop: Callable[[], bool], is_ready: Callable[[], bool]
+    ) -> None:
         """The small sums of the step are complete."""
         self._sums.complete(share, self._forward_state.count_found())
         # Asked as late as possible: what is said here is heard by all ranks after this very step.
         if wants_stop():
             self._sums.ask_to_stop()
+        if is_ready():
+            self._sums.say_ready()
         self._sums.complete_tally()
 
     def evaluate(

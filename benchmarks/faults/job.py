@@ -113,6 +113,8 @@ class Job:
     """The product's own agent, wrapped."""
     work: Mapping[str, object] = field(default_factory=lambda: RUN)
     """What is trained."""
+    conf: str = "first_wait=60"
+    """Settings of the rendezvous."""
     agents: dict[str, Program] = field(default_factory=dict)
     faults: Folder = field(init=False)
     tail: Tail = field(init=False)
@@ -139,7 +141,7 @@ class Job:
             *self._on(node), sys.executable, "-m", self.program, "run",
             f"--nnodes={nodes}", f"--rdzv-endpoint={ends}", f"--local-addr={node.address}",
             f"--node-name={name}", "--devices=cpu", f"--slots={node.slots}",
-            "--rdzv-conf=first_wait=60", f"--run-dir={self.run_dir}",
+            f"--rdzv-conf={self.conf}", f"--run-dir={self.run_dir}",
             f"--snapshot-dir={self.folder / 'memory'}",
             *words_of({**self.work, **JOB, **self.options}),
         ]  # fmt: skip

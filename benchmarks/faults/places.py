@@ -57,25 +57,42 @@ LEG_PLACES = ("collect", "exchange", "distribute")
 """Each leg as it begins with a bucket, in a thread of its own."""
 AGENT_PLACES: Mapping[str, Spot] = {
     "rendezvous want": Spot("bundlerun.launcher.rendezvous.node:Node", "want", "after"),
-    "rendezvous host": Spot(
-        "bundlerun.launcher.rendezvous.handler:BundleRendezvousHandler", "_open", "before"
-    ),
+    "rendezvous host": Spot("bundlerun.launcher.rendezvous.rounds:Rounds", "open", "before"),
     "rendezvous accept": Spot(
         "bundlerun.launcher.rendezvous.protocol.member", "accept", "after"
     ),  # said to nobody
-    "rendezvous enter": Spot(
-        "bundlerun.launcher.rendezvous.handler:BundleRendezvousHandler", "_enter", "before"
-    ),
+    "rendezvous enter": Spot("bundlerun.launcher.rendezvous.rounds:Rounds", "enter", "before"),
     "take-over": Spot(
         "bundlerun.launcher.run_folder.events:Events", "note", "after", only="coordinator: active"
     ),
 }
 NAMES = (*RANK_PLACES, *LEG_PLACES, *AGENT_PLACES)
+JOIN_RANK_PLACES: Mapping[str, Spot] = {
+    # those who go on in the next round
+    "next round": Spot("bundlerun.workers.run.hand_over:Mover", "_prepare", "before"),
+    "next groups": Spot("bundlerun.workers.run.hand_over", "check_same_model", "before"),
+    "keep for next": Spot("bundlerun.workers.run.saving:Saving", "keep_for_next", "before"),
+    "leave": Spot("bundlerun.workers.run.hand_over:Mover", "leave", "before"),
+    "left": Spot("bundlerun.workers.run.hand_over:Mover", "leave", "after"),
+    # those who join them
+    "prepared": Spot("bundlerun.workers.run.hand_over:Joiner", "has_prepared", "before"),
+    "wait for the others": Spot("bundlerun.workers.run.hand_over:Joiner", "wait", "after"),
+    # both
+    "in the next round": Spot(
+        "bundlerun.workers.rank.life.liveness:Liveness", "has_moved", "before"
+    ),
+}
+JOIN_AGENT_PLACES: Mapping[str, Spot] = {
+    "go on": Spot("bundlerun.launcher.rendezvous.rounds:Rounds", "_go_on_in", "before"),
+    "have moved": Spot("bundlerun.launcher.rendezvous.node:Node", "moved", "before"),
+}
+"""Where a node joins ranks that go on in their processes; no fault of chance finds these."""
 
 
 def wrap_all(injector: Injector) -> None:
     """Wraps every place in this process; its forks inherit that. Once per process."""
-    for name, spot in {**RANK_PLACES, **AGENT_PLACES}.items():
+    places = {**RANK_PLACES, **AGENT_PLACES, **JOIN_RANK_PLACES, **JOIN_AGENT_PLACES}
+    for name, spot in places.items():
         owner = _owner(spot.owner)
         # On the class or the module: instances that are made later have it, too.
         act = functools.partial(injector.pass_by, name)

@@ -4,6 +4,7 @@
       stop  ----------------------------------------->  read at each step
       agreed  <---------------------------------------  once all ranks stop; outlives their end
       ending  ---------------------------------------->  read at SIGTERM: it is the agent's
+      next  ------------------------------------------>  the round that they go on in
       watch, budget, outcome  <-----------------------  a row each: pid, beat, steps, exit code
       why  <------------------------------------------  a sheet each: what it does, seconds
 
@@ -13,9 +14,12 @@ find it by the variable BUNDLERUN_BOARD, which every way of starting them hands 
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import IntEnum
 from pathlib import Path
 
 from bundlerun.launcher.ranks.fault import Fault, FaultKind
@@ -34,14 +38,41 @@ before the agent looks. So it sees the killed one first, and ends the others whi
 """
 
 _HEAD = 8
-_ROW = 8
+_ROW = 10
 _TEXT_BYTES = 4096
+_NEXT_BYTES = 1024
 _WORDS_BYTES = 8 * (_HEAD + _ROW * NUM_ROWS)
-_SHEETS = _WORDS_BYTES + _TEXT_BYTES
+_NEXT_TEXT = _WORDS_BYTES + _TEXT_BYTES
+_SHEETS = _NEXT_TEXT + _NEXT_BYTES
 _BYTES = _SHEETS + sheet.BYTES * NUM_ROWS
 """The sheets take no memory before a rank writes on its own."""
-_STOP, _AGREED, _ENDING, _STARTS = range(4)
-_PID, _BEAT, _STEPS, _STEP, _VERDICT, _FAULT, _PLACE, _SPARE = range(_ROW)
+_STOP, _AGREED, _ENDING, _STARTS, _NEXT, _JOINS = range(6)
+_PID, _BEAT, _STEPS, _STEP, _VERDICT, _FAULT, _PLACE, _SPARE, _MOVES, _ROUND = range(_ROW)
+
+
+class Moves(IntEnum):
+    """Whether a rank can go on in another round, in its process: it has not said, yes, no."""
+
+    UNKNOWN = 0
+    CAN = 1
+    CANNOT = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NextRound:
+    """The round that the ranks of this node go on in.
+
+    number: of the round. host, port: of its store. first_rank: of this node. world_size, node,
+    num_nodes: as torchrun's variables of a start have them.
+    """
+
+    number: int
+    host: str
+    port: int
+    first_rank: int
+    world_size: int
+    node: int
+    num_nodes: int
 
 
 class Row:
@@ -50,7 +81,8 @@ class Row:
     `pid` is 0 where no rank has come yet. `beat_ns`: its last sign of life, monotonic clock.
     `steps`: steps that this start of it has finished; `step`: steps of the run that are finished.
     `verdict`: one more than the exit code of an orderly end, 0 before it. `fault`: what it raised.
-    `is_spare`: no bundle needs it.
+    `is_spare`: no bundle needs it. `moves`: whether it can go on in another round in its process;
+    `round`: the number of the one that it has gone on in, 0 before.
     """
 
     def __init__(self, words: memoryview) -> None:
@@ -91,6 +123,24 @@ class Row:
     def is_spare(self) -> bool:
         """See the class."""
         return bool(self._words[_SPARE])
+
+    @property
+    def moves(self) -> Moves:
+        """See the class."""
+        return Moves(int(self._words[_MOVES]))
+
+    @moves.setter
+    def moves(self, how: Moves) -> None:
+        self._words[_MOVES] = how
+
+    @property
+    def round(self) -> int:
+        """See the class."""
+        return int(self._words[_ROUND])
+
+    @round.setter
+    def round(self, number: int) -> None:
+        self._words[_ROUND] = number
 
     def enter(self, pid: int, now_ns: int) -> None:
         """The rank has come; its row begins again."""
@@ -226,7 +276,7 @@ class Board:
     @property
     def run_dir(self) -> str:
         """The run folder, once a rank has said it."""
-        text = self._memory[_WORDS_BYTES:_SHEETS]
+        text = self._memory[_WORDS_BYTES:_NEXT_TEXT]
         return os.fsdecode(text[: text.index(0)])
 
     @run_dir.setter
@@ -241,8 +291,36 @@ class Board:
             row.clear()
             if (used := self.sheet(local_rank)) is not None:
                 used.clear()
-        self._words[_ENDING] = 0
+        for word in (_ENDING, _NEXT, _JOINS):
+            self._words[word] = 0
         self._words[_STARTS] += 1
+
+    @property
+    def next_number(self) -> int:
+        """The number of the round that the ranks go on in; 0 where there is none."""
+        return int(self._words[_NEXT])
+
+    @property
+    def next(self) -> NextRound:
+        """The round that the ranks go on in; only where `next_number` says one."""
+        text = self._memory[_NEXT_TEXT:_SHEETS]
+        return NextRound(**json.loads(text[: text.index(0)]))
+
+    @next.setter
+    def next(self, told: NextRound) -> None:
+        data = json.dumps(asdict(told)).encode() + b"\0"
+        self._memory[_NEXT_TEXT : _NEXT_TEXT + len(data)] = data
+        # Last: who reads the number finds the rest.
+        self._words[_NEXT] = told.number
+
+    @property
+    def joins(self) -> int:
+        """The number of this start's round, where others go on in it in their processes; else 0."""
+        return int(self._words[_JOINS])
+
+    @joins.setter
+    def joins(self, number: int) -> None:
+        self._words[_JOINS] = number
 
     @property
     def num_starts(self) -> int:

@@ -13,7 +13,14 @@ from typing import Self
 
 from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.process import boot_id
-from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board, agents_board, own_board
+from bundlerun.launcher.ranks.board import (
+    BOARD_VARIABLE,
+    Board,
+    Moves,
+    NextRound,
+    agents_board,
+    own_board,
+)
 from bundlerun.launcher.ranks.budget import Attempt, Budget, code_of_failed
 from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.ranks.fork_server import is_server_gone
@@ -97,11 +104,34 @@ class Ranks:
             with suppress(OSError):  # it goes all the same; who told it may tell another
                 request_stop(RunPaths(Path(self._board.run_dir)), "a node was told to stop")
 
-    def begin(self) -> None:
-        """A new start of the workers is about to come."""
+    def begin(self, *, joins: int = 0) -> None:
+        """A new start of the workers is about to come.
+
+        Args:
+            joins: the number of its round, where others go on in it in their processes.
+        """
         self._board.clear_rows()
+        self._board.joins = joins
         self._is_running = self.has_run = True
         self._begun_s = round(time.monotonic(), 4)  # as events have it: none is dated before
+
+    def go_on_in(self, told: NextRound) -> bool:
+        """Tells the ranks of the round that they go on in; False where one is not able to."""
+        rows = [row for _, row in self._board.rows()]
+        if not rows or any(row.moves is not Moves.CAN for row in rows):
+            return False
+        self._board.next = told
+        return True
+
+    def are_in(self, number: int, count: int) -> bool:
+        """Whether all `count` ranks are in the round now that they went on in, or joined."""
+        rounds = [row.round for _, row in self._board.rows()]
+        return len(rounds) >= count and all(each == number for each in rounds)
+
+    @property
+    def cannot_go_on(self) -> bool:
+        """Whether a rank has found that it cannot come into the next round in its process."""
+        return any(row.moves is Moves.CANNOT for _, row in self._board.rows())
 
     def end_start(self) -> None:
         """The ranks are to leave their round."""

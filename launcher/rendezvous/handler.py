@@ -12,11 +12,8 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
-from typing import cast
 
-from torch._C._distributed_c10d import Store, TCPStore
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.elastic.rendezvous import (
     RendezvousClosedError,
@@ -24,7 +21,6 @@ from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
     RendezvousParameters,
-    RendezvousStoreInfo,
     RendezvousTimeoutError,
 )
 
@@ -39,13 +35,8 @@ from bundlerun.launcher.ranks.node_ranks import Ranks
 from bundlerun.launcher.rendezvous.node import Node, Request, unkept
 from bundlerun.launcher.rendezvous.probe import is_rendezvous
 from bundlerun.launcher.rendezvous.protocol.member import Enter, OpenStore
-from bundlerun.launcher.rendezvous.protocol.messages import Round, RoundId, Seat
-from bundlerun.launcher.rendezvous.round_store import (
-    NUMBER_KEY,
-    RoundStore,
-    open_store,
-    reach_store,
-)
+from bundlerun.launcher.rendezvous.protocol.messages import Round, Seat
+from bundlerun.launcher.rendezvous.rounds import Rounds
 from bundlerun.launcher.rendezvous.settings import (
     NAME_VARIABLE,
     Conf,
@@ -63,7 +54,6 @@ class NodesDiffer(RendezvousClosedError):
     """The nodes of the job have other options, files, data or versions."""
 
 
-STORE_TIMEOUT = timedelta(minutes=5)
 POLL_S = 0.5
 STOP_WAIT_S = 10.0
 """How long a node that is told to stop waits for the round in which it can do so in good order."""
@@ -99,7 +89,7 @@ class BundleRendezvousHandler(RendezvousHandler):
         self._conf = conf
         self._events = events
         self._resources = resources
-        self._stores: dict[RoundId, TCPStore] = {}
+        self._rounds = Rounds(node, ranks, events, lease_s=conf.lease, learn=self._learn)
         self._num_workers = conf.num_workers
         self._unkept: list[str] = []
         self._is_down = False
@@ -157,9 +147,9 @@ class BundleRendezvousHandler(RendezvousHandler):
             except queue.Empty:
                 continue
             if isinstance(order, OpenStore):
-                self._open(order.round)
+                self._rounds.open(order.round)
             elif isinstance(order, Enter):
-                info = self._enter(order.round)
+                info = self._rounds.enter(order.round)
                 if info is not None:
                     self._begin(order.round, waited_s=time.monotonic() - begin)
                     return info
@@ -168,7 +158,7 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     def _begin(self, entered: Round, *, waited_s: float) -> None:
         """The ranks of this node are about to start in a round."""
-        self._ranks.begin()
+        self._ranks.begin(joins=entered.number if entered.before else 0)
         details = {"round": entered.number, "waited_s": round(waited_s, 4)}
         self._events.note("in a round", details)
         if not self._node.is_alone:
@@ -223,51 +213,8 @@ class BundleRendezvousHandler(RendezvousHandler):
             return f"{waited}: {member.pulse.waits_for}"
         return f"{waited}: {'; '.join(self._node.refusals) or 'no coordinator became active'}"
 
-    def _open(self, round_: Round) -> None:
-        store = open_store(round_.seats[0].address, STORE_TIMEOUT)
-        store.set(NUMBER_KEY, str(round_.number))
-        self._stores[round_.id] = store
-        self._node.opened(round_, store.port)
-
-    def _enter(self, round_: Round) -> RendezvousInfo | None:
-        """The round in torch's words; None where it is over before it began."""
-        if self._is_over(round_):
-            return None
-        me = self._node.member.seat.name
-        index = next(i for i, seat in enumerate(round_.seats) if seat.name == me)
-        kept = self._stores.get(round_.id)
-        # Stores of earlier rounds and of abandoned proposals go.
-        self._stores = {round_.id: kept} if kept else {}
-        try:
-            # Left to the client's own time-out, an agent would end with the store's node.
-            store = kept or reach_store(round_, timedelta(seconds=2 * self._conf.lease))
-        except RuntimeError as exc:
-            log.warning("the store of round %s is gone: %s", round_.number, exc)
-            return None
-        store.set_timeout(STORE_TIMEOUT)
-        shared = RoundStore(
-            store,
-            round_,
-            index,
-            learn=self._learn,
-            is_over=lambda: self._is_over(round_),
-            finish=self._node.finished,
-            is_ended=lambda: self.is_closed() or self._is_over(round_),
-        )
-        # torch's agent calls it, it does not look what it is.
-        return RendezvousInfo(
-            cast(Store, shared),
-            index,
-            len(round_.seats),
-            RendezvousStoreInfo(round_.seats[0].address, round_.store_port),
-        )
-
     def _learn(self, num_workers: int) -> None:
         self._num_workers = num_workers
-
-    def _is_over(self, round_: Round) -> bool:
-        member = self._node.member
-        return member.must_leave or member.at is None or member.at.id != round_.id
 
     def is_closed(self) -> bool:
         """Whether the job is over."""
@@ -279,7 +226,8 @@ class BundleRendezvousHandler(RendezvousHandler):
 
     def num_nodes_waiting(self) -> int:
         """1 where the workers are to stop and this node is to come for another round, else 0."""
-        must_leave = self._node.member.must_leave
+        # While the workers run nobody else looks at the orders.
+        must_leave = self._rounds.begin_anew() or self._node.member.must_leave
         if must_leave:
             self._ranks.end_start()  # torch's agent sends them SIGTERM now
         return int(must_leave)

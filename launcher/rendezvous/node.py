@@ -273,6 +273,10 @@ class Node:
         """The store of a round listens."""
         self._call(lambda: self._client.apply(member.opened(self.member, round_, port)))
 
+    def moved(self, round_: Round) -> None:
+        """All workers of this node are in the round that they went on in."""
+        self._call(lambda: self._client.apply(member.moved(self.member, round_)))
+
     def close(self, reason: str, is_success: bool) -> None:
         """Ends the job for all, and waits until the coordinator knows."""
         message = Close(reason=reason, is_success=is_success)

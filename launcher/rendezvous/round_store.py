@@ -112,6 +112,15 @@ class RoundStore:
         self._finish = finish
         self._is_ended = is_ended
         self._is_known = all(seat.num_workers for seat in round_.seats)
+        self._num_told = len(round_.seats)
+        """Nodes of the round that torch's agent was told of."""
+
+    def move(self, store: TCPStore, round_: Round, index: int) -> None:
+        """The workers go on in another round; torch's agent is not told."""
+        self._store = PrefixStore("agents", store)
+        self._round = round_
+        self._index = index
+        self._is_known = all(seat.num_workers for seat in round_.seats)
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (the store's own methods)
         return getattr(self._store, name)
@@ -140,8 +149,14 @@ class RoundStore:
             return int(self._store.add(key, amount))
         self._finish()
         with suppress(RuntimeError):
-            return int(self._store.add(key, amount))
+            return self._as_told(int(self._store.add(key, amount)))
         return 0  # the store's node is gone: `wait` ends with the job
+
+    def _as_told(self, count: int) -> int:
+        """Finished nodes, where torch's agent compares with the nodes that it was told of."""
+        if count >= len(self._round.seats):
+            return self._num_told
+        return min(count, self._num_told - 1)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         """Waits for `keys`; for the others' end only as long as the job goes on.

@@ -38,6 +38,7 @@ class Conf:
         node_name: this node's stable name.
         num_workers: of this node; 0 learns it from torch in the first round.
         give_up_after: attempts in a row that finish no step, after which the job fails; 0: never.
+        hand_over: 1: where a node joins, the ranks of the others go on in their processes.
         terms: what all nodes must have alike, JSON, as `bundlerun run` writes it; empty: not
             compared.
     """
@@ -58,13 +59,21 @@ class Conf:
     node_name: str = ""
     num_workers: int = 0
     give_up_after: int = 3
+    hand_over: int = 0
     terms: str = ""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat", "lease", "join_timeout", "stop_timeout", "bundle_size"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"--rdzv-conf {name}={getattr(self, name)} must be above 0")
-        for name in ("grace", "first_wait", "minority_wait", "num_workers", "give_up_after"):
+        for name in (
+            "grace",
+            "first_wait",
+            "minority_wait",
+            "num_workers",
+            "give_up_after",
+            "hand_over",
+        ):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"--rdzv-conf {name}={getattr(self, name)} must be 0 or more")
         if self.lease < 2 * self.heartbeat:
@@ -126,6 +135,8 @@ class Conf:
             first_wait_s=self.first_wait,
             stop_wait_s=self.stop_timeout,
             minority_wait_s=self.minority_wait,
+            hands_over=bool(self.hand_over),
+            move_wait_s=self.join_timeout,
         )
 
 

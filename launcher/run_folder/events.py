@@ -45,6 +45,9 @@ EventName: TypeAlias = Literal[
     # of an agent about its rounds
     "asks for a round",
     "in a round",
+    "hands over",
+    "cannot hand over",
+    "has moved",
     "leaves",
     # of a node's side of the rendezvous
     "round",
@@ -59,6 +62,7 @@ EventName: TypeAlias = Literal[
     "coordinator: active",
     "coordinator: steps down",
     "coordinator: round",
+    "coordinator: hands over",
     "coordinator: abandoned",
     "coordinator: over",
     "coordinator: lost",

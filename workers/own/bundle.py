@@ -46,6 +46,7 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.recipe import DataInfo
 from bundlerun.workers.run.keeper import Keeper, look
 from bundlerun.workers.run.same_model import check_same_model
+from bundlerun.workers.run.same_model import described as whole_described
 from bundlerun.workers.step import StepSums, StepWork
 from bundlerun.workers.trainer import Trainer
 from bundlerun.workers.values.norms import norms_of
@@ -129,7 +130,7 @@ class Bundle:
             # What a user draws goes on as if nothing had been cut.
             with door.kept_random_state(session.device):
                 found = cut_model(config, recipe, info, example=described)
-                check_same_model(session, found.stages)
+                check_same_model(session, whole_described(found.stages))
                 if session.has_first_microbatch:
                     longest_s = config.timeout_s / 4
                     check_fidelity(found.subject(), lambda: inputs, longest_s=longest_s)

@@ -67,6 +67,8 @@ class Run:
         self._stopping = stopping
         self._shares = shares
         self._audience = audience
+        self._moves = False
+        """All ranks go on in another round."""
         self._epoch = 0
         self._first_epoch = 0
         """Of this start."""
@@ -74,10 +76,13 @@ class Run:
         """Finished steps."""
         self._has_trimmed = False
 
-    def train_from(self, progress: Progress) -> Ending:
+    def train_from(self, progress: Progress) -> Ending | None:
         """Trains from `progress` to the end of the run, or until it is told to stop.
 
         Collective: every active rank.
+
+        Returns:
+            None where all ranks go on in another round, with the state of `num_steps` in memory.
         """
         self._step, self._epoch = progress.step, progress.epoch
         self._first_epoch = progress.epoch
@@ -86,6 +91,8 @@ class Run:
             # Only the first epoch of this start may begin in its middle.
             first = progress.step_in_epoch if epoch == progress.epoch else 0
             is_stopped = not self._train_epoch(epoch, first)
+            if self._moves:
+                return None
             if is_stopped or self._has_all_steps:
                 break
         ending = self._saving.end(self._progress(), is_stopped=is_stopped)
@@ -95,6 +102,11 @@ class Run:
     @property
     def _has_all_steps(self) -> bool:
         return 0 < self._config.max_steps <= self._step
+
+    @property
+    def num_steps(self) -> int:
+        """Finished steps."""
+        return self._step
 
     @property
     def _step_in_epoch(self) -> int:
@@ -132,6 +144,7 @@ class Run:
                 feed.steps_per_epoch,
                 self._stopping.is_wanted,
                 None if is_last else following,
+                self._stopping.are_ready,
             )
             self._profiling.end()
             self._measured.end()
@@ -147,7 +160,16 @@ class Run:
                 self._stop()
                 return False
             self._maybe_save()
+            if result.moves and not self._has_all_steps and self._moves_on():
+                return True  # the end of an epoch comes in the next round, too
         return self._end_epoch()
+
+    def _moves_on(self) -> bool:
+        """Keeps the state for the next round; whether all ranks go on in it."""
+        self._moves = self._saving.keep_for_next(self._progress())
+        if not self._moves:
+            self._stopping.stays("not all ranks have the state of the last step in memory")
+        return self._moves
 
     def _after_step(self, work: StepWork, result: StepResult, start: float) -> None:
         """Reports the result of a step, and takes a snapshot of it."""

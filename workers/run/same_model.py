@@ -19,20 +19,19 @@ from bundlerun.workers.rank.arrival.session import Session
 _ANSWER = "model"
 
 
-def check_same_model(session: Session, stages: Sequence[nn.Module]) -> None:
+def check_same_model(session: Session, found: Mapping[str, str]) -> None:
     """Raises ConfigError, on all ranks alike, where one has made another model than the first.
 
     Collective: every rank that is not spare.
 
     Args:
         session: of this rank.
-        stages: of the whole model, as this rank has made them.
+        found: the whole model, as this rank has made it; see `described`.
     """
     ranks = [place.rank for place in session.topology.places if not place.is_spare]
     own, store = session.place.rank, session.store
     if len(ranks) == 1:
         return
-    found = described(stages)
     store.set(_key("digest", own), hashlib.sha256(json.dumps(found).encode()).hexdigest()[:16])
     first = ranks[0]
     if own == first:

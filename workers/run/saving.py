@@ -61,6 +61,19 @@ class Saving:
         with self._meters.phase("checkpoint"):
             self._keeper.save(progress)
 
+    def keep_for_next(self, progress: Progress) -> bool:
+        """Keeps the state in memory, due or not, for the round that all go on in; whether all do.
+
+        Collective: every active rank.
+        """
+        if self._snapshots is None:
+            return False
+        self._snapshots.before_last()
+        # Nobody writes over the older slot before all have come out of that (I8).
+        self._total([0.0])
+        is_kept = self._snapshots.save_last(progress)
+        return not any(self._total([float(not is_kept)]))
+
     def end(self, progress: Progress, *, is_stopped: bool) -> Ending:
         """Makes sure that the last state is kept somewhere, and says how the run has ended.
 

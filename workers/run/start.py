@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.options.step_range import StepRange
-from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.checkpoints import Progress, Survey
 from bundlerun.launcher.run_folder.outcome import write_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.sheet import Talk
@@ -25,7 +26,7 @@ from bundlerun.workers.model.division import division_lines
 from bundlerun.workers.model.example import share_example
 from bundlerun.workers.model.fidelity import check_fidelity
 from bundlerun.workers.model.stage import cut_model, open_data
-from bundlerun.workers.rank.arrival.session import Session
+from bundlerun.workers.rank.arrival.session import End, Session
 from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.rank.life.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.rank.memory_guard import MemoryGuard
@@ -41,8 +42,9 @@ from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.words import Course
 from bundlerun.workers.run.course import Run
 from bundlerun.workers.run.given_back import give_back
+from bundlerun.workers.run.hand_over import Joiner, Kept, Moved, Mover, Way
 from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
-from bundlerun.workers.run.same_model import check_same_model
+from bundlerun.workers.run.same_model import check_same_model, described
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.run.trained import Trained
 from bundlerun.workers.shares.shares import Shares
@@ -66,39 +68,69 @@ def train_rank(
     *,
     is_first_start: bool,
     may_shrink: bool = False,
-) -> Ending:
+    way: Way | None = None,
+) -> Ending | Moved | End:
     """Makes what a rank needs, each thing from those before it, and trains; `stack` closes them.
 
     Args:
         may_shrink: see `MemoryGuard`.
+        way: how it has come into its round and may leave it; None: it begins, and stays.
+
+    Returns:
+        How the run has ended; that of the round before, where others were to come from there; or
+        what goes on in another round.
     """
-    recipe, meters = load_recipe(config), Meters.of(session.device, life.sheet)
+    way = way or Way()
+    kept, joiner, mover = way.kept, way.joiner, way.mover
+    recipe = kept.recipe if kept else load_recipe(config)
+    meters = Meters.of(session.device, life.sheet)
     paths = RunPaths(Path(config.run_dir))
     finished = lambda: life.num_finished  # noqa: E731
     shares_gpu = session.arrival.shares_gpu
     with MemoryGuard(
         config, session.device, finished, may_shrink=may_shrink, shares_gpu=shares_gpu
     ):
-        info, data = open_data(recipe, session)
+        info, data = (kept.info, kept.data) if kept else open_data(recipe, session)
         feed = Feed(config, session, info, data)
         # Pushed as soon as it is made: what fails later then closes it, too.
         stack.callback(feed.close)
+        initial = None
+        if joiner is not None:
+            # Beside the others, who train in the round before.
+            found = Found(on_disk=Survey([], {}), in_memory=0)
+            own = _own_stage(
+                config, session, recipe, feed, info, found, is_first_start=False, joiner=joiner
+            )
+            give_back()
+            stage, initial, cuts, whole = own
+            end = joiner.wait()
+            if end is not None:
+                return end
         restore = _open_restore(config, session, stack)
         # Before the stage: a state that will be loaded for sure needs no initialisation.
         found = look(config, session, restore)
+        if way.number:
+            # What the round before has left in memory, also where a checkpoint is as new.
+            found = replace(found, on_disk=Survey([], {}))
         check_same_data(info, data, session, feed, paths, is_new=found.is_nothing)
-        stage, initial, cuts = _own_stage(
-            config, session, recipe, feed, info, found, is_first_start=is_first_start
-        )
-        # Who cuts leaves circles of references, in which all other stages would stay: of much that
-        # was there when the rank was forked, Python seldom looks for what nobody needs.
-        give_back()
+        if kept is not None:
+            stage, cuts, whole = kept.stage, kept.cuts, kept.found
+        elif joiner is None:
+            stage, initial, cuts, whole = _own_stage(
+                config, session, recipe, feed, info, found, is_first_start=is_first_start
+            )
+            # Who cuts leaves circles of references, in which all other stages would stay: of much
+            # that was there when the rank was forked, Python seldom looks for what nobody needs.
+            give_back()
         shares = Shares(config, session, meters, feed)
         trainer = Trainer(config, session, stage, recipe, meters, shares.tally)
         stack.callback(trainer.close)
         keeper = Keeper(config, session, Trained(session, trainer), restore, info.about)
         # Only now: loading needs the stage's names and the optimizer, which the trainer has.
         resumed = keeper.resume(found)
+        way.check(resumed)
+        if way.number:
+            life.has_moved(way.number)
         if resumed is None and initial is not None and not found.is_nothing:
             initial.load(trainer.stage)  # there were checkpoints, and all were damaged
         elif resumed is not None and config.init_from and session.is_reporter and is_first_start:
@@ -125,14 +157,28 @@ def train_rank(
         stack.callback(measured.close)
         steps = StepRange.parse(config.profile) if config.profile else None
         profiling = Profiling(paths, session, meters, steps, is_teller=session.is_reporter)
-        stopping = _stopping(paths, session, life, reporter, shares)
+        stopping = _stopping(paths, session, life, reporter, shares, mover)
         audience = Audience(session, life, reporter)
         run = Run(
             config, feed, trainer, saving, measures, measured, profiling, stopping, shares, audience
         )
         life.sheet.talks(Talk.NONE)
+        if mover is not None:
+            mover.watch(whole, keeps_snapshots=snapshots is not None)
         ending = run.train_from(progress)
         profiling.close()
+        if ending is None:
+            assert mover is not None
+            made = Kept(
+                recipe=recipe,
+                info=info,
+                data=data,
+                stage=trainer.stage,
+                found=whole,
+                cuts=cuts,
+                step=run.num_steps,
+            )
+            return mover.leave(made)
         if restore is not None and ending.kept == "disk":
             # Memory that outlives the process (I7) is given back once the disk has the same.
             restore.room.give_up()
@@ -161,18 +207,25 @@ def _own_stage(
     found: Found,
     *,
     is_first_start: bool,
-) -> tuple[nn.Module, Initial | None, tuple[str, ...]]:
+    joiner: Joiner | None = None,
+) -> tuple[nn.Module, Initial | None, tuple[str, ...], Mapping[str, str]]:
     """One stage of the model, as a new run begins with it, for this rank; the others are let go.
 
     Collective: every rank that is not spare.
 
+    Args:
+        joiner: of a rank that prepares beside the others.
+
     Returns:
         And the weights that it was given, or would be given if nothing was found; the names at
-        which the model was cut.
+        which the model was cut; the whole model as `described`.
     """
     example = share_example(feed, session, recipe, config.shape.num_stages)
     cut = cut_model(config, recipe, info, is_loaded_later=found.is_snapshot, example=example)
-    check_same_model(session, cut.stages)
+    whole = described(cut.stages)
+    if joiner is not None:
+        joiner.has_prepared()
+    check_same_model(session, whole)
     stage, initial = cut.stages[session.place.stage], None
     if found.is_nothing:
         initial = cut.initial(config, info)
@@ -194,7 +247,7 @@ def _own_stage(
         division = division_lines(config, cut.stages, example) if len(cut.stages) > 1 else ()
         for line in (*weights, *cut.remarks, *division):
             log.info("%s", line)
-    return stage, initial, cut.cuts
+    return stage, initial, cut.cuts, whole
 
 
 def _first_inputs(feed: Feed, recipe: Recipe) -> tuple[Any, ...] | None:
@@ -274,7 +327,12 @@ def _tell_start(
 
 
 def _stopping(
-    paths: RunPaths, session: Session, life: Liveness, reporter: Reporter | None, shares: Shares
+    paths: RunPaths,
+    session: Session,
+    life: Liveness,
+    reporter: Reporter | None,
+    shares: Shares,
+    mover: Mover | None,
 ) -> Stopping:
     request = StopRequest(
         paths,
@@ -283,8 +341,10 @@ def _stopping(
         is_lost=reporter.looks_lost if reporter is not None else lambda: False,
     )
     tally = shares.tally
-    num_more = 0 if tally is None else tally.size
-    return Stopping(request, StopWord(session.groups, num_more), tally)
+    word = StopWord(session.groups, 0 if tally is None else tally.size)
+    if mover is None:
+        return Stopping(request, word, tally)
+    return Stopping(request, word, tally, is_ready=mover.is_ready, stays=mover.give_up)
 
 
 def where_line(session: Session, step: int, source: str) -> str:

@@ -141,8 +141,10 @@ class GradientSync:
         self._scheme = ways.chosen(self.choice)
         self._chain = start(self._scheme)
         # Without other replicas nobody asks which gradient is final.
-        for parameter in self._parameters if self._chain is not None else ():
+        self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._accumulated)
+            for parameter in (self._parameters if self._chain is not None else ())
+        ]
 
     def _start(self, device: torch.device, scheme: Scheme) -> Chain | None:
         """The legs of a scheme; None where this is the only replica."""
@@ -336,7 +338,9 @@ class GradientSync:
         copy_from_first(self._scheme.from_first(self._groups), tensors)
 
     def close(self) -> None:
-        """Ends the threads."""
+        """Ends the threads, and leaves the parameters to who sums them next."""
+        for hook in self._hooks:
+            hook.remove()
         if self._chain is not None:
             self._chain.close()
         self._memory.close()

@@ -120,6 +120,7 @@ def is_news(state: State, event: Event) -> bool:
                 and beat.at == report.at
                 and beat.is_waiting == report.is_waiting
                 and beat.is_done == report.is_done
+                and beat.is_moving == report.is_moving
             )
             # What it was told has to be told again where it has not come of it.
             return not is_same or peer.sent is not None
@@ -215,6 +216,7 @@ def _beat(state: State, peer: Peer, beat: Beat) -> tuple[State, list[Wish]]:
         at=beat.at,
         is_waiting=beat.is_waiting,
         is_done=beat.is_done,
+        is_moving=beat.is_moving,
     )
     # A beat carries ids only; the rounds themselves are known here.
     for round_ in (state.in_force, state.base):

@@ -6,19 +6,21 @@ from dataclasses import replace
 
 from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.coordinator import Wish, close, history, lose, try_claim
+from bundlerun.launcher.rendezvous.protocol.hand_over import ended_before, goes_on, is_settled
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
     Over,
     Round,
+    RoundId,
     Seat,
     id_of,
 )
+from bundlerun.launcher.rendezvous.protocol.missing import in_order, is_dead, missing
 from bundlerun.launcher.rendezvous.protocol.next_word import next_word
 from bundlerun.launcher.rendezvous.protocol.state import Peer, Phase, Proposal, State, Step
 from bundlerun.launcher.rendezvous.protocol.votes import (
     choose_seats,
     has_quorum,
-    highest_known,
     is_agreed,
     is_better,
     may_go_on,
@@ -132,6 +134,7 @@ class _Decision:
                 in_force=base if any(r.last == base for r in reports) else None,
                 over=None,
                 over_at=self.now,
+                began_at=self.now,
                 silent=frozenset(),  # those have been waited for
                 num_there_at=None,
                 # No number is used twice, not even that of a round that was abandoned.
@@ -163,12 +166,16 @@ class _Decision:
             self._step_down("there is a later coordinator")
         elif state.in_force:
             over = self._end_of(state.in_force)
-            if over:
-                self.state = replace(state, in_force=None, over=over, over_at=self.now)
-                lost = self._lost_unseen(state.in_force)
-                self._note(
-                    "coordinator: over", round=state.in_force.number, why=over.reason, lost=lost
-                )
+            ended = ended_before(state, state.in_force) if over else ""
+            if ended:
+                self.state, notes = close(state, ended, is_success=True)
+                self.wishes += notes
+            elif over:
+                self._end(state.in_force, over)
+            elif state.proposal:
+                self._advance(state.proposal)
+            else:
+                self._take_in(state.in_force)
         elif not may_go_on(state, state.grounds, state.followers, self.now):
             self._tell()  # those who are left learn that their round is over
             self._step_down(self._missing_quorum())
@@ -178,6 +185,31 @@ class _Decision:
             self._advance(state.proposal)
         elif self.now >= state.retry_at:
             self._propose()
+
+    def _end(self, round_: Round, over: Over) -> None:
+        self.state = replace(self.state, in_force=None, over=over, over_at=self.now, proposal=None)
+        lost = self._lost_unseen(round_)
+        self._note("coordinator: over", round=round_.number, why=over.reason, lost=lost)
+
+    def _take_in(self, round_: Round) -> None:
+        """Makes the next round where nodes have come that make use of more ranks."""
+        choice = self._choice()
+        if not is_better(choice, round_.seats, self.state.rules.bundle_sizes):
+            return
+        new = choice[len(round_.seats) :]
+        if not goes_on(self.state, round_, choice):
+            # All ranks begin anew in it.
+            names = {seat.name for seat in round_.seats}
+            joined = ", ".join(seat.name for seat in choice if seat.name not in names)
+            self._end(round_, _over(round_, EndCause.JOINS, f"node {joined} joins"))
+        # One after the other: who is on the way into this round is not asked into the next.
+        elif is_settled(self.state, round_) and self.now >= self.state.retry_at:
+            self._note(
+                "coordinator: hands over",
+                round=round_.number,
+                nodes=[seat.name for seat in new],
+            )
+            self._begin(choice, before=round_.id)
 
     def _knows_more(self) -> bool:
         """Whether somebody came after the election who has accepted a round of another term."""
@@ -198,21 +230,24 @@ class _Decision:
         for seat in round_.seats:
             peer = state.peers.get(seat.name)
             if peer is None or peer.seat.incarnation != seat.incarnation:
-                if self._is_dead(seat):
+                if is_dead(self.state, seat, self.now):
                     unseen = "was started again" if peer else "does not come"
                     why = state.lost.get(seat.incarnation, unseen)
                     return _over(round_, EndCause.LOST, f"node {seat.name} is lost, it {why}")
                 # Absent, but not known to be dead: it may come back, and the round continues.
                 continue
             # Of this round, or of a later one that the fence let others begin.
-            is_back = peer.report.is_waiting and id_of(peer.report.last) >= round_.id
-            if is_back or peer.report.at not in (NO_ROUND, round_.id):
+            last = id_of(peer.report.last)
+            is_back = peer.report.is_waiting and (last >= round_.id or last == round_.before)
+            if is_back or peer.report.at not in (NO_ROUND, round_.id, round_.before):
                 return _over(round_, EndCause.ASKS, f"node {seat.name} asks for a new round")
-        # A round for a newcomer costs all a restart: only where more ranks are used.
-        if is_better(self._choice(), round_.seats, state.rules.bundle_sizes):
-            names = {seat.name for seat in round_.seats}
-            new = [seat.name for seat in self._choice() if seat.name not in names]
-            return _over(round_, EndCause.JOINS, f"node {', '.join(new)} joins")
+        takes_long = self.now - state.began_at > state.rules.move_wait_s
+        if round_.before and takes_long and not is_settled(state, round_):
+            return _over(
+                round_,
+                EndCause.JOINS,
+                f"the hand-over took longer than {state.rules.move_wait_s:g} s",
+            )
         return None
 
     def _lost_unseen(self, round_: Round) -> str:
@@ -220,25 +255,14 @@ class _Decision:
         state = self.state
         here = {peer.seat.incarnation for peer in state.peers.values()} | state.lost.keys()
         missing = (seat for seat in round_.seats if seat.incarnation not in here)
-        return next((seat.name for seat in missing if self._is_dead(seat)), "")
-
-    def _is_dead(self, seat: Seat) -> bool:
-        """Whether a node that is not here need not be waited for."""
-        state = self.state
-        return (
-            seat.name in state.peers  # started again
-            or seat.incarnation in state.lost
-            or seat.candidate in state.gone
-            # A new coordinator gives the nodes of the last round one lease to find it.
-            or self.now - state.since >= state.rules.lease_s
-        )
+        return next((seat.name for seat in missing if is_dead(self.state, seat, self.now)), "")
 
     def _choice(self) -> tuple[Seat, ...]:
         """The seats of a round of all who are in the one in force or have come for the next."""
         rules, round_ = self.state.rules, self.state.in_force
         order = [
             peer.seat
-            for peer in self._in_order()
+            for peer in in_order(self.state)
             if peer.report.is_waiting
             or (round_ and round_.has(peer.seat) and not peer.report.is_done)
         ]
@@ -249,29 +273,27 @@ class _Decision:
             bundle_sizes=rules.bundle_sizes,
         )
 
-    def _in_order(self) -> list[Peer]:
-        """Survivors as they sat in the last round, then newcomers as they came."""
-        base = self.state.base
-        names = [seat.name for seat in base.seats] if base else []
-        place = {name: index for index, name in enumerate(names)}
-        followers = self.state.followers  # in order of arrival, and the sort is stable
-        return sorted(followers, key=lambda peer: place.get(peer.seat.name, len(place)))
-
     def _propose(self) -> None:
         choice = self._choice()
         if self.state.base is None:
             self._count(choice)
-        why = self._missing(choice)
+        why = missing(self.state, choice, self.now)
         # Only where it differs: a new state object would make `run` go round for ever.
         if why != self.state.waits_for:
             self.state = replace(self.state, waits_for=why)
         if why:
             self._end_if_done(why)
             return
+        self._begin(choice)
+
+    def _begin(self, choice: tuple[Seat, ...], before: RoundId = ()) -> None:
+        """The first step of a proposal; `before`: see `Round`."""
         state = self.state
         is_fenced = state.rules.has_fence and not any(p.sees_no_fence for p in state.followers)
         number = state.highest_number + 1
-        round_ = Round(term=state.term, number=number, seats=choice, is_fenced=is_fenced)
+        round_ = Round(
+            term=state.term, number=number, seats=choice, is_fenced=is_fenced, before=before
+        )
         # Also after a fenced round: another half may have claimed the next number already.
         needs_claim = is_fenced or any(each.is_fenced for each in state.grounds)
         proposal = Proposal(round=round_, step=Step.CLAIM if needs_claim else Step.HOST)
@@ -298,48 +320,6 @@ class _Decision:
         if (since is None) == bool(choice):
             self.state = replace(self.state, num_there_at=self.now if choice else None)
 
-    def _missing(self, choice: tuple[Seat, ...]) -> str:
-        """What the next round still waits for; empty when nothing is missing."""
-        state, rules, base = self.state, self.state.rules, self.state.base
-        # [1] nodes of the last round that may be alive
-        for seat in base.seats if base else ():
-            if seat.name not in state.peers and not self._is_dead(seat):
-                return f"node {seat.name} may come back"
-        # [2] nodes that are here and have not stopped their workers
-        if base and self.now - state.over_at < rules.stop_wait_s:
-            for peer in state.peers.values():
-                is_ready = peer.report.is_waiting or peer.report.is_done
-                if not is_ready or peer.report.promised != state.term:
-                    return f"node {peer.seat.name} stops its workers"
-        # [3] enough nodes for a bundle, and among them a quorum
-        if not choice:
-            return self._too_few()
-        if rules.num_candidates > 1 and not all(
-            each.is_fenced or has_quorum(each, choice) for each in state.grounds
-        ):
-            return "the nodes that hold the majority do not make a bundle"
-        # [4] more nodes for a first round, for a while
-        num_come = sum(peer.report.is_waiting for peer in state.followers)
-        # Those who were in a round before come back by themselves or not at all.
-        if base or highest_known(state.followers) or num_come >= rules.max_nodes:
-            return ""
-        assert state.num_there_at is not None
-        if self.now - state.num_there_at >= rules.first_wait_s:
-            return ""
-        return (
-            f"{num_come} of at most {rules.max_nodes} nodes are here; the first round waits "
-            f"{rules.first_wait_s:g} s for more"
-        )
-
-    def _too_few(self) -> str:
-        rules = self.state.rules
-        come = [peer.seat for peer in self._in_order() if peer.report.is_waiting]
-        names = ", ".join(seat.name for seat in come)
-        if len(come) < rules.min_nodes:
-            return f"{len(come)} of at least {rules.min_nodes} nodes are here ({names})"
-        ranks = sum(seat.num_workers for seat in come)
-        return f"{ranks} ranks are here ({names}), a bundle needs {min(rules.bundle_sizes)}"
-
     def _advance(self, proposal: Proposal) -> None:
         state, round_ = self.state, proposal.round
         for seat in round_.seats:
@@ -359,7 +339,12 @@ class _Decision:
         elif is_agreed(round_, proposal.accepted):
             # [4] In force: the next round needs a quorum of this one, and of no other.
             self.state = replace(
-                state, proposal=None, base=round_, grounds=(round_,), in_force=round_
+                state,
+                proposal=None,
+                base=round_,
+                grounds=(round_,),
+                in_force=round_,
+                began_at=self.now,
             )
             names = [seat.name for seat in round_.seats]
             self._note("coordinator: round", round=round_.number, term=round_.term, nodes=names)

@@ -79,6 +79,7 @@ def report(member: Member) -> Answer:
         gone=member.gone,
         is_done=member.is_done,
         fenced_by=member.fenced_by,
+        is_moving=member.is_moving,
     )
     return member, [Send(message=message)]
 
@@ -93,6 +94,7 @@ def beat(member: Member) -> Answer:
         at=id_of(member.at),
         is_waiting=member.is_waiting,
         is_done=member.is_done,
+        is_moving=member.is_moving,
     )
     return member, [Send(message=message)]
 
@@ -117,6 +119,14 @@ def finished(member: Member) -> Answer:
     return member, [*wishes, note]
 
 
+def moved(member: Member, round_: Round) -> Answer:
+    """All workers of this node are in the round now that they went on in."""
+    stand = member.stand
+    if not isinstance(stand, InRound) or stand.round.id != round_.id or not stand.is_moving:
+        return member, []
+    return beat(replace(member, stand=replace(stand, is_moving=False)))
+
+
 def opened(member: Member, round_: Round, port: int) -> Answer:
     """The store of a round listens."""
     if member.hosting == round_.id:
@@ -137,7 +147,7 @@ def accept(member: Member, round_: Round) -> Answer:
     """Accepts a round, unless a higher term was promised meanwhile."""
     offer = member.offer
     # Looking for the claim took a while: the offer may be another one now.
-    if offer is None or offer.round != round_ or not member.is_waiting:
+    if offer is None or offer.round != round_ or not member.may_come(round_):
         return member, []
     if round_.term != member.promised:
         return member, []
@@ -155,7 +165,7 @@ def receive(member: Member, message: ToMember, now: float) -> Answer:
             return report(replace(member, promised=term))
         case Lead() | Propose() | Host() if _term_of(message) < member.promised:
             return report(member)  # says what was promised
-        case Host(round=round_) if member.hosting != round_.id and member.is_waiting:
+        case Host(round=round_) if member.hosting != round_.id and member.may_come(round_):
             return replace(member, hosting=round_.id, port=0), [OpenStore(round=round_)]
         # The answer was lost with a connection: the store is open already.
         case Host(round=round_) if member.hosting == round_.id and member.port:
@@ -207,7 +217,7 @@ def _term_of(message: Lead | Propose | Host) -> int:
 def _go(member: Member, round_: Round, now: float) -> Answer:
     # Never again into a round that was left, nor into one from before the fence.
     is_old = max(member.last_before_fence, id_of(member.last)) >= round_.id
-    if not member.is_waiting or not round_.has(member.seat) or is_old:
+    if not member.may_come(round_) or not round_.has(member.seat) or is_old:
         return beat(member)
     candidates = {seat.candidate for seat in round_.seats}
     member = replace(
@@ -217,7 +227,7 @@ def _go(member: Member, round_: Round, now: float) -> Answer:
         pending=None,
         grounds=(),
         offer=None,
-        stand=InRound(round=round_),
+        stand=InRound(round=round_, is_moving=bool(round_.before)),
         known=max(member.known, round_.number),
         # Before its agent had started an endpoint refused connections, too.
         gone=tuple(index for index in member.gone if index not in candidates),

@@ -59,6 +59,7 @@ class Round:
     """Who trains together: the seats in node order, and the store that the first of them keeps.
 
     `is_fenced`: every seat sees the fence folder, so that the folder decides who goes on after it.
+    `before`: the round whose workers go on in this one, in their processes; else empty.
     """
 
     # Without slots: what is worked out once is kept beside the fields, and is no part of them.
@@ -68,6 +69,7 @@ class Round:
     seats: tuple[Seat, ...]
     store_port: int = 0
     is_fenced: bool = False
+    before: RoundId = ()
 
     @property
     def id(self) -> RoundId:
@@ -111,6 +113,7 @@ class Report:
     known: highest number of a round, in force or in its way, that it has heard of.
     gone: candidates whose endpoint refuses connections, so that their agents have ended.
     fenced_by: the round that took its memory, while it has come into none since.
+    is_moving: its workers are still on their way into the round `at`, from the one before.
     """
 
     serial: int
@@ -125,6 +128,7 @@ class Report:
     gone: tuple[int, ...] = ()
     is_done: bool = False
     fenced_by: Round | None = None
+    is_moving: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,6 +141,7 @@ class Beat:
     at: RoundId
     is_waiting: bool
     is_done: bool = False
+    is_moving: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,8 +31,10 @@ def next_word(state: State, peer: Peer) -> ToMember | None:
     if report.promised < state.term:
         return Lead(term=state.term)
     round_, proposal = state.in_force, state.proposal
+    # Its workers go on in the round in force, which it has not heard yet.
+    comes = round_ is not None and round_.before == report.at and round_.has(peer.seat)
     is_elsewhere = report.at not in (NO_ROUND, id_of(round_)) and not (
-        report.is_waiting or report.is_done
+        report.is_waiting or report.is_done or comes
     )
     if is_elsewhere and state.phase is Phase.ACTIVE:
         # Out of the old round first: its workers must not run next to those of a new one.

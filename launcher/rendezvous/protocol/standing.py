@@ -1,8 +1,9 @@
 """Pure: what a node knows, and where it stands.
 
     Outside --want--> Waiting --Go--> InRound --Over, Fenced, cut off--> InRound, over
-                         ^               |                                     |
-                         +---- want -----+---------------- want ---------------+
+                         ^             |   ^ |                                 |
+                         |             +Go-+ | into the round that its workers |
+                         +---- want ---------+ go on in    -------- want ------+
 
 Where a node stands is one of these (`Member.stand`). `Fenced` also takes its memory of rounds,
 and it comes again as a newcomer. `Closed` ends the job for it wherever it stands; what its workers
@@ -44,11 +45,13 @@ class InRound:
         round: which.
         over: why they must leave it; None while they need not.
         is_done: all of them have finished well.
+        is_moving: they are still on their way into it, from the round before.
     """
 
     round: Round
     over: Over | None = None
     is_done: bool = False
+    is_moving: bool = False
 
 
 Stand: TypeAlias = Outside | Waiting | InRound
@@ -124,6 +127,20 @@ class Member:
     def is_done(self) -> bool:
         """Whether all of them have finished well."""
         return isinstance(self.stand, InRound) and self.stand.is_done
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether its workers are still on their way into their round, from the one before."""
+        return isinstance(self.stand, InRound) and self.stand.is_moving
+
+    def may_come(self, round_: Round) -> bool:
+        """Whether it may come into a round: it waits for one, or its workers go on in it."""
+        if isinstance(self.stand, InRound):
+            goes_on = round_.before == self.stand.round.id
+            return goes_on and not (self.stand.over or self.stand.is_done)
+        # Whose workers have left the round before cannot go on in their processes.
+        has_left = bool(round_.before) and self.last is not None and self.last.id == round_.before
+        return self.is_waiting and not has_left
 
     @property
     def must_leave(self) -> bool:

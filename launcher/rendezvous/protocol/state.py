@@ -62,6 +62,8 @@ class Rules:
         first_wait_s: how long the first round waits for `max_nodes` once `min_nodes` are there.
         stop_wait_s: how long a node may take to stop its workers and come for the next round.
         minority_wait_s: how long nodes without a quorum wait before they try the fence.
+        hands_over: where a node joins, the workers of the others go on in their processes.
+        move_wait_s: how long that may take; then all begin anew.
     """
 
     index: int = 0
@@ -76,6 +78,8 @@ class Rules:
     first_wait_s: float = 30.0
     stop_wait_s: float = 60.0
     minority_wait_s: float = 4.0
+    hands_over: bool = False
+    move_wait_s: float = 600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +143,7 @@ class State:
         in_force: `base` while it is in force; None while there is no round.
         over: why the round before ended; None where this coordinator has seen none end.
         over_at: since when there is none in force.
+        began_at: since when there is one.
         num_there_at: since when enough nodes for a first round are there.
         proposal: the next round on its way.
         waits_for: what keeps the next round, for a reader.
@@ -162,6 +167,7 @@ class State:
     in_force: Round | None = None
     over: Over | None = None
     over_at: float = 0.0
+    began_at: float = 0.0
     num_there_at: float | None = None
     proposal: Proposal | None = None
     waits_for: str = ""

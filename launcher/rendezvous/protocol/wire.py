@@ -125,6 +125,7 @@ class Book:
             seats=tuple(seats),
             store_port=made.store_port,
             is_fenced=made.is_fenced,
+            before=made.before,
         )
 
 
@@ -220,6 +221,7 @@ def _later_line(round_: Round, base: Round, base_key: str) -> bytes:
             "base": base_key,
             **head,
             "is_fenced": round_.is_fenced,
+            "before": list(round_.before),
             "seats": _parts(round_.seats, base.seats),
         }
     )

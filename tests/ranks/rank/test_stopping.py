@@ -17,8 +17,11 @@ from bundlerun.launcher.run_folder.events import Events
 from bundlerun.launcher.run_folder.outcome import read_outcome
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.run_folder.stop_request import request_stop
+from bundlerun.workers.rank.arrival.session import arrive, join
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.life.liveness import Liveness
+from bundlerun.workers.rank.life.stopping import StopWord
+from bundlerun.workers.sync.schemes import ways_of
 from bundlerun.workers.train import train
 from tests.ranks.harness import run_ranks
 from tests.ranks.rank.test_failures import NUM_STEPS, losses_of, two_stages
@@ -134,3 +137,19 @@ def test_a_request_from_before_the_first_step_is_obeyed_and_gone_after_it(tmp_pa
 
     run_ranks((2,), again, tmp_path)
     assert len(losses_of(tmp_path)) == NUM_STEPS
+
+
+def test_a_bundle_is_ready_to_move_once_all_of_its_ranks_are(tmp_path: Path) -> None:
+    config = two_stages(tmp_path)
+
+    def main(env: RankEnv, store: Store) -> None:
+        arrival = arrive(config, env, store)
+        word = StopWord(join(config, arrival, ways_of(config, arrival).members).groups)
+        # Ranks 0 and 1 are a bundle, 2 and 3 the other one.
+        for ready, expected in (((), 0), ((0,), 0), ((0, 3), 0), ((0, 1), 2), ((0, 1, 2, 3), 4)):
+            word.begin(False, is_ready=env.rank in ready)
+            heard, _ = word.finish()
+            assert not heard
+            assert word.are_ready == (env.rank < expected)
+
+    run_ranks((2, 2), main, tmp_path)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from torch._C._distributed_c10d import HashStore, Store
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 from torch.distributed.rendezvous import rendezvous
 
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.options.endpoints import bracketed
-from bundlerun.workers.rank.arrival.round_store import own_part
+from bundlerun.workers.rank.arrival.round_store import OWN_PART, own_part
 from bundlerun.workers.rank.env import RankEnv
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,24 @@ def open_store(env: RankEnv, timeout_s: float) -> Store:
         ) from exc
     store.set_timeout(timeout)
     return own_part(store, env, timeout_s)
+
+
+def reach_store(env: RankEnv, timeout_s: float) -> Store:
+    """The store of a round that an agent of our rendezvous keeps; of another than the own one, too.
+
+    torch takes an agent's store for one only where this process was started with its address.
+
+    Raises:
+        RuntimeError: it does not answer in time.
+    """
+    store = TCPStore(
+        env.master_addr,
+        env.master_port,
+        is_master=False,
+        wait_for_workers=False,
+        timeout=timedelta(seconds=timeout_s),
+    )
+    return PrefixStore(OWN_PART, store)
 
 
 def wait_for_name(

@@ -25,6 +25,8 @@ from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.rendezvous.round_store import NUMBER_KEY
 from bundlerun.workers.rank.env import RankEnv
 
+OWN_PART = "bundlerun"
+"""What the keys of our ranks begin with."""
 _ROUNDS = "rounds"
 _DUMP_SIGNAL = "exception_dump"
 _POLL_S = (0.005, 0.25)
@@ -39,7 +41,7 @@ def own_part(store: Store, env: RankEnv, timeout_s: float) -> Store:
     Raises:
         NodeError: not all ranks came in time.
     """
-    ours = PrefixStore("bundlerun", store)
+    ours = PrefixStore(OWN_PART, store)
     if not env.has_agents_store or store.check([NUMBER_KEY]):
         return ours  # it is new: rank 0 has just made it, or our rendezvous has
     if env.rank != 0:

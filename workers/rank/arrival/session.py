@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -24,11 +23,12 @@ from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.survival.buddies import BuddyCopy, buddy_copies
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.launcher.run_folder.paths import RunPaths
-from bundlerun.launcher.why.sheet import Seat, Sheet
+from bundlerun.launcher.why.sheet import Sheet
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.device.start import DeviceStart
 from bundlerun.workers.device.switches import set_switches
 from bundlerun.workers.rank.arrival.hello import Hello, choose_backend, for_all
+from bundlerun.workers.rank.arrival.seat import take_seat
 from bundlerun.workers.rank.comm import Network, own_address
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.rank.groups import Groups, Members, make_groups
@@ -201,6 +201,8 @@ def meet(
     store: Store,
     device: torch.device,
     sheet: Sheet | None = None,
+    *,
+    enters: bool = True,
 ) -> Arrival:
     """What this rank is in the round, which may be spare.
 
@@ -212,6 +214,7 @@ def meet(
         store: where the ranks of the round meet.
         device: of this rank, started.
         sheet: see `arrive`.
+        enters: whether it takes its seat there now, for who looks on; else `take_seat` follows.
 
     Raises:
         ConfigError: nodes have other options, files, data or versions, or the devices of all
@@ -242,7 +245,10 @@ def meet(
         prepare_nccl(RunPaths(Path(config.run_dir)), env.node_name)
     place = topology.places[env.rank]
     sheet = sheet or Sheet.private()
-    sheet.enter(_seat(place, topology.world_size, config.timeout_s, token), time.perf_counter())
+    if enters:
+        take_seat(
+            sheet, place, world_size=topology.world_size, limit_s=config.timeout_s, token=token
+        )
     network = Network(
         store=PrefixStore("groups", store),
         rank=env.rank,
@@ -269,20 +275,6 @@ def meet(
         samples_per_microbatch=settled_samples(
             config, env, store, topology.num_bundles, has_gpus=has_gpus
         ),
-    )
-
-
-def _seat(place: Place, world_size: int, limit_s: float, token: str) -> Seat:
-    """Which rank this is, for who looks on."""
-    return Seat(
-        rank=place.rank,
-        world_size=world_size,
-        node=place.node,
-        bundle=place.bundle,
-        stage=place.stage,
-        replica=place.replica,
-        limit_s=limit_s,
-        token=int(token, 16),
     )
 
 

@@ -30,7 +30,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED, EXIT_RESUMABLE, BundleError
 from bundlerun.launcher.process import agent_pid, follow_parent
-from bundlerun.launcher.ranks.board import AFTERMATH_S, Board, Row
+from bundlerun.launcher.ranks.board import AFTERMATH_S, Board, Moves, NextRound, Row
 from bundlerun.launcher.ranks.fault import fault_of, is_follower
 from bundlerun.launcher.ranks.rank_signals import AgentsWord
 from bundlerun.launcher.ranks.standby import TAKEN_VARIABLE
@@ -69,6 +69,7 @@ class Liveness:
         self._has_agreed = False
         self._before_end: Callable[[float], None] = lambda _: None
         self._on_stop: Callable[[], None] | None = None
+        self._on_next: Callable[[NextRound], None] | None = None
         self._has_told_failure = False
         sheet = None if board is None else board.sheet(local_rank)
         self.sheet = sheet or Sheet.private()
@@ -137,6 +138,9 @@ class Liveness:
             self._standing.look()
             if self._on_stop is not None and self.is_told_to_stop:
                 self._try(self._on_stop)
+            if self._on_next is not None and self._board is not None and self._board.next_number:
+                act, self._on_next = self._on_next, None
+                act(self._board.next)
 
     def _try(self, act: Callable[[], None]) -> None:
         """Does what a stop asks for; where a folder takes no file, again at the next beat."""
@@ -174,6 +178,28 @@ class Liveness:
     def when_told_to_stop(self, act: Callable[[], None]) -> None:
         """Has `act` called once this node asks the run to stop; for ranks that do no steps."""
         self._on_stop = act
+
+    @property
+    def joins(self) -> int:
+        """The number of this round, where other ranks go on in it in their processes; else 0."""
+        return 0 if self._board is None else self._board.joins
+
+    def when_next_round(self, act: Callable[[NextRound], None]) -> None:
+        """Has `act` called once the agent tells of a round that this rank is to go on in."""
+        if self._row is not None:
+            self._on_next = act
+            self._row.moves = Moves.CAN
+
+    def cannot_move(self, why: str) -> None:
+        """Tells the agent that this rank cannot go on in the next round in its process."""
+        self.events.note("cannot hand over", {"why": why})
+        if self._row is not None:
+            self._row.moves = Moves.CANNOT
+
+    def has_moved(self, number: int) -> None:
+        """Tells that this rank is in the round now that it went on in, or joined."""
+        if self._row is not None:
+            self._row.round = number
 
     def tell_run_dir(self, run_dir: Path) -> None:
         """Lets the agent know where the run folder is; torchrun's agent is not told."""

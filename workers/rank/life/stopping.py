@@ -96,7 +96,7 @@ class Rider(Protocol):
 
 
 class StopWord:
-    """Tells the ranks of a bundle what each has heard.
+    """Tells the ranks of a bundle what each has heard, and whether each is ready to move.
 
     Collective: every rank of the bundle, in all calls; `begin` and `finish` alternate.
 
@@ -107,13 +107,21 @@ class StopWord:
 
     def __init__(self, groups: Groups, num_more: int = 0) -> None:
         self._group = groups.stop
-        self._word = torch.zeros(1 + num_more, dtype=torch.float64)
+        self._word = torch.zeros(2 + num_more, dtype=torch.float64)
+        self._num_ready = 0.0
         self._work: Work | None = None
 
-    def begin(self, heard: bool, more: Sequence[float] = ()) -> None:
-        """Sends what this rank has heard, while the forwards of the step run."""
+    def begin(self, heard: bool, more: Sequence[float] = (), *, is_ready: bool = False) -> None:
+        """Sends what this rank has heard, while the forwards of the step run.
+
+        Args:
+            heard: of a request to stop.
+            more: what travels with it.
+            is_ready: to go on in the next round.
+        """
         # [1] Its own group: the bundle's may be in use meanwhile.
-        self._word.copy_(torch.tensor([float(heard), *more], dtype=torch.float64))
+        own = [float(heard), float(is_ready), *more]
+        self._word.copy_(torch.tensor(own, dtype=torch.float64))
         if self._group is not None:
             self._work = self._group.all_reduce(self._word)
 
@@ -125,8 +133,13 @@ class StopWord:
             with self._group.talking():
                 self._work.wait()
             self._work = None
-        heard, *more = self._word.tolist()
+        heard, self._num_ready, *more = self._word.tolist()
         return bool(heard), more
+
+    @property
+    def are_ready(self) -> bool:
+        """Whether all ranks of the bundle are ready to go on in the next round; after `finish`."""
+        return self._num_ready == (1 if self._group is None else self._group.size)
 
 
 class Stopping:
@@ -136,12 +149,25 @@ class Stopping:
         request: what this rank has heard.
         word: what its bundle has.
         rider: what travels with that; None: nothing.
+        is_ready: whether this rank is ready to go on in the next round.
+        stays: see the attribute.
     """
 
-    def __init__(self, request: StopRequest, word: StopWord, rider: Rider | None = None) -> None:
+    def __init__(
+        self,
+        request: StopRequest,
+        word: StopWord,
+        rider: Rider | None = None,
+        *,
+        is_ready: Callable[[], bool] = lambda: False,
+        stays: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._request = request
         self._word = word
         self._rider = rider
+        self._is_ready = is_ready
+        self.stays = stays
+        """Says why this rank does not go on in the next round, after all."""
 
     @property
     def is_heard(self) -> bool:
@@ -151,7 +177,7 @@ class Stopping:
     def begin_step(self) -> None:
         """Tells the bundle whether this rank wants to stop, while the forwards of a step run."""
         own = () if self._rider is None else self._rider.own()
-        self._word.begin(self._request.is_heard, own)
+        self._word.begin(self._request.is_heard, own, is_ready=self._is_ready())
 
     def is_wanted(self) -> bool:
         """Whether a rank of the bundle wanted to stop as the step began; asked once per step."""
@@ -160,6 +186,10 @@ class Stopping:
         if self._rider is not None:
             self._rider.hear(more)
         return heard
+
+    def are_ready(self) -> bool:
+        """Whether all ranks of the bundle were ready to move as the step began; after that."""
+        return self._word.are_ready
 
     def forget(self) -> None:
         """Removes the request at the end of the run; only the reporter does."""

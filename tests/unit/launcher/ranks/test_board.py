@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import os
 
-from bundlerun.launcher.ranks.board import BOARD_VARIABLE, NUM_ROWS, Board, agents_board
+from bundlerun.launcher.ranks.board import (
+    BOARD_VARIABLE,
+    NUM_ROWS,
+    Board,
+    Moves,
+    NextRound,
+    agents_board,
+)
 
 
 def test_another_process_sees_what_a_rank_writes_and_the_rank_what_the_agent_does() -> None:
@@ -57,3 +64,32 @@ def test_an_agent_does_not_take_the_page_of_another_agent_for_its_own() -> None:
     assert agents_board({}).where != own.where
     assert Board.open({BOARD_VARIABLE: "/proc/self/fd/9999"}) is None
     assert Board.open({}) is None
+
+
+def test_ranks_are_told_of_the_round_that_they_go_on_in_until_they_begin_anew() -> None:
+    agents = Board.create()
+    ranks = Board.open({BOARD_VARIABLE: agents.where})
+    assert ranks is not None
+    assert (ranks.next_number, ranks.joins) == (0, 0)
+    told = NextRound(
+        number=7, host="node-ü", port=29400, first_rank=2, world_size=6, node=1, num_nodes=3
+    )
+    agents.run_dir = "/runs/r"
+    agents.next = told
+    agents.joins = 7
+    assert (ranks.next_number, ranks.next, ranks.joins) == (7, told, 7)
+    assert ranks.run_dir == "/runs/r"
+    agents.clear_rows()
+    assert (ranks.next_number, ranks.joins) == (0, 0)
+
+
+def test_a_rank_says_whether_it_can_go_on_and_where_it_is() -> None:
+    row = Board.create().row(5)
+    assert row is not None
+    row.enter(7, 1)
+    assert (row.moves, row.round) == (Moves.UNKNOWN, 0)
+    row.moves = Moves.CAN
+    row.round = 3
+    assert (row.moves, row.round) == (Moves.CAN, 3)
+    row.enter(8, 2)
+    assert (row.moves, row.round) == (Moves.UNKNOWN, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.errors import EXIT_NODE
-from bundlerun.launcher.ranks.board import Board
+from bundlerun.launcher.ranks.board import Board, Moves, NextRound
 from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.ranks.fault import Fault, FaultKind
 from bundlerun.launcher.ranks.node_ranks import Ranks
@@ -117,3 +117,45 @@ def test_the_error_of_a_rank_that_starts_again_is_told_where_it_was(
     for local_rank, failure in enumerate(failures):
         events.note("failed", {"local_rank": local_rank, **failure})
     assert ranks.story("a") == story
+
+
+NEXT = NextRound(number=4, host="a", port=1, first_rank=0, world_size=3, node=0, num_nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("says", "goes"), [(Moves.CAN, True), (Moves.UNKNOWN, False), (Moves.CANNOT, False)]
+)
+def test_ranks_go_on_in_another_round_only_where_all_can(says: Moves, goes: bool) -> None:
+    board = Board.create()
+    ranks = ranks_of(board, has_rows=True)
+    ranks.begin()
+    for local_rank, how in enumerate((Moves.CAN, says)):
+        row = board.row(local_rank)
+        assert row is not None
+        row.enter(10 + local_rank, 0)
+        row.moves = how
+    assert ranks.go_on_in(NEXT) is goes
+    assert (board.next_number == 4) is goes
+    assert ranks.cannot_go_on is (says is Moves.CANNOT)
+
+
+def test_ranks_that_have_not_come_yet_go_on_in_no_round() -> None:
+    ranks = ranks_of(Board.create(), has_rows=True)
+    ranks.begin()
+    assert not ranks.go_on_in(NEXT)
+    assert not ranks.are_in(4, 1)
+
+
+def test_all_ranks_of_a_node_are_in_a_round_once_each_has_said_so() -> None:
+    board = Board.create()
+    ranks = ranks_of(board, has_rows=True)
+    ranks.begin(joins=4)
+    assert board.joins == 4
+    for local_rank in range(2):
+        assert not ranks.are_in(4, 2)
+        row = board.row(local_rank)
+        assert row is not None
+        row.enter(10 + local_rank, 0)
+        row.round = 4
+    assert ranks.are_in(4, 2)
+    assert not ranks.are_in(5, 2)

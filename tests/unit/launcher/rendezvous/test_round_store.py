@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from datetime import timedelta
 
 import pytest
 
 from bundlerun.launcher.rendezvous.protocol.messages import Round, Seat
-from bundlerun.launcher.rendezvous.round_store import open_store, reach_store
+from bundlerun.launcher.rendezvous.round_store import RoundStore, open_store, reach_store
 
 
 def round_at(port: int) -> Round:
@@ -36,3 +37,22 @@ def test_a_store_that_is_gone_is_an_error_at_once() -> None:
         port = gone.getsockname()[1]
     with pytest.raises(RuntimeError):
         reach_store(round_at(port), timedelta(seconds=0.5))
+
+
+def test_torchs_agent_counts_those_who_finish_in_the_round_that_its_workers_went_on_in() -> None:
+    seats = [
+        Seat(name=name, incarnation=name, address="127.0.0.1", num_workers=2) for name in "abc"
+    ]
+    told = Round(term=1, number=1, seats=tuple(seats[:2]))
+    later = Round(term=1, number=2, seats=tuple(seats), before=told.id)
+    first, second = (open_store("127.0.0.1", timedelta(seconds=10)) for _ in range(2))
+    never = lambda: False  # noqa: E731
+    shared = RoundStore(
+        first, told, 0, learn=lambda _: None, is_over=never, finish=lambda: None, is_ended=never
+    )
+    shared.move(second, later, 0)
+    key = "torchelastic/agent/terminal_state/num_members"
+    # It compares with the two nodes of the round that it knows: the last of three is the second.
+    assert [shared.add(key, 1) for _ in seats] == [1, 1, 2]
+    assert not first.check([f"agents/{key}"])
+    assert json.loads(shared.get("torchelastic/assigned_ranks/2")) == [4, 6, 4, 6]

@@ -43,6 +43,8 @@ class Cluster:
         self.commits: list[RoundId] = []
         self.notes: list[tuple[float, int, str, dict[str, object]]] = []
         self.folder = SharedFolder(rules.lease_s)
+        self.agreed: set[RoundId] = set()
+        """Rounds into which all workers have agreed to go on."""
         self.starts = 0
         self.num_messages: dict[int, int] = defaultdict(int)
         for index in range(num_nodes):
@@ -106,8 +108,29 @@ class Cluster:
 
     def want(self, index: int) -> None:
         node = self.nodes[index]
+        node.workers_in = None
         if not node.member.is_waiting:
             self._act(index, member.want(node.member))
+
+    def agree_to_move(self) -> None:
+        """All workers of a round and of the one that they go on in find each other at work."""
+        for node in self.nodes.values():
+            at = node.member.at
+            if not node.member.is_moving or at is None or node.member.must_leave:
+                continue
+            found = {n.member.seat.incarnation: n for n in self.nodes.values()}
+            seats = [found.get(seat.incarnation) for seat in at.seats]
+            if all(n and n.workers_in in (at.before, at.id) and not n.is_frozen for n in seats):
+                self.agreed.add(at.id)
+
+    def move(self, index: int) -> None:
+        """The workers of a node go on in its round, as all have agreed."""
+        node = self.nodes[index]
+        at = node.member.at
+        if at is None or at.id not in self.agreed or node.is_frozen or node.member.must_leave:
+            return
+        node.workers_in = at.id
+        self._act(index, member.moved(node.member, at))
 
     def is_reachable(self, a: int, b: int) -> bool:
         return self.passes(a, b) and self.passes(b, a)
@@ -266,6 +289,9 @@ class Cluster:
             for index, node in list(self.nodes.items()):
                 if node.member.must_leave and not node.member.closed and not node.is_frozen:
                     self.want(index)
+            self.agree_to_move()
+            for index in list(self.nodes):
+                self.move(index)
             self.flush()
             self.tick()
 
@@ -358,26 +384,40 @@ class Cluster:
                     sees = self.folder.has(round_.id)
                     self._act(index, member.looked(node.member, round_, sees))
                 case member.Enter(round=round_):
-                    node.entered.append(round_)
+                    self._enter(node, round_)
+
+    def _enter(self, node: Node, round_: Round) -> None:
+        node.entered.append(round_)
+        before = self.rounds[round_.before][0] if round_.before else None
+        if before is not None and before.has(node.member.seat):
+            # The others' workers wait for these, and not for new ones.
+            assert node.workers_in == round_.before, "new workers, where others go on"
+        else:
+            node.workers_in = round_.id
 
     # ---------------------------------------------------------------- what a test asks
 
     def complete_rounds(self) -> set[RoundId]:
-        """Rounds that can make steps right now: every seat lives and is in it."""
-        found = set()
-        for node in self.nodes.values():
-            round_ = node.member.at
-            if round_ and all(self._is_in(seat, round_) for seat in round_.seats):
-                found.add(round_.id)
-        return found
+        """Rounds that can make steps right now: the workers of every seat live and are in it."""
+        found = {node.workers_in for node in self.nodes.values() if node.workers_in}
+        return {
+            id_
+            for id_ in found
+            if all(self._is_in(seat, id_) for seat in self.rounds[id_][0].seats)
+        }
 
-    def _is_in(self, seat: Seat, round_: Round) -> bool:
+    def can_work(self, id_: RoundId) -> bool:
+        """Whether all workers of a round are in it, also where their agents are to end them."""
+        here = {n.member.seat.incarnation: n.workers_in for n in self.nodes.values()}
+        return all(here.get(seat.incarnation) == id_ for seat in self.rounds[id_][0].seats)
+
+    def _is_in(self, seat: Seat, id_: RoundId) -> bool:
         return any(
             node.member.seat.incarnation == seat.incarnation
             and not node.member.must_leave
             and not node.is_frozen
             and node.member.at is not None
-            and node.member.at.id == round_.id
+            and node.workers_in == id_
             for node in self.nodes.values()
         )
 
@@ -389,6 +429,4 @@ class Cluster:
         complete = self.complete_rounds()
         assert len(complete) == 1, f"{len(complete)} rounds are complete"
         (id_,) = complete
-        return next(
-            n.member.at for n in self.nodes.values() if n.member.at and n.member.at.id == id_
-        )
+        return self.rounds[id_][0]

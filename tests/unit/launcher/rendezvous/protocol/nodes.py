@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bundlerun.launcher.rendezvous.protocol.messages import Round
+from bundlerun.launcher.rendezvous.protocol.messages import Round, RoundId
 from bundlerun.launcher.rendezvous.protocol.standing import Member
 from bundlerun.launcher.rendezvous.protocol.state import State
 
@@ -21,7 +21,10 @@ class Link:
 
 @dataclass
 class Node:
-    """An agent: a member, and where its endpoint is in the list, a coordinator."""
+    """An agent: a member, and where its endpoint is in the list, a coordinator.
+
+    workers_in: the round that its workers are in, which may be the one before its own.
+    """
 
     member: Member
     state: State | None
@@ -29,6 +32,7 @@ class Node:
     frozen_at: float | None = None
     entered: list[Round] = field(default_factory=list)
     heard: list[object] = field(default_factory=list)
+    workers_in: RoundId | None = None
 
     @property
     def is_frozen(self) -> bool:

@@ -54,9 +54,12 @@ class Rendezvous(RuleBasedStateMachine):
     made: Cluster
 
     @initialize(
-        num_nodes=st.integers(2, 5), num_candidates=st.integers(1, 3), has_fence=st.booleans()
+        num_nodes=st.integers(2, 5),
+        num_candidates=st.integers(1, 3),
+        has_fence=st.booleans(),
+        hands_over=st.booleans(),
     )
-    def begin(self, num_nodes: int, num_candidates: int, has_fence: bool) -> None:
+    def begin(self, num_nodes: int, num_candidates: int, has_fence: bool, hands_over: bool) -> None:
         candidates = min(num_candidates, num_nodes)
         rules = Rules(
             num_candidates=candidates,
@@ -64,6 +67,8 @@ class Rendezvous(RuleBasedStateMachine):
             has_fence=has_fence and candidates > 1,
             # A first round of few nodes may be one of two halves; that needs the fence.
             first_wait_s=3.0 if has_fence and candidates > 1 else FOREVER_S,
+            hands_over=hands_over,
+            move_wait_s=20.0,
         )
         self.num_nodes = num_nodes
         self.made = Cluster(num_nodes, rules)
@@ -227,6 +232,15 @@ class Rendezvous(RuleBasedStateMachine):
     def a_worker_fails(self, index: int) -> None:
         if (node := self.node(index)) is not None and self.made.nodes[node].member.at:
             self.made.want(node)
+
+    @rule()
+    def workers_agree_to_move(self) -> None:
+        self.made.agree_to_move()
+
+    @rule(index=NODE)
+    def workers_move(self, index: int) -> None:
+        if (node := self.node(index)) is not None:
+            self.made.move(node)
 
     @rule()
     def agents_obey(self) -> None:

@@ -11,7 +11,14 @@ from dataclasses import replace
 
 import pytest
 
-from bundlerun.launcher.rendezvous.protocol import coordinator, decide, member, votes
+from bundlerun.launcher.rendezvous.protocol import (
+    coordinator,
+    decide,
+    member,
+    missing,
+    standing,
+    votes,
+)
 from bundlerun.launcher.rendezvous.protocol.messages import (
     Accept,
     Lead,
@@ -32,7 +39,9 @@ FOREVER_S = 1e9
 
 def cluster(num_nodes: int) -> Cluster:
     """All nodes in their first round."""
-    rules = Rules(num_candidates=num_nodes, max_nodes=num_nodes, first_wait_s=FOREVER_S)
+    rules = Rules(
+        num_candidates=num_nodes, max_nodes=num_nodes, first_wait_s=FOREVER_S, hands_over=True
+    )
     made = Cluster(num_nodes, rules)
     made.run(3)
     return made
@@ -101,6 +110,47 @@ def more_than_half_are_started_again(made: Cluster) -> None:
     assert not made.complete_rounds()
 
 
+def hand_over(made: Cluster) -> None:
+    """A node comes back, until the workers of all others are to go on in the round with it."""
+    index = max(made.nodes)
+    made.kill(index)
+    made.run(6)
+    num_commits = len(made.ledger.commits)
+    made.start(index)
+    for _ in range(500):
+        if len(made.ledger.commits) > num_commits:
+            assert made.ledger.commits[-1].before
+            return
+        moving = made.moving()
+        if moving:
+            made.deliver(*moving[0])
+        else:
+            made.tick(0.01)
+    raise AssertionError("nobody hands over")
+
+
+def a_worker_fails_as_all_are_to_go_on(made: Cluster) -> None:
+    hand_over(made)
+    made.want(1)
+    made.run(6)
+    assert len(made.current().seats) == len(made.nodes)
+
+
+def another_node_joins_before_all_have_moved(made: Cluster) -> None:
+    made.kill(2)
+    made.run(6)
+    hand_over(made)
+    for _ in range(3):
+        made.flush()
+        made.tick()
+    made.start(2)
+    for _ in range(10):
+        made.flush()
+        made.tick()
+    made.run(6)
+    assert len(made.current().seats) == len(made.nodes)
+
+
 def commit_after_one_accept(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(decide, "is_agreed", lambda round_, accepted: len(accepted) >= 1)
 
@@ -155,8 +205,21 @@ def half_is_enough(patch: pytest.MonkeyPatch) -> None:
 
 
 def quorum(patch: pytest.MonkeyPatch, rule: Callable[[Round, Iterable[Seat]], bool]) -> None:
-    for module in (votes, decide):
+    for module in (votes, decide, missing):
         patch.setattr(module, "has_quorum", rule)
+
+
+def workers_that_have_left_go_on(patch: pytest.MonkeyPatch) -> None:
+    may_come = standing.Member.may_come
+    patch.setattr(
+        standing.Member,
+        "may_come",
+        lambda me, round_: me.is_waiting or may_come(me, round_),
+    )
+
+
+def nobody_waits_for_who_moves(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(decide, "is_settled", lambda state, round_: True)
 
 
 SEEN = [
@@ -168,6 +231,8 @@ SEEN = [
     (half_is_enough, a_few_are_cut_off, 4),
     (newcomers_vote, more_than_half_are_started_again, 3),
     (a_restarted_node_votes, more_than_half_are_started_again, 3),
+    (workers_that_have_left_go_on, a_worker_fails_as_all_are_to_go_on, 4),
+    (nobody_waits_for_who_moves, another_node_joins_before_all_have_moved, 4),
 ]
 
 

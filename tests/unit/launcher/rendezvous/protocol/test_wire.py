@@ -178,3 +178,13 @@ def test_a_round_that_is_damaged_is_refused(wrong: dict[str, object], base: Roun
 def test_messages_without_rounds_are_lines_as_ever() -> None:
     status = Status(is_active=True, term=1, number=2, last_term=1, knows=("a",))
     assert Wire(Book()).encode(status) == encode(status)
+
+
+def test_a_round_says_which_one_its_workers_come_from_also_as_what_it_has_of_that() -> None:
+    sender, receiver = pair()
+    passed(sender, receiver, Go(term=1, round=ROUND))
+    joined = Seat(name="new", incarnation="f", address="10.1.0.0", num_workers=8)
+    later = replace(ROUND, number=2, seats=(*SEATS, joined), before=ROUND.id)
+    heard, num_bytes = passed(sender, receiver, Go(term=1, round=later))
+    assert heard == Go(term=1, round=later)
+    assert num_bytes < 1000
