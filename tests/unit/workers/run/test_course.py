@@ -32,10 +32,10 @@ def test_free_pages_go_back_once_after_the_first_step_of_a_start(
 
     def step(*_: object) -> Mock:
         done.append("step")
-        return Mock(heard_stop=False)
+        return Mock(heard_stop=False, moves=False)
 
     trainer.step = step
-    rest = (Mock() for _ in range(6))
+    rest = (Mock() for _ in range(7))
     run = Steps(TrainConfig(data="synthetic", epochs=3), feed, trainer, *rest)  # type: ignore[arg-type]
     run.train_from(Progress(step=4, epoch=1, step_in_epoch=1, samples_seen=4))
     assert done == ["step", "trimmed", *["step"] * 4]
