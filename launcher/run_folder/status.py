@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -45,7 +45,8 @@ class Recovery:
 
     why: what was seen first. phases: seconds from there to each step of the recovery, in order, by
     the clock of the node; over a new start of the machine, by the wall clock. then: in which shape
-    it goes on, and what of the state came from the memory of which node.
+    it goes on, what of the state came from the memory of which node, and how fast it goes on.
+    shape: a new one; else empty.
     """
 
     node: str
@@ -53,6 +54,7 @@ class Recovery:
     why: str
     phases: Mapping[str, float] = field(default_factory=dict)
     then: str = ""
+    shape: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +143,7 @@ def status_of(
         failures=tuple(failure_text(row) for found in incidents(events) for row in found)[
             -num_failures:
         ],
-        recoveries=tuple(recoveries(events))[-num_failures:],
+        recoveries=tuple(_paced(r, metrics) for r in recoveries(events)[-num_failures:]),
         num_steps=start.get("steps"),
         samples_per_s=_samples_per_s(metrics),
         unit=str(start.get("unit", "samples")),
@@ -198,6 +200,7 @@ def _median_step(metrics: Rows) -> float | None:
 
 _RECENT = 50
 """Steps whose speed is told."""
+_LEAST_STEPS = 5
 
 
 def _samples_per_s(metrics: Rows) -> float | None:
@@ -312,6 +315,20 @@ _SIGNS: tuple[EventName, ...] = (
 )
 
 
+def _paced(found: Recovery, metrics: Rows) -> Recovery:
+    """The same, and at what throughput it goes on in a new shape, where that is known."""
+    if not found.shape or not found.when:
+        return found
+    begin = datetime.fromisoformat(found.when).timestamp()
+    end = begin + max(found.phases.values())
+    later = (row for row in metrics if float(row.get("time", 0)) >= end)
+    after = list(itertools.takewhile(lambda row: row.get("kind") not in _STARTS, later))[:_RECENT]
+    was = _samples_per_s([row for row in metrics if float(row.get("time", begin)) < begin])
+    now = _samples_per_s(after) if len(after) > _LEAST_STEPS else None
+    then = f"{found.then}, at {now / was:.2f} of the throughput" if now and was else found.then
+    return replace(found, then=then)
+
+
 def recoveries(events: Rows) -> list[Recovery]:
     """Every interruption, from its first sign at a node to that node's next finished step."""
     causes = [row for found in incidents(events) for row in found]
@@ -328,7 +345,7 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
     found: list[Recovery] = []
     sign: Event | None = None
     phases: dict[str, float] = {}
-    shape = then = ""
+    shape = then = new = ""
     has_stepped = False
     # By the monotonic clock, which all events of one node share; the wall clock may jump. Where the
     # machine was started again, or another one took the name, that clock began anew.
@@ -341,9 +358,9 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
             # What happens before the first step is the start, not an interruption.
             has_stepped = has_stepped or event == "first step"
             if has_stepped and (event in _SIGNS or event == "asks for a round"):
-                sign, phases, then = row, {}, ""
+                sign, phases, then, new = row, {}, "", ""
         if event == "met" and str(row.get("shape", shape)) != shape:
-            shape = str(row["shape"])
+            shape = new = str(row["shape"])
             then = f"goes on as shape {shape}"
         if event == "restored" and (brought := str(row.get("brought", ""))):
             then = f"{then}, with {brought}" if then else f"with {brought}"
@@ -358,6 +375,7 @@ def _of_node(node: str, events: Rows, causes: Rows) -> list[Recovery]:
                     why=_why(sign, causes),
                     phases=phases,
                     then=then,
+                    shape=new,
                 )
             )
             sign, has_stepped = None, True

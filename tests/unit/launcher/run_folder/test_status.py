@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,31 @@ def test_in_which_shape_it_goes_on_and_with_what_is_told(
     events = [NODE_KILLED[0], *first, *NODE_KILLED[1:-1], *after, restored, NODE_KILLED[-1]]
     (recovery,) = status_of(HISTORY, events, None, checkpoints=[2], now=110.0).recoveries
     assert recovery.then == then
+
+
+def test_at_what_throughput_it_goes_on_in_another_shape_is_told() -> None:
+    begun = datetime.fromisoformat("2026-01-01T00:00:00").timestamp()
+
+    def rows(first: int, at: float, gap: float, count: int) -> list[dict[str, Any]]:
+        steps = [step(first + i, begun + at + i * gap) for i in range(count)]
+        return [{**row, "samples": 32} for row in steps]
+
+    met = [event(1.5, "met", shape="1,1,1"), event(5.5, "met", shape="1,1")]
+    events = sorted([*NODE_KILLED, *met], key=lambda row: row["wall"])
+    start = {"time": begun, "kind": "start"}
+    restart = {"time": begun + 5.7, "kind": "restart", "step": 30, "source": "snapshot"}
+    history = [start, *rows(0, 2.0, 0.1, 30), restart, *rows(30, 6.0, 0.125, 20)]
+
+    def told(*more: dict[str, Any], until: int = 100) -> str:
+        metrics = [*history[:until], *more]
+        return status_of(metrics, events, None, now=begun + 20).recoveries[0].then
+
+    assert told() == "goes on as shape 1,1, at 0.80 of the throughput"
+    # What comes after another start is not of this shape.
+    again = {"time": begun + 9.0, "kind": "restart", "step": 50, "source": "snapshot"}
+    assert told(again, *rows(50, 9.1, 5.0, 20)).endswith("at 0.80 of the throughput")
+    # Of a few steps nothing is known yet.
+    assert told(until=35) == "goes on as shape 1,1"
 
 
 def test_a_rank_that_died_elsewhere_is_named_with_its_node() -> None:
