@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn, Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -268,6 +270,9 @@ class Verifier:
                 leave_out(self._paths.left_out, name, text)
         except OSError as exc:
             log.error("cannot write to %s: %s", self._paths.corruption, exc.strerror)
+        # Who comes here has written it. Nobody leaves before: others would see a lost rank.
+        with suppress(RuntimeError):
+            self._all_sum(torch.zeros(1, dtype=torch.float64, device=self._session.device))
         # [4] One of them tells of it, which is not the one that is wrong.
         right = set(range(len(self._ranks))) - set(finding.wrong)
         tells = self._replica == min(right, default=0)

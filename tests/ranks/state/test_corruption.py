@@ -30,6 +30,8 @@ NUM_STEPS = 18
 WITHIN = 4
 """Steps in which all of the state is looked at; what is verified is kept every 6."""
 AT = 13
+LIMIT_S = 180.0
+"""Without an agent, the ranks of another stage end when they have waited for long enough."""
 LONG = replace(SNAPSHOTS, max_steps=NUM_STEPS, epochs=4, verify_steps=WITHIN, verify_replicas=False)
 
 
@@ -91,7 +93,7 @@ def flipped_run(
         Trainer.step = tampered  # type: ignore[method-assign] # in this rank's process only
         train(config, env, store)
 
-    return outcomes(nodes, main, folder, 60)
+    return outcomes(nodes, main, folder, LIMIT_S)
 
 
 class Faulty(torch.autograd.Function):
@@ -130,7 +132,7 @@ def wrong_run(
         Trainer.step = tampered  # type: ignore[method-assign] # in this rank's process only
         train(config, env, store)
 
-    return outcomes(nodes, main, folder, 60)
+    return outcomes(nodes, main, folder, LIMIT_S)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_unlike_hardware_is_not_compared(tmp_path: Path) -> None:
         Trainer.step = tampered  # type: ignore[method-assign] # in this rank's process only
         train(replace(config, threads=1 + env.rank), env, store)
 
-    assert outcomes((1, 1), main, tmp_path, 60) == {}
+    assert outcomes((1, 1), main, tmp_path, LIMIT_S) == {}
 
 
 CASES: list[tuple[str, Widths, Nodes, int]] = [
