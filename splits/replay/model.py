@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -173,10 +174,13 @@ class ReplayedModel:
 
     def find(self, name: str, also: Sequence[str] = ()) -> Entry:
         """The boundary of that name; raises ConfigError, which may propose names of `also`, too."""
+        # As in a graph: by itself, a number would count parts.
+        meant = name[1:] if re.fullmatch(r"_\d+", name) and not self._has(name) else name
         for boundary in self.boundaries:
-            if name in boundary.names:
+            if meant in boundary.names:
                 return boundary
-        raise ConfigError(f"{self._refusal(name)}; {nearest(name, [*also, *self.names])}")
+        valid = [f"_{own}" if own.isdigit() else own for own in self.names]
+        raise ConfigError(f"{self._refusal(name)}; {nearest(name, [*also, *valid])}")
 
     def _refusal(self, name: str) -> str:
         records = self._records.values()

@@ -128,6 +128,15 @@ def test_unknown_names_and_names_twice_are_refused_with_the_nearest() -> None:
         model.equal_cuts(3)
 
 
+def test_a_module_of_a_sequence_has_the_name_that_it_has_in_a_graph() -> None:
+    # `--cut 1` would make one part.
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)).double()
+    assert_same(subject_of(model, (example(),), ("_1",)), (example(),))
+    assert ReplayedModel(model, (example(),)).find("_2").names == ("2",)
+    with pytest.raises(ConfigError, match="unknown cut '_3' of Sequential; nearest: _2, _1"):
+        ReplayedModel(model, (example(),)).cut(["_3"])
+
+
 def test_a_module_that_only_training_calls_is_no_cut() -> None:
     def forward(m: Layers, x: Tensor) -> Tensor:
         y = m.first(x)
