@@ -158,20 +158,23 @@ class Checksum:
 
     def of_bytes(self, pieces: Iterator[Tensor] | Sequence[Tensor]) -> Tensor:
         """The same of bytes, (n,) each."""
-        sums, rest = torch.zeros_like(self._weights[0]), []
+        sums: Tensor | None = None
+        rest = []
         for piece in pieces:
             here = piece.to(self._device, non_blocking=True)
             full = len(here) - len(here) % _ROW_BYTES
             if full:
                 # Sums of whole numbers are of 64 bits, and begin again at their end: the same on
                 # all replicas.
-                sums = sums * _ODD + self._rows(here[:full])
+                sums = _added(sums, self._rows(here[:full]))
             if full < len(here):
                 rest.append(here[full:])
         if rest:
             num_bytes = sum(map(len, rest))
             rest.append(self._none[: -num_bytes % _ROW_BYTES])
-            sums = sums * _ODD + self._rows(torch.cat(rest))
+            sums = _added(sums, self._rows(torch.cat(rest)))
+        if sums is None:
+            sums = torch.zeros_like(self._weights[0])
         return (sums * self._weights).sum(1).remainder_(PRIME)
 
     @staticmethod
@@ -179,6 +182,11 @@ class Checksum:
         if data.storage_offset() % 8:
             data = data.clone()  # words have to begin where words may
         return data.view(torch.int64).view(-1, _COLUMNS).sum(0)
+
+
+def _added(sums: Tensor | None, rows: Tensor) -> Tensor:
+    # A step asks its device for little: most slices have one piece.
+    return rows if sums is None else sums * _ODD + rows
 
 
 def bytes_of(tensor: Tensor) -> Tensor:
