@@ -95,7 +95,9 @@ def is_asked(train: Resolved[TrainConfig]) -> bool:
     if value.shape.others or any(cut.isdecimal() for cut in value.cut):
         return False
     is_open = {"schedule": value.schedule == "auto", "microbatch_size": not value.microbatch_size}
-    return any(is_open[name] and train.sources[name] != "default" for name in is_open)
+    return any(
+        is_open[name] and train.sources.get(name, "default") != "default" for name in is_open
+    )
 
 
 def kept_decision(path: Path) -> dict[str, Any]:
