@@ -15,8 +15,14 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.run_folder.checkpoints import best_of, read_tensors, survey
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.data.collate import Collate
-from bundlerun.workers.data.feed import Feed
-from bundlerun.workers.data.order import mix_seed, num_steps, sample_order, step_microbatches
+from bundlerun.workers.data.feed import Feed, SharePlan
+from bundlerun.workers.data.order import (
+    Speeds,
+    mix_seed,
+    num_steps,
+    sample_order,
+    step_microbatches,
+)
 from bundlerun.workers.model.stage import foreseen_division
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.recipe import DataInfo, load_recipe
@@ -224,10 +230,12 @@ def test_metrics_and_score_are_there_where_the_first_bundle_validates_nothing(
     honest = Feed.validation
 
     def by_the_other(self: Feed) -> object:
-        before, self._speeds = self._speeds, [1e6, 1.0]
-        found = honest(self)
-        self._speeds = before
-        return found
+        before, self._plan = self._plan, SharePlan(2)
+        self._plan.change(0, Speeds((1e6, 1.0), (0.0, 0.0)))
+        works, batches = honest(self)
+        read = list(batches)  # asked for as they are taken, by the shares of that time
+        self._plan = before
+        return works, iter(read)
 
     monkeypatch.setattr(Feed, "validation", by_the_other)
     config = replace(CONFIG, data="best", validate=True, run_dir=str(tmp_path / "run"))
