@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -60,7 +61,6 @@ def peaks_of_run(
         RuntimeError: a rank ended, or took too long; with what it has said.
     """
     output = run_dir.with_suffix(".txt")
-    argv = [f"--run-dir={run_dir}", "--threads=1", *options]
     environ = {
         "WORLD_SIZE": str(num_ranks),
         "LOCAL_WORLD_SIZE": str(num_ranks),
@@ -74,17 +74,20 @@ def peaks_of_run(
     pids: list[int] = []
     # As an agent does before its ranks: a collection of theirs leaves shared pages alone.
     gc.freeze()
-    try:
-        for rank in range(num_ranks):
-            own = {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-            pids.append(_fork(argv, own, output))
-        return _watched(pids, RunPaths(run_dir), output, steps=steps, timeout_s=timeout_s)
-    finally:
-        for pid in pids:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-            with suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+    # The snapshots of a run that is killed stay: those of many models fill the machine's memory.
+    with tempfile.TemporaryDirectory(prefix="bundlerun-peaks-", dir="/dev/shm") as memory:
+        argv = [f"--run-dir={run_dir}", f"--snapshot-dir={memory}", "--threads=1", *options]
+        try:
+            for rank in range(num_ranks):
+                own = {**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+                pids.append(_fork(argv, own, output))
+            return _watched(pids, RunPaths(run_dir), output, steps=steps, timeout_s=timeout_s)
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+                with suppress(ChildProcessError):
+                    os.waitpid(pid, 0)
 
 
 def _watched(
