@@ -16,7 +16,7 @@ from statistics import fmean, median
 import torch
 from torch import Tensor
 
-from benchmarks.cluster.forked import Seat, run_ranks
+from benchmarks.cluster.forked import TIMEOUT_S, Seat, run_ranks
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
 from benchmarks.planning.settings import FAST, NUM_CLASSES, Case, cases
 from benchmarks.results.record import Check, Options, print_table
@@ -127,6 +127,8 @@ def _step_rank(case: Case, folder: str, seat: Seat) -> dict[str, object]:
         for _ in range(NUM_STEPS):
             steps.step()
         ended.append(time.perf_counter())
+    # A rank that is gone takes with it what it has not sent yet: its last gradient.
+    seat.barrier.wait(TIMEOUT_S)
     update_s = (steps.seconds("optimizer") - update_s) / (NUM_TIMES * NUM_STEPS)
     return {"ended": ended, "update_s_per_byte": update_s / steps.trained_bytes}
 
