@@ -98,18 +98,18 @@ class Verifier:
         entries = lambda: list(entries_of(stage, optimizer, averages()))  # noqa: E731
         self._replicas = ReplicaCheck(entries, len(self._ranks), device, self._steps)
         self._copies = [(each, check_of_copies(each, device, self._steps)) for each in sync.shared]
+        self._period = redo_steps(config, session.topology) if self._steps else 0
         self.redo = Redo(
             config,
             stage,
             arithmetic,
             num_replicas=len(self._ranks),
             replica=self._replica,
-            every=redo_steps(config, session.topology),
+            every=self._period,
             all_sum=sync.all_sum,
             take_first=sync.take_first,
             is_quiet=is_quiet,
         )
-        self._period = redo_steps(config, session.topology) if self._steps else 0
         self._redone = 0
         """Steps that were done when a micro-batch was the same on all replicas."""
         self._is_whole = config.verify_replicas
