@@ -29,6 +29,12 @@ def small(width: int) -> nn.Module:
     return nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3))
 
 
+def join(env: RankEnv, port: int) -> None:
+    """The program's own group. Its store ends with rank 0, which must outlast the others' words."""
+    address = f"tcp://127.0.0.1:{port}"
+    dist.init_process_group("gloo", address, rank=env.rank, world_size=env.world_size)
+
+
 def test_ranks_of_a_program_by_itself_are_one_job(tmp_path: Path) -> None:
     """As under mp.spawn: nothing is in the environment, and the group knows."""
     port = free_port()
@@ -36,8 +42,7 @@ def test_ranks_of_a_program_by_itself_are_one_job(tmp_path: Path) -> None:
     def main(env: RankEnv, _: Store) -> None:
         for name in _WORDS:
             os.environ.pop(name, None)
-        address = f"tcp://127.0.0.1:{port}"
-        dist.init_process_group("gloo", address, rank=env.rank, world_size=env.world_size)
+        join(env, port)
         found = read_env()
         assert (found.rank, found.world_size, found.is_launched) == (env.rank, 2, True)
         assert (found.local_rank, found.local_world_size) == (env.rank, 2)
@@ -60,6 +65,7 @@ def test_ranks_of_a_program_by_itself_are_one_job(tmp_path: Path) -> None:
         os.environ["TORCHELASTIC_RUN_ID"] = "job"
         with pytest.raises(ConfigError, match="torchrun says that this is rank 0 of 1, and the pr"):
             read_env()
+        dist.barrier()
 
     run_ranks((2,), main, tmp_path)
 
@@ -68,11 +74,11 @@ def test_ranks_that_have_made_different_models_say_so(tmp_path: Path) -> None:
     port = free_port()
 
     def main(env: RankEnv, _: Store) -> None:
-        address = f"tcp://127.0.0.1:{port}"
-        dist.init_process_group("gloo", address, rank=env.rank, world_size=env.world_size)
+        join(env, port)
         text = r"0.weight of stage 0 is \(8, 4\) float32 on rank 0 on \S+ and \(9, 4\) float32 on r"
         with pytest.raises(ConfigError, match=text):
             Bundle.of(small(8 + env.rank), cross_entropy, torch.ones(2, 4), batch_size=4)
+        dist.barrier()
 
     run_ranks((2,), main, tmp_path)
 

@@ -167,8 +167,13 @@ def test_every_node_is_told_that_it_is_in_and_who_is_lost(
     one, two = job.start(1), job.start(2)
     job.meet(one, two)
     two._node.stop()
-    wait_until(lambda: one.num_nodes_waiting() == 1)
-    lines = [record.message for record in caplog.records if record.name == CONSOLE]
+
+    def told() -> list[str]:
+        return [record.message for record in caplog.records if record.name == CONSOLE]
+
+    wait_until(lambda: len(told()) > 2)  # the node's own thread tells
+    assert one.num_nodes_waiting() == 1
+    lines = told()
     assert "node n1: round 1 is over: node n2 is lost, it " in lines[-1]
     assert lines[-1].endswith("; its ranks start again")
     (first, ranks), (second, others) = (line.split(": ") for line in sorted(lines[:2]))
