@@ -24,9 +24,9 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.meters import Phase
 from bundlerun.workers.sync.bucket import Bucket
-from bundlerun.workers.sync.codes import Scratch, code_of
 from bundlerun.workers.sync.legs import Action, Finish
-from bundlerun.workers.sync.rounding import Rounding
+from bundlerun.workers.sync.short.codes import Scratch, code_of
+from bundlerun.workers.sync.short.rounding import Rounding
 
 Target = Callable[[Bucket], Tensor]
 """The flat tensor of a bucket that this rank exchanges."""

@@ -33,9 +33,9 @@ from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
 from bundlerun.workers.sync.frozen import Frozen
 from bundlerun.workers.sync.legs import Chain
-from bundlerun.workers.sync.rounding import Rounding
 from bundlerun.workers.sync.scheme import Scheme
 from bundlerun.workers.sync.schemes import Ways
+from bundlerun.workers.sync.short.rounding import Rounding
 from bundlerun.workers.sync.spread import copy_from_first
 
 

@@ -22,7 +22,7 @@ from bundlerun.launcher.ranks.fault import PeerGoneError
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.sync.bucket import Bucket
-from bundlerun.workers.sync.rounding import Rounding
+from bundlerun.workers.sync.short.rounding import Rounding
 
 Finish = Callable[[], object]
 _BEGUN_AHEAD = 2

@@ -9,7 +9,7 @@ import torch
 
 from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.workers.sync.bucket import Bucket
-from bundlerun.workers.sync.rounding import Rounding
+from bundlerun.workers.sync.short.rounding import Rounding
 
 ONE = cast(Bucket, object())
 """A bucket is only what remainders are kept by."""

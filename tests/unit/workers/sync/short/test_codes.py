@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype
-from bundlerun.workers.sync.codes import Code, code_of
+from bundlerun.workers.sync.short.codes import Code, code_of
 
 SHORT: tuple[ExchangeDtype, ...] = ("bfloat16", "int8", "int4")
 BLOCKS: tuple[ExchangeDtype, ...] = ("int8", "int4")

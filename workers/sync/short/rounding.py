@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.workers.sync.bucket import Bucket
-from bundlerun.workers.sync.codes import Code, code_of
+from bundlerun.workers.sync.short.codes import Code, code_of
 
 
 class Rounding:
