@@ -110,6 +110,30 @@ def test_the_others_keep_their_processes(job: Job) -> None:
     job.wait_until(lambda: len(events(job, "has moved", again)) == len(NODES), "again", LIMIT_S)
 
 
+def test_two_nodes_join_one_after_the_other(job: Job) -> None:
+    kill_new(job)
+    at = time.monotonic()
+    job.kill_node("n2")
+
+    def is_alone() -> bool:
+        job.tail.look()
+        return any(row["node"] == "n0" for row in events(job, "first step", at))
+
+    job.wait_until(is_alone, "the run on one node", LIMIT_S)
+    pid = job.rank_pid("n0", 0)
+    for count, name in enumerate((NEW, "n2"), 2):
+        joins = time.monotonic()
+        job.start(name)
+        job.wait_until(
+            lambda: len(events(job, "has moved", joins)) == count,  # noqa: B023
+            f"{count} moved",
+            LIMIT_S,
+        )
+        job.wait_for_step(job.tail.look() + 2, LIMIT_S)
+    assert job.rank_pid("n0", 0) == pid
+    assert job.tail.lost_since(0) == 0
+
+
 CASES = [
     ("die", "next round", "n2", "0"),
     ("die", "next groups", "n0", "0"),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bundlerun.launcher.process import kernel_state
-from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board
+from bundlerun.launcher.ranks.board import BOARD_VARIABLE, Board, NextRound
 from bundlerun.launcher.run_folder.events import read_events
 from tests.waiting import wait_until
 
@@ -54,6 +54,19 @@ if act == "full":
 
     life.when_told_to_stop(pass_on)
     time.sleep(600)
+if act == "moves":
+    seen = []
+    life.when_next_round(lambda told: seen.append(told.number))
+    while not seen:
+        time.sleep(0.01)
+    life.has_moved(seen[0])
+    life.when_next_round(lambda told: seen.append(told.number))
+    (folder / "moved").touch()
+    while len(seen) < 2:
+        time.sleep(0.01)
+    (folder / "seen.new").write_text(str(seen))
+    (folder / "seen.new").rename(folder / "seen")
+    life.ends(0)
 if act == "stuck":
     stuck = threading.Thread(target=time.sleep, args=[600])  # not a daemon: Python would wait
     stuck.start()
@@ -130,6 +143,26 @@ def test_a_stop_that_no_folder_takes_is_passed_on_at_a_later_beat(tmp_path: Path
         _, said = process.communicate()
     assert (tmp_path / "told").read_text() == "3"
     assert said.count("cannot pass on that the run is to stop: [Errno 28]") == 1
+
+
+def test_a_rank_that_has_moved_waits_for_the_round_after_that(tmp_path: Path) -> None:
+    board = Board.create()
+    with rank(tmp_path, board, "moves") as process:
+        board.next = next_round(2)
+        wait_until(lambda: (tmp_path / "moved").exists())
+        ((_, row),) = board.rows()
+        for _ in range(2):  # a look at the board comes with each beat
+            moved = row.beat_ns
+            wait_until(lambda: row.beat_ns > moved)  # noqa: B023
+        board.next = next_round(3)
+        assert process.wait(timeout=LIMIT_S) == 0
+    assert (tmp_path / "seen").read_text() == "[2, 3]"
+
+
+def next_round(number: int) -> NextRound:
+    return NextRound(
+        number=number, host="a", port=1, first_rank=0, world_size=2, node=0, num_nodes=2
+    )
 
 
 @pytest.mark.parametrize("has_board", [True, False])

@@ -138,9 +138,16 @@ class Liveness:
             self._standing.look()
             if self._on_stop is not None and self.is_told_to_stop:
                 self._try(self._on_stop)
-            if self._on_next is not None and self._board is not None and self._board.next_number:
+            if self._on_next is not None and self._has_next():
+                assert self._board is not None
                 act, self._on_next = self._on_next, None
                 act(self._board.next)
+
+    def _has_next(self) -> bool:
+        """Whether the agent tells of a round that this rank is not in; the last one told stays."""
+        if self._board is None or self._row is None:
+            return False
+        return self._board.next_number not in (0, self._row.round)
 
     def _try(self, act: Callable[[], None]) -> None:
         """Does what a stop asks for; where a folder takes no file, again at the next beat."""
