@@ -14,7 +14,6 @@ from bundlerun.launcher.choices import (
     DeviceKind,
     ExchangeDtype,
     MemoryFormatChoice,
-    OnOff,
     Precision,
     SchemeChoice,
     TF32Choice,
@@ -25,16 +24,15 @@ from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
 from bundlerun.launcher.options.declared import Reader, argv_of, option, text_list, yes_or_no
 from bundlerun.launcher.options.step_range import profile_steps
-from bundlerun.launcher.training.images import ImageConfig
+from bundlerun.launcher.training.snapshots import SnapshotConfig
 
 _DATA = "data"
 _RUN = "run"
-_SNAPSHOT = "snapshot"
 _TUNE = "execution"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrainConfig(ImageConfig):
+class TrainConfig(SnapshotConfig):
     """What a training run does, the same on every rank.
 
     Raises:
@@ -116,42 +114,6 @@ class TrainConfig(ImageConfig):
     )
     tensorboard: bool = option(
         False, "short for --tracker tensorboard", group=_RUN, parse=yes_or_no, per_node=True
-    )
-
-    snapshot: OnOff = option(
-        "on",
-        "after each step, copy the state to the memory of the nodes, for fast restarts",
-        group=_SNAPSHOT,
-        choices=get_args(OnOff),
-    )
-    snapshot_dir: str = option(
-        "",
-        "folder of each node for the snapshots (default: /dev/shm, or the temporary folder if "
-        "that is too small)",
-        group=_SNAPSHOT,
-        per_node=True,
-    )
-    snapshot_steps: int = option(
-        0,
-        "steps between snapshots (0: automatic, so that they cost less than 1 % of the time)",
-        group=_SNAPSHOT,
-        parse=int,
-    )
-    snapshot_copies: int = option(
-        2,
-        "nodes that have each stage in memory, where there are as many; a stage that fewer run "
-        "is copied to others behind the next step (1: none)",
-        group=_SNAPSHOT,
-        parse=int,
-    )
-
-    rack: str = option(
-        "",
-        "what this node shares with others that fail with it, such as a rack or a switch: copies "
-        "of its stages go to nodes of another one (default: its switch, where Slurm tells, else "
-        "the machine)",
-        group=_SNAPSHOT,
-        per_node=True,
     )
 
     precision: Precision = option(
@@ -252,10 +214,9 @@ class TrainConfig(ImageConfig):
     )
 
     def __post_init__(self) -> None:
-        ImageConfig.__post_init__(self)  # not super(): slots make a class anew
+        SnapshotConfig.__post_init__(self)  # not super(): slots make a class anew
         at_least(1, self, "keep", "log_steps", "seq_len", "synthetic_samples", "prefetch")
-        at_least(1, self, "snapshot_copies")
-        at_least(0, self, "checkpoint_steps", "threads", "seed", "snapshot_steps", "bucket_mb")
+        at_least(0, self, "checkpoint_steps", "threads", "seed", "bucket_mb")
         at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window", "verify_steps")
         finite_above_0(self, "timeout_s")
         if self.sync in WITHOUT_EXCHANGE and self.exchange_dtype != "float32":

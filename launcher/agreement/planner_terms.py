@@ -19,7 +19,7 @@ def wanted(config: TrainConfig) -> Request:
         bucket_bytes=round(config.bucket_mb * 1e6),
         has_snapshot=config.snapshot == "on",
         keeps_verified=config.verify_steps >= 0,
-        snapshot_copies=config.snapshot_copies,
+        snapshot_copies=max(1, config.num_copies),
         num_steps=config.max_steps,
     )
 

@@ -176,7 +176,7 @@ def _losses(plan: LaunchPlan) -> list[Loss]:
             plan.topology,
             train.shape,
             min_nodes=plan.launch.value.min_nodes,
-            num_copies=train.snapshot_copies if train.snapshot == "on" else 0,
+            num_copies=train.num_copies,
         )
     )
 

@@ -46,7 +46,7 @@ def status_lines(
         ink = _INKS.get(status.state) if name == "state" else None
         if name == "failure":
             ink = Ink.BAD
-        if name == "slow":
+        if name in ("slow", "copies"):
             ink = Ink.DOUBT
         # The name stays as it is, so that colours are no news by themselves.
         lines.append(line[:13] + terminal.inked(line[13:], ink) if ink else line)
@@ -89,6 +89,8 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
     yield "restarts", str(status.num_restarts)
     for slow in status.slow:
         yield "slow", slow
+    for short in status.short:
+        yield "copies", short
     for failure in status.failures:
         yield "failure", failure
     for recovery in status.recoveries:

@@ -22,6 +22,7 @@ EventName: TypeAlias = Literal[
     "starts",
     "met",
     "restored",
+    "copies short",
     "spare",
     "first step",
     "shares",

@@ -71,7 +71,7 @@ class Status:
     checkpoint: finished steps in the newest one, None without one. checkpoints: in each, newest
     first. metrics: of the last step. validation: of the last one, with its loss.
     last_events: what happened last at the nodes, oldest first. slow: who holds the others up now,
-    with the evidence.
+    with the evidence. short: what is on fewer nodes than asked, or on one machine.
     """
 
     state: str
@@ -96,6 +96,7 @@ class Status:
     checkpoints: tuple[int, ...] = ()
     last_events: tuple[str, ...] = ()
     slow: tuple[str, ...] = ()
+    short: tuple[str, ...] = ()
 
 
 def status_of(
@@ -152,6 +153,7 @@ def status_of(
         checkpoints=tuple(checkpoints),
         last_events=tuple(map(event_text, _told(events)))[-num_events:] if num_events else (),
         slow=_slow(events) if state in ("running", "quiet") else (),
+        short=_short(events) if state in ("running", "quiet") else (),
     )
 
 
@@ -186,6 +188,17 @@ def _slow(events: Rows) -> tuple[str, ...]:
         elif event in _ENDS.values():
             found[event] = str(row.get("text", ""))
     return tuple(found.values())
+
+
+def _short(events: Rows) -> tuple[str, ...]:
+    """What was told of copies since the ranks met last, each once."""
+    found: dict[str, None] = {}
+    for row in events:
+        if name_of(row) == "met":
+            found.clear()
+        elif name_of(row) == "copies short":
+            found[str(row.get("text", ""))] = None
+    return tuple(found)
 
 
 def _median_step(metrics: Rows) -> float | None:
@@ -233,6 +246,7 @@ _TOLD: Mapping[EventName, str] = {
     "corruption": "corrupted: {why}",
     "stood": "the ranks stood: {why}",
     "shares": "{text}",
+    "copies short": "{text}",
     "slow rank": "{text}",
     "no slow rank": "{text}",
     "bad link": "{text}",

@@ -44,6 +44,7 @@ from bundlerun.workers.rank.life.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.run.keeper import Keeper, Resumed, look
 from bundlerun.workers.run.saving import Saving
+from bundlerun.workers.snapshot.buddies import Buddies
 from bundlerun.workers.snapshot.pace import Pace
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.snapshot.snapshots import Snapshots, Source
@@ -221,6 +222,13 @@ class Run:
             pace=Pace(config.snapshot_steps, compares=_is_gpu(self._device)),
             restored=resumed.snapshot if resumed else None,
             era=found.era,
+            buddies=Buddies(
+                session,
+                restore.room,
+                share=config.copy_share,
+                tell=lambda text: life.events.note("copies short", {"text": text}),
+                is_first_start=now.env.attempt == 0,
+            ),
         )
         made.callback(snapshots.close)
         # A rank about to end completes its copy first: the next start may need it.

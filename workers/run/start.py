@@ -48,6 +48,7 @@ from bundlerun.workers.run.same_model import check_same_model, described
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.run.trained import Trained
 from bundlerun.workers.shares.shares import Shares
+from bundlerun.workers.snapshot.buddies import Buddies
 from bundlerun.workers.snapshot.pace import Pace
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.snapshot.room import SnapshotRoom
@@ -140,8 +141,15 @@ def train_rank(
         _begin(session, feed, trainer, resumed)
         snapshots = None
         if restore is not None:
+            buddies = Buddies(
+                session,
+                restore.room,
+                share=config.copy_share,
+                tell=lambda text: life.events.note("copies short", {"text": text}),
+                is_first_start=is_first_start,
+            )
             snapshots = make_snapshots(
-                config, session, trainer, restore.room, meters, resumed, found.era
+                config, session, trainer, restore.room, meters, resumed, found.era, buddies
             )
             stack.callback(snapshots.close)
             # A rank about to end completes its copy first: the next start may need it.
@@ -367,6 +375,7 @@ def make_snapshots(
     meters: Meters,
     resumed: Resumed | None,
     era: int = 0,
+    buddies: Buddies | None = None,
 ) -> Snapshots:
     """The snapshots of this rank, on which its sync waits from now on.
 
@@ -388,6 +397,7 @@ def make_snapshots(
         era=era,
         verified_every=trainer.verifier.keep_every,
         verified=trainer.verifier.verified,
+        buddies=buddies,
     )
     # From here on a sync waits for the bundle's snapshot of the step before (I8).
     trainer.sync.hold(snapshots)

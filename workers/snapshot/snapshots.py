@@ -100,6 +100,7 @@ class Snapshots:
         era: of the run, see `launcher.corruption.marks`.
         verified_every: steps between states that are kept for going back to; 0: none are.
         verified: finished steps of the newest one that is verified, as this round begins.
+        buddies: takes and sends copies of other nodes; None: such as tells nobody.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class Snapshots:
         era: int = 0,
         verified_every: int = 0,
         verified: int = 0,
+        buddies: Buddies | None = None,
     ) -> None:
         topology, place = session.topology, session.place
         # Replicas of a stage on one node hold the same numbers: each copies a part of them.
@@ -133,7 +135,7 @@ class Snapshots:
         self._verified = verified
         # A group of its own: the thread sums in it while the bundle's other groups are in use.
         self._bundle = session.groups.snapshot
-        self._buddies = Buddies(session, room)
+        self._buddies = buddies or Buddies(session, room)
         self._has_buddies = has_buddies(session)
         self._helper = Helper("snapshot", session.device)
         self._fed: Future[float] | None = None
@@ -191,6 +193,7 @@ class Snapshots:
         self._copied = self._helper.add(partial(self._copy_share, progress, copy, tensors))
         # [2] Queued after the copy in the same thread, so whoever agrees has sealed.
         self._agreed = self._helper.add(self._agree)
+        self._buddies.tell_machines()
         if self._has_buddies:
             self._buddies.expect()
             self._sent = self._helper.add(self._send)
@@ -352,8 +355,8 @@ class Snapshots:
         """Returns the seconds that copies to other nodes took from the links between them."""
         with self._meters.phase("snapshot"):
             start = time.perf_counter()
-            self._buddies.send(None if self._is_off else self._pieces.newest)
-            took_s = time.perf_counter() - start
+            paused_s = self._buddies.send(None if self._is_off else self._pieces.newest)
+            took_s = time.perf_counter() - start - paused_s
         self._agree()
         return took_s
 

@@ -65,18 +65,27 @@ class Turns:
         slot = self._slots[self._turn]
         # The optimizer's state appears with its first step: the layout of a slot may change once.
         if slot is None or slot.layout.specs != specs:
-            if slot is not None:
-                self._end_registration(self._turn)
-                # First, as both may not fit at the same time.
-                slot.remove()
-            self._slots[self._turn] = None
-            role = f"{self._role}-{'ab'[self._turn]}"
-            # So that the room can refuse now if the second slot will not fit either.
-            left = self._slots.count(None)
-            slot = self._room.make_slot(self._token, role, Layout.of(specs), num_slots=left)
-            self._slots[self._turn] = slot
-            if prepare is not None:
-                self._registered[self._turn] = prepare(slot)
+            slot = self._make(self._turn, specs, prepare)
+        other = 1 - self._turn
+        if self._slots[other] is None:
+            # With the first, as copies of other nodes' pieces may take what room is left.
+            self._make(other, specs, prepare)
+        return slot
+
+    def _make(self, turn: int, specs: Mapping[str, Spec], prepare: Prepare | None) -> Slot:
+        before = self._slots[turn]
+        if before is not None:
+            self._end_registration(turn)
+            # First, as both may not fit at the same time.
+            before.remove()
+        self._slots[turn] = None
+        role = f"{self._role}-{'ab'[turn]}"
+        # So that the room can refuse now if the second slot will not fit either.
+        left = self._slots.count(None)
+        slot = self._room.make_slot(self._token, role, Layout.of(specs), num_slots=left)
+        self._slots[turn] = slot
+        if prepare is not None:
+            self._registered[turn] = prepare(slot)
         return slot
 
     def written(self) -> None:

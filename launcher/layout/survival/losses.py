@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.layout.survival.buddies import buddy_copies
+from bundlerun.launcher.layout.survival.buddies import buddy_copies, nodes_with
 from bundlerun.launcher.layout.topology import Topology, num_bundles
 
 
@@ -63,11 +63,7 @@ def _alone(topology: Topology, num_copies: int) -> dict[int, tuple[int, ...]]:
     if not num_copies:
         every = tuple(range(topology.num_stages))
         return dict.fromkeys(range(topology.num_nodes), every)
-    holders: dict[int, set[int]] = {}
-    for group in topology.sync_groups:
-        holders.setdefault(group.stage, set()).add(group.node)
-    for one in buddy_copies(topology, num_copies):
-        holders[topology.places[one.source].stage].add(topology.places[one.target].node)
+    holders = nodes_with(topology, buddy_copies(topology, num_copies))
     found: dict[int, tuple[int, ...]] = {}
     for stage, nodes in sorted(holders.items()):
         if len(nodes) == 1:

@@ -18,6 +18,7 @@ class Hello:
         name: of the node.
         num_ranks: that it has.
         site: what it shares with others that fail with it.
+        machine: that it runs on, which agents of one machine have alike; empty: not known.
         address: where others reach it; empty where only torch knows.
         has_nccl: whether its torch has NCCL.
         gpus: of its ranks, by names that are unique in the world; empty on the CPU.
@@ -29,6 +30,7 @@ class Hello:
     name: str
     num_ranks: int
     site: str = ""
+    machine: str = ""
     address: str = ""
     has_nccl: bool = False
     gpus: Sequence[str] = ()

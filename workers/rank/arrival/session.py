@@ -22,6 +22,7 @@ from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
 from bundlerun.launcher.layout.survival.buddies import BuddyCopy, buddy_copies
 from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.process import boot_id
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.sheet import Sheet
 from bundlerun.workers.device import accelerator as door
@@ -47,11 +48,12 @@ _LONGEST_WAIT = timedelta(days=20)
 
 
 class Node(NamedTuple):
-    """A node of the round; the address is empty where only torch knows it."""
+    """A node of the round; the address is empty where only torch knows it. See `Hello`."""
 
     name: str
     address: str
     site: str = ""
+    machine: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,6 +232,7 @@ def meet(
         address=address,
         num_ranks=env.local_world_size,
         site=config.rack or env.site,
+        machine=boot_id(),
         has_nccl=door.has_nccl(device),
         gpus=_gpus_of_node(env, store) if gpu else (),
         terms=_terms(config, env),
@@ -270,7 +273,7 @@ def meet(
         cores=env.cores,
         has_gpus=has_gpus,
         shares_gpu=nodes[place.node].is_shared,
-        nodes=tuple(Node(node.name, node.address, node.site) for node in nodes),
+        nodes=tuple(Node(node.name, node.address, node.site, node.machine) for node in nodes),
         note=note,
         samples_per_microbatch=settled_samples(
             config, env, store, topology.num_bundles, has_gpus=has_gpus
@@ -304,10 +307,9 @@ def join(config: TrainConfig, arrival: Arrival, legs: Iterable[Members]) -> Sess
 
 def _copies(config: TrainConfig, arrival: Arrival) -> tuple[BuddyCopy, ...]:
     """Of snapshots to other nodes."""
-    if config.snapshot == "off":
-        return ()
     sites = [node.site for node in arrival.nodes]
-    return buddy_copies(arrival.topology, config.snapshot_copies, sites)
+    machines = [node.machine for node in arrival.nodes]
+    return buddy_copies(arrival.topology, config.num_copies, sites, machines)
 
 
 def wait_for_end(store: Store) -> End:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from bundlerun.launcher.cli import main
+from bundlerun.launcher.report.status_text import status_lines
 from bundlerun.launcher.run_folder.outcome import Outcome
 from bundlerun.launcher.run_folder.status import status_of
+from bundlerun.launcher.terminal import Terminal
 
 
 def step(number: int, at: float) -> dict[str, Any]:
@@ -217,3 +219,17 @@ def test_a_slow_rank_is_told_until_it_is_taken_back_or_the_ranks_meet_again() ->
     assert told(met, slow, again) == ()
     assert told(met, slow, met) == ()
     assert told(met, slow, outcome=Outcome(state="done", exit_code=0, reason="", step=4)) == ()
+
+
+def test_copies_that_are_short_are_told_each_once_until_the_ranks_meet_again() -> None:
+    met = event(6.0, "met")
+    short = event(7.0, "copies short", text="node b has no room for a copy of stage 0")
+
+    def told(*more: dict[str, Any]) -> tuple[str, ...]:
+        return status_of(HISTORY, [*EVENTS, *more], None, now=110.0).short
+
+    assert told(met, short, short) == ("node b has no room for a copy of stage 0",)
+    assert told(met, short, met) == ()
+    status = status_of(HISTORY, [*EVENTS, met, short], None, now=110.0)
+    lines = status_lines(status, [], Terminal())
+    assert "copies       node b has no room for a copy of stage 0" in lines
