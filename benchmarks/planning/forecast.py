@@ -1,7 +1,8 @@
 """Forecasts of steps against steps of the trainer: several models, shapes, schedules and links.
 
 Passes sleep, as those of a device do that is no part of the processor. Messages, sums, the
-optimizer and all between are real.
+optimizer and all between are real. What is foreseen comes from a profile of the same model, what
+the processor takes for copies and messages, and the optimizer's time.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from torch import Tensor
 
 from benchmarks.cluster.forked import TIMEOUT_S, Seat, run_ranks
 from benchmarks.cluster.hosts import Wire, open_hosts, why_not
-from benchmarks.planning.settings import FAST, NUM_CLASSES, Case, cases
+from benchmarks.planning.settings import FAST, INPUT, NUM_CLASSES, Case, Model, cases
 from benchmarks.results.record import Check, Options, print_table
 from benchmarks.workload.training import FixedSteps
 from bundlerun.launcher.planning.candidate import Candidate, Forecast, Request
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
 from bundlerun.launcher.planning.forecast import foresee
+from bundlerun.launcher.planning.model_costs import ModelCosts, Profile, ProfileKey, UpdateCosts
 from bundlerun.workers.data.samples import Batch
 
 CLAIM = "a forecast is within 5 % of the measured step (median), and within 12 % (worst)"
@@ -44,12 +46,17 @@ def run(options: Options) -> None:
     for _ in range(options.rounds_or(NUM_ROUNDS)):
         host = measure_host()
         print(f"{host}", flush=True)
+        costs: dict[tuple[Model, int], ModelCosts] = {}
         for case in wanted:
             steps, update_s_per_byte = _measure(case)
             measured[case.name] += steps
-            foreseen[case.name].append(_foresee(case, host, update_s_per_byte))
-            expected, took = foreseen[case.name][-1].step_s, median(steps)
-            print(f"{case.name}: {took:.3f} s, foreseen {expected:.3f}", flush=True)
+            model = case.model, case.shape.num_stages
+            if model not in costs:
+                costs[model] = case.model.measured(case.shape.num_stages)
+            found = _foresee(case, costs[model], host, update_s_per_byte)
+            foreseen[case.name].append(found)
+            took = median(steps)
+            print(f"{case.name}: {took:.3f} s, foreseen {found.step_s:.3f}", flush=True)
     rows, results, errors = [], [], []
     for name, steps in measured.items():
         took, expected = median(steps), median(each.step_s for each in foreseen[name])
@@ -77,7 +84,7 @@ def run(options: Options) -> None:
     options.record("forecast", {"settings": results}, checks)
 
 
-def _foresee(case: Case, host: Host, update_s_per_byte: float) -> Forecast:
+def _foresee(case: Case, costs: ModelCosts, host: Host, update_s_per_byte: float) -> Forecast:
     num_stages = case.shape.num_stages
     candidate = Candidate(
         shape=case.shape,
@@ -91,7 +98,9 @@ def _foresee(case: Case, host: Host, update_s_per_byte: float) -> Forecast:
     # All hosts have the cores of this machine, and passes that sleep take none of them.
     between = Link(bytes_per_s=rate, latency_s=100e-6)
     cluster = Cluster(kinds=(kind,), between=between, is_one_machine=True)
-    profile = case.model.profile(num_stages, update_s_per_byte)
+    key = ProfileKey(model="sleeping", device="none", versions="", precision="float32")
+    update = UpdateCosts(update_s_per_byte=update_s_per_byte)
+    profile = Profile(key=key, by_samples=(costs,), update=update)
     return foresee(profile, candidate, cluster, Request(batch_size=case.microbatches))
 
 
@@ -115,7 +124,7 @@ def _measure(case: Case) -> tuple[list[float], float]:
 def _step_rank(case: Case, folder: str, seat: Seat) -> dict[str, object]:
     generator = torch.Generator().manual_seed(0)
     batches = [
-        Batch((torch.zeros(1, 3, 32, 32),), _target(generator), 0) for _ in range(case.microbatches)
+        Batch((torch.zeros(INPUT),), _target(generator), 0) for _ in range(case.microbatches)
     ]
     steps = FixedSteps(seat, case.config(folder), "forecast", batches)
     for _ in range(2):
@@ -142,7 +151,7 @@ def measure_host() -> Host:
     with open_hosts(2, Wire(mbit_per_s=FAST)) as hosts:
         answers = run_ranks(hosts, (1, 1), _host_rank)
     sent = fmean(answer["send_s_per_byte"] for answer in answers)
-    copied = min(answer["copy_s_per_byte"] for answer in answers)
+    copied = fmean(answer["copy_s_per_byte"] for answer in answers)
     # Each end both sends and receives.
     return Host(
         cores=os.cpu_count() or 1,
@@ -155,14 +164,9 @@ def measure_host() -> Host:
 
 def _host_rank(seat: Seat) -> dict[str, float]:
     seat.join_torch()
+    copy_s_per_byte = _copy_cost()
     own, other = torch.ones(16 * _MIB // 4), torch.ones(16 * _MIB // 4)
     pieces = list(zip(own.split(_MIB // 4), other.split(_MIB // 4), strict=True))
-    copies = []
-    for _ in range(3):
-        start = time.thread_time()
-        for a, b in pieces:
-            a.add_(b)
-        copies.append((time.thread_time() - start) / (16 * _MIB))
     peer = 1 - seat.env.rank
     sends, messages = [], []
     for _ in range(3):
@@ -175,10 +179,21 @@ def _host_rank(seat: Seat) -> dict[str, float]:
             _swap(own[:1], other[:1], peer)
         messages.append((time.process_time() - start) / 100)
     return {
-        "copy_s_per_byte": min(copies),
+        "copy_s_per_byte": copy_s_per_byte,
         "send_s_per_byte": min(sends),
         "message_s": min(messages),
     }
+
+
+def _copy_cost() -> float:
+    """Seconds per byte that is added up, of gradients that are in no cache."""
+    one, other, total = (torch.ones(64 * _MIB // 4) for _ in range(3))
+    found = []
+    for _ in range(3):
+        start = time.thread_time()
+        torch.add(one, other, out=total)
+        found.append((time.thread_time() - start) / total.nbytes)
+    return min(found)
 
 
 def _swap(own: Tensor, other: Tensor, peer: int) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+import torch
 
 from benchmarks.workload import sleeping_model
 from bundlerun.launcher.choices import ScheduleName, SchemeName
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.layout.shape import Shape
-from bundlerun.launcher.planning.model_costs import (
-    Boundary,
-    ModelCosts,
-    Piece,
-    Profile,
-    ProfileKey,
-    UpdateCosts,
-)
+from bundlerun.launcher.planning.model_costs import ModelCosts
+from bundlerun.splits.profile.clock import HostClock
+from bundlerun.splits.profile.costs import Batch as Sizes
+from bundlerun.splits.profile.costs import measured_costs
+from bundlerun.splits.profile.passes import Subject
+from bundlerun.splits.profile.pieces import pieces_of
 
 NUM_CLASSES = 10
+INPUT = (1, 3, 32, 32)
+"""Shape of a micro-batch: (samples, channels, height, width)."""
 FAST = 10_000.0
 """Mbit/s: as good as none."""
 
@@ -44,28 +47,23 @@ class Model:
         numbers = (num_stages, self.blocks, self.forward_ms, self.weight_kb, self.pass_kb)
         return ",".join(map(str, numbers))
 
-    def profile(self, num_stages: int, update_s_per_byte: float) -> Profile:
-        """What is known of it."""
-        forward_s, size = self.forward_ms / 1000, 1000 * self.weight_kb
-        piece = Piece(
-            forward_s=forward_s,
-            backward_s=2 * forward_s,
-            weight_s=forward_s,
-            parameter_bytes=size,
-            trained_bytes=size,
+    def measured(self, num_stages: int) -> ModelCosts:
+        """What its blocks cost, as `bundlerun profile` measures it; each is a piece.
+
+        By the time on the wall: what sleeps takes no time of the processor.
+        """
+        torch.set_num_threads(1)  # as each rank has
+        stages = sleeping_model.make_stages(self.variable(num_stages), NUM_CLASSES)
+        pieces = pieces_of([block for stage in stages for block in stage], "auto", ())
+        given = torch.zeros(INPUT)
+        subject = Subject(
+            forward=pieces.forward,
+            count=pieces.count,
+            inputs=lambda: (given,),
+            judge=lambda output: output.mean(),
         )
-        count, sent = self.blocks * num_stages, 1000 * self.pass_kb
-        names = [f"{number}" for number in range(count - 1)]
-        costs = ModelCosts(
-            samples=1,
-            pieces=(piece,) * count,
-            boundaries=tuple(
-                Boundary(name=name, forward_bytes=sent, backward_bytes=sent) for name in names
-            ),
-        )
-        key = ProfileKey(model="sleeping", device="none", versions="", precision="float32")
-        update = UpdateCosts(update_s_per_byte=update_s_per_byte)
-        return Profile(key=key, by_samples=(costs,), update=update)
+        sizes = Sizes(samples=1, input_bytes=given.nbytes, target_bytes=8)
+        return measured_costs(pieces, subject, sizes, HostClock(time.perf_counter))
 
 
 USUAL, LONG_MESSAGES, LARGE = Model(), Model(weight_kb=100, pass_kb=5000), Model(weight_kb=8000)

@@ -23,26 +23,33 @@ what it passes on for each sample: such as 2,4,5,1000,100."""
 class Block(nn.Module):
     """Passes on a tensor of its own size, later; a backward takes twice as long as a forward.
 
+    Half of a backward makes the gradient of the input, and half those of the parameters. Where the
+    input has none, as the first block's, all of it is for the parameters: there is no parameter
+    without a gradient, which would hold back all sums to the end of a step.
+
     Args:
-        forward_s: of a forward; each half of the backward takes as long.
-        num_weights: numbers of its parameter.
+        forward_s: of a forward.
+        num_weights: numbers of its long parameter; it has a short one, too, as most layers have.
         width: numbers that it passes on for each sample.
     """
 
     def __init__(self, forward_s: float, num_weights: int, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(num_weights))
-        self.inner = nn.Parameter(torch.zeros(1))
+        self.bias = nn.Parameter(torch.zeros(1))
         self._forward_s, self._width = forward_s, width
-        self._gradient = torch.full((num_weights,), 1e-6)
+        self._gradients = torch.full((num_weights,), 1e-6), torch.full((1,), 1e-6)
 
     def forward(self, x: Tensor) -> Tensor:
         """From (batch, ...) to (batch, width)."""
         end = time.perf_counter() + self._forward_s
-        first = x if x.requires_grad else self.inner
-        passed = _Input.apply(first, x.shape[0], self._width, self._forward_s)
-        weighed = _Weight.apply(self.weight, self._gradient, self._forward_s)
-        made: Tensor = passed + weighed
+        halves = 1 if x.requires_grad else 2
+        made: Tensor = _Weight.apply(
+            self.weight, self.bias, self._gradients, halves * self._forward_s
+        )
+        made = made.expand(x.shape[0], self._width)
+        if x.requires_grad:
+            made = made + _Input.apply(x, x.shape[0], self._width, self._forward_s)
         sleep_until(end)
         return made
 
@@ -64,22 +71,28 @@ class _Input(torch.autograd.Function):
 
 
 class _Weight(torch.autograd.Function):
-    """A zero, and the gradient of a parameter, later."""
+    """A zero, and the gradients of both parameters, later."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, gradient: Tensor, backward_s: float) -> Tensor:  # noqa: ANN401
-        ctx.gradient, ctx.backward_s = gradient, backward_s
+    def forward(
+        ctx: Any,  # noqa: ANN401
+        weight: Tensor,
+        bias: Tensor,
+        gradients: tuple[Tensor, Tensor],
+        backward_s: float,
+    ) -> Tensor:
+        ctx.gradients, ctx.backward_s = gradients, backward_s
         return torch.zeros(1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # noqa: ANN401
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None, None]:  # noqa: ANN401
         sleep_until(time.perf_counter() + ctx.backward_s)
-        return ctx.gradient, None, None
+        return *ctx.gradients, None, None
 
 
-def build(num_outputs: int) -> Sequence[nn.Module]:
-    """The stages."""
-    stages, blocks, forward_ms, weight_kb, pass_kb = map(int, os.environ[VARIABLE].split(","))
+def make_stages(settings: str, num_outputs: int) -> list[nn.Sequential]:
+    """The stages, each a row of blocks; `settings` as in `VARIABLE`."""
+    stages, blocks, forward_ms, weight_kb, pass_kb = map(int, settings.split(","))
     return [
         nn.Sequential(
             *(
@@ -93,3 +106,8 @@ def build(num_outputs: int) -> Sequence[nn.Module]:
         )
         for s in range(stages)
     ]
+
+
+def build(num_outputs: int) -> Sequence[nn.Module]:
+    """The stages that `VARIABLE` says."""
+    return make_stages(os.environ[VARIABLE], num_outputs)

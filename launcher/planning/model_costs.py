@@ -33,6 +33,8 @@ class Piece:
         parameter_bytes: of parameters, frozen ones too; what pieces share is in `SharedParameters`.
         trained_bytes: of those that have gradients.
         buffer_bytes: of buffers.
+        longest_bytes: of the longest parameter that has gradients: they leave together.
+        num_unused: of those that are trained, how many got no gradient in a pass.
     """
 
     forward_s: float = 0.0
@@ -45,9 +47,13 @@ class Piece:
     parameter_bytes: int = 0
     trained_bytes: int = 0
     buffer_bytes: int = 0
+    longest_bytes: int = 0
+    num_unused: int = 0
 
 
-_SUMMED = tuple(f.name for f in fields(Piece) if f.name != "peak_bytes")
+_LARGEST = ("peak_bytes", "longest_bytes")
+"""Of several pieces these are those of one of them."""
+_SUMMED = tuple(f.name for f in fields(Piece) if f.name not in _LARGEST)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +123,7 @@ class ModelCosts:
         }
 
     def total(self, what: str, first: int, end: int) -> float:
-        """The sum of a field of `Piece` (but the peak) over the pieces from `first` to `end`."""
+        """The sum of a field of `Piece` over some pieces; of none that is one piece's."""
         sums = self._sums[what]
         return sums[end] - sums[first]
 
@@ -138,6 +144,8 @@ class ModelCosts:
             parameter_bytes=round(totals["parameter_bytes"]) + more,
             trained_bytes=round(totals["trained_bytes"]) + trained,
             buffer_bytes=round(totals["buffer_bytes"]),
+            longest_bytes=max(p.longest_bytes for p in self.pieces[first:end]),
+            num_unused=round(totals["num_unused"]),
         )
 
     def parts(self, cuts: Sequence[int]) -> list[Piece]:

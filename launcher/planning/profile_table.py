@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from bundlerun.launcher.console import noun_for
 from bundlerun.launcher.planning.model_costs import ModelCosts, Profile
 
 _MOST_GROUPS = 24
@@ -79,6 +80,13 @@ def _lines(costs: ModelCosts, top: int) -> Iterator[str]:
     yield f"loss {_ms(costs.loss_s).strip()}, forward and backward"
     if shared := sum(each.num_bytes for each in costs.shared):
         yield f"{len(costs.shared)} parameters of {_mb(shared).strip()} are of several pieces"
+    if unused := sum(piece.num_unused for piece in costs.pieces):
+        where = [g.name for g in groups if costs.part(g.first, g.end).num_unused]
+        yield (
+            f"without a gradient: {unused} trained {noun_for(unused, 'parameter')}, among those "
+            f"from {', '.join(where)}; buckets from there on leave at the end of a step, unless "
+            "--freeze takes them out"
+        )
     yield from _top(costs, top)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +68,7 @@ def measured_costs(
     """
     _add_gradients(pieces.whole)
     # The first one makes what later ones find: gradients, caches, the way of each convolution.
-    ledger, told = _followed(pieces, subject)
+    ledger, told, used = _followed(pieces, subject)
     plain = replace(subject, forward=lambda marks, *given: (compiled or pieces.plain)(*given))
     if compiled is not None:
         run_pass(plain, clock)
@@ -76,7 +77,8 @@ def measured_costs(
     for _ in range(min(_MOST, max(_LEAST, enough)) - 1):
         marked.append(run_pass(subject, clock, splits_backward=True))
         whole.append(run_pass(plain, clock))
-    return _costs(pieces, batch, ledger, told.sent, _least(pieces.count, marked, whole))
+    seconds = _least(pieces.count, marked, whole)
+    return _costs(pieces, batch, ledger, told.sent, seconds, used)
 
 
 def estimated_costs(pieces: Pieces, subject: Subject, batch: Batch, peak: Peak) -> ModelCosts:
@@ -92,9 +94,9 @@ def estimated_costs(pieces: Pieces, subject: Subject, batch: Batch, peak: Peak) 
         Exception: any that an operation raises which needs numbers.
     """
     _add_gradients(pieces.whole)
-    ledger, told = _followed(pieces, subject, peak)
+    ledger, told, used = _followed(pieces, subject, peak)
     seconds = _least(pieces.count, [told], [told])
-    return _costs(pieces, batch, ledger, told.sent, seconds)
+    return _costs(pieces, batch, ledger, told.sent, seconds, used)
 
 
 def _add_gradients(model: nn.Module) -> None:
@@ -104,7 +106,10 @@ def _add_gradients(model: nn.Module) -> None:
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _followed(pieces: Pieces, subject: Subject, peak: Peak | None = None) -> tuple[Ledger, Pass]:
+def _followed(
+    pieces: Pieces, subject: Subject, peak: Peak | None = None
+) -> tuple[Ledger, Pass, frozenset[int]]:
+    """And which parameters have got a gradient, by their identities."""
     parameters = list(pieces.whole.parameters())
     gradients = [p.grad for p in parameters if p.grad is not None]
     given = subject.inputs()
@@ -112,11 +117,15 @@ def _followed(pieces: Pieces, subject: Subject, peak: Peak | None = None) -> tup
     trained = [p for p in parameters if p.requires_grad]
     ledger = Ledger(known, given, peak, trained)
     once = replace(subject, inputs=lambda: given)
-    with ledger.saving(), ledger:
+    used: set[int] = set()
+    with ledger.saving(), ledger, ExitStack() as stack:
+        for parameter in trained:
+            hook = parameter.register_post_accumulate_grad_hook(lambda p: used.add(id(p)))
+            stack.callback(hook.remove)
         told = run_pass(
             once, RooflineClock(ledger), listener=ledger, splits_backward=peak is not None
         )
-    return ledger, told
+    return ledger, told, frozenset(used)
 
 
 def _least(count: int, marked: Sequence[Pass], whole: Sequence[Pass]) -> _Seconds:
@@ -145,14 +154,19 @@ def _ratio(one: float, other: float) -> float:
 
 
 def _costs(
-    pieces: Pieces, batch: Batch, ledger: Ledger, told: Sequence[Sent], seconds: _Seconds
+    pieces: Pieces,
+    batch: Batch,
+    ledger: Ledger,
+    told: Sequence[Sent],
+    seconds: _Seconds,
+    used: frozenset[int],
 ) -> ModelCosts:
     count = pieces.count
     kept, peaks = ledger.kept, ledger.peaks(count)
     # What the loss keeps and needs is the last stage's.
     peaks = [*peaks[: count - 1], max(peaks[count - 1 :])]
     last = kept.get(count, 0)
-    state = _state_of(pieces)
+    state = _state_of(pieces, used)
     found = tuple(
         Piece(
             forward_s=seconds.forward[i],
@@ -164,6 +178,8 @@ def _costs(
             parameter_bytes=state.parameters[i],
             trained_bytes=state.trained[i],
             buffer_bytes=state.buffers[i],
+            longest_bytes=state.longest[i],
+            num_unused=state.unused[i],
         )
         for i in range(count)
     )
@@ -192,15 +208,19 @@ class _State:
     parameters: list[int]
     trained: list[int]
     buffers: list[int]
+    longest: list[int]
+    unused: list[int]
     shared: list[SharedParameters]
 
 
-def _state_of(pieces: Pieces) -> _State:
+def _state_of(pieces: Pieces, used: frozenset[int]) -> _State:
     """Which piece has which bytes; what several use is shared, constants too."""
     count = pieces.count
-    found = _State([0] * count, [0] * count, [0] * count, [])
+    found = _State([0] * count, [0] * count, [0] * count, [0] * count, [0] * count, [])
     for parameter in pieces.whole.parameters():
         _add(found, pieces, parameter, found.parameters, is_trained=parameter.requires_grad)
+        if parameter.requires_grad and id(parameter) not in used:
+            found.unused[pieces.used_by(parameter)[0]] += 1
     for buffer in pieces.whole.buffers():
         _add(found, pieces, buffer, found.buffers, is_trained=False)
     return found
@@ -217,3 +237,4 @@ def _add(
     into[users[0]] += size
     if is_trained:
         state.trained[users[0]] += size
+        state.longest[users[0]] = max(state.longest[users[0]], size)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from bundlerun.launcher.layout.bucket_size import MOST_WIDENED
 from bundlerun.launcher.layout.chunks import Chunks
@@ -156,39 +155,105 @@ def _stage(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """When in the last backward of a chunk something is there; see `Bucket`."""
+
+    chunk: int
+    after: float = 1.0
+    after_weights: float = 1.0
+
+    @classmethod
+    def of(cls, costs: ModelCosts, chunk: int, first: int, end: int, piece: int) -> _Moment:
+        """That at which a piece is done, of a chunk from `first` to before `end`."""
+
+        def share(what: str) -> float:
+            whole = costs.total(what, first, end)
+            return costs.total(what, piece, end) / whole if whole else 1.0
+
+        return cls(chunk, share("backward_s"), share("weight_s"))
+
+    def not_before(self, other: _Moment | None) -> _Moment:
+        """The later of both, in one chunk."""
+        if other is None or other.chunk != self.chunk:
+            return self
+        return _Moment(
+            self.chunk,
+            max(self.after, other.after),
+            max(self.after_weights, other.after_weights),
+        )
+
+    def bucket(self, num_bytes: int, count: int = 1) -> Bucket:
+        """One that is full then."""
+        return Bucket(
+            num_bytes=num_bytes,
+            count=count,
+            chunk=self.chunk,
+            after=self.after,
+            after_weights=self.after_weights,
+        )
+
+
 def _buckets(
     costs: ModelCosts, ranges: Sequence[tuple[int, int]], bucket_bytes: int
 ) -> Iterator[Bucket]:
-    """The buckets of a stage, as the last backward of each chunk fills them, from its end on."""
+    """The buckets of a stage, as the last backward of each chunk fills them, from its end on.
+
+    They leave in order, so each waits for those before it. One with a parameter that gets no
+    gradient is never full, and leaves at the end of all passes, with all after it.
+    """
     total = sum(costs.total("trained_bytes", first, end) for first, end in ranges)
     count = _together(total, bucket_bytes)
     size = count * bucket_bytes
-    is_first = True
+    short, lead = _first(costs, ranges)
+    if lead is not None:
+        yield lead.bucket(_WIDENED * short[1])
+    is_held = lead is not None and costs.pieces[short[0]].num_unused > 0
     for chunk in reversed(range(len(ranges))):
         first, end = ranges[chunk]
-        whole_s = costs.total("backward_s", first, end) or 1.0
-        whole_weight_s = costs.total("weight_s", first, end) or 1.0
-        filled = 0
+        filled, moment = 0, _Moment(chunk)
         for number in reversed(range(first, end)):
-            left = costs.pieces[number].trained_bytes
-            made = partial(
-                Bucket,
-                chunk=chunk,
-                after=costs.total("backward_s", number, end) / whole_s,
-                after_weights=costs.total("weight_s", number, end) / whole_weight_s,
-            )
-            if is_first and left:
-                # Short parameters of the last layers go ahead, with the small sums of the step.
-                short = min(left, _MOST_FIRST_BYTES)
-                yield made(num_bytes=_WIDENED * short)
-                left -= short
-                is_first = False
+            piece, before = costs.pieces[number], moment
+            is_held |= piece.num_unused > 0
+            moment = _Moment.of(costs, chunk, first, end, number).not_before(lead)
+            if is_held:
+                # The last backward of a step is that of the first chunk.
+                before = moment = _Moment(0)
+            left = piece.trained_bytes - (short[1] if number == short[0] else 0)
+            if piece.longest_bytes > size:
+                # No parameter is cut in two, nor joined with what does not fit beside it.
+                if filled:
+                    yield before.bucket(filled, divided_up(filled, bucket_bytes))
+                    filled = 0
+                while left >= piece.longest_bytes:
+                    yield moment.bucket(piece.longest_bytes)
+                    left -= piece.longest_bytes
             filled += left
             while filled >= size:
-                yield made(num_bytes=size, count=count)
+                yield moment.bucket(size, count)
                 filled -= size
         if filled:
-            yield Bucket(num_bytes=filled, count=divided_up(filled, bucket_bytes), chunk=chunk)
+            yield moment.bucket(filled, divided_up(filled, bucket_bytes))
+
+
+def _first(
+    costs: ModelCosts, ranges: Sequence[tuple[int, int]]
+) -> tuple[tuple[int, int], _Moment | None]:
+    """What goes ahead with the small sums of the step: short parameters of the last chunk.
+
+    Returns:
+        The piece and its bytes; when they are there, None where there are none.
+    """
+    first, end = ranges[-1]
+    for number in reversed(range(first, end)):
+        piece = costs.pieces[number]
+        is_long = piece.longest_bytes > _MOST_FIRST_BYTES
+        beside = piece.trained_bytes - (piece.longest_bytes if is_long else 0)
+        if beside > 0:
+            own = _Moment.of(costs, len(ranges) - 1, first, end, number)
+            moment = _Moment(0) if piece.num_unused else own
+            return (number, min(beside, _MOST_FIRST_BYTES)), moment
+    return (-1, 0), None
 
 
 def _together(num_bytes: float, bucket_bytes: int) -> int:

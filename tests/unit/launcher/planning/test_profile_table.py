@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from bundlerun.launcher.planning.model_costs import (
     Boundary,
     ModelCosts,
@@ -57,3 +59,14 @@ def test_the_table_has_totals_and_the_slowest_pieces() -> None:
     assert "8.00 MB" in total
     assert "slowest pieces: fc 22.2%, layer1.1.bn1 19.4%" in text
     assert "cut by graph: the model traces" in text
+
+
+def test_parameters_without_a_gradient_are_told_with_their_place() -> None:
+    key = ProfileKey(model="m", device="cpu, 1 thread", versions="1", precision="float32")
+    pieces = [replace(piece, num_unused=2 * (i == 4)) for i, piece in enumerate(COSTS.pieces)]
+    for costs, count in ((COSTS, 0), (replace(COSTS, pieces=tuple(pieces)), 1)):
+        profile = Profile(key=key, by_samples=(costs,), update=UpdateCosts())
+        lines = profile_text(profile, top=2).splitlines()
+        found = [line for line in lines if line.startswith("without a gradient: ")]
+        assert len(found) == count
+        assert all("2 trained parameters, among those from layer1.0.relu;" in x for x in found)

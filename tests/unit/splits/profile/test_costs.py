@@ -72,6 +72,7 @@ def _subject(pieces: Pieces, device: str = "cpu") -> Subject:
 
 
 SIZES = Batch(samples=BATCH, input_bytes=BYTES, target_bytes=0)
+PEAK = Peak(flop_per_s=1e6, bytes_per_s=1e12)
 
 
 def _measured(pieces: Pieces) -> ModelCosts:
@@ -118,6 +119,28 @@ def test_parameters_are_the_piece_s_that_uses_them(cut: tuple[Pieces, Chain]) ->
     assert not costs.shared
 
 
+def test_the_longest_parameter_of_a_piece_is_told(cut: tuple[Pieces, Chain]) -> None:
+    costs = _measured(cut[0])
+    assert [p.longest_bytes for p in costs.pieces] == [WIDTH * WIDTH * 4, 0] * 3
+    assert costs.part(0, 3).longest_bytes == WIDTH * WIDTH * 4
+
+
+def test_parameters_without_a_gradient_are_counted(cut: tuple[Pieces, Chain]) -> None:
+    pieces, chain = cut
+    assert not any(p.num_unused for p in _measured(pieces).pieces)
+    chain.layers[1].register_parameter("spare", nn.Parameter(torch.zeros(3)))
+    chain.layers[1].register_parameter("frozen", nn.Parameter(torch.zeros(3), requires_grad=False))
+    found = pieces_of(
+        chain if pieces.cutter else _listed(chain),
+        pieces.cutter or "auto",
+        [torch.empty(BATCH, WIDTH, device="meta")],
+    )
+    # What nobody uses is counted with the last piece, or the one that has it.
+    for each in (_measured(found), estimated_costs(found, _subject(found), SIZES, PEAK)):
+        assert sum(p.num_unused for p in each.pieces) == 1
+        assert each.part(0, len(each.pieces)).num_unused == 1
+
+
 def test_times_add_up_to_those_of_the_whole_model(cut: tuple[Pieces, Chain]) -> None:
     costs = _measured(cut[0])
     # Without marks a forward is one tick, a backward another one.
@@ -136,8 +159,8 @@ def test_an_estimate_counts_what_a_measurement_finds() -> None:
         chain = Chain()
     chain.train()
     pieces = pieces_of(chain, "graph", [torch.empty(BATCH, WIDTH, device="meta")])
-    peak = Peak(flop_per_s=1e6, bytes_per_s=1e12)
-    found = estimated_costs(pieces, _subject(pieces, "meta"), SIZES, peak)
+
+    found = estimated_costs(pieces, _subject(pieces, "meta"), SIZES, PEAK)
     assert [p.kept_bytes for p in found.pieces] == [BYTES, BYTES, 0, BYTES, 0, BYTES]
     product = 2 * BATCH * WIDTH * WIDTH / 1e6
     assert found.pieces[2].forward_s == pytest.approx(product, rel=0.01)
