@@ -5,6 +5,7 @@ A type that ends in Choice has "auto" in it; the one without stands for what is 
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Literal
 
 ScheduleName = Literal["gpipe", "1f1b", "eager-1f1b", "interleaved", "zero-bubble"]
@@ -62,3 +63,13 @@ EXCHANGE_SHARE: dict[ExchangeDtype, float] = {
 TransportChoice = Literal["auto", "nccl", "cpu", "ipc"]
 DeviceKind = Literal["gpu", "cpu"]
 DeviceChoice = Literal["auto", DeviceKind]
+
+
+class Reading(Enum):
+    """How weights are read from files."""
+
+    NOTHING = "there are none"
+    BY_TENSOR = "what a stage needs"
+    """The files are mapped, and ranks of a node see the same pages."""
+    WHOLE = "all of it"
+    """Each rank has all of them in memory of its own, such as those of torch before 1.6."""

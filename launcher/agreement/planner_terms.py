@@ -7,6 +7,7 @@ from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import max_in_flight
 from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.models.weight_files import how_read, source_of
 from bundlerun.launcher.planning.candidate import Candidate, Request
 
 
@@ -21,6 +22,7 @@ def wanted(config: TrainConfig) -> Request:
         keeps_verified=config.verify_steps >= 0,
         snapshot_copies=max(1, config.num_copies),
         num_steps=config.max_steps,
+        begins_with=how_read(source_of(config.init_from, config.model, config.recipe)),
     )
 
 

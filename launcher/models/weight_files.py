@@ -13,7 +13,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import is_zipfile
 
+from bundlerun.launcher.choices import Reading
 from bundlerun.launcher.errors import CheckpointError, ConfigError
 from bundlerun.launcher.models.name import OfLibrary, parse_model
 from bundlerun.launcher.run_folder.checkpoints import (
@@ -84,6 +86,21 @@ def source_of(init_from: str, model: str, recipe: str) -> str:
         folder = Path(known.name).expanduser()
         return known.name if any((folder / name).is_file() for name in _IN_FOLDER) else ""
     return init_from
+
+
+def how_read(source: str) -> Reading:
+    """How a rank reads the weights of a source, as `source_of` names it.
+
+    What is not here, such as where a plan is made for other machines, is taken to be mapped.
+    """
+    if not source:
+        return Reading.NOTHING
+    try:
+        files = find_weights(source)
+    except ConfigError:
+        return Reading.BY_TENSOR
+    is_old = files.kind == "torch" and not all(map(is_zipfile, files.files))
+    return Reading.WHOLE if is_old else Reading.BY_TENSOR
 
 
 def find_weights(given: str) -> WeightFiles:

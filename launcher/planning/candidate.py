@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from bundlerun.launcher.choices import ExchangeDtype, ScheduleName, SchemeName
+from bundlerun.launcher.choices import ExchangeDtype, Reading, ScheduleName, SchemeName
 from bundlerun.launcher.layout.shape import Shape
 
 
@@ -32,6 +32,7 @@ class Request:
         snapshot_copies: nodes that are to have each stage's.
         keeps_verified: whether states that were verified are kept there, too.
         num_steps: of the whole run; 0: not known.
+        begins_with: how the weights that a new run begins with are read.
     """
 
     batch_size: int
@@ -50,6 +51,7 @@ class Request:
     snapshot_copies: int = 1
     keeps_verified: bool = False
     num_steps: int = 0
+    begins_with: Reading = Reading.NOTHING
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,8 @@ class RankMemory:
     """Before all that, in the memory of the node: the whole model, of which the stage is cut."""
     check: int = 0
     """Beside it, where there is room: the stages are compared with the model."""
+    initial: int = 0
+    """Beside the whole model: weights that the run begins with, as they are in their files."""
 
     @property
     def device(self) -> int:
@@ -136,7 +140,7 @@ class RankMemory:
     @property
     def total(self) -> int:
         """All of it: the most that there is at one moment."""
-        moment = max(self.device + self.snapshot, self.start + self.check)
+        moment = max(self.device + self.snapshot, self.start + self.initial + self.check)
         return moment + self.program + self.loader
 
     def needed(self, *, on_host: bool) -> int:
@@ -146,7 +150,7 @@ class RankMemory:
             on_host: whether its device is a CPU slot, whose memory is that of the node.
         """
         state = self.snapshot + (self.device if on_host else 0)
-        return max(state, self.start) + self.program + self.loader
+        return max(state, self.start + self.initial) + self.program + self.loader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@
 or, before there is any of that but program and loader:
 
     start                    the whole model, of which each rank keeps its stage
+    initial                  the weights that it begins with, as they are read from their files
     check                    the first rank compares the stages with it
 
 What several processes of a node map counts for each by its share (PSS), so that a node needs what
@@ -22,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype
+from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype, Reading
 from bundlerun.launcher.layout.schedule import Order, Pipeline
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, NodeKind
@@ -163,6 +164,7 @@ def _of_stage(case: _Case, stage: int, parts: Sequence[Piece]) -> RankMemory:
         snapshot=0,
         loader=_loader(case, stage),
         start=_start(case),
+        initial=_initial(case, stage, parts),
         check=_check(case) if stage == 0 else 0,
     )
     if case.on_host:
@@ -278,11 +280,32 @@ def _exchange(trained: int, bucket: int, nodes: int, form: ExchangeDtype) -> int
 
 
 def _start(case: _Case) -> int:
-    """The whole model, as each rank makes it; a model that is not cut is the stage itself."""
-    if not case.candidate.cuts:
+    """The whole model, as each rank makes it; a model that is not cut is the stage itself.
+
+    That one counts only where there is something beside it.
+    """
+    if not case.candidate.cuts and case.request.begins_with is Reading.NOTHING:
         return 0
-    whole = case.costs.part(0, len(case.costs.pieces))
-    return whole.parameter_bytes + whole.buffer_bytes
+    return _state(case.costs.part(0, len(case.costs.pieces)))
+
+
+def _state(part: Piece) -> int:
+    return part.parameter_bytes + part.buffer_bytes
+
+
+def _initial(case: _Case, stage: int, parts: Sequence[Piece]) -> int:
+    """Weights of files, taken to have the model's own types.
+
+    What is read tensor by tensor is mapped, so pages of one file count once for all replicas on a
+    node. It is there until the trainer is made, and all that it has read is in its pages by then.
+    """
+    match case.request.begins_with:
+        case Reading.NOTHING:
+            return 0
+        case Reading.BY_TENSOR:
+            return -(-sum(map(_state, parts)) // case.place.mates(stage))
+        case Reading.WHOLE:
+            return _state(case.costs.part(0, len(case.costs.pieces)))
 
 
 def _check(case: _Case) -> int:
@@ -343,8 +366,8 @@ def node_total(
     is_led = kind.host.cores > 0 and candidate.sync == "local-master"
     start = later = 0
     for rank, count in zip(ranks, counts, strict=True):
-        start += count * (rank.start + rank.program + rank.loader)
-        state = replace(rank, start=0).needed(on_host=kind.host.cores > 0)
+        start += count * (rank.start + rank.initial + rank.program + rank.loader)
+        state = replace(rank, start=0, initial=0).needed(on_host=kind.host.cores > 0)
         later += count * state
         # Not all lead: what leaders read of others is counted with them, and with each but once.
         if is_led and count > 1:

@@ -33,6 +33,7 @@ _PARTS = {
     "snapshot": "snapshot, in /dev/shm",
     "loader": "loading processes",
     "start": "or, at the start, the whole model",
+    "initial": "and weights that it begins with",
     "check": "and its comparison with the stages",
 }
 _MOST_STAGES = 12

@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
+from bundlerun.launcher.choices import Reading
 from bundlerun.launcher.errors import ConfigError
-from bundlerun.launcher.models.weight_files import find_weights, source_of
+from bundlerun.launcher.models.weight_files import find_weights, how_read, source_of
 
 
 def written(folder: Path, *names: str) -> Path:
@@ -114,3 +116,15 @@ def test_torch_is_not_imported_for_it(tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr.count("--init-from")) == (0, 1), done.stderr
+
+
+def test_only_old_files_of_torch_are_read_whole(tmp_path: Path) -> None:
+    written(tmp_path, "model.safetensors", "old.pth")
+    with ZipFile(tmp_path / "new.pth", "w") as opened:
+        opened.writestr("archive/data.pkl", "numbers")
+    found = {name: how_read(str(tmp_path / name)) for name in ("model.safetensors", "new.pth")}
+    assert set(found.values()) == {Reading.BY_TENSOR}
+    assert how_read(str(tmp_path / "old.pth")) is Reading.WHOLE
+    # A plan may be for machines that have it.
+    assert how_read(str(tmp_path / "missing.pth")) is Reading.BY_TENSOR
+    assert how_read("") is Reading.NOTHING

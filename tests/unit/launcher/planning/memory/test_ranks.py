@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from bundlerun.launcher.choices import Reading
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
@@ -276,6 +277,35 @@ def test_at_the_start_each_rank_has_the_whole_model_and_none_of_its_state() -> N
 def test_a_model_that_is_not_cut_is_the_stage_itself() -> None:
     alone = rank_memory(profile(1), replace(PLAN, shape=Shape((1,)), cuts=()), cluster(1), ALONE)
     assert (alone[0].start, alone[0].check) == (0, 0)
+
+
+def test_weights_that_a_run_begins_with_are_beside_the_whole_model() -> None:
+    whole, where = 4 * PARAMETERS, on_cpu(cluster())
+
+    def starting(how: Reading, plan: Candidate = PLAN, on: Cluster = where) -> RankMemory:
+        request = replace(ALONE, begins_with=how)
+        # The first rank compares gradients, too; the last one does nothing else.
+        return rank_memory(profile(len(plan.cuts) + 1), plan, on, request)[-1]
+
+    own, other = starting(Reading.BY_TENSOR), starting(Reading.WHOLE)
+    assert starting(Reading.NOTHING).initial == 0
+    # Of a file that is mapped, its stage's; else the whole file.
+    assert (own.start, own.initial, other.initial) == (whole, PARAMETERS, whole)
+    assert own.total == own.needed(on_host=True) == own.program + own.loader + whole + PARAMETERS
+    assert other.total == other.program + other.loader + 2 * whole
+    # The model that is not cut is whole, too.
+    alone = replace(PLAN, shape=Shape((1,)), cuts=())
+    assert (starting(Reading.WHOLE, alone).start, starting(Reading.WHOLE, alone).initial) == (
+        PARAMETERS,
+        PARAMETERS,
+    )
+    # Two replicas on a node see the same pages of a file.
+    eight = on_cpu(cluster(8))
+    assert starting(Reading.BY_TENSOR, on=eight).initial == PARAMETERS // 2
+    assert starting(Reading.WHOLE, on=eight).initial == whole
+    ranks = rank_memory(profile(), PLAN, where, replace(ALONE, begins_with=Reading.WHOLE))
+    (node,) = node_memory(ranks, PLAN, where)
+    assert node.host == 4 * 2 * whole + 5 * ranks[0].program - OWN_BYTES
 
 
 def test_comparing_two_samples_has_the_activations_of_a_pass_beside_gradients() -> None:
