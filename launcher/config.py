@@ -185,6 +185,13 @@ class TrainConfig(SnapshotConfig):
         group=_TUNE,
         parse=float,
     )
+    overlap_forward: bool = option(
+        False,
+        "let the next forward begin while gradients are still being exchanged, front layers first: "
+        "each parameter is waited for where it is read; the same numbers (CPU)",
+        group=_TUNE,
+        parse=yes_or_no,
+    )
     timeout_s: float = option(
         300.0, "longest wait for another rank, seconds", group=_TUNE, parse=float, per_node=True
     )

@@ -1,10 +1,12 @@
 """The small sums of a step, which ride along with the gradients: who puts in what, and where.
 
-    loss | told to stop | ready | weight, ranks that said one | found | comparison | metrics | tally
+    loss | told to stop | ready | weight, ranks that said one | found | headway | comparison |
+    metrics | tally
 
 The second and third count bundles: of which a rank was told to stop, all of whose ranks are ready
-to go on in the next round. `found` counts tensors that a forward was seen to write, the comparison
-is that of the replicas, the tally is what all ranks have spent.
+to go on in the next round. `found` counts tensors that a forward was seen to write, `headway` the
+buckets that had come when the last backward of the step before was over; the comparison is that of
+the replicas, the tally is what all ranks have spent.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from bundlerun.workers.verify.replica_check import NUM_SUMS
 _STOP, _READY = 1, 2
 _WEIGHT = _READY + 1
 _FOUND = _WEIGHT + 2
-_CHECK = _FOUND + 1
+_HEADWAY = _FOUND + 1
+_CHECK = _HEADWAY + 1
 _METRICS = _CHECK + NUM_SUMS
 
 
@@ -60,6 +63,11 @@ class Told:
         return self.numbers[_FOUND]
 
     @property
+    def headway(self) -> float:
+        """Buckets that had come early in the step before, over all replicas of the stage."""
+        return self.numbers[_HEADWAY]
+
+    @property
     def comparison(self) -> Sequence[float]:
         """For `Verifier.check`."""
         return self.numbers[_CHECK:_METRICS]
@@ -93,6 +101,7 @@ class SmallSums:
         self._metrics = metrics
         self._stop, self._ready = numbers[_STOP], numbers[_READY]
         self._found = numbers[_FOUND]
+        self._headway = numbers[_HEADWAY]
         self._weight = numbers[_WEIGHT : _WEIGHT + 2]
         self._loss_slot, self._metric_slots = numbers[0], metrics.slots(numbers[_METRICS:end])
 
@@ -117,6 +126,10 @@ class SmallSums:
         if share.weight is not None:
             self._weight[0] = share.weight
             self._weight[1] = 1.0
+
+    def tell_headway(self, num_buckets: int) -> None:
+        """Says how many buckets had come when the last backward of the step before was over."""
+        self._headway.fill_(float(num_buckets))
 
     def complete_tally(self) -> None:
         """Puts in what the ranks of this bundle have spent, once its word is there."""

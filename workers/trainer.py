@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,8 +27,11 @@ from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.optim.average import Average
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
+from bundlerun.workers.optim.parts import why_not_in_parts
 from bundlerun.workers.optim.update import Update
 from bundlerun.workers.optimizer import check_optimizer
+from bundlerun.workers.overlap.behind import Behind
+from bundlerun.workers.overlap.reasons import why_not_behind
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.loss import LossCheck
 from bundlerun.workers.rank.arrival.session import Session
@@ -106,6 +109,8 @@ class Trainer:
         self._check_kept()
         self._has_stepped = False
         self.sync = self._make_sync()
+        self._behind = Behind(self.sync, config.chunks)
+        self._leaves_steps = config.overlap_forward and self._may_leave_steps()
         # Loss, metrics, counts and batch norm statistics travel at the end of a bucket: a step has
         # no collective but its buckets.
         self._num_sums = SmallSums.size(self._metrics, tally)
@@ -143,7 +148,7 @@ class Trainer:
             self._statistics,
             self._forward_state,
             meters,
-            self.verifier.redo.around,
+            lambda forwards: self._behind.around(self.verifier.redo.around(forwards)),
         )
 
     def _metric_sums(self) -> MetricSums:
@@ -164,6 +169,15 @@ class Trainer:
             log.info("stage %d: sync %s", place.stage, sync.choice)
             write_choice(RunPaths(Path(self._config.run_dir)).sync_choice(place.stage), sync.choice)
         return sync
+
+    def _may_leave_steps(self) -> bool:
+        """Whether a step may end before all its sums are there; says why not."""
+        found = why_not_behind(
+            self._config, self.optimizer, self._session.device, needs_norms=self._update.wants_norms
+        )
+        if found and self._session.is_reporter:
+            log.info("no exchange is hidden behind the next forward (--overlap-forward): %s", found)
+        return not found
 
     def step(
         self,
@@ -186,7 +200,8 @@ class Trainer:
                 once, after the forwards.
             following: what the next call is for, with the same `batches`: a GPU gets its first
                 forward before this rank waits for the numbers of this step, where none of them can
-                change it. None: there is none, or nobody knows.
+                change it; and with --overlap-forward the step may end before its sums are there,
+                see `settle`. None: there is none, or nobody knows.
             is_ready: whether all ranks of this bundle are ready to go on in the next round; asked
                 once, after `wants_stop`.
 
@@ -195,6 +210,9 @@ class Trainer:
             DivergedError: the loss is no finite number, and --on-nan says to end.
         """
         # [1]
+        if self._meters.recording is not None:  # times of another step are no part of this one's
+            self.settle()
+        was_behind = self._behind.is_open
         share, self._begun = self._begun or self._begin(work.step), None
         # [2] Forwards and backwards; buckets leave during the last backward.
         self.bundle.train(
@@ -202,11 +220,23 @@ class Trainer:
             batches,
             share,
             before_last_backward=self.sync.arm,
-            on_forwards_done=partial(self._forwards_done, share, wants_stop, is_ready),
+            on_forwards_done=partial(
+                self._forwards_done,
+                share,
+                wants_stop,
+                is_ready,
+                was_behind_at=work.step if was_behind else None,
+            ),
         )
         # [3] All sums are there. From here on every replica decides by the same numbers.
-        self.sync.finish()
-        reading = self.sync.start_read(self._told, self._update.norms())
+        leaves = following is not None and self._may_leave(work.step)
+        if leaves:
+            to_come = self.sync.finish_small()
+            reading = self.sync.start_read_small(self._told, self._update.norms())
+        else:
+            to_come = set()
+            self.sync.finish()
+            reading = self.sync.start_read(self._told, self._update.norms())
         # [4] Behind the numbers, so that a GPU has something to do while this thread looks at them.
         self._go_ahead(work, steps_per_epoch)
         self.average.expect(work.step, steps_per_epoch)
@@ -216,8 +246,15 @@ class Trainer:
         told, counts = self._sums.told(numbers[: self._num_sums]), numbers[self._num_sums :]
         if self._tally is not None:
             self._tally.read(told.tally)
-        # First of all: replicas that differ must not reach a snapshot.
-        self.verifier.check(told.comparison, copies, work.step)
+        if leaves and told.num_found:  # all replicas go by the same number
+            self.sync.take()
+            leaves = False
+        # First of all: replicas that differ must not reach a snapshot. Where a forward is the first
+        # one to write, and ran before the comparison was made, that means nothing.
+        if not (was_behind and told.num_found):
+            self.verifier.check(told.comparison, copies, work.step)
+        if self._leaves_steps:
+            self.sync.lead(told.headway)
         self._forward_state.settle(
             told.num_found,
             is_first=self._does_first(work),
@@ -226,7 +263,10 @@ class Trainer:
         )
         loss_scale, _ = self.loss_scale.kept
         try:
-            has_changed = self._apply(work, told, norms, counts, steps_per_epoch)
+            if leaves:
+                has_changed = self._leave(work, told, counts, steps_per_epoch, to_come)
+            else:
+                has_changed = self._apply(work, told, norms, counts, steps_per_epoch)
         except DivergedError:
             # All of a stage come here alike. A bit that has flipped may be what it comes from.
             self.verifier.look_at_all(work.step)
@@ -246,9 +286,76 @@ class Trainer:
         """Begins a step; nothing of the one before may be left in what rides along with it."""
         self.sync.start_step()
         begin_replays(self._config)
-        self.verifier.write(self._sums.comparison, step)
+        self.verifier.begin_step(step)
+        if not self._behind.is_open:
+            self.verifier.write(self._sums.comparison, step)
         self._forward_state.begin_step()
         return self._sums.share()
+
+    def _may_leave(self, step: int) -> bool:
+        """Whether this step may end before all its sums are there."""
+        # What is made once, what replicas do again, what is measured: with all that is as ever.
+        is_plain = self._has_stepped and not self.verifier.redo.is_due(step)
+        is_watched = self._meters.recording is not None
+        return (
+            self._leaves_steps
+            and is_plain
+            and not is_watched
+            and self._forward_state.is_quiet
+            and self.sync.has_replicas
+            # A hook may have come since.
+            and not why_not_in_parts(self.optimizer)
+        )
+
+    def _leave(
+        self,
+        work: StepWork,
+        told: Told,
+        counts: Sequence[float],
+        steps_per_epoch: int,
+        to_come: Collection[nn.Parameter],
+    ) -> bool:
+        """As `_apply`, where the gradients of `to_come` are not there yet."""
+        change = self._update.in_parts(
+            told.loss, num_samples=work.num_samples, step=work.step, steps_per_epoch=steps_per_epoch
+        )
+        if change is None:
+            self.sync.take()
+            return False
+        with torch.no_grad():
+            self._statistics.apply(counts)
+
+        def changed(parameters: Sequence[nn.Parameter]) -> None:
+            with self._meters.phase("optimizer"):
+                change(parameters)
+            self._forward_state.expect_written(parameters)
+
+        with torch.no_grad():
+            changed(self.sync.shared_parameters)
+        self._behind.leave(to_come, changed)
+        self._behind.when_settled(self._finish_left)
+        return True
+
+    @torch.no_grad()
+    def _finish_left(self) -> None:
+        """All parameters have been changed by the step that was left behind."""
+        self.average.follow()
+        if self._update.is_weighted:
+            self.sync.drop_feedback()
+
+    def settle(self) -> None:
+        """Returns once the state is that after the last step.
+
+        Not collective; whoever looks at the state, or changes it, calls it first.
+
+        Raises:
+            PeerGoneError: another rank did not answer in time, or died.
+        """
+        self._behind.settle()
+
+    def when_settled(self, act: Callable[[], None]) -> None:
+        """Calls `act` once the state is that after the last step: at once, or in the next step."""
+        self._behind.when_settled(act)
 
     def _go_ahead(self, work: StepWork, steps_per_epoch: int) -> None:
         """Changes parameters and statistics before anybody knows the numbers, where that can be."""
@@ -318,9 +425,19 @@ class Trainer:
         return has_changed
 
     def _forwards_done(
-        self, share: StepShare, wants_stop: Callable[[], bool], is_ready: Callable[[], bool]
+        self,
+        share: StepShare,
+        wants_stop: Callable[[], bool],
+        is_ready: Callable[[], bool],
+        was_behind_at: int | None,
     ) -> None:
         """The small sums of the step are complete."""
+        if was_behind_at is not None:
+            # A rank with nothing to do in this step has had no forward that did.
+            self.settle()
+            self.verifier.write(self._sums.comparison, was_behind_at)
+        if self._leaves_steps:
+            self._sums.tell_headway(self.sync.headway)
         self._sums.complete(share, self._forward_state.count_found())
         # Asked as late as possible: what is said here is heard by all ranks after this very step.
         if wants_stop():
@@ -343,6 +460,7 @@ class Trainer:
         Returns:
             None where a rank has, on all ranks.
         """
+        self.settle()
         self._forward_state.begin_step()
         metrics = self._metric_sums()
         numbers = torch.zeros(
@@ -388,6 +506,7 @@ class Trainer:
 
         Collective: every active rank, outside a step.
         """
+        self.settle()
         # Over the replicas of a stage, then over the stages of a bundle: no group has all ranks.
         own = torch.tensor(values, dtype=torch.float64, device=self._session.device)
         of_stage = self.sync.all_sum(own).tolist()
@@ -399,6 +518,7 @@ class Trainer:
 
     def copy_from_first(self) -> None:
         """Starts every replica of a stage from the first one's parameters and buffers."""
+        self.settle()
         self.sync.copy_from_first([t.detach() for t in self.stage.state_dict().values()])
 
     def check_loss(self) -> None:
@@ -408,6 +528,7 @@ class Trainer:
 
     def state(self) -> dict[str, Tensor]:
         """The state that the stage owns, by name; not copied, but for what a forward writes."""
+        self.settle()
         tensors = state_tensors(
             self.stage, self.optimizer, self.groups, without=self._kept_elsewhere
         )
@@ -420,11 +541,13 @@ class Trainer:
         Raises:
             CheckpointError: it is of another model.
         """
+        self.settle()
         load_state_tensors(self.stage, self.optimizer, tensors, self.groups)
         self.average.load(tensors)
 
     def check_finite(self) -> None:
         """Raises CheckpointError where a parameter is not; --on-nan ignore lets it be."""
+        self.settle()
         trained = [p.detach() for p in self.stage.parameters() if p.requires_grad and p.numel()]
         if self._config.on_nan != "ignore" and not all(bool(p.isfinite().all()) for p in trained):
             raise CheckpointError("a parameter is no finite number; --on-nan ignore saves it so")

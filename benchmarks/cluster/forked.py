@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,26 @@ class Barrier(Protocol):
 
     def wait(self, timeout: float | None = None) -> int:
         """Returns once all are here."""
+
+
+class Running(NamedTuple):
+    """Steps of which each one leaves something to the next: timed one after the other.
+
+    One before them is not timed, as it finds nothing left.
+
+    Args:
+        step: one of them.
+        settle: ends what the last one has left.
+        num_steps: that are timed.
+    """
+
+    step: Callable[[], object]
+    settle: Callable[[], object]
+    num_steps: int = 5
+
+
+Act = Callable[[], object] | Running
+"""What is timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,25 +100,34 @@ class Seat:
             timeout=timedelta(seconds=TIMEOUT_S),
         )
 
-    def timed(self, act: Callable[[], object]) -> dict[str, Any]:
+    def timed(self, act: Act) -> dict[str, Any]:
         """Times `act`, which all ranks do at once; `merged` reads the answer.
 
         Clocks are those of the one machine, so the ranks' times can be compared.
+
+        Args:
+            act: one step.
         """
+        steps, settle = (act.num_steps, act.settle) if isinstance(act, Running) else (1, None)
+        step = act.step if isinstance(act, Running) else act
         # Before the barrier: reading starts a program, which must not delay the timed part.
         before = read_counters() if self.is_first_of_host else None
         self.barrier.wait(TIMEOUT_S)
+        if settle is not None:
+            step()
         start = time.perf_counter()
-        act()
+        for _ in range(steps):
+            step()
         # At once; the barrier after it keeps the counters from being read while others still send.
         end = time.perf_counter()
+        if settle is not None:
+            settle()
         self.barrier.wait(TIMEOUT_S)
         passed = read_counters().since(before) if before is not None else None
-        return {"start": start, "end": end, "counters": passed}
+        sent = steps if settle is None else steps + 1
+        return {"start": start, "end": end, "counters": passed, "steps": steps, "sent": sent}
 
-    def timed_in_turn(
-        self, acts: Mapping[str, Callable[[], object]], num_rounds: int
-    ) -> list[dict[str, Any]]:
+    def timed_in_turn(self, acts: Mapping[str, Act], num_rounds: int) -> list[dict[str, Any]]:
         """Times each of the acts once a round; `timings_by_scheme` reads the answer."""
         rounds = range(num_rounds)
         return [{"scheme": name, **self.timed(act)} for _ in rounds for name, act in acts.items()]
@@ -113,19 +142,22 @@ class Timing:
 
     def __init__(self, answers: Sequence[dict[str, Any]]) -> None:
         # From the first start to the last end: the act is over when the slowest rank is done.
-        self.seconds: float = max(a["end"] for a in answers) - min(a["start"] for a in answers)
+        took_s: float = max(a["end"] for a in answers) - min(a["start"] for a in answers)
+        self.seconds = took_s / answers[0].get("steps", 1)
+        """Of a step."""
+        self._num_sent = int(answers[0].get("sent", 1))
         self.note = str(answers[0].get("note", ""))
         self.counters = [Counters(*a["counters"]) for a in answers if a["counters"] is not None]
 
     @property
     def sent_bytes(self) -> int:
-        """Of the host that sent most, as its device counts."""
-        return max(c.sent_bytes for c in self.counters)
+        """In a step, of the host that sent most, as its device counts."""
+        return max(c.sent_bytes for c in self.counters) // self._num_sent
 
     @property
     def wire_bytes(self) -> int:
-        """Of the host that sent most, with every frame's header."""
-        return max(c.wire_bytes for c in self.counters)
+        """In a step, of the host that sent most, with every frame's header."""
+        return max(c.wire_bytes for c in self.counters) // self._num_sent
 
     @property
     def num_dropped(self) -> int:

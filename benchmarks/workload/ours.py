@@ -47,6 +47,8 @@ class SyncChoice:
     mode: SchemeChoice = "auto"
     exchange_dtype: ExchangeDtype = "float32"
     bucket_mb: float = 0.0
+    name_apart: str = ""
+    """Of one of several that are alike in all else."""
 
     @property
     def name(self) -> str:
@@ -80,10 +82,10 @@ class Sync:
         topology = Topology(Shape((1,)), devices_per_node(seat))
         place = topology.places[seat.env.rank]
         # A name for each choice: their communicators must not meet in the store.
-        network = seat.network(f"ours/{choice.name}/{choice.bucket_mb}")
+        network = seat.network(f"ours/{choice.name}/{choice.bucket_mb}/{choice.name_apart}")
         ways = Ways.of(choice.mode, topology, place)
         self._parameters = list(parameters)
-        self._sync = GradientSync(
+        self.own = self._sync = GradientSync(
             [self._parameters],
             num_extra=1,
             ways=ways,

@@ -10,7 +10,7 @@ gradients                                |1 MiB    |1 MiB            |1 MiB
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
@@ -24,14 +24,16 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn import Parameter
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.cluster.forked import Seat, Timing, timings_on
+from benchmarks.cluster.forked import Act, Running, Seat, Timing, timings_on
 from benchmarks.cluster.hosts import Wire, open_hosts
 from benchmarks.network.wire import check
 from benchmarks.workload.ours import Sync, SyncChoice
 from benchmarks.workload.sleeping import SleepingLayer
 from bundlerun.launcher.layout.bucket_size import bucket_bytes
+from bundlerun.workers.overlap import behind
 
 _TOLERANCE = 2e-2
 
@@ -64,6 +66,10 @@ class Setting:
         first = bucket_bytes(0, self.num_hosts) / (self.num_layers * self.layer_bytes)
         overlapped = self.forward_s + first * self.backward_s + self.wire_s(bytes_per_number)
         return max(self.forward_s + self.backward_s, overlapped)
+
+    def longer_s(self, bytes_per_number: float) -> float:
+        """The longer of computing and the wire: less no step takes, whatever hides behind what."""
+        return max(self.forward_s + self.backward_s, self.wire_s(bytes_per_number))
 
     def model(self, fill: float) -> nn.Sequential:
         """The model of one rank."""
@@ -131,6 +137,46 @@ class Ours(_Model):
         self._sync.arm()
         loss.backward()
         self._sync.finish()
+
+
+class Behind(_Model):
+    """The same with an exchange that is hidden behind the next forward, too.
+
+    A step ends when its last backward has; its sums are those that come behind the next one.
+    """
+
+    def __init__(self, setting: Setting, seat: Seat, choice: SyncChoice) -> None:
+        super().__init__(setting, seat)
+        named = replace(choice, name_apart="behind")
+        self._sync = Sync(seat, list(self.model.parameters()), named)
+        self._found: dict[Parameter, Tensor] = {}
+        self._behind = behind.Behind(self._sync.own)
+        self._forward = self._behind.around([self.model])[0]
+
+    def step(self) -> None:
+        """Forward, while sums of the step before come; backward."""
+        sync = self._sync.own
+        sync.start_step()
+        loss = self._forward(self.x).sum()
+        sync.extra[0] = sync.headway
+        self._sync.arm()
+        loss.backward()
+        sync.launch()
+        to_come = sync.take_small()
+        sync.lead(float(sync.extra[0]))
+        self._behind.leave(to_come, self._change)
+
+    def _change(self, parameters: Sequence[Parameter]) -> None:
+        self._found |= {p: p.grad for p in parameters if p.grad is not None}
+
+    def settle(self) -> None:
+        """Waits for what the last step has left."""
+        self._behind.settle()
+
+    def gradients(self) -> list[Tensor]:
+        """As the optimizer has had them last."""
+        self.settle()
+        return list(self._found.values())
 
 
 class Ddp(_Model):
@@ -209,6 +255,16 @@ def ours(choices: Sequence[SyncChoice]) -> dict[str, Builder]:
     return {choice.name: partial(Ours, choice=choice) for choice in choices}
 
 
+def behind_forward(choices: Sequence[SyncChoice]) -> dict[str, Builder]:
+    """The same with --overlap-forward."""
+    return {behind_name(choice): partial(Behind, choice=choice) for choice in choices}
+
+
+def behind_name(choice: SyncChoice) -> str:
+    """What tables call it."""
+    return f"{choice.name}, behind the next forward"
+
+
 def measure(
     setting: Setting, schemes: Mapping[str, Builder], num_rounds: int
 ) -> dict[str, list[Timing]]:
@@ -233,4 +289,8 @@ def _rank(
         scheme.step()
         scheme.step()
         scheme.check(mean=(seat.env.world_size + 1) / 2)
-    return seat.timed_in_turn({name: scheme.step for name, scheme in made.items()}, num_rounds)
+    acts: dict[str, Act] = {
+        name: Running(scheme.step, scheme.settle) if isinstance(scheme, Behind) else scheme.step
+        for name, scheme in made.items()
+    }
+    return seat.timed_in_turn(acts, num_rounds)

@@ -89,7 +89,12 @@ class FixedSteps:
         # Within a bundle, the replicas of the first stage take micro-batches alternately.
         batches = [self._samples[j] for j in mine[place.replica :: topology.shape.widths[0]]]
         self._step += 1  # also where the step fails
-        self._trainer.step(work, iter(batches), steps_per_epoch=1000)
+        following = work if self._config.overlap_forward else None
+        self._trainer.step(work, iter(batches), steps_per_epoch=1000, following=following)
+
+    def settle(self) -> None:
+        """Waits for what the last step has left behind, with --overlap-forward."""
+        self._trainer.settle()
 
 
 def losses_by_epoch(seat: Seat, config: TrainConfig, name: str) -> list[float]:

@@ -14,7 +14,7 @@ Running statistics of batch norms and instance norms go another way: see batchno
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 
 import torch
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.splits.shared import shared_parameters
 from bundlerun.splits.stage import Forward
-from bundlerun.workers.model.small_copies import SmallCopies, versions
+from bundlerun.workers.model.small_copies import SmallCopies, version, versions
 from bundlerun.workers.values.flat import name_of_dtype
 from bundlerun.workers.values.module_tensors import (
     TensorPlace,
@@ -68,6 +68,7 @@ class ForwardState:
         self._to_compare = set(product(range(chunks_per_stage), (True, False)))
         self._has_run: set[int] = set()
         self._versions: list[int] = []
+        self._index: dict[int, int] = {}
         self._found: set[int] = set()
         self._caches: set[int] = set()
         self._written: list[int] = []
@@ -83,6 +84,13 @@ class ForwardState:
         # As of now: what the optimizer has written before belongs to the start.
         self._versions = versions(self._places)
         self._small.refresh()
+
+    def expect_written(self, parameters: Iterable[nn.Parameter]) -> None:
+        """The optimizer has just written them, in the middle of a forward: no forward has."""
+        self._index = self._index or {id(p.tensor): i for i, p in enumerate(self._places)}
+        for parameter in parameters:
+            i = self._index[id(parameter)]
+            self._versions[i] = version(self._places[i])
 
     def watched(self, chunk: int, forward: Forward) -> Forward:
         """`forward` of a chunk, which begins with the step's state each time."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,9 +26,12 @@ from bundlerun.workers.device.accelerator import is_gpu
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.lr import lr_factor
 from bundlerun.workers.optim.param_groups import ParamGroups
+from bundlerun.workers.optim.parts import step_of
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.values.norms import norms_of
 
+Change = Callable[[Sequence[nn.Parameter]], None]
+"""Changes parameters by their gradients."""
 MOST_LEFT_OUT = 20
 """Steps in a row; then leaving out leads nowhere."""
 
@@ -122,14 +125,15 @@ class Update:
 
         What several stages share is with those of its owner.
         """
-        if not self._wants_norms:
+        if not self.wants_norms:
             return self._no_norms
         own = (p for p in self._stage.parameters() if p not in self._counted_elsewhere)
         norms = norms_of([p.grad for p in own if p.grad is not None])
         return torch.stack(norms) if norms else self._no_norms
 
     @property
-    def _wants_norms(self) -> bool:
+    def wants_norms(self) -> bool:
+        """Whether the step is decided on by all gradients."""
         # It costs a look at all gradients.
         asks = bool(self._config.clip_norm) or self._config.on_nan == "skip"
         return asks or self._loss_scale.is_dynamic
@@ -147,7 +151,7 @@ class Update:
             step: its number in the run.
             steps_per_epoch: for the learning rate.
         """
-        is_settled = not self._wants_norms and self._is_weighted is False
+        is_settled = not self.wants_norms and self._is_weighted is False
         self._is_ahead = is_settled and is_gpu(self._session.device)
         if self._is_ahead:
             self._change(step, steps_per_epoch)
@@ -191,22 +195,58 @@ class Update:
             ConfigError: some losses say a weight and others do not.
             DivergedError: loss or gradients are no finite numbers, and --on-nan says to end.
         """
+        scale = self._decide(loss, norms, num_samples, step)
+        if scale is None:
+            return False
+        if self._is_ahead:
+            self._is_ahead = False
+        else:
+            # [1] and [2] in one multiplication, and none where nothing changes.
+            if scale != 1.0 and (gradients := self._gradients()):
+                torch._foreach_mul_(gradients, scale)
+            self._change(step, steps_per_epoch)
+        return True
+
+    def in_parts(
+        self, loss: StepLoss, *, num_samples: int, step: int, steps_per_epoch: int
+    ) -> Change | None:
+        """As `apply`, before the sums of gradients are there: what does it, a part at a time.
+
+        Collective: the bundle. Only where no norm is asked for (`wants_norms`).
+
+        Returns:
+            What changes parameters whose gradients are there; each of the stage is to be given to
+            it once, before the next call of anything here. None: the step is left out.
+        """
+        scale = self._decide(loss, (), num_samples, step)
+        if scale is None:
+            return None
+        factor = scale  # [3]
+        self._groups.set_lr(lr_factor(self._config, step, steps_per_epoch))
+
+        def change(parameters: Sequence[nn.Parameter]) -> None:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            if factor != 1.0 and gradients:
+                torch._foreach_mul_(gradients, factor)
+            # [4]
+            if gradients:
+                step_of(self._optimizer, parameters)
+
+        return change
+
+    def _decide(
+        self, loss: StepLoss, norms: Sequence[float], num_samples: int, step: int
+    ) -> float | None:
+        """What gradients are multiplied by; None where the step is left out."""
         # All that the device has to say of the step, and all that decides on it.
         found = self._agree(loss, num_samples, norms)
         if self._is_left_out(found, step):
             # Before anything is changed: parameters and optimizer state stay as they were.
             self._loss_scale.is_over()
-            return False
+            return None
         self._num_left_out = 0
-        if self._is_ahead:
-            self._is_ahead = False
-        else:
-            # [1] and [2] in one multiplication, and none where nothing changes.
-            if found.scale != 1.0 and (gradients := self._gradients()):
-                torch._foreach_mul_(gradients, found.scale)
-            self._change(step, steps_per_epoch)
         self._loss_scale.is_good()
-        return True
+        return found.scale
 
     def _is_left_out(self, found: _Found, step: int) -> bool:
         if self._config.on_nan == "ignore":
@@ -244,7 +284,7 @@ class Update:
         scale, mean = loss.scale(num_samples), loss.mean(num_samples)
         square = math.fsum(norm * norm for norm in norms)
         # A gather per step only where needed; the first step finds out whether losses have weights.
-        if self._wants_norms or self._is_weighted is None or self._is_weighted:
+        if self.wants_norms or self._is_weighted is None or self._is_weighted:
             words = self._session.gather_bundle([scale, mean, square, loss.num_weighted])
             scale, mean, _, num_weighted = words[-1]  # the last stage knows the loss
             self._note(num_weighted > 0)

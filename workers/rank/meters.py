@@ -32,6 +32,8 @@ _LAUNCHED: Mapping[Phase, bool] = {
 }
 """Phases that a GPU is timed in, all by the rank's own thread; and whether their time on the rank
 is launching. Else it is waiting, and what counts is how long the GPU has nothing to do for it."""
+_IN_PASSES: frozenset[Phase] = frozenset({"snapshot_wait", "sync_wait", "optimizer"})
+"""Phases that a forward or a backward may have inside."""
 EPOCH_END_PHASES: tuple[Phase, ...] = ("checkpoint", "validate")
 
 
@@ -62,17 +64,18 @@ class _Timed:
         words[self._since] = 0.0
 
 
-class _TimedInBackward(_Timed):
-    """The same of a wait that a hook of the backward may be in: that is no computing.
+class _TimedInPass(_Timed):
+    """The same of what a hook of a forward or backward may be in: that is no time of the pass.
 
-    Not on a GPU, whose backward is timed there.
+    Not on a GPU, whose passes are timed there.
     """
 
     __slots__ = ()
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._words[SINCE["backward"]] and kind is None:
-            self._words[TOTAL["backward"]] -= self._clock() - self._start
+        for outer in ("forward", "backward"):
+            if self._words[SINCE[outer]] and kind is None:
+                self._words[TOTAL[outer]] -= self._clock() - self._start
         super().__exit__(kind, *rest)
 
 
@@ -156,8 +159,8 @@ class Meters:
     def _make(self, phase: Phase) -> AbstractContextManager[None]:
         if self._timer is not None and phase in _LAUNCHED:
             return _TimedOnDevice(self._clock, self._words, phase, self._timer)
-        if self._timer is None and phase == "snapshot_wait":
-            return _TimedInBackward(self._clock, self._words, phase)
+        if self._timer is None and phase in _IN_PASSES:
+            return _TimedInPass(self._clock, self._words, phase)
         return _Timed(self._clock, self._words, phase)
 
     def seconds(self) -> dict[Phase, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from itertools import chain, pairwise
 from typing import Any
 
@@ -149,7 +150,7 @@ class Run:
             self._profiling.end()
             self._measured.end()
             self._step += 1
-            self._after_step(work, result, start)
+            self._after_step(work, result, time.perf_counter() - start)
             if not self._has_trimmed:
                 # The first step leaves holes between what stays: the optimizer's state was made
                 # next to what it needed for a moment.
@@ -171,21 +172,29 @@ class Run:
             self._stopping.stays("not all ranks have the state of the last step in memory")
         return self._moves
 
-    def _after_step(self, work: StepWork, result: StepResult, start: float) -> None:
-        """Reports the result of a step, and takes a snapshot of it."""
+    def _after_step(self, work: StepWork, result: StepResult, step_s: float) -> None:
+        """Reports the result of a step, and takes a snapshot of it once its state is there."""
+        # What asks all ranks is not for the middle of the next step.
+        if result.heard_stop or result.moves or self._is_to_save or self._saving.is_review_next:
+            self._trainer.settle()
+        # The row goes into the snapshot: the reporter may die before it is in the history.
+        progress = replace(self._progress(), row=self._row(work, result))
+        self._trainer.when_settled(partial(self._finish_step, progress, step_s))
+        self._measures.count(num_microbatches=len(work.sizes), num_unreadable=result.num_unreadable)
+        # [4]
+        self._audience.shares(self._shares.end_step(self._step, len(work.sizes)))
+
+    def _finish_step(self, progress: Progress, step_s: float) -> None:
+        """The state is that of `progress`."""
         # [2]
-        self._audience.finished(self._step)
-        # [3] The row goes into the snapshot: the reporter may die before it is in the history.
-        row = self._row(work, result)
-        step_s = time.perf_counter() - start
-        after = self._saving.after_step(replace(self._progress(), row=row), step_s)
+        self._audience.finished(progress.step)
+        # [3]
+        after = self._saving.after_step(progress, step_s)
         # The pace has just been chosen by what snapshots cost.
         if after.adapted is not None:
             self._audience.snapshot_steps(after.adapted.every, after.adapted.share)
-        self._measures.count(num_microbatches=len(work.sizes), num_unreadable=result.num_unreadable)
         # [4]
-        self._audience.step(row, is_kept=after.is_kept)
-        self._audience.shares(self._shares.end_step(self._step, len(work.sizes)))
+        self._audience.step(progress.row, is_kept=after.is_kept)
 
     def _row(self, work: StepWork, result: StepResult) -> dict[str, Any]:
         """What the history says of the step that is finished; the last stage knows."""
@@ -210,11 +219,16 @@ class Run:
         # A sum of nothing, as a barrier: bundle 0 joins it when the checkpoint is written.
         self._trainer.total([0.0])
 
-    def _maybe_save(self) -> None:
+    @property
+    def _is_to_save(self) -> bool:
+        """Whether a checkpoint is due."""
         every = self._config.checkpoint_steps
         # [6] The last step of an epoch gets its checkpoint from `_end_epoch`, after validation.
         is_inside = self._step_in_epoch < self._feed.steps_per_epoch
-        if every and self._step % every == 0 and is_inside:
+        return bool(every) and self._step % every == 0 and is_inside
+
+    def _maybe_save(self) -> None:
+        if self._is_to_save:
             self._saving.checkpoint(self._progress())
 
     def _progress(self) -> Progress:

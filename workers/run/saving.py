@@ -36,6 +36,11 @@ class Saving:
         self._meters = meters
         self._looks_lost = looks_lost
 
+    @property
+    def is_review_next(self) -> bool:
+        """Whether all ranks agree on how often there is a snapshot in the next `after_step`."""
+        return self._snapshots is not None and self._snapshots.is_review_next
+
     def after_step(self, progress: Progress, step_s: float) -> AfterStep:
         """Takes a snapshot, where one is due; see `Snapshots.after_step`.
 

@@ -88,8 +88,14 @@ class Pace:
         """
         self._step_times.append(seconds)
         self._trial.stepped(seconds, self._num_steps)
+        is_due = self.is_review_next
         self._num_steps += 1
-        return self._adapts and _is_power_of_4(self._num_steps)
+        return is_due
+
+    @property
+    def is_review_next(self) -> bool:
+        """Whether `review` is due with the next step."""
+        return self._adapts and _is_power_of_4(self._num_steps + 1)
 
     def measured(self) -> tuple[float, float]:
         """Seconds of a snapshot and of a step since the last review, medians; forgets both."""

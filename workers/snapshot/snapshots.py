@@ -168,6 +168,11 @@ class Snapshots:
         cost_s, all_step_s = total(self._pace.measured())
         return AfterStep(is_kept=is_kept, adapted=self._pace.review(cost_s, all_step_s))
 
+    @property
+    def is_review_next(self) -> bool:
+        """Whether the next `after_step` asks all ranks."""
+        return self._pace.is_review_next
+
     def save(self, progress: Progress) -> None:
         """Begins to copy the state as it is, where this step is to be kept.
 

@@ -9,11 +9,15 @@
 
 Buckets are the same on every replica and go in one order. The first carries the small sums of the
 step, `extra`, too.
+
+A step may also end with the first bucket (`take_small`): `take_next` then gives the parameters
+whose sums have come since, a bucket at a time, while the next step has begun.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +36,7 @@ from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
 from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
 from bundlerun.workers.sync.frozen import Frozen
+from bundlerun.workers.sync.leaving import leaving
 from bundlerun.workers.sync.legs import Chain
 from bundlerun.workers.sync.scheme import Scheme
 from bundlerun.workers.sync.schemes import Ways
@@ -131,6 +136,19 @@ class GradientSync:
         self._final: set[Parameter] = set()
         self._armed: set[int] = set()
         self._next = 0
+        # In which buckets leave, and how many of them as soon as they are final.
+        self._order = list(range(len(self._buckets)))
+        self._num_early = len(self._order)
+        self.headway = 0
+        """Buckets whose sums were there when the last backward was over; of the newest step."""
+        # Of the step that is sent: buckets to come, those that came while nobody asked for them,
+        # parameters that the optimizer has not had, that this rank has not used, and whose sums
+        # have come before it is known whether anybody has.
+        self._num_to_come = 0
+        self._come: deque[Bucket] = deque()
+        self._awaited: set[Parameter] = set()
+        self._unsure: set[Parameter] = set()
+        self._held: list[Parameter] = []
         self._parameters = [p for chunk in trained for p in chunk]
         self._chunk_of = {p: number for number, chunk in enumerate(trained) for p in chunk}
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
@@ -213,14 +231,15 @@ class GradientSync:
         return {} if self._chain is None else self._chain.roundings
 
     def start_step(self) -> None:
-        """Clears gradients and extra."""
+        """Clears extra, and gradients but for those that the optimizer is still to have."""
         self._used.clear()
         self._final.clear()
         self._armed.clear()
         self._next = 0
         self.extra.zero_()
         for parameter in self._parameters:
-            parameter.grad = None
+            if parameter not in self._awaited:
+                parameter.grad = None
         for bucket in self._buckets:
             bucket.begin()
 
@@ -268,16 +287,90 @@ class GradientSync:
         # No hook launches any more. Buckets with unused parameters are left: every replica launches
         # them all the same (I6).
         self._armed.clear()
-        for number in range(self._next, len(self._buckets)):
-            self._launch(number)
+        self.headway = self._chain.num_waiting
+        for place in range(self._next, len(self._buckets)):
+            self._launch(place)
+        self._num_to_come = len(self._buckets)
 
     def take(self) -> None:
         """The second half of `finish`: waits for the sums."""
         # [4]
-        if self._chain is not None:
+        while self._num_to_come:
+            self._open_next()
+
+    def take_small(self) -> set[Parameter]:
+        """In place of `take`: waits for `extra` only.
+
+        Call `take_next` until nothing is under way, and `release` what the optimizer has had,
+        before the first backward of the next step.
+
+        Returns:
+            The parameters whose sums are to come.
+        """
+        self._unsure = {p for p in self._parameters if p not in self._used}
+        self._awaited = set(self._parameters)
+        self._held = self._open_next().parameters
+        return set(self._awaited)
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether there are others to sum with."""
+        return self._chain is not None
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether there is anything for `take_next` to give."""
+        return self._num_to_come > 0 or bool(self._held)
+
+    def take_next(self) -> list[Parameter]:
+        """Parameters whose sums are there, after a wait for the next bucket if need be; maybe none.
+
+        Raises:
+            PeerGoneError: another rank did not answer in time, or died.
+        """
+        ready = [p for p in self._held if p not in self._unsure]
+        if not ready:
+            bucket = self._open_next()
+            self._held = [*self._held, *bucket.parameters]
+            if bucket is self._buckets[-1]:
+                self._clear_unused(self._unused.tolist())
+                self._unsure.clear()
+            ready = [p for p in self._held if p not in self._unsure]
+        self._held = [p for p in self._held if p in self._unsure]
+        return ready
+
+    def take_rest(self) -> None:
+        """Waits for all that is to come after `take_small`; the gradients are as after `finish`."""
+        while self.is_under_way:
+            self.take_next()
+        self._awaited.clear()
+
+    def release(self, parameters: Sequence[Parameter]) -> None:
+        """The optimizer has had their gradients, and a next step has begun."""
+        for parameter in parameters:
+            parameter.grad = None
+        self._awaited.difference_update(parameters)
+
+    def _open_next(self) -> Bucket:
+        assert self._chain is not None
+        self._num_to_come -= 1
+        if self._come:
+            bucket = self._come.popleft()
+        else:
             with self._meters.phase("sync_wait"):
-                for _ in self._buckets:
-                    self._chain.take().open()
+                bucket = self._chain.take()
+        bucket.open()
+        return bucket
+
+    def lead(self, headway: float) -> None:
+        """Says how far replicas get, and so in which order buckets leave from the next step on.
+
+        Of those that would only wait for the wire, what the next forward needs first leaves first.
+
+        Args:
+            headway: summed over the replicas; the same on all.
+        """
+        self._order, self._num_early = leaving(len(self._buckets), headway / self._num_replicas)
 
     def read(self, *vectors: Tensor) -> list[list[float]]:
         """The numbers of flat tensors of the device; see `start_read`."""
@@ -298,12 +391,15 @@ class GradientSync:
     def _read(self, reading: Callable[[], list[list[float]]]) -> list[list[float]]:
         with self._meters.phase("sync_wait"):
             *found, counts = reading()
+        self._clear_unused(counts)
+        return found
+
+    def _clear_unused(self, counts: Sequence[float]) -> None:
         self._had_unused = any(counts)
         if self._had_unused:
             for parameter, count in zip(self._bucket_of, counts, strict=True):
                 if count == self._num_replicas:
                     parameter.grad = None
-        return found
 
     @property
     def is_all_used(self) -> bool:
@@ -317,6 +413,9 @@ class GradientSync:
         """
         if self._chain is None:
             return values
+        # What has left before comes before.
+        while self._num_to_come > len(self._come):
+            self._come.append(self._chain.take())
         bucket = self._memory.scratch(values.numel())
         pieces = values.split(bucket.extra.numel())
         return torch.cat([self._summed(self._chain, bucket, piece) for piece in pieces])
@@ -370,25 +469,24 @@ class GradientSync:
 
     def _launch_ready(self) -> None:
         # [2] In order, though a later one may be final first: all replicas send in one order (I6).
-        while self._next < len(self._buckets) and self._is_final(self._buckets[self._next]):
+        while self._next < self._num_early and self._is_final(self._order[self._next]):
             self._launch(self._next)
             self._next += 1
 
-    def _is_final(self, bucket: Bucket) -> bool:
+    def _is_final(self, number: int) -> bool:
         # The first may be without parameters: its numbers are complete once anything is armed.
-        return bool(self._armed) and bucket.pending == 0
+        return bool(self._armed) and self._buckets[number].pending == 0
 
-    def _launch(self, number: int) -> None:
+    def _launch(self, place: int) -> None:
         assert self._chain is not None
-        bucket = self._buckets[number]
-        if self._gate is not None and number == 0:
+        bucket = self._buckets[self._order[place]]
+        if self._gate is not None and place == 0:
             self._gate.before_first()
-        is_last = number == len(self._buckets) - 1
         # Without it no replica ends the step, so it waits for the snapshots of the bundle (I8).
-        if self._gate is not None and is_last:
+        if self._gate is not None and place == len(self._order) - 1:
             self._gate.before_last()
-        # [3]
-        if is_last:
+        # [3] Not before the last backward is over, or all others have left as they were final.
+        if bucket is self._buckets[-1]:
             self._write_unused()
         bucket.close()
         self._chain.launch(bucket)

@@ -190,6 +190,11 @@ class Chain:
         """Sends a bucket on its way; all replicas launch theirs in one order."""
         self._legs[0].inbox.put(bucket)
 
+    @property
+    def num_waiting(self) -> int:
+        """Buckets whose sums are there, and that nobody has taken."""
+        return self._done.qsize()
+
     def take(self) -> Bucket:
         """Waits for the next bucket whose sum is there.
 

@@ -28,6 +28,7 @@ from bundlerun.launcher.layout.bucket_size import bucket_bytes
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.splits.shared import shared_parameters
 from bundlerun.splits.stage import chunk_parameters
+from bundlerun.workers.device import numbers
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.sync.calibrate import Choice, read_choice
@@ -210,6 +211,63 @@ class RankSync:
         for sync in self._all:
             sync.take()
 
+    def finish_small(self) -> set[Parameter]:
+        """In place of `finish`: waits for `extra`, and for all that is shared with other stages.
+
+        Collective: as `finish`; see `GradientSync.take_small`. `start_read_small` has to follow.
+
+        Returns:
+            The parameters whose sums are to come.
+        """
+        for sync in self._all:
+            sync.launch()
+        to_come: set[Parameter] = self._own.take_small()
+        for each in self.shared:
+            each.sync.take()
+        return to_come
+
+    def start_read_small(self, *vectors: Tensor) -> Callable[[], list[list[float]]]:
+        """As `start_read`, after `finish_small`."""
+        own = numbers.start_read(vectors)
+        shared = [each.sync.start_read(each.extra) for each in self.shared]
+        return lambda: own() + [found for reading in shared for found in reading()]
+
+    @property
+    def has_replicas(self) -> bool:
+        """Whether the stage has any others: else there is nothing to wait for."""
+        return self._own.has_replicas
+
+    @property
+    def shared_parameters(self) -> list[Parameter]:
+        """What this rank's stage shares with others."""
+        return [p for each in self.shared for p in each.copies.values()]
+
+    @property
+    def is_under_way(self) -> bool:
+        """See `GradientSync.is_under_way`."""
+        return self._own.is_under_way
+
+    def take(self) -> None:
+        """Waits for all that `finish_small` has left under way."""
+        self._own.take_rest()
+
+    def take_next(self) -> list[Parameter]:
+        """See `GradientSync.take_next`."""
+        return self._own.take_next()
+
+    def release(self, parameters: Sequence[Parameter]) -> None:
+        """See `GradientSync.release`."""
+        self._own.release(parameters)
+
+    @property
+    def headway(self) -> int:
+        """See `GradientSync.headway`."""
+        return self._own.headway
+
+    def lead(self, headway: float) -> None:
+        """See `GradientSync.lead`."""
+        self._own.lead(headway)
+
     def start_read(self, *vectors: Tensor) -> Callable[[], list[list[float]]]:
         """Begins to copy the numbers of `vectors`, and those that came with each shared sum.
 
@@ -217,7 +275,7 @@ class RankSync:
         """
         own = self._own.start_read(*vectors)
         shared = [each.sync.start_read(each.extra) for each in self.shared]
-        return lambda: own() + [numbers for reading in shared for numbers in reading()]
+        return lambda: own() + [found for reading in shared for found in reading()]
 
     @property
     def is_all_used(self) -> bool:

@@ -148,12 +148,15 @@ class Verifier:
         newest = step - self._steps - LATE_STEPS
         return newest if newest >= self._begin else self._verified
 
+    def begin_step(self, step: int) -> None:
+        """Call it before the forwards of a step."""
+        self.redo.begin(step)
+
     def write(self, comparison: Tensor, step: int) -> None:
         """[1] Puts what this rank has into the sums of a step, which are zeros."""
         self._replicas.write(comparison, step)
         for each, check in self._copies:
             check.write(each.extra, step)
-        self.redo.begin(step)
 
     def check(
         self, comparison: Sequence[float], copies: Sequence[Sequence[float]], step: int

@@ -57,6 +57,8 @@ class Rank:
     """The newest step that the nodes have which are to keep this rank's pieces, too."""
     sent: int = -1
     """The newest step whose last bucket has left."""
+    changed: int = -1
+    """The newest step whose first sums have changed a part of the state."""
     is_alive: bool = True
 
 
@@ -99,6 +101,13 @@ class Cluster:
             self.ranks[r].sealed >= step and self.is_copied(r, step) for r in bundle
         )
 
+    def may_change(self, rank: int) -> bool:
+        """Whether sums of the next step that are back may change the state, others still to come.
+
+        With --overlap-forward they do, while the rank computes its next forward.
+        """
+        return self.ranks[rank].sent == self.ranks[rank].step + 1
+
     def is_copied(self, rank: int, step: int) -> bool:
         """Whether all that are to keep this rank's piece have sealed it."""
         return not self.targets(rank) or self.ranks[rank].copied >= step
@@ -134,6 +143,8 @@ class Cluster:
             return self._pass_on(rank)
         elif me.sent <= me.step and self.may_send_last(rank):
             me.sent = me.step + 1
+        elif me.changed <= me.step and self.may_change(rank):
+            me.changed = me.step + 1
         elif me.sent == me.step + 1 and self._sums_are_back(rank):
             self._finish(me)
         else:
@@ -145,6 +156,9 @@ class Cluster:
         me = self.ranks[rank]
         if me.is_alive and me.sent <= me.step and self.may_send_last(rank):
             me.sent = me.step + 1
+            return True
+        if me.is_alive and me.changed <= me.step and self.may_change(rank):
+            me.changed = me.step + 1
             return True
         if me.is_alive and me.sent == me.step + 1 and self._sums_are_back(rank):
             self._finish(me)
@@ -186,6 +200,8 @@ class Cluster:
         mine = self._share(rank)
         file = self._files(rank)[self._path(rank)]
         file.content = dict.fromkeys(mine, SnapshotId(me.begun, self.token))
+        for name in mine[: len(mine) // 2]:  # what the copy has read, if it came that late
+            file.content[name] = SnapshotId(max(me.begun, me.changed), self.token)
         file.piece = Piece(self._label(rank), dict.fromkeys(mine, SPEC))
 
     def _pass_on(self, rank: int) -> bool:

@@ -122,6 +122,13 @@ class DoesNotWait(Cluster):
         return True
 
 
+class ChangesWhatIsCopied(Cluster):
+    """The first sums of a step change the state before the copy of the last one is known sealed."""
+
+    def may_change(self, rank: int) -> bool:
+        return True
+
+
 class OverwritesTheNewer(Cluster):
     """There is one slot only."""
 
@@ -186,6 +193,7 @@ class KeepsItsOwnCopy(Cluster):
     [
         (WaitsForItselfOnly, "is lost"),
         (DoesNotWait, "is lost"),
+        (ChangesWhatIsCopied, "a mixed state"),
         (OverwritesTheNewer, "is lost"),
         (MixesRounds, "a mixed state"),
         (ForgetsTooSoon, "is lost"),

@@ -1,0 +1,1 @@
+"""A step whose last sums come while the next forward runs: who waits for what, who finishes it."""
