@@ -20,6 +20,7 @@ from bundlerun.launcher.choices import (
     TransportChoice,
 )
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.prospects import NO_CUT, Cut
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
 from bundlerun.launcher.options.declared import Reader, argv_of, option, text_list, yes_or_no
@@ -289,8 +290,15 @@ class TrainConfig(SnapshotConfig):
                 f"--recompute {self.recompute!r} is not none, all, or some of {','.join(stages)}"
             )
 
-    def in_shape(self, shape: Shape) -> TrainConfig:
-        """The same in another shape: one of those that will do, as a round has it, or unsplit."""
+    def in_shape(self, shape: Shape, cut: Cut = NO_CUT) -> TrainConfig:
+        """The same in another shape: one of those that will do, as a round has it, or unsplit.
+
+        Args:
+            shape: it.
+            cut: where it is cut, as the planner says; empty: as the options say.
+        """
+        if shape.num_stages > 1 and cut.names:
+            return replace(self, shape=shape, cut=cut.names, cutter=cut.cutter)
         if shape.num_stages > 1:
             return replace(self, shape=shape)
         # What is said of stages has no meaning where there is one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bundlerun.launcher.agreement.agreed import Terms, terms_of, terms_of_script
@@ -23,10 +23,11 @@ from bundlerun.launcher.layout.idle import Batch, warnings
 from bundlerun.launcher.layout.loaders import num_loaders
 from bundlerun.launcher.layout.machine.gpus import CPU_ONLY_VARIABLE
 from bundlerun.launcher.layout.microbatch import BUNDLES_VARIABLE, default_samples
+from bundlerun.launcher.layout.prospects import NO_CUT, Prospects
 from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.timeline import Costs, Timeline, simulate
-from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.layout.topology import NONE_FORESEEN, Topology
 from bundlerun.launcher.meeting.addresses import nccl_interface
 from bundlerun.launcher.meeting.network import Meeting
 from bundlerun.launcher.one_device import for_one_device, in_one_stage
@@ -72,6 +73,25 @@ class LaunchPlan:
     """Samples of a micro-batch, where an earlier start of the run has settled that; else 0."""
     num_idle: int = 0
     """Devices that run no rank, on all nodes."""
+    prospects: Prospects = NONE_FORESEEN
+    """Of the shapes that will do, on the nodes that may be there."""
+
+    def with_prospects(self, prospects: Prospects) -> LaunchPlan:
+        """The same in the shape that is foreseen to be the fastest of those that will do."""
+        train, devices = self.train.value, self.topology.devices_per_node
+        topology = Topology.best(train.shape, devices, train.chunks, prospects)
+        return replace(self, topology=topology, prospects=prospects)
+
+    @property
+    def config(self) -> TrainConfig:
+        """The options of training in the shape of this plan, of those that will do."""
+        train, shape = self.train.value, self.topology.shape
+        if not train.shape.others:
+            return train
+        known = self.prospects.best([shape], self.topology.devices_per_node)
+        # By the cutter as it is typed, which tells whose profile holds.
+        cut = known.cut._replace(cutter=train.cutter) if known else NO_CUT
+        return train.in_shape(shape, cut)
 
     @property
     def here(self) -> NodePlan:
@@ -213,6 +233,7 @@ def plan_here(
     meeting: Meeting,
     node_name: str,
     environ: Mapping[str, str] | None = None,
+    prospects: Prospects = NONE_FORESEEN,
 ) -> LaunchPlan:
     """The plan for this node, and for others like it as far as `--nnodes` says.
 
@@ -226,7 +247,7 @@ def plan_here(
     num_procs = choose_num_procs(train.value, launch.value, devices)
     # The other nodes are not there yet: the plan takes them to be like this one.
     counts = (num_procs,) * launch.value.max_nodes
-    topology = Topology.best(shape, counts, train.value.chunks)
+    topology = Topology.best(shape, counts, train.value.chunks, prospects)
     has_gpu = devices.kind == "gpu"
     layouts = rank_layouts(
         num_procs,
@@ -267,6 +288,7 @@ def plan_here(
         node=node,
         kept_samples=kept_samples(train.value.run_dir, train.value.batch_size),
         num_idle=0 if is_asked else (devices.count - num_procs) * launch.value.max_nodes,
+        prospects=prospects,
     )
 
 

@@ -201,7 +201,7 @@ def train(
         is_by_default = not config.microbatch_size
         has_choice = bool(config.shape.others)
         if has_choice:
-            config = config.in_shape(arrival.topology.shape)
+            config = config.in_shape(arrival.topology.shape, arrival.cut)
         config = replace(config, microbatch_size=arrival.samples_per_microbatch)
         # Else the launcher has said it.
         if arrival.is_speaker and arrival.topology.num_bundles != env.planned_bundles:

@@ -22,7 +22,7 @@ from bundlerun.launcher.agent.gpus import check_gpus
 from bundlerun.launcher.agent.kept_report import kept_report
 from bundlerun.launcher.agent.limits import check_shared_memory, raise_open_files
 from bundlerun.launcher.agent.tracker import outlive_tracker
-from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
+from bundlerun.launcher.agreement.agreed import PROSPECTS_VARIABLE, TERMS_VARIABLE
 from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from bundlerun.launcher.agreement.options import keep_options
 from bundlerun.launcher.config import TrainConfig
@@ -84,6 +84,7 @@ def launch(plan: LaunchPlan, *, say: Callable[[str], None], claim: Claim | None 
     os.environ[BOARD_VARIABLE] = board.where
     terms = dict(plan.terms)
     os.environ[TERMS_VARIABLE] = json.dumps(terms)
+    os.environ[PROSPECTS_VARIABLE] = plan.prospects.to_text()
     if claim is not None:
         os.environ[CLAIM_VARIABLE] = claim.job
     node, launch_options = plan.here, plan.launch.value

@@ -39,6 +39,7 @@ from bundlerun.launcher.options.declared import flag_of, options_of, text_of
 Terms: TypeAlias = Mapping[str, str]
 
 TERMS_VARIABLE = "BUNDLERUN_TERMS"
+PROSPECTS_VARIABLE = "BUNDLERUN_PROSPECTS"
 """What an agent tells its ranks, JSON: they need not look again at files that may have changed."""
 DATA = "DATA"
 CODE = "the code of bundlerun"

@@ -52,7 +52,7 @@ def foreseen(plan: LaunchPlan, cluster: Cluster, profile: Profile | None = None)
     Raises:
         ConfigError: the plan's cuts are not in the profile, or no plan fits.
     """
-    train = plan.train.value
+    train = plan.config
     path = RunPaths(Path(train.run_dir)).model_profile
     found = profile or _profile(path, train)
     if isinstance(found, str):
@@ -121,7 +121,7 @@ def _cuts(train: TrainConfig, profile: Profile) -> tuple[int, ...] | None:
 
 
 def _request(plan: LaunchPlan, cuts: tuple[int, ...] | None) -> Request:
-    train = plan.train.value
+    train = plan.config
     return replace(
         wanted(train),
         shape=train.shape,
@@ -145,7 +145,7 @@ def _best(plan: LaunchPlan, outlook: Outlook) -> _Best:
         found = outlook.best().plans[0]
         return _Best(candidate=found.candidate, forecast=found.forecast)
     # All but the sums is said, so that it is told what comes of it, whether it fits or not.
-    config = plan.train.value
+    config = plan.config
     said = candidate_of(config, plan.topology, request.cuts, plan.batch.samples)
     plans = [replace(said, sync=sync) for sync in ([request.sync] if request.sync else _SCHEMES)]
     both = [_Best(candidate=one, forecast=outlook.forecast(one)) for one in plans]

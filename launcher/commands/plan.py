@@ -15,6 +15,7 @@ from typing import Any
 from bundlerun.launcher.commands.arguments.plan import CONFIGURED
 from bundlerun.launcher.commands.forecast import Foreseen, foreseen
 from bundlerun.launcher.commands.plan_picture import Pictured, outputs_of, write_outputs
+from bundlerun.launcher.commands.prospects import shown_shapes
 from bundlerun.launcher.commands.run import make_plan, read_configs, without_auto
 from bundlerun.launcher.commands.use.profile import made_profile
 from bundlerun.launcher.config import TrainConfig
@@ -68,9 +69,9 @@ def _section(title: str, lines: Sequence[str]) -> list[str]:
 
 def stage_costs(plan: LaunchPlan) -> list[str]:
     """Lines about the work of each stage, from the program that the ranks run."""
-    if plan.train.value.shape.num_stages == 1:
+    if plan.config.shape.num_stages == 1:
         return ["one stage has all of the operations"]
-    lines: list[str] = importlib.import_module(plan.module).costs(plan.train.value)
+    lines: list[str] = importlib.import_module(plan.module).costs(plan.config)
     return lines
 
 
@@ -85,7 +86,7 @@ def memory_of(plan: LaunchPlan, cluster: Cluster | None) -> tuple[PlanMemory, st
         BundleError: there is no profile, and none can be made.
     """
     kept = kept_profile(plan)
-    config, profile = plan.train.value, kept.profile
+    config, profile = plan.config, kept.profile
     said = "by the profile in the run folder"
     if profile is None:
         wanted = ProfileRequest(
@@ -122,6 +123,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         name = launch.value.node_name or socket.gethostname()
         plan = make_plan(train, launch, os.environ, as_typed(launch.value), name)
+    if plan.train.value.shape.others:
+        plan = plan.with_prospects(shown_shapes(plan, cluster))
     costs = stage_costs(plan) if args.costs else []
     # What is foreseen of a plan that was chosen stands in the table of the best ones.
     forecast = foreseen(plan, cluster) if cluster is not None and not decision else None
@@ -177,6 +180,7 @@ def _losses(plan: LaunchPlan) -> list[Loss]:
             train.shape,
             min_nodes=plan.launch.value.min_nodes,
             num_copies=train.num_copies,
+            prospects=plan.prospects,
         )
     )
 

@@ -173,7 +173,7 @@ class Pictured:
 
     def nodes(self, gantt: Gantt) -> Nodes:
         """What is where, and what is sent in a step; gantt: of that step."""
-        train, one = self.plan.train.value, self.forecast
+        train, one = self.plan.config, self.forecast
         node_order: tuple[int, ...] = ()
         known = None
         if isinstance(one, Foreseen):
@@ -200,7 +200,7 @@ class Pictured:
     @property
     def title(self) -> str:
         """Of the picture."""
-        train, batch = self.plan.train.value, self.plan.batch
+        train, batch = self.plan.config, self.plan.batch
         sync = "" if isinstance(self.forecast, str) else f", {self.forecast.candidate.sync}"
         shape, schedule = self.plan.topology.shape, self.plan.pipeline.schedule
         return (

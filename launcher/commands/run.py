@@ -30,6 +30,8 @@ from bundlerun.launcher.deciding.decision import is_asked
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import read_hardware
+from bundlerun.launcher.layout.prospects import Prospects
+from bundlerun.launcher.layout.topology import NONE_FORESEEN
 from bundlerun.launcher.meeting.default_folder import NO_FOLDER, default_folder, entered
 from bundlerun.launcher.meeting.launchers import check_one_per_node, torchrun_variables
 from bundlerun.launcher.meeting.network import Meeting, resolve_meeting
@@ -139,6 +141,7 @@ def make_plan(
     environ: Mapping[str, str],
     meeting: Meeting,
     node_name: str,
+    prospects: Prospects = NONE_FORESEEN,
 ) -> LaunchPlan:
     """The plan for this machine.
 
@@ -152,6 +155,7 @@ def make_plan(
         meeting=meeting,
         node_name=node_name,
         environ=environ,
+        prospects=prospects,
     )
 
 
@@ -203,8 +207,14 @@ def planned(
         train = without_auto(train, launch, environ, meeting.local_addr).train
     job = f"{launch.value.rdzv_id} {Path(train.value.run_dir).absolute()}"
     with claimed_name(job, launch.value.node_name) as name:
+        plan = make_plan(train, launch, environ, meeting, name)
+        if plan.train.value.shape.others and plan.launch.value.max_nodes > 1:
+            from bundlerun.launcher.commands.prospects import foreseen_shapes  # seldom
+
+            found = foreseen_shapes(plan, environ, say)
+            plan = make_plan(train, launch, environ, meeting, name, found)
         yield Planned(
-            plan=make_plan(train, launch, environ, meeting, name),
+            plan=plan,
             holder=holder_of(launch.value, environ, name, meeting),
         )
 

@@ -22,7 +22,10 @@ from typing import NamedTuple
 
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.chunks import Chunks
+from bundlerun.launcher.layout.prospects import Prospects
 from bundlerun.launcher.layout.shape import Shape
+
+NONE_FORESEEN = Prospects()
 
 
 class Place(NamedTuple):
@@ -90,6 +93,20 @@ def num_bundles(size: int, devices_per_node: Sequence[int]) -> int:
     return whole + sum(count for count in devices_per_node if count < size) // size
 
 
+def best_shape(
+    shape: Shape, devices_per_node: Sequence[int], prospects: Prospects = NONE_FORESEEN
+) -> Shape:
+    """That of a family which nodes go on in, see `Topology.best`; the last where none is held."""
+    family = shape.family
+    used = [num_bundles(one.size, devices_per_node) * one.size for one in family]
+    held = [one for one, count in zip(family, used, strict=True) if count]
+    best = prospects.best(held, devices_per_node)
+    if best is not None:
+        return best.shape
+    # Where none has a bundle, the last refuses: it is the smallest, as a rule.
+    return family[used.index(max(used)) if held else -1]
+
+
 @dataclass(frozen=True)
 class Topology:
     """The whole layout of one rendezvous round.
@@ -124,20 +141,27 @@ class Topology:
             )
 
     @classmethod
-    def best(cls, shape: Shape, devices_per_node: tuple[int, ...], chunks: int = 1) -> Topology:
-        """The layout in that shape of a family which uses the most devices; of equals the first.
+    def best(
+        cls,
+        shape: Shape,
+        devices_per_node: tuple[int, ...],
+        chunks: int = 1,
+        prospects: Prospects = NONE_FORESEEN,
+    ) -> Topology:
+        """The layout in that shape of a family which is foreseen to be the fastest.
+
+        Where that is not known, it is the one that uses the most devices; of equals the first.
 
         Args:
             shape: the family.
             devices_per_node: ranks that each node runs, in node order.
             chunks: per stage, where there are several stages.
+            prospects: what is foreseen, the same for all who ask.
 
         Raises:
             ConfigError: the devices hold one bundle of none of them.
         """
-        # Where none has a bundle, the last refuses: it is the smallest, as a rule.
-        used = [num_bundles(one.size, devices_per_node) * one.size for one in shape.family]
-        one = shape.family[used.index(max(used)) if any(used) else -1]
+        one = best_shape(shape, devices_per_node, prospects)
         return cls(one, devices_per_node, chunks if one.num_stages > 1 else 1)
 
     @property

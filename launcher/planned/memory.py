@@ -67,7 +67,7 @@ class PlanMemory:
             cluster: what the nodes have; None: as this one, where the plan is for it.
         """
         where = cluster or cluster_of(plan)
-        config = plan.train.value
+        config = plan.config
         candidate = candidate_of(config, plan.topology, cuts, plan.batch.samples)
         request = wanted(config)
         ranks = rank_memory(profile, candidate, where, request)
@@ -94,7 +94,7 @@ class PlanMemory:
 
 def kept_profile(plan: LaunchPlan) -> profile_file.Read:
     """The profile in the run folder, if it holds for this plan."""
-    config = plan.train.value
+    config = plan.config
     key = profile_key(config, kind=device_kind(plan), threads=threads_of(plan))
     return profile_file.read(RunPaths(Path(config.run_dir)).model_profile, key)
 
@@ -127,7 +127,7 @@ def threads_of(plan: LaunchPlan) -> int:
 
 def typed_cuts(plan: LaunchPlan, profile: Profile) -> tuple[int, ...] | None:
     """The cuts, where names say them that the profile has; None: the model has to say them."""
-    config = plan.train.value
+    config = plan.config
     try:
         return profile.cut_numbers(config.cut, config.num_chunks)
     except ConfigError:

@@ -9,7 +9,7 @@ from bundlerun.launcher.planning.cluster import Cluster
 from bundlerun.launcher.planning.forecast import foresee
 from bundlerun.launcher.planning.memory.ranks import rank_memory
 from bundlerun.launcher.planning.model_costs import Profile
-from bundlerun.launcher.planning.search.best import Search, best_plans
+from bundlerun.launcher.planning.search.best import EFFORT, Search, best_plans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +34,12 @@ class Outlook:
         """Of a step."""
         return foresee(self.profile, one, self.cluster, self.request, self.memory(one))
 
-    def best(self, most: int = 1) -> Search:
+    def best(self, most: int = 1, *, effort: int = EFFORT) -> Search:
         """The best plans.
+
+        Args:
+            most: plans to return.
+            effort: plans to foresee at most.
 
         Raises:
             ConfigError: none fits.
@@ -47,4 +51,5 @@ class Outlook:
             foresee=self.forecast,
             memory=self.memory,
             most=most,
+            effort=effort,
         )

@@ -76,6 +76,11 @@ class RunPaths:
         return sorted(found, key=lambda path: path.stat().st_mtime)
 
     @property
+    def prospects(self) -> Path:
+        """What is foreseen of several shapes on the nodes that may be there, a JSON file each."""
+        return self.root / "prospects"
+
+    @property
     def outcome(self) -> Path:
         """How the run ended, JSON; absent while it has not."""
         return self.root / "outcome.json"

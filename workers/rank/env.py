@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bundlerun.launcher.agent.entry import ERROR_FILE
-from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
+from bundlerun.launcher.agreement.agreed import PROSPECTS_VARIABLE, TERMS_VARIABLE
 from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
@@ -46,6 +46,8 @@ class RankEnv:
     """The job for which the agent holds the run folder; empty where it does not."""
     site: str = ""
     """What this node shares with others that fail with it: its switch, or the machine."""
+    prospects: str = ""
+    """What is foreseen of several shapes, as JSON; empty: nothing."""
     terms: str = ""
     """What this node must have like all others, as JSON; empty where the agent does not tell."""
 
@@ -100,6 +102,7 @@ class RankEnv:
             run_id=environ.get("TORCHELASTIC_RUN_ID", ""),
             claimed_job=environ.get(CLAIM_VARIABLE, ""),
             terms=environ.get(TERMS_VARIABLE, ""),
+            prospects=environ.get(PROSPECTS_VARIABLE, ""),
             planned_bundles=_number(environ, BUNDLES_VARIABLE, "0"),
             site=_site(environ),
         )

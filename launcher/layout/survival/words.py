@@ -30,7 +30,8 @@ def _who(one: Loss) -> str:
 def _then(one: Loss) -> str:
     if one.shape is None:
         return "the others wait for a node"
-    return f"goes on as shape {one.shape} on {one.used:,} devices, of {one.was_used:,} before"
+    told = f", at {one.throughput:.2f} of the throughput as foreseen" if one.throughput else ""
+    return f"goes on as shape {one.shape} on {one.used:,} devices, of {one.was_used:,} before{told}"
 
 
 def _state(one: Loss, has_snapshots: bool) -> str:
@@ -52,6 +53,7 @@ def loss_document(found: Iterable[Loss]) -> list[dict[str, object]]:
             "devices_used": one.used,
             "devices_used_before": one.was_used,
             "lost_stages": list(one.lost_stages),
+            "throughput": one.throughput or None,
         }
         for one in found
     ]

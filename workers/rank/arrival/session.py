@@ -6,7 +6,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
@@ -20,8 +20,10 @@ from bundlerun.launcher.agreement.agreed import difference, terms_of
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.loaders import NodeCores
+from bundlerun.launcher.layout.prospects import NO_CUT, Cut, Prospects
+from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.survival.buddies import BuddyCopy, buddy_copies
-from bundlerun.launcher.layout.topology import Place, Topology
+from bundlerun.launcher.layout.topology import Place, Topology, best_shape
 from bundlerun.launcher.process import boot_id
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.launcher.why.sheet import Sheet
@@ -80,6 +82,8 @@ class Arrival:
     """What the user should know of how the ranks talk."""
     nodes: tuple[Node, ...] = ()
     """Of the round, in order."""
+    cut: Cut = NO_CUT
+    """Of the model in this round, where the planner says."""
 
     @property
     def is_speaker(self) -> bool:
@@ -237,10 +241,12 @@ def meet(
         gpus=_gpus_of_node(env, store) if gpu else (),
         terms=_terms(config, env),
     )
-    nodes, token = _meet(env, store, hello)
+    met = _meet(config, env, store, hello)
+    nodes, token = met.nodes, met.token
     has_gpus = all(node.has_gpus for node in nodes)
     counts = tuple(node.num_ranks for node in nodes)
-    topology = Topology.best(config.shape, counts, config.chunks)
+    chunks = config.chunks if met.shape.num_stages > 1 else 1
+    topology = Topology(met.shape, counts, chunks)
     backend, note = choose_backend(
         config.transport, nodes, num_stages=topology.num_stages, has_gpus=door.is_gpu(device)
     )
@@ -273,6 +279,7 @@ def meet(
         cores=env.cores,
         has_gpus=has_gpus,
         shares_gpu=nodes[place.node].is_shared,
+        cut=met.cut,
         nodes=tuple(Node(node.name, node.address, node.site, node.machine) for node in nodes),
         note=note,
         samples_per_microbatch=settled_samples(
@@ -331,8 +338,17 @@ def tell_end(store: Store, end: End) -> None:
         store.set(_END, end)
 
 
-def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
-    """What every node has told, without its terms, and the round's token; one key per node.
+class _Met(NamedTuple):
+    """What all ranks of a round know alike: nodes without their terms, and what is decided."""
+
+    nodes: list[Hello]
+    token: str
+    shape: Shape
+    cut: Cut
+
+
+def _meet(config: TrainConfig, env: RankEnv, store: Store, hello: Hello) -> _Met:
+    """What every node has told, and what the first rank makes of that; one key per node.
 
     Raises:
         ConfigError: on all ranks, where the nodes do not fit together.
@@ -349,13 +365,30 @@ def _meet(env: RankEnv, store: Store, hello: Hello) -> tuple[list[Hello], str]:
             for i, node in enumerate(nodes)
         }
         plain = [asdict(node) for node in for_all(nodes)]
-        answer = [difference(by_node), plain, os.urandom(4).hex()]
+        shape, cut = _decided(config, env, [node.num_ranks for node in nodes])
+        decided = [list(shape.widths), list(cut.names), cut.cutter]
+        answer = [difference(by_node), plain, os.urandom(4).hex(), *decided]
         store.set("nodes", json.dumps(answer))
     # Every rank ends with the same message, whichever node differs (I14).
-    unlike, found, token = json.loads(store.get("nodes"))
+    unlike, found, token, widths, names, cutter = json.loads(store.get("nodes"))
     if unlike:
         raise ConfigError(unlike)
-    return [Hello(**node) for node in found], str(token)
+    return _Met(
+        nodes=[Hello(**node) for node in found],
+        token=str(token),
+        shape=Shape(tuple(widths)),
+        cut=Cut(tuple(names), cutter),
+    )
+
+
+def _decided(config: TrainConfig, env: RankEnv, counts: Sequence[int]) -> tuple[Shape, Cut]:
+    """The shape of the round, of those that will do, and how the model is cut for it."""
+    if not config.shape.others:
+        return config.shape, NO_CUT
+    prospects = Prospects.parse(env.prospects)
+    shape = best_shape(config.shape, counts, prospects)
+    known = prospects.best([shape], counts)
+    return shape, known.cut if known else NO_CUT
 
 
 def _gpus_of_node(env: RankEnv, store: Store) -> tuple[str, ...]:

@@ -8,12 +8,13 @@ import pytest
 
 from bundlerun.launcher.agent import elastic
 from bundlerun.launcher.agent.elastic import load, set_environment
-from bundlerun.launcher.agreement.agreed import TERMS_VARIABLE
+from bundlerun.launcher.agreement.agreed import PROSPECTS_VARIABLE, TERMS_VARIABLE
 from bundlerun.launcher.agreement.claim import CLAIM_VARIABLE, Claim
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import Devices
+from bundlerun.launcher.layout.prospects import Prospects
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.plan import NodePlan
 from bundlerun.launcher.ranks.board import BOARD_VARIABLE
@@ -101,11 +102,13 @@ def test_the_run_folder_is_claimed_before_torch_is_imported_and_freed_where_that
         raise NodeError("the port is taken")
 
     monkeypatch.setattr(elastic, "_prepare", prepare)
-    for name in (BOARD_VARIABLE, TERMS_VARIABLE, CLAIM_VARIABLE):
+    for name in (BOARD_VARIABLE, TERMS_VARIABLE, CLAIM_VARIABLE, PROSPECTS_VARIABLE):
         monkeypatch.setenv(name, "")
     value = SimpleNamespace(value=TrainConfig(data="synthetic"))
     launch = SimpleNamespace(value=None)
-    plan: Any = SimpleNamespace(train=value, launch=launch, here=None, terms={})
+    plan: Any = SimpleNamespace(
+        train=value, launch=launch, here=None, terms={}, prospects=Prospects()
+    )
     claim = Claim(paths, Holder.of_process("job", "a test"), print)
     with pytest.raises(NodeError):
         elastic.launch(plan, say=print, claim=claim)
