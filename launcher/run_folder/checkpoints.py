@@ -32,6 +32,8 @@ MODEL = "model."
 """With it begin the names of tensors that are the model's own, and no optimizer's."""
 AVERAGE = "ema."
 """Likewise, of the moving average of those."""
+REMAINDER = "remainder."
+"""Likewise, of what the exchange between nodes has kept back of the gradients of those."""
 RAW = "raw_"
 """How metrics of the weights themselves begin, where those of their average have the names."""
 _FOLDER = re.compile(r"step-\d{9,}")

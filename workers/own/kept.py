@@ -13,6 +13,7 @@ from bundlerun.workers.own.each_rank import EachRank
 from bundlerun.workers.own.objects import Objects
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.run.keeper import Share
+from bundlerun.workers.snapshot.own_plan import Own
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,16 @@ class OwnState:
         if own:
             self._each_rank.load(own)
 
-    def load_own(self, find: Callable[[str], Mapping[str, Tensor]]) -> None:
+    @property
+    def own(self) -> Own:
+        """Of no use to another rank."""
+        return Own()
+
+    def load_own(
+        self,
+        find: Callable[[str], Mapping[str, Tensor]],
+        others: Iterable[Mapping[str, Tensor]],
+    ) -> None:
         """What this rank has kept for itself on this node."""
         found = find(self.situation)
         if found:
@@ -62,6 +72,9 @@ class OwnState:
                 "%s finds no random numbers of its own here: they go on as the script has begun "
                 "them", self.situation,
             )  # fmt: skip
+
+    def collect(self) -> None:
+        """All is here."""
 
     def share(self) -> Share:
         """What this rank has for itself; the first one writes what all have alike, too."""

@@ -12,6 +12,7 @@ from bundlerun.splits.shared import kept_elsewhere
 from bundlerun.workers.optimizer import check_same_optimizer
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.run.keeper import Share
+from bundlerun.workers.snapshot.own_plan import Own
 from bundlerun.workers.state.named import load_state_tensors, stage_names, state_tensors
 from bundlerun.workers.trainer import Trainer
 
@@ -40,8 +41,20 @@ class StageState:
             check_same_optimizer(progress.optimizer, self._optimizer)
         load_state_tensors(self._trainer.stage, self._optimizer, tensors)
 
-    def load_own(self, find: Callable[[str], Mapping[str, Tensor]]) -> None:
+    @property
+    def own(self) -> Own:
+        """Of no use to another rank."""
+        return Own()
+
+    def load_own(
+        self,
+        find: Callable[[str], Mapping[str, Tensor]],
+        others: Iterable[Mapping[str, Tensor]],
+    ) -> None:
         """A rank has nothing for itself here."""
+
+    def collect(self) -> None:
+        """All is here."""
 
     def share(self) -> Share | None:
         """The whole stage, by one of its replicas."""

@@ -32,6 +32,7 @@ from bundlerun.launcher.run_folder.checkpoints import (
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.snapshot.mark import Mark
+from bundlerun.workers.snapshot.own_plan import Own
 from bundlerun.workers.snapshot.piece import SnapshotId
 from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.state.checkpoint import Checkpoints
@@ -66,8 +67,26 @@ class Kept(Protocol):
         """
         ...
 
-    def load_own(self, find: Callable[[str], Mapping[str, Tensor]]) -> None:
-        """Takes up what this rank has kept for itself; `find` gives it for a situation."""
+    @property
+    def own(self) -> Own:
+        """What this rank keeps for itself."""
+        ...
+
+    def load_own(
+        self,
+        find: Callable[[str], Mapping[str, Tensor]],
+        others: Iterable[Mapping[str, Tensor]],
+    ) -> None:
+        """Takes up what this rank has kept for itself.
+
+        Args:
+            find: gives what a rank has kept in a situation.
+            others: what this node takes up of situations that nobody is in any more.
+        """
+        ...
+
+    def collect(self) -> None:
+        """Prepares `share`; collective: every active rank."""
         ...
 
     def share(self) -> Share | None:
@@ -266,9 +285,9 @@ class Keeper:
 
     def _from_memory(self, restore: Restore, on_disk: int) -> Resumed:
         tells = self._kept.names if self._session.is_writer else None
-        restored = restore.fetch(on_disk, tells)
+        restored = restore.fetch(on_disk, tells, self._kept.own)
         self._kept.load(restored.progress, restore.load(restored, self._kept.names))
-        self._kept.load_own(partial(restore.load, restored, list))
+        self._kept.load_own(partial(restore.load, restored, list), restore.load_others(restored))
         parts = [
             f"stage {stage} from {' and '.join(nodes)}" for stage, nodes in restored.brought.items()
         ]
@@ -303,8 +322,9 @@ class Keeper:
     def save(self, progress: Progress) -> None:
         """Writes a checkpoint; if that fails, says so and continues without it.
 
-        Collective: bundle 0; nothing to do elsewhere.
+        Collective: every active rank.
         """
+        self._kept.collect()
         if self._session.place.bundle != 0:
             return
         found = self._session.gather_bundle(self._write_part(progress.step))

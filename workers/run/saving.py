@@ -61,7 +61,7 @@ class Saving:
     def checkpoint(self, progress: Progress) -> None:
         """Writes a checkpoint; if that fails, says so and continues without it.
 
-        Collective: bundle 0.
+        Collective: every active rank.
         """
         with self._meters.phase("checkpoint"):
             self._keeper.save(progress)

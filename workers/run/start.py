@@ -44,6 +44,7 @@ from bundlerun.workers.run.course import Run
 from bundlerun.workers.run.given_back import give_back
 from bundlerun.workers.run.hand_over import Joiner, Kept, Moved, Mover, Way
 from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
+from bundlerun.workers.run.kept_back import NamedRemainders
 from bundlerun.workers.run.same_model import check_same_model, described
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.run.trained import Trained
@@ -126,7 +127,11 @@ def train_rank(
         shares = Shares(config, session, meters, feed)
         trainer = Trainer(config, session, stage, recipe, meters, shares.tally)
         stack.callback(trainer.close)
-        keeper = Keeper(config, session, Trained(session, trainer), restore, info.about)
+        remainders = NamedRemainders(
+            session, trainer.stage, trainer.sync, is_rounded=config.exchange_dtype != "float32"
+        )
+        trained = Trained(session, trainer, remainders)
+        keeper = Keeper(config, session, trained, restore, info.about)
         # Only now: loading needs the stage's names and the optimizer, which the trainer has.
         resumed = keeper.resume(found)
         way.check(resumed)
@@ -149,7 +154,15 @@ def train_rank(
                 is_first_start=is_first_start,
             )
             snapshots = make_snapshots(
-                config, session, trainer, restore.room, meters, resumed, found.era, buddies
+                config,
+                session,
+                trainer,
+                remainders,
+                restore.room,
+                meters,
+                resumed,
+                found.era,
+                buddies,
             )
             stack.callback(snapshots.close)
             # A rank about to end completes its copy first: the next start may need it.
@@ -371,6 +384,7 @@ def make_snapshots(
     config: TrainConfig,
     session: Session,
     trainer: Trainer,
+    remainders: NamedRemainders,
     room: SnapshotRoom,
     meters: Meters,
     resumed: Resumed | None,
@@ -386,8 +400,8 @@ def make_snapshots(
         room,
         source=Source(
             state=trainer.state,
-            feedback=trainer.sync.feedback,
-            situation=trainer.sync.feedback_situation,
+            feedback=remainders.feedback,
+            situation=remainders.situation,
             changed=trainer.changed,
         ),
         meters=meters,

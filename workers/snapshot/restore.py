@@ -19,7 +19,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from bundlerun.workers.rank.arrival.session import Arrival
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import make_transfer
 from bundlerun.workers.snapshot.checksum import copy_with_checksum
+from bundlerun.workers.snapshot.own_plan import Own, OwnPlan, plan_own
 from bundlerun.workers.snapshot.passing import (
     label_of,
     send_data,
@@ -71,6 +72,8 @@ class Restored:
     brought: Mapping[int, Sequence[str]] = field(default_factory=dict)
     """Stages of the round that took it, of which something had to travel; and the nodes it was
     on."""
+    others: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """What this node takes up of situations that nobody is in any more: the names."""
 
 
 class Restore:
@@ -127,7 +130,10 @@ class Restore:
             self._store.set("plan", json.dumps({}))
 
     def fetch(
-        self, checkpoint_step: int, stage_names: Callable[[Iterable[str]], list[str]] | None
+        self,
+        checkpoint_step: int,
+        stage_names: Callable[[Iterable[str]], list[str]] | None,
+        own: Own,
     ) -> Restored:
         """Brings what this node needs of the state that `newest_step` found to its memory.
 
@@ -136,14 +142,16 @@ class Restore:
         Args:
             checkpoint_step: of the newest checkpoint, older than the state.
             stage_names: picks the names of this rank's stage; None: another rank does.
+            own: what this rank keeps for itself.
 
         Raises:
             CheckpointError: the state is of another model.
         """
+        self._store.set(f"situation/{self._arrival.place.rank}", own.situation)
         if stage_names is not None:
             self._tell_needs(stage_names)
         if self._is_reporter:
-            self._tell_plan(checkpoint_step)
+            self._tell_plan(checkpoint_step, own)
         # The reporter follows its own plan too: there is one way for all ranks.
         restored = self._follow_plan()
         assert restored is not None
@@ -178,23 +186,29 @@ class Restore:
             raise RuntimeError(f"the snapshot was damaged: {min(wanted - loaded.keys())!r} is gone")
         return loaded
 
+    def load_others(self, restored: Restored) -> Iterator[dict[str, Tensor]]:
+        """What ranks have kept for themselves and this node takes up; views, checked."""
+        for situation, names in restored.others.items():
+            yield self.load(restored, partial(_these, names), situation)
+
     # --- what is where
 
     def _announce(self) -> None:
         entries: list[object] = []
+        own: list[object] = []
         for path in self.room.pieces():
             piece = read_piece(path)
-            # Damaged, or of use to one rank only, which finds it by itself.
-            if piece is None or piece.label.situation:
+            if piece is None:  # damaged
                 continue
             text = json.dumps(piece.layout.specs)
             # Nodes with one stage have the same names and shapes: these travel once, by digest.
             digest = hashlib.sha256(text.encode()).hexdigest()
             self._store.set(f"specs/{digest}", text)
-            entries.append([asdict(piece.label), digest])
+            (own if piece.label.situation else entries).append([asdict(piece.label), digest])
         self._store.set(f"node/{self._node}", json.dumps(entries))
+        self._store.set(f"own/{self._node}", json.dumps(own))
 
-    def _collected(self) -> Inventory:
+    def _collected(self, kind: str = "node") -> Inventory:
         known: dict[str, dict[str, Spec]] = {}
 
         def by_digest(digest: str) -> dict[str, Spec]:
@@ -205,7 +219,7 @@ class Restore:
         return [
             [Piece(label_of(label), by_digest(digest)) for label, digest in json.loads(entries)]
             for entries in (
-                self._store.get(f"node/{n}") for n in range(self._arrival.topology.num_nodes)
+                self._store.get(f"{kind}/{n}") for n in range(self._arrival.topology.num_nodes)
             )
         ]
 
@@ -237,7 +251,7 @@ class Restore:
             told = str(exc)
         self._store.set(f"needs/{self._arrival.place.stage}", json.dumps(told))
 
-    def _tell_plan(self, checkpoint_step: int) -> None:
+    def _tell_plan(self, checkpoint_step: int, own: Own) -> None:
         topology = self._arrival.topology
         needs = [json.loads(self._store.get(f"needs/{s}")) for s in range(topology.num_stages)]
         mismatches = [told for told in needs if isinstance(told, str)]
@@ -251,7 +265,31 @@ class Restore:
             label = plan.state.labels[transfer.stage]
             specs = {name: plan.state.specs[name] for name in transfer.names}
             self._store.set(f"transfer/{number}", json.dumps([asdict(label), specs]))
-        self._store.set("plan", _plan_text(plan))
+        moved = self._plan_own(plan.state.id, own, needs, len(plan.transfers))
+        self._store.set("plan", _plan_text(plan, moved))
+
+    def _plan_own(
+        self, which: SnapshotId, own: Own, needs: Sequence[Collection[str]], before: int
+    ) -> OwnPlan:
+        """The plan for what ranks have for themselves, with its transfers in the store."""
+        topology = self._arrival.topology
+        nodes = [
+            sorted({group.node for group in topology.sync_groups if group.stage == stage})
+            for stage in range(topology.num_stages)
+        ]
+        stages = {name: stage for stage, names in enumerate(needs) for name in names}
+        active = [place for place in topology.places if place.bundle >= 0]
+        now = {self._store.get(f"situation/{place.rank}").decode(): place.node for place in active}
+
+        def nodes_of(name: str) -> Collection[int]:
+            of = own.belongs_to(name)
+            return nodes[stages[of]] if of in stages else ()
+
+        plan = plan_own(self._collected("own"), which, now, nodes_of)
+        for number, one in enumerate(plan.transfers, before):
+            told = [asdict(one.label), one.specs]
+            self._store.set(f"transfer/{number}", json.dumps(told))
+        return plan
 
     # --- transfers
 
@@ -265,6 +303,7 @@ class Restore:
             id=SnapshotId(plan["step"], plan["token"]),
             progress=Progress(**plan["progress"]),
             brought=self._brought(plan["brought"]),
+            others=plan["others"].get(str(self._node), {}),
         )
         pairs: list[tuple[int, int]] = plan["transfers"]
         if self._arrival.is_speaker:
@@ -288,13 +327,13 @@ class Restore:
                 continue
             ends = first_ranks[source], first_ranks[target]
             group = make_transfer(self._arrival.network, number, *ends)
-            label, specs = json.loads(self._store.get(f"transfer/{number}"))
-            layout = Layout.of(specs_of(specs))
+            told, specs = json.loads(self._store.get(f"transfer/{number}"))
+            label, layout = label_of(told), Layout.of(specs_of(specs))
             if self._node == source:
-                names = list(layout.specs)
-                self._send(group, layout, self.load(restored, partial(_these, names)))
+                these = partial(_these, list(layout.specs))
+                self._send(group, layout, self.load(restored, these, label.situation))
             else:
-                self._receive(group, layout, label_of(label), number)
+                self._receive(group, layout, label, number)
 
     def _send(self, group: Group, layout: Layout, held: Mapping[str, Tensor]) -> None:
         data = torch.zeros(layout.num_bytes, dtype=torch.uint8)
@@ -340,12 +379,16 @@ def _run_id(paths: RunPaths) -> str:
     return made
 
 
-def _plan_text(plan: RestorePlan) -> str:
+def _plan_text(plan: RestorePlan, own: OwnPlan) -> str:
     return json.dumps(
         {
             **asdict(plan.state.id),
             "progress": asdict(plan.state.progress),
-            "transfers": [[t.source, t.target] for t in plan.transfers],
+            "transfers": [
+                *([t.source, t.target] for t in plan.transfers),
+                *([t.source, t.target] for t in own.transfers),
+            ],
+            "others": own.taken,
             "brought": {
                 stage: sorted({t.source for t in plan.transfers if t.stage == stage})
                 for stage in sorted({t.stage for t in plan.transfers})

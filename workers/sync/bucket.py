@@ -15,7 +15,8 @@ Complex gradients are summed as pairs of reals; they have buckets of their own, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class Bucket:
         self.parameters = list(parameters)
         self.pending = 0
         self._num_missing = 0
-        sizes = [_num_reals(p) for p in parameters]
+        sizes = [num_reals(p) for p in parameters]
         own = parameters[0].dtype.to_real() if parameters else torch.float64
         dtype = torch.float64 if num_extra else own
         own_length = num_extra + sum(sizes) + num_unused
@@ -73,9 +74,15 @@ class Bucket:
         # A gradient has its parameter's dtype, so in a wider bucket it is a copy, made at the end.
         self._is_wider = own != dtype
         self.views = [
-            _shaped(part, p) for part, p in zip(gradients.split(sizes), parameters, strict=True)
+            shaped(part, p) for part, p in zip(gradients.split(sizes), parameters, strict=True)
         ]
         self._event = door.event(device) if door.is_gpu(device) else None
+
+    @property
+    def places(self) -> Mapping[Parameter, tuple[int, int]]:
+        """Where in `flat` the gradient of each parameter begins and ends."""
+        ends = [*accumulate(map(num_reals, self.parameters), initial=self.extra.numel())]
+        return dict(zip(self.parameters, pairwise(ends), strict=True))
 
     @property
     def num_bytes(self) -> int:
@@ -153,7 +160,8 @@ class Bucket:
             self.flat.copy_(self.wire, non_blocking=True)
 
 
-def _num_reals(parameter: Parameter) -> int:
+def num_reals(parameter: Parameter) -> int:
+    """Numbers that a gradient has in a bucket."""
     return parameter.numel() * (2 if parameter.is_complex() else 1)
 
 
@@ -165,8 +173,8 @@ def _room(parameter: Parameter) -> Tensor:
     return gradient
 
 
-def _shaped(part: Tensor, parameter: Parameter) -> Tensor:
-    """A part of a bucket as the gradient of a parameter."""
+def shaped(part: Tensor, parameter: Parameter) -> Tensor:
+    """A flat part of a bucket as the gradient of a parameter."""
     if not parameter.is_complex():
         # In the parameter's own order, as channels_last: so are gradients, and an optimizer works
         # through both at once.

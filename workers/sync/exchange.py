@@ -13,8 +13,9 @@ Shortened, what travels is bfloat16, or blocks of int8 or int4 (`codes`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,8 +29,18 @@ from bundlerun.workers.sync.legs import Action, Finish
 from bundlerun.workers.sync.short.codes import Scratch, code_of
 from bundlerun.workers.sync.short.rounding import Rounding
 
-Target = Callable[[Bucket], Tensor]
-"""The flat tensor of a bucket that this rank exchanges."""
+
+class Target(Protocol):
+    """What of a bucket this rank exchanges."""
+
+    def flat(self, bucket: Bucket) -> Tensor:
+        """Its numbers."""
+        ...
+
+    def begin(self, bucket: Bucket) -> int:
+        """Where in the bucket they begin."""
+        ...
+
 
 _MOST_DIRECT_NODES = 16
 """Above, a message for each other node gets too short: the ring adds up rounded numbers."""
@@ -130,8 +141,8 @@ class Swap(_Direct):
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
-        own = self._target(bucket)
-        (sent,) = self.rounding.sent(bucket, [own])
+        own = self._target.flat(bucket)
+        (sent,) = self.rounding.sent(bucket, [own], self._target.begin(bucket))
         (received,) = self._rooms([own])
         (other,) = self._peers
         works = self._group.receive(received, other) + self._group.send(sent, other)
@@ -152,8 +163,9 @@ class Scatter(_Direct):
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         index, peers = self._group.index, self._peers
-        pieces = self._pieces(self._target(bucket))
-        sent, own = self.rounding.sent(bucket, pieces), pieces[index]
+        pieces = self._pieces(self._target.flat(bucket))
+        sent = self.rounding.sent(bucket, pieces, self._target.begin(bucket))
+        own = pieces[index]
         received = self._rooms([own] * len(peers))
         works = [
             work
@@ -189,8 +201,10 @@ class Gather(_Direct):
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         index, peers = self._group.index, self._peers
-        pieces = self._pieces(self._target(bucket))
-        (sent,) = self.rounding.sent(bucket, [pieces[index]])
+        pieces = self._pieces(self._target.flat(bucket))
+        before = sum(piece.numel() for piece in pieces[:index])
+        begin = self._target.begin(bucket) + before
+        (sent,) = self.rounding.sent(bucket, [pieces[index]], begin)
         # The owner, too, takes the rounded sum: all nodes have the same bits.
         self._take(sent, pieces[index])
         is_short = self.rounding.code_for(pieces[index]) is not None
@@ -225,8 +239,8 @@ class AllReduce:
 
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
-        target = self._target(bucket)
-        (sent,) = self.rounding.sent(bucket, [target])
+        target = self._target.flat(bucket)
+        (sent,) = self.rounding.sent(bucket, [target], self._target.begin(bucket))
         work = next(self._groups).all_reduce(sent)
 
         def finish() -> None:

@@ -12,7 +12,7 @@ from bundlerun.workers.rank.groups import Legs, Members
 from bundlerun.workers.sync.exchange import AllReduce
 from bundlerun.workers.sync.legs import Action
 from bundlerun.workers.sync.node_legs import NodeArena
-from bundlerun.workers.sync.scheme import of_several, whole_wire
+from bundlerun.workers.sync.scheme import WholeWire, of_several
 
 
 def replicas(holders: Holders) -> Members:
@@ -37,4 +37,4 @@ class Flat:
 
     def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeDtype) -> list[Action]:
         """See `Scheme`; nothing could be shorter between nodes only."""
-        return [AllReduce(whole_wire, [groups[each]], "float32") for each in self.members]
+        return [AllReduce(WholeWire(), [groups[each]], "float32") for each in self.members]

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -31,7 +31,7 @@ from bundlerun.launcher.choices import BLOCK_NUMBERS, ExchangeDtype
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.workers.device import numbers
 from bundlerun.workers.rank.groups import Legs
-from bundlerun.workers.rank.meters import Meters, Phase
+from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
 from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
@@ -40,7 +40,7 @@ from bundlerun.workers.sync.leaving import leaving
 from bundlerun.workers.sync.legs import Chain
 from bundlerun.workers.sync.scheme import Scheme
 from bundlerun.workers.sync.schemes import Ways
-from bundlerun.workers.sync.short.rounding import Rounding
+from bundlerun.workers.sync.short.kept_back import KeptBack
 from bundlerun.workers.sync.spread import copy_from_first
 
 
@@ -158,6 +158,12 @@ class GradientSync:
         self.choice = self._measured(ways, start)
         self._scheme = ways.chosen(self.choice)
         self._chain = start(self._scheme)
+        self.kept_back = KeptBack(
+            self._parameters,
+            self._buckets,
+            {} if self._chain is None else self._chain.roundings,
+            self._scheme.from_first(groups),
+        )
         # Without other replicas nobody asks which gradient is final.
         self._hooks = [
             parameter.register_post_accumulate_grad_hook(self._accumulated)
@@ -185,50 +191,12 @@ class GradientSync:
         self._gate = gate
 
     @property
-    def rounds(self) -> bool:
-        """Whether this rank rounds what it sends to other nodes."""
-        return any(rounding.rounds for rounding in self._roundings.values())
-
-    @property
     def feedback_situation(self) -> str:
-        """A short text for the rank and layout of `feedback`, which is of no use to any other."""
+        """A short text for what leg and bucket of which rank and layout `kept_back` is of."""
         place = [(group.index, group.size) for group in self._groups.values()]
         sizes = [bucket.num_bytes for bucket in self._buckets]
         text = f"{self._settings.situation}, {self._scheme.name}, {place}, {sizes}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    def feedback(self) -> dict[str, Tensor]:
-        """The rounding errors that the next step makes up for, by leg and bucket; flat tensors.
-
-        Read it between `finish` and the next step's first bucket.
-        """
-        return {
-            f"{phase}.{number}": remainder
-            for phase, rounding in self._roundings.items()
-            for number, bucket in enumerate(self._buckets)
-            if (remainder := rounding.remainder(bucket)) is not None
-        }
-
-    def load_feedback(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from what `feedback` gave in the same `feedback_situation`."""
-        for phase, rounding in self._roundings.items():
-            for number, bucket in enumerate(self._buckets):
-                kept = tensors.get(f"{phase}.{number}")
-                if kept is not None:
-                    rounding.take_up(bucket, kept.to(bucket.wire.device))
-
-    def drop_feedback(self) -> None:
-        """Forgets the rounding errors so far; call it between `finish` and the next step.
-
-        An error that is not finite would stay for good, and one of another scale of the gradients
-        would be wrong for the next step.
-        """
-        for rounding in self._roundings.values():
-            rounding.drop()
-
-    @property
-    def _roundings(self) -> Mapping[Phase, Rounding]:
-        return {} if self._chain is None else self._chain.roundings
 
     def start_step(self) -> None:
         """Clears extra, and gradients but for those that the optimizer is still to have."""
@@ -272,6 +240,7 @@ class GradientSync:
         """The first half of `finish`: sends what is left of this rank's part."""
         self._frozen.check()
         if self._chain is None:
+            self._pay(self._parameters)
             if self._gate is not None:
                 self._gate.before_first()
                 self._gate.before_last()
@@ -485,11 +454,16 @@ class GradientSync:
         # Without it no replica ends the step, so it waits for the snapshots of the bundle (I8).
         if self._gate is not None and place == len(self._order) - 1:
             self._gate.before_last()
-        # [3] Not before the last backward is over, or all others have left as they were final.
+        # [3]
+        self._pay(bucket.parameters)
+        # Not before the last backward is over, or all others have left as they were final.
         if bucket is self._buckets[-1]:
             self._write_unused()
         bucket.close()
         self._chain.launch(bucket)
+
+    def _pay(self, parameters: Sequence[Parameter]) -> None:
+        self._used |= self.kept_back.debts.pay(parameters)
 
     def _write_unused(self) -> None:
         # A gradient of zeros would not tell "unused" from "used, and zero". Mostly these are zeros

@@ -20,7 +20,7 @@ from bundlerun.workers.rank.groups import Legs, Members
 from bundlerun.workers.sync.exchange import exchange_actions
 from bundlerun.workers.sync.legs import Action
 from bundlerun.workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
-from bundlerun.workers.sync.scheme import of_several, whole_wire
+from bundlerun.workers.sync.scheme import WholeWire, of_several
 
 
 class _ThroughLeaders:
@@ -75,13 +75,13 @@ class _ThroughLeaders:
         across = tuple(groups[each] for each in self._exchange)
         # Alone on its node: nothing to collect, the whole bucket is its shard.
         if len(self._collect.ranks) == 1:
-            return exchange_actions(whole_wire, across, form) if across else []
+            return exchange_actions(WholeWire(), across, form) if across else []
         inside: SharedLegs | GroupLegs = (
             GroupLegs(groups[self._collect], groups[self._distribute], self._num_leaders)
             if arena is None
             else SharedLegs(arena, self._num_leaders)
         )
-        exchange = exchange_actions(inside.target, across, form) if across else []
+        exchange = exchange_actions(inside, across, form) if across else []
         return [inside.collect, *exchange, inside.distribute]
 
 

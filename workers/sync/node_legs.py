@@ -34,6 +34,11 @@ def shard_of(flat: Tensor, leader: int, num_leaders: int) -> Tensor:
     return flat.tensor_split(num_leaders)[leader]
 
 
+def begin_of_shard(flat: Tensor, leader: int, num_leaders: int) -> int:
+    """Where that part begins."""
+    return sum(part.numel() for part in flat.tensor_split(num_leaders)[:leader])
+
+
 class NodeArena:
     """The memory of all ranks of one node that hold one stage.
 
@@ -104,9 +109,13 @@ class SharedLegs:
         """The first `count` ranks of the node without this one."""
         return (peer for peer in range(count) if peer != self.index)
 
-    def target(self, bucket: Bucket) -> Tensor:
+    def flat(self, bucket: Bucket) -> Tensor:
         """The shard of the sum that this rank, a leader, exchanges."""
         return shard_of(self.arena.sum_of(bucket, self.index), self.index, self.num_leaders)
+
+    def begin(self, bucket: Bucket) -> int:
+        """Where in the bucket that begins."""
+        return begin_of_shard(bucket.wire, self.index, self.num_leaders)
 
 
 class _SharedCollect:
@@ -132,7 +141,7 @@ class _SharedCollect:
             shard_of(legs.arena.wire_of(bucket, peer), legs.index, legs.num_leaders)
             for peer in range(legs.num_ranks)
         ]
-        total = legs.target(bucket)
+        total = legs.flat(bucket)
         torch.add(parts[0], parts[1], out=total)
         for part in parts[2:]:
             total.add_(part)
@@ -185,9 +194,13 @@ class GroupLegs:
             self.collect = _PerShard("collect", collect.reduce, num_leaders)
             self.distribute = _PerShard("distribute", distribute.broadcast, num_leaders)
 
-    def target(self, bucket: Bucket) -> Tensor:
+    def flat(self, bucket: Bucket) -> Tensor:
         """The shard of the sum that this rank, a leader, exchanges."""
         return shard_of(bucket.wire, self._index, self._num_leaders)
+
+    def begin(self, bucket: Bucket) -> int:
+        """Where in the bucket that begins."""
+        return begin_of_shard(bucket.wire, self._index, self._num_leaders)
 
 
 class _PerShard:

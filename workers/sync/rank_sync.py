@@ -34,6 +34,7 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.sync.calibrate import Choice, read_choice
 from bundlerun.workers.sync.gradient_sync import Gate, GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import ways_of
+from bundlerun.workers.sync.short.kept_back import KeptBack
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,35 +155,20 @@ class RankSync:
         self._own.hold(gate)
 
     @property
-    def rounds(self) -> bool:
-        """Whether this rank rounds what it sends to other nodes."""
-        return any(sync.rounds for sync in self._all)
+    def kept_back(self) -> Sequence[KeptBack]:
+        """What rounding keeps back: of the stage's own sum, then of the shared ones."""
+        return [sync.kept_back for sync in self._all]
 
     @property
     def feedback_situation(self) -> str:
-        """A short text for the rank and layout of `feedback`, which is of no use to any other."""
+        """A short text for the rank and layout of what is kept back, leg by leg."""
         texts = [sync.feedback_situation for sync in self._all]
         return hashlib.sha256(" ".join(texts).encode()).hexdigest()[:16]
-
-    def feedback(self) -> dict[str, Tensor]:
-        """The rounding errors that the next step makes up for, by sum, leg and bucket."""
-        return {
-            f"{number}.{name}": tensor
-            for number, sync in enumerate(self._all)
-            for name, tensor in sync.feedback().items()
-        }
-
-    def load_feedback(self, tensors: Mapping[str, Tensor]) -> None:
-        """Continues from what `feedback` gave in the same `feedback_situation`."""
-        for number, sync in enumerate(self._all):
-            begin = f"{number}."
-            own = {n.removeprefix(begin): t for n, t in tensors.items() if n.startswith(begin)}
-            sync.load_feedback(own)
 
     def drop_feedback(self) -> None:
         """Forgets the rounding errors so far; call it between `finish` and the next step."""
         for sync in self._all:
-            sync.drop_feedback()
+            sync.kept_back.drop()
 
     def start_step(self) -> None:
         """Clears gradients and all that is extra."""

@@ -78,9 +78,17 @@ class MakeScheme(Protocol):
         ...
 
 
-def whole_wire(bucket: Bucket) -> Tensor:
-    """All of a bucket, flat."""
-    return bucket.wire
+class WholeWire:
+    """All of a bucket; see `bundlerun.workers.sync.exchange.Target`."""
+
+    def flat(self, bucket: Bucket) -> Tensor:
+        """See `Target`."""
+        return bucket.wire
+
+    def begin(self, bucket: Bucket) -> int:
+        """See `Target`."""
+        del bucket
+        return 0
 
 
 def of_several(*members: Members) -> tuple[Members, ...]:

@@ -111,7 +111,8 @@ PLACES: dict[str, tuple[type, str, Callable[[int], Callable[..., bool]]]] = {
 def steps_in(shm: Path) -> list[int]:
     """The step of the newest whole state in the memory of all nodes together."""
     found = [read_piece(path) for path in shm.glob("*/*.piece")]
-    state = newest_state([[Piece(p.label, p.layout.specs) for p in found if p is not None]])
+    shared = [p for p in found if p is not None and not p.label.situation]
+    state = newest_state([[Piece(p.label, p.layout.specs) for p in shared]])
     return [] if state is None else [state.id.step]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.short.codes import Code, code_of
+from bundlerun.workers.sync.short.owed import Owed, owed_in
 
 
 class Rounding:
@@ -29,6 +30,10 @@ class Rounding:
     def __init__(self, form: ExchangeDtype) -> None:
         self.code: Code | None = code_of(form)
         self._left: dict[Bucket, Tensor] = {}
+        self._begins: dict[Bucket, int] = {}
+        """Where in the bucket that begins."""
+        self._taken: dict[Bucket, list[tuple[int, Tensor]]] = {}
+        """What the first call for a bucket begins with: where in the bucket, and the numbers."""
         self._wires: dict[Bucket, list[Tensor]] = {}
         """The memory of what was sent: used again, as new memory is much slower."""
 
@@ -37,16 +42,19 @@ class Rounding:
         """Whether anything is shortened."""
         return self.code is not None
 
-    def remainder(self, bucket: Bucket) -> Tensor | None:
-        """The flat error that the next `sent` of this bucket adds; None before the first."""
-        return self._left.get(bucket)
+    def kept(self, bucket: Bucket) -> list[Owed]:
+        """The errors that the next `sent` of this bucket adds, by parameter; not copied."""
+        left = self._left.get(bucket)
+        return [] if left is None else [*owed_in(bucket, self._begins[bucket], left)]
 
-    def take_up(self, bucket: Bucket, remainder: Tensor) -> None:
-        """Continues from what `remainder` gave."""
-        self._left[bucket] = remainder.clone()
+    def take_up(self, bucket: Bucket, part: Owed) -> None:
+        """Continues from what `kept` gave; call it before the first `sent` of this bucket."""
+        begin = bucket.places[part.parameter][0] + part.begin
+        self._taken.setdefault(bucket, []).append((begin, part.numbers.clone()))
 
     def drop(self) -> None:
         """Forgets the errors of all that was sent so far."""
+        self._taken.clear()
         for remainder in self._left.values():
             remainder.zero_()
 
@@ -54,14 +62,23 @@ class Rounding:
         """How this tensor travels; None: as it is."""
         return self.code if tensor.dtype == torch.float32 else None
 
-    def sent(self, bucket: Bucket, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
-        """Flat pieces as they travel; the next call for this bucket makes up for what is lost."""
+    def sent(self, bucket: Bucket, pieces: Sequence[Tensor], begin: int) -> Sequence[Tensor]:
+        """Flat pieces as they travel; the next call for this bucket makes up for what is lost.
+
+        Args:
+            bucket: whose numbers they are.
+            pieces: which follow each other.
+            begin: where in the bucket the first begins.
+        """
         code = self.code_for(pieces[0])
         if code is None:
             return pieces
         sizes = [piece.numel() for piece in pieces]
         if bucket not in self._left:
-            self._left[bucket] = torch.zeros(sum(sizes), device=pieces[0].device)
+            left = torch.zeros(sum(sizes), device=pieces[0].device)
+            for first, numbers in self._taken.pop(bucket, ()):
+                left[first - begin : first - begin + numbers.numel()] = numbers
+            self._left[bucket], self._begins[bucket] = left, begin
         wires = self._wires.get(bucket)
         if wires is None:
             wires = self._wires[bucket] = [

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from bundlerun.workers.sync.rank_sync import RankSync, SharedSum
 
@@ -15,13 +13,10 @@ from bundlerun.workers.sync.rank_sync import RankSync, SharedSum
 class Noting:
     """Stands for a `GradientSync`; notes what is asked of it."""
 
-    rounds = False
-
     def __init__(self, name: str, notes: list[str]) -> None:
         self._name, self._notes = name, notes
         self.extra = torch.zeros(1)
         self.feedback_situation = name
-        self.loaded: Mapping[str, Tensor] = {}
 
     def launch(self) -> None:
         self._notes.append(f"launch {self._name}")
@@ -32,12 +27,6 @@ class Noting:
     def finish(self) -> None:
         self.launch()
         self.take()
-
-    def feedback(self) -> dict[str, Tensor]:
-        return {"exchange.0": torch.tensor([float(len(self._name))])}
-
-    def load_feedback(self, tensors: Mapping[str, Tensor]) -> None:
-        self.loaded = tensors
 
 
 def sums(*, is_serial: bool = False) -> tuple[RankSync, list[Any], list[str]]:
@@ -59,16 +48,6 @@ def test_what_is_shared_leaves_after_the_stages_own(is_serial: bool, wanted: lis
     sync, _, notes = sums(is_serial=is_serial)
     sync.finish()
     assert notes == wanted
-
-
-def test_each_sum_gets_back_what_it_had_rounded_off() -> None:
-    sync, _, _ = sums()
-    kept = sync.feedback()
-    assert len(kept) == 3
-    again, made, _ = sums()
-    again.load_feedback(kept)
-    for number, each in enumerate(made, 1):
-        assert {name: float(value) for name, value in each.loaded.items()} == {"exchange.0": number}
 
 
 def test_the_situation_is_another_one_where_one_of_the_sums_is() -> None:
