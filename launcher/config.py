@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 from bundlerun.launcher.choices import (
-    BLOCK_NUMBERS,
     BY_TIMING,
     WITH_GRAPHS,
     WITHOUT_EXCHANGE,
@@ -20,6 +19,7 @@ from bundlerun.launcher.choices import (
     TransportChoice,
 )
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.exchange_form import ALL, ExchangeForm
 from bundlerun.launcher.layout.prospects import NO_CUT, Cut
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
@@ -180,6 +180,13 @@ class TrainConfig(SnapshotConfig):
         group=_TUNE,
         choices=get_args(ExchangeDtype),
     )
+    exchange: str = option(
+        ALL,
+        "what of float32 gradients travels between nodes: all, topk:K (the K largest of each 256), "
+        "or powersgd:RANK (of each matrix two of that rank); with error feedback",
+        group=_TUNE,
+        parse=Reader(str, metavar="FORM"),
+    )
     bucket_mb: float = option(
         0.0,
         "size of a sync bucket, MB (0: by the number of nodes; 25 over NCCL)",
@@ -227,19 +234,33 @@ class TrainConfig(SnapshotConfig):
         at_least(0, self, "checkpoint_steps", "threads", "seed", "bucket_mb")
         at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window", "verify_steps")
         finite_above_0(self, "timeout_s")
-        if self.sync in WITHOUT_EXCHANGE and self.exchange_dtype != "float32":
-            raise ConfigError(
-                f"--exchange-dtype {self.exchange_dtype} rounds what travels between nodes, and "
-                f"--sync {self.sync} has no step of its own for that; use --sync local-master or "
-                "auto"
-            )
-        if self.exchange_dtype in BLOCK_NUMBERS and self.precision == "float64":
-            raise ConfigError(
-                f"--exchange-dtype {self.exchange_dtype} is a form of float32 gradients, and those "
-                "of --precision float64 are not; leave one of the two out"
-            )
+        self._check_exchange()
         self._check_compile()
         self._check_recompute()
+
+    @property
+    def exchange_form(self) -> ExchangeForm:
+        """What travels between nodes."""
+        return ExchangeForm.parse(self.exchange, self.exchange_dtype)
+
+    def _check_exchange(self) -> None:
+        form = self.exchange_form
+        typed = f"--exchange{'-dtype' if form.kind == 'all' else ''} {form}"
+        if self.sync in WITHOUT_EXCHANGE and not form.is_exact:
+            raise ConfigError(
+                f"{typed} changes what travels between nodes, and --sync {self.sync} has no step "
+                "of its own for that; use --sync local-master or auto"
+            )
+        if self.sync == "sharded" and form.rank:
+            raise ConfigError(
+                f"{typed} needs whole matrices, and with --sync sharded each leader has a part of "
+                "them; use --sync local-master or auto"
+            )
+        if self.precision == "float64" and form.dtype != "bfloat16" and not form.is_exact:
+            raise ConfigError(
+                f"{typed} is a form of float32 gradients, and those of --precision float64 are "
+                "not; leave one of the two out"
+            )
 
     def _check_compile(self) -> None:
         if self.schedule == "zero-bubble" and self.compile != "off":

@@ -20,6 +20,7 @@ from bundlerun.launcher.choices import (
     SchemeName,
 )
 from bundlerun.launcher.layout.bucket_size import bucket_bytes
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -93,7 +94,7 @@ class Sync:
             device=torch.device("cpu"),
             settings=SyncSettings(
                 bucket_bytes=bucket_bytes(choice.bucket_mb, seat.env.num_nodes),
-                exchange_dtype=choice.exchange_dtype,
+                form=ExchangeForm(choice.exchange_dtype),
                 timeout_s=TIMEOUT_S,
             ),
             meters=Meters(),

@@ -16,7 +16,7 @@ def wanted(config: TrainConfig) -> Request:
     return Request(
         batch_size=config.batch_size,
         chunks=config.chunks,
-        exchange_dtype=config.exchange_dtype,
+        exchange=config.exchange_form,
         bucket_bytes=round(config.bucket_mb * 1e6),
         has_snapshot=config.snapshot == "on",
         keeps_verified=config.verify_steps >= 0,

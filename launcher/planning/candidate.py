@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from bundlerun.launcher.choices import ExchangeDtype, Reading, ScheduleName, SchemeName
+from bundlerun.launcher.choices import Reading, ScheduleName, SchemeName
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.shape import Shape
 
 
@@ -26,7 +27,7 @@ class Request:
             does not do.
         without: schedules that are out of the question.
         may_order_nodes: whether nodes may change places, where bundles span several.
-        exchange_dtype: of gradients between nodes.
+        exchange: the form of gradients between nodes.
         bucket_bytes: of a bucket of gradients; 0: by default.
         has_snapshot: whether the state is copied to the memory of the node.
         snapshot_copies: nodes that are to have each stage's.
@@ -45,7 +46,7 @@ class Request:
     recompute: frozenset[int] | None = None
     without: frozenset[ScheduleName] = frozenset()
     may_order_nodes: bool = False
-    exchange_dtype: ExchangeDtype = "float32"
+    exchange: ExchangeForm = EXACT
     bucket_bytes: int = 0
     has_snapshot: bool = True
     snapshot_copies: int = 1

@@ -117,7 +117,7 @@ def _setting(profile: Profile, candidate: Candidate, cluster: Cluster, request: 
         ),
         work=work,
         scheme=candidate.sync,
-        exchange_dtype=request.exchange_dtype,
+        exchange=request.exchange,
         fixed_s=profile.update.step_s,
     )
 

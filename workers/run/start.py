@@ -128,7 +128,7 @@ def train_rank(
         trainer = Trainer(config, session, stage, recipe, meters, shares.tally)
         stack.callback(trainer.close)
         remainders = NamedRemainders(
-            session, trainer.stage, trainer.sync, is_rounded=config.exchange_dtype != "float32"
+            session, trainer.stage, trainer.sync, is_rounded=not config.exchange_form.is_exact
         )
         trained = Trained(session, trainer, remainders)
         keeper = Keeper(config, session, trained, restore, info.about)

@@ -8,47 +8,34 @@ All of them move 2 S (N-1)/N bytes per node, the least there is (two nodes: S), 
 bits on all nodes. A ring gets nearer to the wire than scatter and gather: 1.03 against 1.10 to 1.4
 times the wire's time, with four nodes at 200 Mbit/s. But it would add up rounded numbers.
 
-Shortened, what travels is bfloat16, or blocks of int8 or int4 (`codes`).
+Shortened, what travels is bfloat16, blocks of int8 or int4, or the largest numbers (`codes`); or
+matrices of a low rank, which an all-reduce adds up (`low_rank`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from bundlerun.launcher.choices import ExchangeDtype
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.meters import Phase
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.legs import Action, Finish
-from bundlerun.workers.sync.short.codes import Scratch, code_of
+from bundlerun.workers.sync.short.codes import Scratch
+from bundlerun.workers.sync.short.low_rank import low_rank_actions
 from bundlerun.workers.sync.short.rounding import Rounding
-
-
-class Target(Protocol):
-    """What of a bucket this rank exchanges."""
-
-    def flat(self, bucket: Bucket) -> Tensor:
-        """Its numbers."""
-        ...
-
-    def begin(self, bucket: Bucket) -> int:
-        """Where in the bucket they begin."""
-        ...
-
+from bundlerun.workers.sync.target import Target
 
 _MOST_DIRECT_NODES = 16
 """Above, a message for each other node gets too short: the ring adds up rounded numbers."""
 
 
-def exchange_actions(
-    target: Target, groups: tuple[Group, ...], form: ExchangeDtype
-) -> list[Action]:
+def exchange_actions(target: Target, groups: tuple[Group, ...], form: ExchangeForm) -> list[Action]:
     """The legs of an exchange.
 
     Args:
@@ -59,15 +46,18 @@ def exchange_actions(
     Raises:
         ConfigError: the form is not there for what carries the gradients.
     """
-    first, code = groups[0], code_of(form)
-    if first.backend != "gloo" and code is not None and not code.can_add:
+    first = groups[0]
+    if first.backend != "gloo" and (form.rank or not form.can_add):
+        option = "--exchange-dtype" if form.kind == "all" else "--exchange"
         raise ConfigError(
-            f"--exchange-dtype {form} is not there over {first.backend}; use bfloat16"
+            f"{option} {form} is not there over {first.backend}; use --exchange-dtype bfloat16"
         )
+    if form.rank:
+        return low_rank_actions(target, groups, form.rank)
     if first.size == 2 and first.backend == "gloo":
         return [Swap(target, first, form)]
     is_short = first.backend == "gloo" and first.size <= _MOST_DIRECT_NODES
-    if code is not None and (is_short or not code.can_add):
+    if not form.is_exact and (is_short or not form.can_add):
         return [Scatter(target, first, form), Gather(target, groups[1], form)]
     return [AllReduce(target, groups, form)]
 
@@ -99,7 +89,7 @@ class _Direct:
 
     phase: Phase = "exchange"
 
-    def __init__(self, target: Target, group: Group, form: ExchangeDtype) -> None:
+    def __init__(self, target: Target, group: Group, form: ExchangeForm) -> None:
         self._target = target
         self._group = group
         self.rounding = Rounding(form)
@@ -232,7 +222,7 @@ class AllReduce:
 
     phase: Phase = "exchange"
 
-    def __init__(self, target: Target, groups: Sequence[Group], form: ExchangeDtype) -> None:
+    def __init__(self, target: Target, groups: Sequence[Group], form: ExchangeForm) -> None:
         self._target = target
         self._groups = cycle(groups)
         self.rounding = Rounding(form)

@@ -27,8 +27,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from bundlerun.launcher.choices import BLOCK_NUMBERS, ExchangeDtype
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.workers.device import numbers
 from bundlerun.workers.rank.groups import Legs
 from bundlerun.workers.rank.meters import Meters
@@ -40,6 +40,7 @@ from bundlerun.workers.sync.leaving import leaving
 from bundlerun.workers.sync.legs import Chain
 from bundlerun.workers.sync.scheme import Scheme
 from bundlerun.workers.sync.schemes import Ways
+from bundlerun.workers.sync.short import low_rank
 from bundlerun.workers.sync.short.kept_back import KeptBack
 from bundlerun.workers.sync.spread import copy_from_first
 
@@ -65,7 +66,7 @@ class SyncSettings:
 
     Args:
         bucket_bytes: size at which a bucket is closed.
-        exchange_dtype: of float32 gradients between nodes.
+        form: of float32 gradients between nodes.
         timeout_s: longest wait for the sums, seconds.
         situation: what a measured choice holds for, in words; the same on all replicas.
         known: the choice of an earlier start, used where the way is to be measured; only the
@@ -73,7 +74,7 @@ class SyncSettings:
     """
 
     bucket_bytes: int
-    exchange_dtype: ExchangeDtype = "float32"
+    form: ExchangeForm = EXACT
     timeout_s: float
     situation: str = ""
     known: Choice | None = None
@@ -123,7 +124,7 @@ class GradientSync:
             mates=None if mates is None else groups[mates],
             num_parts=ways.num_parts,
             # Next to gradients the counts would have their step, and be rounded.
-            has_own_counts=settings.exchange_dtype in BLOCK_NUMBERS,
+            has_own_counts=not settings.form.is_exact and settings.form.dtype != "bfloat16",
         )
         self._buckets = self._memory.buckets
         self.extra = self._buckets[0].extra
@@ -172,7 +173,7 @@ class GradientSync:
 
     def _start(self, device: torch.device, scheme: Scheme) -> Chain | None:
         """The legs of a scheme; None where this is the only replica."""
-        form, timeout_s = self._settings.exchange_dtype, self._settings.timeout_s
+        form, timeout_s = self._settings.form, self._settings.timeout_s
         actions = scheme.actions(self._groups, self._memory.arena, form)
         if not actions:
             return None
@@ -197,6 +198,10 @@ class GradientSync:
         sizes = [bucket.num_bytes for bucket in self._buckets]
         text = f"{self._settings.situation}, {self._scheme.name}, {place}, {sizes}"
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def has_matrices(self, rank: int) -> bool:
+        """Whether matrices of that rank would be shorter than any gradient is."""
+        return any(low_rank.has_matrices(bucket, rank) for bucket in self._buckets)
 
     def start_step(self) -> None:
         """Clears extra, and gradients but for those that the optimizer is still to have."""

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bundlerun.launcher.choices import ExchangeDtype, SchemeName
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
@@ -20,7 +21,8 @@ from bundlerun.workers.rank.groups import Legs, Members
 from bundlerun.workers.sync.exchange import exchange_actions
 from bundlerun.workers.sync.legs import Action
 from bundlerun.workers.sync.node_legs import GroupLegs, NodeArena, SharedLegs
-from bundlerun.workers.sync.scheme import WholeWire, of_several
+from bundlerun.workers.sync.scheme import of_several
+from bundlerun.workers.sync.target import WholeWire
 
 
 class _ThroughLeaders:
@@ -31,10 +33,17 @@ class _ThroughLeaders:
         place: this rank, one of them.
         num_leaders: that many ranks of each node, the first, have a shard of every bucket each.
         is_serial: see `MakeScheme`.
+        form: see `MakeScheme`.
     """
 
     def __init__(
-        self, holders: Holders, place: Place, num_leaders: int, *, is_serial: bool
+        self,
+        holders: Holders,
+        place: Place,
+        num_leaders: int,
+        *,
+        is_serial: bool,
+        form: ExchangeForm,
     ) -> None:
         self._num_leaders = num_leaders
         node, mates = f"node{place.node}", holders.by_node[place.node]
@@ -45,8 +54,9 @@ class _ThroughLeaders:
         # A rank with no shard is in no exchange: it gets all sums from the leaders of its node.
         shard = mates.index(place.rank)
         leaders = holders.leaders(shard) if shard < num_leaders else ()
-        # Two nodes swap in one step; the exchange of more has two halves, which run at one time.
-        num_halves = 1 if is_serial or len(leaders) == 2 else 2
+        # Two nodes swap in one step; other exchanges have two halves, which run at one time.
+        swaps = len(leaders) == 2 and not form.rank
+        num_halves = 1 if is_serial or swaps else 2
         names = [f"exchange{half}/{holders.name}/shard{shard}" for half in range(num_halves)]
         self._exchange = of_several(*(Members(name, leaders) for name in names))
 
@@ -70,7 +80,7 @@ class _ThroughLeaders:
         """See `Scheme`."""
         return [groups[m] for m in (*self._exchange[:1], *of_several(self._distribute))]
 
-    def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeDtype) -> list[Action]:
+    def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeForm) -> list[Action]:
         """See `Scheme`."""
         across = tuple(groups[each] for each in self._exchange)
         # Alone on its node: nothing to collect, the whole bucket is its shard.
@@ -90,8 +100,15 @@ class LocalMaster(_ThroughLeaders):
 
     name: SchemeName = "local-master"
 
-    def __init__(self, holders: Holders, place: Place, *, is_serial: bool = False) -> None:
-        super().__init__(holders, place, 1, is_serial=is_serial)
+    def __init__(
+        self,
+        holders: Holders,
+        place: Place,
+        *,
+        is_serial: bool = False,
+        form: ExchangeForm = EXACT,
+    ) -> None:
+        super().__init__(holders, place, 1, is_serial=is_serial, form=form)
 
     @property
     def is_candidate(self) -> bool:
@@ -104,8 +121,15 @@ class Sharded(_ThroughLeaders):
 
     name: SchemeName = "sharded"
 
-    def __init__(self, holders: Holders, place: Place, *, is_serial: bool = False) -> None:
-        super().__init__(holders, place, holders.num_shards, is_serial=is_serial)
+    def __init__(
+        self,
+        holders: Holders,
+        place: Place,
+        *,
+        is_serial: bool = False,
+        form: ExchangeForm = EXACT,
+    ) -> None:
+        super().__init__(holders, place, holders.num_shards, is_serial=is_serial, form=form)
 
     @property
     def is_candidate(self) -> bool:

@@ -22,11 +22,32 @@ from bundlerun.launcher.ranks.fault import PeerGoneError
 from bundlerun.workers.device import accelerator as door
 from bundlerun.workers.rank.meters import Meters, Phase
 from bundlerun.workers.sync.bucket import Bucket
-from bundlerun.workers.sync.short.rounding import Rounding
+from bundlerun.workers.sync.short.owed import Owed
 
 Finish = Callable[[], object]
 _BEGUN_AHEAD = 2
 """Buckets that one leg has under way."""
+
+
+class Shortening(Protocol):
+    """Sends less than there is, and makes up for it in the next steps; see `Rounding`."""
+
+    @property
+    def rounds(self) -> bool:
+        """Whether anything is shortened."""
+        ...
+
+    def kept(self, bucket: Bucket) -> Sequence[Owed]:
+        """What was lost of a bucket so far, by parameter; not copied."""
+        ...
+
+    def take_up(self, bucket: Bucket, part: Owed) -> None:
+        """Continues from what `kept` gave; before the first step."""
+        ...
+
+    def drop(self) -> None:
+        """Forgets what was lost so far."""
+        ...
 
 
 class Action(Protocol):
@@ -35,7 +56,7 @@ class Action(Protocol):
     phase: Phase
 
     @property
-    def rounding(self) -> Rounding | None:
+    def rounding(self) -> Shortening | None:
         """Makes what it sends shorter; None: all travels as it is."""
         ...
 
@@ -163,7 +184,7 @@ class Chain:
         *,
         in_one_thread: bool = False,
     ) -> None:
-        self.roundings: Mapping[Phase, Rounding] = {
+        self.roundings: Mapping[Phase, Shortening] = {
             action.phase: action.rounding for action in actions if action.rounding is not None
         }
         """What is sent in a shorter form, by leg."""

@@ -16,6 +16,7 @@ each stage's optimizer makes the same step from the same state, and nothing is s
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from bundlerun.workers.sync.calibrate import Choice, read_choice
 from bundlerun.workers.sync.gradient_sync import Gate, GradientSync, SyncSettings
 from bundlerun.workers.sync.schemes import ways_of
 from bundlerun.workers.sync.short.kept_back import KeptBack
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,12 @@ class RankSync:
             settings=_settings(config, session, read_choice(kept) if session.is_writer else None),
             meters=meters,
         )
+        rank = config.exchange_form.rank
+        if rank and session.is_writer and not own.has_matrices(rank):
+            log.warning(
+                "stage %d: --exchange %s shortens nothing here: no parameter is a matrix that two "
+                "of rank %d would be shorter than", session.place.stage, config.exchange, rank,
+            )  # fmt: skip
         # By sets of stages in ascending order: two ranks make the groups that both are in alike.
         sets = sorted({shared.stages for shared in copies})
         ways = {stages: ways_of(config, session.arrival, stages) for stages in sets}
@@ -298,10 +307,10 @@ def _settings(config: TrainConfig, session: Session, known: Choice | None) -> Sy
     topology, backend = session.topology, session.arrival.network.backend
     return SyncSettings(
         bucket_bytes=bucket_bytes(config.bucket_mb, topology.num_nodes, backend),
-        exchange_dtype=config.exchange_dtype,
+        form=config.exchange_form,
         timeout_s=config.timeout_s,
         situation=(
-            f"{topology.shape.widths} on {topology.devices_per_node}, {config.exchange_dtype}"
+            f"{topology.shape.widths} on {topology.devices_per_node}, {config.exchange_form}"
         ),
         known=known,
     )

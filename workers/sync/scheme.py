@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from torch import Tensor
-
-from bundlerun.launcher.choices import ExchangeDtype, SchemeName
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.groups import Legs, Members
-from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.legs import Action
 from bundlerun.workers.sync.node_legs import NodeArena
 
@@ -52,13 +50,13 @@ class Scheme(Protocol):
         """The groups to broadcast in, in order, to give all what the first replica has."""
         ...
 
-    def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeDtype) -> list[Action]:
+    def actions(self, groups: Legs, arena: NodeArena | None, form: ExchangeForm) -> list[Action]:
         """What this rank does to each bucket, leg by leg; empty where it is the only replica.
 
         Args:
             groups: all `members`, made.
             arena: the memory that the ranks of `node` share, if they do.
-            form: of float32 between nodes.
+            form: of what travels between nodes.
         """
         ...
 
@@ -66,7 +64,14 @@ class Scheme(Protocol):
 class MakeScheme(Protocol):
     """Gives a scheme for one rank."""
 
-    def __call__(self, holders: Holders, place: Place, *, is_serial: bool = False) -> Scheme:
+    def __call__(
+        self,
+        holders: Holders,
+        place: Place,
+        *,
+        is_serial: bool = False,
+        form: ExchangeForm = EXACT,
+    ) -> Scheme:
         """The scheme of the rank at `place`.
 
         Args:
@@ -74,21 +79,9 @@ class MakeScheme(Protocol):
             place: of the rank, one of them.
             is_serial: whether one thread begins all that is sent, in one order on all ranks, as
                 NCCL wants it; then one communicator of the same ranks is enough.
+            form: of what travels between nodes.
         """
         ...
-
-
-class WholeWire:
-    """All of a bucket; see `bundlerun.workers.sync.exchange.Target`."""
-
-    def flat(self, bucket: Bucket) -> Tensor:
-        """See `Target`."""
-        return bucket.wire
-
-    def begin(self, bucket: Bucket) -> int:
-        """See `Target`."""
-        del bucket
-        return 0
 
 
 def of_several(*members: Members) -> tuple[Members, ...]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from bundlerun.launcher.choices import SchemeChoice, SchemeName
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.topology import Place, Topology
 from bundlerun.workers.rank.arrival.session import Arrival
@@ -52,6 +53,7 @@ class Ways:
         *,
         is_serial: bool = False,
         stages: Collection[int] | None = None,
+        form: ExchangeForm = EXACT,
     ) -> Ways:
         """The ways of the rank at `place`; the same names on all that sum together.
 
@@ -61,12 +63,14 @@ class Ways:
             place: of the rank.
             is_serial: see `MakeScheme`.
             stages: whose ranks sum together; None: the replicas of the rank's own stage.
+            form: of what travels between nodes.
         """
         holders = Holders.of(topology, [place.stage] if stages is None else stages)
         if sync != "auto":
-            found: tuple[Scheme, ...] = (SCHEMES[sync](holders, place, is_serial=is_serial),)
+            made = SCHEMES[sync](holders, place, is_serial=is_serial, form=form)
+            found: tuple[Scheme, ...] = (made,)
         else:
-            every = [make(holders, place) for make in SCHEMES.values()]
+            every = [make(holders, place, form=form) for make in SCHEMES.values()]
             found = tuple(scheme for scheme in every if scheme.is_candidate)
         return cls(found, replicas(holders), is_serial)
 
@@ -101,17 +105,19 @@ class Ways:
 
 def ways_of(config: TrainConfig, arrival: Arrival, stages: Collection[int] | None = None) -> Ways:
     """The ways of a rank that has arrived, and is not spare; `stages`: see `Ways.of`."""
-    is_rounded = config.exchange_dtype != "float32"
+    form = config.exchange_form
     backend = arrival.network.backend
-    sync = settled_sync(config.sync, backend, is_rounded=is_rounded)
+    sync = settled_sync(config.sync, backend, form)
     # A measurement comes out as it happens, and stages would have to agree on what it says.
     if sync == "auto" and (config.deterministic or stages is not None):
         sync = "local-master"
     is_serial = backend == "nccl"
-    return Ways.of(sync, arrival.topology, arrival.place, is_serial=is_serial, stages=stages)
+    return Ways.of(
+        sync, arrival.topology, arrival.place, is_serial=is_serial, stages=stages, form=form
+    )
 
 
-def settled_sync(sync: SchemeChoice, backend: str, *, is_rounded: bool) -> SchemeChoice:
+def settled_sync(sync: SchemeChoice, backend: str, form: ExchangeForm) -> SchemeChoice:
     """What `--sync` means on this network; "auto" stays where it is to be measured.
 
     NCCL has its own way inside a node and between nodes, which one all-reduce leaves to it.
@@ -119,9 +125,11 @@ def settled_sync(sync: SchemeChoice, backend: str, *, is_rounded: bool) -> Schem
     Args:
         sync: as configured.
         backend: what carries the gradients.
-        is_rounded: whether they are to travel between nodes in a shorter form, which no single
-            all-reduce could do.
+        form: of what travels between nodes; a shorter one is nothing for a single all-reduce, and
+            matrices of a lower rank for no shard of a bucket.
     """
+    if sync == "auto" and form.rank:
+        return "local-master"
     if sync != "auto" or backend != "nccl":
         return sync
-    return "local-master" if is_rounded else "flat"
+    return "flat" if form.is_exact else "local-master"

@@ -20,6 +20,7 @@ from bundlerun.launcher.commands.use.chosen import chosen, trained_config
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import EXIT_DONE, EXIT_FAILED
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.exchange_form import ALL
 from bundlerun.launcher.models.name import OF_IMAGES, check_adapters, check_model
 from bundlerun.launcher.models.recipes import check_recipe
 from bundlerun.launcher.options.declared import Resolved, resolve
@@ -74,7 +75,7 @@ def _changes(args: argparse.Namespace, folder: Path) -> dict[str, object]:
     changes: dict[str, object] = {"run_dir": str(folder)}
     # A measurement of how to sum gradients, of which there are none.
     changes["sync"] = "local-master"
-    changes["exchange_dtype"] = "float32"
+    changes["exchange"], changes["exchange_dtype"] = ALL, "float32"
     if not args.shape:
         changes["shape"] = "1"
     else:

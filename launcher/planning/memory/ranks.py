@@ -23,7 +23,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype, Reading
+from bundlerun.launcher.choices import Reading
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.launcher.layout.schedule import Order, Pipeline
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, NodeKind
@@ -256,21 +257,21 @@ def _buckets(case: _Case, stage: int, trained: int) -> int:
         # Others read its own gradients, too.
         found -= round(trained * (shards - 1) / shards / 2)
     if nodes > 1 and case.candidate.sync != "flat":
-        found += _exchange(trained, bucket, nodes, case.request.exchange_dtype)
+        found += _exchange(trained, bucket, nodes, case.request.exchange)
     return found
 
 
 def _is_rounded(case: _Case) -> bool:
-    return case.request.exchange_dtype != "float32"
+    return not case.request.exchange.is_exact
 
 
-def _exchange(trained: int, bucket: int, nodes: int, form: ExchangeDtype) -> int:
+def _exchange(trained: int, bucket: int, nodes: int, form: ExchangeForm) -> int:
     """Buffers to receive into; what rounding has lost, and what is sent in its place."""
-    if form == "float32":
+    if form.is_exact:
         return _RECEIVED_AT_ONCE * bucket if nodes == 2 else 0
-    share = EXCHANGE_SHARE[form]
+    share = form.share
     kept = trained + round(share * trained)
-    if nodes <= _MOST_DIRECT_NODES or form in BLOCK_NUMBERS:
+    if not form.rank and (nodes <= _MOST_DIRECT_NODES or not form.can_add):
         # As it arrives, and as numbers again.
         kept += round((_RECEIVED_AT_ONCE * share + 1) * bucket)
     return kept

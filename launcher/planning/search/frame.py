@@ -201,5 +201,8 @@ def schemes_of(request: Request) -> tuple[SchemeName, ...]:
     if request.sync:
         return (request.sync,)
     # What has no leg between nodes cannot send a shorter form there.
-    is_short = request.exchange_dtype != "float32"
-    return tuple(name for name in SCHEMES if not (is_short and name in WITHOUT_EXCHANGE))
+    form = request.exchange
+    refused = () if form.is_exact else WITHOUT_EXCHANGE
+    # A shard of a bucket has only parts of its matrices.
+    without = (*refused, "sharded") if form.rank else refused
+    return tuple(name for name in SCHEMES if name not in without)

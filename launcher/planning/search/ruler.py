@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, pairwise
 
-from bundlerun.launcher.choices import EXCHANGE_SHARE
 from bundlerun.launcher.layout.rounding import divided_up
 from bundlerun.launcher.planning.candidate import Request
 from bundlerun.launcher.planning.cluster import Cluster
@@ -63,7 +62,7 @@ class Rates:
         """The least that they can be, on the fastest device and link."""
         top = max([1.0, *(kind.speed for kind in cluster.kinds)])
         links = [cluster.between, *cluster.pairs.values()]
-        share = EXCHANGE_SHARE[request.exchange_dtype]
+        share = request.exchange.share
         return cls(
             update=update.update_s_per_byte / top,
             exchange=share / max(link.bytes_per_s for link in links),

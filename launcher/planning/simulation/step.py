@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype, SchemeName
+from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.schedule import Action, Pass, Pipeline
 from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
 from bundlerun.launcher.planning.picture.gantt import Gantt, Source
@@ -32,7 +33,7 @@ class Setting:
         pipeline: the order of passes.
         work: of a bundle.
         scheme: how gradients are summed.
-        exchange_dtype: of gradients between nodes.
+        exchange: the form of gradients between nodes.
         fixed_s: of a step, that depends on nothing.
     """
 
@@ -41,7 +42,7 @@ class Setting:
     pipeline: Pipeline
     work: Work
     scheme: SchemeName
-    exchange_dtype: ExchangeDtype = "float32"
+    exchange: ExchangeForm = EXACT
     fixed_s: float = 0.0
 
     @property
@@ -290,15 +291,15 @@ class _Stage:
             return None
         setting = self._setting
         is_flat = setting.scheme == "flat"
-        form: ExchangeDtype = "float32" if is_flat else setting.exchange_dtype
-        is_rounded = form != "float32"
+        form = EXACT if is_flat else setting.exchange
+        is_rounded = not form.is_exact
         num_leaders = min(counts) if setting.scheme == "sharded" else 1
         size = num_ranks if is_flat else num_nodes
         # Two swap; more pass pieces around in a ring, or to each other where rounded.
         ring = 2 * (size - 1) / size if size > 2 or is_flat else float(size - 1)
-        sent = 0.0 if num_nodes == 1 else ring * EXCHANGE_SHARE[form]
+        sent = 0.0 if num_nodes == 1 else ring * form.share
         latency_s = max(self._latencies(members, num_nodes, is_flat=is_flat))
-        is_short = is_rounded and (size <= _MOST_DIRECT_NODES or form in BLOCK_NUMBERS)
+        is_short = not form.rank and is_rounded and (size <= _MOST_DIRECT_NODES or not form.can_add)
         is_direct = size == 2 or is_short
         hops = (1 if size == 2 else 2) if is_direct else 2 * (size - 1)
         parts = [

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store
 from torch.nn import Parameter
 
-from bundlerun.launcher.choices import ExchangeDtype
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.run_folder.checkpoints import REMAINDER
@@ -116,22 +116,34 @@ MOVES: list[tuple[tuple[Widths, Nodes], tuple[Widths, Nodes]]] = [
 ]
 
 
-@pytest.mark.parametrize(("before", "after"), MOVES, ids=str)
+@pytest.mark.parametrize(
+    ("before", "after", "how"),
+    [
+        *((before, after, "int4") for before, after in MOVES),
+        (*MOVES[1], "topk:8"),
+        (*MOVES[1], "powersgd:1"),
+    ],
+    ids=str,
+)
 def test_all_that_memory_has_is_made_up_for_once(
     before: tuple[Widths, Nodes],
     after: tuple[Widths, Nodes],
+    how: str,
     shared_memory: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    killed_run(shaped(before[0], tmp_path, **FLOAT32), before[1], tmp_path, "optimizer", 0)
+    changes = (
+        FLOAT32 if ":" not in how else FLOAT32 | {"exchange": how, "exchange_dtype": "float32"}
+    )
+    killed_run(shaped(before[0], tmp_path, **changes), before[1], tmp_path, "optimizer", 0)
     for lost in range(len(after[1]), len(before[1])):
         for path in shared_memory.glob(f"*-node{lost}"):
             shutil.rmtree(path)
     wanted = in_memory(shared_memory)
     found = noting(tmp_path / "noted", "load_feedback", monkeypatch)
     # It dies again before it has a snapshot of its own: there are copies then of what has moved.
-    config = shaped(after[0], tmp_path, **FLOAT32)
+    config = shaped(after[0], tmp_path, **changes)
     killed_run(config, after[1], tmp_path, "forward", 0, KILLED_AT)
     assert_same(found(), wanted)
     run_state(config, after[1], tmp_path)
@@ -156,18 +168,22 @@ def test_a_checkpoint_has_the_sum_and_one_rank_takes_it_up(
     assert_same(found(), wanted)
 
 
-FORMS: list[ExchangeDtype] = ["bfloat16", "int8", "int4"]
+FORMS = [
+    *(ExchangeForm(dtype) for dtype in ("bfloat16", "int8", "int4")),
+    ExchangeForm(top=8),
+    ExchangeForm(rank=3),
+]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("nodes", [(2, 1), (2, 2, 2)], ids=str)
 def test_what_was_sent_and_what_is_kept_is_the_exact_sum(
-    nodes: Nodes, form: ExchangeDtype, tmp_path: Path
+    nodes: Nodes, form: ExchangeForm, tmp_path: Path
 ) -> None:
     topology, num_steps = Topology(Shape((1,)), nodes), 3
 
     def main(env: RankEnv, store: Store) -> None:
-        for scheme in ("local-master", "sharded"):
+        for scheme in ("local-master", *(() if form.rank else ("sharded",))):
             torch.manual_seed(0)
             model = torch.nn.Sequential(torch.nn.Linear(40, 50), torch.nn.Linear(50, 9))
             prefix = PrefixStore(scheme, store)

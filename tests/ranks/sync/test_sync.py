@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store
 from torch.utils.checkpoint import checkpoint
 
-from bundlerun.launcher.choices import ExchangeDtype, SchemeChoice
+from bundlerun.launcher.choices import SchemeChoice, SchemeName
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank.comm import Group, Network
@@ -68,7 +69,7 @@ def make_sync(
     *,
     bucket_bytes: int = 100,
     scheme: SchemeChoice = "local-master",
-    form: ExchangeDtype = "float32",
+    form: ExchangeForm = EXACT,
     timeout_s: float = 30.0,
     known: Choice | None = None,
 ) -> GradientSync:
@@ -76,7 +77,7 @@ def make_sync(
         store=store, rank=env.rank, backend="gloo", timeout_s=timeout_s, address="127.0.0.1"
     )
     place = topology.places[env.rank]
-    ways = Ways.of(scheme, topology, place)
+    ways = Ways.of(scheme, topology, place, form=form)
     return GradientSync(
         [list(model.parameters())],
         num_extra=NUM_EXTRA,
@@ -84,7 +85,7 @@ def make_sync(
         groups=make_groups(topology, place, network, ways.members).legs,
         device=torch.device("cpu"),
         settings=SyncSettings(
-            bucket_bytes=bucket_bytes, exchange_dtype=form, timeout_s=timeout_s, known=known
+            bucket_bytes=bucket_bytes, form=form, timeout_s=timeout_s, known=known
         ),
         meters=Meters(),
     )
@@ -250,18 +251,20 @@ def test_tied_parameters_are_summed_once(tmp_path: Path) -> None:
     run_ranks((1, 1), main, tmp_path)
 
 
-LOST: dict[ExchangeDtype, tuple[float, float]] = {
-    "bfloat16": (1e-4, 1e-2),
-    "int8": (1e-3, 2e-2),
-    "int4": (5e-2, 0.3),
+LOST: dict[ExchangeForm, tuple[float, float]] = {
+    ExchangeForm("bfloat16"): (1e-4, 1e-2),
+    ExchangeForm("int8"): (1e-3, 2e-2),
+    ExchangeForm("int4"): (5e-2, 0.3),
+    ExchangeForm(top=64): (0.3, 0.9),
+    ExchangeForm(rank=64): (0.1, 0.9),
 }
 """Of one step, relative: at least and at most."""
 
 
-@pytest.mark.parametrize("form", LOST)
+@pytest.mark.parametrize("form", LOST, ids=str)
 @pytest.mark.parametrize("nodes", [(2, 1), (1, 1, 2)], ids=str)
 def test_a_rounded_exchange_loses_nothing_over_many_steps(
-    nodes: tuple[int, ...], form: ExchangeDtype, tmp_path: Path
+    nodes: tuple[int, ...], form: ExchangeForm, tmp_path: Path
 ) -> None:
     """Error feedback: what one step rounds away the next ones make up for."""
     topology = Topology(Shape((1,)), nodes)
@@ -274,7 +277,8 @@ def test_a_rounded_exchange_loses_nothing_over_many_steps(
         part = make_sync(nn.Linear(1, 1), env, PrefixStore("exact", store), topology)
         exact = part.all_sum(total.double())
         part.close()
-        for scheme in ("local-master", "sharded"):
+        schemes: list[SchemeName] = ["local-master", *(() if form.rank else ("sharded",))]
+        for scheme in schemes:
             model = nn.Linear(200, 200, bias=False)
             prefix = PrefixStore(scheme, store)
             sync = make_sync(model, env, prefix, topology, bucket_bytes=1, scheme=scheme, form=form)
@@ -299,9 +303,9 @@ def test_a_rounded_exchange_loses_nothing_over_many_steps(
     run_ranks(nodes, main, tmp_path)
 
 
-@pytest.mark.parametrize("form", LOST)
+@pytest.mark.parametrize("form", LOST, ids=str)
 def test_which_parameters_got_a_gradient_is_never_rounded(
-    form: ExchangeDtype, tmp_path: Path
+    form: ExchangeForm, tmp_path: Path
 ) -> None:
     """Beside large gradients a count of one would be less than half a step."""
     topology = Topology(Shape((1,)), (2, 1, 1))

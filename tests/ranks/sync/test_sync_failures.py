@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import Store
 
-from bundlerun.launcher.choices import ExchangeDtype
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.workers.rank.env import RankEnv
@@ -119,7 +119,7 @@ def stopped_ranks(
             monkeypatch.setattr(NodeMemory, "connect", no_memory)
         if scheme in ("collectives", "rounded"):
             way = "local-master"
-        form: ExchangeDtype = "bfloat16" if scheme == "rounded" else "float32"
+        form = ExchangeForm("bfloat16") if scheme == "rounded" else EXACT
         if env.rank == rank:
             inject(owner, name, what)
         model = Awkward()

@@ -3,6 +3,7 @@
     bfloat16   | number | number | ...                                      2 bytes each
     int8       | steps of all blocks, bfloat16 | 128 whole numbers each |   1.016 bytes a number
     int4       | steps of all blocks, bfloat16 |  64 whole numbers each |   0.531 bytes a number
+    topk:K     | K numbers of each block, bfloat16 | their places |         3 K / 256
 
 A block of integers has one step: its largest number is 127 steps (int8), or 7 (int4). The first
 half of a block of int4 is in the lower halves of the bytes, the second one in the upper halves.
@@ -17,7 +18,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from bundlerun.launcher.choices import BLOCK_NUMBERS, ExchangeDtype
+from bundlerun.launcher.choices import BLOCK_NUMBERS
+from bundlerun.launcher.layout.exchange_form import TOP_BLOCK, ExchangeForm
 from bundlerun.launcher.layout.rounding import divided_up, rounded_up
 
 _ALIGNED = 8
@@ -32,8 +34,6 @@ class Code(Protocol):
     """A form that numbers can travel in; for one thread."""
 
     dtype: torch.dtype
-    can_add: bool
-    """Whether what travels can be added up as it is."""
 
     def length(self, count: int) -> int:
         """Elements of `dtype` that so many numbers become."""
@@ -51,17 +51,19 @@ class Code(Protocol):
         ...
 
 
-def code_of(form: ExchangeDtype) -> Code | None:
+def code_of(form: ExchangeForm) -> Code | None:
     """A code of its own for the caller; None: float32 travels as it is."""
-    match form:
+    if form.top:
+        return Largest(form.top)
+    match form.dtype:
         case "float32":
             return None
         case "bfloat16":
             return Cast(torch.bfloat16)
         case "int8":
-            return Whole(bits=8, block=BLOCK_NUMBERS[form])
+            return Whole(bits=8, block=BLOCK_NUMBERS[form.dtype])
         case "int4":
-            return Whole(bits=4, block=BLOCK_NUMBERS[form])
+            return Whole(bits=4, block=BLOCK_NUMBERS[form.dtype])
 
 
 class Scratch:
@@ -82,8 +84,6 @@ class Scratch:
 
 class Cast:
     """Another type of floating-point numbers."""
-
-    can_add = True
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
@@ -116,7 +116,6 @@ class Whole:
     """
 
     dtype = torch.uint8
-    can_add = False
 
     def __init__(self, *, bits: int, block: int) -> None:
         self._bits = bits
@@ -189,3 +188,68 @@ class Whole:
             low.copy_(torch.bitwise_and(codes, 15, out=half)).sub_(8)
             high.copy_(torch.bitwise_right_shift(codes, 4, out=half))
         out.mul_(step[:, None])
+
+
+class Largest:
+    """Of each block of 256 numbers the largest by magnitude; the others arrive as zeros.
+
+    Args:
+        count: numbers of a block that travel.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def length(self, count: int) -> int:
+        """See `Code`."""
+        blocks = divided_up(count, TOP_BLOCK)
+        return rounded_up(3 * self._count * blocks, _ALIGNED)
+
+    def write(self, left: Tensor, wire: Tensor) -> None:
+        """See `Code`. A number that is not finite is larger than all."""
+        values, places = self._parts(left.numel(), wire)
+        cut = left.numel() // TOP_BLOCK * TOP_BLOCK
+        if cut:
+            blocks = left[:cut].view(-1, TOP_BLOCK)
+            self._write(blocks, values[: len(blocks)], places[: len(blocks)])
+        if cut < left.numel():
+            padded = self._padded(left[cut:])
+            self._write(padded, values[-1:], places[-1:])
+            left[cut:] = padded[0, : left.numel() - cut]
+
+    def read(self, wire: Tensor, out: Tensor) -> None:
+        """See `Code`."""
+        values, places = self._parts(out.numel(), wire)
+        cut = out.numel() // TOP_BLOCK * TOP_BLOCK
+        if cut:
+            blocks = out[:cut].view(-1, TOP_BLOCK)
+            self._read(values[: len(blocks)], places[: len(blocks)], blocks)
+        if cut < out.numel():
+            padded = self._padded(out[cut:])
+            self._read(values[-1:], places[-1:], padded)
+            out[cut:] = padded[0, : out.numel() - cut]
+
+    def _parts(self, count: int, wire: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and their places in the block, both of shape (blocks, count)."""
+        blocks = divided_up(count, TOP_BLOCK)
+        cut, end = 2 * self._count * blocks, 3 * self._count * blocks
+        values = wire[:cut].view(torch.bfloat16).view(blocks, self._count)
+        return values, wire[cut:end].view(blocks, self._count)
+
+    @staticmethod
+    def _padded(rest: Tensor) -> Tensor:
+        padded = torch.zeros(1, TOP_BLOCK)
+        padded[0, : rest.numel()] = rest
+        return padded
+
+    def _write(self, left: Tensor, values: Tensor, places: Tensor) -> None:
+        chosen = left.abs().topk(self._count, dim=1, sorted=False).indices
+        numbers = left.gather(1, chosen)
+        values.copy_(numbers)
+        places.copy_(chosen)
+        left.scatter_(1, chosen, numbers - values.float())
+
+    def _read(self, values: Tensor, places: Tensor, out: Tensor) -> None:
+        out.zero_().scatter_(1, places.long(), values.float())

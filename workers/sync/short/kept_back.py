@@ -11,8 +11,8 @@ from torch.nn import Parameter
 from bundlerun.workers.rank.comm import Group
 from bundlerun.workers.rank.meters import Phase
 from bundlerun.workers.sync.bucket import Bucket, shaped
+from bundlerun.workers.sync.legs import Shortening
 from bundlerun.workers.sync.short.owed import Debts, Owed
-from bundlerun.workers.sync.short.rounding import Rounding
 
 
 class KeptBack:
@@ -31,7 +31,7 @@ class KeptBack:
         self,
         parameters: Sequence[Parameter],
         buckets: Sequence[Bucket],
-        roundings: Mapping[Phase, Rounding],
+        roundings: Mapping[Phase, Shortening],
         groups: Sequence[Group],
     ) -> None:
         self._parameters = frozenset(parameters)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bundlerun.launcher.choices import ExchangeDtype
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.short.codes import Code, code_of
 from bundlerun.workers.sync.short.owed import Owed, owed_in
@@ -24,10 +24,10 @@ class Rounding:
     """Shortens the tensors of one leg, and keeps an error per bucket.
 
     Args:
-        form: of float32 on the wire; float32: as it is.
+        form: of float32 on the wire.
     """
 
-    def __init__(self, form: ExchangeDtype) -> None:
+    def __init__(self, form: ExchangeForm) -> None:
         self.code: Code | None = code_of(form)
         self._left: dict[Bucket, Tensor] = {}
         self._begins: dict[Bucket, int] = {}

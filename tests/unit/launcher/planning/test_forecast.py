@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from bundlerun.launcher.choices import EXCHANGE_SHARE, ExchangeDtype, ScheduleName, SchemeName
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.launcher.layout.schedule import Pipeline
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.timeline import Costs, simulate
@@ -86,7 +87,7 @@ def test_more_nodes_send_around_a_ring_and_rounding_shortens_it(
     profile = profile_of([0.001] * 4, trained_bytes=8 * MB)
     cluster = nodes(8, 1, bytes_per_s=GBIT)
     whole = foresee(profile, plan(1), cluster, batch(8))
-    rounded = foresee(profile, plan(1), cluster, batch(8, exchange_dtype=form))
+    rounded = foresee(profile, plan(1), cluster, batch(8, exchange=ExchangeForm(form)))
     assert whole.egress_bytes == pytest.approx(2 * 7 / 8 * 32 * MB, rel=0.01)
     assert rounded.egress_bytes == pytest.approx(share * whole.egress_bytes)
     assert rounded.step_s < (share + 0.1) * whole.step_s

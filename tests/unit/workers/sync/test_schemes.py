@@ -8,6 +8,7 @@ from typing import get_args
 import pytest
 
 from bundlerun.launcher.choices import SchemeChoice, SchemeName
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -128,7 +129,8 @@ def test_all_replicas_of_a_stage_have_the_same_candidates(
 
 
 def test_nothing_is_measured_over_nccl() -> None:
-    assert settled_sync("auto", "nccl", is_rounded=False) == "flat"
-    assert settled_sync("auto", "nccl", is_rounded=True) == "local-master"
-    assert settled_sync("auto", "gloo", is_rounded=False) == "auto"
-    assert settled_sync("sharded", "nccl", is_rounded=False) == "sharded"
+    assert settled_sync("auto", "nccl", EXACT) == "flat"
+    assert settled_sync("auto", "nccl", ExchangeForm("bfloat16")) == "local-master"
+    assert settled_sync("auto", "gloo", EXACT) == "auto"
+    assert settled_sync("sharded", "nccl", EXACT) == "sharded"
+    assert settled_sync("auto", "gloo", ExchangeForm(rank=4)) == "local-master"

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bundlerun.launcher.choices import Reading
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.planning.candidate import Candidate, RankMemory, Request
 from bundlerun.launcher.planning.cluster import Cluster, Host, Link, NodeKind
@@ -168,7 +169,7 @@ def test_rounding_errors_are_kept_and_in_the_snapshot() -> None:
     plan = replace(PLAN, shape=Shape((1,)), cuts=())
     where = on_cpu(cluster(1, count=2))
     plain = Request(batch_size=16)
-    rounded = replace(plain, exchange_dtype="bfloat16")
+    rounded = replace(plain, exchange=ExchangeForm("bfloat16"))
     before, after = (rank_memory(profile(1), plan, where, r)[0] for r in (plain, rounded))
     assert before.snapshot == 2 * 2 * PARAMETERS
     assert after.snapshot == 2 * 3 * PARAMETERS

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype
+from bundlerun.launcher.choices import BLOCK_NUMBERS, ExchangeDtype
+from bundlerun.launcher.layout.exchange_form import EXACT, TOP_BLOCK, ExchangeForm
 from bundlerun.workers.sync.short.codes import Code, code_of
 
 SHORT: tuple[ExchangeDtype, ...] = ("bfloat16", "int8", "int4")
@@ -17,8 +18,8 @@ BLOCKS: tuple[ExchangeDtype, ...] = ("int8", "int4")
 MOST = {"int8": 127, "int4": 7}
 
 
-def made(form: ExchangeDtype) -> Code:
-    code = code_of(form)
+def made(form: ExchangeDtype | ExchangeForm) -> Code:
+    code = code_of(ExchangeForm(form) if isinstance(form, str) else form)
     assert code is not None
     return code
 
@@ -33,7 +34,7 @@ def travelled(code: Code, numbers: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_float32_travels_as_it_is() -> None:
-    assert code_of("float32") is None
+    assert code_of(EXACT) is None
 
 
 @pytest.mark.parametrize("form", SHORT)
@@ -91,13 +92,32 @@ def test_numbers_too_small_for_a_step_wait(form: ExchangeDtype) -> None:
     assert torch.equal(left, numbers)
 
 
-@pytest.mark.parametrize("form", get_args(ExchangeDtype))
-def test_the_plan_knows_the_bytes(form: ExchangeDtype) -> None:
+@pytest.mark.parametrize(
+    "form", [*map(ExchangeForm, get_args(ExchangeDtype)), ExchangeForm(top=8)], ids=str
+)
+def test_the_plan_knows_the_bytes(form: ExchangeForm) -> None:
     code = code_of(form)
     count = 1 << 16
     length = 4 * count if code is None else code.length(count) * code.dtype.itemsize
-    assert length / (4 * count) == pytest.approx(EXCHANGE_SHARE[form], rel=1e-3)
+    assert length / (4 * count) == pytest.approx(form.share, rel=1e-3)
 
 
-def test_only_what_can_be_added_says_so() -> None:
-    assert [made(form).can_add for form in SHORT] == [True, False, False]
+@pytest.mark.parametrize("count", [1, 8, 255, 256, 257, 700])
+def test_the_largest_of_each_block_travel_and_the_others_wait(count: int) -> None:
+    numbers = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    arrived, left = travelled(made(ExchangeForm(top=8)), numbers)
+    assert torch.equal(arrived + left, numbers)
+    for begin in range(0, count, TOP_BLOCK):
+        block = numbers[begin : begin + TOP_BLOCK].abs()
+        chosen = set(block.topk(min(8, len(block))).indices.tolist())
+        assert set(arrived[begin : begin + TOP_BLOCK].nonzero().view(-1).tolist()) == chosen
+    torch.testing.assert_close(arrived, numbers * (arrived != 0), rtol=2**-8, atol=0)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_among_the_largest(wrong: float) -> None:
+    numbers = torch.linspace(1, 2, 600)
+    numbers[500] = wrong
+    arrived, _ = travelled(made(ExchangeForm(top=1)), numbers)
+    assert not math.isfinite(float(arrived[500]))
+    assert bool(arrived[:512:256].isfinite().all())

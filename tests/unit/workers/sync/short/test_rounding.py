@@ -8,16 +8,18 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from bundlerun.launcher.choices import ExchangeDtype
+from bundlerun.launcher.layout.exchange_form import EXACT, ExchangeForm
 from bundlerun.workers.sync.bucket import Bucket
 from bundlerun.workers.sync.short.rounding import Rounding
 
 CPU = torch.device("cpu")
+BFLOAT16 = ExchangeForm("bfloat16")
+FORMS = [BFLOAT16, ExchangeForm("int8"), ExchangeForm("int4"), ExchangeForm(top=16)]
 ONE = Bucket([Parameter(torch.zeros(40)), Parameter(torch.zeros(2, 130))], 0, CPU, None)
 """A bucket is only what remainders are kept by, and where which parameter is in it."""
 
 
-def rounding(form: ExchangeDtype = "bfloat16") -> Any:
+def rounding(form: ExchangeForm = BFLOAT16) -> Any:
     return Rounding(form)
 
 
@@ -34,8 +36,8 @@ def remainder(tested: Any) -> torch.Tensor:
     return torch.cat([part.numbers for part in tested.kept(ONE)])
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
-def test_what_one_step_loses_the_next_ones_send(form: ExchangeDtype) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_what_one_step_loses_the_next_ones_send(form: ExchangeForm) -> None:
     numbers, total = torch.linspace(0.001, 1.003, 50), torch.zeros(50)
     tested = rounding(form)
     for _ in range(64):
@@ -78,8 +80,8 @@ def test_what_is_kept_of_a_part_of_a_bucket_is_told_by_parameter() -> None:
     assert torch.equal(*sent)
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "int8", "int4"])
-def test_pieces_have_one_remainder(form: ExchangeDtype) -> None:
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_pieces_have_one_remainder(form: ExchangeForm) -> None:
     numbers = torch.linspace(-1, 1.003, 300)
     tested = rounding(form)
     pieces = numbers.tensor_split(4)
@@ -92,10 +94,10 @@ def test_pieces_have_one_remainder(form: ExchangeDtype) -> None:
 def test_only_float32_is_rounded_and_only_where_asked() -> None:
     for tested, numbers in (
         (rounding(), torch.ones(3, dtype=torch.float64)),
-        (rounding("float32"), torch.ones(3)),
+        (rounding(EXACT), torch.ones(3)),
     ):
         (sent,) = tested.sent(ONE, [numbers], 0)
         assert sent is numbers
         assert tested.kept(ONE) == []
     assert rounding().rounds
-    assert not rounding("float32").rounds
+    assert not rounding(EXACT).rounds
