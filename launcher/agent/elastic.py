@@ -345,6 +345,7 @@ def bundle_settings(plan: LaunchPlan) -> dict[str, Any]:
         "num_workers": plan.here.num_procs,
         "bundle_size": shape.size,
         "other_sizes": "|".join(str(one.size) for one in shape.family[1:]),
+        "rates": plan.prospects.rates_text(shape),
         "fence_dir": str(paths.fence),
         "events_dir": str(paths.events),
         "left_out_dir": str(paths.left_out),

@@ -79,6 +79,15 @@ class Prospects:
             return None
         return max(fit, key=lambda row: row.samples_per_s)
 
+    def rates_text(self, shape: Shape) -> str:
+        """Samples a second of the best shape of a family on each set of nodes, as `--rdzv-conf`."""
+        found = []
+        for devices, rows in self._by_nodes.items():
+            best = self.best([one for one in shape.family if one.widths in rows], devices)
+            if best is not None:
+                found.append(f"{','.join(map(str, devices))}={best.samples_per_s:.6g}")
+        return "|".join(found)
+
     def to_text(self) -> str:
         """As JSON; empty where there is nothing."""
         return json.dumps(list(self._plain())) if self.rows else ""

@@ -69,6 +69,9 @@ class Ranks:
         self._onlooker = Onlooker(board, events.node)
         self._is_running = False
         self._begun_s = 0.0
+        self._left_at: float | None = None
+        """Since when no steps are done, as the ranks had to leave a round."""
+        self._has_begun_again = False
         self.has_run = False
         """Whether a start of the workers was in a round."""
 
@@ -112,7 +115,7 @@ class Ranks:
         """
         self._board.clear_rows()
         self._board.joins = joins
-        self._is_running = self.has_run = True
+        self._is_running = self.has_run = self._has_begun_again = True
         self._begun_s = round(time.monotonic(), 4)  # as events have it: none is dated before
 
     def go_on_in(self, told: NextRound) -> bool:
@@ -128,6 +131,18 @@ class Ranks:
         rounds = [row.round for _, row in self._board.rows()]
         return len(rounds) >= count and all(each == number for each in rounds)
 
+    def pause_s(self) -> float:
+        """Seconds without a step of the ranks, the last time that they came into another round.
+
+        0 as long as they do none yet, or where it was told before.
+        """
+        # What the rows say before the next start is of the last one.
+        is_over = self._has_begun_again and any(row.steps > 0 for _, row in self._board.rows())
+        if self._left_at is None or not is_over:
+            return 0.0
+        pause_s, self._left_at = time.monotonic() - self._left_at, None
+        return pause_s
+
     @property
     def cannot_go_on(self) -> bool:
         """Whether a rank has found that it cannot come into the next round in its process."""
@@ -135,7 +150,13 @@ class Ranks:
 
     def end_start(self) -> None:
         """The ranks are to leave their round."""
+        self._leave()
         self._board.end_start()
+
+    def _leave(self) -> None:
+        """From now on no steps are done; said again, since it was said first."""
+        if self._left_at is None:
+            self._left_at, self._has_begun_again = time.monotonic(), False
 
     def settle(self, *, over: EndCause | None) -> str:
         """Takes in how the last start of the workers ended, all of which have.
@@ -149,6 +170,7 @@ class Ranks:
         if not self._is_running:
             return ""
         self._is_running = False
+        self._leave()
         self._tell_hang()
         if is_server_gone():
             self._events.note("fork server gone", {"why": "it was killed, its ranks with it"})

@@ -230,6 +230,8 @@ class BundleRendezvousHandler(RendezvousHandler):
         must_leave = self._rounds.begin_anew() or self._node.member.must_leave
         if must_leave:
             self._ranks.end_start()  # torch's agent sends them SIGTERM now
+        elif pause_s := self._ranks.pause_s():
+            self._node.paused(pause_s)
         return int(must_leave)
 
     def shutdown(self) -> bool:

@@ -277,6 +277,11 @@ class Node:
         """All workers of this node are in the round that they went on in."""
         self._call(lambda: self._client.apply(member.moved(self.member, round_)))
 
+    def paused(self, seconds: float) -> None:
+        """The workers of this node do steps again, after so long without one."""
+        pause_ms = max(1, round(seconds * 1000))
+        self._call(lambda: self._client.apply(member.paused(self.member, pause_ms)))
+
     def close(self, reason: str, is_success: bool) -> None:
         """Ends the job for all, and waits until the coordinator knows."""
         message = Close(reason=reason, is_success=is_success)

@@ -31,6 +31,8 @@ class Conf:
         minority_wait: how long nodes without a majority wait before they try the fence.
         bundle_size: ranks of a bundle; nodes that would not make one more are spare.
         other_sizes: ranks of bundles of other shapes that will do, such as 3|2.
+        rates: samples a second that nodes with so many workers each are foreseen to do, the most
+            first: 2,1=31.5|2=20.
         fence_dir: a folder that all nodes share, which decides who goes on without a majority.
         events_dir: where each node writes what happened, NODE.jsonl.
         left_out_dir: where ranks say which nodes are to take no part any more.
@@ -52,6 +54,7 @@ class Conf:
     minority_wait: float = 4.0
     bundle_size: int = 1
     other_sizes: str = ""
+    rates: str = ""
     fence_dir: str = ""
     events_dir: str = ""
     left_out_dir: str = ""
@@ -85,8 +88,21 @@ class Conf:
                 f"--rdzv-conf other_sizes={self.other_sizes!r} is not N[|N...], whole numbers "
                 "above 0"
             )
+        self._rates()
         if "/" in self.node_name:
             raise ConfigError(f"--rdzv-conf node_name={self.node_name!r} names a folder; no /")
+
+    def _rates(self) -> dict[tuple[int, ...], float]:
+        found = {}
+        for one in self.rates.split("|") if self.rates else ():
+            counts, _, rate = one.partition("=")
+            try:
+                found[tuple(map(int, counts.split(",")))] = float(rate)
+            except ValueError as exc:
+                raise ConfigError(
+                    f"--rdzv-conf rates={self.rates!r} is not N,...=RATE[|...]: {one!r}"
+                ) from exc
+        return found
 
     @property
     def _other_sizes(self) -> list[str]:
@@ -128,6 +144,7 @@ class Conf:
             min_nodes=nodes[0],
             max_nodes=nodes[1],
             bundle_sizes=(self.bundle_size, *map(int, self._other_sizes)),
+            rates=self._rates(),
             # With one candidate nobody can go on elsewhere.
             has_fence=bool(self.fence_dir) and num_candidates > 1,
             lease_s=self.lease,

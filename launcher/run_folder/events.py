@@ -64,6 +64,7 @@ EventName: TypeAlias = Literal[
     "coordinator: steps down",
     "coordinator: round",
     "coordinator: hands over",
+    "coordinator: holds back",
     "coordinator: abandoned",
     "coordinator: over",
     "coordinator: lost",

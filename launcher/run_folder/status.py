@@ -235,6 +235,7 @@ def _validation(row: Mapping[str, Any]) -> Mapping[str, float]:
 _TOLD: Mapping[EventName, str] = {
     "coordinator: round": "round {round}: {nodes}",
     "coordinator: hands over": "{nodes} joins, and the ranks of the others go on",
+    "coordinator: holds back": "{why}",
     "cannot hand over": "its ranks begin anew for a node that joins: {why}",
     "coordinator: lost": "{lost} was lost: {why}",
     "coordinator: refuses a node": "a node was refused: {why}",

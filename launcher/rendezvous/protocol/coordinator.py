@@ -121,6 +121,7 @@ def is_news(state: State, event: Event) -> bool:
                 and beat.is_waiting == report.is_waiting
                 and beat.is_done == report.is_done
                 and beat.is_moving == report.is_moving
+                and beat.pause_ms == report.pause_ms
             )
             # What it was told has to be told again where it has not come of it.
             return not is_same or peer.sent is not None
@@ -162,7 +163,10 @@ def _arrive(state: State, report: Report, now: float) -> tuple[State, list[Wish]
     # A short break of the connection must not cost a newcomer its place in the order.
     arrival = old.arrival if old and is_back else state.num_arrivals
     peer = Peer(
-        report=report, arrival=arrival, sees_no_fence=bool(old and is_back and old.sees_no_fence)
+        report=report,
+        arrival=arrival,
+        sees_no_fence=bool(old and is_back and old.sees_no_fence),
+        came_at=old.came_at if old and is_back else now,
     )
     # Waits that count from `since` begin with the first node, not with the coordinator.
     if not state.peers and state.phase is Phase.GATHERING:
@@ -217,6 +221,7 @@ def _beat(state: State, peer: Peer, beat: Beat) -> tuple[State, list[Wish]]:
         is_waiting=beat.is_waiting,
         is_done=beat.is_done,
         is_moving=beat.is_moving,
+        pause_ms=beat.pause_ms,
     )
     # A beat carries ids only; the rounds themselves are known here.
     for round_ in (state.in_force, state.base):

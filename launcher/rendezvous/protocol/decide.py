@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from bundlerun.launcher.ranks.cause import EndCause
 from bundlerun.launcher.rendezvous.protocol.coordinator import Wish, close, history, lose, try_claim
+from bundlerun.launcher.rendezvous.protocol.growth import counted, held_back, worth
 from bundlerun.launcher.rendezvous.protocol.hand_over import ended_before, goes_on, is_settled
 from bundlerun.launcher.rendezvous.protocol.messages import (
     NO_ROUND,
@@ -22,7 +24,6 @@ from bundlerun.launcher.rendezvous.protocol.votes import (
     choose_seats,
     has_quorum,
     is_agreed,
-    is_better,
     may_go_on,
     next_term,
 )
@@ -194,7 +195,11 @@ class _Decision:
     def _take_in(self, round_: Round) -> None:
         """Makes the next round where nodes have come that make use of more ranks."""
         choice = self._choice()
-        if not is_better(choice, round_.seats, self.state.rules.bundle_sizes):
+        held = held_back(self.state, round_, choice, self.now) if self._pays(choice, round_) else {}
+        self._tell_held(held)
+        if held:
+            choice = self._choice(without=held)
+        if not self._pays(choice, round_):
             return
         new = choice[len(round_.seats) :]
         if not goes_on(self.state, round_, choice):
@@ -210,6 +215,25 @@ class _Decision:
                 nodes=[seat.name for seat in new],
             )
             self._begin(choice, before=round_.id)
+
+    def _pays(self, choice: tuple[Seat, ...], round_: Round) -> bool:
+        """Whether a round of `choice` does more than the one in force."""
+        now, was = worth(self.state.rules, choice, round_.seats)
+        return now > was
+
+    def _tell_held(self, held: Mapping[str, float]) -> None:
+        new = held.keys() - self.state.held
+        if new:
+            names = ", ".join(sorted(new))
+            wait_s = max(held[name] for name in new)
+            self._note(
+                "coordinator: holds back",
+                nodes=sorted(new),
+                why=f"node {names} came and went, sooner than a new round pays; it is taken in "
+                f"once it has been here for {wait_s:.0f} s more",
+            )
+        if held.keys() != self.state.held:
+            self.state = replace(self.state, held=frozenset(held))
 
     def _knows_more(self) -> bool:
         """Whether somebody came after the election who has accepted a round of another term."""
@@ -257,13 +281,17 @@ class _Decision:
         missing = (seat for seat in round_.seats if seat.incarnation not in here)
         return next((seat.name for seat in missing if is_dead(self.state, seat, self.now)), "")
 
-    def _choice(self) -> tuple[Seat, ...]:
-        """The seats of a round of all who are in the one in force or have come for the next."""
+    def _choice(self, without: Collection[str] = ()) -> tuple[Seat, ...]:
+        """The seats of a round of all who are in the one in force or have come for the next.
+
+        Args:
+            without: names of those who have come that wait.
+        """
         rules, round_ = self.state.rules, self.state.in_force
         order = [
             peer.seat
             for peer in in_order(self.state)
-            if peer.report.is_waiting
+            if (peer.report.is_waiting and peer.seat.name not in without)
             or (round_ and round_.has(peer.seat) and not peer.report.is_done)
         ]
         return choose_seats(
@@ -345,6 +373,7 @@ class _Decision:
                 grounds=(round_,),
                 in_force=round_,
                 began_at=self.now,
+                stays=counted(state, round_, self.now),
             )
             names = [seat.name for seat in round_.seats]
             self._note("coordinator: round", round=round_.number, term=round_.term, nodes=names)

@@ -80,6 +80,7 @@ def report(member: Member) -> Answer:
         is_done=member.is_done,
         fenced_by=member.fenced_by,
         is_moving=member.is_moving,
+        pause_ms=member.pause_ms,
     )
     return member, [Send(message=message)]
 
@@ -95,6 +96,7 @@ def beat(member: Member) -> Answer:
         is_waiting=member.is_waiting,
         is_done=member.is_done,
         is_moving=member.is_moving,
+        pause_ms=member.pause_ms,
     )
     return member, [Send(message=message)]
 
@@ -125,6 +127,11 @@ def moved(member: Member, round_: Round) -> Answer:
     if not isinstance(stand, InRound) or stand.round.id != round_.id or not stand.is_moving:
         return member, []
     return beat(replace(member, stand=replace(stand, is_moving=False)))
+
+
+def paused(member: Member, pause_ms: int) -> Answer:
+    """The workers of this node do steps again, after so many milliseconds without one."""
+    return beat(replace(member, pause_ms=pause_ms))
 
 
 def opened(member: Member, round_: Round, port: int) -> Answer:

@@ -114,6 +114,8 @@ class Report:
     gone: candidates whose endpoint refuses connections, so that their agents have ended.
     fenced_by: the round that took its memory, while it has come into none since.
     is_moving: its workers are still on their way into the round `at`, from the one before.
+    pause_ms: how long its workers did no steps when they last came from one round into another,
+        milliseconds; 0: not known.
     """
 
     serial: int
@@ -129,6 +131,7 @@ class Report:
     is_done: bool = False
     fenced_by: Round | None = None
     is_moving: bool = False
+    pause_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +145,7 @@ class Beat:
     is_waiting: bool
     is_done: bool = False
     is_moving: bool = False
+    pause_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

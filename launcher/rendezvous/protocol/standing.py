@@ -84,6 +84,7 @@ class Member:
             end.
         hosting: the round whose store it is to open, so that one is opened once.
         port: of that store; 0 as long as it is not open.
+        pause_ms: see `Report`.
     """
 
     seat: Seat
@@ -107,6 +108,7 @@ class Member:
     sees_fence: bool = False
     hosting: RoundId = NO_ROUND
     port: int = 0
+    pause_ms: int = 0
 
     @property
     def is_waiting(self) -> bool:

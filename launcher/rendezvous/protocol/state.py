@@ -64,6 +64,8 @@ class Rules:
         minority_wait_s: how long nodes without a quorum wait before they try the fence.
         hands_over: where a node joins, the workers of the others go on in their processes.
         move_wait_s: how long that may take; then all begin anew.
+        rates: samples a second that nodes with so many workers each, the most first, are foreseen
+            to do; what is not in there counts by its ranks.
     """
 
     index: int = 0
@@ -80,6 +82,22 @@ class Rules:
     minority_wait_s: float = 4.0
     hands_over: bool = False
     move_wait_s: float = 600.0
+    rates: Mapping[tuple[int, ...], float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stay:
+    """How a node has stayed in rounds, see `growth`.
+
+    Attributes:
+        incarnation: the start of it that was taken in last.
+        since: when it was.
+        num_short: stays in a row, up to now, that were too short to pay.
+    """
+
+    incarnation: str = ""
+    since: float = 0.0
+    num_short: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +110,7 @@ class Peer:
         broken_at: since when its connection is down, None while it is up.
         sent: the last message that went out to it, so that it goes out once.
         sees_no_fence: it did not find a claim in its own view of the fence folder.
+        came_at: when this start of it was first heard.
     """
 
     report: Report
@@ -99,6 +118,7 @@ class Peer:
     broken_at: float | None = None
     sent: ToMember | None = None
     sees_no_fence: bool = False
+    came_at: float = 0.0
 
     @property
     def seat(self) -> Seat:
@@ -152,6 +172,8 @@ class State:
         lost: incarnations that this coordinator saw go, and why.
         silent: those of them that said nothing any more, as after a cut cable.
         closed: how the job ended; None while it goes on.
+        stays: how nodes have stayed in rounds, by name, as far as this coordinator saw.
+        held: names of nodes that wait, as they come and go.
     """
 
     rules: Rules
@@ -176,6 +198,8 @@ class State:
     lost: Mapping[str, str] = field(default_factory=dict)
     silent: frozenset[str] = frozenset()
     closed: Closed | None = None
+    stays: Mapping[str, Stay] = field(default_factory=dict)
+    held: frozenset[str] = frozenset()
 
     @property
     def status(self) -> Status:

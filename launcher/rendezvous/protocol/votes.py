@@ -224,7 +224,6 @@ def _used(ranks: int, bundle_sizes: Sequence[int]) -> int:
     return max(ranks // size * size for size in bundle_sizes)
 
 
-def is_better(seats: Sequence[Seat], than: Sequence[Seat], bundle_sizes: Sequence[int]) -> bool:
-    """Whether `seats` make use of more ranks, so that it is worth a new round."""
-    some, others = (_ranks(each, bundle_sizes) for each in (seats, than))
-    return _used(some, bundle_sizes) > _used(others, bundle_sizes)
+def used_ranks(seats: Sequence[Seat], bundle_sizes: Sequence[int]) -> int:
+    """Ranks of these nodes that whole bundles use, of the shape that uses the most."""
+    return _used(_ranks(seats, bundle_sizes), bundle_sizes)

@@ -75,3 +75,8 @@ def test_all_that_is_foreseen_goes_through_a_text() -> None:
 def test_another_text_is_told_from_one(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 # what it says is Python's
         Prospects.parse(text)
+
+
+def test_the_rendezvous_is_told_the_best_of_each_set_of_nodes() -> None:
+    assert ALL.rates_text(Shape.parse(LIST)) == "1,1,1=95|2,1=70|1,1=50"
+    assert Prospects().rates_text(Shape.parse(LIST)) == ""

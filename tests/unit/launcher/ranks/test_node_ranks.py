@@ -159,3 +159,26 @@ def test_all_ranks_of_a_node_are_in_a_round_once_each_has_said_so() -> None:
         row.round = 4
     assert ranks.are_in(4, 2)
     assert not ranks.are_in(5, 2)
+
+
+def test_a_pause_is_from_the_end_of_a_round_to_the_first_step_of_the_next() -> None:
+    board = Board.create()
+    ranks = ranks_of(board, has_rows=True)
+    row = board.row(0)
+    assert row is not None
+    found = []
+    for _ in range(2):
+        ranks.begin()
+        row.enter(1, 0)
+        found.append(ranks.pause_s())
+        row.finish(1)
+        found += [ranks.pause_s(), ranks.pause_s()]
+        begin = time.monotonic()
+        ranks.end_start()
+        time.sleep(0.02)
+        found.append(ranks.pause_s())
+        ranks.settle(over=EndCause.JOINS)
+        found.append(ranks.pause_s())
+    pause_s = found.pop(6)
+    assert 0.02 <= pause_s <= time.monotonic() - begin + 10
+    assert found == [0.0] * 9, "told once, once steps are done again"

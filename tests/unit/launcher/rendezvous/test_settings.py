@@ -54,3 +54,18 @@ def test_a_token_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
         read_token(Conf(token_file=str(file)), {}, "job")
     with pytest.raises(ConfigError, match="cannot read"):
         read_token(Conf(token_file=str(tmp_path / "none")), {}, "job")
+
+
+@pytest.mark.parametrize(
+    ("text", "rates"),
+    [("", {}), ("2,1=31.5|2=20", {(2, 1): 31.5, (2,): 20.0})],
+)
+def test_rates_are_read(text: str, rates: dict[tuple[int, ...], float]) -> None:
+    rules = Conf(rates=text).rules(index=0, num_candidates=1, nodes=(1, 2))
+    assert rules.rates == rates
+
+
+@pytest.mark.parametrize("text", ["1", "1=", "=2", "a=2", "1=2|"])
+def test_rates_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="rates="):
+        Conf(rates=text)

@@ -46,6 +46,8 @@ class Cluster:
         self.agreed: set[RoundId] = set()
         """Rounds into which all workers have agreed to go on."""
         self.starts = 0
+        self.pause_ms = 0
+        """What nodes say that they have lost by their last new round."""
         self.num_messages: dict[int, int] = defaultdict(int)
         for index in range(num_nodes):
             self.start(index)
@@ -385,6 +387,8 @@ class Cluster:
                     self._act(index, member.looked(node.member, round_, sees))
                 case member.Enter(round=round_):
                     self._enter(node, round_)
+                    if self.pause_ms and len(node.entered) > 1:
+                        self._act(index, member.paused(node.member, self.pause_ms))
 
     def _enter(self, node: Node, round_: Round) -> None:
         node.entered.append(round_)

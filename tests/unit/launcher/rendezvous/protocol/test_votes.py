@@ -10,7 +10,6 @@ from bundlerun.launcher.rendezvous.protocol.votes import (
     choose_seats,
     grounds_of,
     has_quorum,
-    is_better,
     last_round,
     next_term,
     search_order,
@@ -140,22 +139,3 @@ def test_who_makes_no_bundle_more_is_spare(
     order = [seat(name, count) for name, count in zip("abcd", counts, strict=False)]
     seats = choose_seats(order, min_nodes=1, max_nodes=3, bundle_sizes=bundle_sizes)
     assert "".join(s.name for s in seats) == chosen
-
-
-@pytest.mark.parametrize(
-    ("counts", "than", "bundle_sizes", "is_worth_it"),
-    [
-        ([1, 1, 1, 1], [1, 1, 1], (4,), True),
-        ([1, 1, 1, 1], [1, 1, 1], (2,), True),
-        ([1, 1, 1], [1, 1], (2,), False),
-        ([1, 1, 1], [1, 1], (4, 3, 2), True),
-        ([1, 1, 1], [1, 1], (4, 2), False),
-    ],
-)
-def test_a_newcomer_is_worth_a_round_where_more_ranks_are_used(
-    counts: list[int], than: list[int], bundle_sizes: tuple[int, ...], is_worth_it: bool
-) -> None:
-    both = [
-        [seat(name, n) for name, n in zip("abcd", each, strict=False)] for each in (counts, than)
-    ]
-    assert is_better(*both, bundle_sizes) == is_worth_it

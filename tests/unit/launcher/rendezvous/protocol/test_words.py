@@ -12,7 +12,7 @@ from bundlerun.launcher.rendezvous.protocol import messages, standing, state, vo
 from bundlerun.launcher.rendezvous.protocol.coordinator import TryClaim
 from bundlerun.launcher.rendezvous.protocol.events import Claimed
 from bundlerun.launcher.rendezvous.protocol.standing import InRound, Member
-from bundlerun.launcher.rendezvous.protocol.state import Peer, Proposal, Rules, State
+from bundlerun.launcher.rendezvous.protocol.state import Peer, Proposal, Rules, State, Stay
 from bundlerun.launcher.rendezvous.settings import Conf
 
 DOCUMENT = Path(__file__).parents[5] / "docs" / "rendezvous.md"
@@ -30,7 +30,7 @@ def test_the_fields_that_the_glossary_names_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", [Member, InRound, State, Peer, Proposal, Rules, Conf, Claimed, TryClaim]
+    "kind", [Member, InRound, State, Peer, Stay, Proposal, Rules, Conf, Claimed, TryClaim]
 )
 def test_every_field_is_explained(kind: type) -> None:
     text = (kind.__doc__ or "").split("Attributes:")[1]
