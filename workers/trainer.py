@@ -27,11 +27,9 @@ from bundlerun.workers.model.norms.batchnorm import StatisticsPool
 from bundlerun.workers.optim.average import Average
 from bundlerun.workers.optim.loss_scale import LossScale
 from bundlerun.workers.optim.param_groups import ParamGroups
-from bundlerun.workers.optim.parts import why_not_in_parts
 from bundlerun.workers.optim.update import Update
 from bundlerun.workers.optimizer import check_optimizer
-from bundlerun.workers.overlap.behind import Behind
-from bundlerun.workers.overlap.reasons import why_not_behind
+from bundlerun.workers.overlap.steps import StepsBehind
 from bundlerun.workers.pipeline.arithmetic import Arithmetic
 from bundlerun.workers.pipeline.loss import LossCheck
 from bundlerun.workers.rank.arrival.session import Session
@@ -109,8 +107,9 @@ class Trainer:
         self._check_kept()
         self._has_stepped = False
         self.sync = self._make_sync()
-        self._behind = Behind(self.sync, config.chunks)
-        self._leaves_steps = config.overlap_forward and self._may_leave_steps()
+        self._behind = StepsBehind(
+            config, session, self.sync, self.optimizer, self._update, self.average, meters
+        )
         # Loss, metrics, counts and batch norm statistics travel at the end of a bucket: a step has
         # no collective but its buckets.
         self._num_sums = SmallSums.size(self._metrics, tally)
@@ -170,15 +169,6 @@ class Trainer:
             write_choice(RunPaths(Path(self._config.run_dir)).sync_choice(place.stage), sync.choice)
         return sync
 
-    def _may_leave_steps(self) -> bool:
-        """Whether a step may end before all its sums are there; says why not."""
-        found = why_not_behind(
-            self._config, self.optimizer, self._session.device, needs_norms=self._update.wants_norms
-        )
-        if found and self._session.is_reporter:
-            log.info("no exchange is hidden behind the next forward (--overlap-forward): %s", found)
-        return not found
-
     def step(
         self,
         work: StepWork,
@@ -210,9 +200,7 @@ class Trainer:
             DivergedError: the loss is no finite number, and --on-nan says to end.
         """
         # [1]
-        if self._meters.recording is not None:  # times of another step are no part of this one's
-            self.settle()
-        was_behind = self._behind.is_open
+        was_behind = self._behind.begin_step()
         share, self._begun = self._begun or self._begin(work.step), None
         # [2] Forwards and backwards; buckets leave during the last backward.
         self.bundle.train(
@@ -230,11 +218,11 @@ class Trainer:
         )
         # [3] All sums are there. From here on every replica decides by the same numbers.
         leaves = following is not None and self._may_leave(work.step)
+        to_come: Collection[nn.Parameter] = ()
         if leaves:
             to_come = self.sync.finish_small()
             reading = self.sync.start_read_small(self._told, self._update.norms())
         else:
-            to_come = set()
             self.sync.finish()
             reading = self.sync.start_read(self._told, self._update.norms())
         # [4] Behind the numbers, so that a GPU has something to do while this thread looks at them.
@@ -250,10 +238,10 @@ class Trainer:
             self.sync.take()
             leaves = False
         # First of all: replicas that differ must not reach a snapshot. Where a forward is the first
-        # one to write, and ran before the comparison was made, that means nothing.
-        if not (was_behind and told.num_found):
+        # one to write, it may have run before the comparison was made, which then means nothing.
+        if not (self._behind.is_on and told.num_found):
             self.verifier.check(told.comparison, copies, work.step)
-        if self._leaves_steps:
+        if self._behind.is_on:
             self.sync.lead(told.headway)
         self._forward_state.settle(
             told.num_found,
@@ -264,7 +252,13 @@ class Trainer:
         loss_scale, _ = self.loss_scale.kept
         try:
             if leaves:
-                has_changed = self._leave(work, told, counts, steps_per_epoch, to_come)
+                written = self._forward_state.expect_written
+                has_changed = self._behind.leave_step(
+                    told.loss, work, steps_per_epoch, to_come, written
+                )
+                if has_changed:
+                    with torch.no_grad():
+                        self._statistics.apply(counts)
             else:
                 has_changed = self._apply(work, told, norms, counts, steps_per_epoch)
         except DivergedError:
@@ -294,54 +288,9 @@ class Trainer:
 
     def _may_leave(self, step: int) -> bool:
         """Whether this step may end before all its sums are there."""
-        # What is made once, what replicas do again, what is measured: with all that is as ever.
-        is_plain = self._has_stepped and not self.verifier.redo.is_due(step)
-        is_watched = self._meters.recording is not None
-        return (
-            self._leaves_steps
-            and is_plain
-            and not is_watched
-            and self._forward_state.is_quiet
-            and self.sync.has_replicas
-            # A hook may have come since.
-            and not why_not_in_parts(self.optimizer)
-        )
-
-    def _leave(
-        self,
-        work: StepWork,
-        told: Told,
-        counts: Sequence[float],
-        steps_per_epoch: int,
-        to_come: Collection[nn.Parameter],
-    ) -> bool:
-        """As `_apply`, where the gradients of `to_come` are not there yet."""
-        change = self._update.in_parts(
-            told.loss, num_samples=work.num_samples, step=work.step, steps_per_epoch=steps_per_epoch
-        )
-        if change is None:
-            self.sync.take()
-            return False
-        with torch.no_grad():
-            self._statistics.apply(counts)
-
-        def changed(parameters: Sequence[nn.Parameter]) -> None:
-            with self._meters.phase("optimizer"):
-                change(parameters)
-            self._forward_state.expect_written(parameters)
-
-        with torch.no_grad():
-            changed(self.sync.shared_parameters)
-        self._behind.leave(to_come, changed)
-        self._behind.when_settled(self._finish_left)
-        return True
-
-    @torch.no_grad()
-    def _finish_left(self) -> None:
-        """All parameters have been changed by the step that was left behind."""
-        self.average.follow()
-        if self._update.is_weighted:
-            self.sync.drop_feedback()
+        # The first one, what forwards write, what replicas do again: with these all is as ever.
+        is_plain = self._has_stepped and self._forward_state.is_quiet
+        return is_plain and not self.verifier.redo.is_due(step) and self._behind.may_leave()
 
     def settle(self) -> None:
         """Returns once the state is that after the last step.
@@ -436,7 +385,7 @@ class Trainer:
             # A rank with nothing to do in this step has had no forward that did.
             self.settle()
             self.verifier.write(self._sums.comparison, was_behind_at)
-        if self._leaves_steps:
+        if self._behind.is_on:
             self._sums.tell_headway(self.sync.headway)
         self._sums.complete(share, self._forward_state.count_found())
         # Asked as late as possible: what is said here is heard by all ranks after this very step.

@@ -140,8 +140,9 @@ class GradientSync:
         # In which buckets leave, and how many of them as soon as they are final.
         self._order = list(range(len(self._buckets)))
         self._num_early = len(self._order)
-        self.headway = 0
-        """Buckets whose sums were there when the last backward was over; of the newest step."""
+        self.headway = len(self._order)
+        """Buckets whose sums were there when the last backward was over; of the newest step. Before
+        the first one nothing is known of the wire."""
         # Of the step that is sent: buckets to come, those that came while nobody asked for them,
         # parameters that the optimizer has not had, that this rank has not used, and whose sums
         # have come before it is known whether anybody has.

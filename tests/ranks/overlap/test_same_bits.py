@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,18 @@ import torch
 from torch.distributed import Store
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.errors import EXIT_RESUMABLE
 from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.run_folder.outcome import read_outcome
+from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.overlap.behind import Behind
 from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.sync import bucket
 from bundlerun.workers.sync.legs import Leg
 from bundlerun.workers.train import train
 from tests.ranks import tied_model
-from tests.ranks.harness import outcomes
+from tests.ranks.harness import outcomes, run_ranks
+from tests.ranks.rank.test_stopping import Told
 from tests.ranks.training.test_parity import CONFIG, CUTS, final_tensors, losses_of
 
 FOLDER = Path(__file__).parents[1]
@@ -157,3 +162,52 @@ def test_a_forward_that_does_not_wait_is_noticed(tmp_path: Path) -> None:
     if not failures:
         wanted, found = final_tensors(tmp_path / "plain"), final_tensors(tmp_path / "behind")
         assert any(not torch.equal(found[name], value) for name, value in wanted.items())
+
+
+def test_a_run_that_is_told_to_stop_meanwhile_stops_at_once_and_goes_on_to_the_same_bits(
+    tmp_path: Path,
+) -> None:
+    config = config_of(Case((1, 1), (2, 2), {"synthetic_samples": 12 * 24}))
+    assert not run(config, (2, 2), tmp_path / "plain")[0]
+    folder = tmp_path / "stopped"
+    config = replace(config, overlap_forward=True, run_dir=str(folder / "run"))
+
+    class ToldLate(Told):
+        from_look = 6
+
+    def main(env: RankEnv, store: Store) -> None:
+        assert train(config, env, store, ToldLate(is_the_one=env.rank == 3)) == EXIT_RESUMABLE
+
+    run_ranks((2, 2), main, folder)
+    outcome = read_outcome(RunPaths(folder / "run"))
+    assert outcome is not None
+    assert outcome.step == 6
+    assert not run(config, (2, 2), folder)[0]
+    wanted = final_tensors(tmp_path / "plain")
+    found = final_tensors(folder)
+    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    assert losses_of(folder) == losses_of(tmp_path / "plain")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"clip_norm": 1.0}, "--clip-norm"),
+        ({"on_nan": "skip"}, "--on-nan skip"),
+        ({"verify_replicas": True}, "--verify-replicas"),
+    ],
+)
+def test_what_needs_all_sums_first_goes_on_without_and_says_so(
+    changes: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    config = config_of(Case((1,), (2,), {**changes, "max_steps": 4, "overlap_forward": True}))
+    log = tmp_path / "log.txt"
+
+    def main(env: RankEnv, store: Store) -> None:
+        logging.basicConfig(level=logging.INFO, filename=log, force=True)
+        train(config, env, store)
+
+    config = replace(config, run_dir=str(tmp_path / "run"))
+    run_ranks((2,), main, tmp_path)
+    (line,) = [one for one in log.read_text().splitlines() if "--overlap-forward" in one]
+    assert words in line
