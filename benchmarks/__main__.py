@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=(),
         metavar="TEXT",
         help="recovery, outlive: faults; trackers: names; why: causes, or quiet; flips: kinds, or "
-        "quiet; in_flight, replay, cuts, memory_forecast: models whose name has it; errors, "
-        "slow_rank, bad_link: cases",
+        "quiet; chaos: bundles, shapes; in_flight, replay, cuts, memory_forecast: models whose "
+        "name has it; errors, slow_rank, bad_link: cases",
     )
     args = parser.parse_args(given)
     names = args.names or ALL

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -141,10 +141,10 @@ class Chaos:
         if blow.kind == "kill coordinator":
             name = leader(job)
         if blow.kind == "kill all":
-            for one in list(job.agents):
-                job.signal_node(one, signal.SIGSTOP)  # so that none sees another one go
-            for one in list(job.agents):
-                job.kill_node(one)
+            kill_at_once(job, list(job.agents))
+            return None
+        if blow.kind == "kill two":
+            kill_at_once(job, apart(job, name))
             return None
         # The first blow of a pair may have ended it already.
         if name not in job.agents:
@@ -175,6 +175,22 @@ def leader(job: Job) -> str:
     return str([row["node"] for row in rows if name_of(row) == "coordinator: active"][-1])
 
 
+def apart(job: Job, name: str) -> tuple[str, str]:
+    """A node of the newest round and the next one in it: buddies are half of the ring away."""
+    rows = read_events(RunPaths(job.run_dir).events)
+    nodes = [row["nodes"] for row in rows if name_of(row) == "coordinator: round"][-1]
+    return name, str(nodes[(nodes.index(name) + 1) % len(nodes)])
+
+
+def kill_at_once(job: Job, names: Iterable[str]) -> None:
+    """Ends everything of some nodes so that none of them sees another one go."""
+    there = [name for name in names if name in job.agents]
+    for name in there:
+        job.signal_node(name, signal.SIGSTOP)
+    for name in there:
+        job.kill_node(name)
+
+
 def verdict(job: Job) -> list[str]:
     """Ends the run in good order; returns all that is wrong after it."""
     codes = job.drain(LIMIT_S)
@@ -189,7 +205,8 @@ def verdict(job: Job) -> list[str]:
     if list(found) != list(range(len(found))):
         wrong.append(f"the history has {len(found)} steps, not each once and in order")
     # The reference: the same steps in one process, which no fault has disturbed.
-    expected = losses(undisturbed(job.folder, len(found), starter=job.starter))
+    work = {name: value for name, value in job.work.items() if name != "cut"}
+    expected = losses(undisturbed(job.folder, len(found), work, job.starter))
     far = [s for s, loss in found.items() if abs(loss - expected[s]) > CLOSE * abs(expected[s])]
     if far:
         wrong.append(f"losses differ from step {far[0]} on, in {len(far)} steps")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ Kind = Literal[
     "cut link",
     "kill coordinator",
     "kill all",
+    "kill two",
 ]
 EVERYWHERE: dict[Kind, int] = {
     "kill worker": 6,
@@ -27,8 +28,9 @@ EVERYWHERE: dict[Kind, int] = {
     "kill all": 1,
 }
 """Kinds and how often each is drawn, in relation to the others."""
-WITH_LINKS: dict[Kind, int] = {**EVERYWHERE, "cut link": 3}
+LINKS: dict[Kind, int] = {"cut link": 3}
 """Where each node has a link that can be cut."""
+WITH_LINKS: dict[Kind, int] = {**EVERYWHERE, **LINKS}
 SHARE_OF_PAIRS = 0.2
 MAX_APART_S = 1.0
 """Two at a time: the second strikes up to so long after the first, while that is dealt with."""
@@ -56,7 +58,15 @@ class Blow:
         return self.apart_s >= 0
 
 
-def plan_blows(seed: int, count: int, slots: Sequence[int], *, has_links: bool) -> list[Blow]:
+def plan_blows(
+    seed: int,
+    count: int,
+    slots: Sequence[int],
+    *,
+    has_links: bool,
+    kinds: Mapping[Kind, int] = EVERYWHERE,
+    pairs: float = SHARE_OF_PAIRS,
+) -> list[Blow]:
     """The blows of a run.
 
     Args:
@@ -64,17 +74,19 @@ def plan_blows(seed: int, count: int, slots: Sequence[int], *, has_links: bool) 
         count: how many.
         slots: ranks of each node.
         has_links: whether links can be cut.
+        kinds: other ones, and how often each is drawn in relation to the others.
+        pairs: share of blows that come while another one is being dealt with.
     """
     # Everything is drawn for every blow, used or not: so a shorter plan begins a longer one.
     draw = random.Random(seed)
-    weights = WITH_LINKS if has_links else EVERYWHERE
+    weights = {**kinds, **LINKS} if has_links else kinds
     blows: list[Blow] = []
     for _ in range(count):
         kind = draw.choices(list(weights), list(weights.values()))[0]
         node = draw.randrange(len(slots))
         local_rank = draw.randrange(slots[node])
         after_steps = draw.randint(2, 12)
-        is_pair = draw.random() < SHARE_OF_PAIRS
+        is_pair = draw.random() < pairs
         apart_s = round(draw.uniform(0, MAX_APART_S), 3)
         lasts_s = round(draw.uniform(0.2, 6.0), 3)
         # Never three in a row: each pair ends with a recovery.

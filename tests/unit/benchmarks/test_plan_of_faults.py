@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.faults.plan import EVERYWHERE, WITH_LINKS, plan_blows
+from benchmarks.faults.topologies import SHAPES
 
 SLOTS = (4, 2, 1)
 
@@ -32,6 +33,12 @@ def test_every_kind_comes_and_links_are_cut_only_where_there_are_any() -> None:
     assert {b.kind for b in plan_blows(1, 200, SLOTS, has_links=True)} == set(WITH_LINKS)
     assert {b.kind for b in plan_blows(1, 200, SLOTS, has_links=False)} == set(EVERYWHERE)
     assert any(b.is_second for b in plan_blows(1, 200, SLOTS, has_links=True))
+
+
+def test_where_shapes_change_two_nodes_go_at_once_and_none_while_another_is_dealt_with() -> None:
+    plan = plan_blows(1, 200, SHAPES.slots, has_links=True, kinds=SHAPES.kinds, pairs=SHAPES.pairs)
+    assert {b.kind for b in plan} == {*WITH_LINKS, "kill two"}
+    assert not any(b.is_second for b in plan)
 
 
 def test_another_seed_is_another_plan() -> None:
