@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 from typing import Any, Protocol
 
 import torch
@@ -45,6 +46,8 @@ OURS = "bundlerun 1,1"
 BEHIND = f"{OURS}, behind the next forward"
 FASTER_BEHIND = 1.8
 """Times faster than DDP with a rank per device."""
+BYTES = {"bf16": 0.51, "int8": 0.26, "int4": 0.14, "powersgd:4": 0.03}
+"""Over those of float32."""
 
 skip_reason = why_not
 
@@ -81,10 +84,12 @@ class Ours(FixedSteps):
         self,
         inputs: Inputs,
         seat: Seat,
-        exchange_dtype: ExchangeDtype = "float32",
         *,
+        exchange_dtype: ExchangeDtype = "float32",
+        exchange: str = "all",
         is_behind: bool = False,
     ) -> None:
+        form = exchange_dtype if exchange == "all" else exchange
         config = TrainConfig(
             data="synthetic",
             model="resnet50",
@@ -97,10 +102,11 @@ class Ours(FixedSteps):
             momentum=0.0,
             weight_decay=0.0,
             exchange_dtype=exchange_dtype,
+            exchange=exchange,
             overlap_forward=is_behind,
-            run_dir=f"{inputs.run_dir}/{exchange_dtype}{'-behind' if is_behind else ''}",
+            run_dir=f"{inputs.run_dir}/{form}{'-behind' if is_behind else ''}",
         )
-        name = f"{exchange_dtype}/{is_behind}"
+        name = f"{form}/{is_behind}"
         super().__init__(seat, config, name, inputs.microbatches())
         self.is_behind = is_behind
 
@@ -176,6 +182,8 @@ SCHEMES: Mapping[str, Builder] = {
     ),
     f"{OURS}, int8": partial(Ours, exchange_dtype="int8"),
     f"{OURS}, int4": partial(Ours, exchange_dtype="int4"),
+    f"{OURS}, topk:8": partial(Ours, exchange="topk:8"),
+    f"{OURS}, powersgd:4": partial(Ours, exchange="powersgd:4"),
 }
 
 
@@ -187,10 +195,13 @@ def run(options: Options) -> None:
     for name, found in timings.items():
         ms = median_ms(found)
         faster = {baseline: ratio(timings[baseline], found) for baseline in TARGETS}
-        rows.append((name, 1000 * BATCH / ms, ms, *faster.values()))
-        results.append({"scheme": name, "ms": ms, "images_per_s": 1000 * BATCH / ms} | faster)
+        share = _sent(found) / _sent(timings[OURS])
+        rows.append((name, 1000 * BATCH / ms, ms, share, *faster.values()))
+        told = {"scheme": name, "ms": ms, "images_per_s": 1000 * BATCH / ms, "bytes_share": share}
+        results.append(told | faster)
         bars.add(name, "median", 1000 * BATCH / ms)
-    print_table(("scheme", "images/s", "ms a step", *(f"x {name}" for name in TARGETS)), rows)
+    head = ("scheme", "images/s", "ms a step", f"bytes / {OURS}")
+    print_table((*head, *(f"x {name}" for name in TARGETS)), rows)
     checks = [
         Check(f"times faster than {name}, at least", ratio(timings[name], timings[OURS]), target)
         for name, target in TARGETS.items()
@@ -199,8 +210,21 @@ def run(options: Options) -> None:
     faster_behind = ratio(timings[first], timings[BEHIND])
     what = f"{BEHIND}: times faster than {first}, at least"
     checks.append(Check(what, faster_behind, FASTER_BEHIND))
+    checks += [
+        Check(
+            f"{form}: bytes between nodes over those of float32, at most",
+            _sent(timings[f"{OURS}, {form}"]) / _sent(timings[OURS]),
+            target,
+        )
+        for form, target in BYTES.items()
+    ]
     options.record("resnet", {"batch": BATCH, "mbit_per_s": MBIT_PER_S, "rows": results}, checks)
     draw_bars("resnet", bars, options)
+
+
+def _sent(timings: Sequence[Timing]) -> float:
+    """Bytes that a node has sent, as the kernel counts them."""
+    return float(median(timing.sent_bytes for timing in timings))
 
 
 def measure(num_rounds: int) -> dict[str, list[Timing]]:

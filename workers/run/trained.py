@@ -60,6 +60,7 @@ class Trained:
 
     def collect(self) -> None:
         """Brings what the exchange of all ranks has kept back to the writers."""
+        self._trainer.settle()  # what is still under way leaves something behind, too
         self._remainders.add_up()
 
     def share(self) -> Share | None:
