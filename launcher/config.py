@@ -187,6 +187,12 @@ class TrainConfig(SnapshotConfig):
         group=_TUNE,
         parse=Reader(str, metavar="FORM"),
     )
+    exchange_from: int = option(
+        0,
+        "steps of the run before which all gradients travel as they are between nodes",
+        group=_TUNE,
+        parse=int,
+    )
     bucket_mb: float = option(
         0.0,
         "size of a sync bucket, MB (0: by the number of nodes; 25 over NCCL)",
@@ -231,7 +237,7 @@ class TrainConfig(SnapshotConfig):
     def __post_init__(self) -> None:
         SnapshotConfig.__post_init__(self)  # not super(): slots make a class anew
         at_least(1, self, "keep", "log_steps", "seq_len", "synthetic_samples", "prefetch")
-        at_least(0, self, "checkpoint_steps", "threads", "seed", "bucket_mb")
+        at_least(0, self, "checkpoint_steps", "exchange_from", "threads", "seed", "bucket_mb")
         at_least(-1, self, "loader_workers", "ignore_index", "shuffle_window", "verify_steps")
         finite_above_0(self, "timeout_s")
         self._check_exchange()

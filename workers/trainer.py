@@ -278,7 +278,7 @@ class Trainer:
 
     def _begin(self, step: int) -> StepShare:
         """Begins a step; nothing of the one before may be left in what rides along with it."""
-        self.sync.start_step()
+        self.sync.start_step(is_exact=step < self._config.exchange_from)
         begin_replays(self._config)
         self.verifier.begin_step(step)
         if not self._behind.is_open:

@@ -55,6 +55,8 @@ class Bucket:
     ) -> None:
         self.parameters = list(parameters)
         self.pending = 0
+        self.is_exact = False
+        """Whether it travels as it is, whatever the form of others is."""
         self._num_missing = 0
         sizes = [num_reals(p) for p in parameters]
         own = parameters[0].dtype.to_real() if parameters else torch.float64

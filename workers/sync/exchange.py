@@ -100,26 +100,27 @@ class _Direct:
         """The part of each node."""
         return flat.tensor_split(self._group.size)
 
-    def _rooms(self, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
+    def _rooms(self, bucket: Bucket, pieces: Sequence[Tensor]) -> Sequence[Tensor]:
         """Where these pieces of others arrive, as they travel; of one dtype."""
-        code, sizes = self.rounding.code_for(pieces[0]), [piece.numel() for piece in pieces]
+        code = self.rounding.code_for(bucket, pieces[0])
+        sizes = [piece.numel() for piece in pieces]
         lengths = sizes if code is None else [code.length(size) for size in sizes]
         dtype = pieces[0].dtype if code is None else code.dtype
         rooms: tuple[Tensor, ...] = self._buffers.like(sum(lengths), dtype).split(lengths)
         return rooms
 
-    def _numbers(self, wire: Tensor, like: Tensor) -> Tensor:
+    def _numbers(self, bucket: Bucket, wire: Tensor, like: Tensor) -> Tensor:
         """What has travelled as numbers; valid until the next call."""
-        code = self.rounding.code_for(like)
+        code = self.rounding.code_for(bucket, like)
         if code is None:
             return wire
         found = self._read.like(like.numel())
         code.read(wire, found)
         return found
 
-    def _take(self, wire: Tensor, out: Tensor) -> None:
+    def _take(self, bucket: Bucket, wire: Tensor, out: Tensor) -> None:
         """Writes what has travelled as numbers into `out`."""
-        code = self.rounding.code_for(out)
+        code = self.rounding.code_for(bucket, out)
         if code is not None:
             code.read(wire, out)
         elif wire is not out:
@@ -133,7 +134,7 @@ class Swap(_Direct):
         """See `Action`."""
         own = self._target.flat(bucket)
         (sent,) = self.rounding.sent(bucket, [own], self._target.begin(bucket))
-        (received,) = self._rooms([own])
+        (received,) = self._rooms(bucket, [own])
         (other,) = self._peers
         works = self._group.receive(received, other) + self._group.send(sent, other)
 
@@ -141,8 +142,8 @@ class Swap(_Direct):
             for work in works:
                 work.wait()
             # Both have to add the same two rounded numbers, or their bits would differ.
-            self._take(sent, own)
-            own.add_(self._numbers(received, own))  # a + b = b + a, to the bit
+            self._take(bucket, sent, own)
+            own.add_(self._numbers(bucket, received, own))  # a + b = b + a, to the bit
 
         return finish
 
@@ -156,7 +157,7 @@ class Scatter(_Direct):
         pieces = self._pieces(self._target.flat(bucket))
         sent = self.rounding.sent(bucket, pieces, self._target.begin(bucket))
         own = pieces[index]
-        received = self._rooms([own] * len(peers))
+        received = self._rooms(bucket, [own] * len(peers))
         works = [
             work
             for peer, piece in zip(peers, received, strict=True)
@@ -168,13 +169,13 @@ class Scatter(_Direct):
             for work in works:
                 work.wait()
             # Its own piece rounded like the others, since error feedback has kept the difference.
-            self._take(sent[index], own)
+            self._take(bucket, sent[index], own)
             # In order of nodes, so that the sum does not depend on who adds it up.
             arrived = list(received)
             mine = own.clone() if index else own
             arrived.insert(index, mine)
             for number, piece in enumerate(arrived):
-                found = mine if number == index else self._numbers(piece, own)
+                found = mine if number == index else self._numbers(bucket, piece, own)
                 if number:
                     own.add_(found)
                 elif found is not own:
@@ -196,9 +197,9 @@ class Gather(_Direct):
         begin = self._target.begin(bucket) + before
         (sent,) = self.rounding.sent(bucket, [pieces[index]], begin)
         # The owner, too, takes the rounded sum: all nodes have the same bits.
-        self._take(sent, pieces[index])
-        is_short = self.rounding.code_for(pieces[index]) is not None
-        landing = self._rooms(pieces) if is_short else pieces
+        self._take(bucket, sent, pieces[index])
+        is_short = self.rounding.code_for(bucket, pieces[index]) is not None
+        landing = self._rooms(bucket, pieces) if is_short else pieces
         works = [w for peer in peers for w in self._group.receive(landing[peer], peer)]
         works += [w for peer in peers for w in self._group.send(sent, peer)]
 
@@ -206,7 +207,7 @@ class Gather(_Direct):
             for work in works:
                 work.wait()
             for peer in peers:
-                self._take(landing[peer], pieces[peer])
+                self._take(bucket, landing[peer], pieces[peer])
 
         return finish
 

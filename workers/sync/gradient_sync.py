@@ -130,6 +130,7 @@ class GradientSync:
         self.extra = self._buckets[0].extra
         # Of the step under way: who got a gradient, whose is final, which chunks have their last
         # backward, and the next bucket to leave.
+        self._is_exact = False
         self._used: set[Parameter] = set()
         self._num_replicas = len(ways.replicas.ranks)
         # Whether `unused` may be other than zeros, as it is left by the step before.
@@ -204,8 +205,14 @@ class GradientSync:
         """Whether matrices of that rank would be shorter than any gradient is."""
         return any(low_rank.has_matrices(bucket, rank) for bucket in self._buckets)
 
-    def start_step(self) -> None:
-        """Clears extra, and gradients but for those that the optimizer is still to have."""
+    def start_step(self, *, is_exact: bool = False) -> None:
+        """Clears extra, and gradients but for those that the optimizer is still to have.
+
+        Args:
+            is_exact: whether its sums travel as they are between nodes, with all that was kept
+                back before; the same on all replicas.
+        """
+        self._is_exact = is_exact
         self._used.clear()
         self._final.clear()
         self._armed.clear()
@@ -465,6 +472,7 @@ class GradientSync:
         # Not before the last backward is over, or all others have left as they were final.
         if bucket is self._buckets[-1]:
             self._write_unused()
+        bucket.is_exact = self._is_exact
         bucket.close()
         self._chain.launch(bucket)
 

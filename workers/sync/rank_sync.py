@@ -179,10 +179,10 @@ class RankSync:
         for sync in self._all:
             sync.kept_back.drop()
 
-    def start_step(self) -> None:
+    def start_step(self, *, is_exact: bool = False) -> None:
         """Clears gradients and all that is extra."""
         for sync in self._all:
-            sync.start_step()
+            sync.start_step(is_exact=is_exact)
 
     def arm(self, own_chunk: int) -> None:
         """Says that the next backward of a chunk is its last."""

@@ -206,8 +206,16 @@ def test_what_was_sent_and_what_is_kept_is_the_exact_sum(
             for total, parameter, wanted in zip(sent, parameters, exact, strict=True):
                 found = total.double() + kept.get(parameter, torch.zeros(()))
                 torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+            # A step whose sums travel as they are takes all along.
+            do_step(sync, parameters, every[env.rank], is_exact=True)
+            assert not sync.kept_back.sums()
+            for parameter, wanted in zip(
+                parameters, map(sum, zip(*every, strict=True)), strict=True
+            ):
+                assert parameter.grad is not None
+                found = parameter.grad - kept.get(parameter, torch.zeros(()))
+                torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
             # Another rank makes up for it: nothing else is in its gradient.
-            sync.kept_back.drop()
             if env.rank == 1:
                 sync.kept_back.debts.add([Owed(p, 0, t.view(-1)) for p, t in kept.items()])
             do_step(sync, parameters, [torch.zeros_like(p) for p in parameters])
@@ -221,9 +229,11 @@ def test_what_was_sent_and_what_is_kept_is_the_exact_sum(
     run_ranks(nodes, main, tmp_path)
 
 
-def do_step(sync: GradientSync, parameters: list[Parameter], own: list[Tensor]) -> None:
+def do_step(
+    sync: GradientSync, parameters: list[Parameter], own: list[Tensor], *, is_exact: bool = False
+) -> None:
     """One whose gradients on this rank are `own`."""
-    sync.start_step()
+    sync.start_step(is_exact=is_exact)
     sync.arm(0)
     torch.autograd.backward([(p * t).sum() for p, t in zip(parameters, own, strict=True)])
     sync.finish()

@@ -79,3 +79,24 @@ def test_no_step_makes_up_for_one_of_another_loss_scale(
 
     monkeypatch.setattr(Trainer, "step", step)
     run_ranks((1, 1), trains(replace(config(tmp_path, "named"), epochs=1)), tmp_path)
+
+
+@pytest.mark.parametrize("exchange", ["all", "powersgd:1", "topk:1"])
+def test_the_first_steps_of_a_run_may_be_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: str
+) -> None:
+    honest, found = Trainer.step, []
+
+    def step(self: Trainer, *args: Any) -> StepResult:
+        outcome = honest(self, *args)
+        found.append(any(bool(tensor.any()) for tensor in kept_back(self)))
+        if len(found) == 3:
+            assert found == [False, False, True]
+        return outcome
+
+    monkeypatch.setattr(Trainer, "step", step)
+    form = "bfloat16" if exchange == "all" else "float32"
+    changes = {"exchange_from": 2, "exchange": exchange, "exchange_dtype": form}
+    run_ranks((1, 1), trains(replace(config(tmp_path, "named"), epochs=1, **changes)), tmp_path)
+    steps = [row for row in history(tmp_path) if row["kind"] == "step"]
+    assert len(steps) >= 3

@@ -153,6 +153,10 @@ class FirstHalf:
         if wire.dtype != torch.float32:
             return self._group.all_reduce(wire).wait
         kept = self._shared.of(bucket)
+        if bucket.is_exact:
+            wire += kept.left
+            kept.left.zero_()
+            return self._group.all_reduce(wire).wait
         buffer = kept.sent[0]
         rest, narrow = _split_first(buffer, kept, self._shared.rank)
         for matrix, q, p in zip(kept.matrices, kept.narrow, narrow, strict=True):
@@ -186,7 +190,8 @@ class SecondHalf:
     def begin(self, bucket: Bucket) -> Finish:
         """See `Action`."""
         wire = self._target.flat(bucket)
-        kept = self._shared.of(bucket) if wire.dtype == torch.float32 else None
+        is_short = wire.dtype == torch.float32 and not bucket.is_exact
+        kept = self._shared.of(bucket) if is_short else None
         if kept is None or not kept.matrices:
             return lambda: None
         _, narrow = _split_first(kept.sent[0], kept, self._shared.rank)

@@ -58,9 +58,9 @@ class Rounding:
         for remainder in self._left.values():
             remainder.zero_()
 
-    def code_for(self, tensor: Tensor) -> Code | None:
-        """How this tensor travels; None: as it is."""
-        return self.code if tensor.dtype == torch.float32 else None
+    def code_for(self, bucket: Bucket, tensor: Tensor) -> Code | None:
+        """How a tensor of a bucket travels; None: as it is."""
+        return self.code if tensor.dtype == torch.float32 and not bucket.is_exact else None
 
     def sent(self, bucket: Bucket, pieces: Sequence[Tensor], begin: int) -> Sequence[Tensor]:
         """Flat pieces as they travel; the next call for this bucket makes up for what is lost.
@@ -70,15 +70,13 @@ class Rounding:
             pieces: which follow each other.
             begin: where in the bucket the first begins.
         """
-        code = self.code_for(pieces[0])
-        if code is None:
-            return pieces
         sizes = [piece.numel() for piece in pieces]
+        code = self.code_for(bucket, pieces[0])
+        if code is None:
+            self._send_all(bucket, pieces, begin)
+            return pieces
         if bucket not in self._left:
-            left = torch.zeros(sum(sizes), device=pieces[0].device)
-            for first, numbers in self._taken.pop(bucket, ()):
-                left[first - begin : first - begin + numbers.numel()] = numbers
-            self._left[bucket], self._begins[bucket] = left, begin
+            self._make_left(bucket, sum(sizes), begin, pieces[0].device)
         wires = self._wires.get(bucket)
         if wires is None:
             wires = self._wires[bucket] = [
@@ -90,3 +88,20 @@ class Rounding:
             left += piece
             code.write(left, wire)
         return wires
+
+    def _make_left(self, bucket: Bucket, size: int, begin: int, device: torch.device) -> None:
+        left = torch.zeros(size, device=device)
+        for first, numbers in self._taken.pop(bucket, ()):
+            left[first - begin : first - begin + numbers.numel()] = numbers
+        self._left[bucket], self._begins[bucket] = left, begin
+
+    def _send_all(self, bucket: Bucket, pieces: Sequence[Tensor], begin: int) -> None:
+        """Adds what was lost before to what travels as it is; nothing is kept then."""
+        if bucket in self._taken:
+            size = sum(piece.numel() for piece in pieces)
+            self._make_left(bucket, size, begin, pieces[0].device)
+        left = self._left.get(bucket)
+        if left is not None:
+            for part, piece in zip(left.split([p.numel() for p in pieces]), pieces, strict=True):
+                piece += part
+            left.zero_()
