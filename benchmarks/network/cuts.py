@@ -144,6 +144,7 @@ def run(options: Options) -> None:
         own = seconds[CHOSEN]
         others = own if cuts.is_same else seconds[BYTES]
         faster = ratio(others, own)
+        print(f"{case.name}: {faster:.3f} times faster, at most {cuts.most:.3f}", flush=True)
         gains.append((faster, case.name, cuts.most))
         rows.append(
             (

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -86,7 +87,7 @@ def build_blank(
     """
     torch.manual_seed(seed)
     before = torch.get_rng_state()
-    with _LeavesOut() as mode, _left_out_whole(mode):
+    with LeavesOut() as mode, left_out_whole(mode):
         built = build()
         then(built)
     # [4]
@@ -98,8 +99,21 @@ def build_blank(
     return build()
 
 
-class _LeavesOut(TorchFunctionMode):
-    """Leaves out what fills parameters, and notices who reads them."""
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A function that writes to its first argument, and the others."""
+
+    function: Callable[..., Any]
+    others: Sequence[Any]
+    named: Mapping[str, Any]
+
+    def __call__(self, tensor: Tensor) -> None:
+        """Does it to a tensor."""
+        self.function(tensor, *self.others, **self.named)
+
+
+class LeavesOut(TorchFunctionMode):
+    """Leaves out what fills parameters, and notices who reads them; with `left_out_whole`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +130,8 @@ class _LeavesOut(TorchFunctionMode):
     ) -> Any:  # noqa: ANN401 (whatever the function returns)
         kwargs = kwargs or {}
         first = args[0] if args else kwargs.get("tensor")
-        others = [*args[1:], *(v for k, v in kwargs.items() if args or k != "tensor")]
+        named = {k: v for k, v in kwargs.items() if args or k != "tensor"}
+        others = [*args[1:], *named.values()]
         name = getattr(func, "__name__", "")
         # [2]
         if isinstance(first, Tensor) and _writes_only(func, name):
@@ -126,6 +141,7 @@ class _LeavesOut(TorchFunctionMode):
             # [3] Known by its storage. A write that takes other blank numbers as input reads these.
             if self._is_blank(first):
                 self.is_read |= self._has_blank(others)
+                self.leaves_out(Call(func, args[1:], named), first)
                 return first
         # Asked before the call: setting .data gives a parameter another storage.
         is_touched = self._has_blank([first, *others])
@@ -141,6 +157,9 @@ class _LeavesOut(TorchFunctionMode):
             return False
         self._note(tensor)
         return True
+
+    def leaves_out(self, call: Call, tensor: Tensor) -> None:
+        """Hears of each write that is left out, and of the tensor that it is for."""
 
     def has_stray(self, built: nn.Module | Sequence[nn.Module]) -> bool:
         """Whether a tensor was left out that is in no state_dict, so that nothing will load it."""
@@ -178,12 +197,15 @@ class _LeavesOut(TorchFunctionMode):
 
 
 @contextmanager
-def _left_out_whole(mode: _LeavesOut) -> Iterator[None]:
+def left_out_whole(mode: LeavesOut) -> Iterator[None]:
     """Leaves out initialisations that torch makes of several draws, and that read these."""
     honest = {name: getattr(nn.init, name) for name in _OF_SEVERAL_DRAWS}
 
     def blank(name: str, tensor: Tensor, *args: object, **kwargs: object) -> object:
-        return tensor if mode.leave_out(tensor) else honest[name](tensor, *args, **kwargs)
+        if not mode.leave_out(tensor):
+            return honest[name](tensor, *args, **kwargs)
+        mode.leaves_out(Call(honest[name], args, kwargs), tensor)
+        return tensor
 
     for name in honest:
         setattr(nn.init, name, partial(blank, name))

@@ -35,6 +35,7 @@ from bundlerun.workers.data.readers import Source, check_samples, num_samples_of
 from bundlerun.workers.model.blank import build_blank
 from bundlerun.workers.model.division import division_lines
 from bundlerun.workers.model.example import NUM_SAMPLES, Example, describe, example_of
+from bundlerun.workers.model.late import Late, build_late
 from bundlerun.workers.model.memory_format import check_has_images
 from bundlerun.workers.model.trial import Subject
 from bundlerun.workers.rank.arrival.session import Session
@@ -150,6 +151,7 @@ def cut_model(
     info: DataInfo,
     *,
     is_loaded_later: bool = False,
+    only: int | None = None,
     example: Example = Example(),  # noqa: B008 (frozen)
 ) -> CutModel:
     """The freshly initialised model in stages; the same numbers on every rank (seeded).
@@ -159,6 +161,7 @@ def cut_model(
         recipe: has the model.
         info: sizes of the data.
         is_loaded_later: leave out the initialisation, as all of the state is going to be loaded.
+        only: the stage whose parameters are used; None: all. Those of others may have no numbers.
         example: what the model is called with.
 
     Raises:
@@ -167,9 +170,12 @@ def cut_model(
     """
     seed = mix_seed(config.seed)
     build = partial(_build, recipe, info)
+    late: Late | None = None
     if is_loaded_later:
         # The optimizer is tried on it, too: one that copies parameters would copy nothing.
         model = build_blank(build, seed, then=partial(_try_optimizer, recipe))
+    elif only is not None and config.shape.num_stages > 1:
+        model, late = build_late(build, seed)
     else:
         # The same numbers on every rank, and the same as in an unsplit model.
         torch.manual_seed(seed)
@@ -185,6 +191,8 @@ def cut_model(
     _refuse_untrained(model)
     cuts: list[str] = []
     stages = _stages(config, model, example, remarks.append, cuts.extend)
+    if late is not None and only is not None and not late.fill(stages[only]):
+        return cut_model(config, recipe, info, example=example)
     if config.compile != "off" and any(isinstance(stage, ReplayStage) for stage in stages):
         remarks.append(
             f"--compile={config.compile} compiles no stage that is cut by replay: each runs the "

@@ -242,7 +242,16 @@ def _own_stage(
         which the model was cut; the whole model as `described`.
     """
     example = share_example(feed, session, recipe, config.shape.num_stages)
-    cut = cut_model(config, recipe, info, is_loaded_later=found.is_snapshot, example=example)
+    # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
+    compares = session.has_first_microbatch and is_first_start and found.is_nothing
+    cut = cut_model(
+        config,
+        recipe,
+        info,
+        is_loaded_later=found.is_snapshot,
+        only=None if compares else session.place.stage,
+        example=example,
+    )
     whole = described(cut.stages)
     if joiner is not None:
         joiner.has_prepared()
@@ -256,8 +265,7 @@ def _own_stage(
         # In case all checkpoints are damaged; a run that goes on does without, if they are gone.
         with suppress(ConfigError):
             initial = cut.initial(config, info)
-    # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
-    if session.has_first_microbatch and is_first_start and found.is_nothing:
+    if compares:
         check_fidelity(
             cut.subject(),
             first_inputs=partial(_first_inputs, feed, recipe),
