@@ -150,7 +150,7 @@ class Behind(_Model):
         named = replace(choice, name_apart="behind")
         self._sync = Sync(seat, list(self.model.parameters()), named)
         self._found: dict[Parameter, Tensor] = {}
-        self._behind = behind.Behind(self._sync.own)
+        self._behind = behind.Behind(self._sync.own.coming)
         self._forward = self._behind.around([self.model])[0]
 
     def step(self) -> None:

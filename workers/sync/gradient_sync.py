@@ -10,14 +10,12 @@
 Buckets are the same on every replica and go in one order. The first carries the small sums of the
 step, `extra`, too.
 
-A step may also end with the first bucket (`take_small`): `take_next` then gives the parameters
-whose sums have come since, a bucket at a time, while the next step has begun.
+A step may also end with the first bucket, and the next one begin; see `Coming`.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +33,7 @@ from bundlerun.workers.rank.meters import Meters
 from bundlerun.workers.sync.bucket import Bucket, cut_into_buckets
 from bundlerun.workers.sync.bucket_memory import BucketMemory
 from bundlerun.workers.sync.calibrate import Calibration, Choice
+from bundlerun.workers.sync.coming import Coming
 from bundlerun.workers.sync.frozen import Frozen
 from bundlerun.workers.sync.leaving import leaving
 from bundlerun.workers.sync.legs import Chain
@@ -144,14 +143,6 @@ class GradientSync:
         self.headway = len(self._order)
         """Buckets whose sums were there when the last backward was over; of the newest step. Before
         the first one nothing is known of the wire."""
-        # Of the step that is sent: buckets to come, those that came while nobody asked for them,
-        # parameters that the optimizer has not had, that this rank has not used, and whose sums
-        # have come before it is known whether anybody has.
-        self._num_to_come = 0
-        self._come: deque[Bucket] = deque()
-        self._awaited: set[Parameter] = set()
-        self._unsure: set[Parameter] = set()
-        self._held: list[Parameter] = []
         self._parameters = [p for chunk in trained for p in chunk]
         self._chunk_of = {p: number for number, chunk in enumerate(trained) for p in chunk}
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
@@ -161,6 +152,8 @@ class GradientSync:
         self.choice = self._measured(ways, start)
         self._scheme = ways.chosen(self.choice)
         self._chain = start(self._scheme)
+        self.coming = Coming(self._chain, self._buckets[-1], self._read_unused, meters)
+        """The sums of the step that is sent."""
         self.kept_back = KeptBack(
             self._parameters,
             self._buckets,
@@ -219,7 +212,7 @@ class GradientSync:
         self._next = 0
         self.extra.zero_()
         for parameter in self._parameters:
-            if parameter not in self._awaited:
+            if parameter not in self.coming.awaited:
                 parameter.grad = None
         for bucket in self._buckets:
             bucket.begin()
@@ -272,77 +265,26 @@ class GradientSync:
         self.headway = self._chain.num_waiting
         for place in range(self._next, len(self._buckets)):
             self._launch(place)
-        self._num_to_come = len(self._buckets)
+        self.coming.sent(len(self._buckets))
 
     def take(self) -> None:
         """The second half of `finish`: waits for the sums."""
         # [4]
-        while self._num_to_come:
-            self._open_next()
+        self.coming.take_all()
 
     def take_small(self) -> set[Parameter]:
-        """In place of `take`: waits for `extra` only.
-
-        Call `take_next` until nothing is under way, and `release` what the optimizer has had,
-        before the first backward of the next step.
+        """In place of `take`: waits for `extra` only, see `Coming.take_small`.
 
         Returns:
             The parameters whose sums are to come.
         """
-        self._unsure = {p for p in self._parameters if p not in self._used}
-        self._awaited = set(self._parameters)
-        self._held = self._open_next().parameters
-        return set(self._awaited)
+        self.coming.take_small(self._parameters, self._used)
+        return set(self._parameters)
 
     @property
     def has_replicas(self) -> bool:
         """Whether there are others to sum with."""
         return self._chain is not None
-
-    @property
-    def is_under_way(self) -> bool:
-        """Whether there is anything for `take_next` to give."""
-        return self._num_to_come > 0 or bool(self._held)
-
-    def take_next(self) -> list[Parameter]:
-        """Parameters whose sums are there, after a wait for the next bucket if need be; maybe none.
-
-        Raises:
-            PeerGoneError: another rank did not answer in time, or died.
-        """
-        ready = [p for p in self._held if p not in self._unsure]
-        if not ready:
-            bucket = self._open_next()
-            self._held = [*self._held, *bucket.parameters]
-            if bucket is self._buckets[-1]:
-                self._clear_unused(self._unused.tolist())
-                self._unsure.clear()
-            ready = [p for p in self._held if p not in self._unsure]
-        self._held = [p for p in self._held if p in self._unsure]
-        return ready
-
-    def take_rest(self) -> None:
-        """Waits for all that is to come after `take_small`; the gradients are as after `finish`."""
-        while self.is_under_way:
-            self.take_next()
-        self._awaited.clear()
-
-    def release(self, parameters: Sequence[Parameter]) -> None:
-        """The optimizer has had their gradients, and a next step has begun."""
-        for parameter in parameters:
-            parameter.grad = None
-        self._awaited.difference_update(parameters)
-
-    def _open_next(self) -> Bucket:
-        assert self._chain is not None
-        self._num_to_come -= 1
-        if self._come:
-            bucket = self._come.popleft()
-        else:
-            with self._meters.phase("sync_wait"):
-                bucket = self._chain.take()
-        bucket.open()
-        return bucket
 
     def lead(self, headway: float) -> None:
         """Says how far replicas get, and so in which order buckets leave from the next step on.
@@ -376,6 +318,9 @@ class GradientSync:
         self._clear_unused(counts)
         return found
 
+    def _read_unused(self) -> None:
+        self._clear_unused(self._unused.tolist())
+
     def _clear_unused(self, counts: Sequence[float]) -> None:
         self._had_unused = any(counts)
         if self._had_unused:
@@ -396,8 +341,7 @@ class GradientSync:
         if self._chain is None:
             return values
         # What has left before comes before.
-        while self._num_to_come > len(self._come):
-            self._come.append(self._chain.take())
+        self.coming.let_pass()
         bucket = self._memory.scratch(values.numel())
         pieces = values.split(bucket.extra.numel())
         return torch.cat([self._summed(self._chain, bucket, piece) for piece in pieces])
@@ -468,10 +412,13 @@ class GradientSync:
         if self._gate is not None and place == len(self._order) - 1:
             self._gate.before_last()
         # [3]
-        self._pay(bucket.parameters)
-        # Not before the last backward is over, or all others have left as they were final.
         if bucket is self._buckets[-1]:
+            # The last backward is over, or all others have left as they were final: what has a
+            # gradient is known, once all that is owed is paid.
+            self._pay(self._parameters)
             self._write_unused()
+        else:
+            self._pay(bucket.parameters)
         bucket.is_exact = self._is_exact
         bucket.close()
         self._chain.launch(bucket)

@@ -209,7 +209,7 @@ class RankSync:
     def finish_small(self) -> set[Parameter]:
         """In place of `finish`: waits for `extra`, and for all that is shared with other stages.
 
-        Collective: as `finish`; see `GradientSync.take_small`. `start_read_small` has to follow.
+        Collective: as `finish`; see `Coming.take_small`. `start_read_small` has to follow.
 
         Returns:
             The parameters whose sums are to come.
@@ -239,20 +239,20 @@ class RankSync:
 
     @property
     def is_under_way(self) -> bool:
-        """See `GradientSync.is_under_way`."""
-        return self._own.is_under_way
+        """See `Coming.is_under_way`."""
+        return self._own.coming.is_under_way
 
     def take(self) -> None:
         """Waits for all that `finish_small` has left under way."""
-        self._own.take_rest()
+        self._own.coming.take_rest()
 
     def take_next(self) -> list[Parameter]:
-        """See `GradientSync.take_next`."""
-        return self._own.take_next()
+        """See `Coming.take_next`."""
+        return self._own.coming.take_next()
 
     def release(self, parameters: Sequence[Parameter]) -> None:
-        """See `GradientSync.release`."""
-        self._own.release(parameters)
+        """See `Coming.release`."""
+        self._own.coming.release(parameters)
 
     @property
     def headway(self) -> int:

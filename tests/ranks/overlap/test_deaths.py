@@ -20,7 +20,7 @@ from bundlerun.workers.run.course import Run
 from bundlerun.workers.snapshot.device_copy import DeviceCopy
 from bundlerun.workers.snapshot.slot import Slot
 from bundlerun.workers.sync import bucket
-from bundlerun.workers.sync.gradient_sync import GradientSync
+from bundlerun.workers.sync.coming import Coming
 from bundlerun.workers.sync.legs import Leg
 from bundlerun.workers.train import train
 from tests.ranks.harness import outcomes, run_ranks
@@ -67,7 +67,7 @@ def test_a_peer_that_dies_while_its_sums_are_awaited_is_an_error_of_the_forward(
 
 @pytest.mark.parametrize(
     ("owner", "name", "number", "rank"),
-    [(GradientSync, "release", 7, 0), (Behind, "leave", 3, 3), (Slot, "seal", 5, 1)],
+    [(Coming, "release", 7, 0), (Behind, "leave", 3, 3), (Slot, "seal", 5, 1)],
 )
 def test_a_run_that_is_killed_meanwhile_goes_on_to_the_same_bits(
     owner: type,
