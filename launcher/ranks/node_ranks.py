@@ -71,6 +71,8 @@ class Ranks:
         self._begun_s = 0.0
         self._left_at: float | None = None
         """Since when no steps are done, as the ranks had to leave a round."""
+        self._away_s = self._again_at = 0.0
+        """How long it took them to end; when the next ones began."""
         self._has_begun_again = False
         self.has_run = False
         """Whether a start of the workers was in a round."""
@@ -116,6 +118,7 @@ class Ranks:
         self._board.clear_rows()
         self._board.joins = joins
         self._is_running = self.has_run = self._has_begun_again = True
+        self._again_at = time.monotonic()
         self._begun_s = round(time.monotonic(), 4)  # as events have it: none is dated before
 
     def go_on_in(self, told: NextRound) -> bool:
@@ -134,14 +137,15 @@ class Ranks:
     def pause_s(self) -> float:
         """Seconds without a step of the ranks, the last time that they came into another round.
 
-        0 as long as they do none yet, or where it was told before.
+        Without the wait for the round itself, which may be one for a node that is lost. 0 as long
+        as they do no steps yet, or where it was told before.
         """
         # What the rows say before the next start is of the last one.
         is_over = self._has_begun_again and any(row.steps > 0 for _, row in self._board.rows())
         if self._left_at is None or not is_over:
             return 0.0
-        pause_s, self._left_at = time.monotonic() - self._left_at, None
-        return pause_s
+        self._left_at = None
+        return self._away_s + time.monotonic() - self._again_at
 
     @property
     def cannot_go_on(self) -> bool:
@@ -171,6 +175,8 @@ class Ranks:
             return ""
         self._is_running = False
         self._leave()
+        if self._left_at is not None:
+            self._away_s = time.monotonic() - self._left_at
         self._tell_hang()
         if is_server_gone():
             self._events.note("fork server gone", {"why": "it was killed, its ranks with it"})
