@@ -24,6 +24,7 @@ from bundlerun.launcher.deciding.shown import table
 from bundlerun.launcher.errors import EXIT_DONE, ConfigError
 from bundlerun.launcher.layout.survival.losses import Loss, losses
 from bundlerun.launcher.layout.survival.words import loss_document, loss_lines
+from bundlerun.launcher.layout.topology import NONE_FORESEEN
 from bundlerun.launcher.meeting.network import as_typed
 from bundlerun.launcher.plan import LaunchPlan, plan_elsewhere
 from bundlerun.launcher.planned.document import plan_json
@@ -114,17 +115,18 @@ def run(args: argparse.Namespace) -> int:
     cluster = read_cluster(Path(launch.value.cluster)) if launch.value.cluster else None
     nodes = _nodes(args.nodes, cluster)
     decision: Mapping[str, Any] = {}
-    profile = None
+    profile, prospects = None, NONE_FORESEEN
     if is_asked(train):
         found = without_auto(train, launch, os.environ, launch.value.local_addr, nodes)
         train, decision, profile = found.train, found.document, found.profile
+        prospects = found.prospects
     if nodes:
         plan = plan_elsewhere(nodes, train, launch)
     else:
         name = launch.value.node_name or socket.gethostname()
         plan = make_plan(train, launch, os.environ, as_typed(launch.value), name)
     if plan.train.value.shape.others:
-        plan = plan.with_prospects(shown_shapes(plan, cluster))
+        plan = plan.with_prospects(prospects if prospects.rows else shown_shapes(plan, cluster))
     costs = stage_costs(plan) if args.costs else []
     # What is foreseen of a plan that was chosen stands in the table of the best ones.
     forecast = foreseen(plan, cluster) if cluster is not None and not decision else None

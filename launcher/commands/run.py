@@ -201,14 +201,17 @@ def planned(
     meeting = resolve_meeting(launch.value)
     if not train.value.run_dir:
         raise ConfigError(NO_FOLDER)
+    found = NONE_FORESEEN
     if is_asked(train):
         # What can be known to be wrong is told before seconds are spent on a profile.
         check_work(train.value)
-        train = without_auto(train, launch, environ, meeting.local_addr).train
+        decided = without_auto(train, launch, environ, meeting.local_addr)
+        train, found = decided.train, decided.prospects
     job = f"{launch.value.rdzv_id} {Path(train.value.run_dir).absolute()}"
     with claimed_name(job, launch.value.node_name) as name:
-        plan = make_plan(train, launch, environ, meeting, name)
-        if plan.train.value.shape.others and plan.launch.value.max_nodes > 1:
+        plan = make_plan(train, launch, environ, meeting, name, found)
+        has_choice = plan.train.value.shape.others and plan.launch.value.max_nodes > 1
+        if has_choice and not found.rows:
             from bundlerun.launcher.commands.prospects import foreseen_shapes  # seldom
 
             found = foreseen_shapes(plan, environ, say)

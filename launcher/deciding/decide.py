@@ -11,6 +11,7 @@ from typing import Any
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding.apart import profile_apart
 from bundlerun.launcher.deciding.decision import Chosen, Question, keep_decision, kept_decision
+from bundlerun.launcher.deciding.prospects import Outset, prospects_of, shapes_for_fewer
 from bundlerun.launcher.deciding.question import (
     card_of,
     cluster_here,
@@ -23,7 +24,9 @@ from bundlerun.launcher.deciding.question import (
 from bundlerun.launcher.deciding.shown import chosen_line, plan_rows
 from bundlerun.launcher.launch_config import LaunchConfig
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE, Devices, Hardware, rank_layouts
-from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.layout.prospects import Cut, Prospects
+from bundlerun.launcher.layout.shape import AUTO, Shape
+from bundlerun.launcher.layout.topology import NONE_FORESEEN
 from bundlerun.launcher.options.declared import Resolved
 from bundlerun.launcher.planning.candidate import Candidate, Request
 from bundlerun.launcher.planning.cluster import Cluster
@@ -45,11 +48,13 @@ class Decided:
         train: it.
         document: of the decision, as it is kept: what was asked, what is chosen, the best plans.
         profile: that was made for it; None: the decision had been kept.
+        prospects: of the shapes that a run goes on in when nodes are lost; nothing: of none.
     """
 
     train: Resolved[TrainConfig]
     document: Mapping[str, Any]
     profile: Profile | None = None
+    prospects: Prospects = NONE_FORESEEN
 
 
 def decided(
@@ -91,6 +96,7 @@ def decided(
             cluster = cluster_here(hardware, devices, launch.max_nodes, card, nodes)
         profile = _profile(train.value, devices, hardware, environ, tell)
         document = choose(train, profile, cluster, question)
+        document |= fewer_nodes(train, profile, cluster, document, launch.min_nodes)
         if paths:
             # What the run compares its own times with, and what later plans go by.
             write(paths.model_profile, profile)
@@ -98,7 +104,57 @@ def decided(
     for line in (chosen_line(document), *document["notes"]):
         tell(line)
     chosen = Chosen.from_plain(document["chosen"]).applied(train)
-    return Decided(train=chosen, document=document, profile=profile)
+    prospects = Prospects.parse(document.get("prospects", ""))
+    if prospects.rows:
+        chosen = in_family(chosen, Shape.parse(document["family"]))
+    return Decided(train=chosen, document=document, profile=profile, prospects=prospects)
+
+
+def fewer_nodes(
+    train: Resolved[TrainConfig],
+    profile: Profile,
+    cluster: Cluster,
+    document: Mapping[str, Any],
+    min_nodes: int,
+) -> dict[str, Any]:
+    """What a decision has of runs that nodes are lost of, where it is to choose the shape.
+
+    Nothing where the shape is typed, or the same for any number of nodes, or stages compute again,
+    which are numbered in one shape.
+    """
+    one = Chosen.from_plain(document["chosen"])
+    is_open = train.value.shape.is_auto and one.recompute == "none" and one.cutter != "auto"
+    if not is_open or set(train.value.cut) - {AUTO} or cluster.num_nodes <= max(1, min_nodes):
+        return {}
+    config = one.applied(train).value
+    outset = Outset(
+        train=config,
+        profile=profile,
+        cluster=cluster,
+        samples=one.microbatch_size,
+        min_nodes=min_nodes,
+    )
+    family = shapes_for_fewer(outset)
+    # Else nodes would not run ranks on all the devices that are foreseen.
+    is_full = all(family.usable_devices(kind.devices) == kind.devices for kind in cluster.kinds)
+    if not family.others or not is_full:
+        return {}
+    outset = replace(outset, train=in_family(one.applied(train), family).value)
+    rate = config.batch_size / document["plans"][0]["step_s"]
+    every = tuple(sorted(cluster.devices_per_node, reverse=True))
+    # On all nodes as it was chosen, after looking at more cuts.
+    rows = [
+        replace(row, cut=Cut(one.cut, one.cutter), samples_per_s=rate)
+        if row.devices == every and row.shape.widths == one.shape.widths
+        else row
+        for row in prospects_of(outset).rows
+    ]
+    return {"family": str(family), "prospects": Prospects(tuple(rows)).to_text()}
+
+
+def in_family(train: Resolved[TrainConfig], family: Shape) -> Resolved[TrainConfig]:
+    """The same with shapes that will do; each is cut as its prospect says."""
+    return replace(train, value=replace(train.value, shape=family, cut=()))
 
 
 def choose(

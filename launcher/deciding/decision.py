@@ -33,12 +33,14 @@ class Question:
         num_nodes: the most that take part. Not their devices: nodes that differ decide alike.
         devices: their kind.
         cluster: text of the file that describes the nodes; empty: each takes all to be like itself.
+        min_nodes: the fewest that go on without the others.
     """
 
     options: Mapping[str, str]
     num_nodes: int
     devices: str
     cluster: str
+    min_nodes: int = 1
 
     def to_plain(self) -> dict[str, object]:
         """It as JSON has it."""

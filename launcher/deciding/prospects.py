@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 
 from bundlerun.launcher.agreement.planner_terms import wanted
@@ -113,6 +114,24 @@ def _request(outset: Outset, shape: Shape, nodes: Cluster) -> Request:
         samples=outset.samples,
         recompute=frozenset(range(shape.num_stages) if recomputes else ()),
     )
+
+
+def shapes_for_fewer(outset: Outset) -> Shape:
+    """The shape of a run, and those that are the best where nodes are lost: a family.
+
+    Args:
+        outset: its options have the shape for all nodes.
+    """
+    found = [outset.train.shape.widths]
+    for nodes in islice(_left(outset), 1, None):
+        request = replace(
+            wanted(outset.train), samples=outset.samples, recompute=frozenset(), chunks=1
+        )
+        outlook = Outlook(profile=outset.profile, cluster=nodes, request=request)
+        with suppress(ConfigError):  # nothing fits: they wait
+            found.append(outlook.best(effort=_EFFORT).plans[0].candidate.shape.widths)
+    first, *others = dict.fromkeys(found)
+    return Shape(first, others=tuple(others))
 
 
 def kept_prospects(

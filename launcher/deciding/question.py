@@ -49,7 +49,13 @@ def question_of(
         for name in _DEPENDS_ON
         if hasattr(train.value, name)
     }
-    return Question(options=options, num_nodes=launch.max_nodes, devices=kind, cluster=cluster_text)
+    return Question(
+        options=options,
+        num_nodes=launch.max_nodes,
+        devices=kind,
+        cluster=cluster_text,
+        min_nodes=launch.min_nodes,
+    )
 
 
 def request_of(train: Resolved[TrainConfig], profile: Profile) -> Request:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding import prospects
+from bundlerun.launcher.deciding.decide import choose, fewer_nodes
 from bundlerun.launcher.deciding.decision import Question
 from bundlerun.launcher.deciding.prospects import Outset, kept_prospects, prospects_of
 from bundlerun.launcher.layout.prospects import Prospects
 from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.options.declared import resolve
 from bundlerun.launcher.planning.cluster import Cluster, Link, NodeKind
 from bundlerun.launcher.planning.model_costs import Profile
 from tests.unit.launcher.planning.models import MB, nodes, profile_of
@@ -126,3 +129,51 @@ def test_a_model_that_comes_cut_is_not_foreseen() -> None:
     asked = outset("1,1|1", nodes(2, 1))
     profile: Profile = replace(asked.profile, cutter=None)
     assert prospects_of(replace(asked, profile=profile)) == Prospects()
+
+
+# --- `--shape auto`, when nodes are lost
+
+
+def auto(cluster: Cluster, *, min_nodes: int = 1, **options: str) -> dict[str, Any]:
+    """What a decision has of fewer nodes, where sums of all parameters take longest."""
+    train = resolve(
+        TrainConfig,
+        {"shape": "auto", "batch_size": "64", "microbatch_size": "8"} | options,
+        environ={},
+        toml={},
+        toml_name="",
+    )
+    profile = replace(
+        profile_of([0.1] * 6, message_bytes=1000, trained_bytes=10 * MB), cutter="graph"
+    )
+    document = choose(train, profile, cluster, QUESTION)
+    return document | fewer_nodes(train, profile, cluster, document, min_nodes)
+
+
+def test_with_shape_auto_a_run_goes_on_in_the_best_shape_for_fewer_nodes() -> None:
+    found = auto(nodes(3, 1, bytes_per_s=10e6))
+    assert (found["chosen"]["shape"], found["family"]) == ("1,1,1", "1,1,1|1,1|1")
+    prospects = Prospects.parse(found["prospects"])
+    family = Shape.parse(found["family"])
+    best = [prospects.best(held, (1,) * len(held)) for held in (family.family, family.family[1:])]
+    assert [str(one.shape) for one in best if one] == ["1,1,1", "1,1"]
+    # On all nodes it is the plan that was chosen.
+    assert best[0] is not None
+    assert list(best[0].cut.names) == found["chosen"]["cut"]
+    assert best[0].samples_per_s == 64 / found["plans"][0]["step_s"]
+
+
+@pytest.mark.parametrize(
+    ("cluster", "min_nodes", "options"),
+    [
+        (nodes(3, 1, bytes_per_s=10e6), 3, {}),  # none may be lost
+        (nodes(3, 1, bytes_per_s=10e6), 1, {"shape": "1,1,1", "cut": "auto"}),  # typed
+        (nodes(2, 1), 1, {}),  # the same shape for any number
+        (nodes(1, 2, bytes_per_s=10e6), 1, {}),  # one node
+    ],
+    ids=["all are needed", "one shape", "replicas", "one node"],
+)
+def test_there_is_one_shape_where_no_other_would_be_taken(
+    cluster: Cluster, min_nodes: int, options: dict[str, str]
+) -> None:
+    assert "family" not in auto(cluster, min_nodes=min_nodes, **options)
