@@ -24,7 +24,7 @@ CLAIM = "an exchange in a shorter form changes the loss by less than another see
 PER_HOST = (4, 4)
 FORMS: Final[dict[str, dict[str, Any]]] = {
     **{dtype: {"exchange_dtype": dtype} for dtype in ("float32", "bfloat16", "int8", "int4")},
-    **{exchange: {"exchange": exchange} for exchange in ("topk:16", "powersgd:4")},
+    **{exchange: {"exchange": exchange} for exchange in ("topk:16", "powersgd:4", "powersgd:16")},
 }
 NUM_SEEDS = 5
 TARGET = 1.0
