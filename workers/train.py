@@ -218,7 +218,8 @@ def train(
             log.info("this round has shape %s", shape)
         joiner = Joiner(session, env, config.timeout_s) if life.joins else None
         mover = Mover(asked, env, session, life)
-        way = Way(joiner=joiner, mover=mover, number=life.joins)
+        passer = joiner.passer if joiner else None
+        way = Way(joiner=joiner, mover=mover, passer=passer, number=life.joins)
         is_first, left = env.attempt == 0, session
         while True:
             found = train_rank(
@@ -239,7 +240,7 @@ def train(
             env, is_first = found.env, False
             life.events.note("met", {**met, "rank": session.place.rank})
             mover = Mover(asked, env, session, life)
-            way = Way(kept=found.kept, mover=mover, number=found.number)
+            way = Way(kept=found.kept, mover=mover, passer=found.passer, number=found.number)
         del left
         if isinstance(found, str):
             return SPARE_CODES[found]

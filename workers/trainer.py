@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import CheckpointError, ConfigError, DivergedError
@@ -59,13 +60,24 @@ def _never() -> bool:
     return False
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """What of a trainer goes on in another round, in its process: all that a step changes."""
+
+    stage: nn.Module
+    optimizer: Optimizer
+    groups: ParamGroups
+    loss_scale: LossScale
+    average: Average
+
+
 class Trainer:
     """Trains one stage replica; every rank of the job has one.
 
     Args:
         config: the run's configuration.
         session: this rank's place and groups.
-        stage: this rank's part of the model, freshly made, in CPU memory.
+        stage: this rank's part of the model, freshly made, in CPU memory; or what it holds already.
         recipe: gives loss, metrics and optimizer.
         meters: gets the time of each phase.
         tally: what else all ranks tell each other in a step; None: nothing.
@@ -75,7 +87,7 @@ class Trainer:
         self,
         config: TrainConfig,
         session: Session,
-        stage: nn.Module,
+        stage: nn.Module | Held,
         recipe: Recipe,
         meters: Meters,
         tally: Tally | None = None,
@@ -85,18 +97,19 @@ class Trainer:
         self._session = session
         self._meters = meters
         self._tally = tally
+        held = stage if isinstance(stage, Held) else None
         # Before the optimizer sees the parameters, and in CPU memory, where the stage was made.
-        if config.precision == "float64":
-            stage = stage.double()
-        self.stage = moved(stage, session.device)
+        if not isinstance(stage, Held):
+            stage = stage.double() if config.precision == "float64" else stage
+            self.stage = moved(stage, session.device)
+        else:
+            self.stage = stage.stage
         memory_format = arrange(self.stage, config.memory_format, has_gpus=session.arrival.has_gpus)
         self.stage.train()  # a model's own may say which parameters are trained: see them so
-        # After `.to`: an optimizer keeps the tensors that it is given.
-        self.optimizer = recipe.optimizer(model_parameters(self.stage))
-        check_optimizer(self.optimizer, self.stage)
-        self.groups = ParamGroups(self.optimizer, speaks=session.is_writer)
-        self.loss_scale = LossScale.of(config)
-        self.average = Average(config, self.stage, speaks=session.is_writer)
+        if held is None:
+            held = self._begun_with(recipe)
+        self.optimizer, self.groups = held.optimizer, held.groups
+        self.loss_scale, self.average = held.loss_scale, held.average
         self._update = Update(
             config, session, self.stage, self.optimizer, self.groups, self.loss_scale
         )
@@ -148,6 +161,31 @@ class Trainer:
             self._forward_state,
             meters,
             lambda forwards: self._behind.around(self.verifier.redo.around(forwards)),
+        )
+
+    def _begun_with(self, recipe: Recipe) -> Held:
+        """What goes with a stage that has done no step here."""
+        # After `.to`: an optimizer keeps the tensors that it is given.
+        optimizer = recipe.optimizer(model_parameters(self.stage))
+        check_optimizer(optimizer, self.stage)
+        speaks = self._session.is_writer
+        return Held(
+            stage=self.stage,
+            optimizer=optimizer,
+            groups=ParamGroups(optimizer, speaks=speaks),
+            loss_scale=LossScale.of(self._config),
+            average=Average(self._config, self.stage, speaks=speaks),
+        )
+
+    @property
+    def held(self) -> Held:
+        """What the trainer of another round takes over."""
+        return Held(
+            stage=self.stage,
+            optimizer=self.optimizer,
+            groups=self.groups,
+            loss_scale=self.loss_scale,
+            average=self.average,
         )
 
     def _metric_sums(self) -> MetricSums:

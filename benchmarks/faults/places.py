@@ -74,9 +74,14 @@ JOIN_RANK_PLACES: Mapping[str, Spot] = {
     "keep for next": Spot("bundlerun.workers.run.saving:Saving", "keep_for_next", "before"),
     "leave": Spot("bundlerun.workers.run.hand_over:Mover", "leave", "before"),
     "left": Spot("bundlerun.workers.run.hand_over:Mover", "leave", "after"),
+    "pass on": Spot("bundlerun.workers.run.passing_on", "send_piece", "before"),
+    "passed on": Spot("bundlerun.workers.run.passing_on", "send_piece", "after"),
+    "first gate": Spot("bundlerun.workers.run.passing_on:FirstGate", "before_last", "before"),
     # those who join them
     "prepared": Spot("bundlerun.workers.run.hand_over:Joiner", "has_prepared", "before"),
     "wait for the others": Spot("bundlerun.workers.run.hand_over:Joiner", "wait", "after"),
+    "take": Spot("bundlerun.workers.run.passing_on", "receive_piece", "before"),
+    "taken": Spot("bundlerun.workers.run.passing_on:Passer", "take", "after"),
     # both
     "in the next round": Spot(
         "bundlerun.workers.rank.life.liveness:Liveness", "has_moved", "before"

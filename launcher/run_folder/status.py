@@ -136,7 +136,7 @@ def status_of(
         loss=last.get("loss"),
         round=int(rounds[-1]["round"]) if rounds else 0,
         nodes=tuple(rounds[-1]["nodes"]) if rounds else (),
-        num_restarts=sum(row.get("kind") == "restart" for row in metrics),
+        num_restarts=sum(map(_is_restart, metrics)),
         quiet_s=quiet_s,
         step_s=step_s,
         goodput=_goodput(metrics, step_s),
@@ -155,6 +155,11 @@ def status_of(
         slow=_slow(events) if state in ("running", "quiet") else (),
         short=_short(events) if state in ("running", "quiet") else (),
     )
+
+
+def _is_restart(row: Mapping[str, Any]) -> bool:
+    # Where a node has joined in a hand-over, the others went on.
+    return row.get("kind") == "restart" and row.get("source") != "hand-over"
 
 
 def _state(outcome: Outcome | None, gone: str, quiet_s: float | None) -> tuple[str, str]:

@@ -142,12 +142,22 @@ CASES = [
     ("die", "left", "n2", "0"),
     ("die", "prepared", NEW, "0"),
     ("die", "wait for the others", NEW, "0"),
+    ("die", "pass on", "n0", "0"),
+    ("die", "passed on", "n0", "0"),
+    ("die", "first gate", "n2", "0"),
+    ("die", "take", NEW, "0"),
+    ("die", "taken", NEW, "0"),
     ("die", "in the next round", "n0", "0"),
-    ("die", "go on", "n2", AGENT),
-    ("die", "have moved", "n0", AGENT),
     ("freeze", "prepared", NEW, "0"),
     ("freeze", "leave", "n2", "0"),
+    ("freeze", "pass on", "n0", "0"),
+    ("freeze", "take", NEW, "0"),
     ("raise", "next round", "n0", "0"),
+    ("raise", "pass on", "n0", "0"),
+    ("raise", "take", NEW, "0"),
+    # Last: an agent that is started again comes behind the others, and another node passes on.
+    ("die", "go on", "n2", AGENT),
+    ("die", "have moved", "n0", AGENT),
 ]
 
 

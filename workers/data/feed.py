@@ -41,6 +41,10 @@ _FORWARDS_OF_A_STEP = 3
 """A step's forwards and backwards take about three times as long as its forwards alone."""
 
 
+_Cut = tuple[int, Sequence[Sequence[int]]]
+"""Number of a step in the run, and the samples of each of its micro-batches."""
+
+
 class Feed:
     """Shares the micro-batches out to the bundles and reads those of this rank.
 
@@ -49,10 +53,16 @@ class Feed:
         session: this rank's place.
         info: sizes of the data.
         data: the samples, on stage 0; None elsewhere (I4).
+        before: of the round before, in this process; its loader goes on in this one.
     """
 
     def __init__(
-        self, config: TrainConfig, session: Session, info: DataInfo, data: DataSets | None
+        self,
+        config: TrainConfig,
+        session: Session,
+        info: DataInfo,
+        data: DataSets | None,
+        before: Feed | None = None,
     ) -> None:
         self._config = config
         self._bundle = session.place.bundle
@@ -68,7 +78,15 @@ class Feed:
                 f"--ra-reps {config.ra_reps} takes each sample several times, and the training "
                 "samples are a stream; leave it out"
             )
-        self._loader = _loader(config, session, data) if data is not None else None
+        self._cuts: tuple[int, int, Sequence[_Cut]] | None = None
+        """An epoch, the first of its steps that are there, and their micro-batches."""
+        self._digests: dict[str, str] | None = None
+        self._loader: MicrobatchLoader | None = None
+        if before is not None:
+            self._cuts, self._digests = before._cuts, before._digests
+            self._loader = before._handed_on()
+        if self._loader is None and data is not None:
+            self._loader = _loader(config, session, data)
 
     @property
     def num_train(self) -> int:
@@ -123,6 +141,13 @@ class Feed:
         """
         self._plan.change(step, speeds)
 
+    def rest(self, step: int, num_bundles: int) -> None:
+        """Has the first `num_bundles` do all of a step of the run; to be called alike on all ranks.
+
+        Before any of its samples are asked for.
+        """
+        self._plan.rest(step, num_bundles)
+
     def counts(self) -> list[int]:
         """Micro-batches of each bundle in a whole step, by the newest shares."""
         return self._plan.counts(self._config.num_microbatches)
@@ -151,18 +176,25 @@ class Feed:
         begun, self._begun = self._begun, None
         if begun is not None and (epoch, first_step) == (0, 0):
             return begun
-        order = self._order(epoch)
         # All steps at once, as the loader reads ahead over their borders.
-        first = epoch * self.steps_per_epoch
-        steps = [
-            (first + step, self._cut(order, step))
-            for step in range(first_step, self.steps_per_epoch)
-        ]
+        steps = self._steps(epoch, first_step)
         works = (self._work(step, microbatches) for step, microbatches in steps)
         if self._loader is None:
             return works, iter(())
         self._requests = _Requests(steps, self._mine)
         return works, self._loader.batches(self._requests, epoch=epoch)
+
+    def _steps(self, epoch: int, first_step: int) -> Sequence[_Cut]:
+        """The steps left in an epoch; of many samples it takes a while, so they are kept."""
+        if self._cuts is not None and self._cuts[0] == epoch and self._cuts[1] <= first_step:
+            return self._cuts[2][first_step - self._cuts[1] :]
+        order, first = self._order(epoch), epoch * self.steps_per_epoch
+        steps = [
+            (first + step, self._cut(order, step))
+            for step in range(first_step, self.steps_per_epoch)
+        ]
+        self._cuts = epoch, first_step, steps
+        return steps
 
     def validation(self) -> tuple[list[StepWork], Iterator[Batch]]:
         """The work of one pass over the validation samples, in parts, and this rank's batches.
@@ -202,7 +234,9 @@ class Feed:
         Raises:
             BundleError: a stream cannot be read.
         """
-        found = {}
+        if self._digests is not None:
+            return self._digests
+        found = self._digests = {}
         for part, source, count in self._parts():
             names = getattr(source.samples, "names_digest", None)
             if callable(names):
@@ -225,6 +259,14 @@ class Feed:
         source, first = _SOURCES.index(part), range(min(_NUM_DIGESTED, count))
         batch = next(self._loader.batches([first], epoch=0, source=source))
         return digest_of((batch.inputs, batch.target))
+
+    def _handed_on(self) -> MicrobatchLoader | None:
+        """The loader; None where there is none that another feed can go on with."""
+        streams = self._data is not None and any(is_stream(s.samples) for _, s, _ in self._parts())
+        if streams:
+            self.close()  # it has read ahead, and goes only forward
+        loader, self._loader = self._loader, None
+        return None if streams else loader
 
     def close(self) -> None:
         """Ends the loading processes."""
@@ -295,6 +337,12 @@ class SharePlan:
     def __init__(self, num_bundles: int) -> None:
         self._changes = [(0, Speeds.equal(num_bundles))]
         self._known: dict[tuple[int, int], list[int]] = {}
+        self._num_bundles = num_bundles
+        self._rest: tuple[int, int] | None = None
+
+    def rest(self, step: int, num_bundles: int) -> None:
+        """In a step of the run only the first bundles have anything to do."""
+        self._rest = step, num_bundles
 
     def change(self, step: int, speeds: Speeds) -> None:
         """Other speeds from a step of the run on, which is not before that of the last change."""
@@ -306,6 +354,10 @@ class SharePlan:
         Args:
             step: of the run; None: by the newest shares.
         """
+        if self._rest is not None and step == self._rest[0]:
+            working = self._rest[1]
+            resting = self._num_bundles - working
+            return share_out(num_microbatches, Speeds.equal(working)) + [0] * resting
         last = len(self._changes) - 1
         while step is not None and self._changes[last][0] > step:
             last -= 1
@@ -325,7 +377,7 @@ class _Requests:
 
     def __init__(
         self,
-        steps: Sequence[tuple[int, Sequence[Sequence[int]]]],
+        steps: Sequence[_Cut],
         mine: Callable[[int, int], range],
     ) -> None:
         self._steps = steps

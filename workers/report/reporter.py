@@ -93,6 +93,8 @@ class Reporter:
         self._finished: Mapping[str, Any] | None = None
         self._has_lost_folder = False
         self._bar: ProgressBar | None = None
+        self._begins: tuple[Topology, Progress] | None = None
+        """A round that all go on in, once the last step before it is told."""
         self._writer = MetricsWriter(self._paths)
         _write(self._paths.config, config.to_json())
         self._trackers = StartedTrackers(self._paths, config.trackers)
@@ -105,14 +107,18 @@ class Reporter:
             _count(config.num_microbatches, "micro-batch"),
             config.samples_per_microbatch,
         )
+        self._tell_begin(topology)
+
+    def _tell_begin(self, topology: Topology) -> None:
+        """In the history."""
         self._writer.write(
             "start",
             bundles=topology.num_bundles,
             nodes=topology.num_nodes,
             shape=f"{topology.shape}",
             chunks=topology.chunks_per_stage,
-            steps=course.num_steps,
-            unit=course.unit,
+            steps=self._course.num_steps,
+            unit=self._course.unit,
         )
 
     def resumed(self, progress: Progress, source: str) -> None:
@@ -142,6 +148,32 @@ class Reporter:
             progress.step, progress.epoch + 1, source,
         )  # fmt: skip
         self._writer.write("restart", step=progress.step, epoch=progress.epoch, source=source)
+
+    def moved(self, topology: Topology, progress: Progress) -> None:
+        """Says that all ranks go on in another round, in their processes, and some join them.
+
+        Args:
+            topology: of that round.
+            progress: how far the run has come.
+        """
+        if self._bar is not None:
+            self._bar.close()
+        self._num_bundles = topology.num_bundles
+        log.info(
+            "%s of shape %s on %s go on after step %d",
+            _count(topology.num_bundles, "bundle"),
+            topology.shape,
+            _count(topology.num_nodes, "node"),
+            progress.step,
+        )
+        if self._finished is None:
+            self._tell_moved(topology, progress)
+        else:
+            self._begins = topology, progress
+
+    def _tell_moved(self, topology: Topology, progress: Progress) -> None:
+        self._tell_begin(topology)
+        self._writer.write("restart", step=progress.step, epoch=progress.epoch, source="hand-over")
 
     def looks_lost(self) -> bool:
         """Whether the run folder was deleted or renamed under the run; if so, makes it again."""
@@ -215,6 +247,11 @@ class Reporter:
         step: int = row["step"]
         self._writer.release()
         self._summary.steps = step + 1
+        if self._begins is not None:
+            # The row of the last step of the round before, which nobody can undo any more.
+            self._tell_moved(*self._begins)
+            self._begins = None
+            return
         self._epoch.samples += row["samples"]
         seconds = max(1e-9, self._epoch.seconds)
         # Of this attempt's steps only: those before a resume took time that is not in `seconds`.

@@ -76,6 +76,8 @@ class Run:
         self._step = 0
         """Finished steps."""
         self._has_trimmed = False
+        self.last: Progress | None = None
+        """With the last step that is finished, and its row."""
 
     def train_from(self, progress: Progress) -> Ending | None:
         """Trains from `progress` to the end of the run, or until it is told to stop.
@@ -83,7 +85,7 @@ class Run:
         Collective: every active rank.
 
         Returns:
-            None where all ranks go on in another round, with the state of `num_steps` in memory.
+            None where all ranks go on in another round, from `last`.
         """
         self._step, self._epoch = progress.step, progress.epoch
         self._first_epoch = progress.epoch
@@ -103,11 +105,6 @@ class Run:
     @property
     def _has_all_steps(self) -> bool:
         return 0 < self._config.max_steps <= self._step
-
-    @property
-    def num_steps(self) -> int:
-        """Finished steps."""
-        return self._step
 
     @property
     def _step_in_epoch(self) -> int:
@@ -161,13 +158,16 @@ class Run:
                 self._stop()
                 return False
             self._maybe_save()
-            if result.moves and not self._has_all_steps and self._moves_on():
-                return True  # the end of an epoch comes in the next round, too
+            # Not at an epoch's end, which is done by who have done the epoch.
+            is_inside = num_done + 1 < num_in_pass and not self._has_all_steps
+            if result.moves and is_inside and self._moves_on():
+                return True
         return self._end_epoch()
 
     def _moves_on(self) -> bool:
         """Keeps the state for the next round; whether all ranks go on in it."""
-        self._moves = self._saving.keep_for_next(self._progress())
+        assert self.last is not None
+        self._moves = self._saving.keep_for_next(self.last)
         if not self._moves:
             self._stopping.stays("not all ranks have the state of the last step in memory")
         return self._moves
@@ -189,6 +189,7 @@ class Run:
         # [2]
         self._audience.finished(progress.step)
         # [3]
+        self.last = progress
         after = self._saving.after_step(progress, step_s)
         # The pace has just been chosen by what snapshots cost.
         if after.adapted is not None:

@@ -34,7 +34,7 @@ from bundlerun.workers.rank.arrival.session import Session
 from bundlerun.workers.snapshot.mark import Mark
 from bundlerun.workers.snapshot.own_plan import Own
 from bundlerun.workers.snapshot.piece import SnapshotId
-from bundlerun.workers.snapshot.restore import Restore
+from bundlerun.workers.snapshot.restore import Restore, Restored
 from bundlerun.workers.state.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -285,7 +285,14 @@ class Keeper:
 
     def _from_memory(self, restore: Restore, on_disk: int) -> Resumed:
         tells = self._kept.names if self._session.is_writer else None
-        restored = restore.fetch(on_disk, tells, self._kept.own)
+        return self.take_up(restore, restore.fetch(on_disk, tells, self._kept.own))
+
+    def take_up(self, restore: Restore, restored: Restored) -> Resumed:
+        """Loads a state that is in the memory of this node.
+
+        Raises:
+            RuntimeError: it was damaged there.
+        """
         self._kept.load(restored.progress, restore.load(restored, self._kept.names))
         self._kept.load_own(partial(restore.load, restored, list), restore.load_others(restored))
         parts = [

@@ -69,10 +69,13 @@ class Saving:
     def keep_for_next(self, progress: Progress) -> bool:
         """Keeps the state in memory, due or not, for the round that all go on in; whether all do.
 
+        A copy that is under way is not waited for: whoever takes from it does so.
         Collective: every active rank.
         """
         if self._snapshots is None:
             return False
+        if self._snapshots.has(progress.step):
+            return True  # where memory has run out, who was to pass its share on ends the move
         self._snapshots.before_last()
         # Nobody writes over the older slot before all have come out of that (I8).
         self._total([0.0])

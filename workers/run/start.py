@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from bundlerun.workers.rank.life.liveness import Liveness
 from bundlerun.workers.rank.life.stopping import Stopping, StopRequest, StopWord
 from bundlerun.workers.rank.memory_guard import MemoryGuard
 from bundlerun.workers.rank.meters import Meters
-from bundlerun.workers.recipe import DataInfo, Recipe, load_recipe, model_inputs
+from bundlerun.workers.recipe import DataInfo, DataSets, Recipe, load_recipe, model_inputs
 from bundlerun.workers.report.audience import Audience
 from bundlerun.workers.report.declared import Declared
 from bundlerun.workers.report.forecast.foreseen import foreseen
@@ -45,6 +45,7 @@ from bundlerun.workers.run.given_back import give_back
 from bundlerun.workers.run.hand_over import Joiner, Kept, Moved, Mover, Way
 from bundlerun.workers.run.keeper import Found, Keeper, Resumed, look
 from bundlerun.workers.run.kept_back import NamedRemainders
+from bundlerun.workers.run.passing_on import FirstGate
 from bundlerun.workers.run.same_model import check_same_model, described
 from bundlerun.workers.run.saving import Saving
 from bundlerun.workers.run.trained import Trained
@@ -55,7 +56,8 @@ from bundlerun.workers.snapshot.restore import Restore
 from bundlerun.workers.snapshot.room import SnapshotRoom
 from bundlerun.workers.snapshot.snapshots import Snapshots, Source
 from bundlerun.workers.state.ending import Ending
-from bundlerun.workers.trainer import Trainer
+from bundlerun.workers.sync.schemes import ways_of
+from bundlerun.workers.trainer import Held, Trainer
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +85,11 @@ def train_rank(
         what goes on in another round.
     """
     way = way or Way()
-    kept, joiner, mover = way.kept, way.joiner, way.mover
+    kept, joiner, mover, passer = way.kept, way.joiner, way.mover, way.passer
+    # At once: who joins waits for it.
+    given = passer.give(kept.snapshots.piece()) if kept and passer else None
+    # What goes on in the next round is not closed with this one.
+    lasting = stack.enter_context(ExitStack())
     recipe = kept.recipe if kept else load_recipe(config)
     meters = Meters.of(session.device, life.sheet)
     paths = RunPaths(Path(config.run_dir))
@@ -93,39 +99,22 @@ def train_rank(
         config, session.device, finished, may_shrink=may_shrink, shares_gpu=shares_gpu
     ):
         info, data = (kept.info, kept.data) if kept else open_data(recipe, session)
-        feed = Feed(config, session, info, data)
+        feed = Feed(config, session, info, data, kept.feed if kept else None)
         # Pushed as soon as it is made: what fails later then closes it, too.
-        stack.callback(feed.close)
-        initial = None
-        if joiner is not None:
-            # Beside the others, who train in the round before.
-            found = Found(on_disk=Survey([], {}), in_memory=0)
-            own = _own_stage(
-                config, session, recipe, feed, info, found, is_first_start=False, joiner=joiner
-            )
-            give_back()
-            stage, initial, cuts, whole = own
-            end = joiner.wait()
-            if end is not None:
-                return end
-        restore = _open_restore(config, session, stack)
-        # Before the stage: a state that will be loaded for sure needs no initialisation.
-        found = look(config, session, restore)
-        if way.number:
-            # What the round before has left in memory, also where a checkpoint is as new.
-            found = replace(found, on_disk=Survey([], {}))
-        check_same_data(info, data, session, feed, paths, is_new=found.is_nothing)
-        if kept is not None:
-            stage, cuts, whole = kept.stage, kept.cuts, kept.found
-        elif joiner is None:
-            stage, initial, cuts, whole = _own_stage(
-                config, session, recipe, feed, info, found, is_first_start=is_first_start
-            )
-            # Who cuts leaves circles of references, in which all other stages would stay: of much
-            # that was there when the rank was forked, Python seldom looks for what nobody needs.
-            give_back()
+        lasting.callback(feed.close)
         shares = Shares(config, session, meters, feed)
-        trainer = Trainer(config, session, stage, recipe, meters, shares.tally)
+        here = _Here(config, session, recipe, meters, info, data, feed, shares)
+        if joiner is not None:
+            own = _made_beside(here, joiner, lasting)
+            if not isinstance(own, _Own):
+                return own
+        elif kept is not None:
+            trainer = here.trainer(kept.held)
+            own = _Own(trainer, None, kept.cuts, kept.found, kept.restore, kept.start)
+            lasting.callback(kept.restore.room.close)
+        else:
+            own = _made_anew(here, lasting, is_first_start=is_first_start)
+        trainer, initial, restore, found = own.trainer, own.initial, own.restore, own.start
         stack.callback(trainer.close)
         remainders = NamedRemainders(
             session, trainer.stage, trainer.sync, is_rounded=not config.exchange_form.is_exact
@@ -133,9 +122,14 @@ def train_rank(
         trained = Trained(session, trainer, remainders)
         keeper = Keeper(config, session, trained, restore, info.about)
         # Only now: loading needs the stage's names and the optimizer, which the trainer has.
-        resumed = keeper.resume(found)
-        way.check(resumed)
-        if way.number:
+        if kept is not None:
+            resumed: Resumed | None = kept.resumed()
+        elif joiner is not None and restore is not None:
+            resumed = keeper.take_up(restore, joiner.passer.take(restore.room))
+        else:
+            resumed = keeper.resume(found)
+        if passer is not None and resumed is not None:
+            feed.rest(resumed.progress.step, passer.num_bundles)
             life.has_moved(way.number)
         if resumed is None and initial is not None and not found.is_nothing:
             initial.load(trainer.stage)  # there were checkpoints, and all were damaged
@@ -143,6 +137,7 @@ def train_rank(
             log.info("the run goes on from its %s: --init-from is not read", resumed.source)
         _begin_verifying(trainer, found, resumed)
         del initial  # it may hold a model's worth of memory
+        own = replace(own, initial=None)
         _begin(session, feed, trainer, resumed)
         snapshots = None
         if restore is not None:
@@ -164,13 +159,22 @@ def train_rank(
                 found.era,
                 buddies,
             )
-            stack.callback(snapshots.close)
+            lasting.callback(snapshots.close)
+            finish_copy = snapshots.finish_copy
+            if kept is not None and given is not None:
+                gate = FirstGate(kept.snapshots, given, snapshots)
+                trainer.sync.hold(gate)
+                finish_copy = gate.finish_copy
             # A rank about to end completes its copy first: the next start may need it.
-            life.before_end(snapshots.finish_copy)
-        reporter = _open_reporter(config, session, recipe, feed.steps_per_epoch, stack)
-        progress = _tell_start(session, life, reporter, resumed)
+            life.before_end(finish_copy)
+        reporter = kept.reporter if kept else None
         if reporter is not None:
-            _foresee(config, session, trainer, cuts, reporter)
+            lasting.push(reporter)
+        elif kept is None:
+            reporter = _open_reporter(config, session, recipe, feed.steps_per_epoch, lasting)
+        progress = _tell_start(session, life, reporter, resumed, has_moved=kept is not None)
+        if reporter is not None:
+            _foresee(config, session, trainer, own.cuts, reporter)
         looks_lost = reporter.looks_lost if reporter is not None else None
         saving = Saving(keeper, snapshots, trainer.total, meters, looks_lost)
         measures = Measures(session, meters, trainer.total, shares.sending)
@@ -184,22 +188,30 @@ def train_rank(
             config, feed, trainer, saving, measures, measured, profiling, stopping, shares, audience
         )
         life.sheet.talks(Talk.NONE)
-        if mover is not None:
-            mover.watch(whole, keeps_snapshots=snapshots is not None)
+        if mover is not None and restore is not None and snapshots is not None:
+            mover.watch(
+                Kept(
+                    recipe=recipe,
+                    info=info,
+                    data=data,
+                    feed=feed,
+                    held=trainer.held,
+                    found=own.whole,
+                    cuts=own.cuts,
+                    restore=restore,
+                    snapshots=snapshots,
+                    reporter=reporter,
+                    start=found,
+                    token=session.token,
+                )
+            )
         ending = run.train_from(progress)
         profiling.close()
         if ending is None:
             assert mover is not None
-            made = Kept(
-                recipe=recipe,
-                info=info,
-                data=data,
-                stage=trainer.stage,
-                found=whole,
-                cuts=cuts,
-                step=run.num_steps,
-            )
-            return mover.leave(made)
+            assert run.last is not None
+            lasting.pop_all()
+            return mover.leave(run.last)
         if restore is not None and ending.kept == "disk":
             # Memory that outlives the process (I7) is given back once the disk has the same.
             restore.room.give_up()
@@ -208,6 +220,92 @@ def train_rank(
             stopping.forget()  # not before that: who has asked asks again until it is there
         life.events.note("stops" if ending.is_stopped else "done", {"step": ending.outcome.step})
     return ending
+
+
+@dataclass(frozen=True, slots=True)
+class _Here:
+    """What a rank has of a round before it has its part of the model."""
+
+    config: TrainConfig
+    session: Session
+    recipe: Recipe
+    meters: Meters
+    info: DataInfo
+    data: DataSets | None
+    feed: Feed
+    shares: Shares
+
+    def trainer(self, stage: nn.Module | Held) -> Trainer:
+        """That of a stage."""
+        return Trainer(
+            self.config, self.session, stage, self.recipe, self.meters, self.shares.tally
+        )
+
+    def check_data(self, *, is_new: bool) -> None:
+        """See `check_same_data`."""
+        paths = RunPaths(Path(self.config.run_dir))
+        check_same_data(self.info, self.data, self.session, self.feed, paths, is_new=is_new)
+
+
+@dataclass(frozen=True, slots=True)
+class _Own:
+    """A rank's part of the model, and what it may go on from.
+
+    Args:
+        trainer: of its stage.
+        initial: weights that it was given, or would be given if nothing was found.
+        cuts: names at which the model was cut.
+        whole: the whole model as `described`.
+        restore: finds snapshots; None: there are none.
+        start: what there is to go on from.
+    """
+
+    trainer: Trainer
+    initial: Initial | None
+    cuts: tuple[str, ...]
+    whole: Mapping[str, str]
+    restore: Restore | None
+    start: Found
+
+
+def _made_anew(here: _Here, stack: ExitStack, *, is_first_start: bool) -> _Own:
+    """What all ranks make together, as a round begins.
+
+    Collective: every rank that is not spare.
+    """
+    config, session = here.config, here.session
+    restore = _open_restore(config, session, stack)
+    # Before the stage: a state that will be loaded for sure needs no initialisation.
+    found = look(config, session, restore)
+    here.check_data(is_new=found.is_nothing)
+    stage, initial, cuts, whole = _own_stage(here, found, is_first_start=is_first_start)
+    # Who cuts leaves circles of references, in which all other stages would stay: of much
+    # that was there when the rank was forked, Python seldom looks for what nobody needs.
+    give_back()
+    return _Own(here.trainer(stage), initial, cuts, whole, restore, found)
+
+
+def _made_beside(here: _Here, joiner: Joiner, stack: ExitStack) -> _Own | End:
+    """What a rank makes that joins others, who train in the round before meanwhile.
+
+    Returns:
+        How the run has ended, where nobody comes any more.
+    """
+    config, session = here.config, here.session
+    restore = _open_restore(config, session, stack)
+    here.check_data(is_new=False)
+    nothing = Found(on_disk=Survey([], {}), in_memory=0)  # as if a snapshot were there: one comes
+    stage, _, cuts, whole = _own_stage(here, nothing, is_first_start=False, checks=False)
+    give_back()
+    # Where sums are to be measured the others have to be there.
+    is_alone = ways_of(config, session.arrival).is_settled
+    trainer = here.trainer(stage) if is_alone else None
+    joiner.has_prepared()
+    check_same_model(session, whole)
+    found = joiner.wait()
+    if not isinstance(found, Found):
+        return found
+    return _Own(trainer or here.trainer(stage), None, cuts, whole, restore, found)
 
 
 def _open_restore(config: TrainConfig, session: Session, stack: ExitStack) -> Restore | None:
@@ -220,27 +318,22 @@ def _open_restore(config: TrainConfig, session: Session, stack: ExitStack) -> Re
 
 
 def _own_stage(
-    config: TrainConfig,
-    session: Session,
-    recipe: Recipe,
-    feed: Feed,
-    info: DataInfo,
-    found: Found,
-    *,
-    is_first_start: bool,
-    joiner: Joiner | None = None,
+    here: _Here, found: Found, *, is_first_start: bool, checks: bool = True
 ) -> tuple[nn.Module, Initial | None, tuple[str, ...], Mapping[str, str]]:
     """One stage of the model, as a new run begins with it, for this rank; the others are let go.
 
     Collective: every rank that is not spare.
 
     Args:
-        joiner: of a rank that prepares beside the others.
+        checks: whether all have made the same model; else the caller does.
 
     Returns:
         And the weights that it was given, or would be given if nothing was found; the names at
         which the model was cut; the whole model as `described`.
     """
+    config, session, recipe, feed, info = (
+        here.config, here.session, here.recipe, here.feed, here.info
+    )  # fmt: skip
     example = share_example(feed, session, recipe, config.shape.num_stages)
     # One rank for all: what it refuses ends the run like any wrong input that one rank finds.
     compares = session.has_first_microbatch and is_first_start and found.is_nothing
@@ -253,9 +346,8 @@ def _own_stage(
         example=example,
     )
     whole = described(cut.stages)
-    if joiner is not None:
-        joiner.has_prepared()
-    check_same_model(session, whole)
+    if checks:
+        check_same_model(session, whole)
     stage, initial = cut.stages[session.place.stage], None
     if found.is_nothing:
         initial = cut.initial(config, info)
@@ -338,13 +430,20 @@ def _foresee(
 
 
 def _tell_start(
-    session: Session, life: Liveness, reporter: Reporter | None, resumed: Resumed | None
+    session: Session,
+    life: Liveness,
+    reporter: Reporter | None,
+    resumed: Resumed | None,
+    *,
+    has_moved: bool = False,
 ) -> Progress:
     """Where the run resumes, after agent, history and console have been told."""
     progress = resumed.progress if resumed else START
     source = resumed.source if resumed else "nothing"
     life.begins_at(progress.step)
-    if reporter is not None:
+    if reporter is not None and has_moved:
+        reporter.moved(session.topology, progress)
+    elif reporter is not None:
         reporter.resumed(progress, source)
     brought = resumed.brought if resumed else ""
     life.events.note("restored", {"step": progress.step, "source": source, "brought": brought})

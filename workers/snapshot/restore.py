@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore
+from torch._C._distributed_c10d import PrefixStore, Store
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.corruption.marks import is_trusted, read_marks
@@ -103,6 +103,14 @@ class Restore:
         if arrival.is_speaker:
             self.room.sweep()
             self._announce()
+
+    def tell_run(self, store: Store) -> None:
+        """Lets who joins in another round find its snapshots, as the reporter of one does here.
+
+        Args:
+            store: of that round.
+        """
+        PrefixStore("restore", store).set("run", self._run_id)
 
     def keep_run_id(self) -> None:
         """Lets the next start find the snapshots of this one, where the run folder was lost."""

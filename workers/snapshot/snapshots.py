@@ -44,7 +44,7 @@ from bundlerun.workers.snapshot.piece import (
     split_by_bytes,
 )
 from bundlerun.workers.snapshot.room import SnapshotRoom
-from bundlerun.workers.snapshot.slot import read_label
+from bundlerun.workers.snapshot.slot import Slot, read_label
 from bundlerun.workers.snapshot.turns import Turns
 
 log = logging.getLogger(__name__)
@@ -258,6 +258,31 @@ class Snapshots:
             self.before_last()
         self._before_next()
         return not self._is_off
+
+    def has(self, step: int) -> bool:
+        """Whether a snapshot of a step was begun; all ranks of the job agree."""
+        return self._newest == step
+
+    def piece(self) -> Callable[[], Slot | None]:
+        """Gives this rank's piece of the last step, in another thread, once it is sealed there."""
+        copied = self._copied
+
+        def sealed() -> Slot | None:
+            if copied is not None:
+                copied.result()
+            return None if self._is_off else self._pieces.newest
+
+        return sealed
+
+    def settle(self) -> None:
+        """Returns once what is under way is where it is to be.
+
+        Raises:
+            RuntimeError: another rank of the bundle is gone.
+        """
+        self.before_first()
+        self.before_last()
+        self._before_next()
 
     def close(self) -> None:
         """Waits a moment for the copy under way; what is sealed stays."""

@@ -233,3 +233,10 @@ def test_copies_that_are_short_are_told_each_once_until_the_ranks_meet_again() -
     status = status_of(HISTORY, [*EVENTS, met, short], None, now=110.0)
     lines = status_lines(status, [], Terminal())
     assert "copies       node b has no room for a copy of stage 0" in lines
+
+
+def test_a_hand_over_is_no_restart() -> None:
+    moved = {"time": 108.0, "kind": "restart", "step": 3, "source": "hand-over"}
+    before = status_of(HISTORY, EVENTS, None, now=110.0).num_restarts
+    assert before
+    assert status_of([*HISTORY, moved], EVENTS, None, now=110.0).num_restarts == before

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -144,12 +145,14 @@ def test_streams_are_told_from_others_by_their_first_samples() -> None:
     assert targets == [[4, 5], [6, 7], [8, 9]]
 
 
-def shared_feed(samples: Any, bundle: int, num_workers: int) -> Feed:
-    """Of one of two bundles that share steps of four micro-batches of one sample."""
+def shared_feed(
+    samples: Any, bundle: int, num_workers: int, num_bundles: int = 2, before: Feed | None = None
+) -> Feed:
+    """Of one of some bundles that share steps of four micro-batches of one sample."""
     config = TrainConfig(
         data="x", batch_size=4, microbatch_size=1, loader_workers=num_workers, validate=False
     )
-    topology = Topology(Shape((1,)), (1, 1))
+    topology = Topology(Shape((1,)), (1,) * num_bundles)
     num_train = 40 if isinstance(samples, IterableDataset) else None
     session: Any = SimpleNamespace(
         place=topology.places[bundle],
@@ -159,7 +162,7 @@ def shared_feed(samples: Any, bundle: int, num_workers: int) -> Feed:
     )
     data = DataSets(train=samples, val=None, num_outputs=3, num_train=num_train)
     info = DataInfo(num_train=40, num_val=0, num_outputs=3)
-    return Feed(config, cast(Session, session), info, data)
+    return Feed(config, cast(Session, session), info, data, before)
 
 
 class Numbers(IterableDataset[Sample]):
@@ -212,6 +215,54 @@ def test_shares_that_change_within_an_epoch_use_each_sample_once(
     # The same micro-batches in the same order, whoever does them (I1).
     assert steps == plain
     assert sorted(x for step in steps for x in step) == list(range(40))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", [Numbers, Numbered])
+def test_a_bundle_that_joins_within_an_epoch_rests_first_and_each_sample_is_used_once(
+    kind: type, num_workers: int
+) -> None:
+    samples = kind()
+    before = [shared_feed(samples, bundle, num_workers) for bundle in range(2)]
+    steps = taken(before, 0, 3)
+    feeds = [
+        shared_feed(samples, bundle, num_workers, 3, old)
+        for bundle, old in enumerate([*before, None])
+    ]
+    for feed in feeds:
+        feed.rest(3, 2)
+    steps += taken(feeds, 3, 10)
+    for feed in (*before, *feeds):
+        feed.close()
+    assert [[len(own) for own in step] for step in steps] == [
+        *[[2, 2]] * 3, [2, 2, 0], *[[2, 1, 1]] * 6,
+    ]  # fmt: skip
+    alone = shared_feed(samples, 0, 0, 1)
+    wanted = [list(chain(*step)) for step in taken([alone], 0, 10)]
+    # The same micro-batches in the same order, whoever does them (I1).
+    assert [list(chain(*step)) for step in steps] == wanted
+
+
+def test_a_feed_that_goes_on_keeps_loader_and_order_where_samples_have_numbers() -> None:
+    first = shared_feed(Numbered(), 0, 0)
+    first.epoch(0, 0)
+    loader, cuts = first._loader, first._cuts
+    second = shared_feed(Numbered(), 0, 0, 3, first)
+    second.epoch(0, 4)
+    assert second._loader is loader
+    assert second._cuts is cuts
+    assert first._loader is None  # closing it ends nothing
+
+
+def taken(feeds: Sequence[Feed], first: int, end: int) -> list[list[list[float]]]:
+    """The samples of each feed in the steps from `first` to before `end`, of one epoch."""
+    ways = [feed.epoch(0, first) for feed in feeds]
+    found = []
+    for _ in range(first, end):
+        works = [next(way[0]) for way in ways]
+        pairs = zip(ways, works, strict=True)
+        found.append([[float(next(way[1]).inputs[0]) for _ in work.sizes] for way, work in pairs])
+    return found
 
 
 def test_a_rank_with_nothing_to_read_has_nothing_asked_for() -> None:

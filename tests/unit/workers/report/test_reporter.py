@@ -15,6 +15,8 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.run_folder.checkpoints import Progress
+from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.outcome import Outcome, State
 from bundlerun.launcher.run_folder.paths import RunPaths
 from bundlerun.workers.report.measures import Gpus, Shared
@@ -150,3 +152,36 @@ def test_an_epoch_says_what_each_gpu_does_and_holds(tmp_path: Path) -> None:
 def test_unreadable_samples_of_all_epochs_count(tmp_path: Path) -> None:
     run(tmp_path, shared=Shared(num_unreadable=3, busy_s=(), phases={}))
     assert json.loads(RunPaths(tmp_path).summary.read_text())["num_unreadable"] == 6
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_round_that_all_go_on_in_is_told_after_the_last_step_before_it(
+    tmp_path: Path, is_kept: bool
+) -> None:
+    config = TrainConfig(data="x", run_dir=str(tmp_path), epochs=1, log_steps=100)
+    course = Course.of(config, 9, "images", ("top1",))
+
+    def row(step: int) -> dict[str, object]:
+        return {
+            "step": step, "epoch": 0, "loss": 1.0, "lr": 0.1, "samples": 8, "metrics": {},
+        }  # fmt: skip
+
+    def done(step: int) -> None:
+        reporter.all_finished()
+        reporter.step(row(step), is_kept=is_kept)
+
+    with Reporter(config, Topology(Shape((1,)), (1,)), course) as reporter:
+        reporter.start_epoch(0, 0)
+        done(0)
+        done(1)
+        progress = Progress(step=2, epoch=0, step_in_epoch=2, samples_seen=16)
+        reporter.moved(Topology(Shape((1,)), (1, 1)), progress)
+        reporter.start_epoch(0, 2)
+        done(2)
+        done(3)
+        reporter.all_finished()
+    rows = read_rows(RunPaths(tmp_path).metrics)
+    found = [(row["kind"], row["bundles" if row["kind"] == "start" else "step"]) for row in rows]
+    begun, steps = [("start", 2), ("restart", 2)], [("step", number) for number in range(4)]
+    assert found == [("start", 1), *steps[:2], *begun, *steps[2:]]
+    assert [row["source"] for row in rows if row["kind"] == "restart"] == ["hand-over"]

@@ -49,12 +49,16 @@ class Disk:
 class Memory:
     """Stands for snapshots."""
 
-    def __init__(self, *, takes_it: bool = True) -> None:
+    def __init__(self, *, takes_it: bool = True, begun: Sequence[int] = ()) -> None:
         self.takes_it = takes_it
+        self.begun = begun
         self.asked: list[int] = []
 
     def before_last(self) -> None:
         assert not self.asked
+
+    def has(self, step: int) -> bool:
+        return step in self.begun
 
     def save_last(self, progress: Progress) -> bool:
         self.asked.append(progress.step)
@@ -119,3 +123,20 @@ def test_without_snapshots_no_step_is_kept() -> None:
     assert saving(Disk(has_it=True), None).after_step(LAST, 0.5) == AfterStep(is_kept=False)
     after = saving(Disk(has_it=True), Memory()).after_step(LAST, 0.5)
     assert after.adapted == Adapted(every=3, share=0.5)
+
+
+def test_a_copy_that_is_under_way_is_not_waited_for_by_who_goes_on_elsewhere() -> None:
+    memory = Memory(begun=[7])
+    assert saving(Disk(has_it=False), memory).keep_for_next(LAST)
+    assert not memory.asked
+
+
+@pytest.mark.parametrize("takes_it", [True, False])
+def test_a_step_that_was_left_out_is_kept_for_who_goes_on_elsewhere(takes_it: bool) -> None:
+    memory = Memory(takes_it=takes_it, begun=[6])
+    assert saving(Disk(has_it=False), memory).keep_for_next(LAST) == takes_it
+    assert memory.asked == [7]
+
+
+def test_without_snapshots_nobody_goes_on_elsewhere() -> None:
+    assert not saving(Disk(has_it=False), None).keep_for_next(LAST)
