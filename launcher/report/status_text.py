@@ -87,6 +87,8 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
     text = ", ".join(kept) + (f", {more} more" if more > 0 else "")
     yield "checkpoint" if len(kept) < 2 else "checkpoints", text or "none"
     yield "restarts", str(status.num_restarts)
+    if status.verify:
+        yield "verify", status.verify
     for slow in status.slow:
         yield "slow", slow
     for short in status.short:

@@ -72,6 +72,7 @@ class Status:
     first. metrics: of the last step. validation: of the last one, with its loss.
     last_events: what happened last at the nodes, oldest first. slow: who holds the others up now,
     with the evidence. short: what is on fewer nodes than asked, or on one machine.
+    verify: why replicas are not compared, though they are to be; else empty.
     """
 
     state: str
@@ -97,6 +98,7 @@ class Status:
     last_events: tuple[str, ...] = ()
     slow: tuple[str, ...] = ()
     short: tuple[str, ...] = ()
+    verify: str = ""
 
 
 def status_of(
@@ -154,6 +156,7 @@ def status_of(
         last_events=tuple(map(event_text, _told(events)))[-num_events:] if num_events else (),
         slow=_slow(events) if state in ("running", "quiet") else (),
         short=_short(events) if state in ("running", "quiet") else (),
+        verify=str(start.get("verify", "")),
     )
 
 

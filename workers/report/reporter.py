@@ -16,6 +16,7 @@ from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import noun_for
+from bundlerun.launcher.corruption.compared import ONE_REPLICA, are_compared
 from bundlerun.launcher.layout.topology import Topology
 from bundlerun.launcher.planning.candidate import Forecast
 from bundlerun.launcher.planning.forecast_words import forecast_line
@@ -110,7 +111,12 @@ class Reporter:
         self._tell_begin(topology)
 
     def _tell_begin(self, topology: Topology) -> None:
-        """In the history."""
+        """In the history, and what is asked for and cannot be done."""
+        config = self._config
+        is_asked = config.verify_steps > 0 or config.quarantine
+        is_off = is_asked and not are_compared(topology.shape.widths, topology.num_bundles)
+        if is_off:
+            log.info("--verify-steps: %s", ONE_REPLICA)
         self._writer.write(
             "start",
             bundles=topology.num_bundles,
@@ -119,6 +125,7 @@ class Reporter:
             chunks=topology.chunks_per_stage,
             steps=self._course.num_steps,
             unit=self._course.unit,
+            **({"verify": ONE_REPLICA} if is_off else {}),
         )
 
     def resumed(self, progress: Progress, source: str) -> None:

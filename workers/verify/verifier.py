@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bundlerun.launcher.config import TrainConfig
+from bundlerun.launcher.corruption.compared import are_compared
 from bundlerun.launcher.corruption.marks import CorruptionMark, write_mark
 from bundlerun.launcher.corruption.quarantine import leave_out
 from bundlerun.launcher.errors import CorruptionError
@@ -91,7 +92,7 @@ class Verifier:
         self._all_sum = sync.all_sum
         widths, num_bundles = session.topology.shape.widths, session.topology.num_bundles
         # The same on all ranks, whatever replicas their own stage has.
-        self._steps = steps_of(config) if max(widths) * num_bundles > 1 else 0
+        self._steps = steps_of(config) if are_compared(widths, num_bundles) else 0
         self._ranks = session.topology.stage_ranks(session.place.stage)
         self._replica = self._ranks.index(session.place.rank)
         device = session.device

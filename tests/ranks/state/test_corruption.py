@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +22,7 @@ from bundlerun.workers.rank.env import RankEnv
 from bundlerun.workers.step import StepResult, StepWork
 from bundlerun.workers.train import train
 from bundlerun.workers.trainer import Trainer
-from bundlerun.workers.verify import slices
+from bundlerun.workers.verify import slices, verifier
 from tests.ranks.harness import outcomes
 from tests.ranks.reference import Reference, train_unsplit
 from tests.ranks.state.killed_runs import SNAPSHOTS, Nodes, Widths, restarts, shaped
@@ -78,12 +80,31 @@ PLACES: dict[str, Callable[[Trainer], Tensor]] = {
 
 
 def flipped_run(
-    config: TrainConfig, nodes: Nodes, folder: Path, rank: int, kind: str, bit: int = 51
+    config: TrainConfig,
+    nodes: Nodes,
+    folder: Path,
+    rank: int,
+    kind: str,
+    bit: int = 51,
+    killed: tuple[int, str] = (-1, ""),
 ) -> dict[int, str]:
-    """How the ranks end where a bit of one of them flips before a step."""
+    """How the ranks end where a bit of one of them flips before a step.
+
+    Args:
+        killed: a rank that dies where all write their marks, and wait for each other: before its
+            own or with it.
+    """
 
     def main(env: RankEnv, store: Store) -> None:
-        honest = Trainer.step
+        honest, mark = Trainer.step, verifier.write_mark
+
+        def die(*args: Any) -> None:
+            if killed[1] == "marked":
+                mark(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        if env.rank == killed[0]:
+            verifier.write_mark = die
 
         def tampered(self: Trainer, work: StepWork, *rest: Any) -> StepResult:
             if work.step == AT and env.rank == rank:
@@ -226,6 +247,24 @@ def test_the_culprit_is_named_and_the_run_goes_back_to_what_was_verified(
     # What may be corrupted is there for who wants to look, and is no checkpoint.
     assert (paths.checkpoints / "suspect-step-000000010").is_dir() == (mark.verified < 10)
     assert survey(paths).found[0].step == NUM_STEPS
+
+
+@pytest.mark.parametrize("where", ["not marked", "marked"])
+@pytest.mark.parametrize("who", [0, 1])
+def test_a_rank_that_is_killed_where_all_write_their_marks_loses_no_mark(
+    who: int, where: str, reference: Reference, tmp_path: Path
+) -> None:
+    config = replace(LONG, shape=shaped((1,), tmp_path).shape, run_dir=str(tmp_path / "run"))
+    found = flipped_run(config, (1, 1, 1), tmp_path, 1, "parameter", killed=(who, where))
+    texts = {rank for rank, text in found.items() if "CorruptionError: the replicas" in text}
+    assert texts == {0, 1, 2} - {who}, "whoever is left says so, and does not wait"
+    (mark,) = read_marks(RunPaths(tmp_path / "run"))
+    assert mark.culprits == ("node1",)
+    state = run_state(config, (1, 1, 1), tmp_path)
+    ((step, _),) = restarts(tmp_path)
+    assert step <= mark.verified
+    assert_close(state, reference.state, 1e-10)
+    assert losses_of(tmp_path) == pytest.approx(reference.losses, rel=1e-10)
 
 
 def test_without_memory_it_goes_back_to_a_checkpoint_that_was_kept_for_that(

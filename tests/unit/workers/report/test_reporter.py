@@ -15,10 +15,13 @@ from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.console import ConsoleHandler
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
+from bundlerun.launcher.report.status_text import status_lines
 from bundlerun.launcher.run_folder.checkpoints import Progress
 from bundlerun.launcher.run_folder.history import read_rows
 from bundlerun.launcher.run_folder.outcome import Outcome, State
 from bundlerun.launcher.run_folder.paths import RunPaths
+from bundlerun.launcher.run_folder.status import status_of
+from bundlerun.launcher.terminal import Terminal
 from bundlerun.workers.report.measures import Gpus, Shared
 from bundlerun.workers.report.reporter import Reporter
 from bundlerun.workers.report.reporter import log as reporter_log
@@ -185,3 +188,32 @@ def test_a_round_that_all_go_on_in_is_told_after_the_last_step_before_it(
     begun, steps = [("start", 2), ("restart", 2)], [("step", number) for number in range(4)]
     assert found == [("start", 1), *steps[:2], *begun, *steps[2:]]
     assert [row["source"] for row in rows if row["kind"] == "restart"] == ["hand-over"]
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "is_told"),
+    [
+        ({"verify_steps": 10}, (1,), True),
+        ({"quarantine": True}, (1,), True),
+        ({}, (1,), False),  # nobody has asked
+        ({"verify_steps": -1}, (1,), False),
+        ({"verify_steps": 10}, (1, 1), False),
+    ],
+)
+def test_that_one_replica_has_nobody_to_compare_with_is_told_where_it_was_asked_for(
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    options: dict[str, int],
+    nodes: tuple[int, ...],
+    is_told: bool,
+) -> None:
+    config = TrainConfig(data="x", run_dir=str(tmp_path), **options)  # type: ignore[arg-type]
+    course = Course.of(config, 9, "images", ("top1",))
+    with caplog.at_level(logging.INFO), Reporter(config, Topology(Shape((1,)), nodes), course):
+        pass
+    assert caplog.text.count("--verify-steps: off, one replica") == is_told
+    rows = read_rows(RunPaths(tmp_path).metrics)
+    status = status_of(rows, [], None, now=0.0)
+    assert status.verify == ("off, one replica" if is_told else "")
+    text = "\n".join(status_lines(status, [], Terminal()))
+    assert text.count("off, one replica") == is_told
