@@ -16,6 +16,7 @@ from typing import Any
 
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
 from benchmarks.faults.chaos import leader
+from benchmarks.faults.inject import FREE_STAYS_VARIABLE
 from benchmarks.faults.job import Job, NodeOf, host_nodes, loopback_nodes, opened
 from benchmarks.faults.stock import StockJob
 from benchmarks.results.draw import Bars, draw_bars
@@ -111,7 +112,7 @@ CASES = (
         lambda job: job.start("n1"),
         0.5,
         is_join=True,
-        ways={"conf": "first_wait=60,hand_over=1"},
+        ways={"conf": "first_wait=60,hand_over=1", "environ": {FREE_STAYS_VARIABLE: "1000"}},
     ),
     Case("kill all, start again", _kill_all, NEVER),
 )
@@ -199,7 +200,7 @@ def repeated(
             for _ in range(repeats):
                 # One job that stands still must not cost what all others have shown.
                 try:
-                    if ways.get("environ"):
+                    if "BUNDLERUN_STANDBY" in ways.get("environ", {}):
                         job.wait_until(
                             lambda: are_ready(job.nodes, read_events(RunPaths(job.run_dir).events)),
                             "standbys",

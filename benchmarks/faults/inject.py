@@ -27,6 +27,8 @@ ANY = "any"
 """As node and as who: the process that comes by first, and no other."""
 FOLDER_VARIABLE = "BUNDLERUN_FAULTS"
 NODE_VARIABLE = "BUNDLERUN_FAULTS_NODE"
+FREE_STAYS_VARIABLE = "BUNDLERUN_FAULTS_FREE_STAYS"
+"""Short stays of a node in a row before it waits, see `launcher.rendezvous.protocol.growth`."""
 LINK = "eth0"
 """The device of a node's network namespace, which `cut` takes down."""
 
