@@ -92,16 +92,26 @@ def build_late(
     """
     torch.manual_seed(seed)
     begin_again = take_random_state()
-    with _Notes(least_bytes) as notes, left_out_whole(notes):
-        built = build()
-    if not notes.has_left_out:
-        return built, None
-    if notes.is_read or notes.has_stray(built):
+    notes = _Notes(least_bytes)
+    built = _noted(build, notes)
+    if built is None or notes.is_read or notes.has_stray(built):
         begin_again()
         return build(), None
+    if not notes.writes:
+        return built, None
     roots = [built] if isinstance(built, nn.Module) else built
     known = [t for root in roots for t in (*root.parameters(), *root.buffers())]
     return built, Late(notes.writes, known)
+
+
+def _noted(build: Callable[[], Built], notes: _Notes) -> Built | None:
+    """What `build` gives; None: it fails, which it may not do where nobody looks on."""
+    try:
+        with notes, left_out_whole(notes):
+            return build()
+    except Exception:
+        # A mistake of the model's own comes again, and is told then.
+        return None
 
 
 class _Notes(LeavesOut):
@@ -114,11 +124,6 @@ class _Notes(LeavesOut):
         self._filled: set[int] = set()
         self._num_filled = 0
         self._scratch = _Scratch()
-
-    @property
-    def has_left_out(self) -> bool:
-        """Whether there is anything to fill."""
-        return bool(self.writes)
 
     def leave_out(self, tensor: Tensor) -> bool:
         """See `LeavesOut`; the first parameters get their numbers."""

@@ -166,6 +166,25 @@ def test_a_model_that_uses_the_numbers_is_built_in_full(look: Callable[[Reads], 
     assert is_same(made, full)
 
 
+def test_a_model_that_cannot_be_made_while_somebody_looks_on_is_built_in_full() -> None:
+    def build() -> nn.Module:
+        made = nn.Linear(3, 3)
+        if made.weight.isnan().any():
+            raise ValueError("these are no weights")
+        return made
+
+    full = in_full(build)
+    made, left = build_late(build, SEED, least_bytes=0)
+    assert left is None
+    assert is_same(made, full)
+
+    def fails() -> nn.Module:
+        raise ValueError("never")
+
+    with pytest.raises(ValueError, match="never"):
+        build_late(fails, SEED)
+
+
 def test_a_part_that_holds_copies_is_not_taken_for_filled() -> None:
     made, left = late_made(lambda: nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)))
     assert not left.fill(copy.deepcopy(made[1]))
