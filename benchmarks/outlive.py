@@ -9,7 +9,6 @@ from contextlib import nullcontext
 
 from benchmarks.cluster.hosts import open_hosts, why_not
 from benchmarks.faults.chaos import leader
-from benchmarks.faults.inject import FREE_STAYS_VARIABLE
 from benchmarks.faults.job import ROOT, RUN, Job
 from benchmarks.recovery import (
     LIMIT_S,
@@ -73,9 +72,7 @@ def run(options: Options) -> None:
     if without_links:
         print(f"no link is cut, the nodes are on the loopback: {without_links}", flush=True)
     found: dict[Case, list[Result]] = {}
-    # Fault after fault into the same nodes: all are to be in again soon, whether that pays or not.
-    free = {FREE_STAYS_VARIABLE: "1000"}
-    ways = {"work": WORK, "options": {"shape": SHAPES}, "environ": free}
+    ways = {"work": WORK, "options": {"shape": SHAPES}}
     network = nullcontext() if without_links else open_hosts(len(SLOTS), WIRE)
     with network as hosts:
         for case in CASES:

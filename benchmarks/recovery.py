@@ -16,7 +16,6 @@ from typing import Any
 
 from benchmarks.cluster.hosts import Hosts, Wire, open_hosts, why_not
 from benchmarks.faults.chaos import leader
-from benchmarks.faults.inject import FREE_STAYS_VARIABLE
 from benchmarks.faults.job import Job, NodeOf, host_nodes, loopback_nodes, opened
 from benchmarks.faults.stock import StockJob
 from benchmarks.results.draw import Bars, draw_bars
@@ -112,7 +111,7 @@ CASES = (
         lambda job: job.start("n1"),
         0.5,
         is_join=True,
-        ways={"conf": "first_wait=60,hand_over=1", "environ": {FREE_STAYS_VARIABLE: "1000"}},
+        ways={"conf": "first_wait=60,hand_over=1"},
     ),
     Case("kill all, start again", _kill_all, NEVER),
 )

@@ -24,7 +24,14 @@ from benchmarks.cluster.hosts import Hosts
 from benchmarks.cluster.programs import Program, Starter
 from benchmarks.cluster.waiting import comes_true
 from benchmarks.faults.history import Tail
-from benchmarks.faults.inject import FOLDER_VARIABLE, LINK, NODE_VARIABLE, Fault, Folder
+from benchmarks.faults.inject import (
+    FOLDER_VARIABLE,
+    FREE_STAYS_VARIABLE,
+    LINK,
+    NODE_VARIABLE,
+    Fault,
+    Folder,
+)
 from bundlerun.launcher.run_folder.checkpoints import find_damage, survey
 from bundlerun.launcher.run_folder.events import name_of, read_events
 from bundlerun.launcher.run_folder.history import read_rows
@@ -147,6 +154,8 @@ class Job:
         ]  # fmt: skip
         environ = (
             os.environ
+            # Fault after fault into the same nodes: each is to be in again soon, if it pays or not.
+            | {FREE_STAYS_VARIABLE: "1000"}
             | self.environ
             | {
                 FOLDER_VARIABLE: str(self.faults.root),

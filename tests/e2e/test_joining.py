@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.faults.inject import AGENT, FREE_STAYS_VARIABLE, Fault
+from benchmarks.faults.inject import AGENT, Fault
 from benchmarks.faults.job import Job, loopback_nodes, losses, opened, undisturbed
 from benchmarks.faults.places import JOIN_AGENT_PLACES, JOIN_RANK_PLACES
 from benchmarks.workload import slow_model
@@ -49,7 +49,6 @@ def job(warm: Warm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
         options=OPTIONS,
         starter=warm.start,
         conf="first_wait=60,hand_over=1",
-        environ={FREE_STAYS_VARIABLE: "1000"},  # one node comes and goes all the time
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(PAUSE_VARIABLE, PAUSE_S)
