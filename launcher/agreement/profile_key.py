@@ -16,7 +16,6 @@ from bundlerun.launcher.planning.model_costs import ProfileKey
 DECIDING = (
     "recipe",
     "model",
-    "cutter",
     "num_classes",
     "freeze",
     "lora",
@@ -58,6 +57,7 @@ def profile_key(
         device="" if is_estimate else device_text(kind, threads),
         versions=f"bundlerun {terms[CODE]}, torch {_torch()}",
         precision=config.precision,
+        cutter=config.cutter,
         is_estimate=is_estimate,
     )
 

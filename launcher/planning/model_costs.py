@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from bundlerun.launcher.choices import Cutter
+from bundlerun.launcher.choices import Cutter, CutterChoice
 from bundlerun.launcher.errors import ConfigError, nearest
 
 
@@ -183,6 +183,7 @@ class ProfileKey:
         device: the kind of device that was measured, such as "cpu, 1 thread, MODEL".
         versions: of bundlerun and torch.
         precision: as the option.
+        cutter: as the option.
         is_estimate: whether operations and bytes were counted, and nothing was timed.
     """
 
@@ -190,6 +191,7 @@ class ProfileKey:
     device: str
     versions: str
     precision: str
+    cutter: CutterChoice = "auto"
     is_estimate: bool = False
 
 

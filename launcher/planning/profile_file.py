@@ -81,7 +81,8 @@ def read(path: Path, key: ProfileKey, sizes: tuple[int, ...] = ()) -> Read:
         return loaded
     for each in fields(ProfileKey):
         one, other = getattr(profile.key, each.name), getattr(key, each.name)
-        if one != other:
+        # Of a run whose plan was chosen, the option is what was found then.
+        if one != other and not (each.name == "cutter" and other == profile.cutter):
             what = {"is_estimate": "kind", "versions": "version"}.get(each.name, each.name)
             return Read(why_not=_unlike(path, what, one, other))
     known = {costs.samples for costs in profile.by_samples}

@@ -257,6 +257,21 @@ def test_a_wrong_option_of_a_worker_is_the_exit_code_of_bundlerun(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_whose_plan_is_chosen_is_foreseen_by_what_it_was_chosen_by(tmp_path: Path) -> None:
+    words = train_words(tmp_path / "run", cut="auto", epochs=1)
+    done = subprocess.run(
+        [str(BIN / "bundlerun"), "run", "--devices=cpu", "--slots=2", *words],
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "chosen: shape 1,1 cut at" in done.stderr
+    assert "foreseen: " in done.stderr
+    assert "no forecast" not in done.stderr
+
+
 def test_one_process_needs_no_launcher(warm: Warm, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "bundlerun.workers.train", *train_words(tmp_path / "run")]
     done = warm.run(words, timeout=LIMIT_S)

@@ -56,6 +56,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
         ({"device": "gpu, NVIDIA H200"}, "another device (cpu, 1 thread, now gpu, NVIDIA H200)"),
         ({"versions": "2, torch 2"}, "another version (1, now 2)"),
         ({"precision": "bfloat16"}, "another precision (float32, now bfloat16)"),
+        ({"cutter": "replay"}, "another cutter (auto, now replay)"),
         ({"is_estimate": True}, "another kind (measured, now an estimate)"),
     ],
 )
@@ -67,6 +68,13 @@ def test_one_of_something_else_is_ignored_and_said(
     assert found.profile is None
     assert said in found.why_not
     assert found.why_not.endswith("and is ignored")
+
+
+def test_the_cutter_that_was_found_is_the_same_profile(tmp_path: Path) -> None:
+    """A run whose plan was chosen is told it by name."""
+    profile_file.write(tmp_path / "profile.json", PROFILE)
+    found = profile_file.read(tmp_path / "profile.json", replace(KEY, cutter="graph"))
+    assert found.profile == PROFILE
 
 
 def test_other_sizes_are_said(tmp_path: Path) -> None:
