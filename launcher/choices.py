@@ -51,6 +51,8 @@ MemoryFormat = Literal["contiguous", "channels_last"]
 MemoryFormatChoice = Literal["auto", MemoryFormat]
 ExchangeDtype = Literal["float32", "bfloat16", "int8", "int4"]
 """What float32 gradients become between nodes."""
+ExchangeLoss = Literal["none", "ok"]
+"""Whether a choice of what travels between nodes may lose something."""
 BLOCK_NUMBERS: dict[ExchangeDtype, int] = {"int8": 128, "int4": 64}
 """Numbers that have one scale, of two bytes."""
 EXCHANGE_SHARE: dict[ExchangeDtype, float] = {

@@ -12,6 +12,7 @@ from bundlerun.launcher.choices import (
     CompileMode,
     DeviceKind,
     ExchangeDtype,
+    ExchangeLoss,
     MemoryFormatChoice,
     Precision,
     SchemeChoice,
@@ -21,7 +22,7 @@ from bundlerun.launcher.choices import (
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.exchange_form import ALL, ExchangeForm
 from bundlerun.launcher.layout.prospects import NO_CUT, Cut
-from bundlerun.launcher.layout.shape import Shape
+from bundlerun.launcher.layout.shape import AUTO, Shape
 from bundlerun.launcher.options.bounds import at_least, finite_above_0
 from bundlerun.launcher.options.declared import Reader, argv_of, option, text_list, yes_or_no
 from bundlerun.launcher.options.step_range import profile_steps
@@ -182,10 +183,17 @@ class TrainConfig(SnapshotConfig):
     )
     exchange: str = option(
         ALL,
-        "what of float32 gradients travels between nodes: all, topk:K (the K largest of each 256), "
-        "or powersgd:RANK (of each matrix two of that rank); with error feedback",
+        "what of float32 gradients travels between nodes: all, topk:K (the K largest of each 256) "
+        "or powersgd:RANK (of each matrix two of that rank), with error feedback; or auto: the "
+        "fastest as foreseen, of what --exchange-loss allows",
         group=_TUNE,
         parse=Reader(str, metavar="FORM"),
+    )
+    exchange_loss: ExchangeLoss = option(
+        "none",
+        "whether --exchange auto may round gradients (ok), or only sends them as they are (none)",
+        group=_TUNE,
+        choices=get_args(ExchangeLoss),
     )
     exchange_from: int = option(
         0,
@@ -251,6 +259,11 @@ class TrainConfig(SnapshotConfig):
 
     def _check_exchange(self) -> None:
         form = self.exchange_form
+        if self.exchange == AUTO and (self.shape.others or any(c.isdecimal() for c in self.cut)):
+            raise ConfigError(
+                "--exchange auto is chosen with the plan of one shape, which there is none of with "
+                f"--shape {self.shape} --cut {','.join(self.cut) or 'none'}; name what is to travel"
+            )
         typed = f"--exchange{'-dtype' if form.kind == 'all' else ''} {form}"
         if self.sync in WITHOUT_EXCHANGE and not form.is_exact:
             raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.deciding.apart import profile_apart
+from bundlerun.launcher.deciding.best_form import best_form, forms_for
 from bundlerun.launcher.deciding.decision import Chosen, Question, keep_decision, kept_decision
 from bundlerun.launcher.deciding.prospects import Outset, prospects_of, shapes_for_fewer
 from bundlerun.launcher.deciding.question import (
@@ -23,6 +24,7 @@ from bundlerun.launcher.deciding.question import (
 )
 from bundlerun.launcher.deciding.shown import chosen_line, plan_rows
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.exchange_form import ALL, EXACT, ExchangeForm
 from bundlerun.launcher.layout.hardware import THREADS_VARIABLE, Devices, Hardware, rank_layouts
 from bundlerun.launcher.layout.prospects import Cut, Prospects
 from bundlerun.launcher.layout.shape import AUTO, Shape
@@ -34,6 +36,8 @@ from bundlerun.launcher.planning.cluster_file import read_cluster
 from bundlerun.launcher.planning.model_costs import Profile
 from bundlerun.launcher.planning.outlook import Outlook
 from bundlerun.launcher.planning.profile_file import write
+from bundlerun.launcher.planning.search.best import Search
+from bundlerun.launcher.planning.search.judge import Planned
 from bundlerun.launcher.run_folder.paths import RunPaths
 
 MOST_SHOWN = 5
@@ -166,20 +170,47 @@ def choose(
         ConfigError: no plan fits.
     """
     names = profile.boundary_names
-    found = [
-        Outlook(profile=profile, cluster=cluster, request=request).best(MOST_SHOWN)
-        for request in _requests(train, profile)
-    ]
-    plans = sorted((p for one in found for p in one.plans), key=lambda p: p.forecast.step_s)
+    found = _searched(train, profile, cluster)
+    plans = _plans(found)
+    form, why = EXACT, ""
+    if train.value.exchange == AUTO:
+        outlook = Outlook(profile=profile, cluster=cluster, request=request_of(train, profile))
+        form, why = best_form(
+            outlook,
+            [plan.candidate for plan in plans],
+            forms_for(question.devices, train.value.precision),
+            may_lose=train.value.exchange_loss == "ok",
+        )
+        if not form.is_exact:  # with shorter sums another plan may be the best
+            found = _searched(train, profile, cluster, form)
+            plans = _plans(found)
     lumps = {str(one.lump) for one in found if one.lump and plans[0].candidate.cuts}
     return {
         "question": question.to_plain(),
-        "chosen": _chosen(train.value, profile, plans[0].candidate, names).to_plain(),
+        "chosen": _chosen(train.value, profile, plans[0].candidate, names, form).to_plain(),
         "bound_s": min(one.bound_s for one in found),
         "batch_size": train.value.batch_size,
-        "notes": sorted(lumps),
+        "notes": sorted(lumps) + ([why] if why else []),
         "plans": plan_rows(plans[:MOST_SHOWN], names),
     }
+
+
+def _searched(
+    train: Resolved[TrainConfig], profile: Profile, cluster: Cluster, form: ExchangeForm = EXACT
+) -> list[Search]:
+    """The best plans; with a form that is chosen, for that."""
+    requests = _requests(train, profile)
+    if not form.is_exact:
+        requests = (replace(request, exchange=form) for request in requests)
+    return [
+        Outlook(profile=profile, cluster=cluster, request=request).best(MOST_SHOWN)
+        for request in requests
+    ]
+
+
+def _plans(found: Sequence[Search]) -> list[Planned]:
+    """All of them, the best ones first."""
+    return sorted((p for one in found for p in one.plans), key=lambda p: p.forecast.step_s)
 
 
 def _requests(train: Resolved[TrainConfig], profile: Profile) -> Iterator[Request]:
@@ -195,7 +226,13 @@ def _requests(train: Resolved[TrainConfig], profile: Profile) -> Iterator[Reques
         yield replace(request, shape=Shape((1,)), cuts=())
 
 
-def _chosen(train: TrainConfig, profile: Profile, one: Candidate, names: Sequence[str]) -> Chosen:
+def _chosen(
+    train: TrainConfig,
+    profile: Profile,
+    one: Candidate,
+    names: Sequence[str],
+    form: ExchangeForm,
+) -> Chosen:
     is_split = one.shape.num_stages > 1
     recompute = ",".join(map(str, sorted(one.recompute))) if is_split else ""
     # A model that its author has cut has no names to cut at.
@@ -209,6 +246,8 @@ def _chosen(train: TrainConfig, profile: Profile, one: Candidate, names: Sequenc
         sync=train.sync,
         microbatch_size=one.samples,
         recompute=recompute or "none",
+        exchange=ALL if train.exchange == AUTO else train.exchange,
+        exchange_dtype=form.dtype if train.exchange == AUTO else train.exchange_dtype,
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bundlerun.launcher.choices import CutterChoice, ScheduleChoice, SchemeChoice
+from bundlerun.launcher.choices import CutterChoice, ExchangeDtype, ScheduleChoice, SchemeChoice
 from bundlerun.launcher.config import TrainConfig
 from bundlerun.launcher.errors import ConfigError
 from bundlerun.launcher.layout.shape import AUTO, Shape
@@ -64,6 +64,8 @@ class Chosen:
     sync: SchemeChoice
     microbatch_size: int
     recompute: str
+    exchange: str
+    exchange_dtype: ExchangeDtype
 
     def to_plain(self) -> dict[str, Any]:
         """It as JSON has it."""
@@ -88,11 +90,11 @@ def is_asked(train: Resolved[TrainConfig]) -> bool:
     """Whether the planner is to choose something, of which it chooses all that nobody has said.
 
     The order of passes and the size of micro-batches have defaults that need no profile: for them
-    auto and 0 count where somebody has said so, for shape and cuts in any case.
+    auto and 0 count where somebody has said so, for shape, cuts and exchange in any case.
     With a number of equal parts, or several shapes that will do, they stay as by default.
     """
     value = train.value
-    if value.is_for_planner:
+    if value.is_for_planner or value.exchange == AUTO:
         return True
     if value.shape.others or any(cut.isdecimal() for cut in value.cut):
         return False
@@ -135,15 +137,16 @@ def with_kept_decision(train: Resolved[TrainConfig]) -> Resolved[TrainConfig]:
     """What a rank trains that was started without `bundlerun run`: by the newest decision.
 
     Raises:
-        ConfigError: shape or cuts are left to the planner, and it has not chosen yet.
+        ConfigError: something is left to the planner, and it has not chosen yet.
     """
-    if not train.value.is_for_planner:
+    if not train.value.is_for_planner and train.value.exchange != AUTO:
         return train
     run_dir = train.value.run_dir
     files = RunPaths(Path(run_dir)).all_decisions() if run_dir else []
     kept = kept_decision(files[-1]) if files else {}
     if not kept:
-        asked = "--shape auto" if train.value.shape.is_auto else f"--cut {AUTO}"
+        option = "--cut" if AUTO in train.value.cut else "--exchange"
+        asked = f"{'--shape' if train.value.shape.is_auto else option} {AUTO}"
         raise ConfigError(
             f"{asked} is decided before ranks start, and nothing has done so for --run-dir "
             f"{run_dir!r}; use bundlerun run, or give what bundlerun plan with the same options "

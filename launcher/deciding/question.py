@@ -28,7 +28,7 @@ _DEPENDS_ON = (
     *("data", "recipe", "model", "num_classes", "cut", "cutter", "freeze", "lora", "lora_targets"),
     *("shape", "batch_size", "microbatch_size", "chunks", "schedule", "sync", "recompute"),
     *("image_size", "seq_len", "optimizer", "precision", "compile", "memory_format", "snapshot"),
-    *("exchange", "exchange_dtype", "bucket_mb", "threads"),
+    *("exchange", "exchange_loss", "exchange_dtype", "bucket_mb", "threads"),
 )
 """Options that the choice depends on."""
 UNKNOWN_CARD = Link(bytes_per_s=125e6, latency_s=100e-6)

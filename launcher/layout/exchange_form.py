@@ -14,6 +14,7 @@ from typing import Final, Literal
 
 from bundlerun.launcher.choices import BLOCK_NUMBERS, EXCHANGE_SHARE, ExchangeDtype
 from bundlerun.launcher.errors import ConfigError
+from bundlerun.launcher.layout.shape import AUTO
 
 ALL: Final = "all"
 """Each number travels, in whatever form."""
@@ -42,19 +43,25 @@ class ExchangeForm:
 
     @classmethod
     def parse(cls, exchange: str, dtype: ExchangeDtype) -> ExchangeForm:
-        """What `--exchange` and `--exchange-dtype` say together.
+        """What `--exchange` and `--exchange-dtype` say together; before auto is decided, all.
 
         Raises:
             ConfigError: it is none; or they contradict each other.
         """
-        if exchange == ALL:
+        if exchange == ALL or (exchange == AUTO and dtype == "float32"):
             return cls(dtype)
         kind, _, number = exchange.partition(":")
+        if exchange == AUTO:
+            raise ConfigError(
+                f"--exchange auto chooses a form, and --exchange-dtype {dtype} is one; leave one "
+                "of them out"
+            )
         most: int | None = {"topk": TOP_BLOCK // 4, "powersgd": 64}.get(kind)
         if most is None or not number.isdecimal() or not 1 <= int(number) <= most:
             raise ConfigError(
-                f"--exchange {exchange!r} is no way to send less; give all, topk:K with the number "
-                f"K of {TOP_BLOCK} that travel (1 to {TOP_BLOCK // 4}), or powersgd:RANK (1 to 64)"
+                f"--exchange {exchange!r} is no way to send less; give all, auto, topk:K with the "
+                f"number K of {TOP_BLOCK} that travel (1 to {TOP_BLOCK // 4}), or powersgd:RANK (1 "
+                "to 64)"
             )
         if dtype != "float32":
             raise ConfigError(
@@ -94,3 +101,5 @@ class ExchangeForm:
 
 
 EXACT: Final = ExchangeForm()
+SHORTER: Final = (ExchangeForm("bfloat16"), ExchangeForm("int8"), ExchangeForm("int4"))
+"""Those that a choice may take where it may lose something: their losses are those of rounding."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store, is_nccl_available
 
 from bundlerun.launcher.choices import SchemeName
+from bundlerun.launcher.layout.exchange_form import EXACT
 from bundlerun.launcher.layout.holders import Holders
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.layout.topology import Topology
@@ -104,7 +105,7 @@ def test_json_and_legs_go_to_nccl_as_it_wants_them(
         holders = Holders.of(topology, [0])
         scheme = SCHEMES[sync](holders, topology.places[env.rank], is_serial=True)
         groups = make_groups(topology, topology.places[env.rank], network, scheme.members)
-        actions = scheme.actions(groups.legs, None, None)
+        actions = scheme.actions(groups.legs, None, EXACT)
         cpu = torch.device("cpu")
         chain = Chain(actions, cpu, 20, Meters(), in_one_thread=True)
         parameters = list(nn.Linear(3, 3).parameters())

@@ -31,6 +31,7 @@ from bundlerun.launcher.deciding.question import (
 from bundlerun.launcher.deciding.shown import chosen_line, seconds, table
 from bundlerun.launcher.errors import ConfigError, NodeError
 from bundlerun.launcher.launch_config import LaunchConfig
+from bundlerun.launcher.layout.exchange_form import ExchangeForm
 from bundlerun.launcher.layout.hardware import Cpus, Devices, Hardware
 from bundlerun.launcher.layout.shape import Shape
 from bundlerun.launcher.options.declared import Resolved, resolve
@@ -113,6 +114,52 @@ def test_compiled_stages_have_no_zero_bubble() -> None:
     found, _ = chosen(asked(shape="1,1", cut="auto", compile="default"), even, nodes(1, 2))
     assert found.schedule != "zero-bubble"
     assert not found.applied(asked(shape="1,1", cut="auto", compile="default")).value.is_for_planner
+
+
+SLOW = nodes(2, 1, bytes_per_s=GBIT / 10)
+
+
+def heavy() -> Profile:
+    """Sums take longer than passes where the link is slow."""
+    return replace(profile_of([0.05] * 4, trained_bytes=20 * MB), cutter="graph")
+
+
+@pytest.mark.parametrize(
+    ("options", "cluster", "dtype", "told"),
+    [
+        ({}, SLOW, "float32", "int4 would be faster"),
+        ({"exchange_loss": "ok"}, SLOW, "int4", "--exchange auto: int4: "),
+        ({"exchange_loss": "ok", "precision": "float64"}, SLOW, "float32", "no shorter form"),
+        ({"exchange_loss": "ok"}, nodes(2, 1, bytes_per_s=1e12), "float32", "saves nothing"),
+        ({"exchange_loss": "ok"}, nodes(1, 2), "float32", "saves nothing"),
+    ],
+)
+def test_the_exchange_is_exact_unless_a_loss_is_allowed_and_pays(
+    options: dict[str, str], cluster: Cluster, dtype: str, told: str
+) -> None:
+    train = asked(shape="1", exchange="auto", **options)
+    assert is_asked(train)
+    found, document = chosen(train, heavy(), cluster)
+    assert (found.exchange, found.exchange_dtype) == ("all", dtype)
+    assert told in document["notes"][-1]
+    settled = found.applied(train).value
+    assert settled.exchange_form == ExchangeForm(found.exchange_dtype)
+    assert not is_asked(found.applied(train))
+
+
+def test_over_nccl_no_blocks_are_chosen() -> None:
+    train = asked(shape="1", exchange="auto", exchange_loss="ok")
+    document = decide.choose(train, heavy(), SLOW, replace(QUESTION, devices="gpu"))
+    assert document["chosen"]["exchange_dtype"] == "bfloat16"
+
+
+def test_a_form_that_is_named_stays() -> None:
+    for options in ({"exchange": "topk:8"}, {"exchange_dtype": "int8"}):
+        found, document = chosen(asked(shape="auto", **options), heavy(), SLOW)
+        assert {"exchange": found.exchange, "exchange_dtype": found.exchange_dtype} == {
+            "exchange": "all", "exchange_dtype": "float32", **options,
+        }  # fmt: skip
+        assert not any("--exchange" in note for note in document["notes"])
 
 
 def test_what_the_user_says_stays() -> None:
