@@ -11,7 +11,6 @@ the shape that uses the most devices is taken.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,6 +89,8 @@ class Prospects:
 
     def to_text(self) -> str:
         """As JSON; empty where there is nothing."""
+        import json  # `--help` needs none of it
+
         return json.dumps(list(self._plain())) if self.rows else ""
 
     def _plain(self) -> Iterator[list[object]]:
@@ -104,6 +105,8 @@ class Prospects:
         Raises:
             ValueError: it is something else.
         """
+        import json
+
         if not text:
             return cls()
         try:

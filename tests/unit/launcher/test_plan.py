@@ -241,7 +241,7 @@ def test_the_text_has_picture_table_and_sources() -> None:
 
 def test_a_big_plan_is_shortened_as_text_only() -> None:
     plan = plan_elsewhere((8,) * 1000, resolved_train(), resolved_launch())
-    assert len(plan_text(plan).splitlines()) < 200
+    assert len(plan_text(plan).splitlines()) < 300  # of which each option has one
     assert len(json.loads(json.dumps(plan_document(plan)))["ranks"]) == 8000
 
 
