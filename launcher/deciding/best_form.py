@@ -38,10 +38,7 @@ def best_form(
     best = next(form for form in forms if found[form] <= min(found.values()) * (2 - _PAYS))
     told = f"{seconds(found[best])} a step foreseen, {seconds(exact_s)} in float32"
     if found[best] > _PAYS * exact_s:
-        return (
-            EXACT,
-            f"--exchange auto: all numbers in float32; a shorter form saves nothing: {told}",
-        )
+        return EXACT, f"--exchange auto: all in float32; a shorter form saves nothing: {told}"
     if not may_lose:
         return EXACT, (
             f"--exchange auto: all in float32; {best} would be faster ({told}), and "

@@ -16,6 +16,7 @@ Complex gradients are summed as pairs of reals; they have buckets of their own, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 
 import torch
@@ -80,7 +81,7 @@ class Bucket:
         ]
         self._event = door.event(device) if door.is_gpu(device) else None
 
-    @property
+    @cached_property
     def places(self) -> Mapping[Parameter, tuple[int, int]]:
         """Where in `flat` the gradient of each parameter begins and ends."""
         ends = [*accumulate(map(num_reals, self.parameters), initial=self.extra.numel())]

@@ -32,11 +32,6 @@ _BEGUN_AHEAD = 2
 class Shortening(Protocol):
     """Sends less than there is, and makes up for it in the next steps; see `Rounding`."""
 
-    @property
-    def rounds(self) -> bool:
-        """Whether anything is shortened."""
-        ...
-
     def kept(self, bucket: Bucket) -> Sequence[Owed]:
         """What was lost of a bucket so far, by parameter; not copied."""
         ...

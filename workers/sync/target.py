@@ -22,7 +22,7 @@ class Target(Protocol):
 
 
 class WholeWire:
-    """All of a bucket; see `bundlerun.workers.sync.exchange.Target`."""
+    """All of a bucket; see `Target`."""
 
     def flat(self, bucket: Bucket) -> Tensor:
         """See `Target`."""

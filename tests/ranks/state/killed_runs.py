@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +156,13 @@ def killed_run(
     found = outcomes(nodes, main, folder, 60)
     assert len(found) == sum(nodes)
     shutil.rmtree(pids)
+
+
+def lose(shm: Path, nodes: Iterable[int]) -> None:
+    """Takes away what is in the memory of some nodes."""
+    for node in nodes:
+        for folder in shm.glob(f"*-node{node}"):
+            shutil.rmtree(folder)
 
 
 def restarts(folder: Path) -> list[tuple[int, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +39,7 @@ from tests.ranks.state.killed_runs import (
     Widths,
     assert_like_one_that_was_not,
     killed_run,
+    lose,
     restarts,
     shaped,
 )
@@ -173,9 +173,7 @@ def test_only_what_changed_hands_moves(
     tmp_path: Path,
 ) -> None:
     killed_run(shaped(before[0], tmp_path), before[1], tmp_path, "optimizer", 0)
-    for node in lost:
-        for folder in shared_memory.glob(f"*-node{node}"):
-            shutil.rmtree(folder)
+    lose(shared_memory, lost)
     held = held_at(shared_memory, KILLED_AT)
     counts = tmp_path / "counts"
     with counting(counts):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -31,6 +30,7 @@ from tests.ranks.state.killed_runs import (
     Nodes,
     Widths,
     killed_run,
+    lose,
     restarts,
     shaped,
 )
@@ -137,9 +137,7 @@ def test_all_that_memory_has_is_made_up_for_once(
         FLOAT32 if ":" not in how else FLOAT32 | {"exchange": how, "exchange_dtype": "float32"}
     )
     killed_run(shaped(before[0], tmp_path, **changes), before[1], tmp_path, "optimizer", 0)
-    for lost in range(len(after[1]), len(before[1])):
-        for path in shared_memory.glob(f"*-node{lost}"):
-            shutil.rmtree(path)
+    lose(shared_memory, range(len(after[1]), len(before[1])))
     wanted = in_memory(shared_memory)
     found = noting(tmp_path / "noted", "load_feedback", monkeypatch)
     # It dies again before it has a snapshot of its own: there are copies then of what has moved.

@@ -29,6 +29,7 @@ from tests.ranks.state.killed_runs import (
     assert_like_one_that_was_not,
     at,
     killed_run,
+    lose,
     restarts,
     shaped,
 )
@@ -67,9 +68,7 @@ def test_other_nodes_and_another_shape_go_on_without_losing_a_step(
     tmp_path: Path,
 ) -> None:
     killed_run(shaped(before[0], tmp_path), before[1], tmp_path, "optimizer", 0)
-    for node in lost:
-        for folder in shared_memory.glob(f"*-node{node}"):
-            shutil.rmtree(folder)
+    lose(shared_memory, lost)
     state = run_state(shaped(after[0], tmp_path), after[1], tmp_path)
     assert restarts(tmp_path) == [(KILLED_AT, "snapshot")]
     assert_like_one_that_was_not(state, tmp_path, reference)

@@ -13,6 +13,7 @@ Blocks with a scale each: Dettmers et al., 8-bit optimizers via block-wise quant
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 import torch
@@ -107,7 +108,57 @@ class Cast:
         out.copy_(wire)
 
 
-class Whole:
+class _Blocks(ABC):
+    """What forms with blocks have in common: the last one may be short, and is filled with zeros.
+
+    Args:
+        block: numbers of a block.
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, block: int) -> None:
+        self._block = block
+
+    def write(self, left: Tensor, wire: Tensor) -> None:
+        """See `Code`. A block with a number that is not finite arrives as no finite numbers."""
+        first, second = self._parts(left.numel(), wire)
+        whole, rest = divmod(left.numel(), self._block)
+        cut = whole * self._block
+        if whole:
+            self._write(left[:cut].view(whole, -1), first[:whole], second[:whole])
+        if rest:
+            padded = torch.zeros(1, self._block)
+            padded[0, :rest] = left[cut:]
+            self._write(padded, first[whole:], second[whole:])
+            left[cut:] = padded[0, :rest]
+
+    def read(self, wire: Tensor, out: Tensor) -> None:
+        """See `Code`."""
+        first, second = self._parts(out.numel(), wire)
+        whole, rest = divmod(out.numel(), self._block)
+        cut = whole * self._block
+        if whole:
+            self._read(first[:whole], second[:whole], out[:cut].view(whole, -1))
+        if rest:
+            padded = torch.empty(1, self._block)
+            self._read(first[whole:], second[whole:], padded)
+            out[cut:] = padded[0, :rest]
+
+    @abstractmethod
+    def _parts(self, count: int, wire: Tensor) -> tuple[Tensor, Tensor]:
+        """Both that a wire has, for so many numbers; each with the blocks as first dimension."""
+
+    @abstractmethod
+    def _write(self, left: Tensor, first: Tensor, second: Tensor) -> None:
+        """As `write`, of whole blocks of shape (blocks, numbers)."""
+
+    @abstractmethod
+    def _read(self, first: Tensor, second: Tensor, out: Tensor) -> None:
+        """As `read`, of whole blocks."""
+
+
+class Whole(_Blocks):
     """Whole numbers of steps; a step for each block.
 
     Args:
@@ -115,11 +166,9 @@ class Whole:
         block: numbers of a block; even.
     """
 
-    dtype = torch.uint8
-
     def __init__(self, *, bits: int, block: int) -> None:
+        super().__init__(block)
         self._bits = bits
-        self._block = block
         self._most = 2 ** (bits - 1) - 1
         self._units, self._halves = Scratch(torch.float32), Scratch(torch.int8)
         self._packed = Scratch(torch.float32)
@@ -128,31 +177,6 @@ class Whole:
         """See `Code`."""
         blocks = divided_up(count, self._block)
         return rounded_up(blocks * (2 + self._block * self._bits // 8), _ALIGNED)
-
-    def write(self, left: Tensor, wire: Tensor) -> None:
-        """See `Code`. A block with a number that is not finite arrives as no finite numbers."""
-        steps, codes = self._parts(left.numel(), wire)
-        whole, rest = divmod(left.numel(), self._block)
-        cut = whole * self._block
-        if whole:
-            self._write(left[:cut].view(whole, -1), steps[:whole], codes[:whole])
-        if rest:
-            padded = torch.zeros(1, self._block)
-            padded[0, :rest] = left[cut:]
-            self._write(padded, steps[whole:], codes[whole:])
-            left[cut:] = padded[0, :rest]
-
-    def read(self, wire: Tensor, out: Tensor) -> None:
-        """See `Code`."""
-        steps, codes = self._parts(out.numel(), wire)
-        whole, rest = divmod(out.numel(), self._block)
-        cut = whole * self._block
-        if whole:
-            self._read(steps[:whole], codes[:whole], out[:cut].view(whole, -1))
-        if rest:
-            padded = torch.empty(1, self._block)
-            self._read(steps[whole:], codes[whole:], padded)
-            out[cut:] = padded[0, :rest]
 
     def _parts(self, count: int, wire: Tensor) -> tuple[Tensor, Tensor]:
         """Steps, of shape (blocks,), and codes, of shape (blocks, bytes of a block)."""
@@ -190,16 +214,15 @@ class Whole:
         out.mul_(step[:, None])
 
 
-class Largest:
+class Largest(_Blocks):
     """Of each block of 256 numbers the largest by magnitude; the others arrive as zeros.
 
     Args:
         count: numbers of a block that travel.
     """
 
-    dtype = torch.uint8
-
     def __init__(self, count: int) -> None:
+        super().__init__(TOP_BLOCK)
         self._count = count
 
     def length(self, count: int) -> int:
@@ -207,42 +230,12 @@ class Largest:
         blocks = divided_up(count, TOP_BLOCK)
         return rounded_up(3 * self._count * blocks, _ALIGNED)
 
-    def write(self, left: Tensor, wire: Tensor) -> None:
-        """See `Code`. A number that is not finite is larger than all."""
-        values, places = self._parts(left.numel(), wire)
-        cut = left.numel() // TOP_BLOCK * TOP_BLOCK
-        if cut:
-            blocks = left[:cut].view(-1, TOP_BLOCK)
-            self._write(blocks, values[: len(blocks)], places[: len(blocks)])
-        if cut < left.numel():
-            padded = self._padded(left[cut:])
-            self._write(padded, values[-1:], places[-1:])
-            left[cut:] = padded[0, : left.numel() - cut]
-
-    def read(self, wire: Tensor, out: Tensor) -> None:
-        """See `Code`."""
-        values, places = self._parts(out.numel(), wire)
-        cut = out.numel() // TOP_BLOCK * TOP_BLOCK
-        if cut:
-            blocks = out[:cut].view(-1, TOP_BLOCK)
-            self._read(values[: len(blocks)], places[: len(blocks)], blocks)
-        if cut < out.numel():
-            padded = self._padded(out[cut:])
-            self._read(values[-1:], places[-1:], padded)
-            out[cut:] = padded[0, : out.numel() - cut]
-
     def _parts(self, count: int, wire: Tensor) -> tuple[Tensor, Tensor]:
         """Values and their places in the block, both of shape (blocks, count)."""
         blocks = divided_up(count, TOP_BLOCK)
         cut, end = 2 * self._count * blocks, 3 * self._count * blocks
         values = wire[:cut].view(torch.bfloat16).view(blocks, self._count)
         return values, wire[cut:end].view(blocks, self._count)
-
-    @staticmethod
-    def _padded(rest: Tensor) -> Tensor:
-        padded = torch.zeros(1, TOP_BLOCK)
-        padded[0, : rest.numel()] = rest
-        return padded
 
     def _write(self, left: Tensor, values: Tensor, places: Tensor) -> None:
         chosen = left.abs().topk(self._count, dim=1, sorted=False).indices

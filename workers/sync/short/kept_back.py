@@ -42,11 +42,6 @@ class KeptBack:
         self.debts = Debts()
         """What another rank, or another round, has kept back, and this one makes up for."""
 
-    @property
-    def rounds(self) -> bool:
-        """Whether this rank rounds what it sends to other nodes."""
-        return any(rounding.rounds for rounding in self._roundings.values())
-
     def has(self, parameter: Parameter) -> bool:
         """Whether it is one of those that are summed here."""
         return parameter in self._parameters

@@ -74,8 +74,6 @@ class LowRank:
         rank: of the matrices that travel.
     """
 
-    rounds = True
-
     def __init__(self, rank: int) -> None:
         self.rank = rank
         self._kept: dict[Bucket, _Kept] = {}
